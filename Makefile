@@ -1,0 +1,44 @@
+# Every target does its own set-up: a clean clone with Python 3.11+ and make needs nothing else.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: help demo test test-all check format bench clean
+help:
+	@echo "make demo      train a same/different verifier on letters of many writing systems"
+	@echo "make test      the test suite            make test-all  with the slow tests"
+	@echo "make check     format, lint, types, doctests"
+	@echo "make bench     speed and memory beside the peers"
+	@echo "make format    rewrite the code in the project's format"
+
+$(READY): pyproject.toml constraints.txt
+	@echo "[nearfar] setting up .venv (once; torch is the large part)"
+	@rm -rf .venv
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[app,dev]'
+	@touch $(READY)
+
+demo: $(READY)
+	$(BIN)/nearfar train glyphs --out runs/demo --overwrite
+
+test: $(READY)
+	$(BIN)/pytest -m "not slow"
+
+test-all: $(READY)
+	$(BIN)/pytest
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest --quiet src
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(READY)
+	@echo "[nearfar] benchmarks/ holds no script yet"
+
+clean:
+	rm -rf .venv runs build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,116 @@
+"""Distances and similarities between aligned rows, safe where the textbook ones are not.
+
+Each takes (n, d) rows and gives (n,). At distance 0 the gradient is 0 instead of NaN; a zero row
+has no direction, so its cosine with anything is 0 and no gradient reaches it.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from nearfar.inputs import ArrayLike, embeddings
+
+Distance = Literal["euclidean", "sqeuclidean", "cosine"]
+
+
+def between_rows(x1: Tensor, x2: Tensor, distance: Distance) -> Tensor:
+    """The distance of row i of `x1` to row i of `x2`, by name.
+
+    Raises:
+        ValueError: an unknown name; the message lists the choices.
+    """
+    return _choose(distance)(x1, x2)
+
+
+def largest(distance: Distance) -> float:
+    """How far apart two rows can be: 2 for cosine distance, infinity for the others."""
+    _choose(distance)
+    return 2.0 if distance == "cosine" else float("inf")
+
+
+def euclidean(x1: Tensor, x2: Tensor) -> Tensor:
+    """d = |x1 - x2|, taken from the difference itself: no digits are lost to a common offset."""
+    return length(x1 - x2)
+
+
+def sqeuclidean(x1: Tensor, x2: Tensor) -> Tensor:
+    """d = |x1 - x2|^2."""
+    return (x1 - x2).square().sum(-1)
+
+
+def cosine(x1: Tensor, x2: Tensor) -> Tensor:
+    """d = 1 - cos(x1, x2), from 0 (same direction) over 1 (orthogonal) to 2 (opposite).
+
+    Computed as |u1 - u2|^2 / 2 on unit rows, which is never negative and keeps its digits where
+    `1 - cos` cancels. A zero row is at distance 1 from everything.
+    """
+    u1, u2 = unit(x1), unit(x2)
+    # |u|^2 is 1, or 0 for a zero row; with it, 1 - u1.u2 = (|u1 - u2|^2 + 2 - |u1|^2 - |u2|^2) / 2.
+    zero_rows = (u1 == 0).all(-1).to(u1.dtype) + (u2 == 0).all(-1).to(u2.dtype)
+    return ((u1 - u2).square().sum(-1) + zero_rows) / 2
+
+
+def cosine_similarity(x1: ArrayLike, x2: ArrayLike) -> Tensor:
+    r"""Cosine of the angle between row i of `x1` and row i of `x2`.
+
+    .. math:: \cos(x_1, x_2) = \frac{x_1 \cdot x_2}{|x_1|\,|x_2|}
+
+    Args:
+        x1: (n, d) embeddings, any floating dtype.
+        x2: (n, d) embeddings.
+
+    Returns:
+        (n,) values from -1 to 1, in float32 or wider. A zero row has no direction: its cosine
+        with anything is 0, with gradient 0.
+
+    Raises:
+        TypeError: an argument is not an array of real numbers.
+        ValueError: the shapes or devices differ.
+
+    >>> x1 = torch.tensor([[0.0, 1, 0, 9, 1], [1, 0, 0, 0, 0]])
+    >>> x2 = torch.tensor([[3.0, 0, 0, 9, 0], [0, 0, 0, 0, 0]])
+    >>> cosine_similarity(x1, x2)
+    tensor([0.9372, 0.0000])
+    """
+    x1, x2 = embeddings(x1=x1, x2=x2)
+    # Rounding may carry a cosine to 1.0000001, on which arccos is NaN.
+    return (unit(x1) * unit(x2)).sum(-1).clamp(-1, 1)
+
+
+def unit(x: Tensor) -> Tensor:
+    """Rows scaled to length 1; a row too short to have a direction becomes 0, with gradient 0.
+
+    Too short is a length whose square is below the smallest normal number (1e-19 in float32):
+    dividing by it would turn rounding noise into a direction and its gradient into 1e19 and more.
+    """
+    size = length(x)[..., None]
+    short = size < torch.finfo(x.dtype).tiny ** 0.5
+    return (x / size.masked_fill(short, 1)).masked_fill(short, 0)
+
+
+def length(x: Tensor) -> Tensor:
+    """Euclidean length of each row, with gradient 0 at 0, where that of the square root is NaN.
+
+    The rows are scaled by their largest entry first, so that no square over- or underflows.
+    """
+    biggest = x.detach().abs().amax(-1, keepdim=True)
+    biggest = biggest.masked_fill(biggest == 0, 1)
+    squares = (x / biggest).square().sum(-1)
+    zero = squares == 0
+    return (biggest[..., 0] * squares.masked_fill(zero, 1).sqrt()).masked_fill(zero, 0)
+
+
+_DISTANCES: dict[Distance, Callable[[Tensor, Tensor], Tensor]] = {
+    "euclidean": euclidean,
+    "sqeuclidean": sqeuclidean,
+    "cosine": cosine,
+}
+
+
+def _choose(distance: Distance) -> Callable[[Tensor, Tensor], Tensor]:
+    if distance not in _DISTANCES:
+        choices = ", ".join(map(repr, _DISTANCES))
+        raise ValueError(f"distance must be one of {choices}; got {distance!r}.")
+    return _DISTANCES[distance]

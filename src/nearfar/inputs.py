@@ -1,0 +1,169 @@
+"""What a caller may pass, and what the losses compute on.
+
+Every array enters the library here: tensors, NumPy arrays (shared, not copied) and nested lists
+become tensors; embeddings are lifted to at least float32; a wrong shape, dtype or device is
+refused with a message that names the argument and the fix.
+"""
+
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+ArrayLike = Tensor | np.ndarray[Any, Any] | list[Any] | tuple[Any, ...]
+
+
+def tensor(name: str, value: ArrayLike) -> Tensor:
+    """`value` as a tensor that shares its memory where it can.
+
+    Raises:
+        TypeError: `value` is not a tensor, a numeric NumPy array or a nested list of numbers.
+    """
+    if isinstance(value, Tensor):
+        return value
+    try:
+        array = value if isinstance(value, np.ndarray) else np.asarray(value)
+        if array.dtype == np.float64 and not isinstance(value, np.ndarray):
+            return torch.as_tensor(array, dtype=torch.get_default_dtype())
+        if not array.dtype.isnative or any(stride < 0 for stride in array.strides):
+            array = array.astype(array.dtype.newbyteorder("="))  # torch knows neither
+        with warnings.catch_warnings():
+            # torch warns that writing to a read-only array is undefined; nothing here writes.
+            warnings.filterwarnings("ignore", "The given NumPy array is not writ", UserWarning)
+            return torch.from_numpy(array)
+    except (TypeError, ValueError) as error:
+        given = f"an array of dtype {value.dtype}" if isinstance(value, np.ndarray) else None
+        given = given or f"{type(value).__name__} {value!r:.60}"
+        fix = "Text classes become numbers with np.unique(labels, return_inverse=True)[1]."
+        raise TypeError(
+            f"{name} must be a tensor or an array of numbers, got {given}. {fix}"
+        ) from error
+
+
+def embeddings(**given: ArrayLike) -> tuple[Tensor, ...]:
+    """Arguments whose rows belong together, as (n, d) tensors ready to compute with.
+
+    Raises:
+        TypeError: an argument is not an array of numbers, or is bool or complex.
+        ValueError: an argument is not two-dimensional, has rows of length 0, or differs from the
+            first one in shape or device.
+    """
+    lifted = tuple(_matrix(name, value) for name, value in given.items())
+    names = tuple(given)
+    for name, x in zip(names[1:], lifted[1:], strict=True):
+        if x.shape != lifted[0].shape:
+            raise ValueError(
+                f"{name} must have the shape of {names[0]}, {tuple(lifted[0].shape)}, since row i "
+                f"of one belongs to row i of the other; got {tuple(x.shape)}."
+            )
+        same_device(name, x, names[0], lifted[0])
+    return lifted
+
+
+def matrix(name: str, value: ArrayLike, *, width: int, like: Tensor) -> Tensor:
+    """An argument with its own number of rows, `width` numbers in each, on the device of `like`."""
+    x = _matrix(name, value)
+    if x.shape[1] != width:
+        raise ValueError(
+            f"{name} must have rows of length {width}, as the embeddings it is compared with; "
+            f"got {tuple(x.shape)}."
+        )
+    same_device(name, x, "the embeddings", like)
+    return x
+
+
+def vector(name: str, value: ArrayLike) -> Tensor:
+    """A (n,) argument of real numbers, ready to compute with."""
+    x = lift(name, tensor(name, value))
+    if x.ndim != 1:
+        raise ValueError(f"{name} must have shape (n,), got {tuple(x.shape)}.{_squeeze(name, x)}")
+    return x
+
+
+def lift(name: str, x: Tensor) -> Tensor:
+    """`x` in the precision the losses compute in, every non-finite entry replaced by NaN.
+
+    float16 and bfloat16 become float32, integers the default dtype. An infinite entry becomes NaN
+    so that no later `max(0, margin - distance)` can hide a bad row behind a finite loss.
+    """
+    if x.dtype is torch.bool or x.is_complex():
+        raise TypeError(f"{name} must hold real numbers, got {x.dtype}.")
+    if not x.is_floating_point():
+        return x.to(torch.get_default_dtype())
+    lifted: Tensor = _Lift.apply(x)  # type: ignore[no-untyped-call]
+    return lifted
+
+
+def same_device(name: str, x: Tensor, reference_name: str, reference: Tensor) -> None:
+    """Refuse tensors on different devices before torch does, in words."""
+    if x.device != reference.device:
+        raise ValueError(
+            f"{name} is on {x.device} and {reference_name} on {reference.device}; they must be on "
+            f"one device: pass torch.as_tensor({name}, device={str(reference.device)!r})."
+        )
+
+
+def above_zero(name: str, value: float | Tensor) -> float | Tensor:
+    """A number above 0, or a tensor that holds one.
+
+    A tensor is not read, which would stall a GPU: where it is not above 0, NaN takes its place.
+    """
+    if isinstance(value, Tensor):
+        if value.ndim:
+            raise ValueError(f"{name} must be one number, got shape {tuple(value.shape)}.")
+        return torch.where(value > 0, value, torch.nan)
+    if not _is_number(value) or not 0 < value < float("inf"):
+        raise ValueError(f"{name} must be a number above 0, got {value!r}.")
+    return value
+
+
+def between(name: str, value: float, low: float, high: float, why: str = "") -> float:
+    """A finite number with low <= value <= high."""
+    if not _is_number(value) or not low <= value <= high or value in (float("inf"), -float("inf")):
+        limits = f"at least {low:g}" if high == float("inf") else f"from {low:g} to {high:g}"
+        raise ValueError(f"{name} must be a number {limits}{why}, got {value!r}.")
+    return value
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+
+
+def _matrix(name: str, value: ArrayLike) -> Tensor:
+    x = tensor(name, value)
+    if x.ndim != 2:
+        raise ValueError(
+            f"{name} must have shape (n, d), one embedding a row, got {tuple(x.shape)}."
+            + (f" For a single pair pass {name}[None]." if x.ndim == 1 else "")
+        )
+    if x.shape[1] == 0:
+        raise ValueError(f"{name} must have at least one column, got {tuple(x.shape)}.")
+    return lift(name, x)
+
+
+def _squeeze(name: str, x: Tensor) -> str:
+    return f" Pass {name}.squeeze(1)." if x.ndim == 2 and x.shape[1] == 1 else ""
+
+
+class _Lift(torch.autograd.Function):
+    """See `lift`. The gradient goes back in the dtype of `x`, saturated instead of infinite."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        return torch.where(torch.isfinite(wide), wide, torch.nan)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.dtype = inputs[0].dtype
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        if gradient.dtype == ctx.dtype:
+            return gradient
+        largest = torch.finfo(ctx.dtype).max
+        return gradient.clamp(-largest, largest).to(ctx.dtype)

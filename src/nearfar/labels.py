@@ -1,0 +1,183 @@
+"""What "similar" means: the one place where labels are read.
+
+Papers and libraries disagree on whether 0 or 1 means similar, and a flipped label trains silently
+in the wrong direction. Here a pair label is `bool`, True = similar. A number needs `similar_label`
+to say which of 0 and 1 is meant. Nothing guesses.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from nearfar.inputs import ArrayLike, same_device, tensor
+
+SimilarLabel = Literal[0, 1] | None
+
+
+def pair_labels(
+    y: ArrayLike, *, like: Tensor, similar_label: SimilarLabel = None, name: str = "y"
+) -> Tensor:
+    """Whether, or how far, each pair is similar.
+
+    Args:
+        y: (n,) labels. bool: True = similar. Integers 0 and 1, or floats from 0 to 1 (a degree):
+            `similar_label` says which end means similar.
+        like: (n, ...) what the labels belong to; gives the length and the device.
+        similar_label: which number means similar, 0 or 1. Not for bool labels.
+        name: what the caller called `y`.
+
+    Returns:
+        (n,) bool, True = similar; or, for float labels, (n,) degrees, 1 = similar.
+
+    Raises:
+        TypeError: numbers without `similar_label`, or a complex dtype.
+        ValueError: a wrong shape, length, device or value.
+
+    >>> pair_labels([True, False], like=torch.zeros(2))
+    tensor([ True, False])
+    >>> pair_labels([0, 1], like=torch.zeros(2), similar_label=0)
+    tensor([ True, False])
+    >>> pair_labels([0.0, 0.25], like=torch.zeros(2), similar_label=0)
+    tensor([1.0000, 0.7500])
+    """
+    y = _one_per_row(name, y, like)
+    if isinstance(similar_label, bool) or similar_label not in (0, 1, None):
+        raise ValueError(f"similar_label must be 0, 1 or None, got {similar_label!r}.")
+    if y.dtype is torch.bool:
+        if similar_label == 0:
+            raise ValueError(
+                f"{name} is bool, and True always means similar; similar_label=0 says the "
+                f"opposite. Drop similar_label, or pass ~{name} if True means different."
+            )
+        return y
+    if y.is_complex():
+        raise TypeError(f"{name} must be bool, or numbers from 0 to 1; got {y.dtype}.")
+    if similar_label is None:
+        raise TypeError(
+            f"{name} holds numbers ({y.dtype}), and 0/1 is read both ways in the literature. "
+            f"Say which means similar: similar_label=1 if 1 marks similar pairs, similar_label=0 "
+            f"if 0 does; or pass bool, True = similar ({name} == 1 or {name} == 0)."
+        )
+    if y.is_floating_point():
+        y = y.to(torch.promote_types(y.dtype, torch.float32))
+        _refuse(name, y, ~((y >= 0) & (y <= 1)), "lie between 0 and 1, the degrees of similarity")
+        return y if similar_label == 1 else 1 - y
+    y = y.to(torch.int64)
+    _refuse(name, y, (y != 0) & (y != 1), "be 0 or 1")
+    return y == similar_label
+
+
+def blend(similar: Tensor, if_similar: Tensor, if_dissimilar: Tensor) -> Tensor:
+    """The term for similar pairs where they are similar, the other elsewhere, mixed by degree."""
+    if similar.dtype is torch.bool:
+        return torch.where(similar, if_similar, if_dissimilar)
+    return similar * if_similar + (1 - similar) * if_dissimilar
+
+
+def class_ids(
+    labels: ArrayLike, *, like: Tensor, n_classes: int | None = None, name: str = "labels"
+) -> Tensor:
+    """Class ids of any integer dtype as int64, which keeps every id apart from every other.
+
+    Args:
+        labels: (n,) class ids; what they are called does not matter unless `n_classes` is given.
+        like: (n, ...) what the labels belong to; gives the length and the device.
+        n_classes: where ids index something, their number: each must be in 0 .. n_classes - 1.
+        name: what the caller called `labels`.
+
+    Returns:
+        (n,) int64.
+
+    Raises:
+        TypeError: bool or floating point labels.
+        ValueError: a wrong shape, length, device or value.
+
+    >>> class_ids(torch.tensor([7, 200], dtype=torch.uint8), like=torch.zeros(2))
+    tensor([  7, 200])
+    """
+    labels = _one_per_row(name, labels, like)
+    if labels.dtype is torch.bool or labels.is_floating_point() or labels.is_complex():
+        raise TypeError(
+            f"{name} must be class ids of an integer dtype, got {labels.dtype}. "
+            f"Pass {name}.long() if the values are ids."
+        )
+    labels = labels.to(torch.int64)
+    if n_classes is not None:
+        outside = (labels < 0) | (labels >= n_classes)
+        _refuse(name, labels, outside, f"be a class id from 0 to {n_classes - 1}")
+    return labels
+
+
+def batch_labels(labels: ArrayLike, *, like: Tensor, name: str = "labels") -> Tensor:
+    """The labels of a whole batch: (n,) class ids, or (n, c) bool multi-labels.
+
+    Returns:
+        (n,) int64 or (n, c) bool; see `share_label` for what they mean.
+
+    Raises:
+        TypeError: multi-labels that are not bool, class ids that are not integers.
+        ValueError: a wrong shape, length or device.
+
+    >>> batch_labels([[True, False], [True, True]], like=torch.zeros(2)).shape
+    torch.Size([2, 2])
+    """
+    labels = tensor(name, labels)
+    if labels.ndim != 2:
+        return class_ids(labels, like=like, name=name)
+    if labels.dtype is not torch.bool:
+        raise TypeError(
+            f"{name} of shape (n, c) are multi-labels and must be bool, got {labels.dtype}. "
+            f"Pass {name}.bool(), or class ids of shape (n,)."
+        )
+    _check_length(name, labels, like)
+    return labels
+
+
+def share_label(rows: Tensor, columns: Tensor) -> Tensor:
+    """Which row is similar to which column: same class id, or at least one label in common.
+
+    Args:
+        rows: (n,) int64 class ids or (n, c) bool multi-labels, from `batch_labels`.
+        columns: (m,) or (m, c), of the same kind.
+
+    Returns:
+        (n, m) bool.
+
+    >>> share_label(torch.tensor([0, 1]), torch.tensor([1, 1, 0]))
+    tensor([[False, False,  True],
+            [ True,  True, False]])
+    """
+    if rows.ndim == 1:
+        return rows[:, None] == columns[None, :]
+    return rows.float() @ columns.float().T > 0
+
+
+def _one_per_row(name: str, labels: ArrayLike, like: Tensor) -> Tensor:
+    labels = tensor(name, labels)
+    if labels.ndim != 1:
+        squeeze = labels.ndim == 2 and labels.shape[1] == 1
+        raise ValueError(
+            f"{name} must have shape (n,), one label a row, got {tuple(labels.shape)}."
+            + (f" Pass {name}.squeeze(1)." if squeeze else "")
+        )
+    _check_length(name, labels, like)
+    return labels
+
+
+def _check_length(name: str, labels: Tensor, like: Tensor) -> None:
+    if len(labels) != len(like):
+        raise ValueError(
+            f"{name} must have one entry a row: got {len(labels)} labels for {len(like)} rows."
+        )
+    same_device(name, labels, "the data", like)
+
+
+def _refuse(name: str, labels: Tensor, bad: Tensor, expected: str) -> None:
+    """Raise for the first entry marked `bad`."""
+    if bad.any():
+        row = int(bad.nonzero()[0])
+        raise ValueError(
+            f"{name} must {expected}; {name}[{row}] is {labels[row].item()!r}"
+            f" ({int(bad.sum())} of {len(labels)} entries are out of range)."
+        )

@@ -1,0 +1,187 @@
+"""Losses on labelled pairs: row i of `x1` with row i of `x2`."""
+
+from math import inf
+
+import torch
+from torch import Tensor
+
+from nearfar.distance import Distance, between_rows, cosine
+from nearfar.inputs import ArrayLike, between, embeddings, vector
+from nearfar.labels import SimilarLabel, blend, pair_labels
+from nearfar.losses.reduction import Reduction, reduce
+from nearfar.losses.shell import as_module
+from nearfar.observe import measured
+
+
+def contrastive_loss(
+    x1: ArrayLike,
+    x2: ArrayLike,
+    y: ArrayLike,
+    *,
+    margin: float = 1.0,
+    distance: Distance = "euclidean",
+    similar_label: SimilarLabel = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    r"""Pull similar pairs together, push dissimilar ones apart until they are `margin` away.
+
+    With :math:`d_i` the distance of row i of `x1` to row i of `x2`, and :math:`s_i` = 1 for similar
+    pairs and 0 for dissimilar ones,
+
+    .. math:: \ell_i = s_i\, d_i^2 + (1 - s_i) \max(0,\, m - d_i)^2
+
+    The paper has a factor 1/2 in front of both terms and labels similar pairs 0; most later texts
+    drop the factor, as here.
+
+    Args:
+        x1: (n, d) embeddings, any floating dtype.
+        x2: (n, d) embeddings.
+        y: (n,) bool, True = similar; or numbers from 0 to 1 together with `similar_label`. A number
+            in between is a degree of similarity and mixes the two terms.
+        margin: the distance, 0 or more, from which dissimilar pairs are left alone.
+        distance: "euclidean", "sqeuclidean" or "cosine".
+        similar_label: for numeric `y`, which of 0 and 1 means similar.
+        reduction: "mean" over all pairs, "sum", or "none" for a loss a pair.
+
+    Returns:
+        A scalar, or (n,) losses with reduction="none"; float32 or wider. 0 pairs cost 0. At
+        distance 0 no direction is defined and the gradient is 0, for dissimilar pairs too.
+
+    Raises:
+        TypeError: numeric `y` without `similar_label`, or an argument that is no array of numbers.
+        ValueError: a shape, length, device, label or hyperparameter out of range.
+
+    >>> import torch
+    >>> x1 = torch.tensor([[0.0, 1, 4], [7, 2, 1], [2, 1, 4], [1, 2, 0]])
+    >>> x2 = torch.tensor([[0.0, 2, 1], [0, 2, 1], [3, 0, 1], [1, 2, 0]])
+    >>> y = torch.tensor([False, False, False, True])
+    >>> contrastive_loss(x1, x2, y, margin=4.0, reduction="none")  # distances 3.16, 7, 3.32, 0
+    tensor([0.7018, 0.0000, 0.4670, 0.0000])
+    >>> contrastive_loss(x1, x2, y, margin=0.0)
+    tensor(0.)
+    >>> contrastive_loss(x1, x2, [0, 0, 0, 1], similar_label=1, margin=4.0)
+    tensor(0.2922)
+
+    Source: Hadsell, Chopra & LeCun, "Dimensionality Reduction by Learning an Invariant Mapping",
+    CVPR 2006.
+    """
+    x1, x2 = embeddings(x1=x1, x2=x2)
+    similar = pair_labels(y, like=x1, similar_label=similar_label)
+    return reduce(_contrastive(between_rows(x1, x2, distance), similar, margin), reduction)
+
+
+def contrastive_loss_from_distance(
+    d: ArrayLike,
+    y: ArrayLike,
+    *,
+    margin: float = 1.0,
+    similar_label: SimilarLabel = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    r"""The contrastive loss of distances that are already there.
+
+    .. math:: \ell_i = s_i\, d_i^2 + (1 - s_i) \max(0,\, m - d_i)^2
+
+    This is the form Keras users know, `loss(y_true, y_pred)` with distances as predictions; note
+    the order of the arguments here, data first.
+
+    Args:
+        d: (n,) distances, 0 or more.
+        y: (n,) bool, True = similar; or numbers from 0 to 1 together with `similar_label`.
+        margin: the distance, 0 or more, from which dissimilar pairs are left alone.
+        similar_label: for numeric `y`, which of 0 and 1 means similar.
+        reduction: "mean" over all pairs, "sum", or "none" for a loss a pair.
+
+    Returns:
+        A scalar, or (n,) losses with reduction="none"; float32 or wider.
+
+    Raises:
+        TypeError: numeric `y` without `similar_label`, or an argument that is no array of numbers.
+        ValueError: a negative distance; a shape, length, device, label or margin out of range.
+
+    >>> d = [0.5, 0.3, 1.5]
+    >>> contrastive_loss_from_distance(d, [0, 1, 1], similar_label=0, reduction="none")
+    tensor([0.2500, 0.4900, 0.0000])
+    >>> contrastive_loss_from_distance(d, [1, 0, 0], similar_label=1, reduction="none")
+    tensor([0.2500, 0.4900, 0.0000])
+    >>> contrastive_loss_from_distance(d, [True, False, False])
+    tensor(0.2467)
+
+    Source: Hadsell, Chopra & LeCun, CVPR 2006; see `contrastive_loss`.
+    """
+    d = vector("d", d)
+    if (d < 0).any():
+        row = int((d < 0).nonzero()[0])
+        raise ValueError(
+            f"d must hold distances, 0 or more; d[{row}] is {d[row].item():g}. "
+            "For similarities pass 1 - similarity."
+        )
+    similar = pair_labels(y, like=d, similar_label=similar_label)
+    return reduce(_contrastive(d, similar, margin), reduction)
+
+
+def cosine_loss(
+    x1: ArrayLike,
+    x2: ArrayLike,
+    y: ArrayLike | None = None,
+    *,
+    margin: float = 0.0,
+    similar_label: SimilarLabel = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    r"""Turn similar pairs to the same direction; dissimilar ones until their cosine is `margin`.
+
+    With :math:`s_i` = 1 for similar pairs and 0 for dissimilar ones,
+
+    .. math:: \ell_i = s_i (1 - \cos_i) + (1 - s_i) \max(0,\, \cos_i - m)
+
+    Args:
+        x1: (n, d) embeddings, any floating dtype.
+        x2: (n, d) embeddings.
+        y: (n,) bool, True = similar; or numbers from 0 to 1 together with `similar_label`; None
+            where every pair is similar.
+        margin: the cosine, from -1 to 1, below which dissimilar pairs are left alone.
+        similar_label: for numeric `y`, which of 0 and 1 means similar.
+        reduction: "mean" over all pairs, "sum", or "none" for a loss a pair.
+
+    Returns:
+        A scalar, or (n,) losses from 0 to 2 with reduction="none"; float32 or wider. A zero row
+        has cosine 0 with everything, and gradient 0.
+
+    Raises:
+        TypeError: numeric `y` without `similar_label`, or an argument that is no array of numbers.
+        ValueError: a shape, length, device, label or hyperparameter out of range.
+
+    >>> import torch
+    >>> x1, x2 = torch.tensor([[0.0, 1, 0, 9, 1]]), torch.tensor([[3.0, 0, 0, 9, 0]])
+    >>> cosine_loss(x1, x2)
+    tensor(0.0628)
+    >>> cosine_loss(torch.eye(2), torch.tensor([[2.0, 0], [1, 0]]), reduction="none")
+    tensor([0., 1.])
+    >>> cosine_loss(x1, x2, torch.tensor([False]), margin=0.5)
+    tensor(0.4372)
+
+    Source: the cosine embedding loss of Siamese networks (Bromley et al., NeurIPS 1993, trained
+    on target cosines), in the margin form that became common.
+    """
+    x1, x2 = embeddings(x1=x1, x2=x2)
+    between("margin", margin, -1, 1, ", a cosine")
+    # In terms of 1 - cos, which keeps its digits where the cosine is near 1.
+    d = cosine(x1, x2)
+    if y is None:
+        similar = torch.ones(len(d), dtype=torch.bool, device=d.device)
+    else:
+        similar = pair_labels(y, like=x1, similar_label=similar_label)
+    d = measured("pair", "distance", d, similar)
+    return reduce(blend(similar, d, (1 - margin - d).clamp(min=0)), reduction)
+
+
+def _contrastive(d: Tensor, similar: Tensor, margin: float) -> Tensor:
+    between("margin", margin, 0, inf, ", a distance")
+    d = measured("pair", "distance", d, similar)
+    return blend(similar, d.square(), (margin - d).clamp(min=0).square())
+
+
+ContrastiveLoss = as_module(contrastive_loss)
+ContrastiveLossFromDistance = as_module(contrastive_loss_from_distance)
+CosineLoss = as_module(cosine_loss)

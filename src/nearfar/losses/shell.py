@@ -1,0 +1,59 @@
+"""The `nn.Module` shell of a loss function."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+
+def as_module(loss: Callable[..., Tensor]) -> type[nn.Module]:
+    """The module class of a loss function: it holds the hyperparameters and does nothing else.
+
+    The keyword-only parameters of the function become those of the class, with the same defaults;
+    the others are what `forward` takes. A hyperparameter given as an `nn.Parameter` is learned:
+    `InfoNCELoss(temperature=nn.Parameter(torch.tensor(0.07)))`.
+    """
+    signature = inspect.signature(loss)
+    defaults = {
+        name: parameter.default
+        for name, parameter in signature.parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+    name = _camel_case(loss.__name__)
+    summary = (inspect.getdoc(loss) or "").partition("\n")[0]
+
+    def init(self: nn.Module, **hyperparameters: Any) -> None:
+        unknown = ", ".join(sorted(hyperparameters.keys() - defaults.keys()))
+        if unknown:
+            raise TypeError(f"{name} takes {', '.join(defaults)}; got {unknown}.")
+        nn.Module.__init__(self)
+        for key, default in defaults.items():
+            setattr(self, key, hyperparameters.get(key, default))
+
+    def forward(self: nn.Module, *data: Any, **keyword_data: Any) -> Tensor:
+        return loss(*data, **keyword_data, **{key: getattr(self, key) for key in defaults})
+
+    def extra_repr(self: nn.Module) -> str:
+        return ", ".join(f"{key}={getattr(self, key)!r}" for key in defaults)
+
+    keyword_only = [p for key, p in signature.parameters.items() if key in defaults]
+    return type(
+        name,
+        (nn.Module,),
+        {
+            "__init__": init,
+            "__doc__": f"{summary}\n\nThe module of :func:`nearfar.{loss.__name__}`, which see.",
+            "__module__": loss.__module__,
+            "__signature__": inspect.Signature(keyword_only),
+            "forward": forward,
+            "extra_repr": extra_repr,
+            "loss": staticmethod(loss),
+        },
+    )
+
+
+def _camel_case(function_name: str) -> str:
+    """info_nce_loss -> InfoNCELoss."""
+    spelled = {"nce": "NCE", "xent": "Xent"}
+    return "".join(spelled.get(part, part.capitalize()) for part in function_name.split("_"))
