@@ -173,13 +173,13 @@ def cosine_loss(
     else:
         similar = pair_labels(y, like=x1, similar_label=similar_label)
     d = measured("pair", "distance", d, similar)
-    return reduce(blend(similar, d, (1 - margin - d).clamp(min=0)), reduction)
+    return reduce(blend(similar, d, (1 - margin - d).relu()), reduction)
 
 
 def _contrastive(d: Tensor, similar: Tensor, margin: float) -> Tensor:
     between("margin", margin, 0, inf, ", a distance")
     d = measured("pair", "distance", d, similar)
-    return blend(similar, d.square(), (margin - d).clamp(min=0).square())
+    return blend(similar, d.square(), (margin - d).relu().square())
 
 
 ContrastiveLoss = as_module(contrastive_loss)

@@ -20,7 +20,7 @@ from nearfar.inputs import (
 from nearfar.labels import class_ids
 from nearfar.losses.reduction import Reduction, reduce
 from nearfar.losses.shell import as_module
-from nearfar.observe import Closeness, measured
+from nearfar.observe import measured
 
 
 def info_nce_loss(
@@ -94,7 +94,9 @@ def info_nce_loss(
             to_positive = (query * positive).sum(-1)
             shared = others.ndim == 2
             to_negatives = query @ others.T if shared else (others @ query[..., None])[..., 0]
-    return reduce(_pick(to_positive, to_negatives, temperature, "similarity"), reduction)
+    to_positive = measured("positive", "similarity", to_positive)
+    to_negatives = measured("negative", "similarity", to_negatives)
+    return reduce(_pick(to_positive / temperature, to_negatives / temperature), reduction)
 
 
 def softmax_loss(
@@ -144,21 +146,18 @@ def softmax_loss(
         )
     target = class_ids(target, like=logits, n_classes=logits.shape[1], name="target")
     between("label_smoothing", label_smoothing, 0, 1)
-    of_target = logits.gather(1, target[:, None])
-    of_others = logits.scatter(1, target[:, None], -inf)
-    per_row = _pick(of_target[:, 0], of_others, 1.0, "logit")
+    of_target = measured("positive", "logit", logits.gather(1, target[:, None])[:, 0])
+    of_others = measured("negative", "logit", logits.scatter(1, target[:, None], -inf))
+    per_row = _pick(of_target, of_others)
     if label_smoothing:
-        per_row = per_row + label_smoothing * (of_target - logits).mean(1)
+        total = of_target + of_others.scatter(1, target[:, None], 0).sum(1)
+        per_row = per_row + label_smoothing * (of_target - total / logits.shape[1])
     return reduce(per_row, reduction)
 
 
-def _pick(
-    chosen: Tensor, others: Tensor, temperature: float | Tensor, closeness: Closeness
-) -> Tensor:
-    """log(1 + sum_j e^((others_j - chosen) / temperature)); others at -inf take no part."""
-    chosen = measured("positive", closeness, chosen)
-    others = measured("negative", closeness, others)
-    return -logsigmoid(chosen / temperature - (others / temperature).logsumexp(1))
+def _pick(chosen: Tensor, others: Tensor) -> Tensor:
+    """log(1 + sum_j e^(others_j - chosen)); others at -inf take no part."""
+    return -logsigmoid(chosen - others.logsumexp(1))
 
 
 def _negatives(negatives: ArrayLike, query: Tensor) -> Tensor:

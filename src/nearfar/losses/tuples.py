@@ -73,7 +73,7 @@ def triplet_loss(
     to_negative = measured("negative", "distance", to_negative)
     violation = to_positive - to_negative + margin
     # -logsigmoid(-v) is log(1 + e^v) with all its digits; torch's softplus drops e^-v above 20.
-    return reduce(-logsigmoid(-violation) if smooth else violation.clamp(min=0), reduction)
+    return reduce(-logsigmoid(-violation) if smooth else violation.relu(), reduction)
 
 
 def quadruplet_loss(
@@ -131,8 +131,8 @@ def quadruplet_loss(
     near = measured("positive", "distance", between_rows(anchor, positive, distance))
     far = measured("negative", "distance", between_rows(anchor, negative, distance))
     apart = measured("second negative", "distance", between_rows(negative, negative2, distance))
-    first = (near - far + margin).clamp(min=0)
-    second = (near - apart + margin2).clamp(min=0)
+    first = (near - far + margin).relu()
+    second = (near - apart + margin2).relu()
     return reduce(first + second, reduction)
 
 

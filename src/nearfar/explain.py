@@ -1,0 +1,365 @@
+"""What a loss does to each row, in numbers and in words."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from html import escape
+from math import exp, inf, isnan
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from nearfar.distance import length
+from nearfar.findings import Evidence, Finding, findings
+from nearfar.inputs import ArrayLike, tensor
+from nearfar.observe import Measured, watch
+from nearfar.tabulate import Table
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+_SHOWN = 20  # rows that a printed table shows
+
+
+@dataclass(frozen=True)
+class Row:
+    """One pair or tuple.
+
+    Attributes:
+        index: its row in the data.
+        label: "similar", "dissimilar" or a degree; None for tuples, whose roles say it.
+        measured: the distances or similarities that the loss sees, by name.
+        loss: what the row costs.
+        forces: for each measured value, how hard the row is pulled together (> 0) or pushed apart
+            (< 0): the derivative of its loss with respect to how far apart it is. 0 where no
+            direction is defined, at distance 0.
+        reading: the same in words.
+    """
+
+    index: int
+    label: str | None
+    measured: Mapping[str, float]
+    loss: float
+    forces: Mapping[str, float]
+    reading: str
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What `explain` found; prints as a table, and renders in terminals and notebooks.
+
+    Attributes:
+        loss: the name of the loss.
+        hyperparameters: what it was called with.
+        rows: one `Row` a pair or tuple.
+        total: the sum of the losses.
+        mean: their mean, what training minimises by default.
+        active_share: share of the rows in which a force acts, at least a millionth of the
+            strongest; the others teach nothing.
+        pull: the sum of all pulls.
+        push: the sum of all pushes.
+        findings: what is wrong, with evidence and advice; empty where all is well.
+    """
+
+    loss: str
+    hyperparameters: Mapping[str, Any]
+    rows: tuple[Row, ...]
+    total: float
+    mean: float
+    active_share: float
+    pull: float
+    push: float
+    findings: tuple[Finding, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; NaN, which JSON lacks, becomes None."""
+        plain = _without_nan(asdict(self))
+        assert isinstance(plain, dict)
+        return plain
+
+    def __str__(self) -> str:
+        found = [f"! {finding}" for finding in self.findings]
+        return "\n".join([self._title(), "", self._table().plain(), *self._more(), *found])
+
+    def __rich__(self) -> "Group":
+        from rich.console import Group
+        from rich.text import Text
+
+        found = [Text.assemble((f"! {f.name}: ", "bold yellow"), _body(f)) for f in self.findings]
+        more = [Text(line, "dim") for line in self._more()]
+        return Group(Text(self._title(), "bold"), self._table().rich(), *more, *found)
+
+    def _repr_html_(self) -> str:
+        found = [f"<li><b>{escape(f.name)}</b>: {escape(_body(f))}</li>" for f in self.findings]
+        more = "".join(f"<p>{escape(line)}</p>" for line in self._more())
+        advice = f"<ul>{''.join(found)}</ul>" if found else ""
+        return f"<p><b>{escape(self._title())}</b></p>{self._table().html()}{more}{advice}"
+
+    def _title(self) -> str:
+        settings = ", ".join(f"{k}={_setting(v)}" for k, v in self.hyperparameters.items())
+        return (
+            f"{self.loss}({settings})\n{len(self.rows)} rows, loss {self.mean:.4g} a row "
+            f"(sum {self.total:.4g}), {self.active_share:.0%} active, "
+            f"pull {self.pull:.4g}, push {self.push:.4g}"
+        )
+
+    def _table(self) -> Table:
+        first = self.rows[0] if self.rows else Row(0, None, {}, 0.0, {}, "")
+        labelled = () if first.label is None else ("label",)
+        header = ("row", *labelled, *first.measured, "loss", "force", "reading")
+        return Table(header, [_cells(row) for row in self.rows[:_SHOWN]])
+
+    def _more(self) -> list[str]:
+        hidden = len(self.rows) - _SHOWN
+        return [f"... and {hidden} more rows, all in .rows"] if hidden > 0 else []
+
+
+def explain(loss: Callable[..., Tensor], *data: ArrayLike, **hyperparameters: Any) -> Explanation:
+    r"""Show what a loss does to each row: its distances, its cost, its force, and why.
+
+    The loss itself is run and differentiated, so what is shown is what trains. For row i and a
+    distance :math:`d_i` in it, the force is :math:`\partial \ell_i / \partial d_i` (for a
+    similarity the negative of that): above 0 it pulls together, below 0 it pushes apart.
+
+    Args:
+        loss: a loss on aligned rows, as a function or as its module.
+        data: what the loss takes as data: embeddings, distances, labels.
+        hyperparameters: what it takes by keyword; for a module they are already set.
+
+    Returns:
+        An `Explanation`: print it, or read its rows, totals and findings.
+
+    Raises:
+        TypeError: `loss` is not one of nearfar's losses on aligned rows.
+        ValueError: as the loss itself.
+
+    >>> from nearfar import contrastive_loss_from_distance
+    >>> print(explain(contrastive_loss_from_distance, [0.5, 0.3, 1.5], [True, False, False]))
+    contrastive_loss_from_distance(margin=1)
+    3 rows, loss 0.2467 a row (sum 0.74), 67% active, pull 1, push 1.4
+    <BLANKLINE>
+    row  label       distance    loss  force     reading
+    ---  ----------  --------  ------  --------  ----------------------------------
+      0  similar       0.5000  0.2500  pull 1    similar but apart: pulled together
+      1  dissimilar    0.3000  0.4900  push 1.4  too close: pushed apart
+      2  dissimilar    1.5000  0.0000  none      far enough apart: no penalty
+
+    Source: the gradient of any contrastive loss is a weighted sum over pairs (Wang et al.,
+    "Multi-Similarity Loss", CVPR 2019, section 3).
+    """
+    function, settings = _unwrap(loss, hyperparameters)
+    with watch() as record:
+        per_row = function(*data, **settings, reduction="none")
+        if not record:
+            raise _unknown(loss)
+        derivatives = torch.autograd.grad(per_row.sum(), [m.values for m in record])
+    evidence = _evidence(function, data, settings, per_row, record, derivatives)
+    relations = [_relation(evidence, role) for role in evidence.measured]
+    readings = _readings(evidence)
+    labels = _labels(evidence)
+    rows = tuple(
+        Row(
+            index,
+            labels[index],
+            {r.name: r.values[index] for r in relations},
+            cost,
+            {r.name: r.forces[index] for r in relations},
+            readings[index],
+        )
+        for index, cost in enumerate(evidence.per_row.tolist())
+    )
+    forces = torch.cat([f.flatten() for f in evidence.forces.values()])
+    shown = {k: v for k, v in evidence.hyperparameters.items() if k != "loss" and v is not None}
+    return Explanation(
+        loss=function.__name__,
+        hyperparameters={k: v.item() if isinstance(v, Tensor) else v for k, v in shown.items()},
+        rows=rows,
+        total=float(evidence.per_row.sum()),
+        mean=float(evidence.per_row.sum()) / max(len(rows), 1),
+        active_share=float(evidence.active.sum()) / max(len(rows), 1),
+        pull=float(forces.clamp(min=0).sum()),
+        push=float((-forces).clamp(min=0).sum()),
+        findings=findings(evidence),
+    )
+
+
+def _unwrap(
+    loss: Callable[..., Tensor], hyperparameters: dict[str, Any]
+) -> tuple[Callable[..., Tensor], dict[str, Any]]:
+    """The function behind a loss module, and everything it takes by keyword but the reduction."""
+    function = getattr(loss, "loss", loss) if isinstance(loss, nn.Module) else loss
+    if not inspect.isfunction(function) or not function.__module__.startswith("nearfar."):
+        raise _unknown(loss)
+    parameters = inspect.signature(function).parameters.values()
+    settings = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    if "reduction" in hyperparameters:
+        raise TypeError("explain looks at each row by itself: leave reduction out.")
+    settings.pop("reduction", None)
+    if isinstance(loss, nn.Module):
+        settings = {name: getattr(loss, name) for name in settings}
+    return function, settings | hyperparameters
+
+
+def _unknown(loss: object) -> TypeError:
+    return TypeError(
+        "explain knows nearfar's losses on aligned rows, such as contrastive_loss or "
+        f"TripletLoss(); got {loss!r}."
+    )
+
+
+def _evidence(
+    function: Callable[..., Tensor],
+    data: tuple[ArrayLike, ...],
+    settings: dict[str, Any],
+    per_row: Tensor,
+    record: list[Measured],
+    derivatives: tuple[Tensor, ...],
+) -> Evidence:
+    measured, forces = {}, {}
+    for m, derivative in zip(record, derivatives, strict=True):
+        values = m.values.detach().cpu()
+        force = derivative.cpu() if m.closeness == "distance" else -derivative.cpu()
+        if m.closeness == "distance":
+            force = force.masked_fill(values == 0, 0)  # no direction, so no gradient either
+        similar = None if m.similar is None else m.similar.cpu()
+        measured[str(m.role)] = Measured(m.role, m.closeness, values, similar)
+        forces[str(m.role)] = force + 0.0  # no -0
+    strongest = torch.stack(
+        [f.abs().reshape(len(f), f[:1].numel()).sum(1) for f in forces.values()]
+    ).amax(0)
+    rows = tensor("data", data[0])
+    embedded = rows.ndim == 2 and next(iter(measured.values())).closeness != "logit"
+    return Evidence(
+        measured=measured,
+        forces=forces,
+        per_row=per_row.detach().cpu(),
+        # A softmax never lets go entirely; a millionth of the strongest force teaches nothing.
+        active=strongest > 1e-6 * strongest.max() if len(strongest) else strongest > 0,
+        hyperparameters={"loss": function.__name__, **settings},
+        row_lengths=length(rows.detach().double()).cpu() if embedded else None,
+    )
+
+
+@dataclass(frozen=True)
+class _Relation:
+    """One measured column of the table."""
+
+    name: str
+    values: list[float]
+    forces: list[float]
+
+
+def _relation(evidence: Evidence, role: str) -> _Relation:
+    """A column for a relation; of many negatives, the nearest one and the push on all of them."""
+    measure, force = evidence.measured[role], evidence.forces[role]
+    kind = measure.closeness
+    names = {
+        "pair": kind,
+        "positive": f"{kind} to positive",
+        "negative": f"{kind} to negative",
+        "second negative": f"{kind} between negatives",
+    }
+    if measure.values.ndim == 1:
+        return _Relation(names[role], measure.values.tolist(), force.tolist())
+    nearest = measure.values.max(1).values if measure.values.shape[1] else force.sum(1) - inf
+    return _Relation(f"largest {names[role]}", nearest.tolist(), force.sum(1).tolist())
+
+
+def _labels(evidence: Evidence) -> list[str | None]:
+    pair = evidence.measured.get("pair")
+    if pair is None or pair.similar is None:
+        return [None] * len(evidence.per_row)
+    if pair.similar.dtype is torch.bool:
+        return ["similar" if similar else "dissimilar" for similar in pair.similar.tolist()]
+    return [f"{degree:.3g} similar" for degree in pair.similar.tolist()]
+
+
+def _readings(evidence: Evidence) -> list[str]:
+    """What happens to each row, in words."""
+    losses = evidence.per_row.tolist()
+    if "pair" in evidence.measured:
+        pair = evidence.measured["pair"]
+        assert pair.similar is not None
+        degrees, forces = pair.similar.double().tolist(), evidence.forces["pair"].tolist()
+        of_pairs = zip(pair.values.tolist(), degrees, forces, losses, strict=True)
+        return [_read_pair(*row) for row in of_pairs]
+    near, far = evidence.measured["positive"], evidence.measured["negative"]
+    if near.closeness == "distance":
+        second = evidence.measured.get("second negative", far).values.tolist()
+        of_tuples = zip(near.values.tolist(), far.values.tolist(), second, losses, strict=True)
+        return [_read_tuple(*row) for row in of_tuples]
+    others = far.values
+    if not others.shape[1]:
+        return ["no negatives: nothing to compare" for _ in losses]
+    nearest = others.max(1)
+    of_softmax = zip(
+        near.values.tolist(), nearest.values.tolist(), nearest.indices.tolist(), losses, strict=True
+    )
+    what = "class" if near.closeness == "logit" else "negative"
+    return [_read_softmax(what, *row) for row in of_softmax]
+
+
+def _read_pair(d: float, degree: float, force: float, loss: float) -> str:
+    if isnan(loss):
+        return "not a number: an embedding is NaN or infinite"
+    if d == 0:
+        if degree == 1:
+            return "identical: nothing to pull"
+        return "identical but dissimilar: no direction to push in" if loss else "identical"
+    if degree == 1:
+        return "similar but apart: pulled together"
+    if degree == 0:
+        return "too close: pushed apart" if force else "far enough apart: no penalty"
+    if not force:
+        return "as far apart as its degree asks: at rest"
+    return "too far for its degree: pulled" if force > 0 else "too close for its degree: pushed"
+
+
+def _read_tuple(near: float, far: float, second: float, loss: float) -> str:
+    if isnan(loss):
+        return "not a number: an embedding is NaN or infinite"
+    if loss == 0:
+        return "negative far enough away: no penalty"
+    if far <= near:
+        return "negative nearer than the positive: wrong order"
+    if second <= near:
+        return "two negatives nearer to each other than the positive pair"
+    return "right order, but within the margin"
+
+
+def _read_softmax(what: str, near: float, far: float, nearest: int, loss: float) -> str:
+    if isnan(loss):
+        return "not a number: an embedding is NaN or infinite"
+    if far == -inf:
+        return "no negatives: nothing to compare"
+    if far > near:
+        return f"{what} {nearest} is closer: wrong one picked (p = {exp(-loss):.3g})"
+    if far == near:
+        return f"{what} {nearest} is as close (p = {exp(-loss):.3g})"
+    return f"right one picked (p = {exp(-loss):.3g})"
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    label = () if row.label is None else (row.label,)
+    values = tuple(f"{value:.4f}" for value in row.measured.values())
+    pull = sum(max(force, 0.0) for force in row.forces.values())
+    push = sum(max(-force, 0.0) for force in row.forces.values())
+    force = ", ".join(f"{way} {f:.3g}" for way, f in (("pull", pull), ("push", push)) if f)
+    return (str(row.index), *label, *values, f"{row.loss:.4f}", force or "none", row.reading)
+
+
+def _body(finding: Finding) -> str:
+    return f"{finding.seen} {finding.means} {finding.advice}"
+
+
+def _setting(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and (isnan(value) or value in (inf, -inf)) else value

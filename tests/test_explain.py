@@ -1,0 +1,249 @@
+"""What `explain` says is what the loss does; its findings fire where they should, only there."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import nearfar as nf
+
+
+def finding_names(explanation: nf.Explanation) -> list[str]:
+    return [finding.name for finding in explanation.findings]
+
+
+def clusters(n_classes: int = 8, noise: float = 0.3, d: int = 6) -> Tensor:
+    """(n_classes, 4, d) items around well-separated centres: healthy embeddings."""
+    generator = torch.Generator().manual_seed(0)
+    centres = 2 * torch.randn(n_classes, 1, d, generator=generator)
+    return centres + noise * torch.randn(n_classes, 4, d, generator=generator)
+
+
+def healthy_pairs() -> tuple[Tensor, Tensor, Tensor]:
+    x = clusters()
+    x1 = torch.cat([x[:, 0], x[:, 1]])
+    x2 = torch.cat([x[:, 2], x[:, 3].roll(1, 0)])
+    return x1, x2, torch.arange(16) < 8
+
+
+def healthy_tuples() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x = clusters()
+    return x[:, 0], x[:, 1], x[:, 2].roll(1, 0), x[:, 3].roll(3, 0)
+
+
+def test_force_is_the_derivative_and_turns_into_the_gradient_of_the_embeddings():
+    x1, x2, y = healthy_pairs()
+    x1 = x1.double().requires_grad_()
+    x2 = x2.double()
+    loss = nf.contrastive_loss(x1, x2, y, margin=5.0, reduction="sum")
+    (gradient,) = torch.autograd.grad(loss, x1)
+    rows = nf.explain(nf.contrastive_loss, x1, x2, y, margin=5.0).rows
+    force = torch.tensor([row.forces["distance"] for row in rows], dtype=torch.float64)
+    away = torch.nn.functional.normalize(x1.detach() - x2, dim=1)
+    torch.testing.assert_close(force[:, None] * away, gradient, rtol=1e-9, atol=1e-9)
+    assert {row.reading for row in rows if row.label == "similar"} == {
+        "similar but apart: pulled together"
+    }
+
+
+def test_every_reading_of_a_pair():
+    d = torch.tensor([0.0, 0.5, 0.3, 1.5, 0.0])
+    y = torch.tensor([True, True, False, False, False])
+    rows = nf.explain(nf.contrastive_loss_from_distance, d, y).rows
+    assert [
+        (row.reading, round(row.forces["distance"], 4), round(row.loss, 4)) for row in rows
+    ] == [
+        ("identical: nothing to pull", 0.0, 0.0),
+        ("similar but apart: pulled together", 1.0, 0.25),
+        ("too close: pushed apart", -1.4, 0.49),
+        ("far enough apart: no penalty", 0.0, 0.0),
+        ("identical but dissimilar: no direction to push in", 0.0, 1.0),
+    ]
+
+
+def test_totals_are_those_of_the_loss():
+    x1, x2, y = healthy_pairs()
+    explanation = nf.explain(nf.contrastive_loss, x1, x2, y, margin=5.0)
+    none = nf.contrastive_loss(x1, x2, y, margin=5.0, reduction="none")
+    assert explanation.total == pytest.approx(none.sum().item())
+    assert explanation.mean == pytest.approx(none.mean().item())
+    assert explanation.active_share == pytest.approx((none > 0).float().mean().item())
+    signed = [row.forces["distance"] for row in explanation.rows]
+    assert explanation.pull == pytest.approx(sum(f for f in signed if f > 0))
+    assert explanation.push == pytest.approx(-sum(f for f in signed if f < 0))
+
+
+@pytest.mark.parametrize(
+    ("loss", "data"),
+    [
+        (nf.contrastive_loss, healthy_pairs()),
+        (nf.cosine_loss, healthy_pairs()),
+        (nf.triplet_loss, healthy_tuples()[:3]),
+        (nf.quadruplet_loss, healthy_tuples()),
+        (nf.info_nce_loss, healthy_tuples()[:2]),
+        (nf.info_nce_loss, (*healthy_tuples()[:2], healthy_tuples()[2][:, None])),
+        (nf.softmax_loss, (6.0 * torch.eye(5), torch.arange(5))),
+    ],
+)
+def test_healthy_data_is_left_in_peace_and_shows_everywhere(loss, data):
+    # A margin that some healthy rows still violate, so that something is learned.
+    settings = {"margin": 5.0} if loss in (nf.contrastive_loss, nf.triplet_loss) else {}
+    settings = {"margin2": 9.0} if loss is nf.quadruplet_loss else settings
+    explanation = nf.explain(loss, *data, **settings)
+    assert finding_names(explanation) == []
+    assert explanation.loss == loss.__name__
+    assert len(explanation.rows) == len(data[0])
+    assert explanation.active_share > 0
+    assert explanation.rows[0].reading in str(explanation)
+    assert "<table>" in explanation._repr_html_()
+    json.dumps(explanation.as_dict(), allow_nan=False)
+
+
+def test_a_module_is_explained_with_its_own_hyperparameters():
+    x1, x2, y = healthy_pairs()
+    ours = nf.explain(nf.ContrastiveLoss(margin=5.0), x1, x2, y)
+    assert ours == nf.explain(nf.contrastive_loss, x1, x2, y, margin=5.0)
+
+
+def test_learned_temperature_and_numpy_and_low_precision():
+    query, positive = healthy_tuples()[:2]
+    learned = nf.InfoNCELoss(temperature=torch.nn.Parameter(torch.tensor(0.2)))
+    assert nf.explain(learned, query, positive).hyperparameters["temperature"] == pytest.approx(0.2)
+    x1, x2, y = healthy_pairs()
+    from_numpy = nf.explain(nf.contrastive_loss, x1.numpy(), x2.numpy(), np.asarray(y), margin=5.0)
+    assert from_numpy == nf.explain(nf.contrastive_loss, x1, x2, y, margin=5.0)
+    assert len(nf.explain(nf.contrastive_loss, x1.half(), x2.half(), y).rows) == 16
+
+
+def test_explaining_leaves_the_training_untouched():
+    x1, x2, y = healthy_pairs()
+    x1.requires_grad_()
+    with torch.no_grad():
+        nf.explain(nf.contrastive_loss, x1, x2, y)
+    assert x1.grad is None
+    assert not nf.contrastive_loss(x1.detach(), x2, y).requires_grad
+
+
+def test_many_rows_print_short():
+    explanation = nf.explain(
+        nf.contrastive_loss_from_distance, torch.rand(1000), torch.arange(1000) % 2 == 0
+    )
+    assert "... and 980 more rows, all in .rows" in str(explanation)
+    assert len(explanation.rows) == 1000
+
+
+def test_no_rows():
+    none = torch.zeros(0, dtype=torch.bool)
+    explanation = nf.explain(nf.contrastive_loss, torch.zeros(0, 3), torch.zeros(0, 3), none)
+    assert explanation.rows == ()
+    assert explanation.mean == 0.0
+    assert "0 rows" in str(explanation)
+
+
+# -- findings: each fires on a fault, with its evidence -------------------------------------------
+
+
+def test_nothing_active_names_the_smallest_margin():
+    x1 = torch.tensor([[0.0, 1, 4], [7, 2, 1], [2, 1, 4], [1, 2, 0]])
+    x2 = torch.tensor([[0.0, 2, 1], [0, 2, 1], [3, 0, 1], [1, 2, 0]])
+    y = torch.tensor([False, False, False, True])
+    explanation = nf.explain(nf.contrastive_loss, x1, x2, y, margin=0.0)
+    assert finding_names(explanation) == ["nothing is learned"]
+    assert "A margin above 3.162" in explanation.findings[0].advice
+    # ... and the advice is right: just above it one row is active, at it none.
+    assert nf.explain(nf.contrastive_loss, x1, x2, y, margin=3.1622).active_share == 0
+    assert nf.explain(nf.contrastive_loss, x1, x2, y, margin=3.1624).active_share == 0.25
+
+
+def test_nothing_active_for_triplets_and_cosines():
+    anchor, positive, negative = healthy_tuples()[:3]
+    gap = nf.explain(nf.triplet_loss, anchor, positive, negative, margin=0.0)
+    (finding,) = gap.findings
+    margin = float(finding.advice.split()[3])
+    assert nf.explain(
+        nf.triplet_loss, anchor, positive, negative, margin=margin * 1.01
+    ).active_share
+    apart = nf.explain(nf.cosine_loss, torch.eye(2), torch.eye(2).flip(0), [False, False])
+    assert "nothing is learned" in finding_names(apart)
+    assert "A margin below 0 would" in apart.findings[0].advice
+
+
+@pytest.mark.parametrize("loss", [nf.contrastive_loss, nf.cosine_loss])
+def test_flipped_labels(loss):
+    x1, x2, y = healthy_pairs()
+    assert "labels look flipped" in finding_names(nf.explain(loss, x1, x2, ~y))
+    few = [0, 1, 8, 9]
+    assert "labels look flipped" in finding_names(nf.explain(loss, x1[few], x2[few], ~y[few]))
+
+
+def test_swapped_roles():
+    anchor, positive, negative = healthy_tuples()[:3]
+    assert finding_names(nf.explain(nf.triplet_loss, anchor, negative, positive)) == [
+        "labels look flipped"
+    ]
+    assert "labels look flipped" in finding_names(
+        nf.explain(nf.info_nce_loss, anchor, negative, positive[:, None])
+    )
+
+
+def test_untrained_embeddings_do_not_look_flipped():
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(50):
+        x1, x2 = torch.randn(2, 64, 8, generator=generator)
+        explanation = nf.explain(nf.contrastive_loss, x1, x2, torch.arange(64) < 32, margin=5.0)
+        assert finding_names(explanation) == []
+
+
+def test_margin_out_of_reach():
+    x1, x2, y = healthy_pairs()
+    far = nf.explain(nf.contrastive_loss, x1, x2, y, margin=3.0, distance="cosine")
+    assert finding_names(far) == ["margin out of reach"]
+    assert "cosine distance never exceeds 2" in far.findings[0].seen
+    u1, u2 = (torch.nn.functional.normalize(x) for x in (x1, x2))
+    assert "margin out of reach" in finding_names(
+        nf.explain(nf.contrastive_loss, u1, u2, y, margin=2.5)
+    )
+    assert finding_names(nf.explain(nf.contrastive_loss, u1, u2, y, margin=1.9)) == []
+
+
+@pytest.mark.parametrize("loss", [nf.contrastive_loss, nf.cosine_loss])
+def test_collapsed_pairs(loss):
+    x1, x2, y = healthy_pairs()
+    close1, close2 = 1 + 1e-4 * x1, 1 + 1e-4 * x2
+    assert "collapsed rows" in finding_names(nf.explain(loss, close1, close2, y))
+
+
+def test_collapsed_softmax_and_sharp_softmax():
+    query, positive = healthy_tuples()[:2]
+    assert "collapsed rows" in finding_names(
+        nf.explain(nf.info_nce_loss, 1 + 1e-4 * query, 1 + 1e-4 * positive)
+    )
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(32, 8, generator=generator)
+    positive = query + torch.randn(32, 8, generator=generator)
+    sharp = nf.explain(nf.info_nce_loss, query, positive, temperature=0.001)
+    assert "temperature too low" in finding_names(sharp)
+    assert finding_names(nf.explain(nf.info_nce_loss, query, positive, temperature=0.1)) == []
+
+
+def test_one_kind_only_and_not_a_number():
+    x1, x2, _ = healthy_pairs()
+    assert "no dissimilar rows" in finding_names(nf.explain(nf.cosine_loss, x1, x2))
+    x1[3, 0] = torch.inf
+    bad = nf.explain(nf.contrastive_loss, x1, x2, torch.arange(16) < 8)
+    assert bad.findings[0].name == "not a number"
+    assert "(row 3)" in bad.findings[0].seen
+    assert "not a number" in bad.rows[3].reading
+    assert bad.as_dict()["rows"][3]["loss"] is None
+
+
+def test_errors_teach():
+    x1, x2, y = healthy_pairs()
+    with pytest.raises(TypeError, match="leave reduction out"):
+        nf.explain(nf.contrastive_loss, x1, x2, y, reduction="mean")
+    with pytest.raises(TypeError, match="nearfar's losses"):
+        nf.explain(torch.nn.functional.mse_loss, x1, x2)
+    with pytest.raises(TypeError, match="similar_label"):
+        nf.explain(nf.contrastive_loss, x1, x2, y.int())
