@@ -170,10 +170,9 @@ def explain(loss: Callable[..., Tensor], *data: ArrayLike, **hyperparameters: An
         for index, cost in enumerate(evidence.per_row.tolist())
     )
     forces = torch.cat([f.flatten() for f in evidence.forces.values()])
-    shown = {k: v for k, v in evidence.hyperparameters.items() if k != "loss" and v is not None}
     return Explanation(
         loss=function.__name__,
-        hyperparameters={k: v.item() if isinstance(v, Tensor) else v for k, v in shown.items()},
+        hyperparameters=_plain(settings),
         rows=rows,
         total=float(evidence.per_row.sum()),
         mean=float(evidence.per_row.sum()) / max(len(rows), 1),
@@ -197,8 +196,16 @@ def _unwrap(
         raise TypeError("explain looks at each row by itself: leave reduction out.")
     settings.pop("reduction", None)
     if isinstance(loss, nn.Module):
-        settings = {name: getattr(loss, name) for name in settings}
+        settings = {name: getattr(loss, name, default) for name, default in settings.items()}
     return function, settings | hyperparameters
+
+
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that are one value each; keywords that are data are left out."""
+    values = {
+        k: v.item() if isinstance(v, Tensor) and not v.ndim else v for k, v in settings.items()
+    }
+    return {k: v for k, v in values.items() if isinstance(v, bool | int | float | str)}
 
 
 def _unknown(loss: object) -> TypeError:

@@ -62,14 +62,27 @@ def embeddings(**given: ArrayLike) -> tuple[Tensor, ...]:
     return lifted
 
 
+def batch(name: str, value: ArrayLike, *, like: Tensor | None = None) -> Tensor:
+    """(n, d) embeddings in their own dtype, for the engine, which lifts them itself.
+
+    Args:
+        name: what the caller called `value`.
+        value: the embeddings.
+        like: embeddings of the same width and device.
+    """
+    x = _shaped(name, tensor(name, value))
+    if not x.is_floating_point():
+        x = lift(name, x)
+    if like is not None:
+        _same_width(name, x, like.shape[1])
+        same_device(name, x, "the embeddings", like)
+    return x
+
+
 def matrix(name: str, value: ArrayLike, *, width: int, like: Tensor) -> Tensor:
     """An argument with its own number of rows, `width` numbers in each, on the device of `like`."""
     x = _matrix(name, value)
-    if x.shape[1] != width:
-        raise ValueError(
-            f"{name} must have rows of length {width}, as the embeddings it is compared with; "
-            f"got {tuple(x.shape)}."
-        )
+    _same_width(name, x, width)
     same_device(name, x, "the embeddings", like)
     return x
 
@@ -131,8 +144,19 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float | np.number) and not isinstance(value, bool)
 
 
+def _same_width(name: str, x: Tensor, width: int) -> None:
+    if x.shape[1] != width:
+        raise ValueError(
+            f"{name} must have rows of length {width}, as the embeddings it is compared with; "
+            f"got {tuple(x.shape)}."
+        )
+
+
 def _matrix(name: str, value: ArrayLike) -> Tensor:
-    x = tensor(name, value)
+    return lift(name, _shaped(name, tensor(name, value)))
+
+
+def _shaped(name: str, x: Tensor) -> Tensor:
     if x.ndim != 2:
         raise ValueError(
             f"{name} must have shape (n, d), one embedding a row, got {tuple(x.shape)}."
@@ -140,7 +164,7 @@ def _matrix(name: str, value: ArrayLike) -> Tensor:
         )
     if x.shape[1] == 0:
         raise ValueError(f"{name} must have at least one column, got {tuple(x.shape)}.")
-    return lift(name, x)
+    return x
 
 
 def _squeeze(name: str, x: Tensor) -> str:

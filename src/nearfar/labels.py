@@ -61,10 +61,10 @@ def pair_labels(
         )
     if y.is_floating_point():
         y = y.to(torch.promote_types(y.dtype, torch.float32))
-        _refuse(name, y, ~((y >= 0) & (y <= 1)), "lie between 0 and 1, the degrees of similarity")
+        refuse(name, y, ~((y >= 0) & (y <= 1)), "lie between 0 and 1, the degrees of similarity")
         return y if similar_label == 1 else 1 - y
     y = y.to(torch.int64)
-    _refuse(name, y, (y != 0) & (y != 1), "be 0 or 1")
+    refuse(name, y, (y != 0) & (y != 1), "be 0 or 1")
     return y == similar_label
 
 
@@ -105,7 +105,7 @@ def class_ids(
     labels = labels.to(torch.int64)
     if n_classes is not None:
         outside = (labels < 0) | (labels >= n_classes)
-        _refuse(name, labels, outside, f"be a class id from 0 to {n_classes - 1}")
+        refuse(name, labels, outside, f"be a class id from 0 to {n_classes - 1}")
     return labels
 
 
@@ -173,8 +173,8 @@ def _check_length(name: str, labels: Tensor, like: Tensor) -> None:
     same_device(name, labels, "the data", like)
 
 
-def _refuse(name: str, labels: Tensor, bad: Tensor, expected: str) -> None:
-    """Raise for the first entry marked `bad`."""
+def refuse(name: str, labels: Tensor, bad: Tensor, expected: str) -> None:
+    """Raise for the first entry marked `bad`, saying what was expected of it."""
     if bad.any():
         row = int(bad.nonzero()[0])
         raise ValueError(

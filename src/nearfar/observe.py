@@ -7,7 +7,7 @@ similarities it measures through `measured`; outside of `watch` that returns the
 cannot differ from what is trained.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -55,6 +55,11 @@ def measured(
     return values
 
 
+def someone_watches() -> bool:
+    """Whether a loss that could hide its distances in the engine should show them instead."""
+    return not torch.compiler.is_compiling() and bool(_watchers.get())
+
+
 @contextmanager
 def watch() -> Iterator[list[Measured]]:
     """Collect what every loss called inside the block measures, with gradients enabled."""
@@ -65,3 +70,30 @@ def watch() -> Iterator[list[Measured]]:
             yield record
     finally:
         _watchers.reset(token)
+
+
+# Rows, columns, their closeness and the forces on it, one tile at a time.
+ForceVisitor = Callable[[slice, slice, Tensor, Tensor], None]
+
+_force_visitors: ContextVar[tuple[ForceVisitor, ...]] = ContextVar("force_visitors", default=())
+
+
+def someone_watches_forces() -> bool:
+    """Whether each anchor's own forces are asked for, so that no two may be added up unseen."""
+    return bool(_force_visitors.get())
+
+
+def show_forces(rows: slice, columns: slice, closeness: Tensor, force: Tensor) -> None:
+    """Show a tile of forces to whoever watches; they may keep nothing of it but copies."""
+    for visit in _force_visitors.get():
+        visit(rows, columns, closeness, force)
+
+
+@contextmanager
+def watch_forces(visit: ForceVisitor) -> Iterator[None]:
+    """Call `visit` with every tile of forces that a whole-batch loss computes in the block."""
+    token = _force_visitors.set((*_force_visitors.get(), visit))
+    try:
+        yield
+    finally:
+        _force_visitors.reset(token)

@@ -8,9 +8,9 @@ from torch import Tensor
 from nearfar.distance import Distance, between_rows, cosine
 from nearfar.inputs import ArrayLike, between, embeddings, vector
 from nearfar.labels import SimilarLabel, blend, pair_labels
-from nearfar.losses.reduction import Reduction, reduce
 from nearfar.losses.shell import as_module
 from nearfar.observe import measured
+from nearfar.reduction import Reduction, reduce
 
 
 def contrastive_loss(

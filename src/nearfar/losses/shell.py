@@ -6,6 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+# Keywords that follow the data from batch to batch: `forward` takes them, not the constructor.
+_DATA = {"weight", "reference", "reference_labels", "reference_self", "hard_negatives"}
+
 
 def as_module(loss: Callable[..., Tensor]) -> type[nn.Module]:
     """The module class of a loss function: it holds the hyperparameters and does nothing else.
@@ -18,7 +21,7 @@ def as_module(loss: Callable[..., Tensor]) -> type[nn.Module]:
     defaults = {
         name: parameter.default
         for name, parameter in signature.parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY
+        if parameter.kind is parameter.KEYWORD_ONLY and name not in _DATA
     }
     name = _camel_case(loss.__name__)
     summary = (inspect.getdoc(loss) or "").partition("\n")[0]
@@ -29,7 +32,10 @@ def as_module(loss: Callable[..., Tensor]) -> type[nn.Module]:
             raise TypeError(f"{name} takes {', '.join(defaults)}; got {unknown}.")
         nn.Module.__init__(self)
         for key, default in defaults.items():
-            setattr(self, key, hyperparameters.get(key, default))
+            value = hyperparameters.get(key, default)
+            if value is inspect.Parameter.empty:
+                raise TypeError(f"{name} needs {key}: there is no default that suits everyone.")
+            setattr(self, key, value)
 
     def forward(self: nn.Module, *data: Any, **keyword_data: Any) -> Tensor:
         return loss(*data, **keyword_data, **{key: getattr(self, key) for key in defaults})
@@ -55,5 +61,5 @@ def as_module(loss: Callable[..., Tensor]) -> type[nn.Module]:
 
 def _camel_case(function_name: str) -> str:
     """info_nce_loss -> InfoNCELoss."""
-    spelled = {"nce": "NCE", "xent": "Xent"}
+    spelled = {"nce": "NCE", "nca": "NCA", "nt": "NT", "clip": "CLIP", "siglip": "SigLIP"}
     return "".join(spelled.get(part, part.capitalize()) for part in function_name.split("_"))

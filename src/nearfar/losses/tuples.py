@@ -8,9 +8,9 @@ from torch.nn.functional import logsigmoid
 
 from nearfar.distance import Distance, between_rows
 from nearfar.inputs import ArrayLike, between, embeddings
-from nearfar.losses.reduction import Reduction, reduce
 from nearfar.losses.shell import as_module
 from nearfar.observe import measured
+from nearfar.reduction import Reduction, reduce
 
 
 def triplet_loss(

@@ -1,0 +1,109 @@
+"""How large a tile may be: from the shapes, the device and a memory budget."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import torch
+
+# Measured: a tile of 512 x 1024 float32 lies in the cache of one core; wider than 2048 is slower.
+_CPU_TILE = (512, 1024)
+_CPU_BLOCK = 2**20  # elements of a block that spans all columns
+_BUDGET = {"cpu": 128 * 2**20}
+_ACCELERATOR_BUDGET = 2**30
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the caller set: a budget in bytes, and, for tests, the tile's shape itself."""
+
+    budget: int | None = None
+    tile: tuple[int, int] | None = None
+
+
+_limits: ContextVar[Limits] = ContextVar("limits", default=Limits())  # noqa: B039, it is frozen
+
+
+def current_limits() -> Limits:
+    """The limits in force; a loss keeps them for its backward, which may run elsewhere."""
+    return _limits.get()
+
+
+@contextmanager
+def memory_budget(budget: int) -> Iterator[None]:
+    """Bound the working memory of every whole-batch loss called inside the block.
+
+    The work buffers stay below `budget` bytes; what must be there whatever the tile (the
+    gradients, and the unit rows where rows are normalised) comes on top. The default is 128 MiB on
+    a CPU and 1 GiB on an accelerator. The budget changes speed and memory, never the result beyond
+    rounding.
+
+    Args:
+        budget: bytes, at least 64 KiB.
+
+    Raises:
+        ValueError: a smaller budget.
+
+    >>> from nearfar import clip_loss
+    >>> x = torch.eye(3)
+    >>> with memory_budget(2**20):
+    ...     clip_loss(x, x, scale=10.0)
+    tensor(9.0796e-05)
+    """
+    if not budget >= 2**16:
+        raise ValueError(f"budget must be at least {2**16} bytes, got {budget!r}.")
+    with _set(Limits(budget=int(budget))):
+        yield
+
+
+@contextmanager
+def tile_shape(rows: int, columns: int) -> Iterator[None]:
+    """Fix the tile, so that a test can show that it changes nothing."""
+    with _set(Limits(tile=(rows, columns))):
+        yield
+
+
+@contextmanager
+def _set(limits: Limits) -> Iterator[None]:
+    token = _limits.set(limits)
+    try:
+        yield
+    finally:
+        _limits.reset(token)
+
+
+def tile(limits: Limits, device: torch.device, itemsize: int, buffers: int) -> tuple[int, int]:
+    """Rows and columns of a tile of which `buffers` copies fit the budget."""
+    if limits.tile:
+        return limits.tile
+    elements = _elements(limits, device, itemsize, buffers)
+    if device.type != "cpu":
+        rows = max(32, int(elements**0.5) // 32 * 32)
+        return rows, rows
+    rows, columns = _CPU_TILE
+    while rows * columns > elements and rows > 1:
+        rows, columns = rows // 2, columns // 2
+    return rows, max(columns, 1)
+
+
+def block(limits: Limits, device: torch.device, itemsize: int, buffers: int, columns: int) -> int:
+    """Rows of a block that spans all `columns`, of which `buffers` copies fit the budget."""
+    if limits.tile:
+        return limits.tile[0]
+    elements = _elements(limits, device, itemsize, buffers)
+    if device.type == "cpu":
+        # Small enough for the cache, but 32 rows at least: below that the product itself slows.
+        elements = min(elements, max(_CPU_BLOCK, 32 * columns))
+    return max(1, min(elements // max(columns, 1), 4096))
+
+
+def _elements(limits: Limits, device: torch.device, itemsize: int, buffers: int) -> int:
+    budget = limits.budget or _BUDGET.get(device.type, _ACCELERATOR_BUDGET)
+    return max(1, budget // (itemsize * buffers))
+
+
+def spans(size: int, step: int) -> Iterator[slice]:
+    """Consecutive slices of `step` that cover 0 .. size - 1."""
+    for start in range(0, size, step):
+        yield slice(start, min(start + step, size))

@@ -1,0 +1,221 @@
+"""The one autograd step in which every whole-batch loss runs.
+
+An executor walks over tiles and returns per-row losses with the gradient of their weighted sum.
+This step lifts and normalises the rows, calls the executor, reduces, and carries the gradient back
+through the normalisation: the gradient of a scalar is finished in the forward pass; for
+`reduction="none"` the backward pass walks the tiles again with the upstream gradient as weights.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from nearfar.engine.budget import Limits, current_limits
+from nearfar.reduction import Reduction, total_weight
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """What an executor is asked.
+
+    Attributes:
+        a: (n, d) prepared rows, times the scale where there is one.
+        b: (m, d) prepared columns; None where the rows meet each other.
+        bias: added to every closeness.
+        weight: (n,) by which each row's loss counts in the gradient; None: all by 1.
+        gradient: whether a gradient is wanted.
+        limits: of memory.
+    """
+
+    a: Tensor
+    b: Tensor | None
+    bias: Tensor | None
+    weight: Tensor | None
+    gradient: bool
+    limits: Limits
+
+    @property
+    def columns(self) -> Tensor:
+        return self.a if self.b is None else self.b
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What an executor returns.
+
+    Attributes:
+        per_row: (n,) losses, 0 where nothing counts.
+        counts: (n,) how much each row counts in the mean: 1 or True; 0 where it has nothing to
+            compare and is left out; its number of terms where the mean is over those. None: all 1.
+        da: (n, d) gradient of sum(weight * per_row) with respect to `a`; None unless asked for.
+        db: likewise for the columns.
+        forces: the sum of all forces: the gradient of a bias.
+    """
+
+    per_row: Tensor
+    counts: Tensor | None = None
+    da: Tensor | None = None
+    db: Tensor | None = None
+    forces: Tensor | None = None
+
+
+Executor = Callable[[Request], Answer]
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+# The compiler takes the step as it is: it could not fuse the loop over tiles anyway.
+_opaque = cast(Callable[[_F], _F], torch.compiler.disable)
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    executor: Executor
+    normalize: bool
+    reduction: Reduction
+    weight: Tensor | None
+    limits: Limits
+    gradient: bool
+
+
+@_opaque
+def run(
+    executor: Executor,
+    x: Tensor,
+    y: Tensor | None,
+    *,
+    normalize: bool,
+    reduction: Reduction,
+    scale: Tensor | float | None = None,
+    bias: Tensor | float | None = None,
+    weight: Tensor | None = None,
+) -> Tensor:
+    """Run an executor on rows `x` and columns `y` (None: `x` itself) as one differentiable step."""
+    if y is not None and y.dtype != x.dtype:
+        common = torch.promote_types(x.dtype, y.dtype)
+        x, y = x.to(common), y.to(common)
+    learned = [t for t in (x, y, scale, bias) if isinstance(t, Tensor) and t.requires_grad]
+    gradient = torch.is_grad_enabled() and bool(learned)
+    job = _Job(executor, normalize, reduction, weight, current_limits(), gradient)
+    loss: Tensor = _Step.apply(job, x, y, scale, bias)  # type: ignore[no-untyped-call]
+    return loss
+
+
+class _Step(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        job: _Job,
+        x: Tensor,
+        y: Tensor | None,
+        scale: Tensor | float | None,
+        bias: Tensor | float | None,
+    ) -> Tensor:
+        ctx.job = job
+        per_row, counts, *gradients = _compute(
+            job, x, y, scale, bias, job.weight, job.gradient and job.reduction != "none"
+        )
+        weighted = per_row if job.weight is None else per_row * job.weight
+        if job.reduction == "none":
+            ctx.inputs = scale, bias
+            ctx.save_for_backward(*_tensors(x, y, scale, bias))
+            return weighted
+        total = weighted.sum()
+        if job.reduction == "mean":
+            share = 1 / total_weight(job.weight, counts, per_row)
+            total = total * share
+            gradients = [None if g is None else g.mul_(share) for g in gradients]
+        ctx.save_for_backward(*gradients)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "nearfar's whole-batch losses have no second derivative: call backward() or grad() "
+                "without create_graph=True, or use the loss on aligned rows, which has one."
+            )
+        job: _Job = ctx.job
+        if job.reduction != "none":
+            return None, *(
+                None if g is None else g * upstream.to(g.dtype) for g in ctx.saved_tensors
+            )
+        x, y, scale, bias = ctx.saved_tensors
+        scale, bias = (
+            given if saved is None else saved
+            for given, saved in zip(ctx.inputs, (scale, bias), strict=True)
+        )
+        weight = upstream if job.weight is None else upstream * job.weight
+        _, _, *gradients = _compute(job, x, y, scale, bias, weight, True)
+        return None, *gradients
+
+
+def _tensors(*values: Tensor | float | None) -> tuple[Tensor | None, ...]:
+    return tuple(value if isinstance(value, Tensor) else None for value in values)
+
+
+def _compute(
+    job: _Job,
+    x: Tensor,
+    y: Tensor | None,
+    scale: Tensor | float | None,
+    bias: Tensor | float | None,
+    weight: Tensor | None,
+    gradient: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """The per-row losses, how much each counts, and the gradients of the inputs."""
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        rows, columns = _Rows(x, job.normalize), None if y is None else _Rows(y, job.normalize)
+        a, b = rows.ready, None if columns is None else columns.ready
+        if scale is not None:
+            b = a if b is None else b
+            a = a * scale
+        shift = None if bias is None else torch.as_tensor(bias, dtype=a.dtype, device=a.device)
+        answer = job.executor(Request(a, b, shift, weight, gradient, job.limits))
+        if not gradient:
+            return answer.per_row, answer.counts, None, None, None, None
+        da, db = answer.da, answer.db
+        assert da is not None
+        dscale = dbias = None
+        if isinstance(scale, Tensor) and scale.requires_grad:
+            dscale = (da * rows.ready).sum().to(scale.dtype)
+        if isinstance(bias, Tensor) and bias.requires_grad and answer.forces is not None:
+            dbias = answer.forces.to(bias.dtype)
+        if scale is not None:
+            da = da.mul_(scale)
+        if columns is None:
+            da = da if db is None else da.add_(db)
+            return answer.per_row, answer.counts, rows.back(da), None, dscale, dbias
+        assert db is not None
+        return answer.per_row, answer.counts, rows.back(da), columns.back(db), dscale, dbias
+
+
+class _Rows:
+    """Rows ready for the tiles, at unit length if asked, and the way back for their gradient."""
+
+    def __init__(self, x: Tensor, normalize: bool) -> None:
+        self.x = x
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        if not normalize:
+            # An infinite entry becomes NaN, so that no hinge can hide it; see inputs.lift.
+            self.ready = torch.where(torch.isfinite(wide), wide, torch.nan)
+            self.size: Tensor | None = None
+            return
+        biggest = wide.abs().amax(1, keepdim=True)
+        biggest = torch.where(biggest > 0, biggest, 1)
+        scaled = wide / biggest
+        size = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
+        short = size * biggest < torch.finfo(wide.dtype).tiny ** 0.5
+        self.ready = torch.where(short, 0, scaled.div_(torch.where(short, 1, size)))
+        self.size = torch.where(short, torch.inf, size * biggest)
+
+    def back(self, gradient: Tensor) -> Tensor:
+        """From the gradient of `ready` to that of `x`, in its dtype; overwrites its argument."""
+        if self.size is not None:
+            along = (gradient * self.ready).sum(1, keepdim=True)
+            gradient = gradient.addcmul_(self.ready, along, value=-1).div_(self.size)
+        if gradient.dtype == self.x.dtype:
+            return gradient
+        largest = torch.finfo(self.x.dtype).max
+        return gradient.clamp_(-largest, largest).to(self.x.dtype)

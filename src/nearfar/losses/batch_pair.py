@@ -1,0 +1,219 @@
+"""Losses that add up over every pair of the batch."""
+
+from math import inf
+
+import torch
+from torch import Tensor
+
+from nearfar.distance import Distance
+from nearfar.engine.closeness import CosineDistance, Product, by_distance
+from nearfar.engine.elementwise import PairRule, elementwise
+from nearfar.engine.step import Executor, run
+from nearfar.inputs import ArrayLike, above_zero, between
+from nearfar.losses.batch import compare, row_weight, towers
+from nearfar.losses.shell import as_module
+from nearfar.reduction import Reduction
+from nearfar.relation import Relation, matched
+
+
+def batch_contrastive_loss(
+    x: ArrayLike,
+    labels: ArrayLike,
+    *,
+    margin: float = 1.0,
+    distance: Distance = "euclidean",
+    reference: ArrayLike | None = None,
+    reference_labels: ArrayLike | None = None,
+    reference_self: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    r"""The contrastive loss over every pair of the batch, both kinds of pairs counting the same.
+
+    With :math:`S` the ordered pairs :math:`i \ne j` that share a label and :math:`D` the others,
+
+    .. math:: L = \frac{1}{|S|} \sum_{(i,j) \in S} d_{ij}^2
+                + \frac{1}{|D|} \sum_{(i,j) \in D} \max(0,\, m - d_{ij})^2
+
+    In a batch the dissimilar pairs outnumber the similar ones by hundreds; a mean over all pairs
+    would silence the pull. (`contrastive_loss` on pairs you list is the plain mean.)
+
+    Args:
+        x: (n, d) embeddings, any floating dtype.
+        labels: (n,) class ids, or (n, c) bool multi-labels, where sharing one makes a pair similar.
+        margin: the distance, 0 or more, from which dissimilar pairs are left alone.
+        distance: "euclidean", "sqeuclidean" or "cosine".
+        reference: (m, d) embeddings to compare with instead of the batch itself.
+        reference_labels: (m,) or (m, c), their labels.
+        reference_self: (n,) which row of `reference` is row i itself, -1 for none.
+        reduction: "mean" over similar plus mean over dissimilar pairs; "sum" over all ordered
+            pairs, or "none" for (n,) sums, row i's pairs with everyone, without those means.
+
+    Returns:
+        A scalar, or (n,) with reduction="none"; float32 or wider. A kind of pair that does not
+        occur adds 0.
+
+    Raises:
+        TypeError: labels that are not class ids or bool multi-labels.
+        ValueError: a shape, length, device or hyperparameter out of range.
+
+    >>> x = torch.tensor([[0.0, 0], [0, 0.5], [0.25, 0]])
+    >>> batch_contrastive_loss(x, [0, 0, 1])  # similar 0.5; dissimilar 0.25 and 0.559
+    tensor(0.6285)
+    >>> batch_contrastive_loss(x, [0, 0, 1], reduction="sum")
+    tensor(2.0139)
+
+    Source: Hadsell, Chopra & LeCun, CVPR 2006, over all pairs as in pytorch-metric-learning.
+    """
+    between("margin", margin, 0, inf, ", a distance")
+    rows, columns, relation = compare(x, labels, reference, reference_labels, reference_self)
+
+    def far(d: Tensor) -> tuple[Tensor, Tensor]:
+        short = (margin - d).relu()
+        return short.square(), -2 * short
+
+    near_weight, far_weight = _kinds(relation, reduction)
+    rule = PairRule(lambda d: (d.square(), 2 * d), far, near_weight, far_weight)
+    executor = elementwise(rule, by_distance(distance), relation)
+    return _all_pairs(executor, rows, columns, distance == "cosine", reduction)
+
+
+def batch_cosine_loss(
+    x: ArrayLike,
+    labels: ArrayLike,
+    *,
+    margin: float = 0.0,
+    reference: ArrayLike | None = None,
+    reference_labels: ArrayLike | None = None,
+    reference_self: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    r"""The cosine loss over every pair of the batch, both kinds of pairs counting the same.
+
+    With :math:`S` the ordered pairs :math:`i \ne j` that share a label and :math:`D` the others,
+
+    .. math:: L = \frac{1}{|S|} \sum_{(i,j) \in S} (1 - \cos_{ij})
+                + \frac{1}{|D|} \sum_{(i,j) \in D} \max(0,\, \cos_{ij} - m)
+
+    Args:
+        x: (n, d) embeddings, any floating dtype.
+        labels: (n,) class ids, or (n, c) bool multi-labels, where sharing one makes a pair similar.
+        margin: the cosine, from -1 to 1, below which dissimilar pairs are left alone.
+        reference: (m, d) embeddings to compare with instead of the batch itself.
+        reference_labels: (m,) or (m, c), their labels.
+        reference_self: (n,) which row of `reference` is row i itself, -1 for none.
+        reduction: "mean" over similar plus mean over dissimilar pairs; "sum" over all ordered
+            pairs, or "none" for (n,) sums, row i's pairs with everyone, without those means.
+
+    Returns:
+        A scalar, or (n,) with reduction="none"; float32 or wider.
+
+    Raises:
+        TypeError: labels that are not class ids or bool multi-labels.
+        ValueError: a shape, length, device or hyperparameter out of range.
+
+    >>> x = torch.tensor([[1.0, 0], [0.6, 0.8], [0, 1]])
+    >>> batch_cosine_loss(x, [0, 0, 1])  # similar at cosine 0.6; dissimilar at 0 and 0.8
+    tensor(0.8000)
+
+    Source: as `cosine_loss`, over all pairs.
+    """
+    between("margin", margin, -1, 1, ", a cosine")
+    rows, columns, relation = compare(x, labels, reference, reference_labels, reference_self)
+
+    def far(d: Tensor) -> tuple[Tensor, Tensor]:
+        short = (1 - margin - d).relu()
+        return short, -(short > 0).to(d.dtype) + 0 * short  # NaN stays NaN
+
+    near_weight, far_weight = _kinds(relation, reduction)
+    rule = PairRule(lambda d: (d, torch.ones_like(d)), far, near_weight, far_weight)
+    return _all_pairs(elementwise(rule, CosineDistance(), relation), rows, columns, True, reduction)
+
+
+def siglip_loss(
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    scale: float | Tensor,
+    bias: float | Tensor,
+    normalize: bool = True,
+    weight: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    r"""The sigmoid loss of two towers: every pair by itself, match or no match.
+
+    With :math:`z_{ij} = t\, x_i \cdot y_j + b`,
+
+    .. math:: L = -\frac{1}{n} \sum_i \Bigl( \log \sigma(z_{ii})
+                + \sum_{j \ne i} \log \sigma(-z_{ij}) \Bigr)
+
+    Args:
+        x: (n, d) embeddings of the first tower, any floating dtype.
+        y: (n, d) embeddings of the second; row i matches row i of `x` and no other.
+        scale: t, above 0; the paper learns log t from log 10: pass `log_t.exp()`.
+        bias: b; the paper learns it from -10.
+        normalize: scale all rows to length 1 first, so that the products are cosines.
+        weight: (n,) how much each row of `x` counts, 0 or more.
+        reduction: "mean" over the n rows (each a sum over n pairs, as in the paper), "sum", or
+            "none" for the rows.
+
+    Returns:
+        A scalar, or (n,) with reduction="none"; float32 or wider. Scale and bias may be tensors
+        with one number, and get gradients.
+
+    Raises:
+        TypeError: an argument is not an array of numbers.
+        ValueError: a shape, device or hyperparameter out of range.
+
+    >>> siglip_loss(torch.eye(3), torch.eye(3), scale=10.0, bias=-5.0)
+    tensor(0.0201)
+
+    Source: Zhai, Mustafa, Kolesnikov & Beyer, "Sigmoid Loss for Language Image Pre-Training",
+    ICCV 2023.
+    """
+    rows, columns = towers(x, y)
+
+    def match(z: Tensor) -> tuple[Tensor, Tensor]:
+        loss, force = no_match(-z)
+        return loss, -force
+
+    def no_match(z: Tensor) -> tuple[Tensor, Tensor]:
+        # log(1 + e^z) and its derivative from one exponential, neither of which can overflow.
+        small = (-z.abs()).exp_()
+        return z.relu().add_(small.log1p()), torch.where(z < 0, small, 1).div_(1 + small)
+
+    relation = matched(len(rows), len(columns), rows.device)
+    return run(
+        elementwise(PairRule(match, no_match), Product(), relation),
+        rows,
+        columns,
+        normalize=normalize,
+        reduction=reduction,
+        scale=above_zero("scale", scale),
+        bias=bias,
+        weight=row_weight(weight, rows),
+    )
+
+
+def _all_pairs(
+    executor: Executor,
+    rows: Tensor,
+    columns: Tensor | None,
+    normalize: bool,
+    reduction: Reduction,
+) -> Tensor:
+    """Run with the kinds' means already in the rule's weights, so that the rows just add up."""
+    over_rows: Reduction = "sum" if reduction == "mean" else reduction
+    return run(executor, rows, columns, normalize=normalize, reduction=over_rows)
+
+
+def _kinds(relation: Relation, reduction: Reduction) -> tuple[Tensor | float, Tensor | float]:
+    """By how much a similar and a dissimilar pair count: 1 / (number of its kind) in the mean."""
+    if reduction != "mean":
+        return 1.0, 1.0
+    near, far = relation.n_positives().sum(), relation.n_negatives().sum()
+    return 1 / near.clamp(min=1).double(), 1 / far.clamp(min=1).double()
+
+
+BatchContrastiveLoss = as_module(batch_contrastive_loss)
+BatchCosineLoss = as_module(batch_cosine_loss)
+SigLIPLoss = as_module(siglip_loss)

@@ -1,0 +1,237 @@
+"""Softmax losses over a whole batch: pick the similar ones out of everyone."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from nearfar.engine.closeness import Product
+from nearfar.engine.softmax import SoftmaxRule, softmax
+from nearfar.engine.step import run
+from nearfar.engine.stream import stream
+from nearfar.inputs import ArrayLike, above_zero
+from nearfar.losses.batch import compare, row_weight, towers
+from nearfar.losses.shell import as_module
+from nearfar.reduction import Reduction
+from nearfar.relation import matched
+
+
+def pick_one(negatives: Tensor, positives: Tensor, total: Tensor, count: Tensor) -> Tensor:
+    """log(1 + sum_n e^(z_n - z_p)), for one positive an anchor."""
+    return -logsigmoid(total - negatives)
+
+
+def pick_one_decoupled(
+    negatives: Tensor, positives: Tensor, total: Tensor, count: Tensor
+) -> Tensor:
+    """log(sum_n e^(z_n - z_p)): the positive left out of the denominator."""
+    return negatives - total / count
+
+
+ONE = SoftmaxRule(pick_one)
+ONE_DECOUPLED = SoftmaxRule(pick_one_decoupled, needs_negatives=True)
+
+
+def clip_loss(
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    scale: float | Tensor,
+    normalize: bool = True,
+    decoupled: bool = False,
+    weight: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    r"""Match two towers in both directions: softmax over the rows and over the columns.
+
+    With :math:`z_{ij} = t\, x_i \cdot y_j`,
+
+    .. math:: L = \frac{1}{2n} \sum_i \Bigl( -\log \frac{e^{z_{ii}}}{\sum_j e^{z_{ij}}}
+                - \log \frac{e^{z_{ii}}}{\sum_j e^{z_{ji}}} \Bigr)
+
+    computed as :math:`\log(1 + \sum_{j \ne i} e^{z_{ij} - z_{ii}})`, which keeps its digits when
+    the loss is near 0 and the scale high.
+
+    Args:
+        x: (n, d) embeddings of the first tower, any floating dtype.
+        y: (n, d) embeddings of the second; row i matches row i of `x` and no other.
+        scale: t = 1 / temperature, above 0; the paper learns log t, from log(1 / 0.07) up to
+            log 100: pass `log_t.exp()`.
+        normalize: scale all rows to length 1 first, so that the products are cosines.
+        decoupled: leave the match out of both denominators (Yeh et al. 2022).
+        weight: (n,) how much each match counts, 0 or more.
+        reduction: "mean" over the n matches, "sum", or "none" for a loss a match.
+
+    Returns:
+        A scalar, or (n,) with reduction="none"; float32 or wider. Scale may be a tensor with one
+        number, and gets its gradient.
+
+    Raises:
+        TypeError: an argument is not an array of numbers.
+        ValueError: a shape, device or hyperparameter out of range.
+
+    >>> clip_loss(torch.eye(3), torch.eye(3), scale=2.0)
+    tensor(0.2395)
+    >>> x = torch.tensor([[1.0, 0], [0.6, 0.8]])
+    >>> clip_loss(x, torch.eye(2), scale=10.0, reduction="none")
+    tensor([0.0091, 0.0636])
+
+    Source: Radford et al., "Learning Transferable Visual Models From Natural Language
+    Supervision", ICML 2021, figure 3.
+    """
+    rows, columns = towers(x, y)
+    relation = matched(len(rows), len(columns), rows.device)
+    return run(
+        softmax(ONE_DECOUPLED if decoupled else ONE, relation, both=True),
+        rows,
+        columns,
+        normalize=normalize,
+        reduction=reduction,
+        scale=above_zero("scale", scale),
+        weight=row_weight(weight, rows),
+    )
+
+
+def sup_con_loss(
+    x: ArrayLike,
+    labels: ArrayLike,
+    *,
+    temperature: float | Tensor = 0.1,
+    normalize: bool = True,
+    decoupled: bool = False,
+    weight: ArrayLike | None = None,
+    reference: ArrayLike | None = None,
+    reference_labels: ArrayLike | None = None,
+    reference_self: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    r"""Supervised contrast: each anchor against everyone, all that share its label positive.
+
+    With :math:`z_{ij} = x_i \cdot x_j / \tau`, :math:`P(i)` the positives of i and :math:`A(i)`
+    everyone but i,
+
+    .. math:: \ell_i = -\frac{1}{|P(i)|} \sum_{p \in P(i)}
+                \log \frac{e^{z_{ip}}}{\sum_{a \in A(i)} e^{z_{ia}}}
+
+    Args:
+        x: (n, d) embeddings, any floating dtype.
+        labels: (n,) class ids, or (n, c) bool multi-labels, where sharing one makes a pair similar.
+        temperature: tau, above 0. A tensor with one number may be learned.
+        normalize: scale all rows to length 1 first, so that the products are cosines.
+        decoupled: leave the positives out of the denominator (Yeh et al. 2022).
+        weight: (n,) how much each anchor counts, 0 or more.
+        reference: (m, d) embeddings to compare with instead of the batch itself.
+        reference_labels: (m,) or (m, c), their labels.
+        reference_self: (n,) which row of `reference` is row i itself, -1 for none.
+        reduction: "mean" over the anchors that have a positive (decoupled: and a negative),
+            "sum", or "none", where the others are 0.
+
+    Returns:
+        A scalar, or (n,) with reduction="none"; float32 or wider.
+
+    Raises:
+        TypeError: labels that are not class ids or bool multi-labels.
+        ValueError: a shape, length, device or hyperparameter out of range.
+
+    >>> x = torch.tensor([[1.0, 0], [0.8, 0.6], [0, 1], [-0.6, 0.8]])
+    >>> sup_con_loss(x, [0, 0, 1, 1], temperature=0.5)
+    tensor(0.4302)
+    >>> sup_con_loss(x, [0, 0, 1, 2], temperature=0.5, reduction="none")  # two have no positive
+    tensor([0.2333, 0.6271, 0.0000, 0.0000])
+
+    Source: Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020, equation 2 (L_out).
+    """
+
+    def combine(negatives: Tensor, positives: Tensor, total: Tensor, count: Tensor) -> Tensor:
+        # With one positive the second term is 0 and the first keeps the digits of a small loss.
+        return -logsigmoid(positives - negatives) + (positives - total / count)
+
+    everyone = SoftmaxRule(combine, every_positive=True)
+    rows, columns, relation = compare(x, labels, reference, reference_labels, reference_self)
+    return run(
+        softmax(ONE_DECOUPLED if decoupled else everyone, relation),
+        rows,
+        columns,
+        normalize=normalize,
+        reduction=reduction,
+        scale=1 / above_zero("temperature", temperature),
+        weight=row_weight(weight, rows),
+    )
+
+
+def nt_xent_loss(
+    x: ArrayLike,
+    labels: ArrayLike,
+    *,
+    temperature: float | Tensor = 0.5,
+    normalize: bool = True,
+    decoupled: bool = False,
+    weight: ArrayLike | None = None,
+    reference: ArrayLike | None = None,
+    reference_labels: ArrayLike | None = None,
+    reference_self: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    r"""One softmax a positive pair: that positive against the anchor's negatives.
+
+    With :math:`z_{ij} = x_i \cdot x_j / \tau` and :math:`N(i)` the negatives of anchor i, each
+    positive pair (i, p) costs
+
+    .. math:: \ell_{ip} = -\log \frac{e^{z_{ip}}}{e^{z_{ip}} + \sum_{n \in N(i)} e^{z_{in}}}
+
+    In SimCLR every item has two views, so one positive. With more, the other positives of the
+    anchor are no part of the denominator.
+
+    Args:
+        x: (n, d) embeddings, any floating dtype.
+        labels: (n,) class ids, or (n, c) bool multi-labels, where sharing one makes a pair similar;
+            for two views of n items, `torch.arange(n).repeat(2)`.
+        temperature: tau, above 0. A tensor with one number may be learned.
+        normalize: scale all rows to length 1 first, so that the products are cosines.
+        decoupled: leave the positive out of its denominator (Yeh et al. 2022).
+        weight: (n,) how much each anchor counts, 0 or more.
+        reference: (m, d) embeddings to compare with instead of the batch itself.
+        reference_labels: (m,) or (m, c), their labels.
+        reference_self: (n,) which row of `reference` is row i itself, -1 for none.
+        reduction: "mean" over the positive pairs, "sum" over them, or "none" for (n,) sums, an
+            anchor's positive pairs.
+
+    Returns:
+        A scalar, or (n,) with reduction="none"; float32 or wider. An anchor without negatives
+        costs 0 (decoupled: is left out).
+
+    Raises:
+        TypeError: labels that are not class ids or bool multi-labels.
+        ValueError: a shape, length, device or hyperparameter out of range.
+
+    >>> x = torch.tensor([[1.0, 0], [0.8, 0.6], [0, 1], [-0.6, 0.8]])
+    >>> nt_xent_loss(x, [0, 0, 1, 1])
+    tensor(0.4302)
+
+    Source: Chen, Kornblith, Norouzi & Hinton, "A Simple Framework for Contrastive Learning of
+    Visual Representations", ICML 2020, equation 1.
+    """
+
+    def rule(z: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
+        of_negatives = z.masked_fill(~negative, -torch.inf).logsumexp(1, keepdim=True)
+        count = positive.sum(1)
+        if decoupled:
+            some = negative.any(1)
+            of_negatives = torch.where(some[:, None], of_negatives, 0)
+            return torch.where(positive, of_negatives - z, 0).sum(1), count * some
+        return torch.where(positive, -logsigmoid(z - of_negatives), 0).sum(1), count
+
+    rows, columns, relation = compare(x, labels, reference, reference_labels, reference_self)
+    return run(
+        stream(rule, Product(), relation),
+        rows,
+        columns,
+        normalize=normalize,
+        reduction=reduction,
+        scale=1 / above_zero("temperature", temperature),
+        weight=row_weight(weight, rows),
+    )
+
+
+CLIPLoss = as_module(clip_loss)
+SupConLoss = as_module(sup_con_loss)
+NTXentLoss = as_module(nt_xent_loss)

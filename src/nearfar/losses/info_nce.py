@@ -1,0 +1,188 @@
+"""InfoNCE: pick the positive out of the negatives, listed ones or the rest of the batch."""
+
+from math import inf
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from nearfar.distance import unit
+from nearfar.engine.softmax import softmax
+from nearfar.engine.step import run
+from nearfar.inputs import (
+    ArrayLike,
+    above_zero,
+    batch,
+    embeddings,
+    lift,
+    matrix,
+    same_device,
+    tensor,
+)
+from nearfar.losses.batch import row_weight, towers
+from nearfar.losses.contrast import ONE, ONE_DECOUPLED
+from nearfar.losses.shell import as_module
+from nearfar.observe import measured, someone_watches
+from nearfar.reduction import Reduction, reduce
+from nearfar.relation import matched
+
+
+def info_nce_loss(
+    query: ArrayLike,
+    positive: ArrayLike,
+    negatives: ArrayLike | None = None,
+    *,
+    temperature: float | Tensor = 0.07,
+    normalize: bool = True,
+    symmetric: bool = False,
+    decoupled: bool = False,
+    hard_negatives: ArrayLike | None = None,
+    weight: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    r"""Pick the positive out of the negatives: softmax cross-entropy over similarities.
+
+    With :math:`s^+_i = q_i \cdot p_i / \tau` and :math:`s^-_{ij} = q_i \cdot n_{ij} / \tau`,
+
+    .. math:: \ell_i = -\log \frac{e^{s^+_i}}{e^{s^+_i} + \sum_j e^{s^-_{ij}}}
+                     = \log\Bigl(1 + \sum_j e^{s^-_{ij} - s^+_i}\Bigr)
+
+    computed in the second form, which keeps its digits when the loss is near 0 and cannot
+    saturate when it is large.
+
+    Args:
+        query: (n, d) embeddings, any floating dtype.
+        positive: (n, d) embeddings; row i is the match of row i of `query`.
+        negatives: (m, d), shared by all queries; (n, m, d), m for each query; or None, where the
+            other rows of `positive` are the negatives of row i, in memory linear in n.
+        temperature: tau, above 0; smaller looks harder at the nearest negatives. A tensor with one
+            number may be learned.
+        normalize: scale all rows to length 1 first, so that similarities are cosines.
+        symmetric: without `negatives`, the mean of both directions: each positive also picks its
+            query out of all queries.
+        decoupled: leave the positive out of the denominator (Yeh et al. 2022).
+        hard_negatives: (m, d) or (n, m, d), further negatives for every query beside the other
+            rows of `positive`: not with `negatives`.
+        weight: (n,) how much each query counts, 0 or more.
+        reduction: "mean" over the queries, "sum", or "none" for a loss a query.
+
+    Returns:
+        A scalar, or (n,) losses with reduction="none"; float32 or wider. A query with nothing to
+        compare against costs 0 (decoupled: is left out).
+
+    Raises:
+        TypeError: an argument is not an array of numbers.
+        ValueError: a shape, device or hyperparameter out of range, or options that exclude each
+            other.
+
+    >>> import torch
+    >>> query = torch.tensor([[-0.83483301, -0.16904167, 0.52390721]], dtype=torch.float64)
+    >>> positive = torch.tensor([[-0.83455951, -0.16862266, 0.52447767]], dtype=torch.float64)
+    >>> negatives = torch.tensor(
+    ...     [[0.70374682, -0.18682394, -0.68544673], [0.15465702, 0.32303224, 0.93366556],
+    ...      [0.53043332, -0.83523217, -0.14500935], [0.68285685, -0.73054075, 0.00409143],
+    ...      [0.76652431, 0.61500886, 0.18494479]], dtype=torch.float64)
+    >>> round(info_nce_loss(query, positive, negatives, normalize=False).item(), 15)
+    4.906865066e-05
+    >>> negatives[:2] = positive  # two negatives as close as the positive: -log(1/3)
+    >>> round(info_nce_loss(query, positive, negatives, normalize=False).item(), 12)
+    1.098612289999
+    >>> info_nce_loss(torch.eye(3), torch.eye(3), temperature=0.5)  # the other rows as negatives
+    tensor(0.2395)
+
+    Source: van den Oord, Li & Vinyals, "Representation Learning with Contrastive Predictive
+    Coding", 2018; with hard negatives, Karpukhin et al., "Dense Passage Retrieval", EMNLP 2020.
+    """
+    if negatives is not None and (symmetric or hard_negatives is not None):
+        raise ValueError(
+            "symmetric and hard_negatives belong to the form whose negatives are the other rows: "
+            "leave negatives out, or pass them as hard_negatives."
+        )
+    temperature = above_zero("temperature", temperature)
+    if negatives is not None or someone_watches():
+        if symmetric:
+            raise ValueError("one direction at a time can be explained: leave symmetric out.")
+        query, positive = embeddings(query=query, positive=positive)
+        counted = row_weight(weight, query)
+        scale = unit if normalize else _as_is
+        others = hard_negatives if negatives is None else negatives
+        near, far = _similarities(
+            scale(query),
+            scale(positive),
+            None if others is None else scale(_negatives(others, query)),
+            in_batch=negatives is None,
+        )
+        near = measured("positive", "similarity", near) / temperature
+        far = measured("negative", "similarity", far) / temperature
+        return _listed(near, far, decoupled, counted, reduction)
+    rows, columns = towers(query, positive)
+    rule = ONE_DECOUPLED if decoupled else ONE
+
+    def one_way(rows: Tensor, columns: Tensor, *, both: bool = False) -> Tensor:
+        relation = matched(len(rows), len(columns), rows.device)
+        return run(
+            softmax(rule, relation, both=both),
+            rows,
+            columns,
+            normalize=normalize,
+            reduction=reduction,
+            scale=1 / temperature,
+            weight=row_weight(weight, rows),
+        )
+
+    if hard_negatives is None:
+        return one_way(rows, columns, both=symmetric)
+    hard = tensor("hard_negatives", hard_negatives)
+    hard = batch("hard_negatives", hard.flatten(0, -2) if hard.ndim == 3 else hard, like=rows)
+    there = one_way(rows, torch.cat([columns, hard]))
+    return (there + one_way(columns, rows)) / 2 if symmetric else there
+
+
+def _listed(
+    near: Tensor, far: Tensor, decoupled: bool, weight: Tensor | None, reduction: Reduction
+) -> Tensor:
+    """The loss of similarities (n,) to the positive and (n, m) to the negatives, -inf for none."""
+    of_negatives = far.logsumexp(1)
+    if not decoupled:
+        return reduce(-logsigmoid(near - of_negatives), reduction, weight)
+    some = (far > -inf).any(1) | far.isnan().any(1)
+    return reduce(torch.where(some, of_negatives - near, 0), reduction, weight, some)
+
+
+def _similarities(
+    query: Tensor, positive: Tensor, others: Tensor | None, *, in_batch: bool
+) -> tuple[Tensor, Tensor]:
+    """(n,) similarities to the positive and (n, m) to the negatives."""
+    parts = []
+    # Under autocast a matrix product would drop to half precision, and its digits with it.
+    with torch.autocast(query.device.type, enabled=False):
+        if in_batch:
+            itself = torch.eye(len(query), dtype=torch.bool, device=query.device)
+            parts.append((query @ positive.T).masked_fill(itself, -inf))
+            others = others.flatten(0, 1) if others is not None and others.ndim == 3 else others
+        if others is not None:
+            shared = others.ndim == 2
+            parts.append(query @ others.T if shared else (others @ query[..., None])[..., 0])
+    return (query * positive).sum(-1), torch.cat(parts, 1)
+
+
+def _negatives(negatives: ArrayLike, query: Tensor) -> Tensor:
+    """(m, d) or (n, m, d), lifted and checked against the queries."""
+    n, d = query.shape
+    given = tensor("negatives", negatives)
+    if given.ndim == 2:
+        return matrix("negatives", given, width=d, like=query)
+    if given.ndim != 3 or given.shape[0] != n or given.shape[2] != d:
+        raise ValueError(
+            f"negatives must have shape (m, {d}), shared by all queries, or ({n}, m, {d}), "
+            f"m for each query; got {tuple(given.shape)}."
+        )
+    same_device("negatives", given, "query", query)
+    return lift("negatives", given)
+
+
+def _as_is(x: Tensor) -> Tensor:
+    return x
+
+
+InfoNCELoss = as_module(info_nce_loss)

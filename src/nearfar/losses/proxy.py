@@ -1,0 +1,228 @@
+"""Losses against one learned proxy a class, streamed: a million classes need no logits matrix."""
+
+from math import cos, inf, pi, sin
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from nearfar.engine.closeness import Product
+from nearfar.engine.softmax import Combine, SoftmaxRule, softmax
+from nearfar.engine.step import run
+from nearfar.engine.stream import stream
+from nearfar.inputs import ArrayLike, above_zero, batch, between
+from nearfar.labels import class_ids
+from nearfar.losses.batch import row_weight
+from nearfar.losses.contrast import ONE, ONE_DECOUPLED
+from nearfar.losses.shell import as_module
+from nearfar.reduction import Reduction
+from nearfar.relation import Relation
+
+
+def proxy_softmax_loss(
+    x: ArrayLike,
+    proxies: ArrayLike,
+    labels: ArrayLike,
+    *,
+    scale: float | Tensor = 64.0,
+    angle_margin: float = 0.0,
+    cosine_margin: float = 0.0,
+    weight: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    r"""Softmax over cosines to one proxy a class, with a margin on the right one if wanted.
+
+    With :math:`\theta_{ij}` the angle between row i and proxy j, :math:`t` the scale, and
+    :math:`y_i` the class of row i,
+
+    .. math:: \ell_i = \log\Bigl(1 + \sum_{j \ne y_i}
+                e^{t \cos\theta_{ij} - t (\cos(\theta_{i y_i} + m_a) - m_c)}\Bigr)
+
+    No margin is the normalised softmax; the angle margin :math:`m_a` is ArcFace's (0.5 there), the
+    cosine margin :math:`m_c` is CosFace's (0.35 there). Beyond :math:`\theta = \pi - m_a`, where
+    the cosine would rise again, it goes on linearly as in the reference implementation.
+
+    Args:
+        x: (n, d) embeddings, any floating dtype.
+        proxies: (c, d), one a class, learned; rows and proxies are scaled to length 1.
+        labels: (n,) class ids from 0 to c - 1.
+        scale: t, above 0.
+        angle_margin: radians, from 0 to pi / 2.
+        cosine_margin: from 0 to 1.
+        weight: (n,) how much each row counts, 0 or more; for a weight a class,
+            `class_weight[labels]`.
+        reduction: "mean" over the rows, "sum", or "none" for a loss a row.
+
+    Returns:
+        A scalar, or (n,) with reduction="none"; float32 or wider.
+
+    Raises:
+        TypeError: labels that are not class ids.
+        ValueError: a shape, length, device, class id or hyperparameter out of range.
+
+    >>> proxies = torch.eye(3)
+    >>> x = torch.tensor([[1.0, 0.2, 0], [0, 1, 1]])
+    >>> proxy_softmax_loss(x, proxies, [0, 1], scale=10.0, reduction="none")
+    tensor([4.4688e-04, 6.9357e-01])
+    >>> proxy_softmax_loss(x, proxies, [0, 1], scale=10.0, angle_margin=0.5, reduction="none")
+    tensor([3.7942e-03, 4.2706e+00])
+
+    Source: Deng et al., "ArcFace", CVPR 2019; Wang et al., "CosFace", CVPR 2018; Wang et al.,
+    "NormFace", ACM MM 2017.
+    """
+    scale = above_zero("scale", scale)
+    between("angle_margin", angle_margin, 0, pi / 2, ", radians")
+    between("cosine_margin", cosine_margin, 0, 1)
+    rule = ONE
+    if angle_margin or cosine_margin:
+        if isinstance(scale, Tensor) and scale.requires_grad:
+            raise ValueError("scale cannot be learned together with a margin; pass a number.")
+        rule = SoftmaxRule(_with_margins(scale, angle_margin, cosine_margin))
+    rows, columns, relation = _to_proxies(x, proxies, labels)
+    return run(
+        softmax(rule, relation),
+        rows,
+        columns,
+        normalize=True,
+        reduction=reduction,
+        scale=scale,
+        weight=row_weight(weight, rows),
+    )
+
+
+def proxy_nca_loss(
+    x: ArrayLike,
+    proxies: ArrayLike,
+    labels: ArrayLike,
+    *,
+    scale: float | Tensor = 1.0,
+    weight: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    r"""Neighbourhood components against proxies: nearer to the own one than to all others.
+
+    With rows and proxies at length 1 and :math:`d` their squared distance, :math:`t` the scale,
+
+    .. math:: \ell_i = -\log \frac{e^{-t\,d(x_i, p_{y_i})}}{\sum_{j \ne y_i} e^{-t\,d(x_i, p_j)}}
+
+    The own proxy is no part of the denominator, so the loss has no lower bound of 0.
+
+    Args:
+        x: (n, d) embeddings, any floating dtype.
+        proxies: (c, d), one a class, learned; rows and proxies are scaled to length 1.
+        labels: (n,) class ids from 0 to c - 1.
+        scale: t, above 0; 1 in the paper.
+        weight: (n,) how much each row counts, 0 or more.
+        reduction: "mean" over the rows, "sum", or "none" for a loss a row.
+
+    Returns:
+        A scalar, or (n,) with reduction="none"; float32 or wider. 0 where there is one class only.
+
+    Raises:
+        TypeError: labels that are not class ids.
+        ValueError: a shape, length, device, class id or hyperparameter out of range.
+
+    >>> proxy_nca_loss(torch.eye(3), torch.eye(3), [0, 1, 2])
+    tensor(-1.3069)
+
+    Source: Movshovitz-Attias et al., "No Fuss Distance Metric Learning using Proxies", ICCV 2017,
+    equation 6.
+    """
+    rows, columns, relation = _to_proxies(x, proxies, labels)
+    return run(
+        softmax(ONE_DECOUPLED, relation),
+        rows,
+        columns,
+        normalize=True,
+        reduction=reduction,
+        # At length 1, -d = 2 cos - 2, and the constant cancels.
+        scale=2 * above_zero("scale", scale),
+        weight=row_weight(weight, rows),
+    )
+
+
+def proxy_anchor_loss(
+    x: ArrayLike,
+    proxies: ArrayLike,
+    labels: ArrayLike,
+    *,
+    margin: float = 0.1,
+    scale: float = 32.0,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    r"""Proxies as anchors: each pulls the rows of its class and pushes all others.
+
+    With :math:`s_{cj}` the cosine of proxy c and row j, :math:`t` the scale, :math:`X_c^+` the rows
+    of class c, :math:`X_c^-` the others, and :math:`P^+` the proxies that have a row in the batch,
+
+    .. math:: L = \frac{1}{|P^+|} \sum_{c \in P^+}
+                    \log\Bigl(1 + \sum_{j \in X_c^+} e^{-t (s_{cj} - m)}\Bigr)
+                + \frac{1}{|P|} \sum_{c \in P}
+                    \log\Bigl(1 + \sum_{j \in X_c^-} e^{t (s_{cj} + m)}\Bigr)
+
+    Args:
+        x: (n, d) embeddings, any floating dtype.
+        proxies: (c, d), one a class, learned; rows and proxies are scaled to length 1.
+        labels: (n,) class ids from 0 to c - 1.
+        margin: m, from 0 to 1.
+        scale: t (the paper's alpha), above 0.
+        reduction: "mean", the formula; "sum" of all its logarithms, or "none" for (c,) sums, a
+            proxy each, without the two means.
+
+    Returns:
+        A scalar, or (c,) with reduction="none"; float32 or wider.
+
+    Raises:
+        TypeError: labels that are not class ids.
+        ValueError: a shape, length, device, class id or hyperparameter out of range.
+
+    >>> proxy_anchor_loss(torch.eye(3), torch.eye(3), [0, 1, 2])
+    tensor(3.9133)
+
+    Source: Kim, Kim, Cho & Kwak, "Proxy Anchor Loss for Deep Metric Learning", CVPR 2020.
+    """
+    between("margin", margin, 0, 1)
+    above_zero("scale", scale)
+    rows, columns, relation = _to_proxies(x, proxies, labels)
+    turned = Relation(
+        relation.m, relation.n, relation.device, relation.column_labels, relation.row_labels
+    )
+    near_weight = far_weight = 1.0
+    if reduction == "mean":
+        near_weight = 1 / max(int((turned.n_positives() > 0).sum()), 1)
+        far_weight = 1 / max(len(columns), 1)
+
+    def rule(s: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
+        near = (-scale * (s - margin)).masked_fill(~positive, -inf).logsumexp(1)
+        far = (scale * (s + margin)).masked_fill(~negative, -inf).logsumexp(1)
+        loss = -near_weight * logsigmoid(-near) - far_weight * logsigmoid(-far)
+        return loss, torch.ones_like(loss)
+
+    over_rows: Reduction = "sum" if reduction == "mean" else reduction
+    return run(stream(rule, Product(), turned), columns, rows, normalize=True, reduction=over_rows)
+
+
+def _to_proxies(
+    x: ArrayLike, proxies: ArrayLike, labels: ArrayLike
+) -> tuple[Tensor, Tensor, Relation]:
+    rows = batch("x", x)
+    columns = batch("proxies", proxies, like=rows)
+    known = class_ids(labels, like=rows, n_classes=len(columns))
+    names = torch.arange(len(columns), device=rows.device)
+    return rows, columns, Relation(len(rows), len(columns), rows.device, known, names)
+
+
+def _with_margins(scale: float | Tensor, angle: float, cosine: float) -> Combine:
+    def combine(negatives: Tensor, positives: Tensor, total: Tensor, count: Tensor) -> Tensor:
+        c = total / scale
+        sine = (1 - c.square()).clamp(min=torch.finfo(c.dtype).eps).sqrt()
+        turned = c * cos(angle) - sine * sin(angle)
+        turned = torch.where(c > cos(pi - angle), turned, c - angle * sin(angle))
+        return -logsigmoid(scale * (turned - cosine) - negatives)
+
+    return combine
+
+
+ProxySoftmaxLoss = as_module(proxy_softmax_loss)
+ProxyNCALoss = as_module(proxy_nca_loss)
+ProxyAnchorLoss = as_module(proxy_anchor_loss)

@@ -1,0 +1,240 @@
+"""Losses that weigh each pair by how it compares with the others of its anchor."""
+
+from math import inf
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from nearfar.distance import Distance
+from nearfar.engine.closeness import Product, by_distance
+from nearfar.engine.step import run
+from nearfar.engine.stream import stream
+from nearfar.inputs import ArrayLike, above_zero, between
+from nearfar.losses.batch import compare, row_weight
+from nearfar.losses.shell import as_module
+from nearfar.reduction import Reduction
+
+
+def multi_similarity_loss(
+    x: ArrayLike,
+    labels: ArrayLike,
+    *,
+    alpha: float = 2.0,
+    beta: float = 50.0,
+    base: float = 0.5,
+    normalize: bool = True,
+    weight: ArrayLike | None = None,
+    reference: ArrayLike | None = None,
+    reference_labels: ArrayLike | None = None,
+    reference_self: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    r"""Weigh each pair by its own similarity and by those of its anchor's other pairs.
+
+    With :math:`s_{ij} = x_i \cdot x_j`, :math:`P(i)` the positives and :math:`N(i)` the negatives,
+
+    .. math:: \ell_i =
+        \frac{1}{\alpha} \log\Bigl(1 + \sum_{p \in P(i)} e^{-\alpha (s_{ip} - \lambda)}\Bigr)
+        + \frac{1}{\beta} \log\Bigl(1 + \sum_{n \in N(i)} e^{\beta (s_{in} - \lambda)}\Bigr)
+
+    Args:
+        x: (n, d) embeddings, any floating dtype.
+        labels: (n,) class ids, or (n, c) bool multi-labels, where sharing one makes a pair similar.
+        alpha: how sharply positives below `base` are pulled, above 0.
+        beta: how sharply negatives above `base` are pushed, above 0.
+        base: lambda, the similarity that separates the two.
+        normalize: scale all rows to length 1 first, so that the products are cosines.
+        weight: (n,) how much each anchor counts, 0 or more.
+        reference: (m, d) embeddings to compare with instead of the batch itself.
+        reference_labels: (m,) or (m, c), their labels.
+        reference_self: (n,) which row of `reference` is row i itself, -1 for none.
+        reduction: "mean" over all anchors that have anyone to compare with, positive or negative,
+            as in the paper; "sum", or "none" for a loss an anchor.
+
+    Returns:
+        A scalar, or (n,) with reduction="none"; float32 or wider.
+
+    Raises:
+        TypeError: labels that are not class ids or bool multi-labels.
+        ValueError: a shape, length, device or hyperparameter out of range.
+
+    >>> x = torch.tensor([[1.0, 0], [0.8, 0.6], [0, 1], [-0.6, 0.8]])
+    >>> multi_similarity_loss(x, [0, 0, 1, 1])
+    tensor(0.2688)
+
+    Source: Wang et al., "Multi-Similarity Loss with General Pair Weighting for Deep Metric
+    Learning", CVPR 2019, equation 17; its mining of pairs is a separate step.
+    """
+    for name, value in (("alpha", alpha), ("beta", beta)):
+        above_zero(name, value)
+    between("base", base, -inf, inf)
+
+    def rule(s: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
+        near = _log_sum(-alpha * (s - base), positive)
+        far = _log_sum(beta * (s - base), negative)
+        loss = -logsigmoid(-near) / alpha - logsigmoid(-far) / beta
+        return loss, (positive | negative).any(1)
+
+    rows, columns, relation = compare(x, labels, reference, reference_labels, reference_self)
+    return run(
+        stream(rule, Product(), relation),
+        rows,
+        columns,
+        normalize=normalize,
+        reduction=reduction,
+        weight=row_weight(weight, rows),
+    )
+
+
+def circle_loss(
+    x: ArrayLike,
+    labels: ArrayLike,
+    *,
+    margin: float = 0.25,
+    scale: float = 256.0,
+    normalize: bool = True,
+    weight: ArrayLike | None = None,
+    reference: ArrayLike | None = None,
+    reference_labels: ArrayLike | None = None,
+    reference_self: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    r"""Pull and push each similarity the harder, the farther it is from where it should be.
+
+    With :math:`\gamma` the scale, :math:`s_p` and :math:`s_n` an anchor's similarities to positives
+    and negatives,
+
+    .. math:: \ell_i = \log\Bigl(1 + \sum_n e^{\gamma \alpha_n (s_n - m)}
+                \sum_p e^{-\gamma \alpha_p (s_p - (1 - m))}\Bigr), \quad
+                \alpha_n = [s_n + m]_+,\ \alpha_p = [1 + m - s_p]_+
+
+    The weights :math:`\alpha` are held constant in the gradient.
+
+    Args:
+        x: (n, d) embeddings, any floating dtype.
+        labels: (n,) class ids, or (n, c) bool multi-labels, where sharing one makes a pair similar.
+        margin: m, from 0 to 1: similarities should reach 1 - m and m.
+        scale: gamma, above 0.
+        normalize: scale all rows to length 1 first, so that the products are cosines.
+        weight: (n,) how much each anchor counts, 0 or more.
+        reference: (m, d) embeddings to compare with instead of the batch itself.
+        reference_labels: (m,) or (m, c), their labels.
+        reference_self: (n,) which row of `reference` is row i itself, -1 for none.
+        reduction: "mean" over the anchors that have a positive and a negative, "sum", or "none",
+            where the others are 0.
+
+    Returns:
+        A scalar, or (n,) with reduction="none"; float32 or wider.
+
+    Raises:
+        TypeError: labels that are not class ids or bool multi-labels.
+        ValueError: a shape, length, device or hyperparameter out of range.
+
+    >>> x = torch.tensor([[1.0, 0], [0.8, 0.6], [0, 1], [-0.6, 0.8]])
+    >>> circle_loss(x, [0, 0, 1, 1], scale=16.0)
+    tensor(2.5427)
+
+    Source: Sun et al., "Circle Loss: A Unified Perspective of Pair Similarity Optimization",
+    CVPR 2020, equations 6 and 8.
+    """
+    between("margin", margin, 0, 1)
+    above_zero("scale", scale)
+
+    def rule(s: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
+        fixed = s.detach()
+        near = -scale * (1 + margin - fixed).relu() * (s - (1 - margin))
+        far = scale * (fixed + margin).relu() * (s - margin)
+        valid = positive.any(1) & negative.any(1)
+        return _pull_and_push(near, far, positive, negative, valid), valid
+
+    rows, columns, relation = compare(x, labels, reference, reference_labels, reference_self)
+    return run(
+        stream(rule, Product(), relation),
+        rows,
+        columns,
+        normalize=normalize,
+        reduction=reduction,
+        weight=row_weight(weight, rows),
+    )
+
+
+def lifted_structure_loss(
+    x: ArrayLike,
+    labels: ArrayLike,
+    *,
+    margin: float = 1.0,
+    distance: Distance = "euclidean",
+    weight: ArrayLike | None = None,
+    reference: ArrayLike | None = None,
+    reference_labels: ArrayLike | None = None,
+    reference_self: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    r"""Pull the farthest positives and push the nearest negatives of each anchor, smoothly.
+
+    .. math:: \ell_i = \Bigl[ \log \sum_{p \in P(i)} e^{d_{ip}}
+                + \log \sum_{n \in N(i)} e^{m - d_{in}} \Bigr]_+
+
+    Args:
+        x: (n, d) embeddings, any floating dtype.
+        labels: (n,) class ids, or (n, c) bool multi-labels, where sharing one makes a pair similar.
+        margin: m, 0 or more, in units of the distance.
+        distance: "euclidean", "sqeuclidean" or "cosine".
+        weight: (n,) how much each anchor counts, 0 or more.
+        reference: (m, d) embeddings to compare with instead of the batch itself.
+        reference_labels: (m,) or (m, c), their labels.
+        reference_self: (n,) which row of `reference` is row i itself, -1 for none.
+        reduction: "mean" over the anchors that have a positive and a negative, "sum", or "none",
+            where the others are 0.
+
+    Returns:
+        A scalar, or (n,) with reduction="none"; float32 or wider.
+
+    Raises:
+        TypeError: labels that are not class ids or bool multi-labels.
+        ValueError: a shape, length, device or hyperparameter out of range.
+
+    >>> x = torch.tensor([[1.0, 0], [0.8, 0.6], [0, 1], [-0.6, 0.8]])
+    >>> lifted_structure_loss(x, [0, 0, 1, 1])
+    tensor(0.9731)
+
+    Source: Hermans, Beyer & Leibe, "In Defense of the Triplet Loss for Person Re-Identification",
+    2017, equation 8, the generalised form of Oh Song et al., CVPR 2016.
+    """
+    between("margin", margin, 0, inf, ", a distance")
+
+    def rule(d: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
+        valid = positive.any(1) & negative.any(1)
+        near, far = _log_sum(d, positive), _log_sum(margin - d, negative)
+        return (torch.where(valid, near, 0) + torch.where(valid, far, 0)).relu(), valid
+
+    rows, columns, relation = compare(x, labels, reference, reference_labels, reference_self)
+    return run(
+        stream(rule, by_distance(distance), relation),
+        rows,
+        columns,
+        normalize=distance == "cosine",
+        reduction=reduction,
+        weight=row_weight(weight, rows),
+    )
+
+
+def _log_sum(terms: Tensor, who: Tensor) -> Tensor:
+    """(b,) log-sum-exp of the terms of those marked; -inf, with gradient 0, where nobody is."""
+    return terms.masked_fill(~who, -inf).logsumexp(1)
+
+
+def _pull_and_push(
+    near: Tensor, far: Tensor, positive: Tensor, negative: Tensor, valid: Tensor
+) -> Tensor:
+    """log(1 + sum_n e^far * sum_p e^near)."""
+    both = torch.where(valid, _log_sum(near, positive), 0) + torch.where(
+        valid, _log_sum(far, negative), 0
+    )
+    return -logsigmoid(-both)
+
+
+MultiSimilarityLoss = as_module(multi_similarity_loss)
+CircleLoss = as_module(circle_loss)
+LiftedStructureLoss = as_module(lifted_structure_loss)

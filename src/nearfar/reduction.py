@@ -1,0 +1,47 @@
+"""From one loss a row to what the caller asked for."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Reduction = Literal["mean", "sum", "none"]
+
+
+def reduce(
+    per_row: Tensor,
+    reduction: Reduction,
+    weight: Tensor | None = None,
+    counts: Tensor | None = None,
+) -> Tensor:
+    """The mean, the sum or the rows themselves; the mean and sum of no rows are 0.
+
+    Args:
+        per_row: (n,) losses, 0 where nothing counts.
+        reduction: "mean", "sum" or "none".
+        weight: (n,) by which each row counts; None: all by 1.
+        counts: (n,) how much each row counts in the mean beside its weight: 0 where it is left out.
+
+    Raises:
+        ValueError: an unknown reduction; the message lists the choices.
+    """
+    if weight is not None:
+        per_row = per_row * weight
+    if reduction == "mean":
+        return per_row.sum() / total_weight(weight, counts, per_row)
+    if reduction == "sum":
+        return per_row.sum()
+    if reduction == "none":
+        return per_row
+    raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}.")
+
+
+def total_weight(weight: Tensor | None, counts: Tensor | None, per_row: Tensor) -> Tensor | int:
+    """What the mean divides by: the weight of the rows that have something to compare."""
+    if weight is None and counts is None:
+        return max(len(per_row), 1)
+    taking_part = torch.ones_like(per_row) if weight is None else weight
+    if counts is not None:
+        taking_part = taking_part * counts
+    total = taking_part.sum()
+    return torch.where(total > 0, total, 1)
