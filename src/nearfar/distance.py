@@ -91,15 +91,9 @@ def unit(x: Tensor) -> Tensor:
 
 
 def length(x: Tensor) -> Tensor:
-    """Euclidean length of each row, with gradient 0 at 0, where that of the square root is NaN.
-
-    The rows are scaled by their largest entry first, so that no square over- or underflows.
-    """
-    biggest = x.detach().abs().amax(-1, keepdim=True)
-    biggest = biggest.masked_fill(biggest == 0, 1)
-    squares = (x / biggest).square().sum(-1)
-    zero = squares == 0
-    return (biggest[..., 0] * squares.masked_fill(zero, 1).sqrt()).masked_fill(zero, 0)
+    """Euclidean length of each row, with gradient 0 at 0, where that of the square root is NaN."""
+    size: Tensor = torch.linalg.vector_norm(x, dim=-1)
+    return size
 
 
 _DISTANCES: dict[Distance, Callable[[Tensor, Tensor], Tensor]] = {

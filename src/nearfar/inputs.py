@@ -105,6 +105,8 @@ def lift(name: str, x: Tensor) -> Tensor:
         raise TypeError(f"{name} must hold real numbers, got {x.dtype}.")
     if not x.is_floating_point():
         return x.to(torch.get_default_dtype())
+    if x.dtype in (torch.float32, torch.float64):
+        return torch.add(x, x, alpha=0)  # x + 0 x: NaN where x is infinite, and one cheap step
     lifted: Tensor = _Lift.apply(x)  # type: ignore[no-untyped-call]
     return lifted
 

@@ -5,7 +5,7 @@ is visited, and dropped with it.
 """
 
 from dataclasses import dataclass
-from math import inf
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from nearfar.inputs import ArrayLike
 from nearfar.labels import batch_labels, class_ids, refuse, share_label
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Block:
     """Who is similar to whom in one block; everyone else is dissimilar.
 
@@ -35,13 +35,14 @@ class Block:
         """(r, c) bool: who is positive, who is negative."""
         nobody = torch.zeros(self.shape, dtype=torch.bool, device=self.device)
         positive = nobody if self.similar is None else self.similar
-        return positive, ~positive if self.itself is None else ~(positive | self.itself)
+        return positive, ~nobody if self.hidden is None else ~self.hidden
 
-    def without_hidden(self, closeness: Tensor) -> Tensor:
-        """The closeness of the negatives; -inf in place of everyone else."""
-        for hidden in (self.similar, self.itself):
-            closeness = closeness if hidden is None else closeness.masked_fill(hidden, -inf)
-        return closeness
+    @cached_property
+    def hidden(self) -> Tensor | None:
+        """(r, c) bool, who is no negative; None where everyone is."""
+        if self.similar is None or self.itself is None:
+            return self.itself if self.similar is None else self.similar
+        return self.similar | self.itself
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +57,7 @@ class Relation:
         own: (n,) int64, the column that is the row itself, -1 where there is none; None: no row
             meets itself. Declared by the caller, never guessed from equal values.
         symmetric: the columns are the rows; `own` is then 0 .. n - 1.
+        one_positive: every row has exactly one positive.
         device: where the data is.
     """
 
@@ -66,6 +68,7 @@ class Relation:
     column_labels: Tensor | None = None
     own: Tensor | None = None
     symmetric: bool = False
+    one_positive: bool = False
 
     def block(self, rows: slice, columns: slice) -> Block:
         """The relation of a slice of rows to a slice of columns."""
@@ -75,7 +78,7 @@ class Relation:
             return Block(shape, self._matches(rows, columns, shape), itself, self.device)
         similar = share_label(self.row_labels[rows], self.column_labels[columns])
         if itself is not None:
-            similar &= ~itself
+            similar.masked_fill_(itself, False)
         return Block(shape, similar, itself, self.device)
 
     def n_positives(self) -> Tensor:
@@ -119,7 +122,7 @@ class Relation:
 
 def matched(n: int, m: int, device: torch.device) -> Relation:
     """Row i is similar to column i, and dissimilar to every other column."""
-    return Relation(n, m, device)
+    return Relation(n, m, device, one_positive=n <= m)
 
 
 def within(labels: ArrayLike, x: Tensor) -> Relation:

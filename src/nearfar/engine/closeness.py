@@ -5,6 +5,8 @@ back to the rows; both at the cost of the matrix products inside.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from math import inf
 from typing import Protocol
 
 import torch
@@ -14,6 +16,19 @@ from nearfar.distance import Distance, largest
 from nearfar.engine.budget import spans
 
 
+@dataclass(frozen=True, eq=False)
+class Tile:
+    """What is between some rows and some columns.
+
+    Attributes:
+        values: (r, c) closeness; the caller may change them until `pull_back`.
+        close: pairs (k, 2) whose value was taken from the rows themselves; None: none.
+    """
+
+    values: Tensor
+    close: Tensor | None = None
+
+
 class Closeness(Protocol):
     """What the executors ask of a measure of closeness."""
 
@@ -21,15 +36,21 @@ class Closeness(Protocol):
         """Rows and columns (None: the rows themselves) as `tile` wants them."""
         ...
 
-    def tile(self, a: Tensor, b: Tensor) -> Tensor:
-        """(r, c) closeness of rows `a` (r, d) and columns `b` (c, d); the caller may overwrite."""
+    def tile(self, a: Tensor, b: Tensor) -> Tile:
+        """The closeness of rows `a` (r, d) to columns `b` (c, d)."""
         ...
 
     def pull_back(
-        self, force: Tensor, tile: Tensor, a: Tensor, b: Tensor, da: Tensor, db: Tensor
+        self, force: Tensor, tile: Tile, a: Tensor, b: Tensor, da: Tensor, db: Tensor
     ) -> None:
-        """Add to `da`, `db` the gradient of sum(force * tile); may overwrite `force`."""
+        """Add to `da`, `db` the gradient of sum(force * tile.values); may overwrite `force`."""
         ...
+
+
+def pull_back(force: Tensor, a: Tensor, b: Tensor, da: Tensor, db: Tensor, by: float = 1) -> None:
+    """Add to `da`, `db` the gradient of by * sum(force * (a @ b.T))."""
+    da.addmm_(force, b, alpha=by)
+    db.addmm_(force.T, a, alpha=by)
 
 
 class Product:
@@ -38,27 +59,25 @@ class Product:
     def prepare(self, a: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return a, b
 
-    def tile(self, a: Tensor, b: Tensor) -> Tensor:
-        return a @ b.T
+    def tile(self, a: Tensor, b: Tensor) -> Tile:
+        return Tile(a @ b.T)
 
     def pull_back(
-        self, force: Tensor, tile: Tensor, a: Tensor, b: Tensor, da: Tensor, db: Tensor
+        self, force: Tensor, tile: Tile, a: Tensor, b: Tensor, da: Tensor, db: Tensor
     ) -> None:
-        da.addmm_(force, b)
-        db.addmm_(force.T, a)
+        pull_back(force, a, b, da, db)
 
 
 class CosineDistance(Product):
     """1 - cos, of unit rows."""
 
-    def tile(self, a: Tensor, b: Tensor) -> Tensor:
-        return (a @ b.T).neg_().add_(1)
+    def tile(self, a: Tensor, b: Tensor) -> Tile:
+        return Tile((a @ b.T).neg_().add_(1))
 
     def pull_back(
-        self, force: Tensor, tile: Tensor, a: Tensor, b: Tensor, da: Tensor, db: Tensor
+        self, force: Tensor, tile: Tile, a: Tensor, b: Tensor, da: Tensor, db: Tensor
     ) -> None:
-        da.addmm_(force, b, alpha=-1)
-        db.addmm_(force.T, a, alpha=-1)
+        pull_back(force, a, b, da, db, -1)
 
 
 class Euclidean:
@@ -80,39 +99,35 @@ class Euclidean:
         centre = everything.mean(0) if len(everything) else 0  # no distance feels a common shift
         return a - centre, None if b is None else b - centre
 
-    def tile(self, a: Tensor, b: Tensor) -> Tensor:
-        squares, sizes = self._squares(a, b)
-        for rows, columns in self._close(squares, sizes, a.shape[1]):
+    def tile(self, a: Tensor, b: Tensor) -> Tile:
+        sizes = a.square().sum(1)[:, None] + b.square().sum(1)
+        squares = torch.addmm(sizes, a, b.T, alpha=-2).clamp_(min=0)
+        close = (squares < sizes.mul_(self.CANCELS)).nonzero()
+        for rows, columns in _chunks(close, squares, a):
             squares[rows, columns] = (a[rows] - b[columns]).square().sum(1)
-        return squares if self.squared else squares.sqrt_()
+        return Tile(squares if self.squared else squares.sqrt_(), close)
 
     def pull_back(
-        self, force: Tensor, tile: Tensor, a: Tensor, b: Tensor, da: Tensor, db: Tensor
+        self, force: Tensor, tile: Tile, a: Tensor, b: Tensor, da: Tensor, db: Tensor
     ) -> None:
         # The gradient of the distance is (a - b) / d, that of its square 2 (a - b).
-        force = force.mul_(2) if self.squared else force.div_(tile).masked_fill_(tile == 0, 0)
-        squares = tile if self.squared else tile.square()
-        sizes = self._sizes(a, b)
-        for rows, columns in self._close(squares, sizes, a.shape[1]):
+        d = tile.values
+        force = force.mul_(2) if self.squared else force.div_(d.masked_fill_(d == 0, inf))
+        assert tile.close is not None
+        for rows, columns in _chunks(tile.close, force, a):
             pull = force[rows, columns][:, None] * (a[rows] - b[columns])
             _add_rows(da, rows, pull)
             _add_rows(db, columns, pull.neg_())
             force[rows, columns] = 0
-        da.addcmul_(force.sum(1)[:, None], a).addmm_(force, b, alpha=-1)
-        db.addcmul_(force.sum(0)[:, None], b).addmm_(force.T, a, alpha=-1)
+        da.addcmul_(force.sum(1)[:, None], a)
+        db.addcmul_(force.sum(0)[:, None], b)
+        pull_back(force, a, b, da, db, -1)
 
-    def _squares(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        sizes = self._sizes(a, b)
-        return torch.addmm(sizes, a, b.T, alpha=-2).clamp_(min=0), sizes
 
-    def _sizes(self, a: Tensor, b: Tensor) -> Tensor:
-        return a.square().sum(1)[:, None] + b.square().sum(1)
-
-    def _close(self, squares: Tensor, sizes: Tensor, d: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The pairs whose digits cancel, as index pairs in chunks of a tile's memory."""
-        pairs = (squares < self.CANCELS * sizes).nonzero()
-        for chunk in spans(len(pairs), max(1, squares.numel() // d)):
-            yield pairs[chunk, 0], pairs[chunk, 1]
+def _chunks(pairs: Tensor, tile: Tensor, a: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Row and column indices of the pairs, as many at a time as have their rows fit a tile."""
+    for chunk in spans(len(pairs), max(1, tile.numel() // a.shape[1])):
+        yield pairs[chunk, 0], pairs[chunk, 1]
 
 
 def by_distance(distance: Distance) -> Closeness:

@@ -67,8 +67,8 @@ def elementwise(rule: PairRule, closeness: Closeness, relation: Relation) -> Exe
         for rows, cols, twice in tiles(n, m, shape, mirrored):
             c = closeness.tile(a[rows], columns[cols])
             if request.bias is not None:
-                c.add_(request.bias)
-            loss, force = rule.tile(c, relation.block(rows, cols))
+                c.values.add_(request.bias)
+            loss, force = rule.tile(c.values, relation.block(rows, cols))
             per_row[rows] += loss.sum(1)
             if twice:
                 per_row[cols] += loss.sum(0)
@@ -79,7 +79,7 @@ def elementwise(rule: PairRule, closeness: Closeness, relation: Relation) -> Exe
                 force *= ends + request.weight[cols] if twice else ends
             elif twice:
                 force *= 2
-            show_forces(rows, cols, c, force)
+            show_forces(rows, cols, c.values, force)
             forces += force.sum()
             closeness.pull_back(force, c, a[rows], columns[cols], da[rows], db[cols])
         return Answer(per_row, None, da, db, forces)

@@ -17,14 +17,16 @@ from torch import Tensor
 from nearfar.engine.budget import block as block_rows
 from nearfar.engine.budget import spans
 from nearfar.engine.budget import tile as tile_shape
-from nearfar.engine.closeness import Product
+from nearfar.engine.closeness import pull_back
 from nearfar.engine.elementwise import tiles
 from nearfar.engine.step import Answer, Executor, Request
 from nearfar.observe import show_forces, someone_watches_forces
 from nearfar.relation import Block, Relation
 
-# (negatives, positives, sum of positives, number of positives) -> loss; all (n,).
-Combine = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+# A loss and its derivatives by the three numbers; None for one that it does not use.
+Parts = tuple[Tensor, Tensor, Tensor | None, Tensor]
+# (negatives, positives, sum of positives, number of positives), all (n,) -> loss, derivatives.
+Combine = Callable[[Tensor, Tensor, Tensor, Tensor], Parts]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +34,7 @@ class SoftmaxRule:
     """A loss of the log-sum-exps of an anchor's negatives and positives.
 
     Attributes:
-        combine: what the loss makes of them; plain torch.
+        combine: what the loss makes of them, and its derivatives.
         every_positive: whether `combine` uses the log-sum-exp of the positives; where there is one
             positive an anchor, their sum is all there is to know.
         needs_negatives: whether an anchor without negatives is left out.
@@ -44,98 +46,136 @@ class SoftmaxRule:
 
     def rows(self, closeness: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
         """The same as a `rows` rule, for the dense and the streaming executor."""
-        count = positive.sum(1)
-        valid = self.valid(count, negative.sum(1))
-        of_negatives = closeness.masked_fill(~negative, -inf).logsumexp(1)
-        of_positives = closeness.masked_fill(~positive, -inf).logsumexp(1)
+        count, valid = positive.sum(1), self._valid(positive.sum(1), negative.sum(1))
+        # 0 stands in where there is nothing to compare, which no gradient turns into NaN.
+        of_negatives = closeness.masked_fill(~negative, -inf).logsumexp(1).where(valid, 0)
+        of_positives = closeness.masked_fill(~positive, -inf).logsumexp(1).where(valid, 0)
         total = torch.where(positive, closeness, 0).sum(1)
-        return self.loss(of_negatives, of_positives, total, count, valid), valid
+        loss = self.combine(of_negatives, of_positives, total, count.clamp(min=1))[0]
+        return loss, valid
 
-    def valid(self, positives: Tensor, negatives: Tensor) -> Tensor:
-        """Which anchors have something to compare."""
+    def counts(self, relation: Relation) -> tuple[Tensor | None, Tensor]:
+        """Which anchors have something to compare (None: all), and their numbers of positives."""
+        if relation.one_positive and not self.needs_negatives:
+            return None, torch.ones((), device=relation.device)
+        count = relation.n_positives()
+        negatives = relation.n_negatives() if self.needs_negatives else count
+        return self._valid(count, negatives), count.clamp(min=1).double()
+
+    def _valid(self, positives: Tensor, negatives: Tensor) -> Tensor:
         valid = positives > 0
         return valid & (negatives > 0) if self.needs_negatives else valid
 
-    def loss(
-        self, negatives: Tensor, positives: Tensor, total: Tensor, count: Tensor, valid: Tensor
-    ) -> Tensor:
-        """The losses, 0 where not valid."""
-        # Values that no gradient turns into NaN stand in where there is nothing to compare.
-        negatives = torch.where(valid, negatives, 0)
-        positives = torch.where(valid, positives, 0)
-        return torch.where(valid, self.combine(negatives, positives, total, count.clamp(min=1)), 0)
+
+# exp(x) for |x| up to this, and a sum of 1e9 of them, stay inside the range of the dtype.
+_SAFE = {torch.float32: 60.0, torch.float64: 600.0}
+
+
+class _Tile:
+    """A tile's products and what the log-sum-exps take in: logits, or, if bounded, their exp."""
+
+    def __init__(self, z: Tensor, block: Block, rule: SoftmaxRule, bounded: bool) -> None:
+        self.z, self.block = z, block
+        terms, nothing = (z.exp(), 0.0) if bounded else (z, -inf)
+        self.negatives = terms if block.hidden is None else terms.masked_fill(block.hidden, nothing)
+        self.positives: Tensor | None = None
+        if rule.every_positive and block.similar is not None:
+            self.positives = terms.where(block.similar, nothing)
 
 
 class _LogSum:
-    """A running log-sum-exp: the largest term so far, and the sum relative to it."""
+    """A running log-sum-exp of each anchor.
 
-    def __init__(self, n: int, like: Tensor) -> None:
-        self.top, self.total = like.new_full((n,), -inf), like.new_zeros(n)
+    Bounded logits are summed as they are. Others are summed relative to the largest so far.
+    """
 
-    def add(self, at: slice, z: Tensor, dim: int) -> None:
+    def __init__(self, n: int, like: Tensor, bounded: bool) -> None:
+        self.total = like.new_zeros(n)
+        self.top = None if bounded else like.new_full((n,), -inf)
+
+    def add(self, at: slice, terms: Tensor, dim: int) -> None:
+        if self.top is None:
+            self.total[at] += terms.sum(dim)
+            return
         old = self.top[at]
-        top = torch.maximum(old, z.amax(dim))
-        base = torch.where(top == -inf, 0, top)
-        terms = (z - base.unsqueeze(dim)).exp_().sum(dim)
-        self.total[at] = self.total[at] * (old - base).exp() + terms
+        top = torch.maximum(old, terms.amax(dim))
+        base = _finite(top)
+        fresh = (terms - base.unsqueeze(dim)).exp_().sum(dim)
+        self.total[at] = self.total[at] * (old - base).exp() + fresh
         self.top[at] = top
 
     def value(self) -> Tensor:
-        return self.top + self.total.log()
+        logs = self.total.log()
+        return logs if self.top is None else logs.add_(self.top)
+
+    def settle(self, value: Tensor, by: Tensor) -> None:
+        """Keep what turns terms into forces: `by`, the derivative by `value`, over the sum."""
+        if self.top is None:
+            self.factor = torch.where(self.total > 0, by / self.total, 0)
+        else:
+            self.base, self.factor = _finite(value), by
+
+    def force(self, at: slice, terms: Tensor, dim: int) -> Tensor:
+        factor = self.factor[at].unsqueeze(dim)
+        if self.top is None:
+            return terms * factor
+        return (terms - self.base[at].unsqueeze(dim)).exp_().mul_(factor)
+
+
+def _finite(logs: Tensor) -> Tensor:
+    """0 for -inf, where nothing was summed: exp(-inf - 0) is 0, exp(-inf - -inf) would be NaN."""
+    return logs.masked_fill(logs == -inf, 0)
 
 
 class _Anchors:
     """What is known of each anchor, and, once `settle` has run, how hard it pulls and pushes."""
 
-    def __init__(self, rule: SoftmaxRule, n: int, like: Tensor) -> None:
+    def __init__(self, rule: SoftmaxRule, n: int, like: Tensor, bounded: bool) -> None:
         self.rule = rule
-        self.negatives = _LogSum(n, like)
-        self.positives = _LogSum(n, like) if rule.every_positive else None
+        self.negatives = _LogSum(n, like, bounded)
+        self.positives = _LogSum(n, like, bounded) if rule.every_positive else None
         self.total = like.new_zeros(n)
 
-    def add(self, at: slice, z: Tensor, block: Block, dim: int) -> None:
-        """Take in the tile `z`, in which the anchors `at` lie along the other dimension."""
-        self.negatives.add(at, block.without_hidden(z), dim)
-        if block.similar is not None:
-            if self.positives is not None:
-                self.positives.add(at, z.masked_fill(~block.similar, -inf), dim)
-            self.total[at] += torch.where(block.similar, z, 0).sum(dim)
+    def add(self, at: slice, tile: _Tile, dim: int) -> None:
+        """Take in a tile, in which the anchors `at` lie along the other dimension."""
+        self.negatives.add(at, tile.negatives, dim)
+        if tile.block.similar is not None:
+            self.total[at] += tile.z.where(tile.block.similar, 0).sum(dim)
+            if self.positives is not None and tile.positives is not None:
+                self.positives.add(at, tile.positives, dim)
 
-    def settle(
-        self, n_positives: Tensor, n_negatives: Tensor, weight: Tensor | None, gradient: bool
-    ) -> tuple[Tensor, Tensor]:
-        """The losses and their validity; keeps the derivatives by the three numbers."""
+    def settle(self, valid: Tensor | None, count: Tensor, weight: Tensor | None) -> Tensor:
+        """The losses; from here on `force` knows what each term weighs in their weighted sum."""
         negatives = self.negatives.value()
         positives = negatives if self.positives is None else self.positives.value()
-        valid = self.rule.valid(n_positives, n_negatives)
-        numbers = (negatives, positives.clone(), self.total)
-        for number in numbers:
-            number.requires_grad_(gradient)
-        with torch.set_grad_enabled(gradient):
-            loss = self.rule.loss(*numbers, n_positives, valid)
-            total = (loss if weight is None else loss * weight).sum()
-        if gradient:
-            by = torch.autograd.grad(total, numbers, materialize_grads=True)
-            self.by_negatives, self.by_positives, self.by_total = by
-            # exp(-inf - 0) is 0; exp(-inf - -inf) would be NaN.
-            self.of_negatives = torch.where(negatives == -inf, 0, negatives).detach()
-            self.of_positives = torch.where(positives == -inf, 0, positives).detach()
-        return loss.detach(), valid
+        loss, by_negatives, by_positives, by_total = self.rule.combine(
+            negatives, positives, self.total, count.to(self.total.dtype)
+        )
+        if valid is not None:
+            loss, by_negatives = loss.where(valid, 0), by_negatives.where(valid, 0)
+            by_total = by_total.where(valid, 0)
+            by_positives = None if by_positives is None else by_positives.where(valid, 0)
+        if weight is not None:
+            by_negatives, by_total = by_negatives * weight, by_total * weight
+            by_positives = None if by_positives is None else by_positives * weight
+        self.negatives.settle(negatives, by_negatives)
+        if self.positives is not None and by_positives is not None:
+            self.positives.settle(positives, by_positives)
+        self.by_total = by_total
+        return loss
 
-    def force(self, at: slice, z: Tensor, visible: Tensor, block: Block, dim: int) -> Tensor:
-        """The forces that the anchors `at` exert in the tile `z`."""
-        force = (visible - self.of_negatives[at].unsqueeze(dim)).exp_()
-        force *= self.by_negatives[at].unsqueeze(dim)
-        if block.similar is not None:
-            pull = self.by_total[at].unsqueeze(dim)
-            if self.positives is not None:
-                share = (z - self.of_positives[at].unsqueeze(dim)).exp_()
-                pull = share * self.by_positives[at].unsqueeze(dim) + pull
-            force = torch.where(block.similar, pull, force)
-        return force
+    def force(self, at: slice, tile: _Tile, dim: int) -> Tensor:
+        """The forces that the anchors `at` exert in a tile."""
+        force = self.negatives.force(at, tile.negatives, dim)
+        similar = tile.block.similar
+        if similar is None:
+            return force
+        if self.positives is not None and tile.positives is not None:
+            force += self.positives.force(at, tile.positives, dim)
+        return force.add_(similar * self.by_total[at].unsqueeze(dim))
 
 
-_BUFFERS = 6
+_BUFFERS = 8
 
 
 def softmax(rule: SoftmaxRule, relation: Relation, *, both: bool = False) -> Executor:
@@ -146,70 +186,80 @@ def softmax(rule: SoftmaxRule, relation: Relation, *, both: bool = False) -> Exe
 
     def execute(request: Request) -> Answer:
         a, b = request.a, request.columns
+        bounded = request.bound is not None and request.bound <= _SAFE.get(a.dtype, 0)
         mirrored = relation.symmetric and not someone_watches_forces()
         size = block_rows(request.limits, a.device, a.element_size(), _BUFFERS, len(b))
         if both or mirrored or size < min(len(a), 64):
-            return _two_passes(rule, relation, request, both, mirrored)
-        return _one_visit(rule, relation, request, size)
+            return _two_passes(rule, relation, request, both, mirrored, bounded)
+        return _one_visit(rule, relation, request, size, bounded)
 
     return execute
 
 
-def _one_visit(rule: SoftmaxRule, relation: Relation, request: Request, size: int) -> Answer:
+def _one_visit(
+    rule: SoftmaxRule, relation: Relation, request: Request, size: int, bounded: bool
+) -> Answer:
     a, b = request.a, request.columns
-    closeness, everyone = Product(), slice(0, len(b))
-    counts = relation.n_positives(), relation.n_negatives()
-    per_row, valid = a.new_zeros(len(a)), torch.zeros(len(a), dtype=torch.bool, device=a.device)
+    everyone, here = slice(0, len(b)), slice(None)
+    valid, count = rule.counts(relation)
+    per_row = a.new_empty(len(a))
     da = torch.zeros_like(a) if request.gradient else None
     db = torch.zeros_like(b) if request.gradient else None
     for rows in spans(len(a), size):
-        z = closeness.tile(a[rows], b)
-        block = relation.block(rows, everyone)
-        anchors, here = _Anchors(rule, rows.stop - rows.start, a), slice(None)
-        anchors.add(here, z, block, 1)
-        weight = None if request.weight is None else request.weight[rows]
-        n_positives, n_negatives = (count[rows] for count in counts)
-        per_row[rows], valid[rows] = anchors.settle(
-            n_positives, n_negatives, weight, request.gradient
+        tile = _Tile(a[rows] @ b.T, relation.block(rows, everyone), rule, bounded)
+        anchors = _Anchors(rule, rows.stop - rows.start, a, bounded)
+        anchors.add(here, tile, 1)
+        per_row[rows] = anchors.settle(
+            None if valid is None else valid[rows],
+            count[rows] if count.ndim else count,
+            None if request.weight is None else request.weight[rows],
         )
         if da is not None and db is not None:
-            force = anchors.force(here, z, block.without_hidden(z), block, 1)
-            show_forces(rows, everyone, z, force)
-            closeness.pull_back(force, z, a[rows], b, da[rows], db)
+            force = anchors.force(here, tile, 1)
+            show_forces(rows, everyone, tile.z, force)
+            pull_back(force, a[rows], b, da[rows], db)
     return Answer(per_row, valid, da, db)
 
 
 def _two_passes(
-    rule: SoftmaxRule, relation: Relation, request: Request, both: bool, mirrored: bool
+    rule: SoftmaxRule,
+    relation: Relation,
+    request: Request,
+    both: bool,
+    mirrored: bool,
+    bounded: bool,
 ) -> Answer:
     a, b = request.a, request.columns
-    closeness = Product()
     shape = tile_shape(request.limits, a.device, a.element_size(), _BUFFERS)
     visits = tiles(len(a), len(b), shape, mirrored)
-    as_rows = _Anchors(rule, len(a), a)
-    as_columns = _Anchors(rule, len(b), a) if both else as_rows
+
+    def visit(rows: slice, columns: slice) -> _Tile:
+        return _Tile(a[rows] @ b[columns].T, relation.block(rows, columns), rule, bounded)
+
+    as_rows = _Anchors(rule, len(a), a, bounded)
+    as_columns = _Anchors(rule, len(b), b, bounded) if both else as_rows
+    tile = None
     for rows, columns, twice in visits:
-        z, block = closeness.tile(a[rows], b[columns]), relation.block(rows, columns)
-        as_rows.add(rows, z, block, 1)
+        tile = visit(rows, columns)
+        as_rows.add(rows, tile, 1)
         if both or twice:
-            as_columns.add(columns, z, block, 0)
-    counts = relation.n_positives(), relation.n_negatives()
+            as_columns.add(columns, tile, 0)
+    valid, count = rule.counts(relation)
     weight = request.weight
-    per_row, valid = as_rows.settle(*counts, weight, request.gradient)
+    if both:  # a row's loss is the mean of both, so each direction weighs half
+        weight = torch.full_like(as_rows.total, 0.5) if weight is None else weight / 2
+    per_row = as_rows.settle(valid, count, weight)
     if both:
-        back, _ = as_columns.settle(*counts, weight, request.gradient)
-        per_row = (per_row + back) / 2
+        per_row = (per_row + as_columns.settle(valid, count, weight)) / 2
     if not request.gradient:
         return Answer(per_row, valid)
     da, db = torch.zeros_like(a), torch.zeros_like(b)
     for rows, columns, twice in visits:
-        z, block = closeness.tile(a[rows], b[columns]), relation.block(rows, columns)
-        visible = block.without_hidden(z)
-        force = as_rows.force(rows, z, visible, block, 1)
+        if tile is None or len(visits) > 1:  # a single tile is still there
+            tile = visit(rows, columns)
+        force = as_rows.force(rows, tile, 1)
         if both or twice:
-            force += as_columns.force(columns, z, visible, block, 0)
-        if both:
-            force /= 2
-        show_forces(rows, columns, z, force)
-        closeness.pull_back(force, z, a[rows], b[columns], da[rows], db[columns])
+            force += as_columns.force(columns, tile, 0)
+        show_forces(rows, columns, tile.z, force)
+        pull_back(force, a[rows], b[columns], da[rows], db[columns])
     return Answer(per_row, valid, da, db)

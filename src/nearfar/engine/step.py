@@ -7,6 +7,7 @@ through the normalisation: the gradient of a scalar is finished in the forward p
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -26,6 +27,7 @@ class Request:
         b: (m, d) prepared columns; None where the rows meet each other.
         bias: added to every closeness.
         weight: (n,) by which each row's loss counts in the gradient; None: all by 1.
+        bound: no product of a row and a column is larger in size than this; None: not known.
         gradient: whether a gradient is wanted.
         limits: of memory.
     """
@@ -34,6 +36,7 @@ class Request:
     b: Tensor | None
     bias: Tensor | None
     weight: Tensor | None
+    bound: float | None
     gradient: bool
     limits: Limits
 
@@ -165,14 +168,15 @@ def _compute(
     gradient: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """The per-row losses, how much each counts, and the gradients of the inputs."""
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+    with torch.no_grad(), _full_precision(x.device.type):
         rows, columns = _Rows(x, job.normalize), None if y is None else _Rows(y, job.normalize)
         a, b = rows.ready, None if columns is None else columns.ready
         if scale is not None:
             b = a if b is None else b
             a = a * scale
         shift = None if bias is None else torch.as_tensor(bias, dtype=a.dtype, device=a.device)
-        answer = job.executor(Request(a, b, shift, weight, gradient, job.limits))
+        bound = _bound(scale, x.device) if job.normalize else None
+        answer = job.executor(Request(a, b, shift, weight, bound, gradient, job.limits))
         if not gradient:
             return answer.per_row, answer.counts, None, None, None, None
         da, db = answer.da, answer.db
@@ -191,6 +195,19 @@ def _compute(
         return answer.per_row, answer.counts, rows.back(da), columns.back(db), dscale, dbias
 
 
+def _full_precision(device: str) -> AbstractContextManager[object]:
+    """No autocast: it would round the products to half precision. Entering it is not free."""
+    on = torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if on else nullcontext()
+
+
+def _bound(scale: Tensor | float | None, device: torch.device) -> float | None:
+    """How large a product of unit rows can be; unknown where reading it would stall a GPU."""
+    if isinstance(scale, Tensor):
+        return abs(scale.item()) if device.type == "cpu" else None
+    return 1.0 if scale is None else abs(scale)
+
+
 class _Rows:
     """Rows ready for the tiles, at unit length if asked, and the way back for their gradient."""
 
@@ -198,22 +215,18 @@ class _Rows:
         self.x = x
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         if not normalize:
-            # An infinite entry becomes NaN, so that no hinge can hide it; see inputs.lift.
-            self.ready = torch.where(torch.isfinite(wide), wide, torch.nan)
             self.size: Tensor | None = None
+            self.ready = torch.add(wide, wide, alpha=0)  # NaN where x is infinite; see inputs.lift
             return
-        biggest = wide.abs().amax(1, keepdim=True)
-        biggest = torch.where(biggest > 0, biggest, 1)
-        scaled = wide / biggest
-        size = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
-        short = size * biggest < torch.finfo(wide.dtype).tiny ** 0.5
-        self.ready = torch.where(short, 0, scaled.div_(torch.where(short, 1, size)))
-        self.size = torch.where(short, torch.inf, size * biggest)
+        size = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
+        # Too short to have a direction, as in distance.unit: the row and its gradient become 0.
+        self.size = size.masked_fill_(size < torch.finfo(wide.dtype).tiny ** 0.5, torch.inf)
+        self.ready = wide / size
 
     def back(self, gradient: Tensor) -> Tensor:
         """From the gradient of `ready` to that of `x`, in its dtype; overwrites its argument."""
         if self.size is not None:
-            along = (gradient * self.ready).sum(1, keepdim=True)
+            along = torch.linalg.vecdot(gradient, self.ready)[:, None]
             gradient = gradient.addcmul_(self.ready, along, value=-1).div_(self.size)
         if gradient.dtype == self.x.dtype:
             return gradient

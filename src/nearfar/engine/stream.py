@@ -34,10 +34,12 @@ def stream(rule: RowsRule, closeness: Closeness, relation: Relation) -> Executor
             tile = closeness.tile(a[rows], columns)
             positive, negative = relation.block(rows, slice(0, m)).masks()
             weight = None if request.weight is None else request.weight[rows]
-            loss, count, force = _apply(rule, tile, positive, negative, weight, request.gradient)
+            loss, count, force = _apply(
+                rule, tile.values, positive, negative, weight, request.gradient
+            )
             per_row[rows], counts[rows] = loss, count.to(loss.dtype)
             if force is not None and da is not None and db is not None:
-                show_forces(rows, slice(0, m), tile, force)
+                show_forces(rows, slice(0, m), tile.values, force)
                 closeness.pull_back(force, tile, a[rows], columns, da[rows], db)
         return Answer(per_row, counts, da, db)
 

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from nearfar.engine.closeness import Product
-from nearfar.engine.softmax import SoftmaxRule, softmax
+from nearfar.engine.softmax import Parts, SoftmaxRule, softmax
 from nearfar.engine.step import run
 from nearfar.engine.stream import stream
 from nearfar.inputs import ArrayLike, above_zero
@@ -15,20 +15,32 @@ from nearfar.reduction import Reduction
 from nearfar.relation import matched
 
 
-def pick_one(negatives: Tensor, positives: Tensor, total: Tensor, count: Tensor) -> Tensor:
+def pick_one(negatives: Tensor, positives: Tensor, total: Tensor, count: Tensor) -> Parts:
     """log(1 + sum_n e^(z_n - z_p)), for one positive an anchor."""
-    return -logsigmoid(total - negatives)
+    short = negatives - total
+    wrong = short.sigmoid()
+    return -logsigmoid(-short), wrong, None, -wrong
 
 
-def pick_one_decoupled(
-    negatives: Tensor, positives: Tensor, total: Tensor, count: Tensor
-) -> Tensor:
-    """log(sum_n e^(z_n - z_p)): the positive left out of the denominator."""
-    return negatives - total / count
+def all_decoupled(negatives: Tensor, positives: Tensor, total: Tensor, count: Tensor) -> Parts:
+    """log(sum_n e^z_n) - mean z_p: the positives left out of the denominator."""
+    return negatives - total / count, torch.ones_like(total), None, -1 / count
+
+
+def pick_all(negatives: Tensor, positives: Tensor, total: Tensor, count: Tensor) -> Parts:
+    """log(sum of all e^z) - mean z_p.
+
+    Written so that with one positive an anchor, where the last two terms cancel exactly, the first
+    keeps the digits of a small loss.
+    """
+    short = negatives - positives
+    wrong = short.sigmoid()
+    return -logsigmoid(-short) + (positives - total / count), wrong, 1 - wrong, -1 / count
 
 
 ONE = SoftmaxRule(pick_one)
-ONE_DECOUPLED = SoftmaxRule(pick_one_decoupled, needs_negatives=True)
+ALL = SoftmaxRule(pick_all, every_positive=True)
+DECOUPLED = SoftmaxRule(all_decoupled, needs_negatives=True)
 
 
 def clip_loss(
@@ -81,7 +93,7 @@ def clip_loss(
     rows, columns = towers(x, y)
     relation = matched(len(rows), len(columns), rows.device)
     return run(
-        softmax(ONE_DECOUPLED if decoupled else ONE, relation, both=True),
+        softmax(DECOUPLED if decoupled else ONE, relation, both=True),
         rows,
         columns,
         normalize=normalize,
@@ -140,15 +152,9 @@ def sup_con_loss(
 
     Source: Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020, equation 2 (L_out).
     """
-
-    def combine(negatives: Tensor, positives: Tensor, total: Tensor, count: Tensor) -> Tensor:
-        # With one positive the second term is 0 and the first keeps the digits of a small loss.
-        return -logsigmoid(positives - negatives) + (positives - total / count)
-
-    everyone = SoftmaxRule(combine, every_positive=True)
     rows, columns, relation = compare(x, labels, reference, reference_labels, reference_self)
     return run(
-        softmax(ONE_DECOUPLED if decoupled else everyone, relation),
+        softmax(DECOUPLED if decoupled else ALL, relation),
         rows,
         columns,
         normalize=normalize,

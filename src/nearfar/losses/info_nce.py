@@ -20,7 +20,7 @@ from nearfar.inputs import (
     tensor,
 )
 from nearfar.losses.batch import row_weight, towers
-from nearfar.losses.contrast import ONE, ONE_DECOUPLED
+from nearfar.losses.contrast import DECOUPLED, ONE
 from nearfar.losses.shell import as_module
 from nearfar.observe import measured, someone_watches
 from nearfar.reduction import Reduction, reduce
@@ -116,7 +116,7 @@ def info_nce_loss(
         far = measured("negative", "similarity", far) / temperature
         return _listed(near, far, decoupled, counted, reduction)
     rows, columns = towers(query, positive)
-    rule = ONE_DECOUPLED if decoupled else ONE
+    rule = DECOUPLED if decoupled else ONE
 
     def one_way(rows: Tensor, columns: Tensor, *, both: bool = False) -> Tensor:
         relation = matched(len(rows), len(columns), rows.device)

@@ -7,13 +7,13 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from nearfar.engine.closeness import Product
-from nearfar.engine.softmax import Combine, SoftmaxRule, softmax
+from nearfar.engine.softmax import Combine, Parts, SoftmaxRule, softmax
 from nearfar.engine.step import run
 from nearfar.engine.stream import stream
 from nearfar.inputs import ArrayLike, above_zero, batch, between
 from nearfar.labels import class_ids
 from nearfar.losses.batch import row_weight
-from nearfar.losses.contrast import ONE, ONE_DECOUPLED
+from nearfar.losses.contrast import DECOUPLED, ONE, pick_one
 from nearfar.losses.shell import as_module
 from nearfar.reduction import Reduction
 from nearfar.relation import Relation
@@ -130,7 +130,7 @@ def proxy_nca_loss(
     """
     rows, columns, relation = _to_proxies(x, proxies, labels)
     return run(
-        softmax(ONE_DECOUPLED, relation),
+        softmax(DECOUPLED, relation),
         rows,
         columns,
         normalize=True,
@@ -209,16 +209,23 @@ def _to_proxies(
     columns = batch("proxies", proxies, like=rows)
     known = class_ids(labels, like=rows, n_classes=len(columns))
     names = torch.arange(len(columns), device=rows.device)
-    return rows, columns, Relation(len(rows), len(columns), rows.device, known, names)
+    n, c = len(rows), len(columns)
+    return rows, columns, Relation(n, c, rows.device, known, names, one_positive=True)
 
 
 def _with_margins(scale: float | Tensor, angle: float, cosine: float) -> Combine:
-    def combine(negatives: Tensor, positives: Tensor, total: Tensor, count: Tensor) -> Tensor:
+    """The softmax rule whose positive is scale * (cos(theta + angle) - cosine)."""
+
+    def combine(negatives: Tensor, positives: Tensor, total: Tensor, count: Tensor) -> Parts:
         c = total / scale
         sine = (1 - c.square()).clamp(min=torch.finfo(c.dtype).eps).sqrt()
-        turned = c * cos(angle) - sine * sin(angle)
-        turned = torch.where(c > cos(pi - angle), turned, c - angle * sin(angle))
-        return -logsigmoid(scale * (turned - cosine) - negatives)
+        inside = c > cos(pi - angle)
+        turned = torch.where(inside, c * cos(angle) - sine * sin(angle), c - angle * sin(angle))
+        slope = torch.where(inside, cos(angle) + c / sine * sin(angle), 1)
+        loss, by_negatives, _, by_total = pick_one(
+            negatives, positives, scale * (turned - cosine), count
+        )
+        return loss, by_negatives, None, by_total * slope
 
     return combine
 
