@@ -7,6 +7,7 @@ Losses are functions (`contrastive_loss`) with a module of the same name (`Contr
 from nearfar.distance import cosine_similarity
 from nearfar.engine.budget import memory_budget
 from nearfar.explain import Explanation, explain
+from nearfar.forces import Forces, forces
 from nearfar.losses import (
     BatchContrastiveLoss,
     BatchCosineLoss,
@@ -59,6 +60,7 @@ __all__ = [
     "ContrastiveLossFromDistance",
     "CosineLoss",
     "Explanation",
+    "Forces",
     "InfoNCELoss",
     "LiftedStructureLoss",
     "MultiSimilarityLoss",
@@ -80,6 +82,7 @@ __all__ = [
     "cosine_loss",
     "cosine_similarity",
     "explain",
+    "forces",
     "info_nce_loss",
     "lifted_structure_loss",
     "memory_budget",

@@ -7,14 +7,17 @@ similarities it measures through `measured`; outside of `watch` that returns the
 cannot differ from what is trained.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from nearfar.relation import Block
 
 Role = Literal["pair", "positive", "negative", "second negative"]
 Closeness = Literal["distance", "similarity", "logit"]
@@ -72,28 +75,49 @@ def watch() -> Iterator[list[Measured]]:
         _watchers.reset(token)
 
 
-# Rows, columns, their closeness and the forces on it, one tile at a time.
-ForceVisitor = Callable[[slice, slice, Tensor, Tensor], None]
+class ForceVisitor(Protocol):
+    """Who is shown the forces of a whole-batch loss."""
+
+    def tile(
+        self,
+        n_anchors: int,
+        rows: slice,
+        columns: slice,
+        block: "Block",
+        closeness: Tensor,
+        pull: Tensor,
+    ) -> None:
+        """A tile of directed forces, each that of an anchor (row) on another (column).
+
+        Args:
+            n_anchors: how many anchors there are in all.
+            rows: which of them these are.
+            columns: which others.
+            block: who is similar to whom among them.
+            closeness: (r, c) distances or similarities.
+            pull: (r, c), above 0 it pulls together, below 0 it pushes apart.
+        """
+        ...
+
+    def scale(self, by: Tensor | float) -> None:
+        """All forces of this loss are to be multiplied by this."""
+        ...
+
 
 _force_visitors: ContextVar[tuple[ForceVisitor, ...]] = ContextVar("force_visitors", default=())
 
 
-def someone_watches_forces() -> bool:
-    """Whether each anchor's own forces are asked for, so that no two may be added up unseen."""
-    return bool(_force_visitors.get())
-
-
-def show_forces(rows: slice, columns: slice, closeness: Tensor, force: Tensor) -> None:
-    """Show a tile of forces to whoever watches; they may keep nothing of it but copies."""
-    for visit in _force_visitors.get():
-        visit(rows, columns, closeness, force)
+def force_visitors() -> tuple[ForceVisitor, ...]:
+    """Who wants to see each anchor's own forces, so that no two may be added up unseen."""
+    return _force_visitors.get()
 
 
 @contextmanager
-def watch_forces(visit: ForceVisitor) -> Iterator[None]:
-    """Call `visit` with every tile of forces that a whole-batch loss computes in the block."""
-    token = _force_visitors.set((*_force_visitors.get(), visit))
+def watch_forces(visitor: ForceVisitor) -> Iterator[None]:
+    """Show `visitor` the forces of every whole-batch loss called inside the block."""
+    token = _force_visitors.set((*_force_visitors.get(), visitor))
     try:
-        yield
+        with torch.enable_grad():
+            yield
     finally:
         _force_visitors.reset(token)

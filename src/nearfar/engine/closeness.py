@@ -30,7 +30,13 @@ class Tile:
 
 
 class Closeness(Protocol):
-    """What the executors ask of a measure of closeness."""
+    """What the executors ask of a measure of closeness.
+
+    Attributes:
+        toward: 1 where a small value means close, -1 where a large one does.
+    """
+
+    toward: int
 
     def prepare(self, a: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Rows and columns (None: the rows themselves) as `tile` wants them."""
@@ -56,6 +62,8 @@ def pull_back(force: Tensor, a: Tensor, b: Tensor, da: Tensor, db: Tensor, by: f
 class Product:
     """The inner product: the closeness of every softmax loss."""
 
+    toward = -1
+
     def prepare(self, a: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return a, b
 
@@ -70,6 +78,8 @@ class Product:
 
 class CosineDistance(Product):
     """1 - cos, of unit rows."""
+
+    toward = 1
 
     def tile(self, a: Tensor, b: Tensor) -> Tile:
         return Tile((a @ b.T).neg_().add_(1))
@@ -88,6 +98,7 @@ class Euclidean:
     gradient.
     """
 
+    toward = 1
     # Below this share of |a|^2 + |b|^2 less than 1e-4 of the distance would be left of float32.
     CANCELS = 0.02
 
@@ -102,7 +113,11 @@ class Euclidean:
     def tile(self, a: Tensor, b: Tensor) -> Tile:
         sizes = a.square().sum(1)[:, None] + b.square().sum(1)
         squares = torch.addmm(sizes, a, b.T, alpha=-2).clamp_(min=0)
-        close = (squares < sizes.mul_(self.CANCELS)).nonzero()
+        cancels = squares < sizes.mul_(self.CANCELS)
+        if a.data_ptr() == b.data_ptr():  # the same rows: the diagonal is 0 and needs no repair
+            squares.fill_diagonal_(0)
+            cancels.fill_diagonal_(False)
+        close = cancels.nonzero()
         for rows, columns in _chunks(close, squares, a):
             squares[rows, columns] = (a[rows] - b[columns]).square().sum(1)
         return Tile(squares if self.squared else squares.sqrt_(), close)

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from nearfar.engine.budget import spans, tile
 from nearfar.engine.closeness import Closeness
-from nearfar.engine.step import Answer, Executor, Request
-from nearfar.observe import show_forces, someone_watches_forces
+from nearfar.engine.step import Answer, Executor, Request, show
+from nearfar.observe import force_visitors
 from nearfar.relation import Block, Relation
 
 # The loss of each pair of a tile and its derivative; either may overwrite nothing.
@@ -38,15 +38,20 @@ class PairRule:
 
     def tile(self, closeness: Tensor, block: Block) -> tuple[Tensor, Tensor]:
         """Losses and forces of a tile."""
-        loss, force = self.negative(closeness)
-        loss, force = loss * self.negative_weight, force * self.negative_weight
+        loss, force = _weigh(self.negative(closeness), self.negative_weight)
         if block.similar is not None:
-            near, pull = self.positive(closeness)
-            loss = torch.where(block.similar, near * self.positive_weight, loss)
-            force = torch.where(block.similar, pull * self.positive_weight, force)
+            near, pull = _weigh(self.positive(closeness), self.positive_weight)
+            loss = near.where(block.similar, loss)
+            force = pull.where(block.similar, force)
         if block.itself is not None:
             loss, force = loss.masked_fill_(block.itself, 0), force.masked_fill_(block.itself, 0)
         return loss, force
+
+
+def _weigh(terms: tuple[Tensor, Tensor], by: float | Tensor) -> tuple[Tensor, Tensor]:
+    if isinstance(by, float) and by == 1:
+        return terms
+    return terms[0] * by, terms[1] * by
 
 
 _BUFFERS = 8
@@ -59,16 +64,16 @@ def elementwise(rule: PairRule, closeness: Closeness, relation: Relation) -> Exe
         a, b = closeness.prepare(request.a, request.b)
         columns = a if b is None else b
         n, m = len(a), len(columns)
-        per_row, forces = a.new_zeros(n), a.new_zeros(())
+        per_row, forces = a.new_zeros(n), None if request.bias is None else a.new_zeros(())
         da = torch.zeros_like(a) if request.gradient else None
         db = torch.zeros_like(columns) if request.gradient else None
-        mirrored = relation.symmetric and not someone_watches_forces()
+        mirrored = relation.symmetric and not force_visitors()
         shape = tile(request.limits, a.device, a.element_size(), _BUFFERS)
         for rows, cols, twice in tiles(n, m, shape, mirrored):
-            c = closeness.tile(a[rows], columns[cols])
+            c, block = closeness.tile(a[rows], columns[cols]), relation.block(rows, cols)
             if request.bias is not None:
                 c.values.add_(request.bias)
-            loss, force = rule.tile(c.values, relation.block(rows, cols))
+            loss, force = rule.tile(c.values, block)
             per_row[rows] += loss.sum(1)
             if twice:
                 per_row[cols] += loss.sum(0)
@@ -79,8 +84,9 @@ def elementwise(rule: PairRule, closeness: Closeness, relation: Relation) -> Exe
                 force *= ends + request.weight[cols] if twice else ends
             elif twice:
                 force *= 2
-            show_forces(rows, cols, c.values, force)
-            forces += force.sum()
+            show(request, rows, cols, block, c.values, force, closeness.toward)
+            if forces is not None:
+                forces += force.sum()
             closeness.pull_back(force, c, a[rows], columns[cols], da[rows], db[cols])
         return Answer(per_row, None, da, db, forces)
 

@@ -19,8 +19,8 @@ from nearfar.engine.budget import spans
 from nearfar.engine.budget import tile as tile_shape
 from nearfar.engine.closeness import pull_back
 from nearfar.engine.elementwise import tiles
-from nearfar.engine.step import Answer, Executor, Request
-from nearfar.observe import show_forces, someone_watches_forces
+from nearfar.engine.step import Answer, Executor, Request, show
+from nearfar.observe import force_visitors
 from nearfar.relation import Block, Relation
 
 # A loss and its derivatives by the three numbers; None for one that it does not use.
@@ -187,7 +187,7 @@ def softmax(rule: SoftmaxRule, relation: Relation, *, both: bool = False) -> Exe
     def execute(request: Request) -> Answer:
         a, b = request.a, request.columns
         bounded = request.bound is not None and request.bound <= _SAFE.get(a.dtype, 0)
-        mirrored = relation.symmetric and not someone_watches_forces()
+        mirrored = relation.symmetric and not force_visitors()
         size = block_rows(request.limits, a.device, a.element_size(), _BUFFERS, len(b))
         if both or mirrored or size < min(len(a), 64):
             return _two_passes(rule, relation, request, both, mirrored, bounded)
@@ -216,7 +216,7 @@ def _one_visit(
         )
         if da is not None and db is not None:
             force = anchors.force(here, tile, 1)
-            show_forces(rows, everyone, tile.z, force)
+            show(request, rows, everyone, tile.block, tile.z, force, -1)
             pull_back(force, a[rows], b, da[rows], db)
     return Answer(per_row, valid, da, db)
 
@@ -260,6 +260,6 @@ def _two_passes(
         force = as_rows.force(rows, tile, 1)
         if both or twice:
             force += as_columns.force(columns, tile, 0)
-        show_forces(rows, columns, tile.z, force)
+        show(request, rows, columns, tile.block, tile.z, force, -1)
         pull_back(force, a[rows], b[columns], da[rows], db[columns])
     return Answer(per_row, valid, da, db)

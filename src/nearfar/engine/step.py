@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from nearfar.engine.budget import Limits, current_limits
+from nearfar.observe import force_visitors
 from nearfar.reduction import Reduction, total_weight
+from nearfar.relation import Block
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +29,7 @@ class Request:
         b: (m, d) prepared columns; None where the rows meet each other.
         bias: added to every closeness.
         weight: (n,) by which each row's loss counts in the gradient; None: all by 1.
+        scale: by which the products of rows and columns were scaled.
         bound: no product of a row and a column is larger in size than this; None: not known.
         gradient: whether a gradient is wanted.
         limits: of memory.
@@ -36,6 +39,7 @@ class Request:
     b: Tensor | None
     bias: Tensor | None
     weight: Tensor | None
+    scale: Tensor | float
     bound: float | None
     gradient: bool
     limits: Limits
@@ -63,6 +67,22 @@ class Answer:
     da: Tensor | None = None
     db: Tensor | None = None
     forces: Tensor | None = None
+
+
+def show(
+    request: Request,
+    rows: slice,
+    columns: slice,
+    block: Block,
+    values: Tensor,
+    force: Tensor,
+    toward: int,
+) -> None:
+    """Show a tile of forces to whoever watches, in terms of the closeness before scale and bias."""
+    for visitor in force_visitors():
+        plain = values if request.bias is None else values - request.bias
+        pull = force * toward * request.scale
+        visitor.tile(len(request.a), rows, columns, block, plain / request.scale, pull)
 
 
 Executor = Callable[[Request], Answer]
@@ -129,6 +149,8 @@ class _Step(torch.autograd.Function):
             share = 1 / total_weight(job.weight, counts, per_row)
             total = total * share
             gradients = [None if g is None else g.mul_(share) for g in gradients]
+            for visitor in force_visitors():
+                visitor.scale(share)
         ctx.save_for_backward(*gradients)
         return total
 
@@ -176,7 +198,11 @@ def _compute(
             a = a * scale
         shift = None if bias is None else torch.as_tensor(bias, dtype=a.dtype, device=a.device)
         bound = _bound(scale, x.device) if job.normalize else None
-        answer = job.executor(Request(a, b, shift, weight, bound, gradient, job.limits))
+        answer = job.executor(
+            Request(
+                a, b, shift, weight, 1.0 if scale is None else scale, bound, gradient, job.limits
+            )
+        )
         if not gradient:
             return answer.per_row, answer.counts, None, None, None, None
         da, db = answer.da, answer.db

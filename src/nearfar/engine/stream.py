@@ -7,8 +7,7 @@ from torch import Tensor
 
 from nearfar.engine.budget import block, spans
 from nearfar.engine.closeness import Closeness
-from nearfar.engine.step import Answer, Executor, Request
-from nearfar.observe import show_forces
+from nearfar.engine.step import Answer, Executor, Request, show
 from nearfar.relation import Relation
 
 # A rule: (b, m) closeness, positive and negative -> (b,) losses, and how much each row counts in
@@ -32,14 +31,15 @@ def stream(rule: RowsRule, closeness: Closeness, relation: Relation) -> Executor
         size = block(request.limits, a.device, a.element_size(), _BUFFERS, m)
         for rows in spans(n, size):
             tile = closeness.tile(a[rows], columns)
-            positive, negative = relation.block(rows, slice(0, m)).masks()
+            who = relation.block(rows, slice(0, m))
+            positive, negative = who.masks()
             weight = None if request.weight is None else request.weight[rows]
             loss, count, force = _apply(
                 rule, tile.values, positive, negative, weight, request.gradient
             )
             per_row[rows], counts[rows] = loss, count.to(loss.dtype)
             if force is not None and da is not None and db is not None:
-                show_forces(rows, slice(0, m), tile.values, force)
+                show(request, rows, slice(0, m), who, tile.values, force, closeness.toward)
                 closeness.pull_back(force, tile, a[rows], columns, da[rows], db)
         return Answer(per_row, counts, da, db)
 

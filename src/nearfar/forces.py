@@ -1,0 +1,157 @@
+"""The pulls and pushes of a whole-batch loss, without its matrix."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nearfar.inputs import ArrayLike, tensor
+from nearfar.observe import watch_forces
+from nearfar.relation import Block
+from nearfar.tabulate import Table
+
+
+@dataclass(frozen=True, eq=False)
+class Forces:
+    """The strongest forces of a loss on a batch, and what acts on each anchor in all.
+
+    A force is the derivative of the loss by how far apart anchor and other are: above 0 it pulls
+    them together, below 0 it pushes them apart. It is directed: how hard the anchor's own terms
+    act. Two rows that are anchors of each other have one each way.
+
+    Attributes:
+        anchor: (k,) int64, which row exerts the force; strongest first.
+        other: (k,) int64, on which row (of the reference or the other tower where there is one).
+        similar: (k,) bool, whether the two are a positive pair.
+        closeness: (k,) their distance, or, for losses on similarities, their similarity.
+        force: (k,) > 0 pulls, < 0 pushes.
+        pull: (n,) for each anchor, the sum of its pulls.
+        push: (n,) for each anchor, the sum of its pushes, as a number above 0.
+        loss: the loss itself.
+    """
+
+    anchor: Tensor
+    other: Tensor
+    similar: Tensor
+    closeness: Tensor
+    force: Tensor
+    pull: Tensor
+    push: Tensor
+    loss: float
+
+    def __str__(self) -> str:
+        rows = zip(
+            self.anchor.tolist(),
+            self.other.tolist(),
+            self.similar.tolist(),
+            self.closeness.tolist(),
+            self.force.tolist(),
+            strict=True,
+        )
+        cells = [
+            (
+                str(a),
+                str(o),
+                "yes" if s else "no",
+                f"{c:.4f}",
+                f"{'pull' if f > 0 else 'push'} {abs(f):.3g}",
+            )
+            for a, o, s, c, f in rows
+        ]
+        table = Table(("anchor", "other", "similar", "closeness", "force"), cells).plain()
+        return (
+            f"loss {self.loss:.4g}, pull {float(self.pull.sum()):.4g}, "
+            f"push {float(self.push.sum()):.4g} over {len(self.pull)} anchors; the strongest:\n{table}"
+        )
+
+
+def forces(loss: Callable[..., Tensor], *data: ArrayLike, k: int = 10, **keywords: Any) -> Forces:
+    r"""The strongest pulls and pushes of a whole-batch loss, and their totals an anchor.
+
+    The loss is run once and shows its forces tile by tile, :math:`\partial L / \partial d_{ij}`
+    for the loss as called, its reduction included; the matrix is never stored.
+
+    Args:
+        loss: a whole-batch, two-tower or proxy loss, as a function or a module.
+        data: what the loss takes as data.
+        k: how many of the strongest forces to keep.
+        keywords: what the loss takes by keyword; its reduction may not be "none".
+
+    Returns:
+        `Forces`.
+
+    Raises:
+        TypeError: a loss on aligned rows or no loss of nearfar's; `explain` shows the former.
+        ValueError: as the loss itself.
+
+    >>> from nearfar import sup_con_loss
+    >>> x = torch.tensor([[1.0, 0], [0.8, 0.6], [0, 1], [-0.5, 0.9]])
+    >>> print(forces(sup_con_loss, x, [0, 0, 1, 1], k=3, temperature=0.5))
+    loss 0.4312, pull 0.6788, push 0.6788 over 4 anchors; the strongest:
+    anchor  other  similar  closeness  force
+    ------  -----  -------  ---------  ----------
+         1      0  yes         0.8000  pull 0.242
+         2      3  yes         0.8742  pull 0.215
+         1      2  no          0.6000  push 0.173
+
+    Source: Wang et al., "Multi-Similarity Loss", CVPR 2019, section 3: general pair weighting.
+    """
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k!r}.")
+    rows = [tensor(f"argument {i}", value) for i, value in enumerate(data)]
+    first = rows[0].detach()
+    if first.is_floating_point():
+        rows[0] = first.requires_grad_()  # a loss without gradient has no forces to show
+    strongest = _Strongest(k)
+    with watch_forces(strongest):
+        value = loss(*rows, **keywords)
+    if value.ndim or not strongest.best:
+        raise TypeError(
+            "forces knows nearfar's whole-batch losses with reduction mean or sum, such as "
+            f"sup_con_loss or CLIPLoss(scale=20); got {loss!r}. For aligned rows use explain."
+        )
+    return strongest.result(float(value.detach()))
+
+
+class _Strongest:
+    """Keeps the k strongest forces of all tiles, and adds up those of each anchor."""
+
+    def __init__(self, k: int) -> None:
+        self.k = k
+        self.best: list[Tensor] = []  # anchor, other, similar, closeness, pull
+        self.pull = self.push = torch.zeros(0)
+
+    def tile(
+        self,
+        n_anchors: int,
+        rows: slice,
+        columns: slice,
+        block: Block,
+        closeness: Tensor,
+        pull: Tensor,
+    ) -> None:
+        if not self.best:
+            self.pull, self.push = pull.new_zeros(n_anchors), pull.new_zeros(n_anchors)
+        self.pull[rows] += pull.clamp(min=0).sum(1)
+        self.push[rows] -= pull.clamp(max=0).sum(1)
+        strong = pull.abs().flatten().topk(min(self.k, pull.numel())).indices
+        i, j = strong // pull.shape[1], strong % pull.shape[1]
+        similar = block.masks()[0][i, j]
+        found = [i + rows.start, j + columns.start, similar, closeness[i, j], pull[i, j]]
+        if self.best:
+            found = [torch.cat(both) for both in zip(self.best, found, strict=True)]
+        order = found[4].abs().argsort(descending=True, stable=True)[: self.k]
+        self.best = [column[order] for column in found]
+
+    def scale(self, by: Tensor | float) -> None:
+        self.pull, self.push = self.pull * by, self.push * by
+        if self.best:
+            self.best[4] = self.best[4] * by
+
+    def result(self, loss: float) -> Forces:
+        acting = self.best[4] != 0
+        anchor, other, similar, closeness, force = (column[acting].cpu() for column in self.best)
+        pull, push = self.pull.cpu(), self.push.cpu()
+        return Forces(anchor, other, similar, closeness, force, pull, push, loss)

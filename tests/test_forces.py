@@ -1,0 +1,87 @@
+"""`forces` shows what the loss does: its forces rebuild the gradient, and its top k are the top."""
+
+import pytest
+import torch
+from torch import Tensor
+
+import nearfar as nf
+
+
+def batch(n: int = 40, d: int = 6) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(n, d, generator=generator, dtype=torch.float64)
+    return x, torch.randint(0, 9, (n,), generator=generator)
+
+
+LOSSES = [
+    (nf.sup_con_loss, {}),
+    (nf.sup_con_loss, {"decoupled": True, "reduction": "sum"}),
+    (nf.nt_xent_loss, {}),
+    (nf.multi_similarity_loss, {}),
+    (nf.circle_loss, {"scale": 8.0}),
+    (nf.batch_cosine_loss, {}),
+]
+
+
+@pytest.mark.parametrize(("loss", "keywords"), LOSSES)
+def test_all_forces_together_are_the_gradient(loss, keywords):
+    x, labels = batch()
+    unit = torch.nn.functional.normalize(x, dim=1).requires_grad_()
+    value = loss(unit, labels, **keywords)
+    (gradient,) = torch.autograd.grad(value, unit)
+    shown = nf.forces(loss, unit, labels, k=40 * 40, **keywords)
+    assert shown.loss == pytest.approx(value.item())
+    # Above 0 a force raises the similarity of the two: it is minus the derivative by it.
+    matrix = torch.zeros(40, 40, dtype=torch.float64)
+    by_distance = loss is nf.batch_cosine_loss
+    matrix[shown.anchor, shown.other] = shown.force
+    rebuilt = -(matrix + matrix.T) @ unit.detach()
+    along = (rebuilt * unit.detach()).sum(1, keepdim=True)  # normalisation takes this part away
+    torch.testing.assert_close(rebuilt - along * unit.detach(), gradient, atol=1e-9, rtol=1e-9)
+    value_of = 1 - unit @ unit.T if by_distance else unit @ unit.T
+    torch.testing.assert_close(shown.closeness, value_of[shown.anchor, shown.other].detach())
+    assert torch.equal(shown.similar, labels[shown.anchor] == labels[shown.other])
+    torch.testing.assert_close(shown.pull, matrix.clamp(min=0).sum(1))
+    torch.testing.assert_close(shown.push, -matrix.clamp(max=0).sum(1))
+
+
+@pytest.mark.parametrize("tile", [(1, 1), (7, 5), (64, 64)])
+def test_the_strongest_are_the_strongest_whatever_the_tile(tile):
+    x, labels = batch()
+    everything = nf.forces(nf.sup_con_loss, x, labels, k=40 * 40)
+    with nf.engine.budget.tile_shape(*tile):
+        few = nf.forces(nf.sup_con_loss, x, labels, k=5)
+    torch.testing.assert_close(few.force, everything.force[:5])
+    assert torch.equal(few.anchor, everything.anchor[:5])
+    assert torch.equal(few.other, everything.other[:5])
+
+
+def test_two_towers_proxies_and_modules():
+    x, labels = batch()
+    y = x.flip(0)
+    clip = nf.forces(nf.CLIPLoss(scale=5.0), x, y, k=1600)
+    assert torch.equal(clip.similar, clip.anchor == clip.other)
+    assert (clip.force[clip.similar] > 0).all()
+    assert (clip.force[~clip.similar] < 0).all()
+    siglip = nf.forces(nf.siglip_loss, x, y, scale=5.0, bias=-3.0, k=1)
+    cosines = torch.nn.functional.cosine_similarity(x[siglip.anchor], y[siglip.other])
+    torch.testing.assert_close(siglip.closeness, cosines)
+    anchors = nf.forces(nf.proxy_anchor_loss, x, x[:9], labels)
+    assert anchors.pull.shape == (9,)
+
+
+def test_distances_are_shown_as_distances():
+    x, labels = batch()
+    shown = nf.forces(nf.batch_contrastive_loss, x, labels, margin=3.0, k=3)
+    torch.testing.assert_close(shown.closeness, (x[shown.anchor] - x[shown.other]).norm(dim=1))
+    assert "anchor" in str(shown)
+
+
+def test_errors_teach():
+    x, labels = batch()
+    with pytest.raises(TypeError, match="use explain"):
+        nf.forces(nf.contrastive_loss, x, x, labels > 3)
+    with pytest.raises(TypeError, match="mean or sum"):
+        nf.forces(nf.sup_con_loss, x, labels, reduction="none")
+    with pytest.raises(ValueError, match="k must be"):
+        nf.forces(nf.sup_con_loss, x, labels, k=0)
