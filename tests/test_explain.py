@@ -247,3 +247,18 @@ def test_errors_teach():
         nf.explain(torch.nn.functional.mse_loss, x1, x2)
     with pytest.raises(TypeError, match="similar_label"):
         nf.explain(nf.contrastive_loss, x1, x2, y.int())
+
+
+def test_a_whole_batch_shows_its_strongest_forces():
+    x = clusters().flatten(0, 1)
+    labels = torch.arange(8).repeat_interleave(4)
+    explanation = nf.explain(nf.SupConLoss(temperature=0.5), x, labels)
+    assert explanation.n == 32
+    assert explanation.mean == pytest.approx(nf.sup_con_loss(x, labels, temperature=0.5).item())
+    strongest = nf.forces(nf.sup_con_loss, x, labels, temperature=0.5, k=1)
+    first = explanation.rows[0]
+    assert (first.index, first.other) == (strongest.anchor.item(), strongest.other.item())
+    assert "other" in str(explanation)
+    json.dumps(explanation.as_dict(), allow_nan=False)
+    apart = nf.explain(nf.batch_contrastive_loss, 100 * torch.eye(4), [0, 1, 2, 3])
+    assert finding_names(apart) == ["nothing is learned"]

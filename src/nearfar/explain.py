@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from nearfar.distance import length
 from nearfar.findings import Evidence, Finding, findings
+from nearfar.forces import forces, way
 from nearfar.inputs import ArrayLike, tensor
 from nearfar.observe import Measured, watch
 from nearfar.tabulate import Table
@@ -24,25 +25,27 @@ _SHOWN = 20  # rows that a printed table shows
 
 @dataclass(frozen=True)
 class Row:
-    """One pair or tuple.
+    """One pair or tuple; of a whole batch, an anchor and another row that it acts on.
 
     Attributes:
-        index: its row in the data.
+        index: its row in the data; of a whole batch, the anchor's.
         label: "similar", "dissimilar" or a degree; None for tuples, whose roles say it.
         measured: the distances or similarities that the loss sees, by name.
-        loss: what the row costs.
+        loss: what the row costs; None for a pair of a whole batch, whose anchors cost as a whole.
         forces: for each measured value, how hard the row is pulled together (> 0) or pushed apart
             (< 0): the derivative of its loss with respect to how far apart it is. 0 where no
             direction is defined, at distance 0.
         reading: the same in words.
+        other: of a whole batch, the row that the anchor acts on.
     """
 
     index: int
     label: str | None
     measured: Mapping[str, float]
-    loss: float
+    loss: float | None
     forces: Mapping[str, float]
     reading: str
+    other: int | None = None
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ class Explanation:
     Attributes:
         loss: the name of the loss.
         hyperparameters: what it was called with.
-        rows: one `Row` a pair or tuple.
+        rows: one `Row` a pair or tuple; of a whole batch, the strongest forces.
+        n: how many rows (pairs, tuples, anchors) the loss is over.
         total: the sum of the losses.
         mean: their mean, what training minimises by default.
         active_share: share of the rows in which a force acts, at least a millionth of the
@@ -65,6 +69,7 @@ class Explanation:
     loss: str
     hyperparameters: Mapping[str, Any]
     rows: tuple[Row, ...]
+    n: int
     total: float
     mean: float
     active_share: float
@@ -99,7 +104,7 @@ class Explanation:
     def _title(self) -> str:
         settings = ", ".join(f"{k}={_setting(v)}" for k, v in self.hyperparameters.items())
         return (
-            f"{self.loss}({settings})\n{len(self.rows)} rows, loss {self.mean:.4g} a row "
+            f"{self.loss}({settings})\n{self.n} rows, loss {self.mean:.4g} a row "
             f"(sum {self.total:.4g}), {self.active_share:.0%} active, "
             f"pull {self.pull:.4g}, push {self.push:.4g}"
         )
@@ -107,7 +112,9 @@ class Explanation:
     def _table(self) -> Table:
         first = self.rows[0] if self.rows else Row(0, None, {}, 0.0, {}, "")
         labelled = () if first.label is None else ("label",)
-        header = ("row", *labelled, *first.measured, "loss", "force", "reading")
+        costs = () if first.loss is None else ("loss",)
+        another = () if first.other is None else ("other",)
+        header = ("row", *another, *labelled, *first.measured, *costs, "force", "reading")
         return Table(header, [_cells(row) for row in self.rows[:_SHOWN]])
 
     def _more(self) -> list[str]:
@@ -122,8 +129,10 @@ def explain(loss: Callable[..., Tensor], *data: ArrayLike, **hyperparameters: An
     distance :math:`d_i` in it, the force is :math:`\partial \ell_i / \partial d_i` (for a
     similarity the negative of that): above 0 it pulls together, below 0 it pushes apart.
 
+    Of a loss over a whole batch the strongest forces are shown; `nearfar.forces` has more.
+
     Args:
-        loss: a loss on aligned rows, as a function or as its module.
+        loss: one of nearfar's losses, as a function or as its module.
         data: what the loss takes as data: embeddings, distances, labels.
         hyperparameters: what it takes by keyword; for a module they are already set.
 
@@ -131,7 +140,7 @@ def explain(loss: Callable[..., Tensor], *data: ArrayLike, **hyperparameters: An
         An `Explanation`: print it, or read its rows, totals and findings.
 
     Raises:
-        TypeError: `loss` is not one of nearfar's losses on aligned rows.
+        TypeError: `loss` is not one of nearfar's losses.
         ValueError: as the loss itself.
 
     >>> from nearfar import contrastive_loss_from_distance
@@ -152,7 +161,7 @@ def explain(loss: Callable[..., Tensor], *data: ArrayLike, **hyperparameters: An
     with watch() as record:
         per_row = function(*data, **settings, reduction="none")
         if not record:
-            raise _unknown(loss)
+            return _explain_batch(function, data, settings)
         derivatives = torch.autograd.grad(per_row.sum(), [m.values for m in record])
     evidence = _evidence(function, data, settings, per_row, record, derivatives)
     relations = [_relation(evidence, role) for role in evidence.measured]
@@ -174,6 +183,7 @@ def explain(loss: Callable[..., Tensor], *data: ArrayLike, **hyperparameters: An
         loss=function.__name__,
         hyperparameters=_plain(settings),
         rows=rows,
+        n=len(rows),
         total=float(evidence.per_row.sum()),
         mean=float(evidence.per_row.sum()) / max(len(rows), 1),
         active_share=float(evidence.active.sum()) / max(len(rows), 1),
@@ -200,6 +210,59 @@ def _unwrap(
     return function, settings | hyperparameters
 
 
+def _explain_batch(
+    function: Callable[..., Tensor], data: tuple[ArrayLike, ...], settings: dict[str, Any]
+) -> Explanation:
+    """The strongest forces of a loss over a whole batch, and the totals of all."""
+    shown = forces(function, *data, k=_SHOWN, **settings)
+    with torch.no_grad():
+        total = float(function(*data, **settings, reduction="sum"))
+    acting = shown.pull + shown.push
+    n = len(acting)
+    active = int((acting > 1e-6 * acting.max()).sum()) if n else 0
+    columns = (shown.anchor, shown.other, shown.similar, shown.closeness, shown.force)
+    rows = tuple(
+        Row(
+            anchor,
+            "similar" if similar else "dissimilar",
+            {"closeness": closeness},
+            None,
+            {"closeness": force},
+            _read_force(similar, force),
+            other,
+        )
+        for anchor, other, similar, closeness, force in zip(
+            *(column.tolist() for column in columns), strict=True
+        )
+    )
+    nothing = Finding(
+        "nothing is learned",
+        f"No force acts on any of {n} anchors: every gradient is 0.",
+        "Similar rows coincide and dissimilar ones lie beyond the margin, or there is no pair.",
+        "Check that the batch holds several items of several classes; try a larger margin.",
+    )
+    return Explanation(
+        loss=function.__name__,
+        hyperparameters=_plain(settings),
+        rows=rows,
+        n=n,
+        total=total,
+        mean=shown.loss,
+        active_share=active / max(n, 1),
+        pull=float(shown.pull.sum()),
+        push=float(shown.push.sum()),
+        findings=() if active or not n or isnan(total) else (nothing,),
+    )
+
+
+def _read_force(similar: bool, force: float) -> str:
+    if similar:
+        return (
+            "similar but apart: pulled together" if force > 0 else "close enough: let go a little"
+        )
+    return "too close: pushed apart" if force < 0 else "dissimilar: pulled"
+
+
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings that are one value each; keywords that are data are left out."""
     values = {
@@ -210,8 +273,7 @@ def _plain(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _unknown(loss: object) -> TypeError:
     return TypeError(
-        "explain knows nearfar's losses on aligned rows, such as contrastive_loss or "
-        f"TripletLoss(); got {loss!r}."
+        f"explain knows nearfar's losses, such as contrastive_loss or TripletLoss(); got {loss!r}."
     )
 
 
@@ -352,8 +414,10 @@ def _cells(row: Row) -> tuple[str, ...]:
     values = tuple(f"{value:.4f}" for value in row.measured.values())
     pull = sum(max(force, 0.0) for force in row.forces.values())
     push = sum(max(-force, 0.0) for force in row.forces.values())
-    force = ", ".join(f"{way} {f:.3g}" for way, f in (("pull", pull), ("push", push)) if f)
-    return (str(row.index), *label, *values, f"{row.loss:.4f}", force or "none", row.reading)
+    force = ", ".join(way(f) for f in (pull, -push) if f)
+    cost = () if row.loss is None else (f"{row.loss:.4f}",)
+    other = () if row.other is None else (str(row.other),)
+    return (str(row.index), *other, *label, *values, *cost, force or "none", row.reading)
 
 
 def _body(finding: Finding) -> str:

@@ -51,20 +51,19 @@ class Forces:
             strict=True,
         )
         cells = [
-            (
-                str(a),
-                str(o),
-                "yes" if s else "no",
-                f"{c:.4f}",
-                f"{'pull' if f > 0 else 'push'} {abs(f):.3g}",
-            )
-            for a, o, s, c, f in rows
+            (str(a), str(o), "yes" if s else "no", f"{c:.4f}", way(f)) for a, o, s, c, f in rows
         ]
-        table = Table(("anchor", "other", "similar", "closeness", "force"), cells).plain()
-        return (
-            f"loss {self.loss:.4g}, pull {float(self.pull.sum()):.4g}, "
-            f"push {float(self.push.sum()):.4g} over {len(self.pull)} anchors; the strongest:\n{table}"
-        )
+        table = Table(("anchor", "other", "similar", "closeness", "force"), cells)
+        pull, push = float(self.pull.sum()), float(self.push.sum())
+        totals = f"loss {self.loss:.4g}, pull {pull:.4g}, push {push:.4g}"
+        return f"{totals} over {len(self.pull)} anchors; the strongest:\n{table.plain()}"
+
+
+def way(force: float) -> str:
+    """A force in words: "pull 0.5", "push 0.5" or "none"."""
+    if not force:
+        return "none"
+    return f"{'pull' if force > 0 else 'push'} {abs(force):.3g}"
 
 
 def forces(loss: Callable[..., Tensor], *data: ArrayLike, k: int = 10, **keywords: Any) -> Forces:
