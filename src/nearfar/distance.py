@@ -43,13 +43,12 @@ def sqeuclidean(x1: Tensor, x2: Tensor) -> Tensor:
 def cosine(x1: Tensor, x2: Tensor) -> Tensor:
     """d = 1 - cos(x1, x2), from 0 (same direction) over 1 (orthogonal) to 2 (opposite).
 
-    Computed as |u1 - u2|^2 / 2 on unit rows, which is never negative and keeps its digits where
-    `1 - cos` cancels. A zero row is at distance 1 from everything.
+    Where the rows are close it is computed as |u1 - u2|^2 / 2 on unit rows, which is never negative
+    and keeps its digits where `1 - cos` cancels. A zero row is at distance 1 from everything.
     """
     u1, u2 = unit(x1), unit(x2)
-    # |u|^2 is 1, or 0 for a zero row; with it, 1 - u1.u2 = (|u1 - u2|^2 + 2 - |u1|^2 - |u2|^2) / 2.
-    zero_rows = (u1 == 0).all(-1).to(u1.dtype) + (u2 == 0).all(-1).to(u2.dtype)
-    return ((u1 - u2).square().sum(-1) + zero_rows) / 2
+    product = (u1 * u2).sum(-1)
+    return torch.where(product < 0.5, 1 - product, (u1 - u2).square().sum(-1) / 2)
 
 
 def cosine_similarity(x1: ArrayLike, x2: ArrayLike) -> Tensor:
@@ -73,10 +72,13 @@ def cosine_similarity(x1: ArrayLike, x2: ArrayLike) -> Tensor:
     >>> x2 = torch.tensor([[3.0, 0, 0, 9, 0], [0, 0, 0, 0, 0]])
     >>> cosine_similarity(x1, x2)
     tensor([0.9372, 0.0000])
+
+    Source: Salton, Wong & Yang, "A Vector Space Model for Automatic Indexing", 1975.
     """
     x1, x2 = embeddings(x1=x1, x2=x2)
-    # Rounding may carry a cosine to 1.0000001, on which arccos is NaN.
-    return (unit(x1) * unit(x2)).sum(-1).clamp(-1, 1)
+    cosines = (unit(x1) * unit(x2)).sum(-1)
+    # Rounding may carry a cosine to 1.0000001, on which arccos is NaN; the gradient stays as it is.
+    return cosines + (cosines.clamp(-1, 1) - cosines).detach()
 
 
 def unit(x: Tensor) -> Tensor:
@@ -85,6 +87,8 @@ def unit(x: Tensor) -> Tensor:
     Too short is a length whose square is below the smallest normal number (1e-19 in float32):
     dividing by it would turn rounding noise into a direction and its gradient into 1e19 and more.
     """
+    # Rows too long to be squared are brought down first, by a power of two, which costs no digit.
+    x = x * torch.where(length(x.detach()).isinf(), 2.0**-100, 1.0)[..., None]
     size = length(x)[..., None]
     short = size < torch.finfo(x.dtype).tiny ** 0.5
     return (x / size.masked_fill(short, 1)).masked_fill(short, 0)
@@ -104,7 +108,7 @@ _DISTANCES: dict[Distance, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def _choose(distance: Distance) -> Callable[[Tensor, Tensor], Tensor]:
-    if distance not in _DISTANCES:
+    if not isinstance(distance, str) or distance not in _DISTANCES:
         choices = ", ".join(map(repr, _DISTANCES))
         raise ValueError(f"distance must be one of {choices}; got {distance!r}.")
     return _DISTANCES[distance]

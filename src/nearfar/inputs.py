@@ -15,31 +15,49 @@ from torch import Tensor
 ArrayLike = Tensor | np.ndarray[Any, Any] | list[Any] | tuple[Any, ...]
 
 
-def tensor(name: str, value: ArrayLike) -> Tensor:
+def tensor(name: str, value: ArrayLike, *, device: torch.device | None = None) -> Tensor:
     """`value` as a tensor that shares its memory where it can.
+
+    Args:
+        name: what the caller called it.
+        value: a tensor, which stays where it is, or an array or nested list, which has no device.
+        device: where arrays and lists go.
 
     Raises:
         TypeError: `value` is not a tensor, a numeric NumPy array or a nested list of numbers.
     """
     if isinstance(value, Tensor):
         return value
+    if isinstance(value, list | tuple) and any(isinstance(item, Tensor) for item in value):
+        raise TypeError(
+            f"{name} must be a tensor, got a list of tensors: pass torch.stack({name})."
+        )
     try:
         array = value if isinstance(value, np.ndarray) else np.asarray(value)
         if array.dtype == np.float64 and not isinstance(value, np.ndarray):
-            return torch.as_tensor(array, dtype=torch.get_default_dtype())
-        if not array.dtype.isnative or any(stride < 0 for stride in array.strides):
-            array = array.astype(array.dtype.newbyteorder("="))  # torch knows neither
+            return torch.as_tensor(array, dtype=torch.get_default_dtype(), device=device)
+        if not _torch_can_share(array):
+            array = array.astype(array.dtype.newbyteorder("="), order="C")
         with warnings.catch_warnings():
             # torch warns that writing to a read-only array is undefined; nothing here writes.
             warnings.filterwarnings("ignore", "The given NumPy array is not writ", UserWarning)
-            return torch.from_numpy(array)
+            return torch.from_numpy(array).to(device)
     except (TypeError, ValueError) as error:
-        given = f"an array of dtype {value.dtype}" if isinstance(value, np.ndarray) else None
-        given = given or f"{type(value).__name__} {value!r:.60}"
-        fix = "Text classes become numbers with np.unique(labels, return_inverse=True)[1]."
+        is_array = isinstance(value, np.ndarray)
+        given = f"dtype {value.dtype}" if is_array else f"{type(value).__name__} {value!r:.60}"
+        kind = getattr(value, "dtype", np.asarray(value, dtype=object).dtype).kind
+        text = (is_array and kind in "US") or "'" in given
+        fix = " Text becomes numbers with np.unique(text, return_inverse=True)[1]." if text else ""
         raise TypeError(
-            f"{name} must be a tensor or an array of numbers, got {given}. {fix}"
+            f"{name} must be a tensor or an array of numbers, got {given}.{fix}"
         ) from error
+
+
+def _torch_can_share(array: np.ndarray[Any, Any]) -> bool:
+    """Whether torch takes its byte order and strides: native, positive, whole elements."""
+    return array.dtype.isnative and all(
+        stride >= 0 and stride % array.itemsize == 0 for stride in array.strides
+    )
 
 
 def embeddings(**given: ArrayLike) -> tuple[Tensor, ...]:
@@ -59,7 +77,7 @@ def embeddings(**given: ArrayLike) -> tuple[Tensor, ...]:
                 f"of one belongs to row i of the other; got {tuple(x.shape)}."
             )
         same_device(name, x, names[0], lifted[0])
-    return lifted
+    return _of_one_dtype(lifted)
 
 
 def batch(name: str, value: ArrayLike, *, like: Tensor | None = None) -> Tensor:
@@ -77,6 +95,13 @@ def batch(name: str, value: ArrayLike, *, like: Tensor | None = None) -> Tensor:
         _same_width(name, x, like.shape[1])
         same_device(name, x, "the embeddings", like)
     return x
+
+
+def _of_one_dtype(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    common = tensors[0].dtype
+    for x in tensors[1:]:
+        common = torch.promote_types(common, x.dtype)
+    return tuple(x.to(common) for x in tensors)
 
 
 def matrix(name: str, value: ArrayLike, *, width: int, like: Tensor) -> Tensor:
@@ -126,8 +151,9 @@ def above_zero(name: str, value: float | Tensor) -> float | Tensor:
     A tensor is not read, which would stall a GPU: where it is not above 0, NaN takes its place.
     """
     if isinstance(value, Tensor):
-        if value.ndim:
+        if value.numel() != 1:
             raise ValueError(f"{name} must be one number, got shape {tuple(value.shape)}.")
+        value = value.reshape(())
         return torch.where(value > 0, value, torch.nan)
     if not _is_number(value) or not 0 < value < float("inf"):
         raise ValueError(f"{name} must be a number above 0, got {value!r}.")

@@ -44,6 +44,8 @@ def pair_labels(
     y = _one_per_row(name, y, like)
     if isinstance(similar_label, bool) or similar_label not in (0, 1, None):
         raise ValueError(f"similar_label must be 0, 1 or None, got {similar_label!r}.")
+    if not len(y):
+        return torch.zeros(0, dtype=torch.bool, device=y.device)
     if y.dtype is torch.bool:
         if similar_label == 0:
             raise ValueError(
@@ -60,7 +62,7 @@ def pair_labels(
             f"if 0 does; or pass bool, True = similar ({name} == 1 or {name} == 0)."
         )
     if y.is_floating_point():
-        y = y.to(torch.promote_types(y.dtype, torch.float32))
+        y = y.to(like.dtype) if like.is_floating_point() else y.float()
         refuse(name, y, ~((y >= 0) & (y <= 1)), "lie between 0 and 1, the degrees of similarity")
         return y if similar_label == 1 else 1 - y
     y = y.to(torch.int64)
@@ -96,7 +98,9 @@ def class_ids(
     >>> class_ids(torch.tensor([7, 200], dtype=torch.uint8), like=torch.zeros(2))
     tensor([  7, 200])
     """
-    labels = _one_per_row(name, labels, like)
+    given = labels = _one_per_row(name, labels, like)
+    if not len(labels):
+        return torch.zeros(0, dtype=torch.int64, device=labels.device)
     if labels.dtype is torch.bool or labels.is_floating_point() or labels.is_complex():
         raise TypeError(
             f"{name} must be class ids of an integer dtype, got {labels.dtype}. "
@@ -105,7 +109,7 @@ def class_ids(
     labels = labels.to(torch.int64)
     if n_classes is not None:
         outside = (labels < 0) | (labels >= n_classes)
-        refuse(name, labels, outside, f"be a class id from 0 to {n_classes - 1}")
+        refuse(name, given, outside, f"be a class id from 0 to {n_classes - 1}")
     return labels
 
 
@@ -122,7 +126,7 @@ def batch_labels(labels: ArrayLike, *, like: Tensor, name: str = "labels") -> Te
     >>> batch_labels([[True, False], [True, True]], like=torch.zeros(2)).shape
     torch.Size([2, 2])
     """
-    labels = tensor(name, labels)
+    labels = tensor(name, labels, device=like.device)
     if labels.ndim != 2:
         return class_ids(labels, like=like, name=name)
     if labels.dtype is not torch.bool:
@@ -154,7 +158,7 @@ def share_label(rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def _one_per_row(name: str, labels: ArrayLike, like: Tensor) -> Tensor:
-    labels = tensor(name, labels)
+    labels = tensor(name, labels, device=like.device)
     if labels.ndim != 1:
         squeeze = labels.ndim == 2 and labels.shape[1] == 1
         raise ValueError(
@@ -174,7 +178,12 @@ def _check_length(name: str, labels: Tensor, like: Tensor) -> None:
 
 
 def refuse(name: str, labels: Tensor, bad: Tensor, expected: str) -> None:
-    """Raise for the first entry marked `bad`, saying what was expected of it."""
+    """Raise for the first entry marked `bad`, saying what was expected of it.
+
+    Inside a compiled or vectorised function, where values cannot be asked for, nothing is checked.
+    """
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+        return
     if bad.any():
         row = int(bad.nonzero()[0])
         raise ValueError(

@@ -1,6 +1,6 @@
 """From one loss a row to what the caller asked for."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -25,15 +25,20 @@ def reduce(
     Raises:
         ValueError: an unknown reduction; the message lists the choices.
     """
+    check_reduction(reduction)
     if weight is not None:
         per_row = per_row * weight
     if reduction == "mean":
         return per_row.sum() / total_weight(weight, counts, per_row)
     if reduction == "sum":
         return per_row.sum()
-    if reduction == "none":
-        return per_row
-    raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}.")
+    return per_row
+
+
+def check_reduction(reduction: str) -> None:
+    """Refuse an unknown reduction."""
+    if reduction not in get_args(Reduction):
+        raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}.")
 
 
 def total_weight(weight: Tensor | None, counts: Tensor | None, per_row: Tensor) -> Tensor | int:

@@ -23,10 +23,30 @@ from nearfar.engine.step import Answer, Executor, Request, show
 from nearfar.observe import force_visitors
 from nearfar.relation import Block, Relation
 
+
+@dataclass(frozen=True, eq=False)
+class LogSum:
+    """(n,) log-sum-exps, kept in two parts so that a difference of two large ones is exact.
+
+    Attributes:
+        top: a number near the log-sum-exp.
+        rest: what is left of it.
+    """
+
+    top: Tensor
+    rest: Tensor
+
+    def above(self, other: "LogSum | Tensor") -> Tensor:
+        """This minus the other."""
+        if isinstance(other, Tensor):
+            return (self.top - other) + self.rest
+        return (self.top - other.top) + (self.rest - other.rest)
+
+
 # A loss and its derivatives by the three numbers; None for one that it does not use.
 Parts = tuple[Tensor, Tensor, Tensor | None, Tensor]
 # (negatives, positives, sum of positives, number of positives), all (n,) -> loss, derivatives.
-Combine = Callable[[Tensor, Tensor, Tensor, Tensor], Parts]
+Combine = Callable[[LogSum, LogSum, Tensor, Tensor], Parts]
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,9 +70,9 @@ class SoftmaxRule:
         # 0 stands in where there is nothing to compare, which no gradient turns into NaN.
         of_negatives = closeness.masked_fill(~negative, -inf).logsumexp(1).where(valid, 0)
         of_positives = closeness.masked_fill(~positive, -inf).logsumexp(1).where(valid, 0)
-        total = torch.where(positive, closeness, 0).sum(1)
-        loss = self.combine(of_negatives, of_positives, total, count.clamp(min=1))[0]
-        return loss, valid
+        total, nothing = torch.where(positive, closeness, 0).sum(1), torch.zeros_like(of_negatives)
+        negatives, positives = LogSum(of_negatives, nothing), LogSum(of_positives, nothing)
+        return self.combine(negatives, positives, total, count.clamp(min=1))[0], valid
 
     def counts(self, relation: Relation) -> tuple[Tensor | None, Tensor]:
         """Which anchors have something to compare (None: all), and their numbers of positives."""
@@ -67,34 +87,35 @@ class SoftmaxRule:
         return valid & (negatives > 0) if self.needs_negatives else valid
 
 
-# exp(x) for |x| up to this, and a sum of 1e9 of them, stay inside the range of the dtype.
-_SAFE = {torch.float32: 60.0, torch.float64: 600.0}
+# Logits that lie within this of 0, less the largest they can be, have an exp that is a normal
+# number of the dtype: such are summed as they come.
+_SAFE = {torch.float32: 40.0, torch.float64: 300.0}
 
 
 class _Tile:
     """A tile's products and what the log-sum-exps take in: logits, or, if bounded, their exp."""
 
-    def __init__(self, z: Tensor, block: Block, rule: SoftmaxRule, bounded: bool) -> None:
+    def __init__(self, z: Tensor, block: Block, rule: SoftmaxRule, bound: float | None) -> None:
         self.z, self.block = z, block
-        terms, nothing = (z.exp(), 0.0) if bounded else (z, -inf)
+        terms, nothing = (z, -inf) if bound is None else ((z - bound).exp_(), 0.0)
         self.negatives = terms if block.hidden is None else terms.masked_fill(block.hidden, nothing)
         self.positives: Tensor | None = None
         if rule.every_positive and block.similar is not None:
             self.positives = terms.where(block.similar, nothing)
 
 
-class _LogSum:
+class _Running:
     """A running log-sum-exp of each anchor.
 
-    Bounded logits are summed as they are. Others are summed relative to the largest so far.
+    Bounded logits are summed relative to the bound, others relative to the largest so far.
     """
 
-    def __init__(self, n: int, like: Tensor, bounded: bool) -> None:
-        self.total = like.new_zeros(n)
-        self.top = None if bounded else like.new_full((n,), -inf)
+    def __init__(self, n: int, like: Tensor, bound: float | None) -> None:
+        self.total, self.bound = like.new_zeros(n), bound
+        self.top = like.new_full((n,), -inf if bound is None else bound)
 
     def add(self, at: slice, terms: Tensor, dim: int) -> None:
-        if self.top is None:
+        if self.bound is not None:
             self.total[at] += terms.sum(dim)
             return
         old = self.top[at]
@@ -104,20 +125,17 @@ class _LogSum:
         self.total[at] = self.total[at] * (old - base).exp() + fresh
         self.top[at] = top
 
-    def value(self) -> Tensor:
-        logs = self.total.log()
-        return logs if self.top is None else logs.add_(self.top)
+    def value(self) -> LogSum:
+        return LogSum(self.top, self.total.log())
 
-    def settle(self, value: Tensor, by: Tensor) -> None:
-        """Keep what turns terms into forces: `by`, the derivative by `value`, over the sum."""
-        if self.top is None:
-            self.factor = torch.where(self.total > 0, by / self.total, 0)
-        else:
-            self.base, self.factor = _finite(value), by
+    def settle(self, by: Tensor) -> None:
+        """Keep what turns terms into forces: `by`, the derivative by the value, over the sum."""
+        self.factor = by / self.total.masked_fill(self.total == 0, 1)
+        self.base = _finite(self.top)
 
     def force(self, at: slice, terms: Tensor, dim: int) -> Tensor:
         factor = self.factor[at].unsqueeze(dim)
-        if self.top is None:
+        if self.bound is not None:
             return terms * factor
         return (terms - self.base[at].unsqueeze(dim)).exp_().mul_(factor)
 
@@ -130,10 +148,10 @@ def _finite(logs: Tensor) -> Tensor:
 class _Anchors:
     """What is known of each anchor, and, once `settle` has run, how hard it pulls and pushes."""
 
-    def __init__(self, rule: SoftmaxRule, n: int, like: Tensor, bounded: bool) -> None:
+    def __init__(self, rule: SoftmaxRule, n: int, like: Tensor, bound: float | None) -> None:
         self.rule = rule
-        self.negatives = _LogSum(n, like, bounded)
-        self.positives = _LogSum(n, like, bounded) if rule.every_positive else None
+        self.negatives = _Running(n, like, bound)
+        self.positives = _Running(n, like, bound) if rule.every_positive else None
         self.total = like.new_zeros(n)
 
     def add(self, at: slice, tile: _Tile, dim: int) -> None:
@@ -158,9 +176,9 @@ class _Anchors:
         if weight is not None:
             by_negatives, by_total = by_negatives * weight, by_total * weight
             by_positives = None if by_positives is None else by_positives * weight
-        self.negatives.settle(negatives, by_negatives)
+        self.negatives.settle(by_negatives)
         if self.positives is not None and by_positives is not None:
-            self.positives.settle(positives, by_positives)
+            self.positives.settle(by_positives)
         self.by_total = by_total
         return loss
 
@@ -186,18 +204,20 @@ def softmax(rule: SoftmaxRule, relation: Relation, *, both: bool = False) -> Exe
 
     def execute(request: Request) -> Answer:
         a, b = request.a, request.columns
-        bounded = request.bound is not None and request.bound <= _SAFE.get(a.dtype, 0)
+        bound = request.bound
+        if bound is not None and bound > _SAFE.get(a.dtype, 0):
+            bound = None
         mirrored = relation.symmetric and not force_visitors()
         size = block_rows(request.limits, a.device, a.element_size(), _BUFFERS, len(b))
         if both or mirrored or size < min(len(a), 64):
-            return _two_passes(rule, relation, request, both, mirrored, bounded)
-        return _one_visit(rule, relation, request, size, bounded)
+            return _two_passes(rule, relation, request, both, mirrored, bound)
+        return _one_visit(rule, relation, request, size, bound)
 
     return execute
 
 
 def _one_visit(
-    rule: SoftmaxRule, relation: Relation, request: Request, size: int, bounded: bool
+    rule: SoftmaxRule, relation: Relation, request: Request, size: int, bound: float | None
 ) -> Answer:
     a, b = request.a, request.columns
     everyone, here = slice(0, len(b)), slice(None)
@@ -206,8 +226,8 @@ def _one_visit(
     da = torch.zeros_like(a) if request.gradient else None
     db = torch.zeros_like(b) if request.gradient else None
     for rows in spans(len(a), size):
-        tile = _Tile(a[rows] @ b.T, relation.block(rows, everyone), rule, bounded)
-        anchors = _Anchors(rule, rows.stop - rows.start, a, bounded)
+        tile = _Tile(a[rows] @ b.T, relation.block(rows, everyone), rule, bound)
+        anchors = _Anchors(rule, rows.stop - rows.start, a, bound)
         anchors.add(here, tile, 1)
         per_row[rows] = anchors.settle(
             None if valid is None else valid[rows],
@@ -227,17 +247,17 @@ def _two_passes(
     request: Request,
     both: bool,
     mirrored: bool,
-    bounded: bool,
+    bound: float | None,
 ) -> Answer:
     a, b = request.a, request.columns
     shape = tile_shape(request.limits, a.device, a.element_size(), _BUFFERS)
     visits = tiles(len(a), len(b), shape, mirrored)
 
     def visit(rows: slice, columns: slice) -> _Tile:
-        return _Tile(a[rows] @ b[columns].T, relation.block(rows, columns), rule, bounded)
+        return _Tile(a[rows] @ b[columns].T, relation.block(rows, columns), rule, bound)
 
-    as_rows = _Anchors(rule, len(a), a, bounded)
-    as_columns = _Anchors(rule, len(b), b, bounded) if both else as_rows
+    as_rows = _Anchors(rule, len(a), a, bound)
+    as_columns = _Anchors(rule, len(b), b, bound) if both else as_rows
     tile = None
     for rows, columns, twice in visits:
         tile = visit(rows, columns)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nearfar.engine.budget import Limits, current_limits
 from nearfar.observe import force_visitors
-from nearfar.reduction import Reduction, total_weight
+from nearfar.reduction import Reduction, check_reduction, total_weight
 from nearfar.relation import Block
 
 
@@ -115,6 +115,7 @@ def run(
     weight: Tensor | None = None,
 ) -> Tensor:
     """Run an executor on rows `x` and columns `y` (None: `x` itself) as one differentiable step."""
+    check_reduction(reduction)
     if y is not None and y.dtype != x.dtype:
         common = torch.promote_types(x.dtype, y.dtype)
         x, y = x.to(common), y.to(common)
@@ -245,6 +246,9 @@ class _Rows:
             self.ready = torch.add(wide, wide, alpha=0)  # NaN where x is infinite; see inputs.lift
             return
         size = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
+        if size.isinf().any():  # too long to be squared, as in distance.unit
+            wide = wide * torch.where(size.isinf(), 2.0**-100, 1.0)
+            size = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
         # Too short to have a direction, as in distance.unit: the row and its gradient become 0.
         self.size = size.masked_fill_(size < torch.finfo(wide.dtype).tiny ** 0.5, torch.inf)
         self.ready = wide / size

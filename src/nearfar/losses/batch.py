@@ -1,8 +1,10 @@
 """What every whole-batch loss does with its arguments before the engine takes over."""
 
+import torch
 from torch import Tensor
 
-from nearfar.inputs import ArrayLike, batch, lift, tensor
+from nearfar.inputs import ArrayLike, batch, lift, same_device, tensor
+from nearfar.labels import refuse
 from nearfar.relation import Relation, across, within
 
 
@@ -23,15 +25,17 @@ def compare(
     return rows, columns, across(labels, rows, columns, reference_labels, reference_self)
 
 
-def towers(x: ArrayLike, y: ArrayLike) -> tuple[Tensor, Tensor]:
-    """Two towers whose row i belongs to row i."""
-    rows = batch("x", x)
-    columns = batch("y", y, like=rows)
-    if len(rows) != len(columns):
+def towers(**given: ArrayLike) -> tuple[Tensor, Tensor]:
+    """Two towers, row i of which belongs together, by the names the caller knows them by."""
+    (first, x), (second, y) = given.items()
+    rows = batch(first, x)
+    columns = batch(second, y)
+    if rows.shape != columns.shape:
         raise ValueError(
-            f"y must have as many rows as x, since row i of one matches row i of the other; "
-            f"got {len(columns)} and {len(rows)}."
+            f"{second} must have the shape of {first}, {tuple(rows.shape)}, since row i of one "
+            f"belongs to row i of the other; got {tuple(columns.shape)}."
         )
+    same_device(second, columns, first, rows)
     return rows, columns
 
 
@@ -39,13 +43,12 @@ def row_weight(weight: ArrayLike | None, x: Tensor) -> Tensor | None:
     """(n,) weights of the rows, 0 or more, in the precision of the loss."""
     if weight is None:
         return None
-    weight = lift("weight", tensor("weight", weight)).detach()
+    weight = lift("weight", tensor("weight", weight, device=x.device)).detach()
     if weight.shape != x.shape[:1] or weight.device != x.device:
         raise ValueError(
             f"weight must have shape ({len(x)},), a weight a row, on {x.device}; "
             f"got {tuple(weight.shape)} on {weight.device}. For a weight a class pass "
             "class_weight[labels]."
         )
-    if (weight < 0).any():
-        raise ValueError(f"weight must be 0 or more; the smallest is {weight.min().item():g}.")
-    return weight
+    refuse("weight", weight, weight < 0, "be 0 or more")
+    return weight.to(torch.promote_types(x.dtype, torch.float32))

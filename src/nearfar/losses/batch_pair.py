@@ -170,7 +170,7 @@ def siglip_loss(
     Source: Zhai, Mustafa, Kolesnikov & Beyer, "Sigmoid Loss for Language Image Pre-Training",
     ICCV 2023.
     """
-    rows, columns = towers(x, y)
+    rows, columns = towers(x=x, y=y)
 
     def match(z: Tensor) -> tuple[Tensor, Tensor]:
         loss, force = no_match(-z)

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from nearfar.engine.closeness import Product
-from nearfar.engine.softmax import Parts, SoftmaxRule, softmax
+from nearfar.engine.softmax import LogSum, Parts, SoftmaxRule, softmax
 from nearfar.engine.step import run
 from nearfar.engine.stream import stream
 from nearfar.inputs import ArrayLike, above_zero
@@ -15,27 +15,28 @@ from nearfar.reduction import Reduction
 from nearfar.relation import matched
 
 
-def pick_one(negatives: Tensor, positives: Tensor, total: Tensor, count: Tensor) -> Parts:
+def pick_one(negatives: LogSum, positives: LogSum, total: Tensor, count: Tensor) -> Parts:
     """log(1 + sum_n e^(z_n - z_p)), for one positive an anchor."""
-    short = negatives - total
+    short = negatives.above(total)
     wrong = short.sigmoid()
     return -logsigmoid(-short), wrong, None, -wrong
 
 
-def all_decoupled(negatives: Tensor, positives: Tensor, total: Tensor, count: Tensor) -> Parts:
+def all_decoupled(negatives: LogSum, positives: LogSum, total: Tensor, count: Tensor) -> Parts:
     """log(sum_n e^z_n) - mean z_p: the positives left out of the denominator."""
-    return negatives - total / count, torch.ones_like(total), None, -1 / count
+    return negatives.above(total / count), torch.ones_like(total), None, -1 / count
 
 
-def pick_all(negatives: Tensor, positives: Tensor, total: Tensor, count: Tensor) -> Parts:
+def pick_all(negatives: LogSum, positives: LogSum, total: Tensor, count: Tensor) -> Parts:
     """log(sum of all e^z) - mean z_p.
 
     Written so that with one positive an anchor, where the last two terms cancel exactly, the first
     keeps the digits of a small loss.
     """
-    short = negatives - positives
+    short = negatives.above(positives)
     wrong = short.sigmoid()
-    return -logsigmoid(-short) + (positives - total / count), wrong, 1 - wrong, -1 / count
+    loss = -logsigmoid(-short) + positives.above(total / count)
+    return loss, wrong, 1 - wrong, -1 / count
 
 
 ONE = SoftmaxRule(pick_one)
@@ -90,7 +91,7 @@ def clip_loss(
     Source: Radford et al., "Learning Transferable Visual Models From Natural Language
     Supervision", ICML 2021, figure 3.
     """
-    rows, columns = towers(x, y)
+    rows, columns = towers(x=x, y=y)
     relation = matched(len(rows), len(columns), rows.device)
     return run(
         softmax(DECOUPLED if decoupled else ONE, relation, both=True),

@@ -4,7 +4,6 @@ from math import inf
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
 from nearfar.distance import unit
 from nearfar.engine.softmax import softmax
@@ -22,6 +21,7 @@ from nearfar.inputs import (
 from nearfar.losses.batch import row_weight, towers
 from nearfar.losses.contrast import DECOUPLED, ONE
 from nearfar.losses.shell import as_module
+from nearfar.losses.softmax import pick
 from nearfar.observe import measured, someone_watches
 from nearfar.reduction import Reduction, reduce
 from nearfar.relation import matched
@@ -109,13 +109,13 @@ def info_nce_loss(
         near, far = _similarities(
             scale(query),
             scale(positive),
-            None if others is None else scale(_negatives(others, query)),
+            None if others is None else scale(_negatives(others, query)).to(query.dtype),
             in_batch=negatives is None,
         )
         near = measured("positive", "similarity", near) / temperature
         far = measured("negative", "similarity", far) / temperature
         return _listed(near, far, decoupled, counted, reduction)
-    rows, columns = towers(query, positive)
+    rows, columns = towers(query=query, positive=positive)
     rule = DECOUPLED if decoupled else ONE
 
     def one_way(rows: Tensor, columns: Tensor, *, both: bool = False) -> Tensor:
@@ -142,11 +142,11 @@ def _listed(
     near: Tensor, far: Tensor, decoupled: bool, weight: Tensor | None, reduction: Reduction
 ) -> Tensor:
     """The loss of similarities (n,) to the positive and (n, m) to the negatives, -inf for none."""
-    of_negatives = far.logsumexp(1)
     if not decoupled:
-        return reduce(-logsigmoid(near - of_negatives), reduction, weight)
+        return reduce(pick(near, far), reduction, weight)
     some = (far > -inf).any(1) | far.isnan().any(1)
-    return reduce(torch.where(some, of_negatives - near, 0), reduction, weight, some)
+    gap = (far - near[:, None]).logsumexp(1)
+    return reduce(torch.where(some, gap, 0), reduction, weight, some)
 
 
 def _similarities(

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from nearfar.distance import Distance, between_rows, cosine
 from nearfar.inputs import ArrayLike, between, embeddings, vector
-from nearfar.labels import SimilarLabel, blend, pair_labels
+from nearfar.labels import SimilarLabel, blend, pair_labels, refuse
 from nearfar.losses.shell import as_module
 from nearfar.observe import measured
 from nearfar.reduction import Reduction, reduce
@@ -110,12 +110,9 @@ def contrastive_loss_from_distance(
     Source: Hadsell, Chopra & LeCun, CVPR 2006; see `contrastive_loss`.
     """
     d = vector("d", d)
-    if (d < 0).any():
-        row = int((d < 0).nonzero()[0])
-        raise ValueError(
-            f"d must hold distances, 0 or more; d[{row}] is {d[row].item():g}. "
-            "For similarities pass 1 - similarity."
-        )
+    refuse(
+        "d", d.detach(), d < 0, "hold distances, 0 or more (of similarities pass 1 - similarity)"
+    )
     similar = pair_labels(y, like=d, similar_label=similar_label)
     return reduce(_contrastive(d, similar, margin), reduction)
 

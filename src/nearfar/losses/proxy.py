@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from nearfar.engine.closeness import Product
-from nearfar.engine.softmax import Combine, Parts, SoftmaxRule, softmax
+from nearfar.engine.softmax import Combine, LogSum, Parts, SoftmaxRule, softmax
 from nearfar.engine.step import run
 from nearfar.engine.stream import stream
 from nearfar.inputs import ArrayLike, above_zero, batch, between
@@ -216,7 +216,7 @@ def _to_proxies(
 def _with_margins(scale: float | Tensor, angle: float, cosine: float) -> Combine:
     """The softmax rule whose positive is scale * (cos(theta + angle) - cosine)."""
 
-    def combine(negatives: Tensor, positives: Tensor, total: Tensor, count: Tensor) -> Parts:
+    def combine(negatives: LogSum, positives: LogSum, total: Tensor, count: Tensor) -> Parts:
         c = total / scale
         sine = (1 - c.square()).clamp(min=torch.finfo(c.dtype).eps).sqrt()
         inside = c > cos(pi - angle)

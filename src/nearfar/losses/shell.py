@@ -14,8 +14,8 @@ def as_module(loss: Callable[..., Tensor]) -> type[nn.Module]:
     """The module class of a loss function: it holds the hyperparameters and does nothing else.
 
     The keyword-only parameters of the function become those of the class, with the same defaults;
-    the others are what `forward` takes. A hyperparameter given as an `nn.Parameter` is learned:
-    `InfoNCELoss(temperature=nn.Parameter(torch.tensor(0.07)))`.
+    the others are what `forward` takes. A temperature, scale or bias given as an `nn.Parameter` is
+    learned, `InfoNCELoss(temperature=nn.Parameter(torch.tensor(0.07)))`; other tensors are buffers.
     """
     signature = inspect.signature(loss)
     defaults = {
@@ -35,7 +35,10 @@ def as_module(loss: Callable[..., Tensor]) -> type[nn.Module]:
             value = hyperparameters.get(key, default)
             if value is inspect.Parameter.empty:
                 raise TypeError(f"{name} needs {key}: there is no default that suits everyone.")
-            setattr(self, key, value)
+            if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+                self.register_buffer(key, value)
+            else:
+                setattr(self, key, value)
 
     def forward(self: nn.Module, *data: Any, **keyword_data: Any) -> Tensor:
         return loss(*data, **keyword_data, **{key: getattr(self, key) for key in defaults})

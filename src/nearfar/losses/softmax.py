@@ -3,13 +3,24 @@
 from math import inf
 
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
 from nearfar.inputs import ArrayLike, between, lift, tensor
 from nearfar.labels import class_ids
 from nearfar.losses.shell import as_module
 from nearfar.observe import measured
 from nearfar.reduction import Reduction, reduce
+
+
+def pick(chosen: Tensor, others: Tensor) -> Tensor:
+    """(n,) log(1 + sum_j e^(others_j - chosen)) of (n,) and (n, m); others at -inf take no part.
+
+    From the gaps themselves, so that logits which are all large lose no digits.
+    """
+    if not others.shape[1]:
+        return chosen * 0
+    gap = others - chosen[:, None]
+    top = gap.detach().amax(1).clamp(min=0)
+    return top + ((gap - top[:, None]).exp().sum(1) + (-top).expm1()).log1p()
 
 
 def softmax_loss(
@@ -61,10 +72,10 @@ def softmax_loss(
     between("label_smoothing", label_smoothing, 0, 1)
     of_target = measured("positive", "logit", logits.gather(1, target[:, None])[:, 0])
     of_others = measured("negative", "logit", logits.scatter(1, target[:, None], -inf))
-    per_row = -logsigmoid(of_target - of_others.logsumexp(1))
+    per_row = pick(of_target, of_others)
     if label_smoothing:
-        total = of_target + of_others.scatter(1, target[:, None], 0).sum(1)
-        per_row = per_row + label_smoothing * (of_target - total / logits.shape[1])
+        gap = (of_target[:, None] - of_others).scatter(1, target[:, None], 0)
+        per_row = per_row + label_smoothing * gap.mean(1)
     return reduce(per_row, reduction)
 
 

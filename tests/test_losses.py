@@ -1,0 +1,410 @@
+"""Every aligned loss against the oracle, the textbook formula, and what its signature promises."""
+
+import copy
+import inspect
+import math
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cases import CASES, LOW, Case, Tensors, over, value_and_gradients
+from torch import Tensor, nn
+
+import nearfar
+from nearfar import (
+    ContrastiveLoss,
+    InfoNCELoss,
+    contrastive_loss,
+    contrastive_loss_from_distance,
+    cosine_loss,
+    info_nce_loss,
+    softmax_loss,
+)
+from nearfar.inputs import tensor
+
+LOSSES = {name: getattr(nearfar, name) for name in nearfar.losses.__all__ if name.islower()}
+FAMILIES = {f"nearfar.losses.{file}" for file in ("info_nce", "pair", "softmax", "tuples")}
+ALIGNED = {name: loss for name, loss in LOSSES.items() if loss.__module__ in FAMILIES}
+REGIMES = ("random", "near", "twins", "offset")
+
+
+def placed(case: Case, regime: str, seed: int, n: int) -> tuple[Tensors, Tensors]:
+    """Data that is harmless, or rows close to each other, or all of them far from the origin."""
+    x, labels = case.draw(n, 8, seed)
+    if regime in ("near", "twins"):
+        x = tuple(a * (0.03 if regime == "near" else 1e-4) + 1 for a in x)
+    if regime == "offset":
+        x = tuple(a + 100 for a in x)
+    return x, labels
+
+
+def rms(*tensors: Tensor) -> float:
+    total = sum(float(t.double().square().sum()) for t in tensors)
+    return math.sqrt(total / max(sum(t.numel() for t in tensors), 1))
+
+
+def errors(found: Tensors, truth: Tensors) -> Tensors:
+    return tuple(f.double() - t.double() for f, t in zip(found, truth, strict=True))
+
+
+def test_every_aligned_loss_is_in_the_table() -> None:
+    assert {case.function for case in CASES} == {*ALIGNED.values(), nearfar.cosine_similarity}
+
+
+@pytest.mark.parametrize("regime", ["random", "near"])
+@over(CASES)
+def test_value_and_gradient_equal_the_oracle(case: Case, regime: str) -> None:
+    x, labels = placed(case, regime, seed=1, n=9)
+    value, gradients = value_and_gradients(lambda a: case.run(a, labels), x)
+    true_value, true_gradients = value_and_gradients(lambda a: case.truth(a, labels), x)
+    for found, true in zip((value, *gradients), (true_value, *true_gradients), strict=True):
+        assert found.dtype == torch.float64
+        torch.testing.assert_close(found, true, rtol=1e-12, atol=1e-12 * float(true.abs().max()))
+
+
+@pytest.mark.parametrize("dtype", LOW, ids=str)
+@pytest.mark.parametrize("regime", REGIMES)
+@over(CASES)
+def test_error_is_at_most_twice_the_textbooks(case: Case, regime: str, dtype: torch.dtype) -> None:
+    """Points 4 and 7 of the contract; the truth is float64, which the test above ties down.
+
+    Errors are root mean squares over many rows, as one row can be lucky. Half a unit in the last
+    place is allowed for: that is the rounding of the result itself.
+    """
+    values: list[Tensors] = []
+    gradients: list[list[Tensors]] = []
+    for seed in range(4):
+        x, labels = placed(case, regime, seed, n=64)
+        x = tuple(a.to(dtype) for a in x)
+        value, gradient = value_and_gradients(lambda a, y=labels: case.run(a, y), x)
+        book, book_gradient = value_and_gradients(lambda a, y=labels: case.schoolbook(a, y), x)
+        true, true_gradient = value_and_gradients(
+            lambda a, y=labels: case.run(a, y), tuple(a.double() for a in x)
+        )
+        assert value.dtype == torch.float32
+        assert all(g.dtype == dtype for g in gradient)
+        values.append((value, book, true))
+        gradients += [list(g) for g in zip(gradient, book_gradient, true_gradient, strict=True)]
+
+    for what, triples, rounding in (
+        ("value", values, torch.finfo(torch.float32).eps / 2),
+        ("gradient", gradients, torch.finfo(dtype).eps / 2),
+    ):
+        found, book, true = (tuple(column) for column in zip(*triples, strict=True))
+        allowed = 2 * rms(*errors(book, true)) + rounding * rms(*true)
+        assert rms(*errors(found, true)) <= allowed, what
+
+
+@over(CASES)
+def test_gradcheck(case: Case) -> None:
+    torch.manual_seed(0)  # of the directions that are checked
+    x, labels = case.draw(3, 3, seed=3)
+    leaves = tuple(a.requires_grad_() for a in x)
+    assert torch.autograd.gradcheck(lambda *a: case.run(a, labels), leaves)
+    if case.streamed:
+        loss = case.run(leaves, labels, "sum")
+        with pytest.raises(RuntimeError, match="no second derivative"):
+            torch.autograd.grad(loss, leaves[0], create_graph=True)
+    elif case.hyper.get("temperature") != 0.001:  # where a finite difference is too coarse
+        assert torch.autograd.gradgradcheck(lambda *a: case.run(a, labels), leaves)
+
+
+@over([case for case in CASES if "reduction" in case.takes])
+def test_reductions_agree(case: Case) -> None:
+    x, labels = case.draw(5, 4)
+    rows = case.run(x, labels, "none")
+    assert rows.shape == (5,)
+    assert torch.equal(case.run(x, labels, "sum"), rows.sum())
+    assert torch.equal(case.run(x, labels, "mean"), rows.sum() / 5)
+    assert torch.equal(case.function(*x, *labels, **case.keywords), rows.sum() / 5)
+
+
+# The worked examples, to the digit.
+
+
+@pytest.mark.parametrize("similar_label", [None, 1, 0])
+def test_example_of_four_pairs_at_margin_0(similar_label: Any) -> None:
+    x1 = torch.tensor([[0.0, 1, 4], [7, 2, 1], [2, 1, 4], [1, 2, 0]], requires_grad=True)
+    x2 = torch.tensor([[0.0, 2, 1], [0, 2, 1], [3, 0, 1], [1, 2, 0]], requires_grad=True)
+    y = {None: [False, False, False, True], 1: [0, 0, 0, 1], 0: [1, 1, 1, 0]}[similar_label]
+    how: dict[str, Any] = {"margin": 0.0, "similar_label": similar_label}
+    assert contrastive_loss(x1, x2, y, **how, reduction="none").tolist() == [0, 0, 0, 0]
+    mean = contrastive_loss(x1, x2, y, **how)
+    mean.backward()
+    assert mean.item() == 0
+    assert not x1.grad.any()
+    assert not x2.grad.any()
+    # With every pair called similar the loss is the squared distance: 10, 49, 11, 0.
+    squares = contrastive_loss(x1, x2, [True] * 4, margin=0.0, reduction="none")
+    torch.testing.assert_close(squares.detach(), torch.tensor([10.0, 49, 11, 0]))
+    assert squares[1].item() == 49
+    assert squares[3].item() == 0
+
+
+def test_example_of_given_distances() -> None:
+    d = torch.tensor([0.5, 0.3, 1.5], dtype=torch.float64)
+    zero_similar = contrastive_loss_from_distance(d, [0, 1, 1], similar_label=0, reduction="none")
+    one_similar = contrastive_loss_from_distance(d, [1, 0, 0], similar_label=1, reduction="none")
+    assert zero_similar.tolist() == pytest.approx([0.25, 0.49, 0], abs=1e-15)
+    assert torch.equal(zero_similar, one_similar)
+
+
+def test_example_of_cosines() -> None:
+    x1, x2 = torch.tensor([[0.0, 1, 0, 9, 1]]), torch.tensor([[3.0, 0, 0, 9, 0]])
+    assert round(nearfar.cosine_similarity(x1, x2).item(), 4) == 0.9372
+    assert round(cosine_loss(x1, x2).item(), 4) == 0.0628
+    east = torch.tensor([[2.0, 0.0]])
+    for other, cost in (([[5.0, 0.0]], 0), ([[0.0, 3.0]], 1), ([[-1.0, 0.0]], 2)):
+        assert cosine_loss(east, other).item() == cost
+
+
+def test_example_of_info_nce() -> None:
+    query = np.array([[-0.83483301, -0.16904167, 0.52390721]])
+    positive = np.array([[-0.83455951, -0.16862266, 0.52447767]])
+    negatives = np.array(
+        [
+            [0.70374682, -0.18682394, -0.68544673],
+            [0.15465702, 0.32303224, 0.93366556],
+            [0.53043332, -0.83523217, -0.14500935],
+            [0.68285685, -0.73054075, 0.00409143],
+            [0.76652431, 0.61500886, 0.18494479],
+        ]
+    )
+    how: dict[str, Any] = {"temperature": 0.07, "normalize": False}
+    easy = info_nce_loss(query, positive, negatives, **how).item()
+    assert easy == pytest.approx(4.9068650660314756e-05, rel=0, abs=1e-12)
+    # The naive formula, from which that number comes, is off in the twelfth digit; 40 digits say:
+    assert easy == pytest.approx(4.906865066019994890054939859744e-05, rel=1e-13, abs=0)
+    negatives[:2] = positive
+    hard = info_nce_loss(query, positive, negatives, **how).item()
+    assert hard == pytest.approx(1.0986122899985278, rel=0, abs=1e-12)
+
+
+# The module shells.
+
+
+def shell_of(function: Any) -> type[nn.Module]:
+    return next(
+        shell
+        for name in nearfar.losses.__all__
+        if inspect.isclass(shell := getattr(nearfar, name)) and shell.loss is function
+    )
+
+
+@pytest.mark.parametrize("name", ALIGNED)
+def test_function_and_shell_have_one_signature(name: str) -> None:
+    parameters = inspect.signature(ALIGNED[name]).parameters.values()
+    keyword_only = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
+    # These follow the data: the function takes them by name, and so does `forward`.
+    keyword_only = [p for p in keyword_only if p.name not in ("hard_negatives", "weight")]
+    assert list(inspect.signature(shell_of(ALIGNED[name])).parameters.values()) == keyword_only
+    assert keyword_only[-1].name == "reduction"
+    data = [p for p in parameters if p.kind is not p.KEYWORD_ONLY]
+    assert all(p.kind is p.POSITIONAL_OR_KEYWORD for p in data)
+    defaults = {p.name: p.default for p in keyword_only}
+    module = shell_of(ALIGNED[name])()
+    assert {key: getattr(module, key) for key in defaults} == defaults
+
+
+@over([case for case in CASES if case.function in ALIGNED.values()])
+def test_shell_equals_function_also_when_copied(case: Case) -> None:
+    x, labels = case.draw(4, 3)
+    module = shell_of(case.function)(**case.keywords, reduction="none")
+    expected = case.run(x, labels)
+    assert torch.equal(module(*x, *labels), expected)
+    assert torch.equal(pickle.loads(pickle.dumps(module))(*x, *labels), expected)
+    assert torch.equal(copy.deepcopy(module)(*x, *labels), expected)
+    assert not module.state_dict()
+    for key, value in case.keywords.items():
+        assert f"{key}={value!r}" in repr(module)
+
+
+def test_shell_repr_and_unknown_hyperparameter() -> None:
+    assert repr(ContrastiveLoss(margin=2.0)) == (
+        "ContrastiveLoss(margin=2.0, distance='euclidean', similar_label=None, reduction='mean')"
+    )
+    with pytest.raises(TypeError, match=r"ContrastiveLoss takes margin, .*; got margins"):
+        ContrastiveLoss(margins=2.0)
+
+
+def test_shell_takes_data_by_name() -> None:
+    (x1, x2), (y,) = CASES[0].draw(4, 3)
+    assert torch.equal(ContrastiveLoss()(x1=x1, x2=x2, y=y), contrastive_loss(x1, x2, y))
+
+
+INFO_NCE = [case for case in CASES if case.function is info_nce_loss]
+
+
+@over(INFO_NCE)
+def test_learned_temperature_gets_the_oracles_gradient(case: Case) -> None:
+    x, _ = case.draw(5, 4)
+    learned = torch.tensor(case.hyper.get("temperature", 0.07), dtype=torch.float64)
+    learned.requires_grad_()
+    case.run(x, (), "sum", temperature=learned).backward()
+    reference = learned.detach().clone().requires_grad_()
+    rows = [[list(r.unbind()) if r.ndim == 1 else [*map(list, r)] for r in a] for a in x]
+    kept = {key: value for key, value in case.hyper.items() if key != "temperature"}
+    sum(case.oracle(*rows, temperature=reference, **kept)).backward()
+    torch.testing.assert_close(learned.grad, reference.grad, rtol=1e-11, atol=0)
+
+
+def test_learned_temperature_is_state() -> None:
+    module = InfoNCELoss(temperature=nn.Parameter(torch.tensor(0.07)))
+    assert [name for name, _ in module.named_parameters()] == ["temperature"]
+    other = InfoNCELoss(temperature=nn.Parameter(torch.tensor(0.5)))
+    other.load_state_dict(module.state_dict())
+    assert other.temperature.item() == module.temperature.item()
+    restored = pickle.loads(pickle.dumps(module))
+    x, _ = INFO_NCE[0].draw(4, 3)
+    for copied in (other, restored, copy.deepcopy(module)):
+        assert torch.equal(copied(*x), module(*x))
+
+
+# Docstrings.
+
+
+@pytest.mark.parametrize("name", [*LOSSES, "cosine_similarity"])
+def test_docstring_is_complete(name: str) -> None:
+    doc = inspect.getdoc(getattr(nearfar, name)) or ""
+    for part in (".. math::", "\nArgs:\n", "\nReturns:\n", "\nRaises:\n", "\n>>> ", "\nSource: "):
+        assert part in doc, part
+    described = doc.partition("\nArgs:\n")[2].partition("\nReturns:\n")[0]
+    for parameter in inspect.signature(getattr(nearfar, name)).parameters:
+        assert f"    {parameter}: " in described, parameter
+    assert doc.partition("\n")[0].endswith(".")
+
+
+# What may be passed in.
+
+
+@over(CASES)
+def test_numpy_and_lists_give_what_tensors_give(case: Case) -> None:
+    x, labels = case.draw(4, 3, dtype=torch.float32)
+    expected = case.run(x, labels)
+    from_numpy = case.run(tuple(a.numpy() for a in x), tuple(y.numpy() for y in labels))
+    assert isinstance(from_numpy, Tensor)
+    assert torch.equal(from_numpy, expected)
+    from_lists = case.run(tuple(a.tolist() for a in x), tuple(y.tolist() for y in labels))
+    assert torch.equal(from_lists, expected)
+
+
+@over(CASES)
+def test_backwards_and_read_only_arrays(case: Case) -> None:
+    x, labels = case.draw(4, 3)
+    backwards = tuple(np.ascontiguousarray(a.numpy()[::-1])[::-1] for a in x)
+    read_only = tuple(a.numpy().copy() for a in x)
+    for array in read_only:
+        array.flags.writeable = False
+    for arrays in (backwards, read_only):
+        assert torch.equal(case.run(arrays, labels), case.run(x, labels))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int64", "uint8", "bool"])
+def test_numpy_memory_is_shared(dtype: str) -> None:
+    array = np.ones((4, 3), dtype)
+    read_only = array.view()
+    read_only.flags.writeable = False
+    for given in (array, array[::2, 1:], array.T, read_only):
+        shared = tensor("x", given)
+        assert shared.data_ptr() == given.ctypes.data
+        assert np.shares_memory(shared.numpy(), array)
+    assert not read_only.flags.writeable
+
+
+@over(CASES)
+def test_inputs_are_left_alone(case: Case) -> None:
+    x, labels = case.draw(4, 3, dtype=torch.float32)
+    before = [a.clone() for a in (*x, *labels)]
+    value_and_gradients(lambda a: case.run(a, labels), x)
+    case.run(x, labels)
+    assert all(torch.equal(a, b) for a, b in zip((*x, *labels), before, strict=True))
+
+
+@over([case for case in CASES if len(case.shapes(1, 1)) > 1])
+def test_dtypes_may_differ_between_arguments(case: Case) -> None:
+    """A float64 array beside float32 tensors is what NumPy users have."""
+    x, labels = case.draw(4, 3, dtype=torch.float32)
+    for k in range(len(x)):
+        mixed = tuple(a.double().numpy() if i == k else a for i, a in enumerate(x))
+        torch.testing.assert_close(case.run(mixed, labels), case.run(x, labels), check_dtype=False)
+
+
+@pytest.mark.parametrize("y", [np.array([0.0, 0.5, 1.0]), torch.tensor([0, 0.5, 1]).double()])
+def test_labels_do_not_decide_the_dtype_of_the_loss(y: Any) -> None:
+    x = torch.ones(3, 2, dtype=torch.float16)
+    assert contrastive_loss(x, x, y, similar_label=1).dtype == torch.float32
+    assert cosine_loss(x, x, y, similar_label=0).dtype == torch.float32
+
+
+# What torch puts around a loss.
+
+
+@over(CASES)
+def test_autocast_changes_nothing(case: Case) -> None:
+    x, labels = case.draw(6, 5, dtype=torch.float32)
+    plain, gradients = value_and_gradients(lambda a: case.run(a, labels), x)
+
+    def under_autocast(a: Tensors) -> Tensor:  # backward runs outside, as torch asks for
+        with torch.autocast("cpu", torch.bfloat16):
+            return case.run(a, labels)
+
+    cast, cast_gradients = value_and_gradients(under_autocast, x)
+    assert cast.dtype == torch.float32
+    assert torch.equal(cast, plain)
+    assert all(torch.equal(a, b) for a, b in zip(cast_gradients, gradients, strict=True))
+
+
+def kind(case: Case) -> tuple[Any, ...]:
+    """Cases of one kind take the same way through the code but for numbers."""
+    shapes = tuple(map(len, case.shapes(1, 1)))
+    switches = tuple(v for v in case.hyper.values() if isinstance(v, str | bool))
+    return case.function, shapes, switches, [y.dtype.is_floating_point for y in case.labels(1)]
+
+
+@pytest.mark.filterwarnings("ignore")  # torch warns of itself while it traces
+@over(list({str(kind(case)): case for case in CASES}.values()))
+def test_compiles_without_a_graph_break(case: Case) -> None:
+    torch._dynamo.reset()
+    x, labels = case.draw(4, 3, dtype=torch.float32)
+    compiled = torch.compile(case.run, fullgraph=not case.streamed, backend="eager")
+    value, gradients = value_and_gradients(lambda a: case.run(a, labels), x)
+    again, again_gradients = value_and_gradients(lambda a: compiled(a, labels), x)
+    assert torch.equal(value, again)
+    assert all(torch.equal(a, b) for a, b in zip(gradients, again_gradients, strict=True))
+
+
+@over([case for case in CASES if not case.streamed])
+def test_vmap_and_grad(case: Case) -> None:
+    """Over a stack of embeddings, as of an ensemble, with one set of labels."""
+    _, labels = case.draw(4, 3)
+    each = [case.draw(4, 3, seed)[0] for seed in range(3)]
+    stacked = tuple(torch.stack(together) for together in zip(*each, strict=True))
+
+    def loss(*x: Tensor) -> Tensor:
+        return case.run(x, labels, "sum")
+
+    values = torch.func.vmap(loss)(*stacked)
+    torch.testing.assert_close(values, torch.stack([loss(*x) for x in each]))
+    gradients = torch.func.vmap(torch.func.grad(loss))(*stacked)
+    torch.testing.assert_close(gradients, torch.stack([torch.func.grad(loss)(*x) for x in each]))
+
+
+@over(CASES)
+def test_no_grad_gives_the_same_bits(case: Case) -> None:
+    x, labels = case.draw(4, 3, dtype=torch.float32)
+    with_graph = case.run(tuple(a.clone().requires_grad_() for a in x), labels)
+    with torch.no_grad():
+        without = case.run(x, labels)
+    assert not without.requires_grad
+    assert torch.equal(with_graph, without)
+
+
+def test_softmax_keeps_its_digits_near_0() -> None:
+    """log(1 + 2/e^2) and log(1 + 2/e^40); the second is 0 by the textbook formula."""
+    logits = torch.tensor([[2.0, 0, 0], [0, 40, 0]], dtype=torch.float64)
+    found = softmax_loss(logits, [0, 1], reduction="none").tolist()
+    assert found == pytest.approx(
+        [math.log1p(2 * math.exp(-2)), math.log1p(2 * math.exp(-40))], rel=1e-13, abs=0
+    )
