@@ -578,7 +578,7 @@ def find_shapes(drawings: Drawings, home: dict[int, str]) -> Shapes:
             or any(distance[i, j] < LOOK_ALIKE for j in simple)
             or is_bar(drawings[code])
         ):
-            drop(i, "a bare circle or bar")
+            drop(i, "a bare circle, bar or blot")
 
     same_by_hand = [
         {index[ord(letter)] for letter in group if ord(letter) in index} for group in SAME.split()
@@ -617,11 +617,15 @@ def find_shapes(drawings: Drawings, home: dict[int, str]) -> Shapes:
 
 
 def is_bar(row: dict[Face, Images]) -> bool:
-    """Whether most typefaces draw the letter as hardly more than a line."""
+    """Whether most typefaces draw the letter as hardly more than a line or a filled blot."""
     if not row:
         return True
-    thin = [min(np.ptp(np.argwhere(image > 64), axis=0) + 1) <= 7 for image in row.values()]
-    return sum(thin) > len(thin) / 2
+    bare = []
+    for image in row.values():
+        ink = np.argwhere(image > 64)
+        height, width = np.ptp(ink, axis=0) + 1
+        bare.append(min(height, width) <= 7 or len(ink) > 0.75 * height * width)
+    return sum(bare) > len(bare) / 2
 
 
 # -------------------------------------------------------------------------- rows of the set
