@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+PEERS := .venv/.peers
 
 .PHONY: help demo test test-all check format bench clean
 help:
@@ -37,8 +38,16 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(READY)
-	@echo "[nearfar] benchmarks/ holds no script yet"
+$(PEERS): $(READY)
+	@echo "[nearfar] installing the peers to compare with"
+	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[app,dev,bench]'
+	@touch $(PEERS)
+
+bench: $(PEERS)
+	$(BIN)/python benchmarks/speed.py --json runs/bench/speed.json
+	$(BIN)/python benchmarks/memory.py --json runs/bench/memory.json
+	$(BIN)/python benchmarks/small_batches.py --json runs/bench/small_batches.json
+	$(BIN)/python benchmarks/accuracy.py --json runs/bench/accuracy.json
 
 clean:
 	rm -rf .venv runs build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

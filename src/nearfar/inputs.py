@@ -43,10 +43,11 @@ def tensor(name: str, value: ArrayLike, *, device: torch.device | None = None) -
             warnings.filterwarnings("ignore", "The given NumPy array is not writ", UserWarning)
             return torch.from_numpy(array).to(device)
     except (TypeError, ValueError) as error:
-        is_array = isinstance(value, np.ndarray)
-        given = f"dtype {value.dtype}" if is_array else f"{type(value).__name__} {value!r:.60}"
-        kind = getattr(value, "dtype", np.asarray(value, dtype=object).dtype).kind
-        text = (is_array and kind in "US") or "'" in given
+        if isinstance(value, np.ndarray):
+            given, text = f"dtype {value.dtype}", value.dtype.kind in "US"
+        else:
+            given = f"{type(value).__name__} {value!r:.60}"
+            text = "'" in given
         fix = " Text becomes numbers with np.unique(text, return_inverse=True)[1]." if text else ""
         raise TypeError(
             f"{name} must be a tensor or an array of numbers, got {given}.{fix}"

@@ -1,0 +1,177 @@
+"""How large is the rounding error in float32, beside the textbook formula's?
+
+Peer: the textbook formula in plain torch. Both are measured against the formula in float64.
+
+    pip install nearfar
+    python benchmarks/accuracy.py [--large] [--only clip] [--json accuracy.json]
+
+Errors are relative: of the loss, of the gradients of the embeddings (largest error by largest
+entry, the worst of the towers) and of the gradient of the scale or temperature; averaged over
+five draws. Easy batches have their matches close by, so that losses are near 0; in hard ones the
+matches are as far away as chance. Ours may be at most twice the textbook's. Where one part in ten
+million, a float32's last digit, is not exceeded, the ratio says nothing and is not held against it.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from math import inf
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from cases import CASES, WHOLE_BATCH, Case, Data
+from measure import arguments, header, save, table, verdict
+from torch import Tensor
+
+N, D, LARGE = 512, 128, 2048
+AT_MOST = 2.0
+LAST_DIGIT = 1.2e-7
+SEEDS = 5
+NOISE = {"easy": 0.2, "hard": 1e3}
+SHARP: Mapping[str, tuple[float, ...]] = {
+    "scale": (1.0, 20.0, 100.0),
+    "temperature": (1.0, 0.05, 0.01),
+}
+SWEPT = (
+    "clip_loss", "info_nce_loss", "siglip_loss", "sup_con_loss", "nt_xent_loss",
+    "proxy_softmax_loss", "proxy_nca_loss",
+)  # fmt: skip
+Errors = dict[str, float]
+
+
+def settings(only: str) -> Iterator[tuple[Case, str]]:
+    """The softmax and sigmoid losses from soft to sharp, with what is sharp learned; all others."""
+    for case in (case for case in WHOLE_BATCH if only in case.name):
+        if case.name not in SWEPT:
+            yield case, "as in speed.py"
+            continue
+        name = "scale" if "scale" in case.hyper else "temperature"
+        for value in SHARP[name]:
+            learned = tuple({*case.learned, name})
+            yield (
+                replace(case, hyper={**case.hyper, name: value}, learned=learned),
+                f"{name} {value:g}",
+            )
+
+
+def measured(case: Case, setting: str, kind: str, n: int) -> dict[str, Any]:
+    sums: dict[str, Errors] = {"nearfar": {}, "textbook": {}}
+    for seed in range(SEEDS):
+        data = case.data(n, D, seed=seed, noise=NOISE[kind])
+        truth = _outcome(EXACT.get(case.name, case.textbook), data.to(torch.float64))
+        for name, function in (("nearfar", case.ours), ("textbook", case.textbook)):
+            for of, error in _errors(_outcome(function, data.to(torch.float32)), truth).items():
+                sums[name][of] = sums[name].get(of, 0.0) + error / SEEDS
+    return {
+        "case": case.name, "setting": setting, "batch": kind, "n": n, "d": D,
+        **sums, "reached": all(_enough(sums, of) for of in sums["nearfar"]),
+    }  # fmt: skip
+
+
+def _outcome(function: Callable[..., Tensor], data: Data) -> dict[str, tuple[Tensor, ...]]:
+    loss = function(*data.embeddings, *data.labels, **data.hyper)
+    loss.backward()
+    gradients = tuple(_gradient(leaf).double() for leaf in data.leaves)
+    k = len(data.embeddings)
+    outcome = {"loss": (loss.detach().double(),), "embeddings": gradients[:k]}
+    return {**outcome, "scale": gradients[k:]} if gradients[k:] else outcome
+
+
+def _gradient(leaf: Tensor) -> Tensor:
+    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+
+
+def _errors(got: dict[str, tuple[Tensor, ...]], truth: dict[str, tuple[Tensor, ...]]) -> Errors:
+    return {of: max(map(_relative, got[of], truth[of])) for of in truth}
+
+
+def _relative(got: Tensor, truth: Tensor) -> float:
+    error, size = (got - truth).abs().max().item(), truth.abs().max().item()
+    return error / size if size else (inf if error else 0.0)
+
+
+def _enough(sums: dict[str, Errors], of: str) -> bool:
+    return sums["nearfar"][of] <= max(AT_MOST * sums["textbook"][of], LAST_DIGIT)
+
+
+def shown(results: list[dict[str, Any]]) -> str:
+    parts = ("loss", "embeddings", "scale")
+    columns = ["", "batch", "setting"]
+    for part in parts:
+        columns += [part, "textbook", "ratio"]
+    lines = [
+        (
+            result["case"],
+            result["batch"],
+            result["setting"],
+            *(cell for part in parts for cell in _cells(result, part)),
+            verdict(result["reached"]),
+        )
+        for result in results
+    ]
+    return "\n" + table((*columns, f"at most {AT_MOST:g}"), lines)
+
+
+def _cells(result: dict[str, Any], part: str) -> tuple[str, str, str]:
+    if part not in result["nearfar"]:
+        return "", "", ""
+    ours, textbook = result["nearfar"][part], result["textbook"][part]
+    ratio = f"{ours / textbook:.2f}" if textbook else "-"
+    return f"{ours:.1e}", f"{textbook:.1e}", ratio
+
+
+# Where a loss near 0 leaves float64 no digits either: the positive out of the sum, in float64.
+
+
+def _pick_one(z: Tensor, target: Tensor) -> Tensor:
+    positive = z.gather(1, target[:, None])[:, 0]
+    others = z.scatter(1, target[:, None], -inf).logsumexp(1)
+    return F.softplus(others - positive, threshold=50).mean()
+
+
+def _cosines(x: Tensor, y: Tensor) -> Tensor:
+    return F.normalize(x) @ F.normalize(y).T
+
+
+def _clip(x: Tensor, y: Tensor, *, scale: Tensor) -> Tensor:
+    z, target = scale * _cosines(x, y), torch.arange(len(x))
+    return (_pick_one(z, target) + _pick_one(z.T, target)) / 2
+
+
+def _info_nce(query: Tensor, positive: Tensor, *, temperature: Tensor) -> Tensor:
+    return _pick_one(_cosines(query, positive) / temperature, torch.arange(len(query)))
+
+
+def _proxy_softmax(x: Tensor, proxies: Tensor, labels: Tensor, *, scale: Tensor) -> Tensor:
+    return _pick_one(scale * _cosines(x, proxies), labels)
+
+
+def _nt_xent(x: Tensor, labels: Tensor, *, temperature: Tensor) -> Tensor:
+    z, same = _cosines(x, x) / temperature, labels[:, None] == labels
+    others = z.masked_fill(same, -inf).logsumexp(1, keepdim=True)
+    return F.softplus(others - z, threshold=50)[same ^ torch.eye(len(x), dtype=torch.bool)].mean()
+
+
+EXACT: Mapping[str, Callable[..., Tensor]] = {
+    "clip_loss": _clip,
+    "info_nce_loss": _info_nce,
+    "proxy_softmax_loss": _proxy_softmax,
+    "nt_xent_loss": _nt_xent,
+}
+assert EXACT.keys() <= CASES.keys()
+
+
+def main() -> None:
+    asked = arguments(__doc__, repeats=1).parse_args()
+    torch.set_num_threads(asked.threads)
+    header("Error against float64")
+    n = LARGE if asked.large else N
+    results = [
+        measured(case, setting, kind, n) for case, setting in settings(asked.only) for kind in NOISE
+    ]
+    print(shown(results))
+    save(asked.json, results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,298 @@
+"""The table of losses that every benchmark runs over: one row a loss and setting.
+
+A new loss is one more row: its function, its formula in `textbook.py`, what its arguments are, its
+hyperparameters, and its peers.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from math import exp
+from typing import Any
+
+import peers
+import textbook
+import torch
+from peers import Loss
+from torch import Tensor
+
+import nearfar
+
+PER_CLASS = 8
+
+
+@dataclass(frozen=True)
+class Data:
+    """The arguments of one call: what carries a gradient, labels, hyperparameters."""
+
+    embeddings: tuple[Tensor, ...]
+    labels: tuple[Tensor, ...]
+    hyper: Mapping[str, Any]
+
+    @property
+    def leaves(self) -> tuple[Tensor, ...]:
+        learned = (value for value in self.hyper.values() if isinstance(value, Tensor))
+        return (*self.embeddings, *learned)
+
+    def to(self, dtype: torch.dtype) -> "Data":
+        """The same numbers as fresh leaves of another precision."""
+
+        def copy(x: Any) -> Any:
+            return x.detach().to(dtype, copy=True).requires_grad_() if _is_float(x) else x
+
+        return Data(
+            tuple(copy(x) for x in self.embeddings),
+            tuple(copy(y) for y in self.labels),
+            {name: copy(value) for name, value in self.hyper.items()},
+        )
+
+
+Draw = Callable[[int, int, float], tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Another library's way to the same loss.
+
+    Attributes:
+        build: takes the data and gives the loss as a call without arguments.
+        package: what has to be installed; None where plain torch is enough.
+        differs: where its definition is not ours, so that the values do not agree.
+    """
+
+    build: Callable[..., Loss]
+    package: str | None = None
+    differs: str = ""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A loss with one setting of its hyperparameters.
+
+    Attributes:
+        ours: nearfar's function.
+        textbook: the formula, which takes the same arguments.
+        draw: makes embeddings and labels from (n, d, noise).
+        hyper: hyperparameters of both.
+        learned: those of them that carry a gradient.
+        peers: by the name that the tables print.
+        work: how many times n^2 d the operations of the executor are, in its matrix products.
+        whole_batch: compares everyone with everyone, so that the formula has an (n, n) matrix.
+    """
+
+    name: str
+    ours: Callable[..., Tensor]
+    textbook: Callable[..., Tensor]
+    draw: Draw
+    hyper: Mapping[str, Any] = field(default_factory=dict)
+    learned: tuple[str, ...] = ()
+    peers: Mapping[str, Peer] = field(default_factory=dict)
+    work: int | None = None
+    whole_batch: bool = True
+
+    def data(self, n: int, d: int, *, seed: int = 0, noise: float = 1.0) -> Data:
+        torch.manual_seed(seed)
+        embeddings, labels = self.draw(n, d, noise)
+        hyper = {
+            name: torch.tensor(float(value), requires_grad=True) if name in self.learned else value
+            for name, value in self.hyper.items()
+        }
+        return Data(tuple(x.requires_grad_() for x in embeddings), labels, hyper)
+
+    def contenders(self) -> dict[str, Callable[[Data], Loss]]:
+        """Ours, the textbook's, the peers': each makes a call without arguments from the data."""
+
+        def plain(function: Callable[..., Tensor]) -> Callable[[Data], Loss]:
+            return lambda data: lambda: function(*data.embeddings, *data.labels, **data.hyper)
+
+        def built(peer: Peer) -> Callable[[Data], Loss]:
+            return lambda data: peer.build(*data.embeddings, *data.labels, **data.hyper)
+
+        theirs = {name: built(peer) for name, peer in self.peers.items()}
+        return {"nearfar": plain(self.ours), "textbook": plain(self.textbook), **theirs}
+
+
+def forward_backward(loss: Loss, data: Data) -> Callable[[], float]:
+    """One training step's share of the loss: its value, and every gradient anew."""
+
+    def step() -> float:
+        for leaf in data.leaves:
+            leaf.grad = None
+        value = loss()
+        value.backward()
+        return value.item()
+
+    return step
+
+
+def towers(n: int, d: int, noise: float) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Row i of the second is row i of the first and noise."""
+    x = torch.randn(n, d)
+    return (x, torch.randn(n, d).mul_(noise).add_(x)), ()
+
+
+def classes(n: int, d: int, noise: float) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Rows of about length 1 around the centre of their class, eight a class."""
+    labels = torch.arange(n) // PER_CLASS
+    centres = torch.randn(len(labels.unique()), d)
+    size = (d * (1 + noise**2)) ** 0.5
+    return (torch.randn(n, d).mul_(noise).add_(centres[labels]).div_(size),), (labels,)
+
+
+def proxies(n: int, d: int, noise: float) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Classes as above; as many proxies as rows, of which an eighth have rows in the batch."""
+    (x,), (labels,) = classes(n, d, noise)
+    learned = torch.randn(n, d)
+    learned[labels] = torch.randn(n, d).mul_(noise).add_(x.detach() * d**0.5)
+    return (x, learned), (labels,)
+
+
+def rows(k: int) -> Draw:
+    return lambda n, d, noise: (tuple(torch.randn(n, d) for _ in range(k)), ())
+
+
+def pairs(n: int, d: int, noise: float) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    embeddings, _ = towers(n, d, noise)
+    return embeddings, (torch.arange(n) % 2 == 0,)
+
+
+def distances(n: int, d: int, noise: float) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    return (torch.rand(n),), (torch.arange(n) % 2 == 0,)
+
+
+def logits(n: int, d: int, noise: float) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    return (torch.randn(n, d),), (torch.arange(n) % d,)
+
+
+def listed(*shape: int) -> Draw:
+    """Two towers, and negatives: `shape` shared ones, or where n stands first, n times as many."""
+
+    def draw(n: int, d: int, noise: float) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        embeddings, _ = towers(n, d, noise)
+        return (*embeddings, torch.randn(*(n if size < 0 else size for size in shape), d)), ()
+
+    return draw
+
+
+def _metric_learning(build: Callable[..., Loss], differs: str = "") -> dict[str, Peer]:
+    package = "pytorch-metric-learning"
+    return {package: Peer(build, package, differs)}
+
+
+_RANKING = {"sentence-transformers": Peer(peers.ranking, "sentence-transformers")}
+_TWO_PRODUCTS = {
+    "two products": Peer(
+        lambda x, y, **hyper: lambda: textbook.clip_loss_two_products(x, y, **hyper)
+    )
+}
+_NOT_SQUARED = "theirs adds up d and max(0, margin - d), not their squares"
+
+WHOLE_BATCH = [
+    Case(
+        "clip_loss", nearfar.clip_loss, textbook.clip_loss, towers,
+        {"scale": exp(2.659)}, ("scale",), _TWO_PRODUCTS, work=8,
+    ),
+    Case(
+        "info_nce_loss", nearfar.info_nce_loss, textbook.info_nce_loss, towers,
+        {"temperature": 0.07}, peers=_RANKING, work=6,
+    ),
+    Case(
+        "siglip_loss", nearfar.siglip_loss, textbook.siglip_loss, towers,
+        {"scale": 10.0, "bias": -10.0}, ("scale", "bias"), work=6,
+    ),
+    Case(
+        "sup_con_loss", nearfar.sup_con_loss, textbook.sup_con_loss, classes,
+        {"temperature": 0.1}, peers=_metric_learning(peers.sup_con), work=4,
+    ),
+    Case(
+        "nt_xent_loss", nearfar.nt_xent_loss, textbook.nt_xent_loss, classes,
+        {"temperature": 0.5}, peers=_metric_learning(peers.nt_xent),
+    ),
+    Case(
+        "batch_contrastive_loss",
+        nearfar.batch_contrastive_loss, textbook.batch_contrastive_loss, classes,
+        {"margin": 1.5}, peers=_metric_learning(peers.contrastive, _NOT_SQUARED),
+    ),
+    Case(
+        "batch_cosine_loss", nearfar.batch_cosine_loss, textbook.batch_cosine_loss, classes,
+        {"margin": 0.0},
+    ),
+    Case(
+        "multi_similarity_loss",
+        nearfar.multi_similarity_loss, textbook.multi_similarity_loss, classes,
+        {"alpha": 2.0, "beta": 50.0, "base": 0.5}, peers=_metric_learning(peers.multi_similarity),
+    ),
+    Case(
+        "circle_loss", nearfar.circle_loss, textbook.circle_loss, classes,
+        {"margin": 0.25, "scale": 256.0}, peers=_metric_learning(peers.circle),
+    ),
+    Case(
+        "lifted_structure_loss",
+        nearfar.lifted_structure_loss, textbook.lifted_structure_loss, classes,
+        {"margin": 1.0}, peers=_metric_learning(peers.lifted_structure),
+    ),
+    Case(
+        "proxy_softmax_loss", nearfar.proxy_softmax_loss, textbook.proxy_softmax_loss, proxies,
+        {"scale": 20.0}, peers=_metric_learning(peers.normalized_softmax), work=6,
+    ),
+    Case(
+        "proxy_softmax_loss (ArcFace)",
+        nearfar.proxy_softmax_loss, textbook.proxy_softmax_loss, proxies,
+        {"scale": 64.0, "angle_margin": 0.5}, peers=_metric_learning(peers.arc_face), work=6,
+    ),
+    Case(
+        "proxy_softmax_loss (CosFace)",
+        nearfar.proxy_softmax_loss, textbook.proxy_softmax_loss, proxies,
+        {"scale": 64.0, "cosine_margin": 0.35}, peers=_metric_learning(peers.cos_face), work=6,
+    ),
+    Case(
+        "proxy_nca_loss", nearfar.proxy_nca_loss, textbook.proxy_nca_loss, proxies,
+        {"scale": 1.0}, work=6,
+    ),
+    Case(
+        "proxy_anchor_loss", nearfar.proxy_anchor_loss, textbook.proxy_anchor_loss, proxies,
+        {"margin": 0.1, "scale": 32.0}, peers=_metric_learning(peers.proxy_anchor),
+    ),
+]  # fmt: skip
+
+ALIGNED = [
+    Case(
+        "contrastive_loss", nearfar.contrastive_loss, textbook.contrastive_loss, pairs,
+        {"margin": 1.0}, whole_batch=False,
+    ),
+    Case(
+        "contrastive_loss_from_distance",
+        nearfar.contrastive_loss_from_distance, textbook.contrastive_loss_from_distance, distances,
+        {"margin": 1.0}, whole_batch=False,
+    ),
+    Case(
+        "cosine_loss", nearfar.cosine_loss, textbook.cosine_loss, pairs,
+        {"margin": 0.0}, whole_batch=False,
+    ),
+    Case(
+        "triplet_loss", nearfar.triplet_loss, textbook.triplet_loss, rows(3),
+        {"margin": 1.0}, whole_batch=False,
+    ),
+    Case(
+        "quadruplet_loss", nearfar.quadruplet_loss, textbook.quadruplet_loss, rows(4),
+        {"margin": 1.0, "margin2": 0.5}, whole_batch=False,
+    ),
+    Case(
+        "info_nce_loss (64 shared negatives)",
+        nearfar.info_nce_loss, textbook.info_nce_loss, listed(64),
+        {"temperature": 0.07}, whole_batch=False,
+    ),
+    Case(
+        "info_nce_loss (8 negatives a query)",
+        nearfar.info_nce_loss, textbook.info_nce_loss, listed(-1, 8),
+        {"temperature": 0.07}, whole_batch=False,
+    ),
+    Case(
+        "softmax_loss", nearfar.softmax_loss, textbook.softmax_loss, logits, whole_batch=False,
+    ),
+]  # fmt: skip
+
+CASES = {case.name: case for case in WHOLE_BATCH + ALIGNED}
+
+
+def _is_float(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.is_floating_point()

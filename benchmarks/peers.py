@@ -1,0 +1,119 @@
+"""The peers' losses with the hyperparameters named as in nearfar.
+
+    pip install pytorch-metric-learning sentence-transformers
+
+Each function takes the data and hyperparameters of a case and returns the loss as a call without
+arguments. They import their library when called, so that a process loads only what it measures.
+"""
+
+from collections.abc import Callable
+from math import degrees
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Loss = Callable[[], Tensor]
+
+
+def ranking(query: Tensor, positive: Tensor, *, temperature: float) -> Loss:
+    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+
+    no_encoder: Any = None  # the loss is called on embeddings
+    loss = MultipleNegativesRankingLoss(no_encoder, scale=1 / temperature)
+    unused = torch.zeros(len(query))
+    return lambda: loss.compute_loss_from_embeddings([query, positive], unused)
+
+
+def sup_con(x: Tensor, labels: Tensor, *, temperature: float) -> Loss:
+    from pytorch_metric_learning.losses import SupConLoss
+    from pytorch_metric_learning.reducers import MeanReducer
+
+    return _on(SupConLoss(temperature=temperature, reducer=MeanReducer()), x, labels)
+
+
+def nt_xent(x: Tensor, labels: Tensor, *, temperature: float) -> Loss:
+    from pytorch_metric_learning.losses import NTXentLoss
+
+    return _on(NTXentLoss(temperature=temperature), x, labels)
+
+
+def contrastive(x: Tensor, labels: Tensor, *, margin: float) -> Loss:
+    from pytorch_metric_learning.distances import LpDistance
+    from pytorch_metric_learning.losses import ContrastiveLoss
+    from pytorch_metric_learning.reducers import MeanReducer
+
+    distance = LpDistance(normalize_embeddings=False)
+    return _on(
+        ContrastiveLoss(neg_margin=margin, distance=distance, reducer=MeanReducer()), x, labels
+    )
+
+
+def multi_similarity(x: Tensor, labels: Tensor, *, alpha: float, beta: float, base: float) -> Loss:
+    from pytorch_metric_learning.losses import MultiSimilarityLoss
+
+    return _on(MultiSimilarityLoss(alpha=alpha, beta=beta, base=base), x, labels)
+
+
+def circle(x: Tensor, labels: Tensor, *, margin: float, scale: float) -> Loss:
+    from pytorch_metric_learning.losses import CircleLoss
+    from pytorch_metric_learning.reducers import MeanReducer
+
+    return _on(CircleLoss(m=margin, gamma=scale, reducer=MeanReducer()), x, labels)
+
+
+def lifted_structure(x: Tensor, labels: Tensor, *, margin: float) -> Loss:
+    from pytorch_metric_learning.distances import LpDistance
+    from pytorch_metric_learning.losses import GeneralizedLiftedStructureLoss
+
+    distance = LpDistance(normalize_embeddings=False)
+    return _on(GeneralizedLiftedStructureLoss(neg_margin=margin, distance=distance), x, labels)
+
+
+def normalized_softmax(x: Tensor, proxies: Tensor, labels: Tensor, *, scale: float) -> Loss:
+    from pytorch_metric_learning.losses import NormalizedSoftmaxLoss
+
+    loss = NormalizedSoftmaxLoss(*proxies.shape, temperature=1 / scale)
+    return _on(_with_weight(loss, proxies), x, labels)
+
+
+def arc_face(
+    x: Tensor, proxies: Tensor, labels: Tensor, *, scale: float, angle_margin: float
+) -> Loss:
+    from pytorch_metric_learning.losses import ArcFaceLoss
+
+    loss = ArcFaceLoss(*proxies.shape, margin=degrees(angle_margin), scale=scale)
+    return _on(_with_weight(loss, proxies), x, labels)
+
+
+def cos_face(
+    x: Tensor, proxies: Tensor, labels: Tensor, *, scale: float, cosine_margin: float
+) -> Loss:
+    from pytorch_metric_learning.losses import CosFaceLoss
+
+    loss = CosFaceLoss(*proxies.shape, margin=cosine_margin, scale=scale)
+    return _on(_with_weight(loss, proxies), x, labels)
+
+
+def proxy_anchor(
+    x: Tensor, proxies: Tensor, labels: Tensor, *, margin: float, scale: float
+) -> Loss:
+    from pytorch_metric_learning.losses import ProxyAnchorLoss
+
+    loss = ProxyAnchorLoss(*proxies.shape, margin=margin, alpha=scale)
+    loss.proxies = nn.Parameter(proxies.detach().clone())
+    return _on(loss, x, labels)
+
+
+def _with_weight(loss: Any, proxies: Tensor) -> Any:
+    loss.W = nn.Parameter(proxies.detach().T.clone())  # theirs are the columns
+    return loss
+
+
+def _on(loss: Any, x: Tensor, labels: Tensor) -> Loss:
+    def call() -> Tensor:
+        loss.zero_grad()  # the proxies, which the module keeps
+        value: Tensor = loss(x, labels)
+        return value
+
+    return call

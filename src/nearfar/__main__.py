@@ -1,0 +1,8 @@
+"""`python -m nearfar` is the command `nearfar`."""
+
+import sys
+
+from nearfar.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

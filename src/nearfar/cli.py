@@ -1,0 +1,91 @@
+"""The command `nearfar`: runs one of `commands.py` and turns what goes wrong into one line."""
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+from nearfar.errors import InputError
+
+INTERRUPTED = 130
+APP = (
+    "lightning_fabric",
+    "PIL",
+    "pyarrow",
+    "rich",
+    "safetensors",
+    "scipy",
+    "sklearn",
+    "tomli_w",
+    "typer",
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status: 2 for whatever the user can put right.
+
+    Args:
+        arguments: what follows `nearfar`; None: those of this process.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        with _ended_like_ctrl_c():
+            return _run(given)
+    except ModuleNotFoundError as missing:
+        if (missing.name or "").partition(".")[0] not in APP:
+            raise
+        return _fail(f"the command line tool needs {missing.name}: pip install 'nearfar[app]'")
+    except InputError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        return _fail("interrupted; nothing was written", INTERRUPTED)
+    except OSError as error:  # no right to read, a full disk
+        return _fail(f"{error.filename or 'a file'}: {error.strerror or error}")
+
+
+def _run(arguments: list[str]) -> int:
+    import typer
+
+    from nearfar.commands import app
+
+    try:
+        status = app(arguments, prog_name="nearfar", standalone_mode=False)
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # typer's word for a wrong use of the command line
+            raise
+        message = error.format_message().rstrip(".")
+        return _fail(f"{message}. {_help(error)}") if message else 2  # without one, it showed help
+    if status == INTERRUPTED:  # how newer typers report Ctrl-C; older ones raise Abort
+        raise KeyboardInterrupt
+    return status if isinstance(status, int) else 0
+
+
+def _fail(message: str, status: int = 2) -> int:
+    print("nearfar: error: " + " ".join(message.split()), file=sys.stderr)
+    return status
+
+
+def _help(error: Exception) -> str:
+    context = getattr(error, "ctx", None)
+    return f"See {context.command_path if context else 'nearfar'} --help."
+
+
+@contextmanager
+def _ended_like_ctrl_c() -> Iterator[None]:
+    """A request to end the process clears unfinished files away, as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers
+        return
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,380 @@
+"""The commands of `nearfar`: their arguments, and printing what they found."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+import nearfar
+from nearfar.errors import InputError
+from nearfar.evaluate.compare import Comparison, table
+from nearfar.tabulate import Table
+from nearfar.train.config import Setting, TrainConfig, read_config
+from nearfar.train.data import GLYPHS, holds_pairs
+from nearfar.train.objectives import FOR_ITEMS, FOR_PAIRS, OBJECTIVES, resolve
+
+DATA_HELP = (
+    f"'{GLYPHS}' (built in), a folder with a subfolder of images per identity, an .npz with x and "
+    "y, or a .csv or .parquet of pairs with columns a, b and label."
+)
+LOSS_HELP = f"One of {', '.join(OBJECTIVES)}. Default: {FOR_ITEMS}; for pairs {FOR_PAIRS}."
+TRAIN_EXAMPLES = """Examples:
+
+  nearfar train glyphs --out runs/demo
+
+  nearfar train photos/ --out runs/photos --loss triplet --margin 0.3
+
+  nearfar train pairs.csv --out runs/pairs --similar-label 1
+
+  nearfar train --config runs/demo/config.toml --out runs/again
+"""
+VERIFY_EXAMPLES = """Examples:
+
+  nearfar verify runs/photos a.jpg b.jpg
+
+  nearfar verify runs/demo glyphs:0 glyphs:1
+
+  nearfar verify runs/vectors "0.1 0.2 0.3" "0.3 0.2 0.1" && echo same
+"""
+EXPLAIN_EXAMPLES = """Examples:
+
+  nearfar explain pairs.csv --loss contrastive --margin 1 --similar-label 1
+
+  nearfar explain triplets.npz --loss triplet --json
+"""
+
+app = typer.Typer(
+    name="nearfar",
+    help="Teach a network to tell same from different, and use what it learned.",
+    epilog="Begin with: nearfar train glyphs --out runs/demo",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+)
+
+LOSS, TRAINING, DATA = "The loss", "The training", "The data"  # panels of the help
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that train wrote.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+SimilarLabel = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        max=1,
+        help="Which number marks similar pairs, if labels are numbers.",
+        rich_help_panel=DATA,
+    ),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what --out names.")]
+Margin = Annotated[
+    float | None, typer.Option(help="Of the losses that have one.", rich_help_panel=LOSS)
+]
+Margin2 = Annotated[
+    float | None, typer.Option(help="Second margin (quadruplet).", rich_help_panel=LOSS)
+]
+Temperature = Annotated[
+    float | None, typer.Option(help="Of the softmax losses.", rich_help_panel=LOSS)
+]
+Scale = Annotated[
+    float | None,
+    typer.Option(help="1 / temperature (circle, clip, siglip, proxies).", rich_help_panel=LOSS),
+]
+Bias = Annotated[float | None, typer.Option(help="Of siglip.", rich_help_panel=LOSS)]
+Alpha = Annotated[
+    float | None, typer.Option(help="Of multi_similarity, pulling.", rich_help_panel=LOSS)
+]
+Beta = Annotated[
+    float | None, typer.Option(help="Of multi_similarity, pushing.", rich_help_panel=LOSS)
+]
+Base = Annotated[
+    float | None, typer.Option(help="Of multi_similarity, a cosine.", rich_help_panel=LOSS)
+]
+AngleMargin = Annotated[
+    float | None, typer.Option(help="ArcFace's (proxy_softmax), radians.", rich_help_panel=LOSS)
+]
+CosineMargin = Annotated[
+    float | None, typer.Option(help="CosFace's (proxy_softmax).", rich_help_panel=LOSS)
+]
+Distance = Annotated[
+    str | None, typer.Option(help="euclidean, sqeuclidean or cosine.", rich_help_panel=LOSS)
+]
+Swap = Annotated[
+    bool | None,
+    typer.Option("--swap", help="Harder negative of the two (triplet).", rich_help_panel=LOSS),
+]
+Smooth = Annotated[
+    bool | None,
+    typer.Option("--smooth", help="Softplus for hinge (triplet).", rich_help_panel=LOSS),
+]
+LabelSmoothing = Annotated[
+    float | None, typer.Option(help="From 0 to 1 (softmax).", rich_help_panel=LOSS)
+]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"nearfar {nearfar.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(epilog=TRAIN_EXAMPLES)
+def train(
+    out: Annotated[Path, typer.Option("--out", metavar="RUN", help="The run folder to write.")],
+    data: Annotated[str | None, typer.Argument(metavar="DATA", help=DATA_HELP)] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Repeat the run of this config.toml; other options win.")
+    ] = None,
+    loss: Annotated[str | None, typer.Option(help=LOSS_HELP, rich_help_panel=LOSS)] = None,
+    margin: Margin = None,
+    margin2: Margin2 = None,
+    temperature: Temperature = None,
+    distance: Distance = None,
+    swap: Swap = None,
+    smooth: Smooth = None,
+    label_smoothing: LabelSmoothing = None,
+    scale: Scale = None,
+    bias: Bias = None,
+    alpha: Alpha = None,
+    beta: Beta = None,
+    base: Base = None,
+    angle_margin: AngleMargin = None,
+    cosine_margin: CosineMargin = None,
+    similar_label: SimilarLabel = None,
+    image_size: Annotated[
+        int | None,
+        typer.Option(help="Side that image files are resized to (32).", rich_help_panel=DATA),
+    ] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(help="auto, or your own as package.module:factory.", rich_help_panel=TRAINING),
+    ] = None,
+    embedding_dim: Annotated[
+        int | None, typer.Option(help="Numbers in an embedding.", rich_help_panel=TRAINING)
+    ] = None,
+    augment: Annotated[
+        bool | None,
+        typer.Option(
+            help="Shift, scale and rotate training images a little.", rich_help_panel=DATA
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Training steps.", rich_help_panel=TRAINING)
+    ] = None,
+    identities: Annotated[
+        int | None, typer.Option(help="Identities in a batch.", rich_help_panel=TRAINING)
+    ] = None,
+    items: Annotated[
+        int | None,
+        typer.Option(help="Items of each identity in a batch.", rich_help_panel=TRAINING),
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Highest of the schedule.", rich_help_panel=TRAINING)
+    ] = None,
+    far: Annotated[
+        float | None,
+        typer.Option(
+            help="False-accept rate the threshold is fitted at (0.01).", rich_help_panel=TRAINING
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of everything random.", rich_help_panel=TRAINING)
+    ] = None,
+    accelerator: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda, mps.", rich_help_panel=TRAINING)
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train a verifier, fit its threshold, and measure it on identities it has never seen."""
+    given = _given(
+        data=data,
+        loss=loss,
+        similar_label=similar_label,
+        image_size=image_size,
+        encoder=encoder,
+        embedding_dim=embedding_dim,
+        augment=augment,
+        steps=steps,
+        identities=identities,
+        items=items,
+        learning_rate=learning_rate,
+        far=far,
+        seed=seed,
+        accelerator=accelerator,
+    )
+    hyperparameters = _given(
+        margin=margin,
+        margin2=margin2,
+        temperature=temperature,
+        distance=distance,
+        swap=swap,
+        smooth=smooth,
+        label_smoothing=label_smoothing,
+        scale=scale,
+        bias=bias,
+        alpha=alpha,
+        beta=beta,
+        base=base,
+        angle_margin=angle_margin,
+        cosine_margin=cosine_margin,
+    )
+    from nearfar.train import loop
+
+    found = loop.train(
+        _config(config, given, hyperparameters),
+        out,
+        overwrite=overwrite,
+        console=Console(),
+    )
+    _show(found)
+    typer.echo(f"\nwrote {out}; next: nearfar verify {out} A B")
+
+
+@app.command()
+def evaluate(
+    run: RunFolder,
+    data: Annotated[
+        str | None,
+        typer.Argument(metavar="[DATA]", help="All of it; without, the run's test identities."),
+    ] = None,
+    similar_label: SimilarLabel = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a run, on its test identities or on other data, beside the raw input's distance."""
+    from nearfar.train.use import evaluate_run
+
+    found, notes = evaluate_run(run, data, similar_label=similar_label)
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
+    if as_json:
+        typer.echo(json.dumps(found.as_dict(), indent=2))
+    else:
+        _show(found)
+
+
+@app.command(epilog=VERIFY_EXAMPLES)
+def verify(
+    run: RunFolder,
+    a: Annotated[
+        str, typer.Argument(metavar="A", help="An image, a vector as text or .npy, or DATA:row.")
+    ],
+    b: Annotated[str, typer.Argument(metavar="B", help="Likewise.")],
+    as_json: AsJson = False,
+) -> None:
+    """Are A and B the same? Exit status 0 if they are, 1 if not, 2 if something is wrong."""
+    from nearfar.train.use import verify_items
+
+    found = verify_items(run, a, b)
+    if as_json:
+        typer.echo(json.dumps(asdict(found), indent=2))
+    else:
+        relation = "<=" if found.same else ">"
+        typer.echo(
+            f"{'same' if found.same else 'different'}: {found.measure} distance "
+            f"{found.distance:.4f} {relation} threshold {found.threshold:.4f}, fitted to accept "
+            f"{found.far:.3g} of different pairs"
+        )
+    raise typer.Exit(0 if found.same else 1)
+
+
+@app.command()
+def embed(
+    run: RunFolder,
+    data: Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="An .npz: x, y, names.")],
+    overwrite: Overwrite = False,
+) -> None:
+    """Write the embedding of every item of DATA."""
+    from nearfar.train.use import embed_data
+
+    n, d = embed_data(run, data, out, overwrite=overwrite)
+    typer.echo(f"wrote {out}: x ({n} x {d} embeddings), y (identities), names")
+
+
+@app.command(epilog=EXPLAIN_EXAMPLES)
+def explain(
+    path: Annotated[Path, typer.Argument(metavar="TABLE", help="A .csv, .parquet or .npz.")],
+    loss: Annotated[str, typer.Option(help="contrastive, cosine, triplet, quadruplet, ...")],
+    margin: Margin = None,
+    margin2: Margin2 = None,
+    temperature: Temperature = None,
+    distance: Distance = None,
+    swap: Swap = None,
+    smooth: Smooth = None,
+    label_smoothing: LabelSmoothing = None,
+    similar_label: SimilarLabel = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Show this many rows.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a loss does to every row of a table: distance, loss, force, and what it means."""
+    from nearfar.explain_table import explain_table
+
+    hyperparameters = _given(
+        margin=margin,
+        margin2=margin2,
+        temperature=temperature,
+        distance=distance,
+        swap=swap,
+        smooth=smooth,
+        label_smoothing=label_smoothing,
+        similar_label=similar_label,
+    )
+    explanation = explain_table(path, loss, hyperparameters)
+    if limit is not None:
+        explanation = replace(explanation, rows=explanation.rows[:limit])
+    if as_json:
+        typer.echo(json.dumps(explanation.as_dict(), indent=2))
+    elif (console := Console()).is_terminal:
+        console.print(explanation)
+    else:
+        typer.echo(str(explanation))
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """The options that were given."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _config(
+    path: Path | None, given: Mapping[str, Any], hyperparameters: Mapping[str, Setting]
+) -> TrainConfig:
+    """The config of the command line, over that of a file where one is named."""
+    if path is None and "data" not in given:
+        raise InputError("train needs DATA, for instance: nearfar train glyphs --out runs/demo")
+    if path is None:
+        loss = FOR_PAIRS if holds_pairs(given["data"]) else FOR_ITEMS
+        config = TrainConfig(data=given["data"], loss=loss)
+    else:
+        config = read_config(path)
+    kept = config.hyperparameters if given.get("loss", config.loss) == config.loss else {}
+    config = replace(config, **given)
+    return replace(config, hyperparameters=resolve(config.loss, {**kept, **hyperparameters}))
+
+
+def _show(found: Comparison) -> None:
+    """The verification table, richly in a terminal."""
+    typer.echo(
+        f"\n{found.learned.n_similar:,} similar and {found.learned.n_dissimilar:,} dissimilar "
+        f"pairs of {found.n_identities:,} identities; threshold {found.learned_at.threshold:.4f}, "
+        f"fitted at FAR {found.fitted_far:.3g}"
+    )
+    _print_table(table(found))
+
+
+def _print_table(shown: Table) -> None:
+    if (console := Console()).is_terminal:
+        console.print(shown.rich())
+    else:
+        typer.echo("\n" + shown.plain())

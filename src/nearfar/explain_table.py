@@ -1,0 +1,91 @@
+"""`nearfar explain`: the columns of a table are the data arguments of a loss, by name."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+from torch import Tensor
+
+import nearfar
+from nearfar.errors import InputError
+from nearfar.explain import Explanation, explain
+from nearfar.tables import Table, read_table, refuse_ambiguous_labels
+from nearfar.train.data import read_arrays
+
+LOSSES: Mapping[str, Callable[..., Tensor]] = {
+    "contrastive": nearfar.contrastive_loss,
+    "cosine": nearfar.cosine_loss,
+    "triplet": nearfar.triplet_loss,
+    "quadruplet": nearfar.quadruplet_loss,
+    "info_nce": nearfar.info_nce_loss,
+    "softmax": nearfar.softmax_loss,
+}
+ALIASES = {"x1": "a", "x2": "b", "y": "label", "d": "distance"}
+OPTIONS = ("margin", "margin2", "temperature", "distance", "swap", "smooth", "label_smoothing")
+NUMBERS = ("d", "y", "target")  # the others are columns of vectors
+
+
+def explain_table(path: Path, name: str, hyperparameters: Mapping[str, Any]) -> Explanation:
+    """Explain what a loss does to every row of a .csv, .parquet or .npz.
+
+    Args:
+        path: its columns, or arrays, are named after the data arguments of the loss; `a`, `b`,
+            `label` and `distance` may stand for `x1`, `x2`, `y` and `d`.
+        name: of the loss; "contrastive" of a table with distances takes them as they are.
+        hyperparameters: of that loss.
+
+    Raises:
+        InputError: the file, a column, a cell, the loss or a hyperparameter cannot be used.
+    """
+    if name not in LOSSES:
+        raise InputError(f"unknown loss {name!r}; the choices are: {', '.join(LOSSES)}.")
+    data = read_arrays(path) if path.suffix.lower() == ".npz" else read_table(path)
+    columns = data.columns if isinstance(data, Table) else data
+    loss = LOSSES[name]
+    if name == "contrastive" and _has(columns, "d") and not _has(columns, "x1"):
+        loss = nearfar.contrastive_loss_from_distance
+    arguments, settings = _parameters(loss)
+    for key in hyperparameters:
+        if key not in settings:
+            has = ", ".join(settings)
+            raise InputError(f"{loss.__name__} has no {key.replace('_', '-')!r}; it has: {has}.")
+    given: list[Any] = [
+        _array(data, path, argument, needed) for argument, needed in arguments.items()
+    ]
+    if "similar_label" in settings and given[-1] is not None:
+        refuse_ambiguous_labels(path, given[-1], hyperparameters.get("similar_label"))
+    try:
+        return explain(loss, *given, **hyperparameters)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def _parameters(loss: Callable[..., Tensor]) -> tuple[dict[str, bool], list[str]]:
+    """The data arguments of a loss, and whether each is needed; its options."""
+    parameters = inspect.signature(loss).parameters.values()
+    data = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    settings = [p.name for p in parameters if p.name in (*OPTIONS, "similar_label")]
+    return {p.name: p.default is p.empty for p in data}, settings
+
+
+def _array(
+    data: Table | Mapping[str, npt.NDArray[Any]], path: Path, argument: str, needed: bool
+) -> npt.NDArray[Any] | None:
+    columns = data.columns if isinstance(data, Table) else data
+    if not _has(columns, argument):
+        if not needed:
+            return None
+        either = f" (or {ALIASES[argument]!r})" if argument in ALIASES else ""
+        raise InputError(
+            f"{path} has no column {argument!r}{either}; its columns are: {', '.join(columns)}."
+        )
+    name = argument if argument in columns else ALIASES[argument]
+    if isinstance(data, Table):
+        return data.numbers(name) if argument in NUMBERS else data.vectors(name)
+    return data[name]
+
+
+def _has(columns: Mapping[str, Any], argument: str) -> bool:
+    return argument in columns or ALIASES.get(argument) in columns

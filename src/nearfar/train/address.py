@@ -1,0 +1,75 @@
+"""One item on the command line: an image, a vector, or a row of some data."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nearfar.errors import InputError
+from nearfar.tables import looks_like_vector, vector
+from nearfar.train.data import GLYPHS, read_glyphs, read_npz
+from nearfar.train.images import Fit, is_image, read_images
+
+
+def read_item(address: str, shape: tuple[int, ...]) -> Tensor:
+    """The item at an address, (1, *shape), uint8 or float32.
+
+    Args:
+        address: an image file, a .npy file with one vector, a vector as text ("0.1 0.2 0.3"), or
+            DATA:row, a row of the letters or of an .npz (glyphs:120, vectors.npz:7).
+        shape: what the network takes.
+
+    Raises:
+        InputError: it cannot be read, or has another shape.
+    """
+    x = _read(address, shape)
+    if tuple(x.shape[1:]) != shape:
+        raise InputError(
+            f"{address!r:.60} has shape {tuple(x.shape[1:])}; the run was trained on items of "
+            f"shape {shape}."
+        )
+    return x
+
+
+def _read(address: str, shape: tuple[int, ...]) -> Tensor:
+    source, _, row = address.rpartition(":")
+    path = Path(address)
+    if source and row.isdecimal() and not path.exists():
+        return _row(source, int(row))
+    if path.suffix.lower() == ".npy":
+        return _npy(path)
+    if is_image(path) or path.is_file():
+        if len(shape) != 3:
+            raise InputError(f"{address} is a file of an image; the run was trained on vectors.")
+        return read_images([path], Fit.to(shape))
+    if looks_like_vector(address):
+        numbers = vector(address, repr(address)).astype(np.float32)
+        return torch.from_numpy(numbers)[None]
+    raise InputError(
+        f"no such item: {address!r:.60}. Give an image file, a .npy file, a vector as text "
+        f'("0.1 0.2"), or DATA:row ({GLYPHS}:120, vectors.npz:7).'
+    )
+
+
+def _row(source: str, row: int) -> Tensor:
+    if source != GLYPHS and Path(source).suffix.lower() != ".npz":
+        raise InputError(f"{source}:{row}: rows are counted in {GLYPHS} or an .npz; got {source}.")
+    items = read_glyphs() if source == GLYPHS else read_npz(Path(source), labelled=False)
+    if row >= len(items.x):
+        raise InputError(f"{source}:{row}: the rows of {source} are 0 to {len(items.x) - 1}.")
+    return items.x[row : row + 1]
+
+
+def _npy(path: Path) -> Tensor:
+    try:
+        array = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise InputError(f"no such file: {path}") from None
+    except (ValueError, OSError, EOFError):
+        raise InputError(f"{path} is no .npy file of numbers. Save it with numpy.save.") from None
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu" or array.ndim != 1:
+        raise InputError(f"{path} must hold one vector, (d,) numbers.")
+    if not np.isfinite(array).all():
+        raise InputError(f"{path} holds NaN or infinity.")
+    return torch.from_numpy(array.astype(np.float32))[None]

@@ -1,0 +1,255 @@
+"""What DATA names, read into tensors: items with identities, or pairs of items."""
+
+import hashlib
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from nearfar.errors import InputError
+from nearfar.tables import SUFFIXES as TABLES
+
+GLYPHS = "glyphs"
+
+
+@dataclass(frozen=True, eq=False)
+class Items:
+    """Things to tell apart.
+
+    Attributes:
+        x: (n, d) float32 vectors, or (n, c, h, w) images, uint8 from 0 to 255 or float32.
+        identity: (n,) int64, which identity each item shows; -1 throughout if it is not known.
+        names: n names, for messages.
+        identities: the name of each identity.
+        groups: for each identity, what must stay on one side of a split, or None.
+    """
+
+    x: Tensor
+    identity: Tensor
+    names: Sequence[str]
+    identities: Sequence[str]
+    groups: Sequence[str] | None = None
+
+    def digest(self) -> str:
+        """A fingerprint of the data, to notice that a file has changed."""
+        digest = hashlib.sha256(str((tuple(self.x.shape), self.x.dtype)).encode())
+        digest.update(self.x.contiguous().numpy().tobytes())
+        digest.update(self.identity.numpy().tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Pairs of items that are labelled similar or dissimilar.
+
+    Attributes:
+        items: each distinct item once; the items that similar pairs connect are one identity.
+        a: (p,) int64, row of `items` of the first item of each pair.
+        b: (p,) int64, the second.
+        similar: (p,) bool, or (p,) float32 degrees of similarity.
+        where: p places, for messages.
+    """
+
+    items: Items
+    a: Tensor
+    b: Tensor
+    similar: Tensor
+    where: Sequence[str]
+
+    def is_similar(self) -> Tensor:
+        """(p,) bool: a degree above one half counts as similar."""
+        return self.similar if self.similar.dtype is torch.bool else self.similar > 0.5
+
+    def digest(self) -> str:
+        digest = hashlib.sha256(self.items.digest().encode())
+        for column in (self.a, self.b, self.similar):
+            digest.update(column.numpy().tobytes())
+        return digest.hexdigest()
+
+
+def read_data(
+    source: str,
+    *,
+    image_size: int | None = None,
+    similar_label: int | None = None,
+    shape: tuple[int, ...] | None = None,
+    labelled: bool = True,
+) -> Items | Pairs:
+    """Read DATA: "glyphs", a folder, an .npz, or a .csv or .parquet table of pairs.
+
+    Args:
+        source: what to read.
+        image_size: side that images from files are resized to; None: 32.
+        similar_label: for pairs with numeric labels, which of 0 and 1 means similar.
+        shape: of the items a trained network takes; image files are made to fit it, and other
+            items must.
+        labelled: whether an .npz must say which identity each item shows.
+
+    Raises:
+        InputError: it cannot be read, with the file or row and the fix; or an option that this
+            kind of data does not take.
+    """
+    data = _read(source, image_size, similar_label, shape, labelled)
+    found = tuple(items_of(data).x.shape[1:])
+    if shape is not None and found != shape:
+        raise InputError(
+            f"{source} holds items of shape {found}; the run was trained on items of shape {shape}."
+        )
+    return data
+
+
+def _read(
+    source: str,
+    image_size: int | None,
+    similar_label: int | None,
+    shape: tuple[int, ...] | None,
+    labelled: bool,
+) -> Items | Pairs:
+    from nearfar.train.images import Fit, read_folder
+    from nearfar.train.pairs import read_pairs
+
+    fit = Fit.to(shape) if shape and len(shape) == 3 else Fit.square(image_size)
+    path = Path(source)
+    if holds_pairs(source):
+        resized = image_size is not None
+        return read_pairs(path, fit, similar_label=similar_label, images_only=resized)
+    if similar_label is not None:
+        raise InputError(f"--similar-label is for tables of pairs; {source} has identities.")
+    if source != GLYPHS and path.is_dir():
+        return read_folder(path, fit)
+    if image_size is not None:
+        raise InputError(
+            f"--image-size is for image files; the arrays of {source} keep their size."
+        )
+    if source == GLYPHS:
+        return read_glyphs()
+    if path.suffix.lower() == ".npz":
+        return read_npz(path, labelled=labelled)
+    if path.exists():
+        known = "a folder of images, .npz, .csv or .parquet"
+        raise InputError(f"{source} is of no kind that is known here: it must be {known}.")
+    raise InputError(f"no such file or folder: {source} (the built-in letters are called {GLYPHS})")
+
+
+def holds_pairs(source: str) -> bool:
+    """Whether DATA is a table of pairs, by its name."""
+    return Path(source).suffix.lower() in TABLES
+
+
+def items_of(data: Items | Pairs) -> Items:
+    return data.items if isinstance(data, Pairs) else data
+
+
+def read_glyphs() -> Items:
+    """The letters shipped with the package; whole writing systems stay on one side of a split."""
+    asset = resources.files("nearfar") / "assets" / "glyphs.npz"
+    if not asset.is_file():
+        raise InputError("glyphs.npz is missing from this installation: reinstall nearfar.")
+    with resources.as_file(asset) as path:
+        arrays = read_arrays(path)
+    characters, typefaces = arrays["characters"].tolist(), arrays["typefaces"].tolist()
+    return Items(
+        x=torch.from_numpy(arrays["x"])[:, None],
+        identity=torch.from_numpy(arrays["y"].astype(np.int64)),
+        names=[
+            f"{characters[y]} in {typefaces[t]}"
+            for y, t in zip(arrays["y"], arrays["typeface"], strict=True)
+        ],
+        identities=characters,
+        groups=arrays["systems"].tolist(),
+    )
+
+
+def read_npz(path: Path, *, labelled: bool = True) -> Items:
+    """An .npz with `x` and `y`: (n, d) vectors, or (n, h, w) or (n, c, h, w) images.
+
+    `y` holds identities as integers or text; `names`, where there, a name for each item.
+    """
+    arrays = read_arrays(path)
+    if "x" not in arrays:
+        raise InputError(f"{path} has no array 'x'; it has: {', '.join(arrays) or 'none'}.")
+    x = _readable(arrays["x"], path)
+    if "y" in arrays:
+        identities, identity = _identities(arrays["y"], path)
+    elif labelled:
+        raise InputError(f"{path} has no array 'y', which says which identity each item shows.")
+    else:
+        identities, identity = ["unknown"], np.full(len(x), -1)
+    if len(identity) != len(x):
+        raise InputError(
+            f"{path}: x has {len(x)} items and y {len(identity)} identities. Give one y an item."
+        )
+    names = arrays.get("names", np.array([f"{path.name}:{row}" for row in range(len(x))]))
+    return Items(x, torch.from_numpy(identity), names.astype(str).tolist(), identities)
+
+
+def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of an .npz; pickled objects are refused, never loaded."""
+    if not path.is_file():
+        raise InputError(f"no such file: {path}")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise InputError(f"{path} is a single array. Save it with numpy.savez(x=, y=).")
+            return {name: file[name] for name in file.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, KeyError) as error:
+        if isinstance(error, InputError):
+            raise
+        if "allow_pickle" in str(error) and zipfile.is_zipfile(path):
+            raise InputError(
+                f"{path} holds Python objects (dtype object), which are never loaded. Save arrays "
+                "of numbers or text; a ragged list is no array."
+            ) from None
+        raise InputError(f"{path} cannot be read as .npz. Save it with numpy.savez.") from None
+
+
+def as_input(x: Tensor) -> Tensor:
+    """What an encoder gets: float32, and images from 0 to 1 where they came as 0 to 255."""
+    return x.float() / 255 if x.dtype is torch.uint8 else x
+
+
+def _readable(x: npt.NDArray[Any], path: Path) -> Tensor:
+    """The array `x` of an .npz as (n, d) float32, or (n, c, h, w) uint8 or float32."""
+    if x.dtype.kind not in "fiub":
+        raise InputError(f"{path}: x has dtype {x.dtype}; it must hold numbers.")
+    if x.ndim == 3:
+        x = x[:, None]
+    if x.ndim not in (2, 4) or 0 in x.shape:
+        raise InputError(
+            f"{path}: x has shape {x.shape}; it must be (n, d) vectors, or (n, h, w) or "
+            "(n, c, h, w) images."
+        )
+    if x.ndim == 4 and x.shape[1] > 4 and x.shape[3] <= 4:
+        raise InputError(
+            f"{path}: x has shape {x.shape}, channels last. Save x.transpose(0, 3, 1, 2)."
+        )
+    if x.ndim == 4 and x.dtype == np.uint8:
+        return torch.from_numpy(x)
+    with np.errstate(over="ignore"):  # a number beyond float32 becomes infinite, and is refused
+        wide = x.astype(np.float32)
+    bad = (~np.isfinite(wide.reshape(len(wide), -1))).sum(1) > 0
+    if bad.any():
+        row = int(bad.argmax())
+        value = wide[row][~np.isfinite(wide[row])][0]
+        raise InputError(
+            f"{path}, row {row}: x holds {value} ({bad.sum()} of {len(bad)} rows do). "
+            "Remove these rows or repair them."
+        )
+    return torch.from_numpy(wide)
+
+
+def _identities(y: npt.NDArray[Any], path: Path) -> tuple[list[str], npt.NDArray[np.int64]]:
+    if y.ndim != 1 or y.dtype.kind not in "iuUS":
+        raise InputError(
+            f"{path}: y has shape {y.shape} and dtype {y.dtype}; it must be (n,) integers or text, "
+            "the identity of each item."
+        )
+    names, identity = np.unique(y.astype(str) if y.dtype.kind == "S" else y, return_inverse=True)
+    return [str(name) for name in names], identity.astype(np.int64)

@@ -1,0 +1,316 @@
+"""From a config to a run folder; read from top to bottom.
+
+Whatever is random takes its numbers from the config's seed: the split, the weights, the batches,
+their distortion, the pairs measured. The same config and data give the same files, byte for byte,
+on one machine with one number of threads.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from lightning_fabric import Fabric, seed_everything
+from rich.console import Console
+from torch import Tensor, nn
+
+import nearfar
+from nearfar.errors import InputError
+from nearfar.evaluate.compare import (
+    Comparison,
+    Distances,
+    compare,
+    fit,
+    item_distances,
+    pair_distances,
+)
+from nearfar.train.batches import balanced_items, balanced_pairs, distort, similar_pairs
+from nearfar.train.config import TrainConfig
+from nearfar.train.data import Items, Pairs, as_input, items_of, read_data
+from nearfar.train.encoders import Embedder, build
+from nearfar.train.objectives import (
+    OBJECTIVES,
+    Batch,
+    Objective,
+    WithProxies,
+    objective,
+    verifier_distance,
+)
+from nearfar.train.progress import progress
+from nearfar.train.run import METRICS, refuse_existing, write_run, writing
+from nearfar.train.split import Split, rows_within, split_items, split_pairs
+
+
+def train(config: TrainConfig, out: Path, *, overwrite: bool, console: Console) -> Comparison:
+    """Read, split, train, fit the threshold, measure, write; each stage says what it does.
+
+    Args:
+        config: the run, its hyperparameters resolved.
+        out: the run folder to write.
+        overwrite: whether a run that is there may be replaced.
+        console: where to say what happens.
+
+    Returns:
+        The figures on the test identities.
+
+    Raises:
+        InputError: the data, the config or `out` cannot be used. Nothing is written then.
+    """
+    say = partial(console.print, soft_wrap=True, highlight=False, markup=False)
+    refuse_existing(out, overwrite=overwrite)
+    chosen = objective(config.loss)
+
+    say(f"reading {config.data}")
+    data = read_data(config.data, image_size=config.image_size, similar_label=config.similar_label)
+    split = split_data(data, config)
+    _refuse_unsuitable(config, chosen, data, split)
+    say(f"  {_data_in_words(data)}")
+    say(f"  {_split_in_words(data, split)}")
+
+    with writing(out) as folder, deterministic():
+        seed_everything(config.seed, verbose=False)
+        embedder = make_embedder(config, items_of(data), split)
+        fabric = _fabric(config.accelerator)
+        say(f"training {_task_in_words(config, embedder, data, split, fabric)}")
+        with (folder / METRICS).open("w", encoding="utf-8") as metrics:
+            last = _optimise(config, chosen, data, split, embedder, fabric, metrics, console)
+
+        say(f"fitting the threshold on {len(split.calibration)} calibration identities")
+        distance = verifier_distance(config.loss, config.hyperparameters)
+        distances = partial(distances_within, embedder, data, distance=distance, seed=config.seed)
+        calibration = distances(split.calibration)
+        thresholds = fit(calibration, config.far)
+        say(f"  {_threshold_in_words(calibration, thresholds.learned, config.far)}")
+
+        say(f"measuring on {len(split.test)} test identities, never seen so far")
+        found = compare(distances(split.test), thresholds, len(split.test))
+        write_run(folder, config, embedder, thresholds, _summary(data, split, last, found))
+    return found
+
+
+def _optimise(
+    config: TrainConfig,
+    chosen: Objective,
+    data: Items | Pairs,
+    split: Split,
+    embedder: Embedder,
+    fabric: Fabric,
+    metrics: TextIO,
+    console: Console,
+) -> dict[str, float]:
+    """The training loop itself, a line of metrics a step. Returns the last line."""
+    items, loss_function = items_of(data), partial(chosen.loss, **config.hyperparameters)
+    n_proxies = len(split.train) if chosen.proxies else 0
+    network: Any = WithProxies(embedder.train(), n_proxies, config.embedding_dim)
+    optimizer: Any = torch.optim.AdamW(
+        network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=config.learning_rate, total_steps=config.steps + 1
+    )
+    network, optimizer = fabric.setup(network, optimizer)
+    generator = torch.Generator().manual_seed(config.seed)
+    batches = _batches(config, chosen, data, split, generator)
+    target = torch.searchsorted(split.train, items.identity)  # 0 .. n - 1 over training identities
+
+    def output(rows: Tensor) -> Tensor:
+        x = as_input(items.x[rows])
+        if config.augment and x.ndim == 4:
+            x = distort(x, generator)
+        embedding: Tensor = network(fabric.to_device(x))  # (len(rows), d)
+        return embedding
+
+    line: dict[str, Any] = {}
+    with progress(console, config.steps) as show:
+        for step in range(1, config.steps + 1):
+            rows = next(batches)
+            if isinstance(data, Pairs):
+                assert chosen.from_pairs is not None
+                x1, x2 = output(torch.cat([data.a[rows], data.b[rows]])).chunk(2)
+                similar = fabric.to_device(data.similar[rows])
+                loss, active = chosen.from_pairs(loss_function, x1, x2, similar)
+            else:
+                identity = fabric.to_device(target[rows])
+                batch = Batch(output(rows), identity, generator, network.proxies)
+                loss, active = chosen.from_batch(loss_function, batch)
+            fabric.backward(loss)
+            lr = float(schedule.get_last_lr()[0])
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            line = {"step": step, "loss": loss.item(), "active_share": active.item(), "lr": lr}
+            _refuse_divergence(line)
+            metrics.write(json.dumps(line) + "\n")
+            show(loss=line["loss"], active=line["active_share"], items=len(rows))
+    return line
+
+
+def make_embedder(config: TrainConfig, items: Items, split: Split) -> Embedder:
+    """A new network, which standardises its input as the training items suggest."""
+    embedder = build(config.encoder, tuple(items.x.shape[1:]), config.embedding_dim)
+    rows = torch.isin(items.identity, split.train)
+    embedder.standardise(as_input(items.x[rows]))
+    return embedder
+
+
+def split_data(data: Items | Pairs, config: TrainConfig) -> Split:
+    """The split of a config, the same each time."""
+    shares = {"calibration": config.calibration_share, "test": config.test_share}
+    if isinstance(data, Pairs):
+        return split_pairs(data, **shares, seed=config.seed)
+    return split_items(data, **shares, seed=config.seed)
+
+
+def distances_within(
+    embedder: Embedder, data: Items | Pairs, identities: Tensor, *, distance: Any, seed: int
+) -> Distances:
+    """Labelled distances among these identities: the given pairs, or pairs sampled by seed."""
+    if isinstance(data, Pairs):
+        return pair_distances(embedder, data, rows_within(data, identities), distance)
+    return item_distances(embedder, data, identities, distance, seed=seed)
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """Only algorithms that give the same bits each time; what was set before comes back."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # CUDA's matrix products need it
+    before = torch.are_deterministic_algorithms_enabled()
+    memory: Any = torch.utils.deterministic
+    filling = memory.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    memory.fill_uninitialized_memory = False  # nothing here reads such memory, and filling is slow
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        memory.fill_uninitialized_memory = filling
+
+
+def _batches(
+    config: TrainConfig,
+    chosen: Objective,
+    data: Items | Pairs,
+    split: Split,
+    generator: torch.Generator,
+) -> Iterator[Tensor]:
+    """Rows of items, or rows of pairs; a batch of either is P x K items."""
+    if isinstance(data, Pairs):
+        draw = similar_pairs if chosen.similar_only else balanced_pairs
+        n_pairs = config.identities * config.items // 2
+        return draw(data, split.train, n_pairs=n_pairs, generator=generator)
+    return balanced_items(
+        data.identity,
+        split.train,
+        n_identities=config.identities,
+        n_items=config.items,
+        generator=generator,
+    )
+
+
+def _fabric(accelerator: str) -> Fabric:
+    if accelerator == "auto":
+        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return Fabric(accelerator=accelerator, devices=1)
+    except Exception as error:  # Lightning has several for a device that is not there
+        raise InputError(f"--accelerator {accelerator}: {error}") from None
+
+
+def _refuse_unsuitable(
+    config: TrainConfig, chosen: Objective, data: Items | Pairs, split: Split
+) -> None:
+    """A loss that cannot be formed from this data."""
+    if isinstance(data, Pairs) and chosen.from_pairs is None:
+        able = ", ".join(name for name, other in OBJECTIVES.items() if other.from_pairs)
+        raise InputError(
+            f"--loss {config.loss} needs to know which items share an identity, and {config.data} "
+            f"only says which pairs are similar. Use --loss {able}; or give a folder or .npz."
+        )
+    if chosen.fewest_identities > len(split.train):
+        raise InputError(
+            f"--loss {config.loss} needs {chosen.fewest_identities} training identities and "
+            f"{config.data} leaves {len(split.train)}. Add some."
+        )
+
+
+def _refuse_divergence(line: dict[str, float]) -> None:
+    if line["loss"] - line["loss"] != 0:  # infinite or NaN
+        raise InputError(
+            f"the loss became {line['loss']} at step {line['step']}: training diverged. "
+            "Lower --learning-rate, or check the scale of the input."
+        )
+
+
+def _data_in_words(data: Items | Pairs) -> str:
+    items = items_of(data)
+    sizes = " x ".join(map(str, items.x.shape[1:]))
+    kind = "vectors of" if items.x.ndim == 2 else "images of"
+    words = f"{len(items.x):,} {kind} {sizes}, {len(items.identities):,} identities"
+    if isinstance(data, Pairs):
+        n_similar = int(data.is_similar().sum())
+        words += f", {n_similar:,} similar and {len(data.a) - n_similar:,} dissimilar pairs"
+    return words
+
+
+def _split_in_words(data: Items | Pairs, split: Split) -> str:
+    sides = (split.train, split.calibration, split.test)
+    words = "identities split into {} to train, {} to calibrate, {} to test".format(
+        *map(len, sides)
+    )
+    if isinstance(data, Items) and data.groups is not None:
+        names = {data.groups[int(i)] for i in split.test}
+        words += f" (test: {', '.join(sorted(names))})"
+    if isinstance(data, Pairs):
+        dropped = len(data.a) - sum(len(rows_within(data, side)) for side in sides)
+        words += f"; {dropped:,} dissimilar pairs join two sides and are left out"
+    return words
+
+
+def _task_in_words(
+    config: TrainConfig, embedder: Embedder, data: Items | Pairs, split: Split, fabric: Fabric
+) -> str:
+    settings = ", ".join(f"{k} {v}" for k, v in config.hyperparameters.items())
+    size = sum(p.numel() for p in embedder.parameters())
+    if isinstance(data, Pairs):
+        batch = f"at most {config.identities * config.items // 2} pairs"
+    else:
+        n_identities = min(config.identities, len(split.train))
+        batch = f"{n_identities} identities x {config.items} items"
+    return (
+        f"{size:,} parameters on {fabric.device} with the {config.loss} loss ({settings}): "
+        f"{config.steps} steps of {batch}"
+    )
+
+
+def _threshold_in_words(calibration: Distances, threshold: float, far: float) -> str:
+    n = int((~calibration.similar).sum())
+    words = f"same up to distance {threshold:.4f}: at most {far:.3g} of {n:,} dissimilar pairs"
+    if far * n < 1:
+        words += f" (too few to speak of a rate of {far:.3g}: none of them is accepted)"
+    return words
+
+
+def _summary(
+    data: Items | Pairs, split: Split, last: dict[str, float], found: Comparison
+) -> dict[str, Any]:
+    """Nothing that depends on when or how fast it ran."""
+    items = items_of(data)
+    return {
+        "versions": {"nearfar": nearfar.__version__, "torch": torch.__version__},
+        "data": {
+            "items": len(items.x),
+            "identities": len(items.identities),
+            "input_shape": list(items.x.shape[1:]),
+            "sha256": data.digest(),
+        },
+        "split": {
+            side: [items.identities[int(i)] for i in getattr(split, side)]
+            for side in ("train", "calibration", "test")
+        },
+        "last_step": last,
+        "test": found.as_dict(),
+    }

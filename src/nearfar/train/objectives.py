@@ -1,0 +1,310 @@
+"""The losses that can be trained, and how the arguments of each are formed from a batch.
+
+A form takes the loss with its hyperparameters bound, calls it on what it made of the batch, and
+returns the loss and the active share: the share of its pairs or tuples that still cost anything.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nearfar import (
+    batch_contrastive_loss,
+    batch_cosine_loss,
+    circle_loss,
+    clip_loss,
+    contrastive_loss,
+    cosine_loss,
+    info_nce_loss,
+    lifted_structure_loss,
+    multi_similarity_loss,
+    nt_xent_loss,
+    proxy_anchor_loss,
+    proxy_nca_loss,
+    proxy_softmax_loss,
+    quadruplet_loss,
+    siglip_loss,
+    softmax_loss,
+    sup_con_loss,
+    triplet_loss,
+)
+from nearfar.distance import Distance, unit
+from nearfar.errors import InputError
+from nearfar.train.config import Setting
+
+Loss = Callable[..., Tensor]
+Step = tuple[Tensor, Tensor]
+FromPairs = Callable[[Loss, Tensor, Tensor, Tensor], Step]
+NEGATIVES = 8  # random negatives for every ordered (anchor, positive)
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """What a loss is formed from.
+
+    Attributes:
+        x: (n, d) embeddings.
+        identity: (n,) int64, from 0 to the number of training identities.
+        generator: of whatever is drawn at random.
+        proxies: (c, d), one learned for each training identity; None unless the objective asks.
+    """
+
+    x: Tensor
+    identity: Tensor
+    generator: torch.Generator
+    proxies: Tensor | None = None
+
+
+FromBatch = Callable[[Loss, Batch], Step]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A loss that can be trained.
+
+    Attributes:
+        loss: the function.
+        hyperparameters: those that can be set, with defaults for embeddings of length 1.
+        from_batch: forms its arguments from a batch.
+        from_pairs: the same from the two sides of given pairs; None where pairs do not suffice.
+        similar_only: of given pairs, it takes the similar ones.
+        proxies: it learns one embedding for each identity of the training set.
+        fewest_identities: that a batch must hold.
+    """
+
+    loss: Loss
+    hyperparameters: Mapping[str, Setting]
+    from_batch: FromBatch
+    from_pairs: FromPairs | None = None
+    similar_only: bool = False
+    proxies: bool = False
+    fewest_identities: int = 2
+
+
+def whole_batch(loss: Loss, batch: Batch) -> Step:
+    """The batch as it is, every item against every other."""
+    with torch.no_grad():
+        per_anchor = loss(batch.x, batch.identity, reduction="none")
+    return loss(batch.x, batch.identity), _active(per_anchor)
+
+
+def against_proxies(loss: Loss, batch: Batch) -> Step:
+    """The batch against the learned embedding of every training identity."""
+    with torch.no_grad():
+        per_anchor = loss(batch.x, batch.proxies, batch.identity, reduction="none")
+    return loss(batch.x, batch.proxies, batch.identity), _active(per_anchor)
+
+
+def every_pair(loss: Loss, batch: Batch) -> Step:
+    """All n (n - 1) / 2 pairs; the few similar ones weigh as much as all the others."""
+    x, identity = batch.x, batch.identity
+    first, second = torch.triu_indices(len(x), len(x), offset=1, device=x.device)
+    similar = identity[first] == identity[second]
+    per_pair = loss(x[first], x[second], similar, reduction="none")
+    return per_pair[similar].mean() + per_pair[~similar].mean(), _active(per_pair)
+
+
+def triplets(loss: Loss, batch: Batch) -> Step:
+    """Every ordered (anchor, positive), each with a few random negatives."""
+    x, identity, generator = batch.x, batch.identity, batch.generator
+    anchor, positive = _anchors(identity)
+    negative = _stranger(identity, [anchor], generator)
+    per_triplet = loss(x[anchor], x[positive], x[negative], reduction="none")
+    return per_triplet.mean(), _active(per_triplet)
+
+
+def quadruplets(loss: Loss, batch: Batch) -> Step:
+    """The same, each negative with a second one of a third identity."""
+    x, identity, generator = batch.x, batch.identity, batch.generator
+    anchor, positive = _anchors(identity)
+    negative = _stranger(identity, [anchor], generator)
+    negative2 = _stranger(identity, [anchor, negative], generator)
+    rows = (x[anchor], x[positive], x[negative], x[negative2])
+    per_quadruplet = loss(*rows, reduction="none")
+    return per_quadruplet.mean(), _active(per_quadruplet)
+
+
+def item_against_item(loss: Loss, batch: Batch) -> Step:
+    """One item of each identity as query, another as positive; the items left make more such rows.
+
+    An identity is in a set of rows once, so that another row's positive is truly a negative.
+    """
+    x, identity = batch.x, batch.identity
+    order = identity.argsort(stable=True)
+    n_items = int((identity == identity[0]).sum())
+    columns = order.view(-1, n_items).unbind(1)  # n_items x (identities,)
+    per_query = torch.cat(
+        [
+            loss(x[query], x[positive], reduction="none")
+            for query, positive in zip(columns[::2], columns[1::2], strict=False)
+        ]
+    )
+    return per_query.mean(), _active(per_query)
+
+
+def item_against_classes(loss: Loss, batch: Batch) -> Step:
+    """Each item's cosines to the learned direction of every training identity, as scores."""
+    assert batch.proxies is not None
+    scores = unit(batch.x) @ unit(batch.proxies).T
+    per_item = loss(scores, batch.identity, reduction="none")
+    return per_item.mean(), _active(per_item)
+
+
+def given_pairs(loss: Loss, x1: Tensor, x2: Tensor, similar: Tensor) -> Step:
+    """The pairs as they are labelled; batches hold as many similar as dissimilar ones."""
+    per_pair = loss(x1, x2, similar, reduction="none")
+    return per_pair.mean(), _active(per_pair)
+
+
+def similar_pairs(loss: Loss, x1: Tensor, x2: Tensor, similar: Tensor) -> Step:
+    """Similar pairs; the other rows' second items are the negatives."""
+    per_query = loss(x1, x2, reduction="none")
+    return per_query.mean(), _active(per_query)
+
+
+def scored_softmax(
+    logits: Tensor, target: Tensor, *, temperature: float, label_smoothing: float, reduction: Any
+) -> Tensor:
+    """The softmax loss of cosines, which without a temperature could not come near 0."""
+    return softmax_loss(
+        logits / temperature, target, label_smoothing=label_smoothing, reduction=reduction
+    )
+
+
+OBJECTIVES: Mapping[str, Objective] = {
+    "contrastive": Objective(
+        contrastive_loss, {"margin": 1.0, "distance": "euclidean"}, every_pair, given_pairs
+    ),
+    "cosine": Objective(cosine_loss, {"margin": 0.3}, every_pair, given_pairs),
+    "triplet": Objective(
+        triplet_loss,
+        {"margin": 0.5, "distance": "euclidean", "swap": False, "smooth": False},
+        triplets,
+    ),
+    "quadruplet": Objective(
+        quadruplet_loss,
+        {"margin": 0.5, "margin2": 0.25, "distance": "euclidean"},
+        quadruplets,
+        fewest_identities=3,
+    ),
+    "info_nce": Objective(
+        info_nce_loss, {"temperature": 0.1}, item_against_item, similar_pairs, similar_only=True
+    ),
+    "softmax": Objective(
+        scored_softmax,
+        {"temperature": 0.0625, "label_smoothing": 0.0},
+        item_against_classes,
+        proxies=True,
+    ),
+    "sup_con": Objective(sup_con_loss, {"temperature": 0.1}, whole_batch),
+    "nt_xent": Objective(nt_xent_loss, {"temperature": 0.1}, whole_batch),
+    "multi_similarity": Objective(
+        multi_similarity_loss, {"alpha": 2.0, "beta": 50.0, "base": 0.5}, whole_batch
+    ),
+    "circle": Objective(circle_loss, {"margin": 0.25, "scale": 64.0}, whole_batch),
+    "lifted_structure": Objective(
+        lifted_structure_loss, {"margin": 1.0, "distance": "euclidean"}, whole_batch
+    ),
+    "batch_contrastive": Objective(
+        batch_contrastive_loss, {"margin": 1.0, "distance": "euclidean"}, whole_batch
+    ),
+    "batch_cosine": Objective(batch_cosine_loss, {"margin": 0.3}, whole_batch),
+    "clip": Objective(clip_loss, {"scale": 10.0}, item_against_item, similar_pairs, True),
+    "siglip": Objective(
+        siglip_loss, {"scale": 10.0, "bias": -5.0}, item_against_item, similar_pairs, True
+    ),
+    "proxy_softmax": Objective(
+        proxy_softmax_loss,
+        {"scale": 16.0, "angle_margin": 0.0, "cosine_margin": 0.0},
+        against_proxies,
+        proxies=True,
+    ),
+    "proxy_nca": Objective(proxy_nca_loss, {"scale": 8.0}, against_proxies, proxies=True),
+    "proxy_anchor": Objective(
+        proxy_anchor_loss, {"margin": 0.1, "scale": 32.0}, against_proxies, proxies=True
+    ),
+}
+
+FOR_ITEMS, FOR_PAIRS = "sup_con", "contrastive"  # where no loss is named
+
+
+class WithProxies(nn.Module):
+    """An embedder, and beside it the embeddings that a loss learns for the training identities.
+
+    They are no part of the verifier: only the embedder is written to the run.
+    """
+
+    def __init__(self, embedder: nn.Module, n_proxies: int, embedding_dim: int) -> None:
+        super().__init__()
+        self.embedder = embedder
+        # Short ones, since only their direction counts, and long ones turn slowly.
+        directions = unit(torch.randn(n_proxies, embedding_dim))
+        self.proxies = nn.Parameter(0.1 * directions) if n_proxies else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        embedding: Tensor = self.embedder(x)
+        return embedding
+
+
+def objective(name: str) -> Objective:
+    """The objective of this name.
+
+    Raises:
+        InputError: an unknown name; the message lists the choices.
+    """
+    if name not in OBJECTIVES:
+        raise InputError(f"unknown loss {name!r}; the choices are: {', '.join(OBJECTIVES)}.")
+    return OBJECTIVES[name]
+
+
+def resolve(name: str, given: Mapping[str, Setting]) -> dict[str, Setting]:
+    """All hyperparameters of a loss: the given ones, and defaults for the rest.
+
+    Raises:
+        InputError: one that the loss does not have, or a value it refuses.
+    """
+    chosen = objective(name)
+    for key in given:
+        if key not in chosen.hyperparameters:
+            has = ", ".join(chosen.hyperparameters)
+            others = [other for other, o in OBJECTIVES.items() if key in o.hyperparameters]
+            also = f" {key!r} belongs to: {', '.join(others)}." if others else ""
+            raise InputError(f"the {name} loss has no {key!r}; it has: {has}.{also}")
+    settings = {**chosen.hyperparameters, **given}
+    try:  # the loss knows its ranges best; six items of three identities suit every form
+        identity = torch.arange(6) // 2
+        batch = Batch(torch.eye(6, 3), identity, torch.Generator(), torch.eye(3))
+        chosen.from_batch(partial(chosen.loss, **settings), batch)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the {name} loss refuses its hyperparameters: {error}") from None
+    return settings
+
+
+def verifier_distance(name: str, hyperparameters: Mapping[str, Setting]) -> Distance:
+    """What the trained loss compares embeddings with."""
+    return hyperparameters.get("distance", "cosine")  # type: ignore[return-value]
+
+
+def _anchors(identity: Tensor) -> tuple[Tensor, Tensor]:
+    """Every ordered (anchor, positive), each `NEGATIVES` times."""
+    match = identity[:, None] == identity[None, :]
+    match.fill_diagonal_(False)
+    anchor, positive = match.nonzero().repeat_interleave(NEGATIVES, dim=0).unbind(1)
+    return anchor, positive
+
+
+def _stranger(identity: Tensor, of: list[Tensor], generator: torch.Generator) -> Tensor:
+    """For each row a random item whose identity none of these rows has."""
+    eligible = torch.ones(len(of[0]), len(identity), dtype=torch.bool, device=identity.device)
+    for rows in of:
+        eligible &= identity[rows][:, None] != identity[None, :]
+    draw = torch.rand(eligible.shape, generator=generator).to(identity.device)
+    return draw.masked_fill(~eligible, -1).argmax(1)
+
+
+def _active(per_row: Tensor) -> Tensor:
+    return (per_row.detach() > 0).float().mean()

@@ -1,0 +1,125 @@
+"""Tables of pairs: columns a, b and label."""
+
+import os.path
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.sparse import coo_array  # type: ignore[import-untyped]
+from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
+from torch import Tensor
+
+from nearfar.errors import InputError
+from nearfar.labels import pair_labels
+from nearfar.tables import Table, looks_like_vector, read_table, refuse_ambiguous_labels, vector
+from nearfar.train.data import Items, Pairs
+from nearfar.train.images import Fit, is_image, read_images
+
+Cell = Path | tuple[float, ...]
+
+
+def read_pairs(
+    path: Path, fit: Fit, *, similar_label: int | None, images_only: bool = False
+) -> Pairs:
+    """A table whose cells under a and b are image paths, relative to its folder, or vectors.
+
+    Raises:
+        InputError: a column missing, labels that nothing says how to read, a cell that is neither
+            a vector nor an image, with its line or row.
+    """
+    table = read_table(path)
+    first, second, _ = (table.column(name) for name in ("a", "b", "label"))
+    similar = _labels(table, similar_label)
+    cells = [*first, *second]
+    where = [table.where(row) for row in range(len(table))]
+    at = [f"{place}: {side}" for side in "ab" for place in where]
+    if images_only and not is_image(str(first[0])):
+        raise InputError(f"--image-size is for images; {path} holds vectors.")
+    distinct, index = _distinct(_parsed(cells, at, path.parent))
+    x = _read_items([cell for cell, _ in distinct], [at[row] for _, row in distinct], fit)
+    a, b = torch.tensor(index).view(2, -1)
+    identity = connected(len(x), a, b, similar > 0.5 if similar.is_floating_point() else similar)
+    identities = [f"identity {i}" for i in range(int(identity.max()) + 1)]
+    names = [str(cells[row]) if is_image(str(cells[row])) else at[row] for _, row in distinct]
+    return Pairs(Items(x, identity, names, identities), a, b, similar, where)
+
+
+def connected(n: int, a: Tensor, b: Tensor, joined: Tensor) -> Tensor:
+    """(n,) int64: which of the sets connected by the joined pairs each of n items lies in."""
+    edges = (np.ones(int(joined.sum())), (a[joined].numpy(), b[joined].numpy()))
+    _, component = connected_components(coo_array(edges, shape=(n, n)), directed=False)
+    return torch.from_numpy(component.astype(np.int64))
+
+
+def _labels(table: Table, similar_label: int | None) -> Tensor:
+    """(p,) bool, or float32 degrees where some lie in between."""
+    y = table.numbers("label")
+    refuse_ambiguous_labels(table.path, y, similar_label)
+    outside = (y < 0) | (y > 1) if y.dtype != bool else np.zeros(len(y), dtype=bool)
+    if outside.any():
+        row = int(outside.argmax())
+        raise InputError(f"{table.where(row)}: label is {y[row]}; it must lie between 0 and 1.")
+    try:
+        similar = pair_labels(y, like=torch.empty(len(y)), similar_label=similar_label)  # type: ignore[arg-type]
+    except ValueError:
+        raise InputError(
+            f"{table.path}: label says true or false, and true means similar; "
+            "drop --similar-label 0, or turn the labels round."
+        ) from None
+    binary = similar if similar.dtype is torch.bool else similar == similar.round()
+    if similar.dtype is torch.bool:
+        return similar
+    return similar > 0.5 if bool(binary.all()) else similar.float()
+
+
+def _parsed(cells: Sequence[Any], at: Sequence[str], folder: Path) -> list[Cell]:
+    """Each cell as the path of an image or the numbers of a vector; all of one kind."""
+    parsed: list[Cell] = []
+    for cell, place in zip(cells, at, strict=True):
+        if isinstance(cell, str) and is_image(cell.strip()):
+            file = folder / os.path.normpath(cell.strip())
+            if not file.is_file():
+                raise InputError(f"{place}: no such image: {file} (paths start at the table)")
+            parsed.append(file)
+        elif looks_like_vector(cell):
+            numbers = vector(cell, place)
+            if numbers.ndim != 1:
+                raise InputError(f"{place} holds {len(numbers)} vectors; it must hold one.")
+            parsed.append(tuple(numbers.tolist()))
+        else:
+            raise InputError(
+                f"{place} is {'empty' if cell in (None, '') else repr(cell)}; it must be the path "
+                'of an image, relative to the table, or a vector such as "0.1 0.2 0.3".'
+            )
+        if type(parsed[-1]) is not type(parsed[0]):
+            kinds = ["an image" if isinstance(p, Path) else "a vector" for p in parsed]
+            raise InputError(f"{place} is {kinds[-1]}, but {at[0]} is {kinds[0]}. Use one kind.")
+    return parsed
+
+
+def _distinct(parsed: Sequence[Cell]) -> tuple[list[tuple[Cell, int]], list[int]]:
+    """Each item once, with the first row it is in; and for each row, which item it holds."""
+    number: dict[Cell, int] = {}
+    distinct: list[tuple[Cell, int]] = []
+    for row, item in enumerate(parsed):
+        if item not in number:
+            number[item] = len(number)
+            distinct.append((item, row))
+    return distinct, [number[item] for item in parsed]
+
+
+def _read_items(items: Sequence[Cell], at: Sequence[str], fit: Fit) -> Tensor:
+    """(n, c, h, w) uint8 images, or (n, d) float32 vectors."""
+    files = [item for item in items if isinstance(item, Path)]
+    if files:
+        return read_images(files, fit)
+    vectors = [item for item in items if not isinstance(item, Path)]
+    for item, place in zip(vectors, at, strict=True):
+        if len(item) != len(vectors[0]):
+            raise InputError(
+                f"{place} has {len(item)} numbers and {at[0]} has {len(vectors[0])}; "
+                "all vectors must be of one length."
+            )
+    return torch.tensor(vectors, dtype=torch.float32)

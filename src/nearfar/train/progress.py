@@ -1,0 +1,73 @@
+"""What training shows while it runs: a bar in a terminal, now and then a line elsewhere."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+LINES = 10  # over a whole run, where there is no terminal
+
+
+class Show(Protocol):
+    """Called after every step."""
+
+    def __call__(self, *, loss: float, active: float, items: int) -> None: ...
+
+
+@contextmanager
+def progress(console: Console, steps: int) -> Iterator[Show]:
+    """Shows loss, active share and items a second after every step, or about ten times in all."""
+    with _bar(console, steps) if console.is_terminal else _lines(console, steps) as show:
+        yield show
+
+
+@contextmanager
+def _bar(console: Console, steps: int) -> Iterator[Show]:
+    columns = (
+        TextColumn("training"),
+        BarColumn(),
+        TextColumn("{task.completed:>4}/{task.total}  {task.fields[figures]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("", total=steps, figures="")
+        clock = _Clock()
+
+        def show(*, loss: float, active: float, items: int) -> None:
+            bar.update(task, advance=1, figures=_figures(loss, active, clock.rate(items)))
+
+        yield show
+
+
+@contextmanager
+def _lines(console: Console, steps: int) -> Iterator[Show]:
+    clock, every, step = _Clock(), -(-steps // LINES), 0
+
+    def show(*, loss: float, active: float, items: int) -> None:
+        nonlocal step
+        step += 1
+        rate = clock.rate(items)
+        if step % every == 0 or step in (1, steps):
+            console.print(
+                f"  step {step:>{len(str(steps))}}/{steps}  {_figures(loss, active, rate)}"
+            )
+
+    yield show
+
+
+class _Clock:
+    """Items a second since it was made."""
+
+    def __init__(self) -> None:
+        self.start, self.items = time.perf_counter(), 0
+
+    def rate(self, items: int) -> float:
+        self.items += items
+        return self.items / max(time.perf_counter() - self.start, 1e-9)
+
+
+def _figures(loss: float, active: float, rate: float) -> str:
+    return f"loss {loss:.4f}  active {active:4.0%}  {rate:,.0f} items/s"

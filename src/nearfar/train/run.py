@@ -1,0 +1,191 @@
+"""The run folder: written whole or not at all, read without trusting it."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from nearfar.distance import Distance
+from nearfar.errors import InputError
+from nearfar.evaluate.compare import Thresholds
+from nearfar.train.config import FORMAT, TrainConfig, check_format, read_config, to_toml
+from nearfar.train.encoders import Embedder, build
+from nearfar.train.objectives import verifier_distance
+
+CONFIG, MODEL, THRESHOLD = "config.toml", "model.safetensors", "threshold.json"
+METRICS, SUMMARY = "metrics.jsonl", "summary.json"
+FILES = (CONFIG, MODEL, THRESHOLD, METRICS, SUMMARY)
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A trained verifier.
+
+    Attributes:
+        path: its folder.
+        config: what it was trained by.
+        embedder: the network, in evaluation mode, on the CPU.
+        distance: what it compares embeddings with.
+        thresholds: up to which distance two items are the same.
+        summary: what training said about itself.
+    """
+
+    path: Path
+    config: TrainConfig
+    embedder: Embedder
+    distance: Distance
+    thresholds: Thresholds
+    summary: Mapping[str, Any]
+
+
+def refuse_existing(out: Path, *, overwrite: bool) -> None:
+    """Refuse to write over what is there, unless it is a run and may be replaced."""
+    if not out.exists() and not out.is_symlink():
+        return
+    if out.is_dir() and not any(out.iterdir()):
+        return
+    if not overwrite:
+        raise InputError(f"{out} exists. Choose another --out, or add --overwrite to replace it.")
+    if not (out.is_dir() and (out / CONFIG).is_file() and (out / SUMMARY).is_file()):
+        raise InputError(f"{out} is not a run folder and is not overwritten. Choose another --out.")
+
+
+@contextmanager
+def writing(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that takes its place once the block ends without an error.
+
+    Raises:
+        InputError: the folder cannot be made.
+    """
+    made = [parent for parent in (out.parent, *out.parent.parents) if not parent.exists()]
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(
+            tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".unfinished", dir=out.parent)
+        )
+    except OSError as error:
+        raise InputError(f"--out {out} cannot be written: {error.strerror}.") from None
+    try:
+        folder.chmod(0o755)  # mkdtemp's own is for its owner only
+        yield folder
+        _replace(folder, out)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        for parent in made:
+            if parent.is_dir() and not any(parent.iterdir()):
+                parent.rmdir()
+        raise
+
+
+def write_run(
+    folder: Path,
+    config: TrainConfig,
+    embedder: Embedder,
+    thresholds: Thresholds,
+    summary: Mapping[str, Any],
+) -> None:
+    """All files of a run but the metrics, which training writes as it goes."""
+    (folder / CONFIG).write_text(to_toml(config), encoding="utf-8")
+    state = {name: value.contiguous() for name, value in embedder.cpu().state_dict().items()}
+    # One key only: safetensors keeps several in an order that changes from process to process.
+    shape = json.dumps({"format": FORMAT, "input_shape": list(embedder.input_shape)})
+    save_file(state, folder / MODEL, metadata={"nearfar": shape})
+    (folder / MODEL).chmod(0o644)
+    _write_json(
+        folder / THRESHOLD,
+        {
+            "format": FORMAT,
+            "distance": verifier_distance(config.loss, config.hyperparameters),
+            "threshold": thresholds.learned,
+            "far": thresholds.far,
+            "raw_threshold": thresholds.raw,
+        },
+    )
+    _write_json(folder / SUMMARY, {"format": FORMAT, **summary})
+
+
+def read_run(path: Path) -> Run:
+    """A run folder.
+
+    Raises:
+        InputError: no such folder, a missing or damaged file, another format version.
+    """
+    if not path.is_dir():
+        raise InputError(f"no such run folder: {path}")
+    missing = [name for name in FILES if not (path / name).is_file()]
+    if missing:
+        raise InputError(
+            f"{path} is not a complete run: it has no {', '.join(missing)}. "
+            "Name the folder given to `nearfar train --out`."
+        )
+    config = read_config(path / CONFIG)
+    threshold, summary = _read_json(path / THRESHOLD), _read_json(path / SUMMARY)
+    try:
+        thresholds = Thresholds(
+            float(threshold["threshold"]),
+            float(threshold["raw_threshold"]),
+            float(threshold["far"]),
+        )
+        distance = threshold["distance"]
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{path / THRESHOLD} is damaged. Train again.") from None
+    if distance not in ("euclidean", "sqeuclidean", "cosine"):
+        raise InputError(f"{path / THRESHOLD} is damaged: no distance {distance!r}. Train again.")
+    embedder = _read_model(path / MODEL, config)
+    return Run(path, config, embedder, distance, thresholds, summary)
+
+
+def _read_model(path: Path, config: TrainConfig) -> Embedder:
+    try:
+        with safe_open(path, framework="pt") as file:
+            described = json.loads((file.metadata() or {})["nearfar"])
+            shape = tuple(int(size) for size in described["input_shape"])
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+        raise InputError(f"{path} is damaged or no model of nearfar. Train again.") from None
+    check_format(path, described.get("format"))
+    embedder = build(config.encoder, shape, config.embedding_dim)
+    try:
+        embedder.load_state_dict(state)
+    except RuntimeError:
+        raise InputError(
+            f"{path} does not fit the encoder {config.encoder!r} of {CONFIG}. Train again."
+        ) from None
+    return embedder.eval()
+
+
+def _replace(folder: Path, out: Path) -> None:
+    """Put `folder` where `out` is; what was there goes only once the new one is in place."""
+    if not out.exists():
+        folder.rename(out)
+        return
+    old = folder.with_suffix(".replaced")
+    out.rename(old)
+    try:
+        folder.rename(out)
+    except BaseException:
+        old.rename(out)
+        raise
+    shutil.rmtree(old)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise InputError(f"{path} is damaged: it is not JSON. Train again.") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is damaged: it is not a JSON object. Train again.")
+    check_format(path, content.get("format"))
+    return content

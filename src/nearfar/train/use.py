@@ -1,0 +1,149 @@
+"""What a trained run is for: measuring it, comparing two items, embedding data."""
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from nearfar.distance import Distance, between_rows
+from nearfar.errors import InputError
+from nearfar.evaluate.compare import Comparison, compare, embed
+from nearfar.train.address import read_item
+from nearfar.train.data import Items, Pairs, items_of, read_data
+from nearfar.train.loop import distances_within, split_data
+from nearfar.train.run import Run, read_run
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether two items are the same.
+
+    Attributes:
+        same: whether their distance is at most the threshold.
+        distance: of their embeddings.
+        threshold: of the run.
+        far: the false-accept rate the threshold was fitted at.
+        measure: the name of the distance.
+    """
+
+    same: bool
+    distance: float
+    threshold: float
+    far: float
+    measure: Distance
+
+
+def verify_items(path: Path, a: str, b: str) -> Decision:
+    """Compare the items at two addresses; see `address.read_item`."""
+    run = read_run(path)
+    items = [read_item(address, run.embedder.input_shape) for address in (a, b)]
+    x1, x2 = (embed(run.embedder, item) for item in items)
+    distance = float(between_rows(x1, x2, run.distance))
+    threshold = run.thresholds.learned
+    return Decision(distance <= threshold, distance, threshold, run.thresholds.far, run.distance)
+
+
+def evaluate_run(
+    path: Path, source: str | None, *, similar_label: int | None = None
+) -> tuple[Comparison, list[str]]:
+    """The figures of a run, and what a reader should know about them.
+
+    Args:
+        path: the run folder.
+        source: the data to measure on, all of it; None: the test identities of the run.
+        similar_label: for a table of pairs with numeric labels.
+
+    Raises:
+        InputError: the run or the data cannot be used, or the run's own data has changed.
+    """
+    run = read_run(path)
+    if source is None:
+        data = _own_data(run)
+        identities = split_data(data, run.config).test
+        return _measure(run, data, identities), []
+    shape = run.embedder.input_shape
+    data = read_data(source, similar_label=similar_label, shape=shape)
+    notes = []
+    if data.digest() == run.summary["data"]["sha256"]:
+        notes.append(
+            f"{source} is what {path} was trained on, so these figures flatter it; "
+            f"`nearfar evaluate {path}` measures the identities it has not seen."
+        )
+    _refuse_unmeasurable(source, data)
+    return _measure(run, data, torch.arange(len(items_of(data).identities))), notes
+
+
+def embed_data(path: Path, source: str, out: Path, *, overwrite: bool) -> tuple[int, int]:
+    """Write the embeddings of all items of some data as .npz; returns their shape.
+
+    The file has `x` (n, d), `names` (n,), and `y` (n,) with the identities where they are known.
+    """
+    if out.suffix.lower() != ".npz":
+        raise InputError(f"--out {out} must end in .npz.")
+    if out.exists() and not overwrite:
+        raise InputError(f"{out} exists. Choose another --out, or add --overwrite to replace it.")
+    run = read_run(path)
+    data = read_data(source, shape=run.embedder.input_shape, labelled=False)
+    items = items_of(data)
+    arrays = {"x": embed(run.embedder, items.x).numpy(), "names": np.array(items.names)}
+    if bool((items.identity >= 0).all()):
+        arrays["y"] = np.array(items.identities)[items.identity.numpy()]
+    _write_npz(out, arrays)
+    return arrays["x"].shape
+
+
+def _own_data(run: Run) -> Items | Pairs:
+    config = run.config
+    try:
+        data = read_data(
+            config.data, image_size=config.image_size, similar_label=config.similar_label
+        )
+    except InputError as error:
+        raise InputError(f"{run.path} was trained on {config.data}: {error}") from None
+    if data.digest() != run.summary["data"]["sha256"]:
+        raise InputError(
+            f"{config.data} has changed since {run.path} was trained on it, so its test identities "
+            f"are not known any more. Name the data to measure all of it: nearfar evaluate "
+            f"{run.path} DATA"
+        )
+    return data
+
+
+def _measure(run: Run, data: Items | Pairs, identities: torch.Tensor) -> Comparison:
+    seed = run.config.seed
+    found = distances_within(run.embedder, data, identities, distance=run.distance, seed=seed)
+    return compare(found, run.thresholds, len(identities))
+
+
+def _refuse_unmeasurable(source: str, data: Items | Pairs) -> None:
+    """Rates need similar and dissimilar pairs."""
+    if isinstance(data, Pairs):
+        similar = data.is_similar()
+        n_similar, n_dissimilar = int(similar.sum()), int((~similar).sum())
+    else:
+        counts = torch.bincount(data.identity)
+        n_similar, n_dissimilar = int((counts > 1).sum()), len(counts) - 1
+    if not n_similar:
+        raise InputError(f"{source} has no similar pairs to measure on. Add some.")
+    if not n_dissimilar:
+        raise InputError(f"{source} has no dissimilar pairs to measure on. Add some.")
+
+
+def _write_npz(out: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Whole or not at all."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{out.name}.", dir=out.parent)
+    except OSError as error:
+        raise InputError(f"--out {out} cannot be written: {error.strerror}.") from None
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+        Path(name).chmod(0o644)
+        Path(name).replace(out)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,33 @@
+"""The main job as it ships, on the letters."""
+
+import json
+
+import pytest
+
+from nearfar.train.objectives import OBJECTIVES
+
+pytestmark = pytest.mark.slow
+
+
+def figures(run):
+    test = json.loads((run / "summary.json").read_text())["test"]
+    assert test["n_similar"] == test["n_dissimilar"] == 4000
+    return test["learned"], test["raw"]
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_loss_beats_pixels_in_a_short_run(nearfar, tmp_path, name):
+    steps = 300 if name == "softmax" else 60  # a class of its own for each identity takes longer
+    done = nearfar("train", "glyphs", "--out", tmp_path / "run", "--loss", name, "--steps", steps)
+    assert done.status == 0, done.err
+    learned, raw = figures(tmp_path / "run")
+    assert 1 - learned["auc"] < 0.6 * (1 - raw["auc"])
+    assert learned["eer"] < 0.7 * raw["eer"]
+
+
+def test_the_demo_keeps_its_promise(nearfar, tmp_path):
+    """On writing systems never seen, with the settings that nothing else is said about."""
+    assert nearfar("train", "glyphs", "--out", tmp_path / "run").status == 0
+    learned, raw = figures(tmp_path / "run")
+    assert learned["auc"] >= 0.985
+    assert learned["eer"] < raw["eer"] / 3
