@@ -4,6 +4,7 @@ Losses are functions (`contrastive_loss`) with a module of the same name (`Contr
 `explain` shows what any of them does to each row of your data.
 """
 
+from nearfar import mine
 from nearfar.distance import cosine_similarity
 from nearfar.engine.budget import memory_budget
 from nearfar.explain import Explanation, explain
@@ -11,6 +12,8 @@ from nearfar.forces import Forces, forces
 from nearfar.losses import (
     BatchContrastiveLoss,
     BatchCosineLoss,
+    BatchQuadrupletLoss,
+    BatchTripletLoss,
     CircleLoss,
     CLIPLoss,
     ContrastiveLoss,
@@ -24,12 +27,16 @@ from nearfar.losses import (
     ProxyNCALoss,
     ProxySoftmaxLoss,
     QuadrupletLoss,
+    QuadrupletStats,
     SigLIPLoss,
     SoftmaxLoss,
     SupConLoss,
     TripletLoss,
+    TripletStats,
     batch_contrastive_loss,
     batch_cosine_loss,
+    batch_quadruplet_loss,
+    batch_triplet_loss,
     circle_loss,
     clip_loss,
     contrastive_loss,
@@ -54,6 +61,8 @@ __version__ = "0.1.0"
 __all__ = [
     "BatchContrastiveLoss",
     "BatchCosineLoss",
+    "BatchQuadrupletLoss",
+    "BatchTripletLoss",
     "CLIPLoss",
     "CircleLoss",
     "ContrastiveLoss",
@@ -69,12 +78,16 @@ __all__ = [
     "ProxyNCALoss",
     "ProxySoftmaxLoss",
     "QuadrupletLoss",
+    "QuadrupletStats",
     "SigLIPLoss",
     "SoftmaxLoss",
     "SupConLoss",
     "TripletLoss",
+    "TripletStats",
     "batch_contrastive_loss",
     "batch_cosine_loss",
+    "batch_quadruplet_loss",
+    "batch_triplet_loss",
     "circle_loss",
     "clip_loss",
     "contrastive_loss",
@@ -86,6 +99,7 @@ __all__ = [
     "info_nce_loss",
     "lifted_structure_loss",
     "memory_budget",
+    "mine",
     "multi_similarity_loss",
     "nt_xent_loss",
     "proxy_anchor_loss",

@@ -152,13 +152,18 @@ def above_zero(name: str, value: float | Tensor) -> float | Tensor:
     A tensor is not read, which would stall a GPU: where it is not above 0, NaN takes its place.
     """
     if isinstance(value, Tensor):
-        if value.numel() != 1:
-            raise ValueError(f"{name} must be one number, got shape {tuple(value.shape)}.")
-        value = value.reshape(())
+        value = one_number(name, value)
         return torch.where(value > 0, value, torch.nan)
     if not _is_number(value) or not 0 < value < float("inf"):
         raise ValueError(f"{name} must be a number above 0, got {value!r}.")
     return value
+
+
+def one_number(name: str, value: Tensor) -> Tensor:
+    """A tensor that holds one number, without its dimensions."""
+    if value.numel() != 1:
+        raise ValueError(f"{name} must be one number, got shape {tuple(value.shape)}.")
+    return value.reshape(())
 
 
 def between(name: str, value: float, low: float, high: float, why: str = "") -> float:

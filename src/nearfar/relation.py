@@ -79,6 +79,8 @@ class Relation:
         similar = share_label(self.row_labels[rows], self.column_labels[columns])
         if itself is not None:
             similar.masked_fill_(itself, False)
+        if self.device.type == "cpu" and not similar.any():  # asking would stall an accelerator
+            return Block(shape, None, itself, self.device)
         return Block(shape, similar, itself, self.device)
 
     def n_positives(self) -> Tensor:
@@ -87,14 +89,20 @@ class Relation:
             return (torch.arange(self.n, device=self.device) < self.m).long()
         if self.row_labels.ndim == 2:
             everyone = slice(0, self.m)
-            step = max(1, 2**22 // max(self.m, 1))
+            step = max(1, 2**17 // max(self.m, 1))
             starts = range(0, self.n, step)
-            blocks = [self.block(slice(i, min(i + step, self.n)), everyone) for i in starts]
-            counts = [b.masks()[0].sum(1) for b in blocks]
+            blocks = (slice(i, min(i + step, self.n)) for i in starts)
+            counts = [self.block(rows, everyone).masks()[0].sum(1) for rows in blocks]
             return torch.cat(counts) if counts else self.row_labels.new_zeros(0, dtype=torch.long)
         ordered = self.column_labels.sort().values
         end = torch.searchsorted(ordered, self.row_labels, right=True)
-        return end - torch.searchsorted(ordered, self.row_labels) - self._n_own()
+        count = end - torch.searchsorted(ordered, self.row_labels)
+        if self.own is None:
+            return count
+        if self.symmetric:
+            return count - 1
+        own_label = self.column_labels[self.own.clamp(min=0)] if self.m else self.own
+        return count - ((self.own >= 0) & (own_label == self.row_labels)).long()
 
     def n_negatives(self) -> Tensor:
         """(n,) how many columns are dissimilar to each row."""

@@ -107,7 +107,13 @@ class Euclidean:
 
     def prepare(self, a: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
         everything = a if b is None else torch.cat([a, b])
-        centre = everything.mean(0) if len(everything) else 0  # no distance feels a common shift
+        if not len(everything):
+            return a, b
+        # No distance feels a common shift. A coordinate is centred where it lies on one side of 0,
+        # far from it: there the subtraction is exact, so that close pairs keep their distance.
+        low, high = everything.aminmax(dim=0)
+        centre = (low + high) / 2
+        centre = centre.where(centre.abs() > high - low, 0)
         return a - centre, None if b is None else b - centre
 
     def tile(self, a: Tensor, b: Tensor) -> Tile:
@@ -131,8 +137,8 @@ class Euclidean:
         assert tile.close is not None
         for rows, columns in _chunks(tile.close, force, a):
             pull = force[rows, columns][:, None] * (a[rows] - b[columns])
-            _add_rows(da, rows, pull)
-            _add_rows(db, columns, pull.neg_())
+            add_rows(da, rows, pull)
+            add_rows(db, columns, pull.neg_())
             force[rows, columns] = 0
         da.addcmul_(force.sum(1)[:, None], a)
         db.addcmul_(force.sum(0)[:, None], b)
@@ -151,7 +157,7 @@ def by_distance(distance: Distance) -> Closeness:
     return CosineDistance() if distance == "cosine" else Euclidean(distance == "sqeuclidean")
 
 
-def _add_rows(to: Tensor, index: Tensor, rows: Tensor) -> None:
+def add_rows(to: Tensor, index: Tensor, rows: Tensor) -> None:
     """Add rows[k] to to[index[k]], the same bits every time."""
     if to.device.type == "cpu":
         to.index_add_(0, index, rows)

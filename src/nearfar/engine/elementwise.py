@@ -1,19 +1,19 @@
 """The executor of losses that are a sum over pairs: one visit to each tile."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from nearfar.engine.budget import spans, tile
-from nearfar.engine.closeness import Closeness
+from nearfar.engine.budget import Limits, spans, tile
+from nearfar.engine.closeness import Closeness, Tile
 from nearfar.engine.step import Answer, Executor, Request, show
 from nearfar.observe import force_visitors
 from nearfar.relation import Block, Relation
 
-# The loss of each pair of a tile and its derivative; either may overwrite nothing.
-Term = Callable[[Tensor], tuple[Tensor, Tensor]]
+# (closeness, weight) -> weight x (the loss of each pair, its derivative); overwrites nothing.
+Term = Callable[[Tensor, float | Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,8 +21,10 @@ class PairRule:
     """A loss that adds up over pairs: one term for positives, one for negatives.
 
     Attributes:
-        positive, negative: closeness -> (loss, derivative), elementwise.
-        positive_weight, negative_weight: by which the terms count.
+        positive: the term of positive pairs.
+        negative: the term of negative pairs.
+        positive_weight: by which the former counts.
+        negative_weight: by which the latter counts.
     """
 
     positive: Term
@@ -32,26 +34,20 @@ class PairRule:
 
     def rows(self, closeness: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
         """The same as a `rows` rule, for the dense and the streaming executor."""
-        near = torch.where(positive, self.positive(closeness)[0], 0).sum(1) * self.positive_weight
-        far = torch.where(negative, self.negative(closeness)[0], 0).sum(1) * self.negative_weight
+        near = self.positive(closeness, self.positive_weight)[0].where(positive, 0).sum(1)
+        far = self.negative(closeness, self.negative_weight)[0].where(negative, 0).sum(1)
         return near + far, torch.ones_like(near, dtype=torch.bool)
 
     def tile(self, closeness: Tensor, block: Block) -> tuple[Tensor, Tensor]:
-        """Losses and forces of a tile."""
-        loss, force = _weigh(self.negative(closeness), self.negative_weight)
+        """Losses and forces of a tile. Positives are few: theirs are put in one by one."""
+        loss, force = self.negative(closeness, self.negative_weight)
         if block.similar is not None:
-            near, pull = _weigh(self.positive(closeness), self.positive_weight)
-            loss = near.where(block.similar, loss)
-            force = pull.where(block.similar, force)
+            i, j = block.similar.nonzero(as_tuple=True)
+            loss[i, j], force[i, j] = self.positive(closeness[i, j], self.positive_weight)
         if block.itself is not None:
-            loss, force = loss.masked_fill_(block.itself, 0), force.masked_fill_(block.itself, 0)
+            loss.masked_fill_(block.itself, 0)
+            force.masked_fill_(block.itself, 0)
         return loss, force
-
-
-def _weigh(terms: tuple[Tensor, Tensor], by: float | Tensor) -> tuple[Tensor, Tensor]:
-    if isinstance(by, float) and by == 1:
-        return terms
-    return terms[0] * by, terms[1] * by
 
 
 _BUFFERS = 8
@@ -63,14 +59,12 @@ def elementwise(rule: PairRule, closeness: Closeness, relation: Relation) -> Exe
     def execute(request: Request) -> Answer:
         a, b = closeness.prepare(request.a, request.b)
         columns = a if b is None else b
-        n, m = len(a), len(columns)
-        per_row, forces = a.new_zeros(n), None if request.bias is None else a.new_zeros(())
+        per_row, forces = a.new_zeros(len(a)), None if request.bias is None else a.new_zeros(())
         da = torch.zeros_like(a) if request.gradient else None
         db = torch.zeros_like(columns) if request.gradient else None
-        mirrored = relation.symmetric and not force_visitors()
-        shape = tile(request.limits, a.device, a.element_size(), _BUFFERS)
-        for rows, cols, twice in tiles(n, m, shape, mirrored):
-            c, block = closeness.tile(a[rows], columns[cols]), relation.block(rows, cols)
+        for visit in visits(closeness, relation, a, columns, request.limits):
+            rows, cols, twice = visit.rows, visit.columns, visit.twice
+            c, block = visit.tile, visit.block
             if request.bias is not None:
                 c.values.add_(request.bias)
             loss, force = rule.tile(c.values, block)
@@ -93,6 +87,28 @@ def elementwise(rule: PairRule, closeness: Closeness, relation: Relation) -> Exe
     return execute
 
 
+@dataclass(frozen=True, eq=False)
+class Visit:
+    """A tile that stands before us, and whether it also stands for its mirror image."""
+
+    rows: slice
+    columns: slice
+    twice: bool
+    tile: Tile
+    block: Block
+
+
+def visits(
+    closeness: Closeness, relation: Relation, a: Tensor, columns: Tensor, limits: Limits
+) -> Iterator[Visit]:
+    """Every tile of prepared rows and columns, one after the other."""
+    mirrored = relation.symmetric and not force_visitors()
+    shape = tile(limits, a.device, a.element_size(), _BUFFERS)
+    for rows, cols, twice in tiles(len(a), len(columns), shape, mirrored):
+        between = closeness.tile(a[rows], columns[cols])
+        yield Visit(rows, cols, twice, between, relation.block(rows, cols))
+
+
 def tiles(
     n: int, m: int, shape: tuple[int, int], mirrored: bool
 ) -> list[tuple[slice, slice, bool]]:
@@ -102,8 +118,8 @@ def tiles(
     """
     if not mirrored:
         return [(i, j, False) for i in spans(n, shape[0]) for j in spans(m, shape[1])]
-    visits = []
+    found = []
     for i in spans(n, shape[0]):
         right = [slice(i.stop + j.start, i.stop + j.stop) for j in spans(n - i.stop, shape[1])]
-        visits += [(i, i, False), *((i, j, True) for j in right)]
-    return visits
+        found += [(i, i, False), *((i, j, True) for j in right)]
+    return found

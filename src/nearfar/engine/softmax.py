@@ -1,14 +1,15 @@
 """The executors of losses made of log-sum-exps over rows, columns or both.
 
-Every such loss is a function of three numbers an anchor: the log-sum-exp of its negatives, that of
-its positives, and the sum of its positives. Where a block of rows can hold all columns, one visit
-collects them and applies the forces (6 N^2 d of work). Otherwise, and where columns are anchors
-too, a first pass collects and a second applies (8 N^2 d; 4 N^2 d on the upper triangle of a batch
-against itself).
+Every such loss is a function of two numbers an anchor: a log-sum-exp, of its negatives or of
+everyone but itself, and the sum of its positives. Where a block of rows can hold all columns, one
+visit collects them and applies the forces (6 N^2 d of work). Otherwise, and where columns are
+anchors too, a first pass collects and a second applies (8 N^2 d; 4 N^2 d on the upper triangle of a
+batch against itself).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from math import inf
 
 import torch
@@ -36,43 +37,40 @@ class LogSum:
     top: Tensor
     rest: Tensor
 
-    def above(self, other: "LogSum | Tensor") -> Tensor:
+    def above(self, other: Tensor) -> Tensor:
         """This minus the other."""
-        if isinstance(other, Tensor):
-            return (self.top - other) + self.rest
-        return (self.top - other.top) + (self.rest - other.rest)
+        return (self.top - other) + self.rest
 
 
-# A loss and its derivatives by the three numbers; None for one that it does not use.
-Parts = tuple[Tensor, Tensor, Tensor | None, Tensor]
-# (negatives, positives, sum of positives, number of positives), all (n,) -> loss, derivatives.
-Combine = Callable[[LogSum, LogSum, Tensor, Tensor], Parts]
+# A loss and its derivatives by the two numbers.
+Parts = tuple[Tensor, Tensor, Tensor]
+# (log-sum-exp, sum of positives, number of positives), all (n,) -> loss, derivatives.
+Combine = Callable[[LogSum, Tensor, Tensor], Parts]
 
 
 @dataclass(frozen=True, eq=False)
 class SoftmaxRule:
-    """A loss of the log-sum-exps of an anchor's negatives and positives.
+    """A loss of an anchor's log-sum-exp and its positives.
 
     Attributes:
         combine: what the loss makes of them, and its derivatives.
-        every_positive: whether `combine` uses the log-sum-exp of the positives; where there is one
-            positive an anchor, their sum is all there is to know.
+        everyone: whether the log-sum-exp is over positives too.
         needs_negatives: whether an anchor without negatives is left out.
     """
 
     combine: Combine
-    every_positive: bool = False
+    everyone: bool = False
     needs_negatives: bool = False
 
     def rows(self, closeness: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
         """The same as a `rows` rule, for the dense and the streaming executor."""
         count, valid = positive.sum(1), self._valid(positive.sum(1), negative.sum(1))
+        taken = positive | negative if self.everyone else negative
         # 0 stands in where there is nothing to compare, which no gradient turns into NaN.
-        of_negatives = closeness.masked_fill(~negative, -inf).logsumexp(1).where(valid, 0)
-        of_positives = closeness.masked_fill(~positive, -inf).logsumexp(1).where(valid, 0)
-        total, nothing = torch.where(positive, closeness, 0).sum(1), torch.zeros_like(of_negatives)
-        negatives, positives = LogSum(of_negatives, nothing), LogSum(of_positives, nothing)
-        return self.combine(negatives, positives, total, count.clamp(min=1))[0], valid
+        logs = closeness.masked_fill(~taken, -inf).logsumexp(1).where(valid, 0)
+        total = torch.where(positive, closeness, 0).sum(1)
+        loss = self.combine(LogSum(logs, torch.zeros_like(logs)), total, count.clamp(min=1))[0]
+        return loss, valid
 
     def counts(self, relation: Relation) -> tuple[Tensor | None, Tensor]:
         """Which anchors have something to compare (None: all), and their numbers of positives."""
@@ -97,11 +95,15 @@ class _Tile:
 
     def __init__(self, z: Tensor, block: Block, rule: SoftmaxRule, bound: float | None) -> None:
         self.z, self.block = z, block
-        terms, nothing = (z, -inf) if bound is None else ((z - bound).exp_(), 0.0)
-        self.negatives = terms if block.hidden is None else terms.masked_fill(block.hidden, nothing)
-        self.positives: Tensor | None = None
-        if rule.every_positive and block.similar is not None:
-            self.positives = terms.where(block.similar, nothing)
+        self.terms, nothing = (z, -inf) if bound is None else ((z - bound).exp_(), 0.0)
+        hidden = block.itself if rule.everyone else block.hidden
+        if hidden is not None:
+            self.terms = self.terms.masked_fill(hidden, nothing)
+
+    @cached_property
+    def positives(self) -> Tensor | None:
+        """The products of positive pairs, 0 elsewhere; None where the tile has none."""
+        return None if self.block.similar is None else self.z.where(self.block.similar, 0)
 
 
 class _Running:
@@ -115,7 +117,7 @@ class _Running:
         self.top = like.new_full((n,), -inf if bound is None else bound)
 
     def add(self, at: slice, terms: Tensor, dim: int) -> None:
-        if self.bound is not None:
+        if self.bound is not None or not terms.shape[dim]:
             self.total[at] += terms.sum(dim)
             return
         old = self.top[at]
@@ -131,13 +133,7 @@ class _Running:
     def settle(self, by: Tensor) -> None:
         """Keep what turns terms into forces: `by`, the derivative by the value, over the sum."""
         self.factor = by / self.total.masked_fill(self.total == 0, 1)
-        self.base = _finite(self.top)
-
-    def force(self, at: slice, terms: Tensor, dim: int) -> Tensor:
-        factor = self.factor[at].unsqueeze(dim)
-        if self.bound is not None:
-            return terms * factor
-        return (terms - self.base[at].unsqueeze(dim)).exp_().mul_(factor)
+        self.base = self.top if self.bound is not None else _finite(self.top)
 
 
 def _finite(logs: Tensor) -> Tensor:
@@ -149,48 +145,44 @@ class _Anchors:
     """What is known of each anchor, and, once `settle` has run, how hard it pulls and pushes."""
 
     def __init__(self, rule: SoftmaxRule, n: int, like: Tensor, bound: float | None) -> None:
-        self.rule = rule
-        self.negatives = _Running(n, like, bound)
-        self.positives = _Running(n, like, bound) if rule.every_positive else None
-        self.total = like.new_zeros(n)
+        self.rule, self.bound = rule, bound
+        self.logs, self.total = _Running(n, like, bound), like.new_zeros(n)
 
     def add(self, at: slice, tile: _Tile, dim: int) -> None:
         """Take in a tile, in which the anchors `at` lie along the other dimension."""
-        self.negatives.add(at, tile.negatives, dim)
-        if tile.block.similar is not None:
-            self.total[at] += tile.z.where(tile.block.similar, 0).sum(dim)
-            if self.positives is not None and tile.positives is not None:
-                self.positives.add(at, tile.positives, dim)
+        self.logs.add(at, tile.terms, dim)
+        if tile.positives is not None:
+            self.total[at] += tile.positives.sum(dim)
 
     def settle(self, valid: Tensor | None, count: Tensor, weight: Tensor | None) -> Tensor:
-        """The losses; from here on `force` knows what each term weighs in their weighted sum."""
-        negatives = self.negatives.value()
-        positives = negatives if self.positives is None else self.positives.value()
-        loss, by_negatives, by_positives, by_total = self.rule.combine(
-            negatives, positives, self.total, count.to(self.total.dtype)
+        """The losses; from here on it is known what each term weighs in their weighted sum."""
+        loss, by_logs, by_total = self.rule.combine(
+            self.logs.value(), self.total, count.to(self.total.dtype)
         )
         if valid is not None:
-            loss, by_negatives = loss.where(valid, 0), by_negatives.where(valid, 0)
-            by_total = by_total.where(valid, 0)
-            by_positives = None if by_positives is None else by_positives.where(valid, 0)
+            loss, by_logs, by_total = (part.where(valid, 0) for part in (loss, by_logs, by_total))
         if weight is not None:
-            by_negatives, by_total = by_negatives * weight, by_total * weight
-            by_positives = None if by_positives is None else by_positives * weight
-        self.negatives.settle(by_negatives)
-        if self.positives is not None and by_positives is not None:
-            self.positives.settle(by_positives)
+            by_logs, by_total = by_logs * weight, by_total * weight
+        self.logs.settle(by_logs)
         self.by_total = by_total
         return loss
 
-    def force(self, at: slice, tile: _Tile, dim: int) -> Tensor:
-        """The forces that the anchors `at` exert in a tile."""
-        force = self.negatives.force(at, tile.negatives, dim)
-        similar = tile.block.similar
-        if similar is None:
-            return force
-        if self.positives is not None and tile.positives is not None:
-            force += self.positives.force(at, tile.positives, dim)
-        return force.add_(similar * self.by_total[at].unsqueeze(dim))
+
+def _forces(tile: _Tile, rows: _Anchors, i: slice, columns: _Anchors | None, j: slice) -> Tensor:
+    """What the anchors on both sides of a tile exert in it together; None: the rows alone do."""
+    similar = tile.block.similar
+    if rows.bound is not None:
+        factor, pull = rows.logs.factor[i, None], rows.by_total[i, None]
+        if columns is not None:
+            factor, pull = factor + columns.logs.factor[j], pull + columns.by_total[j]
+        force = tile.terms.mul_(factor)
+        return force if similar is None else force.add_(pull.where(similar, 0))
+    force = (tile.terms - rows.logs.base[i, None]).exp_().mul_(rows.logs.factor[i, None])
+    pull = rows.by_total[i, None]
+    if columns is not None:
+        back = (tile.terms - columns.logs.base[j]).exp_().mul_(columns.logs.factor[j])
+        force, pull = force.add_(back), pull + columns.by_total[j]
+    return force if similar is None else force.add_(pull.where(similar, 0))
 
 
 _BUFFERS = 8
@@ -235,7 +227,7 @@ def _one_visit(
             None if request.weight is None else request.weight[rows],
         )
         if da is not None and db is not None:
-            force = anchors.force(here, tile, 1)
+            force = _forces(tile, anchors, here, None, everyone)
             show(request, rows, everyone, tile.block, tile.z, force, -1)
             pull_back(force, a[rows], b, da[rows], db)
     return Answer(per_row, valid, da, db)
@@ -277,9 +269,7 @@ def _two_passes(
     for rows, columns, twice in visits:
         if tile is None or len(visits) > 1:  # a single tile is still there
             tile = visit(rows, columns)
-        force = as_rows.force(rows, tile, 1)
-        if both or twice:
-            force += as_columns.force(columns, tile, 0)
+        force = _forces(tile, as_rows, rows, as_columns if both or twice else None, columns)
         show(request, rows, columns, tile.block, tile.z, force, -1)
         pull_back(force, a[rows], b[columns], da[rows], db[columns])
     return Answer(per_row, valid, da, db)

@@ -116,9 +116,6 @@ def run(
 ) -> Tensor:
     """Run an executor on rows `x` and columns `y` (None: `x` itself) as one differentiable step."""
     check_reduction(reduction)
-    if y is not None and y.dtype != x.dtype:
-        common = torch.promote_types(x.dtype, y.dtype)
-        x, y = x.to(common), y.to(common)
     learned = [t for t in (x, y, scale, bias) if isinstance(t, Tensor) and t.requires_grad]
     gradient = torch.is_grad_enabled() and bool(learned)
     job = _Job(executor, normalize, reduction, weight, current_limits(), gradient)
@@ -137,6 +134,7 @@ class _Step(torch.autograd.Function):
         bias: Tensor | float | None,
     ) -> Tensor:
         ctx.job = job
+        ctx.given = tuple(_dtype_and_shape(t) for t in (x, y, scale, bias))
         per_row, counts, *gradients = _compute(
             job, x, y, scale, bias, job.weight, job.gradient and job.reduction != "none"
         )
@@ -164,9 +162,9 @@ class _Step(torch.autograd.Function):
             )
         job: _Job = ctx.job
         if job.reduction != "none":
-            return None, *(
-                None if g is None else g * upstream.to(g.dtype) for g in ctx.saved_tensors
-            )
+            # In the wide dtype up to here, so that an upstream scale can save small gradients.
+            gradients = [None if g is None else g * upstream for g in ctx.saved_tensors]
+            return None, *map(_fitted, gradients, ctx.given)
         x, y, scale, bias = ctx.saved_tensors
         scale, bias = (
             given if saved is None else saved
@@ -174,7 +172,25 @@ class _Step(torch.autograd.Function):
         )
         weight = upstream if job.weight is None else upstream * job.weight
         _, _, *gradients = _compute(job, x, y, scale, bias, weight, True)
-        return None, *gradients
+        return None, *map(_fitted, gradients, ctx.given)
+
+
+_Given = tuple[torch.dtype, torch.Size] | None
+
+
+def _dtype_and_shape(value: Tensor | float | None) -> _Given:
+    return (value.dtype, value.shape) if isinstance(value, Tensor) else None
+
+
+def _fitted(gradient: Tensor | None, given: _Given) -> Tensor | None:
+    """The gradient in the dtype and shape of what it belongs to, saturated, never infinite."""
+    if gradient is None or given is None:
+        return None
+    dtype, shape = given
+    largest = torch.finfo(dtype).max
+    if largest < torch.finfo(gradient.dtype).max:
+        gradient = gradient.clamp_(-largest, largest)
+    return gradient.to(dtype).reshape(shape)
 
 
 def _tensors(*values: Tensor | float | None) -> tuple[Tensor | None, ...]:
@@ -190,14 +206,18 @@ def _compute(
     weight: Tensor | None,
     gradient: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """The per-row losses, how much each counts, and the gradients of the inputs."""
+    """The per-row losses, how much each counts, and the gradients, in the dtype computed in."""
     with torch.no_grad(), _full_precision(x.device.type):
-        rows, columns = _Rows(x, job.normalize), None if y is None else _Rows(y, job.normalize)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        wide = wide if y is None else torch.promote_types(wide, y.dtype)
+        rows = _Rows(x.to(wide), job.normalize)
+        columns = None if y is None else _Rows(y.to(wide), job.normalize)
         a, b = rows.ready, None if columns is None else columns.ready
         if scale is not None:
             b = a if b is None else b
             a = a * scale
-        shift = None if bias is None else torch.as_tensor(bias, dtype=a.dtype, device=a.device)
+        shift = None if bias is None else torch.as_tensor(bias, dtype=wide, device=a.device)
+        shift = None if shift is None else shift.reshape(())
         bound = _bound(scale, x.device) if job.normalize else None
         answer = job.executor(
             Request(
@@ -210,9 +230,9 @@ def _compute(
         assert da is not None
         dscale = dbias = None
         if isinstance(scale, Tensor) and scale.requires_grad:
-            dscale = (da * rows.ready).sum().to(scale.dtype)
-        if isinstance(bias, Tensor) and bias.requires_grad and answer.forces is not None:
-            dbias = answer.forces.to(bias.dtype)
+            dscale = (da * rows.ready).sum()
+        if isinstance(bias, Tensor) and bias.requires_grad:
+            dbias = answer.forces
         if scale is not None:
             da = da.mul_(scale)
         if columns is None:
@@ -239,26 +259,23 @@ class _Rows:
     """Rows ready for the tiles, at unit length if asked, and the way back for their gradient."""
 
     def __init__(self, x: Tensor, normalize: bool) -> None:
-        self.x = x
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        self.size: Tensor | None = None
         if not normalize:
-            self.size: Tensor | None = None
-            self.ready = torch.add(wide, wide, alpha=0)  # NaN where x is infinite; see inputs.lift
+            self.ready = torch.add(x, x, alpha=0)  # NaN where x is infinite; see inputs.lift
             return
-        size = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
-        if size.isinf().any():  # too long to be squared, as in distance.unit
-            wide = wide * torch.where(size.isinf(), 2.0**-100, 1.0)
-            size = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
+        size = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+        down: Tensor | float = 1.0
+        if len(x) and size.amax().item() == torch.inf:  # too long to square, as in distance.unit
+            down = torch.where(size.isinf(), 2.0**-100, 1.0).to(x.dtype)
+            x = x * down
+            size = torch.linalg.vector_norm(x, dim=1, keepdim=True)
         # Too short to have a direction, as in distance.unit: the row and its gradient become 0.
-        self.size = size.masked_fill_(size < torch.finfo(wide.dtype).tiny ** 0.5, torch.inf)
-        self.ready = wide / size
+        size = size.masked_fill_(size < torch.finfo(x.dtype).tiny ** 0.5, torch.inf)
+        self.ready, self.size = x / size, size / down
 
     def back(self, gradient: Tensor) -> Tensor:
-        """From the gradient of `ready` to that of `x`, in its dtype; overwrites its argument."""
-        if self.size is not None:
-            along = torch.linalg.vecdot(gradient, self.ready)[:, None]
-            gradient = gradient.addcmul_(self.ready, along, value=-1).div_(self.size)
-        if gradient.dtype == self.x.dtype:
+        """From the gradient of `ready` to that of the rows; overwrites its argument."""
+        if self.size is None:
             return gradient
-        largest = torch.finfo(self.x.dtype).max
-        return gradient.clamp_(-largest, largest).to(self.x.dtype)
+        along = torch.linalg.vecdot(gradient, self.ready)[:, None]
+        return gradient.addcmul_(self.ready, along, value=-1).div_(self.size)

@@ -1,67 +1,83 @@
-"""The executor of any `rows` rule: a block of rows against all columns, one block at a time."""
+"""The executor of rules on a block of rows against all columns, one block at a time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-from nearfar.engine.budget import block, spans
-from nearfar.engine.closeness import Closeness
+from nearfar.engine.budget import Limits, block, spans
+from nearfar.engine.closeness import Closeness, Tile
 from nearfar.engine.step import Answer, Executor, Request, show
-from nearfar.relation import Relation
+from nearfar.relation import Block, Relation
 
 # A rule: (b, m) closeness, positive and negative -> (b,) losses, and how much each row counts in
 # the mean: 0, whatever its loss, where it has nothing to compare.
 RowsRule = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+# The same with its derivative: (b, m) closeness, who is similar to whom, which rows these are,
+# (b,) weights of their losses in the gradient (None: all 1), whether a gradient is wanted ->
+# (b,) losses, how much each counts, and (b, m) forces where they are wanted. The closeness is not
+# the rule's to change.
+BlockRule = Callable[
+    [Tensor, Block, slice, Tensor | None, bool], tuple[Tensor, Tensor, Tensor | None]
+]
 
 # Copies of a block that live at once: the closeness, masks, and what the rule's autograd keeps.
 _BUFFERS = 12
 
 
 def stream(rule: RowsRule, closeness: Closeness, relation: Relation) -> Executor:
-    """Visit each block of rows once: closeness, rule, its gradient, and two products."""
+    """Visit each block of rows once: closeness, rule, its gradient by autograd, two products."""
+    return blockwise(_by_autograd(rule), closeness, relation)
+
+
+def blockwise(rule: BlockRule, closeness: Closeness, relation: Relation) -> Executor:
+    """Visit each block of rows once: closeness, rule with its forces, and two products."""
 
     def execute(request: Request) -> Answer:
         a, b = closeness.prepare(request.a, request.b)
         columns = a if b is None else b
-        n, m = len(a), len(columns)
-        per_row, counts = a.new_zeros(n), a.new_zeros(n)
+        everyone = slice(0, len(columns))
+        per_row, counts = a.new_zeros(len(a)), a.new_zeros(len(a), dtype=torch.int64)
         da = torch.zeros_like(a) if request.gradient else None
         db = torch.zeros_like(columns) if request.gradient else None
-        size = block(request.limits, a.device, a.element_size(), _BUFFERS, m)
-        for rows in spans(n, size):
-            tile = closeness.tile(a[rows], columns)
-            who = relation.block(rows, slice(0, m))
-            positive, negative = who.masks()
+        for rows, tile, who in row_blocks(closeness, relation, a, columns, request.limits):
             weight = None if request.weight is None else request.weight[rows]
-            loss, count, force = _apply(
-                rule, tile.values, positive, negative, weight, request.gradient
-            )
-            per_row[rows], counts[rows] = loss, count.to(loss.dtype)
+            loss, count, force = rule(tile.values, who, rows, weight, request.gradient)
+            per_row[rows], counts[rows] = loss.to(a.dtype), count.long()
             if force is not None and da is not None and db is not None:
-                show(request, rows, slice(0, m), who, tile.values, force, closeness.toward)
+                show(request, rows, everyone, who, tile.values, force, closeness.toward)
                 closeness.pull_back(force, tile, a[rows], columns, da[rows], db)
         return Answer(per_row, counts, da, db)
 
     return execute
 
 
-def _apply(
-    rule: RowsRule,
-    tile: Tensor,
-    positive: Tensor,
-    negative: Tensor,
-    weight: Tensor | None,
-    gradient: bool,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The rule on one block, and the forces: its gradient with respect to the closeness."""
-    if not gradient:
-        loss, count = rule(tile, positive, negative)
-        return torch.where(count > 0, loss, 0), count, None
-    leaf = tile.detach().requires_grad_()
-    with torch.enable_grad():
-        loss, count = rule(leaf, positive, negative)
-        loss = torch.where(count > 0, loss, 0)
-        total = (loss if weight is None else loss * weight).sum()
-        (force,) = torch.autograd.grad(total, leaf, materialize_grads=True)
-    return loss.detach(), count, force
+def row_blocks(
+    closeness: Closeness, relation: Relation, a: Tensor, columns: Tensor, limits: Limits
+) -> Iterator[tuple[slice, Tile, Block]]:
+    """Blocks of prepared rows against all prepared columns: which rows, how close, who is who."""
+    everyone = slice(0, len(columns))
+    for rows in spans(len(a), block(limits, a.device, a.element_size(), _BUFFERS, len(columns))):
+        yield rows, closeness.tile(a[rows], columns), relation.block(rows, everyone)
+
+
+def _by_autograd(rule: RowsRule) -> BlockRule:
+    """The forces of a rule in plain torch: its gradient with respect to the closeness."""
+
+    def with_forces(
+        values: Tensor, who: Block, rows: slice, weight: Tensor | None, gradient: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        positive, negative = who.masks()
+        if not gradient:
+            loss, count = rule(values, positive, negative)
+            return torch.where(count > 0, loss, 0), count, None
+        leaf = values.detach().requires_grad_()
+        with torch.enable_grad():
+            loss, count = rule(leaf, positive, negative)
+            loss = torch.where(count > 0, loss, 0)
+            total = (loss if weight is None else loss * weight).sum()
+            (force,) = torch.autograd.grad(total, leaf, materialize_grads=True)
+        return loss.detach(), count, force
+
+    return with_forces

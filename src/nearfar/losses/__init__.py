@@ -8,6 +8,14 @@ from nearfar.losses.batch_pair import (
     batch_cosine_loss,
     siglip_loss,
 )
+from nearfar.losses.batch_tuples import (
+    BatchQuadrupletLoss,
+    BatchTripletLoss,
+    QuadrupletStats,
+    TripletStats,
+    batch_quadruplet_loss,
+    batch_triplet_loss,
+)
 from nearfar.losses.contrast import (
     CLIPLoss,
     NTXentLoss,
@@ -47,6 +55,8 @@ from nearfar.losses.weighted import (
 __all__ = [
     "BatchContrastiveLoss",
     "BatchCosineLoss",
+    "BatchQuadrupletLoss",
+    "BatchTripletLoss",
     "CLIPLoss",
     "CircleLoss",
     "ContrastiveLoss",
@@ -60,12 +70,16 @@ __all__ = [
     "ProxyNCALoss",
     "ProxySoftmaxLoss",
     "QuadrupletLoss",
+    "QuadrupletStats",
     "SigLIPLoss",
     "SoftmaxLoss",
     "SupConLoss",
     "TripletLoss",
+    "TripletStats",
     "batch_contrastive_loss",
     "batch_cosine_loss",
+    "batch_quadruplet_loss",
+    "batch_triplet_loss",
     "circle_loss",
     "clip_loss",
     "contrastive_loss",

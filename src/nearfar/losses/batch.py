@@ -1,5 +1,7 @@
 """What every whole-batch loss does with its arguments before the engine takes over."""
 
+from typing import get_args
+
 import torch
 from torch import Tensor
 
@@ -52,3 +54,10 @@ def row_weight(weight: ArrayLike | None, x: Tensor) -> Tensor | None:
         )
     refuse("weight", weight, weight < 0, "be 0 or more")
     return weight.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def one_of(name: str, value: object, choices: object) -> None:
+    """Refuse what is not one of the values of a `Literal`."""
+    if value not in get_args(choices):
+        known = ", ".join(map(repr, get_args(choices)))
+        raise ValueError(f"{name} must be one of {known}; got {value!r}.")

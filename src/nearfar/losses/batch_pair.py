@@ -1,6 +1,7 @@
 """Losses that add up over every pair of the batch."""
 
 from math import inf
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -8,12 +9,15 @@ from torch import Tensor
 from nearfar.distance import Distance
 from nearfar.engine.closeness import CosineDistance, Product, by_distance
 from nearfar.engine.elementwise import PairRule, elementwise
+from nearfar.engine.overlap import overlapping
 from nearfar.engine.step import Executor, run
-from nearfar.inputs import ArrayLike, above_zero, between
-from nearfar.losses.batch import compare, row_weight, towers
+from nearfar.inputs import ArrayLike, above_zero, between, one_number
+from nearfar.losses.batch import compare, one_of, row_weight, towers
 from nearfar.losses.shell import as_module
 from nearfar.reduction import Reduction
 from nearfar.relation import Relation, matched
+
+Selection = Literal["all", "hard"]
 
 
 def batch_contrastive_loss(
@@ -22,6 +26,7 @@ def batch_contrastive_loss(
     *,
     margin: float = 1.0,
     distance: Distance = "euclidean",
+    select: Selection = "all",
     reference: ArrayLike | None = None,
     reference_labels: ArrayLike | None = None,
     reference_self: ArrayLike | None = None,
@@ -37,11 +42,18 @@ def batch_contrastive_loss(
     In a batch the dissimilar pairs outnumber the similar ones by hundreds; a mean over all pairs
     would silence the pull. (`contrastive_loss` on pairs you list is the plain mean.)
 
+    With `select="hard"` only the pairs count where the two kinds overlap (online contrastive
+    loss): :math:`S` becomes the similar pairs farther than the nearest dissimilar pair of the
+    batch, :math:`D` the dissimilar pairs nearer than its farthest similar pair. Where they do not
+    overlap, or one kind is missing, the loss is 0. Which pairs these are is held constant in the
+    gradient.
+
     Args:
         x: (n, d) embeddings, any floating dtype.
         labels: (n,) class ids, or (n, c) bool multi-labels, where sharing one makes a pair similar.
         margin: the distance, 0 or more, from which dissimilar pairs are left alone.
         distance: "euclidean", "sqeuclidean" or "cosine".
+        select: "all" pairs, or those of the overlap: "hard".
         reference: (m, d) embeddings to compare with instead of the batch itself.
         reference_labels: (m,) or (m, c), their labels.
         reference_self: (n,) which row of `reference` is row i itself, -1 for none.
@@ -61,19 +73,31 @@ def batch_contrastive_loss(
     tensor(0.6285)
     >>> batch_contrastive_loss(x, [0, 0, 1], reduction="sum")
     tensor(2.0139)
+    >>> batch_contrastive_loss(x, [0, 0, 1], select="hard")  # 0.5 > 0.25, and 0.25 < 0.5
+    tensor(0.8125)
 
-    Source: Hadsell, Chopra & LeCun, CVPR 2006, over all pairs as in pytorch-metric-learning.
+    Source: Hadsell, Chopra & LeCun, CVPR 2006, over all pairs as in pytorch-metric-learning; the
+    selection as in sentence-transformers' OnlineContrastiveLoss, over all pairs of the batch.
     """
     between("margin", margin, 0, inf, ", a distance")
+    one_of("select", select, Selection)
     rows, columns, relation = compare(x, labels, reference, reference_labels, reference_self)
 
-    def far(d: Tensor) -> tuple[Tensor, Tensor]:
-        short = (margin - d).relu()
-        return short.square(), -2 * short
+    def near(d: Tensor, weight: float | Tensor) -> tuple[Tensor, Tensor]:
+        force = d * (2 * weight)
+        return force * d / 2, force
 
-    near_weight, far_weight = _kinds(relation, reduction)
-    rule = PairRule(lambda d: (d.square(), 2 * d), far, near_weight, far_weight)
-    executor = elementwise(rule, by_distance(distance), relation)
+    def far(d: Tensor, weight: float | Tensor) -> tuple[Tensor, Tensor]:
+        short = (margin - d).relu()
+        force = short * (-2 * weight)
+        return short * force / -2, force
+
+    closeness, mean = by_distance(distance), reduction == "mean"
+    if select == "hard":
+        executor = overlapping(PairRule(near, far), closeness, relation, mean)
+    else:
+        rule = PairRule(near, far, *_kinds(relation, reduction))
+        executor = elementwise(rule, closeness, relation)
     return _all_pairs(executor, rows, columns, distance == "cosine", reduction)
 
 
@@ -120,12 +144,14 @@ def batch_cosine_loss(
     between("margin", margin, -1, 1, ", a cosine")
     rows, columns, relation = compare(x, labels, reference, reference_labels, reference_self)
 
-    def far(d: Tensor) -> tuple[Tensor, Tensor]:
-        short = (1 - margin - d).relu()
-        return short, -(short > 0).to(d.dtype) + 0 * short  # NaN stays NaN
+    def near(d: Tensor, weight: float | Tensor) -> tuple[Tensor, Tensor]:
+        return d * weight, torch.ones_like(d) * weight
 
-    near_weight, far_weight = _kinds(relation, reduction)
-    rule = PairRule(lambda d: (d, torch.ones_like(d)), far, near_weight, far_weight)
+    def far(d: Tensor, weight: float | Tensor) -> tuple[Tensor, Tensor]:
+        short = (1 - margin - d).relu()
+        return short * weight, short.sign() * -weight
+
+    rule = PairRule(near, far, *_kinds(relation, reduction))
     return _all_pairs(elementwise(rule, CosineDistance(), relation), rows, columns, True, reduction)
 
 
@@ -172,14 +198,14 @@ def siglip_loss(
     """
     rows, columns = towers(x=x, y=y)
 
-    def match(z: Tensor) -> tuple[Tensor, Tensor]:
-        loss, force = no_match(-z)
+    def match(z: Tensor, weight: float | Tensor) -> tuple[Tensor, Tensor]:
+        loss, force = no_match(-z, weight)
         return loss, -force
 
-    def no_match(z: Tensor) -> tuple[Tensor, Tensor]:
+    def no_match(z: Tensor, weight: float | Tensor) -> tuple[Tensor, Tensor]:
         # log(1 + e^z) and its derivative from one exponential, neither of which can overflow.
-        small = (-z.abs()).exp_()
-        return z.relu().add_(small.log1p()), torch.where(z < 0, small, 1).div_(1 + small)
+        small = (-z.abs()).exp()
+        return z.relu() + small.log1p(), torch.where(z < 0, small, 1) / (1 + small)
 
     relation = matched(len(rows), len(columns), rows.device)
     return run(
@@ -189,7 +215,7 @@ def siglip_loss(
         normalize=normalize,
         reduction=reduction,
         scale=above_zero("scale", scale),
-        bias=bias,
+        bias=one_number("bias", bias) if isinstance(bias, Tensor) else bias,
         weight=row_weight(weight, rows),
     )
 

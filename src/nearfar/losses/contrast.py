@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from nearfar.engine.closeness import Product
+from nearfar.engine.logsum import log_sum
 from nearfar.engine.softmax import LogSum, Parts, SoftmaxRule, softmax
 from nearfar.engine.step import run
 from nearfar.engine.stream import stream
@@ -15,33 +16,21 @@ from nearfar.reduction import Reduction
 from nearfar.relation import matched
 
 
-def pick_one(negatives: LogSum, positives: LogSum, total: Tensor, count: Tensor) -> Parts:
+def pick_one(negatives: LogSum, total: Tensor, count: Tensor) -> Parts:
     """log(1 + sum_n e^(z_n - z_p)), for one positive an anchor."""
     short = negatives.above(total)
     wrong = short.sigmoid()
-    return -logsigmoid(-short), wrong, None, -wrong
+    return -logsigmoid(-short), wrong, -wrong
 
 
-def all_decoupled(negatives: LogSum, positives: LogSum, total: Tensor, count: Tensor) -> Parts:
-    """log(sum_n e^z_n) - mean z_p: the positives left out of the denominator."""
-    return negatives.above(total / count), torch.ones_like(total), None, -1 / count
-
-
-def pick_all(negatives: LogSum, positives: LogSum, total: Tensor, count: Tensor) -> Parts:
-    """log(sum of all e^z) - mean z_p.
-
-    Written so that with one positive an anchor, where the last two terms cancel exactly, the first
-    keeps the digits of a small loss.
-    """
-    short = negatives.above(positives)
-    wrong = short.sigmoid()
-    loss = -logsigmoid(-short) + positives.above(total / count)
-    return loss, wrong, 1 - wrong, -1 / count
+def pick_all(logs: LogSum, total: Tensor, count: Tensor) -> Parts:
+    """log(sum e^z) - mean z_p; decoupled, where the positives are no part of the sum."""
+    return logs.above(total / count), torch.ones_like(total), -1 / count.expand_as(total)
 
 
 ONE = SoftmaxRule(pick_one)
-ALL = SoftmaxRule(pick_all, every_positive=True)
-DECOUPLED = SoftmaxRule(all_decoupled, needs_negatives=True)
+ALL = SoftmaxRule(pick_all, everyone=True)
+DECOUPLED = SoftmaxRule(pick_all, needs_negatives=True)
 
 
 def clip_loss(
@@ -154,8 +143,11 @@ def sup_con_loss(
     Source: Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020, equation 2 (L_out).
     """
     rows, columns, relation = compare(x, labels, reference, reference_labels, reference_self)
+    rule = DECOUPLED if decoupled else ALL
+    if not decoupled and not (relation.n_positives() > 1).any():
+        rule = ONE  # the same with one positive an anchor, with all digits of a small loss
     return run(
-        softmax(DECOUPLED if decoupled else ALL, relation),
+        softmax(rule, relation),
         rows,
         columns,
         normalize=normalize,
@@ -219,7 +211,7 @@ def nt_xent_loss(
     """
 
     def rule(z: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
-        of_negatives = z.masked_fill(~negative, -torch.inf).logsumexp(1, keepdim=True)
+        of_negatives = log_sum(z, negative)[:, None]
         count = positive.sum(1)
         if decoupled:
             some = negative.any(1)

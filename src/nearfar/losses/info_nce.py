@@ -11,7 +11,6 @@ from nearfar.engine.step import run
 from nearfar.inputs import (
     ArrayLike,
     above_zero,
-    batch,
     embeddings,
     lift,
     matrix,
@@ -105,11 +104,12 @@ def info_nce_loss(
         query, positive = embeddings(query=query, positive=positive)
         counted = row_weight(weight, query)
         scale = unit if normalize else _as_is
+        name = "hard_negatives" if negatives is None else "negatives"
         others = hard_negatives if negatives is None else negatives
         near, far = _similarities(
             scale(query),
             scale(positive),
-            None if others is None else scale(_negatives(others, query)).to(query.dtype),
+            None if others is None else scale(_negatives(name, others, query)).to(query.dtype),
             in_batch=negatives is None,
         )
         near = measured("positive", "similarity", near) / temperature
@@ -132,8 +132,10 @@ def info_nce_loss(
 
     if hard_negatives is None:
         return one_way(rows, columns, both=symmetric)
-    hard = tensor("hard_negatives", hard_negatives)
-    hard = batch("hard_negatives", hard.flatten(0, -2) if hard.ndim == 3 else hard, like=rows)
+    hard = _negatives("hard_negatives", hard_negatives, rows)
+    hard = hard.flatten(0, 1) if hard.ndim == 3 else hard
+    # Lifted once for all: what is used twice must not be rounded, or saturate, in between.
+    rows, columns = lift("query", rows), lift("positive", columns)
     there = one_way(rows, torch.cat([columns, hard]))
     return (there + one_way(columns, rows)) / 2 if symmetric else there
 
@@ -166,19 +168,19 @@ def _similarities(
     return (query * positive).sum(-1), torch.cat(parts, 1)
 
 
-def _negatives(negatives: ArrayLike, query: Tensor) -> Tensor:
+def _negatives(name: str, negatives: ArrayLike, query: Tensor) -> Tensor:
     """(m, d) or (n, m, d), lifted and checked against the queries."""
     n, d = query.shape
-    given = tensor("negatives", negatives)
+    given = tensor(name, negatives)
     if given.ndim == 2:
-        return matrix("negatives", given, width=d, like=query)
+        return matrix(name, given, width=d, like=query)
     if given.ndim != 3 or given.shape[0] != n or given.shape[2] != d:
         raise ValueError(
-            f"negatives must have shape (m, {d}), shared by all queries, or ({n}, m, {d}), "
+            f"{name} must have shape (m, {d}), shared by all queries, or ({n}, m, {d}), "
             f"m for each query; got {tuple(given.shape)}."
         )
-    same_device("negatives", given, "query", query)
-    return lift("negatives", given)
+    same_device(name, given, "query", query)
+    return lift(name, given)
 
 
 def _as_is(x: Tensor) -> Tensor:

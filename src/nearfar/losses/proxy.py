@@ -1,12 +1,13 @@
 """Losses against one learned proxy a class, streamed: a million classes need no logits matrix."""
 
-from math import cos, inf, pi, sin
+from math import cos, pi, sin
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from nearfar.engine.closeness import Product
+from nearfar.engine.logsum import log_sum
 from nearfar.engine.softmax import Combine, LogSum, Parts, SoftmaxRule, softmax
 from nearfar.engine.step import run
 from nearfar.engine.stream import stream
@@ -193,8 +194,8 @@ def proxy_anchor_loss(
         far_weight = 1 / max(len(columns), 1)
 
     def rule(s: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
-        near = (-scale * (s - margin)).masked_fill(~positive, -inf).logsumexp(1)
-        far = (scale * (s + margin)).masked_fill(~negative, -inf).logsumexp(1)
+        near = log_sum(-scale * (s - margin), positive)
+        far = log_sum(scale * (s + margin), negative)
         loss = -near_weight * logsigmoid(-near) - far_weight * logsigmoid(-far)
         return loss, torch.ones_like(loss)
 
@@ -216,16 +217,16 @@ def _to_proxies(
 def _with_margins(scale: float | Tensor, angle: float, cosine: float) -> Combine:
     """The softmax rule whose positive is scale * (cos(theta + angle) - cosine)."""
 
-    def combine(negatives: LogSum, positives: LogSum, total: Tensor, count: Tensor) -> Parts:
+    def combine(negatives: LogSum, total: Tensor, count: Tensor) -> Parts:
         c = total / scale
-        sine = (1 - c.square()).clamp(min=torch.finfo(c.dtype).eps).sqrt()
+        sine = (1 - c.square()).clamp(min=0).sqrt()
         inside = c > cos(pi - angle)
         turned = torch.where(inside, c * cos(angle) - sine * sin(angle), c - angle * sin(angle))
-        slope = torch.where(inside, cos(angle) + c / sine * sin(angle), 1)
-        loss, by_negatives, _, by_total = pick_one(
-            negatives, positives, scale * (turned - cosine), count
-        )
-        return loss, by_negatives, None, by_total * slope
+        # At theta = 0 the slope is infinite, and what it multiplies is 0; a floor keeps it finite.
+        steep = c / sine.clamp(min=torch.finfo(c.dtype).eps ** 0.5)
+        slope = torch.where(inside, cos(angle) + steep * sin(angle), 1)
+        loss, by_negatives, by_total = pick_one(negatives, scale * (turned - cosine), count)
+        return loss, by_negatives, by_total * slope
 
     return combine
 

@@ -8,6 +8,7 @@ from torch.nn.functional import logsigmoid
 
 from nearfar.distance import Distance
 from nearfar.engine.closeness import Product, by_distance
+from nearfar.engine.logsum import log_sum
 from nearfar.engine.step import run
 from nearfar.engine.stream import stream
 from nearfar.inputs import ArrayLike, above_zero, between
@@ -71,8 +72,8 @@ def multi_similarity_loss(
     between("base", base, -inf, inf)
 
     def rule(s: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
-        near = _log_sum(-alpha * (s - base), positive)
-        far = _log_sum(beta * (s - base), negative)
+        near = log_sum(-alpha * (s - base), positive)
+        far = log_sum(beta * (s - base), negative)
         loss = -logsigmoid(-near) / alpha - logsigmoid(-far) / beta
         return loss, (positive | negative).any(1)
 
@@ -206,7 +207,7 @@ def lifted_structure_loss(
 
     def rule(d: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
         valid = positive.any(1) & negative.any(1)
-        near, far = _log_sum(d, positive), _log_sum(margin - d, negative)
+        near, far = log_sum(d, positive), log_sum(margin - d, negative)
         return (torch.where(valid, near, 0) + torch.where(valid, far, 0)).relu(), valid
 
     rows, columns, relation = compare(x, labels, reference, reference_labels, reference_self)
@@ -220,17 +221,12 @@ def lifted_structure_loss(
     )
 
 
-def _log_sum(terms: Tensor, who: Tensor) -> Tensor:
-    """(b,) log-sum-exp of the terms of those marked; -inf, with gradient 0, where nobody is."""
-    return terms.masked_fill(~who, -inf).logsumexp(1)
-
-
 def _pull_and_push(
     near: Tensor, far: Tensor, positive: Tensor, negative: Tensor, valid: Tensor
 ) -> Tensor:
     """log(1 + sum_n e^far * sum_p e^near)."""
-    both = torch.where(valid, _log_sum(near, positive), 0) + torch.where(
-        valid, _log_sum(far, negative), 0
+    both = torch.where(valid, log_sum(near, positive), 0) + torch.where(
+        valid, log_sum(far, negative), 0
     )
     return -logsigmoid(-both)
 

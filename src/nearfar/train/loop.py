@@ -16,7 +16,7 @@ from typing import Any, TextIO
 import torch
 from lightning_fabric import Fabric, seed_everything
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
 
 import nearfar
 from nearfar.errors import InputError

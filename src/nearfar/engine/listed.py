@@ -1,0 +1,157 @@
+"""The executor of losses on listed tuples of rows: picked in a first walk, paid for in a second.
+
+A picker streams over the blocks and yields the tuples it picked as indices; each batch of them is
+paid for at once, a chunk at a time, from its rows themselves. Memory is linear in the batch,
+whatever the number of tuples, and gradients are added up in the same order every time.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from nearfar.distance import Distance, between_rows
+from nearfar.engine.budget import Limits, block, spans
+from nearfar.engine.closeness import add_rows
+from nearfar.engine.hinge import Tally
+from nearfar.engine.step import Answer, Executor, Request, show
+from nearfar.observe import force_visitors
+from nearfar.relation import Relation
+
+# Rows, columns (None: the rows themselves), limits -> (t, k) int64 tuples, in order of their
+# anchors, which stand first and are rows; all others are columns.
+Picker = Callable[[Tensor, Tensor | None, Limits], Iterator[Tensor]]
+
+# Copies of the rows of a tuple that live at once: themselves, differences, gradients.
+_BUFFERS = 4
+
+
+@dataclass(frozen=True, eq=False)
+class TupleRule:
+    """A loss on tuples.
+
+    Attributes:
+        pairs: the places in the tuple between which distances are taken.
+        loss: (t,) distances of each pair -> (t,) losses, 0 or more, in plain torch.
+    """
+
+    pairs: Sequence[tuple[int, int]]
+    loss: Callable[..., Tensor]
+
+
+def listed(
+    rule: TupleRule,
+    pick: Picker,
+    distance: Distance,
+    relation: Relation,
+    tally: Tally,
+    *,
+    mean_of_active: bool = False,
+) -> Executor:
+    """Pick tuples block by block, and add up their losses and gradients."""
+
+    def execute(request: Request) -> Answer:
+        a, columns = request.a, request.columns
+        per_row = a.new_zeros(len(a))
+        valid, active = per_row.new_zeros(2, len(a), dtype=torch.int64)
+        da = torch.zeros_like(a) if request.gradient else None
+        db = torch.zeros_like(columns) if request.gradient and request.b is not None else None
+        shown = _Shown()
+        with torch.no_grad():
+            for found in pick(a, request.b, request.limits):
+                width = found.shape[1] * a.shape[1]
+                size = block(request.limits, a.device, a.element_size(), _BUFFERS, width)
+                for chunk in spans(len(found), size):
+                    tuples = found[chunk]
+                    anchor = tuples[:, 0]
+                    weight = None if request.weight is None else request.weight[anchor]
+                    rows = [a[anchor], *(columns[other] for other in tuples.T[1:])]
+                    loss, gradients, between = _pay(rule, distance, rows, weight, request.gradient)
+                    per_row.index_add_(0, anchor, loss)
+                    valid.index_add_(0, anchor, torch.ones_like(anchor))
+                    active.index_add_(0, anchor, (loss > 0).long())
+                    if da is None:
+                        continue
+                    for place, gradient in enumerate(gradients):
+                        to = da if place == 0 or db is None else db
+                        add_rows(to, tuples[:, place], gradient)
+                    if force_visitors():
+                        shown.add(rule, tuples, between, request.b is None)
+        shown.show(request, relation)
+        tally.add(valid.sum(), active.sum())
+        # Every anchor was compared with every column: one that is no number may not stay unseen.
+        per_row = torch.where(valid > 0, per_row + (columns * 0).sum(), 0)
+        return Answer(per_row, active if mean_of_active else valid, da, db)
+
+    return execute
+
+
+def _pay(
+    rule: TupleRule,
+    distance: Distance,
+    rows: list[Tensor],
+    weight: Tensor | None,
+    gradient: bool,
+) -> tuple[Tensor, Sequence[Tensor], list[tuple[Tensor, Tensor]]]:
+    """The losses, the gradient of each place's rows, and each pair's distance and force."""
+    if not gradient:
+        return rule.loss(*(between_rows(rows[i], rows[j], distance) for i, j in rule.pairs)), (), []
+    leaves = [row.requires_grad_() for row in rows]
+    with torch.enable_grad():
+        apart = [between_rows(leaves[i], leaves[j], distance) for i, j in rule.pairs]
+        loss = rule.loss(*apart)
+        total = (loss if weight is None else loss * weight).sum()
+        found = torch.autograd.grad(total, [*leaves, *apart], materialize_grads=True)
+    forces = found[len(leaves) :]
+    return (
+        loss.detach(),
+        found[: len(leaves)],
+        [(d.detach(), force) for d, force in zip(apart, forces, strict=True)],
+    )
+
+
+@dataclass(eq=False)
+class _Shown:
+    """The forces between listed pairs, kept for whoever watches."""
+
+    parts: list[tuple[Tensor, ...]] = field(default_factory=list)
+
+    def add(
+        self,
+        rule: TupleRule,
+        tuples: Tensor,
+        between: list[tuple[Tensor, Tensor]],
+        symmetric: bool,
+    ) -> None:
+        for (i, j), (d, force) in zip(rule.pairs, between, strict=True):
+            # In a reference no row but the anchor is an anchor: what it does is shown as its doing.
+            first = i if symmetric else 0
+            self.parts.append((tuples[:, first], tuples[:, j], d, force))
+
+    def show(self, request: Request, relation: Relation) -> None:
+        if self.parts:
+            show_listed(request, relation, *map(torch.cat, zip(*self.parts, strict=True)))
+
+
+def show_listed(
+    request: Request,
+    relation: Relation,
+    anchor: Tensor,
+    other: Tensor,
+    d: Tensor,
+    force: Tensor,
+) -> None:
+    """Show forces between listed pairs as tiles, 0 wherever no pair is listed."""
+    if not force_visitors():
+        return
+    everyone = slice(0, relation.m)
+    size = block(request.limits, d.device, d.element_size(), _BUFFERS, relation.m)
+    for rows in spans(relation.n, size):
+        here = (anchor >= rows.start) & (anchor < rows.stop)
+        where = anchor[here] - rows.start, other[here]
+        values = d.new_zeros(rows.stop - rows.start, relation.m)
+        pull = torch.zeros_like(values)
+        values[where] = d[here]
+        pull.index_put_(where, force[here], accumulate=True)
+        show(request, rows, everyone, relation.block(rows, everyone), values, pull, 1)

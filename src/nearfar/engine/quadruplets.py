@@ -1,0 +1,297 @@
+"""Every quadruplet of a batch, without listing one.
+
+A quadruplet is a positive pair (i, j), a negative k and a second negative l, of three classes. Its
+first term does not know l: it is a triplet that counts as often as there are l. Its second term
+compares a positive pair with a pair (k, l) of two other classes, and those are all negative pairs
+of the batch, less those that touch the class of (i, j). Both counts, over all pairs and over those
+that touch a class, are places in sorted reaches: d + margin of all positive pairs, and of those of
+the class. So about n^4 terms take O(n^2 log n).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nearfar.distance import Distance, between_rows
+from nearfar.engine.budget import Limits, block, spans
+from nearfar.engine.closeness import Closeness, add_rows, by_distance
+from nearfar.engine.hinge import Positives, Tally, exact, hinges, look_up
+from nearfar.engine.listed import Picker, show_listed
+from nearfar.engine.pick import nearest_negative, walk
+from nearfar.engine.step import Answer, Executor, Request, show
+from nearfar.engine.stream import row_blocks
+from nearfar.observe import force_visitors
+from nearfar.relation import Relation
+
+# Copies of the rows of a pair that live at once.
+_BUFFERS = 6
+
+
+@dataclass(frozen=True, eq=False)
+class Classes:
+    """The classes of a batch, numbered.
+
+    Attributes:
+        of_row: (n,) int64, from 0 to c - 1.
+        size: (c,) int64.
+    """
+
+    of_row: Tensor
+    size: Tensor
+
+    @classmethod
+    def of(cls, labels: Tensor) -> "Classes":
+        _, of_row, size = torch.unique(labels, return_inverse=True, return_counts=True)
+        return cls(of_row, size)
+
+    def quadruplets(self) -> Tensor:
+        """(n,) int64, how many have each row as anchor."""
+        others = len(self.of_row) - self.size
+        pairs = others.square() - (self.size.square().sum() - self.size.square())
+        return (pairs * (self.size - 1))[self.of_row]
+
+    def seconds(self, rows: slice) -> Tensor:
+        """(b, n) how many l there are for an anchor and its k of another class."""
+        in_class = self.size[self.of_row]
+        return len(self.of_row) - in_class[rows, None] - in_class
+
+    def positive_pairs(self) -> tuple[Tensor, Tensor]:
+        """(p,) and (p,) rows of all ordered pairs of one class."""
+        order = self.of_row.argsort(stable=True)
+        size = self.size[self.of_row[order]]
+        first = order.repeat_interleave(size)
+        start = (self.size.cumsum(0) - self.size)[self.of_row[first]]
+        run = torch.arange(len(first), device=order.device)
+        second = order[start + run - (size.cumsum(0) - size).repeat_interleave(size)]
+        return first[first != second], second[first != second]
+
+
+def every_quadruplet(
+    labels: Tensor,
+    relation: Relation,
+    distance: Distance,
+    margin: float,
+    margin2: float,
+    first: Tally,
+    second: Tally,
+) -> Executor:
+    """All quadruplets of a batch with itself; tells how many terms of each kind cost something."""
+    classes, closeness = Classes.of(labels), by_distance(distance)
+    n_quadruplets = classes.quadruplets()
+
+    def execute(request: Request) -> Answer:
+        a, _ = closeness.prepare(request.a, None)
+        everyone = slice(0, len(a))
+        per_row = a.new_zeros(len(a), dtype=exact(a))
+        da = torch.zeros_like(a) if request.gradient else None
+        pairs = _Pairs.of(classes, a, distance, margin2, request)
+        for rows, tile, who in row_blocks(closeness, relation, a, a, request.limits):
+            d = tile.values
+            of_k = classes.seconds(rows).to(d.dtype)
+            terms = hinges(d, who, margin, weight=of_k, gradient=request.gradient)
+            per_row[rows] += terms.loss
+            first.add(0, terms.active.sum())
+            push = pairs.meet(rows, d, who.hidden)
+            force = terms.force
+            if da is None or force is None:
+                continue
+            if request.weight is not None:
+                force = force.mul_(request.weight[rows, None])
+            force -= push
+            show(request, rows, everyone, who, d, force, 1)
+            closeness.pull_back(force, tile, a[rows], a, da[rows], da)
+        loss, count, pull = pairs.settle()
+        per_row.index_add_(0, pairs.anchor, loss)
+        first.add(n_quadruplets.sum(), 0)
+        second.add(n_quadruplets.sum(), count.sum().long())
+        if da is not None:
+            show_listed(request, relation, pairs.anchor, pairs.positive, pairs.d, pull)
+            for chunk in pairs.chunks(a, request.limits):
+                _pull(a, da, pairs.anchor[chunk], pairs.positive[chunk], distance, pull[chunk])
+        # Every quadruplet's batch holds every row: one that is no number may not stay unseen.
+        per_row = torch.where(n_quadruplets > 0, per_row + (a * 0).sum(), 0)
+        return Answer(per_row.to(a.dtype), n_quadruplets, da)
+
+    return execute
+
+
+@dataclass(eq=False)
+class _Pairs:
+    """The positive pairs of a batch, and what the negative pairs they met cost them."""
+
+    anchor: Tensor
+    positive: Tensor
+    d: Tensor
+    of_all: "_Reaches"
+    of_class: "_Reaches"
+    classes: Classes
+
+    @classmethod
+    def of(
+        cls, classes: Classes, a: Tensor, distance: Distance, margin: float, request: Request
+    ) -> "_Pairs":
+        anchor, positive = classes.positive_pairs()
+        d = a.new_zeros(len(anchor))
+        for chunk in _chunks(len(anchor), a, request.limits):
+            d[chunk] = between_rows(a[anchor[chunk]], a[positive[chunk]], distance)
+        weight = None if request.weight is None else request.weight[anchor]
+        reach, segment = d + margin, classes.of_row[anchor]
+        together = torch.zeros_like(segment), torch.full_like(classes.size[:1], len(d))
+        by_class = segment, classes.size * (classes.size - 1)
+        return cls(
+            anchor,
+            positive,
+            d,
+            _Reaches(reach, *together, weight),
+            _Reaches(reach, *by_class, weight),
+            classes,
+        )
+
+    def chunks(self, a: Tensor, limits: Limits) -> Iterator[slice]:
+        return _chunks(len(self.anchor), a, limits)
+
+    def meet(self, rows: slice, d: Tensor, hidden: Tensor | None) -> Tensor:
+        """(b, n) how hard a block of negative pairs is pushed by the positive pairs it touches not.
+
+        A pair (k, l) meets all positive pairs, less those of the class of k and of l. Seen from
+        all rows k, the latter two are each other's mirror image: so twice the former gives the
+        same sums, and the same gradient. Whoever watches is shown both.
+        """
+        nobody = torch.zeros(1, 1, dtype=torch.long, device=d.device)
+        of_rows = self.classes.of_row[rows, None]
+        push = self.of_all.meet(d, nobody, hidden)
+        of_class = self.of_class.meet(d, of_rows, hidden)
+        if force_visitors():
+            return push - of_class - self.of_class.push(d, self.classes.of_row[None, :], hidden)
+        return push.sub_(of_class, alpha=2)
+
+    def settle(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Of each positive pair the sum of its second terms, how many cost, and its pull."""
+        count, distances = self.of_all.settle()
+        in_class, distances_in_class = self.of_class.settle()
+        count, distances = count - 2 * in_class, distances - 2 * distances_in_class
+        loss = self.of_all.reach.to(distances.dtype) * count - distances
+        weight = self.of_all.weight
+        return loss, count, (count if weight is None else count * weight).to(self.d.dtype)
+
+
+class _Reaches:
+    """Sorted reaches of positive pairs, in segments, and the negative pairs that lie within each.
+
+    Args:
+        reach: (p,) how far each positive pair reaches.
+        segment: (p,) which segment it belongs to.
+        size: (s,) how long the segments are.
+        weight: (p,) by which each pair counts for its gradient; None: all by 1.
+    """
+
+    def __init__(self, reach: Tensor, segment: Tensor, size: Tensor, weight: Tensor | None) -> None:
+        order = reach.argsort(stable=True)
+        self.order = order[segment[order].argsort(stable=True)]
+        self.reach, self.weight = reach, weight
+        self.table, self.segment = reach[self.order], segment[self.order]
+        self.stop = size.cumsum(0)
+        self.start = self.stop - size
+        self.longest = int(size.max()) if len(size) else 0
+        ones = torch.ones_like(reach) if weight is None else weight
+        until = ones[self.order].to(exact(reach)).cumsum(0)
+        self.until = torch.cat([until.new_zeros(1), until])  # weight before each place
+        # A bucket for each place: one more than reaches in each segment.
+        self.count = torch.zeros(len(reach) + len(size), dtype=torch.int64, device=reach.device)
+        self.sum = torch.zeros_like(self.count, dtype=exact(reach))
+
+    def meet(self, d: Tensor, segment: Tensor, hidden: Tensor | None) -> Tensor:
+        """(b, n) by how much weight of a segment each pair is pushed; keeps the pair's place."""
+        place = self._place(d, segment, hidden)
+        bucket = (place + segment).flatten()
+        self.count += torch.bincount(bucket, minlength=len(self.count))
+        self.sum += torch.bincount(bucket, d.flatten().to(exact(d)), len(self.sum))
+        return self._beyond(place, segment).to(d.dtype)
+
+    def push(self, d: Tensor, segment: Tensor, hidden: Tensor | None) -> Tensor:
+        """The same, keeping nothing."""
+        return self._beyond(self._place(d, segment, hidden), segment).to(d.dtype)
+
+    def settle(self) -> tuple[Tensor, Tensor]:
+        """For each positive pair how many pairs lie within its reach, and their distances' sum."""
+        bucket = torch.arange(len(self.table), device=self.table.device) + self.segment
+        before = (self.start + torch.arange(len(self.start), device=bucket.device))[self.segment]
+        found = []
+        for kept in (self.count, self.sum):
+            until = torch.cat([kept.new_zeros(1), kept.cumsum(0)])
+            within = until[bucket + 1] - until[before]
+            found.append(torch.empty_like(within).scatter_(0, self.order, within))
+        return found[0], found[1]
+
+    def _place(self, d: Tensor, segment: Tensor, hidden: Tensor | None) -> Tensor:
+        stop = self.stop[segment]
+        place = look_up(self.table, d, self.start[segment], stop, self.longest)
+        return place if hidden is None else torch.where(hidden, stop.to(place.dtype), place)
+
+    def _beyond(self, place: Tensor, segment: Tensor) -> Tensor:
+        whole = self.until[self.stop[segment]]
+        return whole - self.until.index_select(0, place.flatten()).view(place.shape)
+
+
+def hardest_quadruplets(labels: Tensor, relation: Relation, closeness: Closeness) -> Picker:
+    """For each anchor: itself, its farthest positive, its nearest negative, and the nearest two.
+
+    The nearest two are the closest pair of two different classes that are not the anchor's.
+    """
+    classes = Classes.of(labels).of_row
+
+    def pick(a: Tensor, b: Tensor | None, limits: Limits) -> Iterator[Tensor]:
+        kept = []
+        for _, d, who in walk(closeness, relation, a, b, limits):
+            positives = Positives.of(d, who)
+            near = positives.extreme(d, farthest=True)
+            d_one, one = nearest_negative(d, who)
+            d.masked_fill_(classes[one][:, None] == classes, torch.inf)  # leaves third classes
+            d_two, two = d.min(1)
+            valid = (positives.count > 0) & (d_two != torch.inf)
+            kept.append((near, one, two, d_one, d_two, valid))
+        if not kept:
+            return
+        positive, one, two, d_one, d_two, valid = map(torch.cat, zip(*kept, strict=True))
+        anchor = torch.arange(len(a), device=a.device)
+        second = _nearest_two(classes, one, two, d_one, d_two)
+        yield torch.stack([anchor, positive, one, *second], 1)[valid]
+
+    return pick
+
+
+def _nearest_two(
+    classes: Tensor, one: Tensor, two: Tensor, d_one: Tensor, d_two: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(n,), (n,) the closest pair of different classes, neither of them the row's own.
+
+    For all classes that the closest pair of the batch does not touch it is that one.
+    """
+    k = int(d_one.argmin())
+    first, second = torch.full_like(one, k), one[k].expand_as(one).clone()
+    for touched in (classes[k], classes[one[k]]):
+        partner = torch.where(classes[one] == touched, two, one)
+        d = torch.where(classes[one] == touched, d_two, d_one)
+        best = d.masked_fill(classes == touched, torch.inf).argmin()
+        here = classes == touched
+        first[here], second[here] = best, partner[best]
+    return first, second
+
+
+def _chunks(n: int, a: Tensor, limits: Limits) -> Iterator[slice]:
+    return spans(n, block(limits, a.device, a.element_size(), _BUFFERS, a.shape[1]))
+
+
+def _pull(
+    a: Tensor, da: Tensor, first: Tensor, second: Tensor, distance: Distance, force: Tensor
+) -> None:
+    """Add to `da` the gradient of sum(force * distance) of listed pairs."""
+    x, y = a[first].requires_grad_(), a[second].requires_grad_()
+    with torch.enable_grad():
+        apart = between_rows(x, y, distance)
+    for index, gradient in zip(
+        (first, second), torch.autograd.grad(apart, (x, y), force), strict=True
+    ):
+        add_rows(da, index, gradient)

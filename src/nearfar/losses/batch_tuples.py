@@ -1,0 +1,347 @@
+"""Losses over every triplet or quadruplet of a batch, or over the hardest of them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf
+from typing import Literal, TypedDict, Unpack, get_args, overload
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from nearfar.distance import Distance
+from nearfar.engine.closeness import by_distance
+from nearfar.engine.hinge import Tally, every_triplet
+from nearfar.engine.listed import Picker, TupleRule, listed
+from nearfar.engine.pick import by_distance_weight, hardest, in_order_of, semihard
+from nearfar.engine.quadruplets import every_quadruplet, hardest_quadruplets
+from nearfar.engine.step import run
+from nearfar.engine.stream import blockwise
+from nearfar.inputs import ArrayLike, between
+from nearfar.losses.batch import compare, one_of
+from nearfar.losses.shell import as_module
+from nearfar.reduction import Reduction
+
+Triplets = Literal["all", "hard", "semihard", "easy_positive", "distance_weighted"]
+Quadruplets = Literal["all", "hard"]
+TripletReduction = Literal["mean", "active", "sum", "none"]
+
+# Wu et al. 2017: below it the weights of near negatives no longer grow; from it on nothing costs.
+CUTOFF, NONZERO_LOSS_CUTOFF = 0.5, 1.4
+
+
+@dataclass(frozen=True)
+class TripletStats:
+    """How many triplets a loss was over.
+
+    Attributes:
+        valid: how many there are, or were selected.
+        active: how many of them cost something.
+    """
+
+    valid: int
+    active: int
+
+
+@dataclass(frozen=True)
+class QuadrupletStats:
+    """How many quadruplets a loss was over.
+
+    Attributes:
+        valid: how many there are, or were selected.
+        active: of how many the first term costs something.
+        active2: of how many the second term does.
+    """
+
+    valid: int
+    active: int
+    active2: int
+
+
+class _Batch(TypedDict, total=False):
+    distance: Distance
+
+
+class _TripletSettings(_Batch, total=False):
+    margin: float | Literal["soft"]
+    select: Triplets
+    smooth: bool
+    swap: bool
+    generator: torch.Generator | None
+    reference: ArrayLike | None
+    reference_labels: ArrayLike | None
+    reference_self: ArrayLike | None
+    reduction: TripletReduction
+
+
+class _QuadrupletSettings(_Batch, total=False):
+    margin: float
+    margin2: float
+    select: Quadruplets
+    reduction: Reduction
+
+
+@overload
+def batch_triplet_loss(
+    x: ArrayLike,
+    labels: ArrayLike,
+    *,
+    return_stats: Literal[False] = False,
+    **settings: Unpack[_TripletSettings],
+) -> Tensor: ...
+@overload
+def batch_triplet_loss(
+    x: ArrayLike,
+    labels: ArrayLike,
+    *,
+    return_stats: Literal[True],
+    **settings: Unpack[_TripletSettings],
+) -> tuple[Tensor, TripletStats]: ...
+def batch_triplet_loss(
+    x: ArrayLike,
+    labels: ArrayLike,
+    *,
+    margin: float | Literal["soft"] = 1.0,
+    distance: Distance = "euclidean",
+    select: Triplets = "all",
+    smooth: bool = False,
+    swap: bool = False,
+    generator: torch.Generator | None = None,
+    reference: ArrayLike | None = None,
+    reference_labels: ArrayLike | None = None,
+    reference_self: ArrayLike | None = None,
+    reduction: TripletReduction = "mean",
+    return_stats: bool = False,
+) -> Tensor | tuple[Tensor, TripletStats]:
+    r"""The triplet loss over every triplet of the batch, or over those that `select` picks.
+
+    With :math:`P(i)` the positives and :math:`N(i)` the negatives of anchor i, and
+    :math:`\ell_{ipn} = \max(0,\, d_{ip} - d_{in} + m)` (see `triplet_loss`), "all" is
+
+    .. math:: L = \frac{1}{\sum_i |P(i)|\,|N(i)|}
+                \sum_i \sum_{p \in P(i)} \sum_{n \in N(i)} \ell_{ipn}
+
+    exactly, without listing a triplet: time grows with n^2, memory with n. The others pick
+
+    - "hard": for each anchor its farthest positive and its nearest negative (Hermans et al. 2017,
+      batch hard);
+    - "easy_positive": for each anchor its nearest positive and its nearest negative (Xuan et al.
+      2020);
+    - "semihard": for each anchor and positive the nearest negative that is farther than the
+      positive, :math:`\arg\min_n \{d_{in} : d_{in} > d_{ip}\}`; where none is, the farthest
+      negative of the anchor (Schroff et al. 2015, with the fallback of TensorFlow's
+      implementation);
+    - "distance_weighted": for each anchor and positive a negative drawn with weight
+      :math:`1 / q(d)`, where q is the density of the distances between random unit vectors; d is
+      the Euclidean distance of the rows scaled to length 1, raised to 0.5 where it is smaller, and
+      negatives at 1.4 or more are not drawn unless there are no others (Wu et al. 2017).
+
+    Which triplets are picked is held constant in the gradient.
+
+    Args:
+        x: (n, d) embeddings, any floating dtype.
+        labels: (n,) class ids, or (n, c) bool multi-labels, where sharing one makes a pair similar.
+        margin: how much farther a negative must be than a positive, 0 or more. "soft" is the soft
+            margin of Hermans et al.: `smooth` with margin 0.
+        distance: "euclidean", "sqeuclidean" (Schroff et al.) or "cosine".
+        select: which triplets, see above.
+        smooth: softplus in place of the hinge. With "all", time then grows with n^2 times the
+            positives of a row.
+        swap: measure the negative from anchor or positive, whichever is nearer to it; not for
+            "all".
+        generator: draws for "distance_weighted"; None: torch's own. One draw a call.
+        reference: (m, d) embeddings that positives and negatives are taken from.
+        reference_labels: (m,) or (m, c), their labels.
+        reference_self: (n,) which row of `reference` is row i itself, -1 for none.
+        reduction: "mean" over the triplets: all of them, or the picked ones (an anchor each for
+            "hard" and "easy_positive", an anchor and positive each for "semihard" and
+            "distance_weighted"); "active" for the mean over those that cost something; "sum", or
+            "none" for (n,) sums, an anchor's triplets.
+        return_stats: also return how many triplets there are and how many cost something.
+
+    Returns:
+        A scalar, or (n,) with reduction="none"; float32 or wider; 0 where there is no triplet.
+        With `return_stats` a pair of it and `TripletStats`.
+
+    Raises:
+        TypeError: labels that are not class ids or bool multi-labels.
+        ValueError: a shape, length, device or hyperparameter out of range.
+
+    >>> x = torch.tensor([[0.0, 0], [0, 1], [1.5, 0], [0, 4]])
+    >>> labels = [0, 0, 1, 1]
+    >>> batch_triplet_loss(x, labels, return_stats=True)
+    (tensor(1.4353), TripletStats(valid=8, active=6))
+    >>> batch_triplet_loss(x, labels, reduction="active")
+    tensor(1.9137)
+    >>> batch_triplet_loss(x, labels, select="hard", reduction="none")
+    tensor([0.5000, 0.1972, 3.7720, 2.2720])
+    >>> batch_triplet_loss(x, labels, select="semihard", reduction="none")
+    tensor([0.5000, 0.1972, 3.4692, 1.2720])
+
+    Source: Hermans, Beyer & Leibe, "In Defense of the Triplet Loss for Person Re-Identification",
+    2017; Schroff, Kalenichenko & Philbin, "FaceNet", CVPR 2015; Xuan, Stylianou & Pless, "Improved
+    Embeddings with Easy Positive Triplet Mining", WACV 2020; Wu, Manmatha, Smola & Krähenbühl,
+    "Sampling Matters in Deep Embedding Learning", ICCV 2017.
+    """
+    smooth, margin = smooth or margin == "soft", 0.0 if margin == "soft" else margin
+    between("margin", margin, 0, inf, ', a difference of distances, or "soft"')
+    one_of("select", select, Triplets)
+    one_of("reduction", reduction, TripletReduction)
+    rows, columns, relation = compare(x, labels, reference, reference_labels, reference_self)
+    tally, of_active = Tally(), reduction == "active"
+    if select == "all":
+        if swap:
+            others = ", ".join(repr(s) for s in get_args(Triplets) if s != "all")
+            raise ValueError(
+                "swap=True needs the distances between an anchor's positives and negatives, which "
+                f'select="all" never takes; the other choices do: {others}.'
+            )
+        every = every_triplet(margin, smooth, of_active, tally)
+        executor = blockwise(every, by_distance(distance), relation)
+    else:
+        order = in_order_of(distance)
+        pickers: dict[str, Callable[[], Picker]] = {
+            "hard": lambda: hardest(order, relation),
+            "easy_positive": lambda: hardest(order, relation, easy_positive=True),
+            "semihard": lambda: semihard(order, relation),
+            "distance_weighted": lambda: by_distance_weight(
+                relation, seed(generator), CUTOFF, NONZERO_LOSS_CUTOFF
+            ),
+        }
+        rule = _triplet_rule(margin, smooth, swap)
+        pick = pickers[select]()
+        executor = listed(rule, pick, distance, relation, tally, mean_of_active=of_active)
+    over: Reduction = "mean" if reduction == "active" else reduction
+    loss = run(executor, rows, columns, normalize=distance == "cosine", reduction=over)
+    if not return_stats:
+        return loss
+    return loss, TripletStats(int(tally.valid), int(tally.active))
+
+
+@overload
+def batch_quadruplet_loss(
+    x: ArrayLike,
+    labels: ArrayLike,
+    *,
+    return_stats: Literal[False] = False,
+    **settings: Unpack[_QuadrupletSettings],
+) -> Tensor: ...
+@overload
+def batch_quadruplet_loss(
+    x: ArrayLike,
+    labels: ArrayLike,
+    *,
+    return_stats: Literal[True],
+    **settings: Unpack[_QuadrupletSettings],
+) -> tuple[Tensor, QuadrupletStats]: ...
+def batch_quadruplet_loss(
+    x: ArrayLike,
+    labels: ArrayLike,
+    *,
+    margin: float = 1.0,
+    margin2: float = 0.5,
+    distance: Distance = "euclidean",
+    select: Quadruplets = "all",
+    reduction: Reduction = "mean",
+    return_stats: bool = False,
+) -> Tensor | tuple[Tensor, QuadrupletStats]:
+    r"""The quadruplet loss over every quadruplet of the batch, or over the hardest of each anchor.
+
+    A quadruplet (i, j, k, l) is an anchor i, another row j of its class, a row k of a second class
+    and a row l of a third (:math:`l` of neither the class of i nor that of k). "all" is the mean
+    over all of them of
+
+    .. math:: \ell_{ijkl} = \max(0,\, d_{ij} - d_{ik} + m_1) + \max(0,\, d_{ij} - d_{kl} + m_2)
+
+    exactly, without listing one: there are about n^3 times the positives of a row, and they take
+    O(n^2 log n) time and memory that grows with n and the number of positive pairs.
+
+    "hard" takes one for each anchor: its farthest positive j, its nearest negative k, and in the
+    second term the closest pair (k', l') of two different classes that are not the anchor's.
+
+    Args:
+        x: (n, d) embeddings, any floating dtype.
+        labels: (n,) class ids. Multi-labels have no "different classes".
+        margin: of the first term, 0 or more, in units of the distance.
+        margin2: of the second term, 0 or more.
+        distance: "euclidean", "sqeuclidean" or "cosine".
+        select: "all" or "hard".
+        reduction: "mean" over the quadruplets ("hard": over the anchors that have one), "sum", or
+            "none" for (n,) sums, an anchor's quadruplets.
+        return_stats: also return how many quadruplets there are and of how many each term costs
+            something.
+
+    Returns:
+        A scalar, or (n,) with reduction="none"; float32 or wider; 0 where there is no quadruplet.
+        With `return_stats` a pair of it and `QuadrupletStats`.
+
+    Raises:
+        TypeError: labels that are not class ids.
+        ValueError: a shape, length, device or hyperparameter out of range.
+
+    >>> x = torch.tensor([[0.0, 0], [0, 1], [1.5, 0], [0, 2.5]])
+    >>> batch_quadruplet_loss(x, [0, 0, 1, 2], return_stats=True)
+    (tensor(0.2993), QuadrupletStats(valid=4, active=3, active2=0))
+    >>> batch_quadruplet_loss(x, [0, 0, 1, 2], select="hard", reduction="none")
+    tensor([0.5000, 0.5000, 0.0000, 0.0000])
+
+    Source: Chen, Chen, Zhang & Huang, "Beyond triplet loss: a deep quadruplet network for person
+    re-identification", CVPR 2017, over all quadruplets of the batch.
+    """
+    between("margin", margin, 0, inf, ", a difference of distances")
+    between("margin2", margin2, 0, inf, ", a difference of distances")
+    one_of("select", select, Quadruplets)
+    rows, _, relation = compare(x, labels, None, None, None)
+    classes = relation.row_labels
+    assert classes is not None
+    if classes.ndim == 2:
+        raise ValueError(
+            f"labels must be class ids of shape (n,), got multi-labels {tuple(classes.shape)}: a "
+            "quadruplet takes rows of three different classes, and rows that share one of several "
+            "labels are not of different ones. batch_triplet_loss takes multi-labels."
+        )
+    first, second = Tally(), Tally()
+    if select == "all":
+        executor = every_quadruplet(classes, relation, distance, margin, margin2, first, second)
+    else:
+        pick = hardest_quadruplets(classes, relation, in_order_of(distance))
+        executor = listed(
+            _quadruplet_rule(margin, margin2, first, second), pick, distance, relation, Tally()
+        )
+    loss = run(executor, rows, None, normalize=distance == "cosine", reduction=reduction)
+    if not return_stats:
+        return loss
+    return loss, QuadrupletStats(int(first.valid), int(first.active), int(second.active))
+
+
+def seed(generator: torch.Generator | None) -> int:
+    """One draw from a generator, to seed one whose draws can be repeated."""
+    device = None if generator is None else generator.device
+    return int(torch.randint(2**62, (), generator=generator, device=device))
+
+
+def _triplet_rule(margin: float, smooth: bool, swap: bool) -> TupleRule:
+    """The aligned triplet loss; see `triplet_loss`."""
+
+    def loss(near: Tensor, *negatives: Tensor) -> Tensor:
+        far = torch.minimum(*negatives) if swap else negatives[0]
+        violation = near - far + margin
+        return -logsigmoid(-violation) if smooth else violation.relu()
+
+    return TupleRule(((0, 1), (0, 2), (1, 2)) if swap else ((0, 1), (0, 2)), loss)
+
+
+def _quadruplet_rule(margin: float, margin2: float, one: Tally, two: Tally) -> TupleRule:
+    """The aligned quadruplet loss on anchor, positive, negative, and two of other classes."""
+
+    def loss(near: Tensor, far: Tensor, apart: Tensor) -> Tensor:
+        first, second = (near - far + margin).relu(), (near - apart + margin2).relu()
+        one.add(len(near), (first > 0).sum())
+        two.add(len(near), (second > 0).sum())
+        return first + second
+
+    return TupleRule(((0, 1), (0, 2), (3, 4)), loss)
+
+
+BatchTripletLoss = as_module(batch_triplet_loss)
+BatchQuadrupletLoss = as_module(batch_quadruplet_loss)

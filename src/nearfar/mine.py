@@ -1,0 +1,487 @@
+"""Miners: which rows of a batch or of a reference to compare, for use with any loss.
+
+Every miner walks over blocks of rows, so that no (n, m) matrix is ever there, returns int64 indices
+whatever the labels' dtype, and gives the same for the same input and generator. None of them
+carries a gradient.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf
+
+import torch
+from torch import Tensor
+
+from nearfar.distance import Distance, unit
+from nearfar.engine.budget import current_limits
+from nearfar.engine.closeness import by_distance
+from nearfar.engine.pick import distance_weight, draw, in_order_of, semihard, walk
+from nearfar.inputs import ArrayLike, between, lift, tensor
+from nearfar.labels import refuse
+from nearfar.losses.batch import compare
+from nearfar.losses.batch_tuples import CUTOFF, NONZERO_LOSS_CUTOFF, seed
+from nearfar.relation import Block, Relation
+
+__all__ = [
+    "Found",
+    "FoundPairs",
+    "distance_weighted_negatives",
+    "hard_negatives",
+    "hard_positives",
+    "multi_similarity_pairs",
+    "semihard_triplets",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """Rows found for each anchor.
+
+    Attributes:
+        indices: (n, k) int64, rows of the reference or of the batch; -1 where there are fewer.
+        distances: (n, k) how far they are; inf where there are fewer.
+    """
+
+    indices: Tensor
+    distances: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class FoundPairs:
+    """Pairs of an anchor and another row.
+
+    Attributes:
+        positive: (p, 2) int64, ordered pairs that are similar.
+        negative: (q, 2) int64, ordered pairs that are not.
+    """
+
+    positive: Tensor
+    negative: Tensor
+
+
+def hard_negatives(
+    x: ArrayLike,
+    labels: ArrayLike | None,
+    *,
+    k: int = 1,
+    distance: Distance = "euclidean",
+    margin: float | None = None,
+    relative_margin: float | None = None,
+    score_range: tuple[float, float] | None = None,
+    exclude: ArrayLike | None = None,
+    reference: ArrayLike | None = None,
+    reference_labels: ArrayLike | None = None,
+    reference_self: ArrayLike | None = None,
+) -> Found:
+    r"""The k nearest negatives of each row, guarded against negatives that are none.
+
+    A negative that is nearer than a known positive may be a positive that nobody labelled. With
+    the score :math:`s = \cos` for "cosine" and :math:`s = -d` for the other distances, and
+    :math:`s^+` the lowest score of the row's positives, the guards keep a negative only if
+
+    .. math:: s \le s^+ - m, \qquad s \le s^+ - r\,|s^+|, \qquad low \le s \le high
+
+    The absolute value keeps the relative margin a margin where scores are below 0. A row without
+    positives has no :math:`s^+`, and only the range guards it.
+
+    Args:
+        x: (n, d) embeddings.
+        labels: (n,) class ids, or (n, c) bool multi-labels, where sharing one makes a pair similar.
+            None: no two rows are similar but those that `exclude` names.
+        k: how many.
+        distance: "euclidean", "sqeuclidean" or "cosine".
+        margin: m, by how much farther than the farthest positive, in units of the distance.
+        relative_margin: r, 0 or more, the same as a share of the positive's score.
+        score_range: (low, high) scores to keep.
+        exclude: (n, e) int64 known positives beside those of the labels, as rows of the reference
+            or of the batch; -1 for none.
+        reference: (m, d) embeddings to search instead of the batch itself.
+        reference_labels: (m,) or (m, c), their labels; None where `labels` is None.
+        reference_self: (n,) which row of `reference` is row i itself, -1 for none.
+
+    Returns:
+        `Found`, nearest first.
+
+    Raises:
+        TypeError: labels that are not class ids or bool multi-labels.
+        ValueError: a shape, length, device or hyperparameter out of range.
+
+    >>> x = torch.tensor([[0.0, 0], [0, 1], [0.5, 0], [2, 0], [5, 5]])
+    >>> found = hard_negatives(x, [0, 0, 1, 1, 2], k=2)
+    >>> found.indices[0], found.distances[0]
+    (tensor([2, 3]), tensor([0.5000, 2.0000]))
+    >>> hard_negatives(x, [0, 0, 1, 1, 2], margin=0.5).indices[0]  # not nearer than 1 + 0.5
+    tensor([3])
+
+    Source: the guards are those of sentence-transformers' `mine_hard_negatives`, which takes the
+    lowest positive score likewise; Moreira et al., "NV-Retriever", 2024.
+    """
+    _at_least_one(k)
+    if margin is not None:
+        between("margin", margin, -inf, inf)
+    if relative_margin is not None:
+        between("relative_margin", relative_margin, 0, inf)
+    low, high = _range(score_range)
+    rows, columns, relation = _compare(
+        x, labels, reference, reference_labels, reference_self, distance
+    )
+    known = _known(exclude, relation, rows)
+
+    def in_block(where: slice, d: Tensor, who: Block) -> tuple[Tensor, Tensor]:
+        positive, negative = who.masks()
+        if known is not None:
+            also = _mark(known[where], d)
+            positive, negative = positive | also, negative & ~also
+        score = 1 - d if distance == "cosine" else -d
+        if not d.shape[1]:
+            return _nearest(d, k)
+        lowest = score.masked_fill(~positive, inf).amin(1, keepdim=True)
+        if margin is not None:
+            negative &= score <= lowest - margin
+        if relative_margin is not None:
+            limit = lowest - relative_margin * lowest.abs()
+            negative &= (score <= limit) | (lowest == inf)
+        if score_range is not None:
+            negative &= (score >= low) & (score <= high)
+        return _nearest(d.masked_fill(~negative, inf), k)
+
+    return _for_each_row(in_block, rows, columns, relation, distance, k)
+
+
+def hard_positives(
+    x: ArrayLike,
+    labels: ArrayLike,
+    *,
+    k: int = 1,
+    distance: Distance = "euclidean",
+    reference: ArrayLike | None = None,
+    reference_labels: ArrayLike | None = None,
+    reference_self: ArrayLike | None = None,
+) -> Found:
+    """The k farthest positives of each row.
+
+    Args:
+        x: (n, d) embeddings.
+        labels: (n,) class ids, or (n, c) bool multi-labels, where sharing one makes a pair similar.
+        k: how many.
+        distance: "euclidean", "sqeuclidean" or "cosine".
+        reference: (m, d) embeddings to search instead of the batch itself.
+        reference_labels: (m,) or (m, c), their labels.
+        reference_self: (n,) which row of `reference` is row i itself, -1 for none.
+
+    Returns:
+        `Found`, farthest first.
+
+    Raises:
+        TypeError: labels that are not class ids or bool multi-labels.
+        ValueError: a shape, length, device or hyperparameter out of range.
+
+    >>> x = torch.tensor([[0.0, 0], [0, 1], [0, 3], [2, 0]])
+    >>> hard_positives(x, [0, 0, 0, 1], k=2).indices
+    tensor([[ 2,  1],
+            [ 2,  0],
+            [ 0,  1],
+            [-1, -1]])
+
+    Source: Hermans, Beyer & Leibe, "In Defense of the Triplet Loss for Person Re-Identification",
+    2017.
+    """
+    _at_least_one(k)
+    rows, columns, relation = _compare(
+        x, labels, reference, reference_labels, reference_self, distance
+    )
+
+    def in_block(where: slice, d: Tensor, who: Block) -> tuple[Tensor, Tensor]:
+        far, index = _nearest((-d).masked_fill(~who.masks()[0], inf), k)
+        return far.neg().masked_fill(index < 0, inf), index
+
+    return _for_each_row(in_block, rows, columns, relation, distance, k)
+
+
+def semihard_triplets(
+    x: ArrayLike,
+    labels: ArrayLike,
+    *,
+    distance: Distance = "euclidean",
+    max: int | None = None,
+    generator: torch.Generator | None = None,
+    reference: ArrayLike | None = None,
+    reference_labels: ArrayLike | None = None,
+    reference_self: ArrayLike | None = None,
+) -> Tensor:
+    r"""For each anchor and positive the nearest negative that is farther than the positive.
+
+    Where none is farther, the anchor's farthest negative, as in
+    `batch_triplet_loss(select="semihard")`.
+
+    Args:
+        x: (n, d) embeddings.
+        labels: (n,) class ids, or (n, c) bool multi-labels, where sharing one makes a pair similar.
+        distance: "euclidean", "sqeuclidean" or "cosine".
+        max: how many triplets at most, drawn from all; None: all.
+        generator: for that draw; None: torch's own.
+        reference: (m, d) embeddings that positives and negatives are taken from.
+        reference_labels: (m,) or (m, c), their labels.
+        reference_self: (n,) which row of `reference` is row i itself, -1 for none.
+
+    Returns:
+        (t, 3) int64: anchor, positive, negative, in order of anchor and positive.
+
+    Raises:
+        TypeError: labels that are not class ids or bool multi-labels.
+        ValueError: a shape, length, device or hyperparameter out of range.
+
+    >>> x = torch.tensor([[0.0, 0], [0, 1], [0.5, 0], [1.5, 0]])
+    >>> semihard_triplets(x, [0, 0, 1, 1])
+    tensor([[0, 1, 3],
+            [1, 0, 2],
+            [2, 3, 1],
+            [3, 2, 0]])
+
+    Source: Schroff, Kalenichenko & Philbin, "FaceNet", CVPR 2015.
+    """
+    if max is not None:
+        _at_least_one(max, "max")
+    rows, columns, relation = _compare(
+        x, labels, reference, reference_labels, reference_self, distance
+    )
+    found = list(semihard(in_order_of(distance), relation)(rows, columns, current_limits()))
+    triplets = torch.cat([*found, torch.zeros(0, 3, dtype=torch.int64, device=rows.device)])
+    if max is None or len(triplets) <= max:
+        return triplets
+    device = None if generator is None else generator.device
+    chosen = torch.randperm(len(triplets), generator=generator, device=device)[:max]
+    return triplets[chosen.sort().values.to(rows.device)]
+
+
+def multi_similarity_pairs(
+    x: ArrayLike,
+    labels: ArrayLike,
+    *,
+    epsilon: float = 0.1,
+    distance: Distance = "cosine",
+    reference: ArrayLike | None = None,
+    reference_labels: ArrayLike | None = None,
+    reference_self: ArrayLike | None = None,
+) -> FoundPairs:
+    r"""The negatives nearer than an anchor's farthest positive, and the reverse, within epsilon.
+
+    With :math:`s` the cosine, or minus the distance,
+
+    .. math:: s_{in} > \min_{p} s_{ip} - \epsilon, \qquad s_{ip} < \max_{n} s_{in} + \epsilon
+
+    Anchors without positive or without negative have no pairs.
+
+    Args:
+        x: (n, d) embeddings.
+        labels: (n,) class ids, or (n, c) bool multi-labels, where sharing one makes a pair similar.
+        epsilon: how far a pair may be on the right side and still be taken.
+        distance: "cosine" (the paper's), "euclidean" or "sqeuclidean".
+        reference: (m, d) embeddings to compare with instead of the batch itself.
+        reference_labels: (m,) or (m, c), their labels.
+        reference_self: (n,) which row of `reference` is row i itself, -1 for none.
+
+    Returns:
+        `FoundPairs`, in order of their rows. How many there are depends on how far the classes
+        overlap, up to all pairs.
+
+    Raises:
+        TypeError: labels that are not class ids or bool multi-labels.
+        ValueError: a shape, length, device or hyperparameter out of range.
+
+    >>> x = torch.tensor([[1.0, 0], [0.8, 0.6], [0, 1], [-0.6, 0.8]])
+    >>> found = multi_similarity_pairs(x, [0, 0, 1, 1], epsilon=0.3)
+    >>> found.positive
+    tensor([[1, 0],
+            [2, 3]])
+    >>> found.negative
+    tensor([[1, 2],
+            [2, 1]])
+
+    Source: Wang et al., "Multi-Similarity Loss with General Pair Weighting for Deep Metric
+    Learning", CVPR 2019, equations 11 and 12.
+    """
+    between("epsilon", epsilon, -inf, inf)
+    rows, columns, relation = _compare(
+        x, labels, reference, reference_labels, reference_self, distance
+    )
+    positive: list[Tensor] = []
+    negative: list[Tensor] = []
+    for where, d, who in walk(by_distance(distance), relation, rows, columns, current_limits()):
+        near, far = who.masks()
+        if not d.shape[1]:
+            continue
+        farthest = d.masked_fill(~near, -inf).amax(1, keepdim=True)
+        nearest = d.masked_fill(~far, inf).amin(1, keepdim=True)
+        both = near.any(1, keepdim=True) & far.any(1, keepdim=True)
+        for kept, mask in (
+            (positive, near & both & (d > nearest - epsilon)),
+            (negative, far & both & (d < farthest + epsilon)),
+        ):
+            kept.append(mask.nonzero() + torch.tensor([where.start, 0], device=d.device))
+    nobody = torch.zeros(0, 2, dtype=torch.int64, device=rows.device)
+    return FoundPairs(torch.cat([*positive, nobody]), torch.cat([*negative, nobody]))
+
+
+def distance_weighted_negatives(
+    x: ArrayLike,
+    labels: ArrayLike,
+    *,
+    k: int = 1,
+    cutoff: float = CUTOFF,
+    nonzero_loss_cutoff: float = NONZERO_LOSS_CUTOFF,
+    generator: torch.Generator | None = None,
+    reference: ArrayLike | None = None,
+    reference_labels: ArrayLike | None = None,
+    reference_self: ArrayLike | None = None,
+) -> Found:
+    r"""k negatives of each row drawn so that all distances come equally often.
+
+    Of random unit vectors in d dimensions nearly all are :math:`\sqrt 2` apart. Each negative is
+    therefore drawn, with replacement, with weight
+
+    .. math:: \min(\lambda, 1 / q(d)), \qquad q(d) \propto d^{D-2} (1 - d^2 / 4)^{(D-3)/2}
+
+    where d is the distance between the rows scaled to length 1.
+
+    Args:
+        x: (n, D) embeddings; only their directions count.
+        labels: (n,) class ids, or (n, c) bool multi-labels, where sharing one makes a pair similar.
+        k: how many.
+        cutoff: smaller distances weigh as this one, which is lambda.
+        nonzero_loss_cutoff: negatives from this distance on are not drawn unless there are no
+            others; then all weigh the same.
+        generator: draws; None: torch's own.
+        reference: (m, D) embeddings to draw from instead of the batch itself.
+        reference_labels: (m,) or (m, c), their labels.
+        reference_self: (n,) which row of `reference` is row i itself, -1 for none.
+
+    Returns:
+        `Found`, in the order they were drawn, with distances between unit rows.
+
+    Raises:
+        TypeError: labels that are not class ids or bool multi-labels.
+        ValueError: a shape, length, device or hyperparameter out of range.
+
+    >>> x = torch.tensor([[1.0, 0], [0.8, 0.6], [0, 1], [-1, 0.1]])
+    >>> chance = torch.Generator().manual_seed(0)
+    >>> distance_weighted_negatives(x, [0, 0, 1, 1], k=3, generator=chance).indices[1]
+    tensor([2, 2, 2])
+
+    Source: Wu, Manmatha, Smola & Krähenbühl, "Sampling Matters in Deep Embedding Learning", ICCV
+    2017, section 4.
+    """
+    _at_least_one(k)
+    between("cutoff", cutoff, 1e-3, 2)
+    between("nonzero_loss_cutoff", nonzero_loss_cutoff, cutoff, 2)
+    rows, columns, relation = _compare(
+        x, labels, reference, reference_labels, reference_self, "cosine"
+    )
+    chance = torch.Generator().manual_seed(seed(generator))
+    every = torch.full((len(rows),), k, device=rows.device)
+
+    def in_block(where: slice, d: Tensor, who: Block) -> tuple[Tensor, Tensor]:
+        negative = who.masks()[1]
+        if not d.shape[1]:
+            return _nearest(d, k)
+        weight = distance_weight(d, negative, rows.shape[1], cutoff, nonzero_loss_cutoff)
+        index = draw(weight, every[where], chance)
+        nobody = ~negative.any(1, keepdim=True)
+        return d.gather(1, index).masked_fill(nobody, inf), index.masked_fill(nobody, -1)
+
+    return _for_each_row(in_block, rows, columns, relation, "euclidean", k)
+
+
+def _compare(
+    x: ArrayLike,
+    labels: ArrayLike | None,
+    reference: ArrayLike | None,
+    reference_labels: ArrayLike | None,
+    reference_self: ArrayLike | None,
+    distance: Distance,
+) -> tuple[Tensor, Tensor | None, Relation]:
+    """Rows and columns without gradient, at unit length for cosines, and who is similar to whom."""
+    if labels is None:
+        if reference_labels is not None:
+            raise TypeError("reference_labels belong to labels: pass both or neither.")
+        n = len(tensor("x", x))
+        labels = torch.arange(n)
+        if reference is not None:
+            reference_labels = torch.arange(n, n + len(tensor("reference", reference)))
+    rows, columns, relation = compare(x, labels, reference, reference_labels, reference_self)
+    rows = lift("x", rows.detach())
+    columns = None if columns is None else lift("reference", columns.detach())
+    if columns is not None and columns.dtype != rows.dtype:
+        common = torch.promote_types(rows.dtype, columns.dtype)
+        rows, columns = rows.to(common), columns.to(common)
+    if distance == "cosine":
+        rows, columns = unit(rows), None if columns is None else unit(columns)
+    return rows, columns, relation
+
+
+InBlock = Callable[[slice, Tensor, Block], tuple[Tensor, Tensor]]
+
+
+def _for_each_row(
+    in_block: InBlock,
+    rows: Tensor,
+    columns: Tensor | None,
+    relation: Relation,
+    distance: Distance,
+    k: int,
+) -> Found:
+    """What is found in each block: distances and indices of its rows."""
+    distances = rows.new_full((len(rows), k), inf)
+    indices = torch.full((len(rows), k), -1, device=rows.device)
+    closeness = by_distance(distance)
+    for where, d, who in walk(closeness, relation, rows, columns, current_limits()):
+        distances[where], indices[where] = in_block(where, d, who)
+    return Found(indices, distances)
+
+
+def _nearest(d: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """(b, k) the smallest distances and their columns; inf and -1 where there are fewer."""
+    least = d.topk(min(k, d.shape[1]), largest=False)
+    distances, indices = d.new_full((len(d), k), inf), least.indices.new_full((len(d), k), -1)
+    distances[:, : d.shape[1]] = least.values
+    indices[:, : d.shape[1]] = least.indices.masked_fill(least.values == inf, -1)
+    return distances, indices
+
+
+def _known(exclude: ArrayLike | None, relation: Relation, rows: Tensor) -> Tensor | None:
+    """(n, e) int64 columns that are positives, -1 for none."""
+    if exclude is None:
+        return None
+    known = tensor("exclude", exclude)
+    if known.is_floating_point() or known.dtype is torch.bool or known.is_complex():
+        raise TypeError(f"exclude must hold row indices of an integer dtype, got {known.dtype}.")
+    if known.ndim != 2 or len(known) != len(rows):
+        raise ValueError(
+            f"exclude must have shape ({len(rows)}, e), the known positives of each row, -1 for "
+            f"none; got {tuple(known.shape)}."
+        )
+    known = known.to(rows.device, torch.int64)
+    outside = ((known < -1) | (known >= relation.m)).any(1)
+    refuse("exclude", known, outside, f"hold rows from 0 to {relation.m - 1}, or -1 for none")
+    return known
+
+
+def _mark(known: Tensor, d: Tensor) -> Tensor:
+    """(b, m) bool, true at the known columns of each row."""
+    marks = torch.zeros(len(d), d.shape[1] + 1, dtype=torch.bool, device=d.device)
+    marks.scatter_(1, torch.where(known < 0, d.shape[1], known), True)
+    return marks[:, :-1]
+
+
+def _range(score_range: tuple[float, float] | None) -> tuple[float, float]:
+    if score_range is None:
+        return -inf, inf
+    low, high = score_range
+    if not low <= high:
+        raise ValueError(f"score_range must be (low, high) with low <= high, got {score_range!r}.")
+    return low, high
+
+
+def _at_least_one(k: int, name: str = "k") -> None:
+    if not isinstance(k, int) or k < 1:
+        raise ValueError(f"{name} must be an integer of at least 1, got {k!r}.")

@@ -1,0 +1,320 @@
+"""The eight points of the numbers contract, for every whole-batch loss of the table."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from batch_cases import CASES, DTYPES, IN_BATCH, LOW, PLAIN, Case, Data, gradients, over
+from torch import Tensor
+
+import nearfar
+from nearfar.engine.budget import tile_shape
+
+
+def smallest(dtype: torch.dtype) -> float:
+    """The smallest denormal number."""
+    return torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+
+
+# From standard normal rows to what is hard about them.
+EXTREMES: dict[str, Callable[[Tensor], Tensor]] = {
+    "identical": lambda a: torch.full_like(a, 0.7),
+    "two places": lambda a: torch.where(a[..., :1] > 0, 0.7, -0.7).expand_as(a).to(a.dtype),
+    "zero": torch.zeros_like,
+    "one row zero": lambda a: torch.cat([torch.zeros_like(a[:1]), a[1:]]),
+    "size 1e4": lambda a: a * 1e4,
+    "size 1e-30": lambda a: a * 1e-30,
+    "denormal": lambda a: a.sign() * smallest(a.dtype),
+    "one column of 1e4": lambda a: torch.cat([a[..., :1] * 1e4, a[..., 1:]], -1),
+    "collinear": lambda a: a[..., :1].expand_as(a).contiguous(),
+}
+
+
+def assert_finite(
+    case: Case, data: Data, reductions: tuple[str, ...] = ("none", "mean"), **more: Any
+) -> None:
+    for reduction in reductions:
+        value, found = gradients(partial(case.run, reduction=reduction, **more), data)
+        assert value.isfinite().all()
+        for name, gradient in found.items():
+            assert gradient.dtype == data.rows[name].dtype
+            assert gradient.isfinite().all(), name
+
+
+@pytest.mark.parametrize("extreme", EXTREMES)
+@over(CASES)
+def test_finite_in_finite_out(case: Case, extreme: str) -> None:
+    """Point 1; the numbers a loss learns get a finite gradient too."""
+    for dtype, reduction in zip(DTYPES, ("none", "mean") * 2, strict=True):
+        hard = case.draw(6, 5, dtype=dtype).each(EXTREMES[extreme])
+        assert all(a.isfinite().all() for a in hard.rows.values())
+        assert_finite(case, hard, (reduction,))
+
+
+@over(CASES)
+def test_finite_in_tiles(case: Case) -> None:
+    """Where a tile holds no positive, or nobody but the row itself."""
+    for extreme in ("one row zero", "size 1e4", "identical"):
+        hard = case.draw(4, 5, dtype=torch.float32).each(EXTREMES[extreme])
+        with tile_shape(1, 2):
+            assert_finite(case, hard, ("mean",))
+
+
+@over([case for case in CASES if case.normalizes])
+def test_mistake_8_a_zero_row_has_no_direction_to_change(case: Case) -> None:
+    """An eps of 1e-12 in the normalisation gives it a gradient of 1e12."""
+    data = case.draw(4, 5).each(EXTREMES["one row zero"])
+    _, found = gradients(partial(case.run, reduction="mean"), data)
+    for name, gradient in found.items():
+        if gradient.ndim == 2:
+            assert not gradient[0].any(), name
+
+
+SHARP: dict[str, float] = {"temperature": 0.001, "scale": 1000.0}
+
+
+@pytest.mark.parametrize("extreme", ["as is", "identical", "zero", "size 1e4", "one row zero"])
+@over([case for case in CASES if case.takes & SHARP.keys()])
+def test_finite_at_temperature_0_001(case: Case, extreme: str) -> None:
+    (name,) = case.takes & SHARP.keys()
+    for dtype, reduction in zip(DTYPES, ("none", "mean") * 2, strict=True):
+        hard = case.draw(6, 5, dtype=dtype).each(EXTREMES.get(extreme, lambda a: a))
+        if name in case.learned:
+            assert_finite(case, hard.at(**{name: torch.tensor(SHARP[name])}), (reduction,))
+        else:
+            assert_finite(case, hard, (reduction,), **{name: SHARP[name]})
+
+
+@pytest.mark.parametrize("size", [1e25, 1e-12])
+@over([case for case in PLAIN if case.normalizes])
+def test_rows_whose_squares_leave_float32_keep_their_direction(case: Case, size: float) -> None:
+    """The value of the same rows in float64, and the gradient, which is smaller by the length."""
+    data = case.draw(5, dtype=torch.float32).each(lambda a: a * size)
+    value, found = gradients(partial(case.run, reduction="mean"), data)
+    true, expected = gradients(partial(case.run, reduction="mean"), data.to(torch.float64))
+    torch.testing.assert_close(value.double(), true, rtol=1e-4, atol=1e-6)
+    for name, gradient in found.items():
+        off = (gradient.double() - expected[name]).norm()
+        assert off <= 1e-3 * expected[name].norm(), name
+
+
+@pytest.mark.parametrize("low", [torch.float16, torch.bfloat16], ids=str)
+@over([case for case in CASES if case.kind != "batch"])
+def test_finite_where_dtypes_differ(case: Case, low: torch.dtype) -> None:
+    """The gradient of tiny rows is beyond float16, and comes from a float32 result."""
+    tiny = case.draw(5, dtype=low).each(lambda a: a.sign() * smallest(a.dtype))
+    for name in (name for name, a in tiny.rows.items() if a.ndim):
+        assert_finite(case, tiny.at(**{name: tiny.rows[name].float()}))
+
+
+@pytest.mark.parametrize("layout", ["one class", "singletons", "one large, others alone"])
+@over([case for case in CASES if case.kind != "towers" and not case.multi])
+def test_labels_without_positives_or_negatives(case: Case, layout: str) -> None:
+    for dtype, reduction in zip(DTYPES, ("none", "mean") * 2, strict=True):
+        assert_finite(case, case.draw(5, dtype=dtype, layout=layout), (reduction,))
+
+
+def assert_nothing(case: Case, data: Data) -> bool:
+    """Exactly 0 with zero gradients, and still a graph, if the oracle finds nothing either."""
+    true, true_gradients = gradients(case.truth, data)
+    if true.any() or any(g.any() for g in true_gradients.values()):
+        return False
+    for dtype in DTYPES:
+        leaves = {k: a.clone().requires_grad_() for k, a in data.to(dtype).rows.items()}
+        for reduction in ("none", "mean", "sum"):
+            loss = case.run(data.at(**leaves), reduction)
+            assert loss.shape == (true.shape if reduction == "none" else ())
+            assert not loss.any()
+            loss.sum().backward()
+        for leaf in leaves.values():
+            assert leaf.grad is not None
+            assert not leaf.grad.any()
+    return True
+
+
+@over(CASES)
+def test_no_rows_and_rows_alone_are_nothing_to_compare(case: Case) -> None:
+    """Point 3."""
+    assert assert_nothing(case, case.draw(0))
+    alone = assert_nothing(case, case.draw(1))
+    compares = case.reference or case.hard or case.kind == "proxies" or "siglip" in case.name
+    assert alone or compares
+
+
+@pytest.mark.parametrize("layout", ["one class", "singletons"])
+@over([case for case in IN_BATCH if not case.multi and not case.weighted])
+def test_anchors_without_positives_or_negatives_have_nothing_to_compare(
+    case: Case, layout: str
+) -> None:
+    nothing = assert_nothing(case, case.draw(5, layout=layout))
+    silent = {
+        "one class": {"nt_xent", "circle", "lifted_structure"},
+        "singletons": {"nt_xent", "sup_con", "circle", "lifted_structure"},
+    }
+    loss = case.name.partition("-")[0]
+    if loss.startswith("batch") or case.reference or case.hyper.get("decoupled"):
+        return  # a hinge may be 0 by itself, and a reference has other labels
+    assert nothing == (loss in silent[layout])
+
+
+@pytest.mark.parametrize("where", [0, -1])
+@over(CASES)
+def test_non_finite_in_nan_out(case: Case, where: int) -> None:
+    """Point 2: in the loss of every row that sees the bad one, and in no other."""
+    data = case.draw(4, seed=3)
+    for name, rows in data.rows.items():
+        if not rows.ndim:
+            continue
+        spoiled = rows.clone()
+        spoiled[where].view(-1)[-1:] = math.nan  # one entry of the row
+        true = case.truth(data.at(**{name: spoiled})).isnan()
+        assert true.any() or case.kind == "batch"
+        # Distances are taken from the centre of all rows, which a bad one takes along; and a
+        # positive without negatives costs 0 in the formula, whatever it is.
+        centred = "distance" in case.takes and not case.normalizes
+        for dtype, bad in product(DTYPES, (math.nan, math.inf, -math.inf)):
+            spoiled[where].view(-1)[-1:] = bad
+            given = data.to(dtype).at(**{name: spoiled.to(dtype)})
+            found = case.run(given).isnan()
+            if centred or case.multi:
+                assert not (true & ~found).any()
+            else:
+                assert torch.equal(found, true)
+            assert bool(case.run(given, "mean").isnan()) >= bool(true.any())
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_bad_weight_is_not_hidden(bad: float) -> None:
+    for case in PLAIN:
+        if "weight" in case.takes:
+            data = case.draw(4, layout="pairs")
+            assert case.run(data, "mean", weight=[1.0, bad, 1.0, 1.0]).isnan()
+
+
+@over([case for case in PLAIN if "weight" in case.takes])
+def test_weights_of_0_are_nothing_to_compare(case: Case) -> None:
+    data = case.draw(5)
+    for reduction in ("none", "mean", "sum"):
+        run = partial(case.run, reduction=reduction, weight=[0.0] * 5)
+        value, found = gradients(run, data)
+        assert not value.any()
+        assert not any(g.any() for g in found.values())
+
+
+@pytest.mark.parametrize("dtype", LOW, ids=str)
+@over(CASES)
+def test_same_input_same_bits(case: Case, dtype: torch.dtype) -> None:
+    """Point 6."""
+    data = case.draw(33, 17, dtype=dtype)
+    for reduction in ("none", "mean"):
+        first, expected = gradients(partial(case.run, reduction=reduction), data)
+        for _ in range(1 if reduction == "none" else 2):
+            again, found = gradients(partial(case.run, reduction=reduction), data)
+            assert torch.equal(again, first)
+            assert all(torch.equal(found[k], expected[k]) for k in expected)
+
+
+# Point 8: a constant on every coordinate. Coordinates are multiples of 2^-16, so that adding 100
+# to them rounds nothing, and what the test sees is the library's error alone.
+
+EUCLIDEAN = [
+    case
+    for case in IN_BATCH
+    if "distance" in case.takes and case.hyper.get("distance", "euclidean") != "cosine"
+]
+
+
+def gridded(a: Tensor) -> Tensor:
+    return (a * 2**16).round() / 2**16
+
+
+def with_twins(case: Case, seed: int, *, apart: float) -> Data:
+    """Rows of which a third have a near-duplicate, some in their class and some in another."""
+    data = case.draw(30, 16, seed).each(gridded)
+    chance = torch.Generator().manual_seed(seed)
+    for name, a in data.rows.items():
+        step = torch.randn(10, 16, generator=chance, dtype=torch.float64)
+        step = gridded(apart * step / step.norm(dim=1, keepdim=True))
+        data = data.at(**{name: torch.cat([a[:-10], a[:10] + step])})
+    if case.reference == "self":  # what is declared to be the same row must be
+        own = data.others["reference_self"]
+        reference = data.rows["reference"].clone()
+        reference[own[own >= 0]] = data.rows["x"][own >= 0]
+        data = data.at(reference=reference)
+    return data
+
+
+def relative(found: Tensor, true: Tensor) -> float:
+    """The largest error of a row, relative to what is largest in that row."""
+    off, size = (found.double() - true).abs(), true.abs()
+    if true.ndim == 2:
+        off, size = off.amax(1), size.amax(1)
+    return float((off / size.clamp(min=1e-3 * float(size.max()))).max())
+
+
+@pytest.mark.parametrize("apart", [1.0, 1e-2, 1e-3])
+@pytest.mark.parametrize("offset", [0.0, 100.0, -100.0])
+@over(EUCLIDEAN)
+def test_a_constant_on_every_coordinate_changes_nothing(
+    case: Case, offset: float, apart: float
+) -> None:
+    data = with_twins(case, seed=1, apart=apart)
+    shifted = data.each(lambda a: a + offset).to(torch.float32)
+    assert all(torch.equal(shifted.rows[k].double() - offset, a) for k, a in data.rows.items())
+    true, true_gradients = gradients(case.run, data)
+    value, found = gradients(case.run, shifted)
+    assert relative(value, true) < 1e-4
+    for name, gradient in found.items():
+        assert relative(gradient, true_gradients[name]) < 1e-4, name
+
+
+@pytest.mark.parametrize("offset", [100.0, -100.0, 1e4])
+def test_a_common_offset_brings_no_pair_closer(offset: float) -> None:
+    """Without centring, all pairs would need the repair that only near-duplicates should."""
+    x = torch.randn(50, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x[1] = x[0] + 1e-3
+    measure = nearfar.engine.closeness.Euclidean(squared=False)
+    for rows, columns in ((x, None), (x, x.flip(0))):
+        shifted = (None if t is None else t + offset for t in (rows, columns))
+        a, b = measure.prepare(*shifted)
+        close = measure.tile(a, a if b is None else b).close
+        assert 2 <= len(close) <= 2 + len(x)
+
+
+@pytest.mark.parametrize("offset", [0.0, 100.0, 1e4])
+def test_mistake_7_identical_rows_are_0_apart(offset: float) -> None:
+    """`cdist` on its fast path puts them 1e-3 apart, 1.0 apart at +100."""
+    rows = torch.nn.functional.normalize(torch.randn(20, 64), dim=1)
+    x = torch.cat([rows, rows]) + offset
+    labels = torch.arange(20).repeat(2)
+    for distance in ("euclidean", "sqeuclidean"):
+        leaf = x.clone().requires_grad_()
+        loss = nearfar.batch_contrastive_loss(leaf, labels, margin=0.0, distance=distance)
+        loss.backward()
+        assert loss.item() == 0
+        assert not leaf.grad.any()
+
+
+@pytest.mark.parametrize("apart", [1e-1, 1e-2, 1e-3, 1e-4, 1e-6])
+def test_near_duplicates_keep_their_distance(apart: float) -> None:
+    """Pairs alone, so that no far pair's loss hides theirs: the value and each row's gradient."""
+    chance = torch.Generator().manual_seed(0)
+    x = torch.randn(20, 32, generator=chance)
+    step = torch.randn(20, 32, generator=chance)
+    twins = torch.cat([x, x + apart * step / step.norm(dim=1, keepdim=True)])
+    labels = torch.arange(20).repeat(2)
+    for distance in ("euclidean", "sqeuclidean"):
+        how: dict[str, Any] = {"margin": 0.0, "distance": distance, "reduction": "none"}
+        results = []
+        for rows in (twins, twins.double()):
+            leaf = rows.clone().requires_grad_()
+            loss = nearfar.batch_contrastive_loss(leaf, labels, **how)
+            loss.sum().backward()
+            results.append((loss.detach(), leaf.grad))
+        for found, true in zip(*results, strict=True):
+            off = (found.double() - true).reshape(40, -1).norm(dim=1)
+            assert (off <= 1e-4 * true.reshape(40, -1).norm(dim=1)).all()

@@ -1,0 +1,589 @@
+"""Losses over every triplet and quadruplet against the listed ones, and what they promise."""
+
+import copy
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+import tuple_oracle as oracle
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_memory import Allocations
+from torch import Tensor
+
+import nearfar
+from nearfar import (
+    BatchQuadrupletLoss,
+    BatchTripletLoss,
+    QuadrupletStats,
+    TripletStats,
+    batch_contrastive_loss,
+    batch_quadruplet_loss,
+    batch_triplet_loss,
+    forces,
+    memory_budget,
+)
+from nearfar.engine import hinge
+from nearfar.engine.budget import tile_shape
+
+few = settings(max_examples=12, derandomize=True, deadline=None, database=None)
+seeds = st.integers(0, 2**20)
+
+LAYOUTS: dict[str, Callable[[int, torch.Generator], Tensor]] = {
+    "random": lambda n, chance: torch.randint(0, 4, (n,), generator=chance) * 2**40 - 3,
+    "two": lambda n, chance: torch.randint(0, 2, (n,), generator=chance),
+    "one": lambda n, _: torch.full((n,), 5),
+    "singletons": lambda n, chance: torch.randperm(n, generator=chance),
+    "pairs": lambda n, _: torch.arange(n) % max(n // 2, 1),
+    "one large, others alone": lambda n, _: (torch.arange(n) - n // 2).clamp(min=0),
+    "multi": lambda n, chance: torch.rand(n, 4, generator=chance) < 0.3,
+}
+BY_CLASS = [name for name in LAYOUTS if name != "multi"]
+
+Settings = dict[str, Any]
+TRIPLETS: list[Settings] = [
+    {},
+    {"margin": 0.0},
+    {"margin": 0.3, "distance": "cosine"},
+    {"margin": 2.0, "distance": "sqeuclidean"},
+    {"smooth": True, "margin": 0.2},
+    {"margin": "soft"},
+]
+PICKED = ("hard", "easy_positive", "semihard")
+TRIPLET_CASES = [{**how, "select": select} for select in ("all", *PICKED) for how in TRIPLETS] + [
+    {"select": select, "swap": True, "distance": d}
+    for select in PICKED
+    for d in ("euclidean", "cosine")
+]
+QUADRUPLET_CASES: list[Settings] = [
+    {"select": select, **how}
+    for select in ("all", "hard")
+    for how in (
+        {},
+        {"margin": 0.1, "margin2": 0.9},
+        {"margin": 0.3, "margin2": 0.2, "distance": "cosine"},
+        {"margin": 3.0, "margin2": 1.0, "distance": "sqeuclidean"},
+    )
+]
+
+
+def named(cases: list[Settings]) -> Any:
+    return pytest.mark.parametrize("how", cases, ids=lambda how: "-".join(map(str, how.values())))
+
+
+def draw(n: int, layout: str, seed: int = 0, d: int = 3) -> tuple[Tensor, Tensor]:
+    chance = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, d, generator=chance, dtype=torch.float64)
+    return x, LAYOUTS[layout](n, chance)
+
+
+def gradients(loss: Callable[..., Any], *leaves: Tensor) -> tuple[Tensor, list[Tensor], Any]:
+    """The loss, the gradient of every leaf under unequal weights, and what else is returned."""
+    leaves = tuple(leaf.detach().clone().requires_grad_() for leaf in leaves)
+    result = loss(*leaves)
+    value, *more = result if isinstance(result, tuple) else (result,)
+    weights = torch.linspace(0.5, 1.5, value.numel(), dtype=value.dtype).reshape(value.shape)
+    (value * weights).sum().backward()
+    found = [torch.zeros_like(a) if a.grad is None else a.grad for a in leaves]
+    return value.detach(), found, more
+
+
+def agree(found: Any, true: Any, rtol: float = 1e-12) -> None:
+    """Value and gradients to `rtol` of the largest entry, counts exactly."""
+    (value, rows, counts), (true_value, true_rows, true_counts) = found, true
+    for a, b in ((value, true_value), *zip(rows, true_rows, strict=True)):
+        size = float(b.abs().max()) if b.numel() else 0.0
+        torch.testing.assert_close(a, b, rtol=10 * rtol, atol=rtol * max(size, 1))
+    assert counts == true_counts
+
+
+def triplets(x: Tensor, labels: Any, **how: Any) -> tuple[Any, ...]:
+    loss, stats = batch_triplet_loss(x, labels, return_stats=True, **how)
+    return loss, stats.valid, stats.active
+
+
+def quadruplets(x: Tensor, labels: Any, **how: Any) -> tuple[Any, ...]:
+    loss, stats = batch_quadruplet_loss(x, labels, return_stats=True, **how)
+    return loss, stats.valid, stats.active, stats.active2
+
+
+# Against the listed tuples.
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@named(TRIPLET_CASES)
+def test_triplets_equal_the_listed_ones(how: Settings, layout: str) -> None:
+    x, labels = draw(11, layout, seed=1)
+    for reduction in ("mean", "none", "active"):
+        more = {**how, "reduction": reduction}
+        with tile_shape(4, 4):
+            found = gradients(lambda x, m=more: triplets(x, labels, **m), x)
+        agree(found, gradients(lambda x, m=more: oracle.batch_triplet(x, labels, **m), x))
+
+
+@pytest.mark.parametrize("layout", BY_CLASS)
+@named(QUADRUPLET_CASES)
+def test_quadruplets_equal_the_listed_ones(how: Settings, layout: str) -> None:
+    x, labels = draw(10, layout, seed=2)
+    for reduction in ("mean", "none"):
+        more = {**how, "reduction": reduction}
+        with tile_shape(4, 4):
+            found = gradients(lambda x, m=more: quadruplets(x, labels, **m), x)
+        agree(found, gradients(lambda x, m=more: oracle.batch_quadruplet(x, labels, **m), x))
+
+
+def test_24_rows_and_every_quadruplet() -> None:
+    x, labels = draw(24, "random", seed=3)
+    for how in QUADRUPLET_CASES[:4]:
+        found = gradients(lambda x, m=how: quadruplets(x, labels, **m), x)
+        agree(found, gradients(lambda x, m=how: oracle.batch_quadruplet(x, labels, **m), x))
+
+
+@few
+@given(seeds, st.integers(0, 14), st.sampled_from(BY_CLASS), st.integers(1, 6))
+def test_any_shape_and_block(seed: int, n: int, layout: str, rows: int) -> None:
+    x, labels = draw(n, layout, seed, d=2)
+    with tile_shape(rows, rows):
+        for select in ("all", *PICKED):
+            how = {"select": select, "reduction": "none"}
+            found = gradients(partial(triplets, labels=labels, **how), x)
+            agree(found, gradients(partial(oracle.batch_triplet, labels=labels, **how), x))
+        for select in ("all", "hard"):
+            how = {"select": select, "reduction": "none"}
+            found = gradients(partial(quadruplets, labels=labels, **how), x)
+            agree(found, gradients(partial(oracle.batch_quadruplet, labels=labels, **how), x))
+
+
+@pytest.mark.parametrize("layout", [*LAYOUTS])
+def test_many_positives_take_the_look_up(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than so many positives a row are looked up, not swept; here all are."""
+    monkeypatch.setattr(hinge, "_FEW", 0)
+    x, labels = draw(13, layout, seed=4)
+    for select in ("all", "semihard"):
+        for reduction in ("mean", "none"):
+            how = {"select": select, "reduction": reduction}
+            found = gradients(partial(triplets, labels=labels, **how), x)
+            agree(found, gradients(partial(oracle.batch_triplet, labels=labels, **how), x))
+    if layout != "multi":
+        found = gradients(partial(quadruplets, labels=labels), x)
+        agree(found, gradients(partial(oracle.batch_quadruplet, labels=labels), x))
+
+
+def test_the_look_up_is_what_a_class_of_many_takes() -> None:
+    x, labels = draw(90, "two", seed=5)
+    assert int((labels == 0).sum()) > hinge._FEW + 1
+    found = gradients(partial(triplets, labels=labels), x)
+    agree(found, gradients(partial(oracle.batch_triplet, labels=labels), x))
+
+
+@few
+@given(seeds, st.sampled_from(["all", *PICKED]), st.booleans())
+def test_ties_and_duplicates(seed: int, select: str, few_positives: bool) -> None:
+    """On a grid around 0 all arithmetic is exact, so that equal distances are equal."""
+    chance = torch.Generator().manual_seed(seed)
+    half = torch.randint(-2, 3, (6, 2), generator=chance, dtype=torch.float64)
+    x, labels = torch.cat([half, -half]), torch.randint(0, 3, (12,), generator=chance)
+    before = hinge._FEW
+    hinge._FEW = before if few_positives else 0
+    try:
+        for margin in (0.0, 1.0, 4.0):
+            how = {"select": select, "margin": margin, "distance": "sqeuclidean"}
+            found = gradients(partial(triplets, labels=labels, **how), x)
+            agree(found, gradients(partial(oracle.batch_triplet, labels=labels, **how), x))
+            how = {"margin": margin, "margin2": margin, "distance": "sqeuclidean"}
+            found = gradients(partial(quadruplets, labels=labels, **how), x)
+            agree(found, gradients(partial(oracle.batch_quadruplet, labels=labels, **how), x))
+    finally:
+        hinge._FEW = before
+
+
+REFERENCES = [{"select": s} for s in ("all", *PICKED)] + [
+    {"select": s, "swap": True} for s in PICKED
+]
+
+
+@pytest.mark.parametrize("layout", ["random", "multi"])
+@pytest.mark.parametrize("own", [False, True])
+@named(REFERENCES)
+def test_a_reference_set(how: Settings, own: bool, layout: str) -> None:
+    """Mistake 4: with swap, positives and negatives are rows of the reference."""
+    x, labels = draw(7, layout, seed=6)
+    reference, others = draw(12, layout, seed=7)
+    more = {**how, "reference_labels": others, "reduction": "none"}
+    if own:
+        more["reference_self"] = torch.tensor([3, -1, 0, 11, -1, 5, 2])
+    with tile_shape(3, 3):
+        found = gradients(lambda x, r: triplets(x, labels, reference=r, **more), x, reference)
+    agree(
+        found,
+        gradients(lambda x, r: oracle.batch_triplet(x, labels, reference=r, **more), x, reference),
+    )
+
+
+@named([*TRIPLET_CASES, {"select": "distance_weighted"}])
+def test_reductions_agree(how: Settings) -> None:
+    x, labels = draw(9, "random", seed=8)
+    run = partial(batch_triplet_loss, labels=labels, **how)
+    if how["select"] == "distance_weighted":
+
+        def run(x: Tensor, **more: Any) -> Any:
+            return batch_triplet_loss(
+                x, labels, generator=torch.Generator().manual_seed(3), **how, **more
+            )
+
+    rows = gradients(lambda x: run(x, reduction="none").sum(), x)
+    agree(rows, gradients(partial(run, reduction="sum"), x))
+    total, stats = run(x, reduction="sum", return_stats=True)
+    torch.testing.assert_close(run(x), total / stats.valid)
+    torch.testing.assert_close(run(x, reduction="active"), total / stats.active)
+
+
+@pytest.mark.parametrize("smooth", [False, True])
+def test_gradcheck(smooth: bool) -> None:
+    x, labels = draw(7, "two", seed=9)
+    for reduction in ("none", "mean"):
+        run = partial(batch_triplet_loss, labels=labels, smooth=smooth, reduction=reduction)
+        assert torch.autograd.gradcheck(run, x.requires_grad_())
+        run = partial(batch_quadruplet_loss, labels=torch.arange(7) % 3, reduction=reduction)
+        assert torch.autograd.gradcheck(run, x)
+
+
+def test_second_derivatives_are_refused() -> None:
+    x, labels = draw(6, "two")
+    loss = batch_triplet_loss(x.requires_grad_(), labels)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(loss, x, create_graph=True)
+
+
+# Numbers.
+
+LOSSES: list[tuple[Callable[..., Tensor], Settings]] = [
+    *((batch_triplet_loss, {"select": s}) for s in ("all", *PICKED, "distance_weighted")),
+    (batch_triplet_loss, {"margin": "soft"}),
+    (batch_triplet_loss, {"select": "all", "distance": "cosine"}),
+    (batch_triplet_loss, {"select": "semihard", "distance": "cosine", "swap": True}),
+    (batch_quadruplet_loss, {}),
+    (batch_quadruplet_loss, {"select": "hard", "distance": "cosine"}),
+    (batch_contrastive_loss, {"select": "hard"}),
+]
+over_losses = pytest.mark.parametrize(
+    ("loss", "how"),
+    LOSSES,
+    ids=lambda v: v.__name__ if callable(v) else "-".join(map(str, v.values())),
+)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@over_losses
+def test_finite_in_finite_out(
+    loss: Callable[..., Tensor], how: Settings, dtype: torch.dtype
+) -> None:
+    x, labels = draw(12, "random", seed=10)
+    identical, zero = x.clone(), x.clone()
+    identical[:] = x[0]
+    zero[::2] = 0
+    for rows in (x, identical, zero, x * 1e4, x[:1], x[:0]):
+        leaf = rows.to(dtype).requires_grad_()
+        for reduction in ("mean", "sum", "none"):
+            value = loss(leaf, labels[: len(rows)], reduction=reduction, **how)
+            assert value.isfinite().all()
+            assert value.dtype == torch.promote_types(dtype, torch.float32)
+            (gradient,) = torch.autograd.grad(value.sum(), leaf)
+            assert gradient.isfinite().all()
+            assert gradient.dtype == dtype
+
+
+@pytest.mark.parametrize("few_positives", [True, False])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@over_losses
+def test_a_row_that_is_no_number_is_not_hidden(
+    loss: Callable[..., Tensor],
+    how: Settings,
+    bad: float,
+    few_positives: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Neither as anchor and positive, nor as the negative of everyone."""
+    if not few_positives:
+        monkeypatch.setattr(hinge, "_FEW", 0)
+    x, labels = draw(7, "random", seed=11)
+    labels = torch.tensor([0, 0, 1, 1, 2, 0, 3])
+    for row in (0, 4, 6):
+        worse = x.clone()
+        worse[row, 1] = bad
+        assert loss(worse, labels, **how).isnan()
+        leaf = worse.requires_grad_()
+        assert loss(leaf, labels, **how).isnan()
+
+
+@over_losses
+def test_nothing_to_compare_is_0(loss: Callable[..., Tensor], how: Settings) -> None:
+    x, _ = draw(5, "one")
+    for labels in (torch.zeros(5, dtype=torch.long), torch.arange(5)):
+        leaf = x.clone().requires_grad_()
+        for reduction in ("mean", "none"):
+            value = loss(leaf, labels, reduction=reduction, **how)
+            (gradient,) = torch.autograd.grad(value.sum(), leaf)
+            if loss is batch_contrastive_loss and len(labels.unique()) == 5:
+                continue
+            assert not value.any()
+            assert not gradient.any()
+
+
+def test_without_gradient_the_value_is_the_same() -> None:
+    x, labels = draw(9, "random")
+    for loss, how in LOSSES:
+        if how.get("select") != "distance_weighted":
+            torch.testing.assert_close(
+                loss(x, labels, **how), loss(x.clone().requires_grad_(), labels, **how).detach()
+            )
+
+
+@over_losses
+def test_same_input_same_bits(loss: Callable[..., Tensor], how: Settings) -> None:
+    x, labels = draw(40, "random", seed=12)
+
+    def once() -> tuple[Tensor, Tensor]:
+        more = dict(how)
+        if how.get("select") == "distance_weighted":
+            more["generator"] = torch.Generator().manual_seed(5)
+        leaf = x.float().requires_grad_()
+        value = loss(leaf, labels, **more)
+        return value, torch.autograd.grad(value, leaf)[0]
+
+    for a, b in zip(once(), once(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_float32_sums_of_very_many_terms() -> None:
+    """300 million quadruplets; their sums may not lose more than the distances did."""
+    labels = torch.arange(240) // 6
+    x = draw(240, "one", seed=13, d=8)[0]
+    for run in (triplets, quadruplets):
+        exact, low = run(x, labels), run(x.float(), labels)
+        torch.testing.assert_close(low[0].double(), exact[0], rtol=1e-6, atol=0)
+        assert low[1] == exact[1]
+        assert abs(low[2] - exact[2]) <= 1e-5 * exact[1]
+
+
+def test_counts_do_not_overflow() -> None:
+    """2.4 x 10^9 quadruplets with one anchor, more than 32 bits count."""
+    n = 1500
+    labels = torch.arange(n) // 500
+    x = torch.zeros(n, 1)
+    _, stats = batch_quadruplet_loss(x, labels, return_stats=True, reduction="sum")
+    each = 499 * (1000**2 - 2 * 500**2)
+    assert stats == QuadrupletStats(n * each, n * each, n * each)
+    loss, stats = batch_triplet_loss(x, labels, return_stats=True, reduction="sum")
+    assert stats == TripletStats(n * 499 * 1000, n * 499 * 1000)
+    torch.testing.assert_close(loss, torch.tensor(float(n * 499 * 1000)))
+
+
+# Memory.
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@over_losses
+def test_memory_is_linear_in_the_batch(
+    loss: Callable[..., Tensor], how: Settings, reduction: str
+) -> None:
+    """One matrix of n x n bytes would break this."""
+    n, budget = 3000, 2**20
+    labels = torch.arange(n) // 4
+    x = torch.randn(n, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    with memory_budget(budget), Allocations(x, labels) as allocations:
+        loss(x, labels, reduction=reduction, **how).sum().backward()
+    assert allocations.peak < n * n / 2
+
+
+# Distance-weighted picks.
+
+
+def test_distance_weighted_is_the_mean_over_its_picks() -> None:
+    x, labels = draw(10, "random", seed=14)
+    value, stats = batch_triplet_loss(
+        x,
+        labels,
+        select="distance_weighted",
+        generator=torch.Generator().manual_seed(1),
+        return_stats=True,
+    )
+    same = (labels[:, None] == labels) & ~torch.eye(10, dtype=torch.bool)
+    assert stats.valid == int(same.sum())
+    other = batch_triplet_loss(
+        x, labels, select="distance_weighted", generator=torch.Generator().manual_seed(2)
+    )
+    assert value != other
+
+
+def test_distance_weighted_draws_the_same_whatever_the_block_and_in_backward() -> None:
+    x, labels = draw(10, "random", seed=15)
+
+    def run(x: Tensor, reduction: str = "none") -> Tensor:
+        chance = torch.Generator().manual_seed(1)
+        return batch_triplet_loss(
+            x, labels, select="distance_weighted", generator=chance, reduction=reduction
+        )
+
+    whole = gradients(run, x)
+    with tile_shape(3, 3):
+        agree(gradients(run, x), whole)
+    # Were other negatives drawn in backward, the sum's gradient would be another one.
+    agree(gradients(lambda x: run(x).sum(), x), gradients(partial(run, reduction="sum"), x))
+
+
+# Contrastive, the overlap only.
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_online_contrastive(layout: str, reduction: str) -> None:
+    x, labels = draw(12, layout, seed=16)
+    for how in ({}, {"margin": 3.0}, {"margin": 0.4, "distance": "cosine"}):
+        more = {**how, "reduction": reduction}
+        with tile_shape(4, 5):
+            found = gradients(
+                partial(batch_contrastive_loss, labels=labels, select="hard", **more), x
+            )
+        agree(found, gradients(partial(oracle.online_contrastive, labels=labels, **more), x))
+
+
+def test_online_contrastive_with_a_reference() -> None:
+    x, labels = draw(6, "random", seed=17)
+    reference, others = draw(9, "random", seed=18)
+    how = {
+        "reference_labels": others,
+        "reference_self": torch.tensor([2, -1, 0, 1, -1, 8]),
+        "margin": 3.0,
+    }
+    found = gradients(
+        lambda x, r: batch_contrastive_loss(x, labels, select="hard", reference=r, **how),
+        x,
+        reference,
+    )
+    agree(
+        found,
+        gradients(
+            lambda x, r: oracle.online_contrastive(x, labels, reference=r, **how), x, reference
+        ),
+    )
+
+
+# What is seen from outside.
+
+
+def matrix_of(shown: nearfar.Forces, n: int) -> Tensor:
+    matrix = torch.zeros(n, n, dtype=torch.float64)
+    return matrix.index_put_((shown.anchor, shown.other), shown.force, accumulate=True)
+
+
+@pytest.mark.parametrize("tile", [3, 100])
+@over_losses
+def test_all_forces_together_are_the_gradient(
+    loss: Callable[..., Tensor], how: Settings, tile: int
+) -> None:
+    n = 12
+    x, labels = draw(n, "random", seed=19)
+    x = torch.nn.functional.normalize(x)
+    more = dict(how)
+
+    def chance() -> Settings:
+        drawn = how.get("select") == "distance_weighted"
+        return {"generator": torch.Generator().manual_seed(1)} if drawn else {}
+
+    value, (gradient,), _ = gradients(lambda x: loss(x, labels, **more, **chance()), x)
+    with tile_shape(tile, tile):
+        shown = forces(loss, x, labels, k=n * n * 3, **more, **chance())
+    assert shown.loss == pytest.approx(value.item() if value.ndim == 0 else 0, rel=1e-9)
+    matrix = matrix_of(shown, n)
+    both = matrix + matrix.T
+    if how.get("distance") == "cosine":
+        rebuilt = -both @ x
+        rebuilt -= (rebuilt * x).sum(1, keepdim=True) * x
+    else:
+        apart = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
+        by_difference = both / torch.where(apart == 0, 1, apart)
+        rebuilt = by_difference.sum(1, keepdim=True) * x - by_difference @ x
+    torch.testing.assert_close(rebuilt, gradient, rtol=1e-9, atol=1e-9)
+    assert torch.equal(shown.similar, labels[shown.anchor] == labels[shown.other])
+
+
+def test_forces_count_whom_each_negative_pushes_away() -> None:
+    """On a line: the positive at 1 and the margin 1 reach to 2; two of three negatives are nearer."""
+    x = torch.tensor([[0.0], [1.0], [1.5], [1.75], [9.0]])
+    shown = forces(batch_triplet_loss, x, [0, 0, 1, 2, 3], reduction="sum", k=50)
+    of_first = {
+        int(o): float(f)
+        for a, o, f in zip(shown.anchor, shown.other, shown.force, strict=True)
+        if a == 0
+    }
+    assert of_first == {1: 2.0, 2: -1.0, 3: -1.0}
+
+
+def test_explain_shows_them() -> None:
+    x, labels = draw(9, "random", seed=20)
+    for loss, how in LOSSES:
+        assert loss.__name__ in str(nearfar.explain(loss, x, labels, **how))
+    assert "batch_triplet_loss" in str(nearfar.explain(BatchTripletLoss(select="hard"), x, labels))
+
+
+def test_modules() -> None:
+    x, labels = draw(9, "random", seed=21)
+    module = BatchTripletLoss(margin=0.3, select="semihard")
+    assert torch.equal(
+        module(x, labels), batch_triplet_loss(x, labels, margin=0.3, select="semihard")
+    )
+    loss, stats = copy.deepcopy(BatchTripletLoss(return_stats=True))(x, labels)
+    assert isinstance(stats.valid, int)
+    assert torch.equal(loss, batch_triplet_loss(x, labels))
+    assert torch.equal(BatchQuadrupletLoss()(x, labels), batch_quadruplet_loss(x, labels))
+    assert "select='semihard'" in repr(module)
+
+
+@pytest.mark.parametrize("loss", [batch_triplet_loss, batch_quadruplet_loss])
+def test_every_argument_is_documented(loss: Callable[..., Tensor]) -> None:
+    doc = inspect.getdoc(loss) or ""
+    for name in inspect.signature(loss).parameters:
+        assert f"\n    {name}: " in doc
+    for part in ("Args:", "Returns:", "Raises:", ">>> ", "Source: ", ".. math::"):
+        assert part in doc
+
+
+ERRORS: list[tuple[Callable[..., Any], Settings, str]] = [
+    (
+        batch_triplet_loss,
+        {"select": "hardest"},
+        r"select must be one of 'all', 'hard', .*'hardest'",
+    ),
+    (
+        batch_triplet_loss,
+        {"reduction": "avg"},
+        r"reduction must be one of 'mean', 'active', .*'avg'",
+    ),
+    (batch_triplet_loss, {"margin": -1}, r'margin must be a number .*or "soft"'),
+    (batch_triplet_loss, {"margin": "softer"}, r"margin must be a number"),
+    (batch_triplet_loss, {"distance": "l2"}, r"distance must be one of"),
+    (batch_triplet_loss, {"swap": True}, r"the other choices do: 'hard', 'semihard', "),
+    (batch_triplet_loss, {"reference_labels": [0]}, r"describe reference"),
+    (batch_quadruplet_loss, {"select": "semihard"}, r"select must be one of 'all', 'hard'"),
+    (batch_quadruplet_loss, {"reduction": "active"}, r"reduction must be "),
+    (batch_quadruplet_loss, {"margin2": -0.1}, r"margin2 must be"),
+    (batch_quadruplet_loss, {"distance": "l2"}, r"distance must be one of"),
+    (batch_contrastive_loss, {"select": "semihard"}, r"select must be one of 'all', 'hard'"),
+]
+
+
+@pytest.mark.parametrize(("loss", "how", "message"), ERRORS)
+def test_errors_teach(loss: Callable[..., Any], how: Settings, message: str) -> None:
+    x, labels = draw(4, "two")
+    with pytest.raises((TypeError, ValueError), match=message):
+        loss(x, labels, **how)
+
+
+def test_multi_labels_have_no_quadruplets() -> None:
+    x, labels = draw(4, "multi")
+    with pytest.raises(ValueError, match=r"three different classes.*batch_triplet_loss takes"):
+        batch_quadruplet_loss(x, labels)

@@ -1,0 +1,215 @@
+"""Losses over every triplet and quadruplet, or the picked ones, listed one by one in float64.
+
+Nothing here knows the library. Tuples are listed by Python loops over the rows; autograd through
+the listed distances gives the reference gradient.
+"""
+
+from itertools import product
+from math import inf
+
+import torch
+from torch import Tensor
+
+Triplet = tuple[int, int, int]
+
+
+def similar(labels: Tensor, others: Tensor) -> list[list[bool]]:
+    """Who shares a class id, or a label of multi-labels, with whom."""
+    if labels.ndim == 1:
+        return [[a == b for b in others.tolist()] for a in labels.tolist()]
+    return [[any(p and q for p, q in zip(a, b)) for b in others.tolist()] for a in labels.tolist()]
+
+
+def between(x: Tensor, y: Tensor, distance: str) -> Tensor:
+    """(n, m) distances, from differences; the derivative at 0 is 0."""
+    if distance == "cosine":
+        x, y = _unit(x), _unit(y)
+        return 1 - x @ y.T
+    squares = (x[:, None] - y).square().sum(-1)
+    if distance == "sqeuclidean":
+        return squares
+    return torch.where(squares > 0, torch.where(squares > 0, squares, 1).sqrt(), 0)
+
+
+def relations(
+    labels: Tensor, others: Tensor | None, own: Tensor | None
+) -> tuple[list[list[int]], list[list[int]]]:
+    """The positives and the negatives of each row."""
+    n = len(labels)
+    itself = list(range(n)) if others is None else [-1] * n if own is None else own.tolist()
+    same = similar(labels, labels if others is None else others)
+    m = n if others is None else len(others)
+    everyone = [[j for j in range(m) if j != itself[i]] for i in range(n)]
+    return (
+        [[j for j in everyone[i] if same[i][j]] for i in range(n)],
+        [[j for j in everyone[i] if not same[i][j]] for i in range(n)],
+    )
+
+
+def select_triplets(
+    d: Tensor, positives: list[list[int]], negatives: list[list[int]], select: str
+) -> list[Triplet]:
+    """The triplets that a selection picks; of equals the first."""
+    rows = d.tolist()
+    found: list[Triplet] = []
+    for i, (near, far) in enumerate(zip(positives, negatives, strict=True)):
+        if not near or not far:
+            continue
+        of = rows[i]
+        nearest = min(far, key=lambda j: of[j])
+        if select == "all":
+            found += [(i, p, n) for p, n in product(near, far)]
+        elif select == "hard":
+            found.append((i, max(near, key=lambda j: of[j]), nearest))
+        elif select == "easy_positive":
+            found.append((i, min(near, key=lambda j: of[j]), nearest))
+        elif select == "semihard":
+            for p in near:
+                beyond = [n for n in far if of[n] > of[p]]
+                best = min(beyond, key=lambda j: of[j]) if beyond else max(far, key=lambda j: of[j])
+                found.append((i, p, best))
+        else:
+            raise ValueError(select)
+    return found
+
+
+def batch_triplet(
+    x: Tensor,
+    labels: Tensor,
+    *,
+    margin: float | str = 1.0,
+    distance: str = "euclidean",
+    select: str = "all",
+    smooth: bool = False,
+    swap: bool = False,
+    reference: Tensor | None = None,
+    reference_labels: Tensor | None = None,
+    reference_self: Tensor | None = None,
+    reduction: str = "mean",
+) -> tuple[Tensor, int, int]:
+    """The loss, the number of triplets, and of those that cost something."""
+    if margin == "soft":
+        margin, smooth = 0.0, True
+    columns = x if reference is None else reference
+    d = between(x, columns, distance)
+    positives, negatives = relations(labels, reference_labels, reference_self)
+    triplets = select_triplets(d, positives, negatives, select)
+    zero = 0 * (x.sum() + columns.sum())
+    if not triplets:
+        return (zero.expand(len(x)) if reduction == "none" else zero), 0, 0
+    i, p, n = torch.tensor(triplets).T
+    far = d[i, n]
+    if swap:
+        far = torch.minimum(far, between(columns, columns, distance)[p, n])
+    cost = _activate(d[i, p] - far + margin, smooth)
+    return _reduce(cost, i, len(x), reduction) + zero, len(triplets), int((cost > 0).sum())
+
+
+def quadruplets(labels: Tensor) -> Tensor:
+    """(q, 4) all quadruplets: i and j of one class, k and l of two others."""
+    c = labels.tolist()
+    n = range(len(c))
+    found = [
+        (i, j, k, m)
+        for i, j in product(n, n)
+        if i != j and c[i] == c[j]
+        for k in n
+        if c[k] != c[i]
+        for m in n
+        if c[m] != c[i] and c[m] != c[k]
+    ]
+    return torch.tensor(found, dtype=torch.long).reshape(-1, 4)
+
+
+def batch_quadruplet(
+    x: Tensor,
+    labels: Tensor,
+    *,
+    margin: float = 1.0,
+    margin2: float = 0.5,
+    distance: str = "euclidean",
+    select: str = "all",
+    reduction: str = "mean",
+) -> tuple[Tensor, int, int, int]:
+    """The loss, the number of quadruplets, and of how many each term costs something."""
+    d = between(x, x, distance)
+    if select == "all":
+        i, j, k, m = quadruplets(labels).T
+        pairs = (i, j), (i, k), (k, m)
+    else:
+        found = torch.tensor(_hardest(d, labels.tolist()), dtype=torch.long).reshape(-1, 5)
+        i, j, k, k2, m = found.T
+        pairs = (i, j), (i, k), (k2, m)
+    near, far, apart = (d[pair] for pair in pairs)
+    first, second = (near - far + margin).relu(), (near - apart + margin2).relu()
+    loss = _reduce(first + second, i, len(x), reduction) + 0 * x.sum()
+    return loss, len(i), int((first > 0).sum()), int((second > 0).sum())
+
+
+def _hardest(d: Tensor, c: list[int]) -> list[tuple[int, ...]]:
+    rows, n, found = d.tolist(), range(len(c)), []
+    for i in n:
+        near = [j for j in n if j != i and c[j] == c[i]]
+        far = [k for k in n if c[k] != c[i]]
+        two = [(rows[k][m], k, m) for k in far for m in far if c[k] != c[m]]
+        if near and two:
+            best = min(two, key=lambda pair: pair[0])
+            j = max(near, key=lambda j: rows[i][j])
+            found.append((i, j, min(far, key=lambda k: rows[i][k]), *best[1:]))
+    return found
+
+
+def online_contrastive(
+    x: Tensor,
+    labels: Tensor,
+    *,
+    margin: float = 1.0,
+    distance: str = "euclidean",
+    reference: Tensor | None = None,
+    reference_labels: Tensor | None = None,
+    reference_self: Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """Positives farther than the nearest negative pair, negatives nearer than the farthest positive."""
+    d = between(x, x if reference is None else reference, distance)
+    positives, negatives = relations(labels, reference_labels, reference_self)
+    near = [(i, j) for i, row in enumerate(positives) for j in row]
+    far = [(i, j) for i, row in enumerate(negatives) for j in row]
+    rows = d.tolist()
+    farthest = max((rows[i][j] for i, j in near), default=-inf)
+    nearest = min((rows[i][j] for i, j in far), default=inf)
+    near = [(i, j) for i, j in near if rows[i][j] > nearest]
+    far = [(i, j) for i, j in far if rows[i][j] < farthest]
+    cost = torch.zeros_like(d)
+    for pairs, term in ((near, d.square()), (far, (margin - d).relu().square())):
+        share = 1 / max(len(pairs), 1) if reduction == "mean" else 1
+        for i, j in pairs:
+            cost = (
+                cost
+                + torch.nn.functional.one_hot(torch.tensor(i * d.shape[1] + j), d.numel()).view(
+                    d.shape
+                )
+                * term
+                * share
+            )
+    return cost.sum(1) if reduction == "none" else cost.sum()
+
+
+def _activate(violation: Tensor, smooth: bool) -> Tensor:
+    if not smooth:
+        return violation.relu()
+    return violation.relu() + torch.log1p((-violation.abs()).exp())
+
+
+def _reduce(cost: Tensor, anchor: Tensor, n: int, reduction: str) -> Tensor:
+    if reduction == "none":
+        return torch.zeros(n, dtype=cost.dtype).index_add(0, anchor, cost)
+    if reduction == "sum":
+        return cost.sum()
+    count = int((cost > 0).sum()) if reduction == "active" else len(cost)
+    return cost.sum() / max(count, 1)
+
+
+def _unit(x: Tensor) -> Tensor:
+    size = x.norm(dim=1, keepdim=True)
+    return torch.where(size > 0, x / torch.where(size > 0, size, 1), 0)
