@@ -333,9 +333,11 @@ def explain(
     )
     explanation = explain_table(path, loss, hyperparameters)
     if limit is not None:
-        explanation = replace(explanation, rows=explanation.rows[:limit])
+        explanation = replace(explanation, limit=limit)
     if as_json:
-        typer.echo(json.dumps(explanation.as_dict(), indent=2))
+        found = explanation.as_dict()
+        found["rows"] = found["rows"][:limit]
+        typer.echo(json.dumps(found, indent=2))
     elif (console := Console()).is_terminal:
         console.print(explanation)
     else:

@@ -20,7 +20,7 @@ from nearfar.tabulate import Table
 if TYPE_CHECKING:
     from rich.console import Group
 
-_SHOWN = 20  # rows that a printed table shows
+_SHOWN = 20  # rows that a printed table shows unless told
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ class Explanation:
         pull: the sum of all pulls.
         push: the sum of all pushes.
         findings: what is wrong, with evidence and advice; empty where all is well.
+        limit: how many rows to print; `rows` has them all.
     """
 
     loss: str
@@ -76,11 +77,13 @@ class Explanation:
     pull: float
     push: float
     findings: tuple[Finding, ...]
+    limit: int = _SHOWN
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON; NaN, which JSON lacks, becomes None."""
         plain = _without_nan(asdict(self))
         assert isinstance(plain, dict)
+        del plain["limit"]  # a matter of printing
         return plain
 
     def __str__(self) -> str:
@@ -115,10 +118,10 @@ class Explanation:
         costs = () if first.loss is None else ("loss",)
         another = () if first.other is None else ("other",)
         header = ("row", *another, *labelled, *first.measured, *costs, "force", "reading")
-        return Table(header, [_cells(row) for row in self.rows[:_SHOWN]])
+        return Table(header, [_cells(row) for row in self.rows[: self.limit]])
 
     def _more(self) -> list[str]:
-        hidden = len(self.rows) - _SHOWN
+        hidden = len(self.rows) - self.limit
         return [f"... and {hidden} more rows, all in .rows"] if hidden > 0 else []
 
 
