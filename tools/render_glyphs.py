@@ -48,12 +48,12 @@ SIDE = 32  # pixels of an image side
 BOX = 26  # the ink is scaled to fit this box, which leaves a margin for shifts and rotations
 DRAW_SIZE = 160  # font size of the large drawing that is then scaled down
 LEVELS = 8  # grey levels kept: eight are enough to look smooth, and deflate far better than 256
-MOST_TYPEFACES = 20  # per identity
+MOST_TYPEFACES = 16  # per identity; more would not fit the size
 FEWEST_TYPEFACES = 6  # an identity with fewer distinct drawings is left out
 CANDIDATE_TYPEFACES = 30  # tried per letter before near-duplicates are thinned out
 FEWEST_IDENTITIES = 8  # a writing system with fewer is left out
 NEAR_DUPLICATE = 7.0  # mean absolute difference in grey levels below which a drawing is a repeat
-LOOK_ALIKE = 0.075  # `unlikeness` below which two letters of one typeface are the same shape
+LOOK_ALIKE = 0.03  # `unlikeness` below which two letters of one typeface are the same shape
 CASE_PAIR = 0.16  # the same for the two cases of one letter, whose stroke widths differ
 MOST_BYTES = 3_000_000
 
