@@ -50,7 +50,8 @@ class Question:
         memory: at most this share of theirs.
         seconds: at most.
         extra: bytes at most.
-        large: only with --large.
+        beside: measure theirs too; at some sizes it takes minutes and tens of gigabytes.
+        large: only with --large, and once.
         differs: where their definition is not ours.
     """
 
@@ -60,6 +61,7 @@ class Question:
     memory: float | None = None
     seconds: float | None = None
     extra: float | None = None
+    beside: bool = True
     large: bool = False
     differs: str = ""
 
@@ -70,7 +72,7 @@ _SEMIHARD = (
 QUESTIONS = [
     Question("all", 1024, faster=60, memory=1 / 40),
     Question("all", 4096, faster=80, large=True),
-    Question("all", 8192, seconds=3, extra=300e6),
+    Question("all", 8192, seconds=3, extra=300e6, beside=False),
     Question("semihard", 1024, faster=50, differs=_SEMIHARD),
     Question("hard", 4096, faster=5, memory=1 / 10),
     Question("distance_weighted", 1024),
@@ -154,10 +156,8 @@ def own_peak(case: str, contender: str, n: int) -> int:
 
 def measured(question: Question, n: int, repeats: int, threads: int) -> dict[str, Any]:
     x, labels = data(n)
-    losses = contenders(question.case)
-    if n >= 8192 or (question.large and n >= 4096 and repeats > 1):
-        losses = {"nearfar": losses["nearfar"]} if n >= 8192 else losses
-        repeats = 1 if question.large else repeats
+    losses = contenders(question.case) if question.beside else {"nearfar": ours(question.case)}
+    repeats = 1 if question.large else repeats
     times = in_turns(
         {name: partial(step, loss, x, labels) for name, loss in losses.items()}, repeats
     )

@@ -333,6 +333,14 @@ def test_nothing_to_compare_is_0(loss: Callable[..., Tensor], how: Settings) -> 
             assert not gradient.any()
 
 
+@over_losses
+def test_a_row_without_a_part_is_not_compared(loss: Callable[..., Tensor], how: Settings) -> None:
+    """One class has no negatives: nobody looks at the row that is no number."""
+    if loss is not batch_contrastive_loss:
+        x = torch.tensor([[1.0, 2], [torch.nan, 1], [0, 1]])
+        assert loss(x, [0, 0, 0], **how) == 0
+
+
 def test_without_gradient_the_value_is_the_same() -> None:
     x, labels = draw(9, "random")
     for loss, how in LOSSES:
@@ -385,18 +393,16 @@ def test_counts_do_not_overflow() -> None:
 # Memory.
 
 
-@pytest.mark.parametrize("reduction", ["mean", "none"])
 @over_losses
-def test_memory_is_linear_in_the_batch(
-    loss: Callable[..., Tensor], how: Settings, reduction: str
-) -> None:
+def test_memory_is_linear_in_the_batch(loss: Callable[..., Tensor], how: Settings) -> None:
     """One matrix of n x n bytes would break this."""
-    n, budget = 3000, 2**20
-    labels = torch.arange(n) // 4
-    x = torch.randn(n, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    n, budget = 1500, 2**19
+    labels = torch.arange(n) // 3
+    x = torch.randn(n, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
     with memory_budget(budget), Allocations(x, labels) as allocations:
-        loss(x, labels, reduction=reduction, **how).sum().backward()
-    assert allocations.peak < n * n / 2
+        loss(x, labels, **how).backward()
+    assert allocations.peak < n * n / 1.5
+    assert allocations.largest <= max(budget, 24 * n * 3)
 
 
 # Distance-weighted picks.
@@ -451,6 +457,13 @@ def test_online_contrastive(layout: str, reduction: str) -> None:
         agree(found, gradients(partial(oracle.online_contrastive, labels=labels, **more), x))
 
 
+def test_pairs_at_the_edge_of_the_overlap_do_not_overlap() -> None:
+    """The similar pair is as far apart as the nearest dissimilar one."""
+    x = torch.tensor([[0.0], [1.0], [2.0]])
+    assert batch_contrastive_loss(x, [0, 0, 1], margin=5.0, select="hard") == 0
+    assert batch_contrastive_loss(x, [0, 1, 0], margin=5.0, select="hard") == 4 + 16
+
+
 def test_online_contrastive_with_a_reference() -> None:
     x, labels = draw(6, "random", seed=17)
     reference, others = draw(9, "random", seed=18)
@@ -494,10 +507,12 @@ def test_all_forces_together_are_the_gradient(
         drawn = how.get("select") == "distance_weighted"
         return {"generator": torch.Generator().manual_seed(1)} if drawn else {}
 
-    value, (gradient,), _ = gradients(lambda x: loss(x, labels, **more, **chance()), x)
+    leaf = x.clone().requires_grad_()
+    value = loss(leaf, labels, **more, **chance())
+    (gradient,) = torch.autograd.grad(value, leaf)
     with tile_shape(tile, tile):
         shown = forces(loss, x, labels, k=n * n * 3, **more, **chance())
-    assert shown.loss == pytest.approx(value.item() if value.ndim == 0 else 0, rel=1e-9)
+    assert shown.loss == pytest.approx(value.item(), rel=1e-9)
     matrix = matrix_of(shown, n)
     both = matrix + matrix.T
     if how.get("distance") == "cosine":
@@ -511,8 +526,35 @@ def test_all_forces_together_are_the_gradient(
     assert torch.equal(shown.similar, labels[shown.anchor] == labels[shown.other])
 
 
+DIRECTED = [
+    *((batch_triplet_loss, oracle.batch_triplet, {"select": s}) for s in ("all", *PICKED)),
+    (batch_triplet_loss, oracle.batch_triplet, {"smooth": True}),
+    (batch_triplet_loss, oracle.batch_triplet, {"select": "hard", "swap": True}),
+    (batch_quadruplet_loss, oracle.batch_quadruplet, {}),
+    (batch_quadruplet_loss, oracle.batch_quadruplet, {"select": "hard"}),
+]
+
+
+@pytest.mark.parametrize(("loss", "truth", "how"), DIRECTED)
+def test_each_force_is_the_derivative_by_its_distance(
+    loss: Callable[..., Tensor],
+    truth: Callable[..., Any],
+    how: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """That of i to j by itself, not added to that of j to i."""
+    n = 11
+    x, labels = draw(n, "random", seed=22)
+    d = oracle.between(x, x, "euclidean").requires_grad_()
+    monkeypatch.setattr(oracle, "between", lambda *_: d)
+    truth(x, labels, **how)[0].backward()
+    with tile_shape(4, 4):
+        shown = forces(loss, x, labels, k=n * n * 3, **how)
+    torch.testing.assert_close(matrix_of(shown, n), d.grad, rtol=1e-10, atol=1e-12)
+
+
 def test_forces_count_whom_each_negative_pushes_away() -> None:
-    """On a line: the positive at 1 and the margin 1 reach to 2; two of three negatives are nearer."""
+    """On a line: the positive at 1 reaches to 2, and two of three negatives are nearer."""
     x = torch.tensor([[0.0], [1.0], [1.5], [1.75], [9.0]])
     shown = forces(batch_triplet_loss, x, [0, 0, 1, 2, 3], reduction="sum", k=50)
     of_first = {

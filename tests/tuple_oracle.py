@@ -17,7 +17,10 @@ def similar(labels: Tensor, others: Tensor) -> list[list[bool]]:
     """Who shares a class id, or a label of multi-labels, with whom."""
     if labels.ndim == 1:
         return [[a == b for b in others.tolist()] for a in labels.tolist()]
-    return [[any(p and q for p, q in zip(a, b)) for b in others.tolist()] for a in labels.tolist()]
+    return [
+        [any(p and q for p, q in zip(a, b, strict=True)) for b in others.tolist()]
+        for a in labels.tolist()
+    ]
 
 
 def between(x: Tensor, y: Tensor, distance: str) -> Tensor:
@@ -170,7 +173,7 @@ def online_contrastive(
     reference_self: Tensor | None = None,
     reduction: str = "mean",
 ) -> Tensor:
-    """Positives farther than the nearest negative pair, negatives nearer than the farthest positive."""
+    """Similar pairs farther than the nearest dissimilar one, and the reverse."""
     d = between(x, x if reference is None else reference, distance)
     positives, negatives = relations(labels, reference_labels, reference_self)
     near = [(i, j) for i, row in enumerate(positives) for j in row]
@@ -180,7 +183,7 @@ def online_contrastive(
     nearest = min((rows[i][j] for i, j in far), default=inf)
     near = [(i, j) for i, j in near if rows[i][j] > nearest]
     far = [(i, j) for i, j in far if rows[i][j] < farthest]
-    cost = torch.zeros_like(d)
+    cost = 0 * d
     for pairs, term in ((near, d.square()), (far, (margin - d).relu().square())):
         share = 1 / max(len(pairs), 1) if reduction == "mean" else 1
         for i, j in pairs:

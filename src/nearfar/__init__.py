@@ -27,12 +27,10 @@ from nearfar.losses import (
     ProxyNCALoss,
     ProxySoftmaxLoss,
     QuadrupletLoss,
-    QuadrupletStats,
     SigLIPLoss,
     SoftmaxLoss,
     SupConLoss,
     TripletLoss,
-    TripletStats,
     batch_contrastive_loss,
     batch_cosine_loss,
     batch_quadruplet_loss,
@@ -55,6 +53,7 @@ from nearfar.losses import (
     sup_con_loss,
     triplet_loss,
 )
+from nearfar.losses.batch_tuples import QuadrupletStats, TripletStats
 
 __version__ = "0.1.0"
 

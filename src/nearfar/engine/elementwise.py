@@ -68,9 +68,9 @@ def elementwise(rule: PairRule, closeness: Closeness, relation: Relation) -> Exe
             if request.bias is not None:
                 c.values.add_(request.bias)
             loss, force = rule.tile(c.values, block)
-            per_row[rows] += loss.sum(1)
+            per_row[rows].add_(loss.sum(1))
             if twice:
-                per_row[cols] += loss.sum(0)
+                per_row[cols].add_(loss.sum(0))
             if da is None or db is None:
                 continue
             if request.weight is not None:

@@ -63,7 +63,8 @@ def every_triplet(margin: float, smooth: bool, mean_of_active: bool, tally: Tall
         force = sums.force
         if force is not None and weight is not None:
             force = force.mul_(weight[:, None])
-        return sums.loss, sums.active if mean_of_active else sums.valid, force
+        loss = torch.where(sums.valid > 0, sums.loss, 0)
+        return loss, sums.active if mean_of_active else sums.valid, force
 
     return rule
 

@@ -110,8 +110,7 @@ def every_quadruplet(
             show_listed(request, relation, pairs.anchor, pairs.positive, pairs.d, pull)
             for chunk in pairs.chunks(a, request.limits):
                 _pull(a, da, pairs.anchor[chunk], pairs.positive[chunk], distance, pull[chunk])
-        # Every quadruplet's batch holds every row: one that is no number may not stay unseen.
-        per_row = torch.where(n_quadruplets > 0, per_row + (a * 0).sum(), 0)
+        per_row = torch.where(n_quadruplets > 0, per_row, 0)
         return Answer(per_row.to(a.dtype), n_quadruplets, da)
 
     return execute

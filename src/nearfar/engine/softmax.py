@@ -118,7 +118,7 @@ class _Running:
 
     def add(self, at: slice, terms: Tensor, dim: int) -> None:
         if self.bound is not None or not terms.shape[dim]:
-            self.total[at] += terms.sum(dim)
+            self.total[at].add_(terms.sum(dim))  # += would copy the sum back onto itself
             return
         old = self.top[at]
         top = torch.maximum(old, terms.amax(dim))
@@ -152,7 +152,7 @@ class _Anchors:
         """Take in a tile, in which the anchors `at` lie along the other dimension."""
         self.logs.add(at, tile.terms, dim)
         if tile.positives is not None:
-            self.total[at] += tile.positives.sum(dim)
+            self.total[at].add_(tile.positives.sum(dim))
 
     def settle(self, valid: Tensor | None, count: Tensor, weight: Tensor | None) -> Tensor:
         """The losses; from here on it is known what each term weighs in their weighted sum."""

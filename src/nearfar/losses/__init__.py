@@ -11,8 +11,6 @@ from nearfar.losses.batch_pair import (
 from nearfar.losses.batch_tuples import (
     BatchQuadrupletLoss,
     BatchTripletLoss,
-    QuadrupletStats,
-    TripletStats,
     batch_quadruplet_loss,
     batch_triplet_loss,
 )
@@ -70,12 +68,10 @@ __all__ = [
     "ProxyNCALoss",
     "ProxySoftmaxLoss",
     "QuadrupletLoss",
-    "QuadrupletStats",
     "SigLIPLoss",
     "SoftmaxLoss",
     "SupConLoss",
     "TripletLoss",
-    "TripletStats",
     "batch_contrastive_loss",
     "batch_cosine_loss",
     "batch_quadruplet_loss",
