@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from nearfar import (
     batch_contrastive_loss,
     batch_cosine_loss,
+    batch_quadruplet_loss,
+    batch_triplet_loss,
     circle_loss,
     clip_loss,
     contrastive_loss,
@@ -211,6 +213,15 @@ OBJECTIVES: Mapping[str, Objective] = {
     ),
     "batch_contrastive": Objective(
         batch_contrastive_loss, {"margin": 1.0, "distance": "euclidean"}, whole_batch
+    ),
+    "batch_triplet": Objective(
+        batch_triplet_loss, {"margin": 0.3, "distance": "euclidean"}, whole_batch
+    ),
+    "batch_quadruplet": Objective(
+        batch_quadruplet_loss,
+        {"margin": 0.3, "margin2": 0.15, "distance": "euclidean"},
+        whole_batch,
+        fewest_identities=3,
     ),
     "batch_cosine": Objective(batch_cosine_loss, {"margin": 0.3}, whole_batch),
     "clip": Objective(clip_loss, {"scale": 10.0}, item_against_item, similar_pairs, True),
