@@ -9,7 +9,7 @@ through the normalisation: the gradient of a scalar is finished in the forward p
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -87,10 +87,6 @@ def show(
 
 Executor = Callable[[Request], Answer]
 
-_F = TypeVar("_F", bound=Callable[..., Any])
-# The compiler takes the step as it is: it could not fuse the loop over tiles anyway.
-_opaque = cast(Callable[[_F], _F], torch.compiler.disable)
-
 
 @dataclass(frozen=True, eq=False)
 class _Job:
@@ -102,7 +98,6 @@ class _Job:
     gradient: bool
 
 
-@_opaque
 def run(
     executor: Executor,
     x: Tensor,
@@ -116,6 +111,24 @@ def run(
 ) -> Tensor:
     """Run an executor on rows `x` and columns `y` (None: `x` itself) as one differentiable step."""
     check_reduction(reduction)
+    run_step: Callable[..., Tensor] = _run
+    if torch.compiler.is_compiling():
+        # The compiler takes the step as it is: it could not fuse the loop over tiles anyway. Only
+        # asked for here, since a decorator would load the compiler with the library.
+        run_step = torch.compiler.disable(_run)  # type: ignore[no-untyped-call]
+    return run_step(executor, x, y, normalize, reduction, scale, bias, weight)
+
+
+def _run(
+    executor: Executor,
+    x: Tensor,
+    y: Tensor | None,
+    normalize: bool,
+    reduction: Reduction,
+    scale: Tensor | float | None,
+    bias: Tensor | float | None,
+    weight: Tensor | None,
+) -> Tensor:
     learned = [t for t in (x, y, scale, bias) if isinstance(t, Tensor) and t.requires_grad]
     gradient = torch.is_grad_enabled() and bool(learned)
     job = _Job(executor, normalize, reduction, weight, current_limits(), gradient)
