@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from nearfar.engine.stream import BlockRule
-from nearfar.relation import Block
+from nearfar.relation import Block, Relation
 
 # Measured: up to so many positives a row the sweeps are faster than the look-up.
 _FEW = 32
@@ -52,13 +52,16 @@ class Hinges:
     force: Tensor | None
 
 
-def every_triplet(margin: float, smooth: bool, mean_of_active: bool, tally: Tally) -> BlockRule:
+def every_triplet(
+    relation: Relation, margin: float, smooth: bool, mean_of_active: bool, tally: Tally
+) -> BlockRule:
     """All triplets of each anchor, as a rule on a block."""
 
     def rule(
         d: Tensor, who: Block, rows: slice, weight: Tensor | None, gradient: bool
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        sums = hinges(d, who, margin, smooth=smooth, gradient=gradient)
+        anchors = Anchors.of(d, who, relation, rows)
+        sums = hinges(d, anchors, margin, smooth=smooth, gradient=gradient)
         tally.add(sums.valid.sum(), sums.active.sum())
         force = sums.force
         if force is not None and weight is not None:
@@ -71,7 +74,7 @@ def every_triplet(margin: float, smooth: bool, mean_of_active: bool, tally: Tall
 
 def hinges(
     d: Tensor,
-    who: Block,
+    anchors: "Anchors",
     margin: float,
     *,
     smooth: bool = False,
@@ -82,42 +85,41 @@ def hinges(
 
     Args:
         d: (b, m) distances.
-        who: is similar to whom.
+        anchors: their positives.
         margin: how much farther a negative must be than a positive.
         smooth: softplus in place of the hinge.
         weight: (b, m) by which the triplets with each negative count; None: all by 1.
         gradient: whether the forces are wanted.
     """
-    positives = Positives.of(d, who)
-    hidden = who.hidden
-    valid = positives.count * n_negatives(who)
-    if not positives.most:
+    valid = anchors.count * anchors.n_negatives
+    if not anchors.most:
         nothing = torch.zeros_like(d) if gradient else None
         return Hinges(d.new_zeros(len(d), dtype=exact(d)), valid, torch.zeros_like(valid), nothing)
-    one_by_one = smooth or positives.most <= _FEW
-    reach = positives.table(d, -inf if one_by_one else inf).add_(margin)
-    if one_by_one:
-        far = d if hidden is None else d.masked_fill(hidden, inf)
-        loss, pull, push = _sweep(reach, far, smooth, weight, gradient)
+    reach = anchors.table(d, -inf).add_(margin)
+    far = anchors.hide(d.clone())
+    if smooth or anchors.most <= _FEW:
+        loss, pull, push = _sweep(reach, far, smooth, weight)
     else:
-        loss, pull, push = _all_at_once(reach, positives.count, d, hidden, weight)
+        loss, pull, push = _look_up(reach, far, d, weight)
     active = valid if smooth else pull.nan_to_num(0).sum(1, dtype=exact(d)).long()
     if not gradient:
         return Hinges(loss, valid, active, None)
     force = push.neg_()
-    force[positives.row, positives.column] = pull[positives.row, positives.slot].to(d.dtype)
+    force[anchors.row, anchors.column] = pull[anchors.row, anchors.slot].to(d.dtype)
     return Hinges(loss, valid, active, force)
 
 
 @dataclass(frozen=True, eq=False)
-class Positives:
-    """The positives of a block's rows.
+class Anchors:
+    """The rows of a block, and who is who for them, listed: positives are few.
 
     Attributes:
-        row, column: (k,) where they are, row by row.
+        row, column: (k,) where positives are, row by row.
         slot: (k,) the how-manieth of its row each is.
         count: (b,) how many a row has.
         most: how many the row with the most has.
+        n_negatives: (b,) how many negatives a row has.
+        itself: (s,), (s,) rows that meet themselves, and in which column.
     """
 
     row: Tensor
@@ -125,16 +127,30 @@ class Positives:
     slot: Tensor
     count: Tensor
     most: int
+    n_negatives: Tensor
+    itself: tuple[Tensor, Tensor]
 
     @classmethod
-    def of(cls, d: Tensor, who: Block) -> "Positives":
-        if who.similar is None:
-            nobody = d.new_zeros(0, dtype=torch.long)
-            return cls(nobody, nobody, nobody, nobody.new_zeros(len(d)), 0)
-        row, column = who.similar.nonzero(as_tuple=True)
+    def of(cls, d: Tensor, who: Block, relation: Relation, rows: slice) -> "Anchors":
+        """The anchors of a block of distances from some rows to all columns."""
+        nobody = torch.zeros(0, dtype=torch.int64, device=d.device)
+        own = nobody.new_full((len(d),), -1) if relation.own is None else relation.own[rows]
+        (met,) = (own >= 0).nonzero(as_tuple=True)
+        row = column = nobody
+        if who.similar is not None:
+            row, column = who.similar.nonzero(as_tuple=True)
         count = torch.bincount(row, minlength=len(d))
         slot = torch.arange(len(row), device=d.device) - (count.cumsum(0) - count)[row]
-        return cls(row, column, slot, count, int(count.max()) if len(d) else 0)
+        most = int(count.max()) if len(d) else 0
+        return cls(
+            row, column, slot, count, most, d.shape[1] - count - (own >= 0).long(), (met, own[met])
+        )
+
+    def hide(self, d: Tensor) -> Tensor:
+        """`d` with everyone who is no negative as far away as can be; overwrites it."""
+        d[self.row, self.column] = inf
+        d[self.itself] = inf
+        return d
 
     def table(self, d: Tensor, fill: float) -> Tensor:
         """(b, most) the distances to them, filled up."""
@@ -157,60 +173,47 @@ class Positives:
         return self.columns().gather(1, slot)[:, 0]
 
 
-def n_negatives(who: Block) -> Tensor:
-    """(b,) int64, how many negatives each row of a block has."""
-    everyone = torch.full(who.shape[:1], who.shape[1], dtype=torch.int64, device=who.device)
-    return everyone if who.hidden is None else everyone - who.hidden.sum(1)
-
-
 def _sweep(
-    reach: Tensor, far: Tensor, smooth: bool, weight: Tensor | None, gradient: bool
+    reach: Tensor, far: Tensor, smooth: bool, weight: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Positive by positive: (b,) sums, (b, p) pulls, (b, m) pushes."""
     loss = far.new_zeros(len(far), dtype=exact(far))
-    pull = torch.zeros_like(reach, dtype=exact(far))
-    push = torch.zeros_like(far if gradient else far[:, :0])
+    pull, push = torch.zeros_like(reach, dtype=exact(far)), torch.zeros_like(far)
     short = torch.empty_like(far)
     for slot in range(reach.shape[1]):
         torch.sub(reach[:, slot, None], far, out=short)
         if smooth:
-            slope, cost = short.sigmoid(), logsigmoid(-short).neg_()
+            slope, cost = short.sigmoid(), logsigmoid(short.neg_()).neg_()
         else:
             cost = short.relu_()
         loss += cost.sum(1) if weight is None else torch.linalg.vecdot(cost, weight)
         slope = slope if smooth else cost.sign_()
-        slope = slope if weight is None else slope.mul_(weight)
+        push += slope
         # A float32 counts up to 2^24, which weights may exceed.
-        pull[:, slot] = slope.sum(1, dtype=None if weight is None else exact(far))
-        if gradient:
-            push += slope
-    return loss, pull, push
+        pull[:, slot] = (
+            slope.sum(1) if weight is None else (slope * weight).sum(1, dtype=exact(far))
+        )
+    return loss, pull, push if weight is None else push.mul_(weight)
 
 
-def _all_at_once(
-    reach: Tensor, count: Tensor, d: Tensor, hidden: Tensor | None, weight: Tensor | None
+def _look_up(
+    reach: Tensor, far: Tensor, d: Tensor, weight: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """All positives at once: (b,) sums, (b, p) pulls, (b, m) pushes."""
     rows, most = reach.shape
     ordered, order = reach.sort(1)
-    places = beaten(ordered, d).long()
-    if hidden is not None:  # as far away as can be
-        places.masked_fill_(hidden, most)
-    bucket = places + torch.arange(0, rows * (most + 1), most + 1, device=d.device)[:, None]
+    place = beaten(ordered, far).long()
+    bucket = place + torch.arange(0, rows * (most + 1), most + 1, device=d.device)[:, None]
     by = None if weight is None else weight.flatten().to(exact(d))
     nearer = torch.bincount(bucket.flatten(), by, rows * (most + 1)).view(rows, most + 1)
-    pull = nearer[:, :most].cumsum(1)
-    push = (count[:, None] - places).clamp_(min=0).to(d.dtype)
+    pull = nearer[:, :most].cumsum(1).to(exact(d))
+    push = (most - place).to(d.dtype)
     push = push if weight is None else push.mul_(weight)
-    # Sums of differences from the farthest reach: from 0 they would lose the digits of a small sum.
-    missing = torch.arange(most, device=d.device) >= count[:, None]
-    top = (
-        ordered.masked_fill(missing, -inf).amax(1, keepdim=True).masked_fill(count[:, None] == 0, 0)
-    )
-    of_reaches = ((ordered - top).masked_fill_(missing, 0).to(exact(d)) * pull).sum(1)
-    loss = of_reaches + ((top - d) * push).sum(1, dtype=exact(d))
-    pull = pull.masked_fill_(missing, 0)
-    return loss, torch.zeros_like(pull).scatter_(1, order, pull), push
+    # Both sums are from the farthest reach: from 0 they would lose the digits of a small loss.
+    top = ordered[:, -1:].masked_fill(ordered[:, -1:] == -inf, 0)
+    short = (ordered - top).masked_fill_(ordered == -inf, 0).to(exact(d))
+    loss = (short * pull).sum(1) + ((top - d) * push).sum(1, dtype=exact(d))
+    return loss, torch.empty_like(pull).scatter_(1, order, pull), push
 
 
 def beaten(ordered: Tensor, d: Tensor, *, strict: bool = False) -> Tensor:

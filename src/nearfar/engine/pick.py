@@ -13,7 +13,7 @@ from torch import Tensor
 from nearfar.distance import Distance, unit
 from nearfar.engine.budget import Limits
 from nearfar.engine.closeness import Closeness, Euclidean, by_distance
-from nearfar.engine.hinge import Positives, beaten, n_negatives
+from nearfar.engine.hinge import Anchors, beaten
 from nearfar.engine.listed import Picker
 from nearfar.engine.stream import row_blocks
 from nearfar.relation import Block, Relation
@@ -42,14 +42,14 @@ def hardest(closeness: Closeness, relation: Relation, *, easy_positive: bool = F
 
     def pick(a: Tensor, b: Tensor | None, limits: Limits) -> Iterator[Tensor]:
         for rows, d, who in walk(closeness, relation, a, b, limits):
-            positives = Positives.of(d, who)
-            if not positives.most:
+            anchors = Anchors.of(d, who, relation, rows)
+            if not anchors.most:
                 continue
-            near = positives.extreme(d, farthest=not easy_positive)
-            least, far = nearest_negative(d, who)
+            near = anchors.extreme(d, farthest=not easy_positive)
+            nearest = anchors.hide(d).argmin(1)
             anchor = torch.arange(rows.start, rows.stop, device=d.device)
-            both = (positives.count > 0) & (least != inf)
-            yield torch.stack([anchor, near, far], 1)[both]
+            both = (anchors.count > 0) & (anchors.n_negatives > 0)
+            yield torch.stack([anchor, near, nearest], 1)[both]
 
     return pick
 
@@ -62,16 +62,15 @@ def semihard(closeness: Closeness, relation: Relation) -> Picker:
 
     def pick(a: Tensor, b: Tensor | None, limits: Limits) -> Iterator[Tensor]:
         for rows, d, who in walk(closeness, relation, a, b, limits):
-            positives = Positives.of(d, who)
-            if not positives.most:
+            anchors = Anchors.of(d, who, relation, rows)
+            if not anchors.most:
                 continue
-            chosen = _first_beyond(d, positives, who)
+            chosen = _first_beyond(d, anchors)
             none = chosen == d.shape[1]
             if none.any():
-                if who.hidden is not None:
-                    d.masked_fill_(who.hidden, -inf)
-                chosen = torch.where(none, d.argmax(1)[positives.row], chosen)
-            yield _compared(rows, positives, chosen, who)
+                farthest = d.masked_fill_(d == inf, -inf).argmax(1)
+                chosen = torch.where(none, farthest[anchors.row], chosen)
+            yield _compared(rows, anchors, chosen)
 
     return pick
 
@@ -86,25 +85,14 @@ def by_distance_weight(
         chance = torch.Generator().manual_seed(seed)
         a, b = unit(a), None if b is None else unit(b)
         for rows, d, who in walk(Euclidean(False), relation, a, b, limits):
-            positives = Positives.of(d, who)
-            if positives.most:
+            anchors = Anchors.of(d, who, relation, rows)
+            if anchors.most:
                 negative = who.masks()[1]
                 weight = distance_weight(d, negative, a.shape[1], cutoff, nonzero_loss_cutoff)
-                chosen = draw(weight, positives.count, chance)[positives.row, positives.slot]
-                yield _compared(rows, positives, chosen, who)
+                chosen = draw(weight, anchors.count, chance)[anchors.row, anchors.slot]
+                yield _compared(rows, anchors, chosen)
 
     return pick
-
-
-def nearest_negative(d: Tensor, who: Block) -> tuple[Tensor, Tensor]:
-    """(b,) the distance and the column of each row's nearest negative; inf where it has none.
-
-    Overwrites the distances of the others by inf.
-    """
-    if who.hidden is not None:
-        d.masked_fill_(who.hidden, inf)
-    least = d.min(1)
-    return least.values, least.indices
 
 
 def distance_weight(
@@ -140,29 +128,31 @@ def draw(weight: Tensor, count: Tensor, chance: torch.Generator) -> Tensor:
     return torch.searchsorted(until, share * until[:, -1:], right=True).minimum(last)
 
 
-def _first_beyond(d: Tensor, positives: Positives, who: Block) -> Tensor:
+def _first_beyond(d: Tensor, anchors: Anchors) -> Tensor:
     """For each positive the nearest negative that is farther away; the number of columns: none.
 
     The positives cut an anchor's negatives into shells; the nearest of each shell, and then the
-    nearest of all shells beyond a positive, are what is asked.
+    nearest of all shells beyond a positive, are what is asked. Overwrites the distances of those
+    who are no negatives by inf.
     """
-    most, columns = positives.most, d.shape[1]
-    ordered, order = positives.table(d, inf).sort(1)
-    shell = beaten(ordered, d, strict=True).long()
-    far = d if who.hidden is None else d.masked_fill(who.hidden, inf)
+    most, columns = anchors.most, d.shape[1]
+    ordered, order = anchors.table(d, inf).sort(1)
+    far = anchors.hide(d)
+    shell = beaten(ordered, far, strict=True).long()
     least = d.new_full((len(d), most + 1), inf).scatter_reduce_(1, shell, far, "amin")
-    row, column = ((far == least.gather(1, shell)) & (far != inf)).nonzero(as_tuple=True)
+    row, column = (far == least.gather(1, shell)).nonzero(as_tuple=True)
     first = torch.full_like(least, columns, dtype=torch.long)
     place = row * (most + 1) + shell[row, column]
     first.view(-1).scatter_reduce_(0, place, column, "amin")
+    first.masked_fill_(least == inf, columns)
     # From the outermost shell inwards.
     outer = least.flip(1).cummin(1)
     beyond = first.flip(1).gather(1, outer.indices).flip(1)[:, 1:]
     by_slot = torch.empty_like(beyond).scatter_(1, order, beyond)
-    return by_slot[positives.row, positives.slot]
+    return by_slot[anchors.row, anchors.slot]
 
 
-def _compared(rows: slice, positives: Positives, chosen: Tensor, who: Block) -> Tensor:
+def _compared(rows: slice, anchors: Anchors, chosen: Tensor) -> Tensor:
     """(t, 3) anchor, positive and chosen negative, where the anchor has a negative."""
-    triplets = torch.stack([positives.row + rows.start, positives.column, chosen], 1)
-    return triplets[n_negatives(who)[positives.row] > 0]
+    triplets = torch.stack([anchors.row + rows.start, anchors.column, chosen], 1)
+    return triplets[anchors.n_negatives[anchors.row] > 0]

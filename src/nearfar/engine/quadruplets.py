@@ -17,9 +17,9 @@ from torch import Tensor
 from nearfar.distance import Distance, between_rows
 from nearfar.engine.budget import Limits, block, spans
 from nearfar.engine.closeness import Closeness, add_rows, by_distance
-from nearfar.engine.hinge import Positives, Tally, exact, hinges, look_up
+from nearfar.engine.hinge import Anchors, Tally, exact, hinges, look_up
 from nearfar.engine.listed import Picker, show_listed
-from nearfar.engine.pick import nearest_negative, walk
+from nearfar.engine.pick import walk
 from nearfar.engine.step import Answer, Executor, Request, show
 from nearfar.engine.stream import row_blocks
 from nearfar.observe import force_visitors
@@ -90,7 +90,8 @@ def every_quadruplet(
         for rows, tile, who in row_blocks(closeness, relation, a, a, request.limits):
             d = tile.values
             of_k = classes.seconds(rows).to(d.dtype)
-            terms = hinges(d, who, margin, weight=of_k, gradient=request.gradient)
+            anchors = Anchors.of(d, who, relation, rows)
+            terms = hinges(d, anchors, margin, weight=of_k, gradient=request.gradient)
             per_row[rows] += terms.loss
             first.add(0, terms.active.sum())
             push = pairs.meet(rows, d, who.hidden)
@@ -243,13 +244,13 @@ def hardest_quadruplets(labels: Tensor, relation: Relation, closeness: Closeness
 
     def pick(a: Tensor, b: Tensor | None, limits: Limits) -> Iterator[Tensor]:
         kept = []
-        for _, d, who in walk(closeness, relation, a, b, limits):
-            positives = Positives.of(d, who)
-            near = positives.extreme(d, farthest=True)
-            d_one, one = nearest_negative(d, who)
+        for rows, d, who in walk(closeness, relation, a, b, limits):
+            anchors = Anchors.of(d, who, relation, rows)
+            near = anchors.extreme(d, farthest=True)
+            d_one, one = anchors.hide(d).min(1)
             d.masked_fill_(classes[one][:, None] == classes, torch.inf)  # leaves third classes
             d_two, two = d.min(1)
-            valid = (positives.count > 0) & (d_two != torch.inf)
+            valid = (anchors.count > 0) & (d_two != torch.inf)
             kept.append((near, one, two, d_one, d_two, valid))
         if not kept:
             return

@@ -196,7 +196,7 @@ def batch_triplet_loss(
                 "swap=True needs the distances between an anchor's positives and negatives, which "
                 f'select="all" never takes; the other choices do: {others}.'
             )
-        every = every_triplet(margin, smooth, of_active, tally)
+        every = every_triplet(relation, margin, smooth, of_active, tally)
         executor = blockwise(every, by_distance(distance), relation)
     else:
         order = in_order_of(distance)
