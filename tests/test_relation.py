@@ -15,6 +15,7 @@ from torch import Tensor
 import nearfar
 from nearfar import clip_loss, info_nce_loss, siglip_loss, sup_con_loss
 from nearfar.losses.batch import compare, row_weight, towers
+from nearfar.marks import Diagonal, Listed, Masked
 from nearfar.relation import Relation, across, matched, within
 
 few = settings(max_examples=40, derandomize=True, deadline=None, database=None)
@@ -47,7 +48,7 @@ def assert_relation(relation: Relation, pairs: Pairs, chance: torch.Generator) -
         for found, whole in zip(block.masks(), expected, strict=True):
             assert found.dtype == torch.bool
             assert torch.equal(found, whole[rows, columns])
-        for mask in (block.similar, block.itself):
+        for mask in (block.similar, block.hidden):
             assert mask is None or mask.shape == shape
 
 
@@ -92,6 +93,59 @@ def test_a_reference_that_is_the_batch_is_the_batch(seed: int, n: int) -> None:
     labels = LAYOUTS["random"](n, chance)
     x = torch.zeros(n, 1)
     assert_relation(across(labels, x, x, labels, torch.arange(n)), who(labels), chance)
+
+
+@pytest.mark.parametrize("declared", [None, False, True])
+def test_few_positives_are_listed_as_the_masks_say(declared: bool | None) -> None:
+    """In blocks large enough for that, with rows of classes the reference does not know."""
+    chance = torch.Generator().manual_seed(3)
+    labels, others = torch.randint(-60, 60, (2, 300), generator=chance) * 2**55
+    labels[:3] = 7
+    if declared is None:
+        relation, others, own = within(labels, torch.zeros(300, 1)), labels, torch.arange(300)
+    else:
+        own = torch.randint(-1, 300, (300,), generator=chance) if declared else None
+        relation = across(labels, torch.zeros(300, 1), torch.zeros(300, 1), others, own)
+    for rows, columns in (
+        (slice(0, 300), slice(0, 300)),
+        (slice(0, 130), slice(37, 300)),
+        (slice(101, 300), slice(0, 133)),
+    ):
+        similar = labels[rows, None] == others[columns]
+        if own is not None:
+            itself = own[rows, None] == torch.arange(300)[columns]
+            similar &= ~itself
+        block = relation.block(rows, columns)
+        assert isinstance(block.positives, Listed)
+        assert torch.equal(torch.stack(block.positives.indices(), 1), similar.nonzero())
+        assert torch.equal(block.masks()[0], similar)
+        assert torch.equal(block.masks()[1], ~similar if own is None else ~(similar | itself))
+
+
+@pytest.mark.parametrize("offset", [-2, 0, 1, 3])
+def test_marks_do_the_same_in_every_form(offset: int) -> None:
+    """To a tile, its sums and its forces, whether a diagonal, a list or a mask."""
+    shape = (4, 5)
+    chance = torch.Generator().manual_seed(offset + 2)
+    tile, by_row, by_column = (torch.randn(s, generator=chance) for s in (shape, 4, 5))
+    diagonal = Diagonal(shape, offset, CPU)
+    mask = diagonal.mask()
+    assert torch.equal(mask, torch.eye(9, 9).bool()[: shape[0], :].roll(offset, 1)[:, :5])
+    for marks in (diagonal, Listed(shape, *mask.nonzero(as_tuple=True)), Masked(mask)):
+        assert torch.equal(marks.mask(), mask)
+        assert torch.equal(torch.stack(marks.indices(), 1), mask.nonzero())
+        taken = marks.take(tile)
+        for dim, size in ((0, 5), (1, 4)):
+            sums = torch.ones(size)
+            marks.add_sums(taken, sums, dim)
+            torch.testing.assert_close(sums, 1 + tile.where(mask, 0).sum(dim))
+        filled = tile.clone()
+        marks.fill(filled, 9.0)
+        assert torch.equal(filled, tile.masked_fill(mask, 9.0))
+        for column, more in ((None, by_row[:, None]), (by_column, by_row[:, None] + by_column)):
+            pulled = tile.clone()
+            marks.add(pulled, by_row, column)
+            torch.testing.assert_close(pulled, tile + more.expand(shape).where(mask, 0))
 
 
 def test_counts_of_many_multi_labels() -> None:

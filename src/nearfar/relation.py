@@ -12,24 +12,36 @@ from torch import Tensor
 
 from nearfar.inputs import ArrayLike
 from nearfar.labels import batch_labels, class_ids, refuse, share_label
+from nearfar.marks import Diagonal, Listed, Marks, Masked
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Block:
     """Who is similar to whom in one block; everyone else is dissimilar.
 
     Attributes:
-        shape: of the block.
-        similar: (r, c) bool, None where no pair of the block is.
-        itself: (r, c) bool, pairs of an item with itself, neither similar nor dissimilar; None
-            where the block has none.
+        shape: of the block, (r, c).
+        positives: the pairs that are similar; None where none is.
+        selves: the pairs of an item with itself, neither similar nor dissimilar; None: none.
         device: where masks are made.
     """
 
     shape: tuple[int, int]
-    similar: Tensor | None
-    itself: Tensor | None
+    positives: Marks | None
+    selves: Marks | None
     device: torch.device
+
+    @cached_property
+    def similar(self) -> Tensor | None:
+        """(r, c) bool, who is positive; None where nobody is."""
+        return None if self.positives is None else self.positives.mask()
+
+    @cached_property
+    def hidden(self) -> Tensor | None:
+        """(r, c) bool, who is no negative; None where everyone is."""
+        if self.selves is None or self.similar is None:
+            return self.similar if self.selves is None else self.selves.mask()
+        return self.similar | self.selves.mask()
 
     def masks(self) -> tuple[Tensor, Tensor]:
         """(r, c) bool: who is positive, who is negative."""
@@ -37,12 +49,11 @@ class Block:
         positive = nobody if self.similar is None else self.similar
         return positive, ~nobody if self.hidden is None else ~self.hidden
 
-    @cached_property
-    def hidden(self) -> Tensor | None:
-        """(r, c) bool, who is no negative; None where everyone is."""
-        if self.similar is None or self.itself is None:
-            return self.itself if self.similar is None else self.similar
-        return self.similar | self.itself
+
+# Up to one positive pair in so many, listing them costs less than masks; and masks of blocks
+# smaller than this are quicker than any list.
+_FEW = 32
+_SMALL = 2**14
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,15 +84,9 @@ class Relation:
     def block(self, rows: slice, columns: slice) -> Block:
         """The relation of a slice of rows to a slice of columns."""
         shape = rows.stop - rows.start, columns.stop - columns.start
-        itself = self._itself(rows, columns, shape)
-        if self.row_labels is None or self.column_labels is None:
-            return Block(shape, self._matches(rows, columns, shape), itself, self.device)
-        similar = share_label(self.row_labels[rows], self.column_labels[columns])
-        if itself is not None:
-            similar.masked_fill_(itself, False)
-        if self.device.type == "cpu" and not similar.any():  # asking would stall an accelerator
-            return Block(shape, None, itself, self.device)
-        return Block(shape, similar, itself, self.device)
+        selves = self._selves(rows, columns, shape)
+        positives = self._positives(rows, columns, shape, selves)
+        return Block(shape, positives, selves, self.device)
 
     def n_positives(self) -> Tensor:
         """(n,) how many columns are similar to each row, itself left out."""
@@ -111,21 +116,74 @@ class Relation:
     def _n_own(self) -> Tensor | int:
         return 0 if self.own is None else (self.own >= 0).long()
 
-    def _matches(self, rows: slice, columns: slice, shape: tuple[int, int]) -> Tensor | None:
-        """The part of the diagonal that crosses the block."""
-        if rows.stop <= columns.start or columns.stop <= rows.start:
+    def _positives(
+        self, rows: slice, columns: slice, shape: tuple[int, int], selves: Marks | None
+    ) -> Marks | None:
+        if self.row_labels is None or self.column_labels is None:
+            return self._diagonal(rows, columns, shape)
+        if shape[0] * shape[1] > _SMALL and self._few:
+            return self._listed(rows, columns, shape)
+        similar = share_label(self.row_labels[rows], self.column_labels[columns])
+        if selves is not None:
+            selves.fill(similar, False)
+        if self.device.type == "cpu" and not similar.any():  # asking would stall an accelerator
             return None
-        matches = torch.zeros(shape, dtype=torch.bool, device=self.device)
-        matches.diagonal(rows.start - columns.start).fill_(True)
-        return matches
+        return Masked(similar)
 
-    def _itself(self, rows: slice, columns: slice, shape: tuple[int, int]) -> Tensor | None:
+    def _selves(self, rows: slice, columns: slice, shape: tuple[int, int]) -> Marks | None:
         if self.own is None:
             return None
         if self.symmetric:
-            return self._matches(rows, columns, shape)
-        places = torch.arange(columns.start, columns.stop, device=self.device)
-        return self.own[rows, None] == places
+            return self._diagonal(rows, columns, shape)
+        own = self.own[rows]
+        if self.device.type != "cpu":  # a list would stall an accelerator
+            return Masked(own[:, None] == torch.arange(columns.start, columns.stop).to(own))
+        (row,) = ((own >= columns.start) & (own < columns.stop)).nonzero(as_tuple=True)
+        return Listed(shape, row, own[row] - columns.start) if len(row) else None
+
+    def _diagonal(self, rows: slice, columns: slice, shape: tuple[int, int]) -> Diagonal | None:
+        """The part of the diagonal that crosses the block."""
+        if rows.stop <= columns.start or columns.stop <= rows.start:
+            return None
+        return Diagonal(shape, rows.start - columns.start, self.device)
+
+    @cached_property
+    def _few(self) -> bool:
+        """Whether similar pairs are so few that they are better listed than masked."""
+        if self.device.type != "cpu" or self.row_labels is None or self.row_labels.ndim == 2:
+            return False
+        return int(self.n_positives().sum()) * _FEW <= self.n * self.m
+
+    def _listed(self, rows: slice, columns: slice, shape: tuple[int, int]) -> Listed | None:
+        """Found by their place in the order of the labels, so that no pair is looked at twice."""
+        keys, order, rank = self._order
+        first = rank[rows] * self.m
+        low, high = (torch.searchsorted(keys, first + c) for c in (columns.start, columns.stop))
+        count = high - low
+        row = torch.repeat_interleave(count)
+        column = order[torch.arange(len(row)) + (low - count.cumsum(0) + count)[row]]
+        if self.own is not None:
+            other = column != self.own[rows][row]
+            row, column = row[other], column[other]
+        return Listed(shape, row, column - columns.start) if len(row) else None
+
+    @cached_property
+    def _order(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The columns class by class, and by number within a class.
+
+        Returns:
+            (m,) keys, ascending: the rank of the class times m, plus the column.
+            (m,) the columns.
+            (n,) the rank of each row's class, -1 where no column is of it.
+        """
+        assert self.row_labels is not None
+        assert self.column_labels is not None
+        labels, order = self.column_labels.sort(stable=True)
+        rank = torch.zeros_like(labels)
+        rank[1:] = (labels[1:] != labels[:-1]).cumsum(0)
+        place = torch.searchsorted(labels, self.row_labels).clamp(max=self.m - 1)
+        known = labels[place] == self.row_labels
+        return rank * self.m + order, order, rank[place].where(known, -1)
 
 
 def matched(n: int, m: int, device: torch.device) -> Relation:

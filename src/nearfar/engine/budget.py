@@ -98,6 +98,17 @@ def block(limits: Limits, device: torch.device, itemsize: int, buffers: int, col
     return max(1, min(elements // max(columns, 1), 4096))
 
 
+def strip_shape(
+    limits: Limits, device: torch.device, itemsize: int, buffers: int, columns: int
+) -> tuple[int, int]:
+    """Rows of a strip whose tiles over all `columns` are kept at once, and columns of its tiles."""
+    rows, width = tile(limits, device, itemsize, buffers)
+    if limits.tile:
+        return rows, width
+    half = _elements(limits, device, itemsize, 2)  # the other is for the tile at work
+    return min(rows, half // max(columns, 1)), width
+
+
 def _elements(limits: Limits, device: torch.device, itemsize: int, buffers: int) -> int:
     budget = limits.budget or _BUDGET.get(device.type, _ACCELERATOR_BUDGET)
     return max(1, budget // (itemsize * buffers))

@@ -41,12 +41,12 @@ class PairRule:
     def tile(self, closeness: Tensor, block: Block) -> tuple[Tensor, Tensor]:
         """Losses and forces of a tile. Positives are few: theirs are put in one by one."""
         loss, force = self.negative(closeness, self.negative_weight)
-        if block.similar is not None:
-            i, j = block.similar.nonzero(as_tuple=True)
+        if block.positives is not None:
+            i, j = block.positives.indices()
             loss[i, j], force[i, j] = self.positive(closeness[i, j], self.positive_weight)
-        if block.itself is not None:
-            loss.masked_fill_(block.itself, 0)
-            force.masked_fill_(block.itself, 0)
+        if block.selves is not None:
+            block.selves.fill(loss, 0)
+            block.selves.fill(force, 0)
         return loss, force
 
 

@@ -9,18 +9,17 @@ batch against itself).
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from math import inf
 
 import torch
 from torch import Tensor
 
-from nearfar.engine.budget import block as block_rows
-from nearfar.engine.budget import spans
+from nearfar.engine.budget import spans, strip_shape
 from nearfar.engine.budget import tile as tile_shape
 from nearfar.engine.closeness import pull_back
 from nearfar.engine.elementwise import tiles
 from nearfar.engine.step import Answer, Executor, Request, show
+from nearfar.marks import Marks
 from nearfar.observe import force_visitors
 from nearfar.relation import Block, Relation
 
@@ -85,39 +84,33 @@ class SoftmaxRule:
         return valid & (negatives > 0) if self.needs_negatives else valid
 
 
-# Logits that lie within this of 0, less the largest they can be, have an exp that is a normal
-# number of the dtype: such are summed as they come.
+# Logits that lie within this of 0 have an exponential, and sums of millions of these, that are
+# normal numbers of the dtype: such are summed as they come.
 _SAFE = {torch.float32: 40.0, torch.float64: 300.0}
 
 
-class _Tile:
-    """A tile's products and what the log-sum-exps take in: logits, or, if bounded, their exp."""
-
-    def __init__(self, z: Tensor, block: Block, rule: SoftmaxRule, bound: float | None) -> None:
-        self.z, self.block = z, block
-        self.terms, nothing = (z, -inf) if bound is None else ((z - bound).exp_(), 0.0)
-        hidden = block.itself if rule.everyone else block.hidden
-        if hidden is not None:
-            self.terms = self.terms.masked_fill(hidden, nothing)
-
-    @cached_property
-    def positives(self) -> Tensor | None:
-        """The products of positive pairs, 0 elsewhere; None where the tile has none."""
-        return None if self.block.similar is None else self.z.where(self.block.similar, 0)
+def _terms(z: Tensor, block: Block, rule: SoftmaxRule, bounded: bool) -> Tensor:
+    """What the log-sum-exps take in: the logits, or, if bounded, their exp. Overwrites them."""
+    terms = z.clone() if force_visitors() else z  # who watches wants to see the logits too
+    terms, nothing = (terms.exp_(), 0.0) if bounded else (terms, -inf)
+    for marks in (block.selves, None if rule.everyone else block.positives):
+        if marks is not None:
+            marks.fill(terms, nothing)
+    return terms
 
 
 class _Running:
     """A running log-sum-exp of each anchor.
 
-    Bounded logits are summed relative to the bound, others relative to the largest so far.
+    Bounded logits are summed as they are, others relative to the largest so far.
     """
 
-    def __init__(self, n: int, like: Tensor, bound: float | None) -> None:
-        self.total, self.bound = like.new_zeros(n), bound
-        self.top = like.new_full((n,), -inf if bound is None else bound)
+    def __init__(self, n: int, like: Tensor, bounded: bool) -> None:
+        self.total, self.bounded = like.new_zeros(n), bounded
+        self.top = like.new_full((n,), 0.0 if bounded else -inf)
 
     def add(self, at: slice, terms: Tensor, dim: int) -> None:
-        if self.bound is not None or not terms.shape[dim]:
+        if self.bounded or not terms.shape[dim]:
             self.total[at].add_(terms.sum(dim))  # += would copy the sum back onto itself
             return
         old = self.top[at]
@@ -133,7 +126,7 @@ class _Running:
     def settle(self, by: Tensor) -> None:
         """Keep what turns terms into forces: `by`, the derivative by the value, over the sum."""
         self.factor = by / self.total.masked_fill(self.total == 0, 1)
-        self.base = self.top if self.bound is not None else _finite(self.top)
+        self.base = _finite(self.top)
 
 
 def _finite(logs: Tensor) -> Tensor:
@@ -144,15 +137,9 @@ def _finite(logs: Tensor) -> Tensor:
 class _Anchors:
     """What is known of each anchor, and, once `settle` has run, how hard it pulls and pushes."""
 
-    def __init__(self, rule: SoftmaxRule, n: int, like: Tensor, bound: float | None) -> None:
-        self.rule, self.bound = rule, bound
-        self.logs, self.total = _Running(n, like, bound), like.new_zeros(n)
-
-    def add(self, at: slice, tile: _Tile, dim: int) -> None:
-        """Take in a tile, in which the anchors `at` lie along the other dimension."""
-        self.logs.add(at, tile.terms, dim)
-        if tile.positives is not None:
-            self.total[at].add_(tile.positives.sum(dim))
+    def __init__(self, rule: SoftmaxRule, n: int, like: Tensor, bounded: bool) -> None:
+        self.rule, self.bounded = rule, bounded
+        self.logs, self.total = _Running(n, like, bounded), like.new_zeros(n)
 
     def settle(self, valid: Tensor | None, count: Tensor, weight: Tensor | None) -> Tensor:
         """The losses; from here on it is known what each term weighs in their weighted sum."""
@@ -168,24 +155,61 @@ class _Anchors:
         return loss
 
 
-def _forces(tile: _Tile, rows: _Anchors, i: slice, columns: _Anchors | None, j: slice) -> Tensor:
-    """What the anchors on both sides of a tile exert in it together; None: the rows alone do."""
-    similar = tile.block.similar
-    if rows.bound is not None:
-        factor, pull = rows.logs.factor[i, None], rows.by_total[i, None]
-        if columns is not None:
-            factor, pull = factor + columns.logs.factor[j], pull + columns.by_total[j]
-        force = tile.terms.mul_(factor)
-        return force if similar is None else force.add_(pull.where(similar, 0))
-    force = (tile.terms - rows.logs.base[i, None]).exp_().mul_(rows.logs.factor[i, None])
-    pull = rows.by_total[i, None]
-    if columns is not None:
-        back = (tile.terms - columns.logs.base[j]).exp_().mul_(columns.logs.factor[j])
-        force, pull = force.add_(back), pull + columns.by_total[j]
-    return force if similar is None else force.add_(pull.where(similar, 0))
+@dataclass(frozen=True, eq=False)
+class _Side:
+    """The anchors along one dimension of a tile: which of them, and along which they sum."""
+
+    anchors: _Anchors
+    at: slice
+    dim: int
+
+    def add_positives(self, taken: Tensor, positives: Marks) -> None:
+        positives.add_sums(taken, self.anchors.total[self.at], self.dim)
+
+    def add(self, terms: Tensor) -> None:
+        self.anchors.logs.add(self.at, terms, self.dim)
+
+    def along(self, values: Tensor) -> Tensor:
+        """Values of all anchors, as a tile can be multiplied with them."""
+        return values[self.at].unsqueeze(self.dim)
+
+    def pull(self) -> Tensor:
+        return self.anchors.by_total[self.at]
+
+
+def _collect(z: Tensor, block: Block, rule: SoftmaxRule, bounded: bool, *sides: _Side) -> Tensor:
+    """Add a tile of logits to the sums of the anchors on its sides; returns their terms."""
+    if block.positives is not None:
+        taken = block.positives.take(z)
+        for side in sides:
+            side.add_positives(taken, block.positives)
+    terms = _terms(z, block, rule, bounded)
+    for side in sides:
+        side.add(terms)
+    return terms
+
+
+def _forces(terms: Tensor, block: Block, bounded: bool, *sides: _Side) -> Tensor:
+    """What the anchors on the sides of a tile exert in it together. Overwrites the terms."""
+    if bounded:
+        factors = [side.along(side.anchors.logs.factor) for side in sides]
+        force = terms.mul_(factors[0] if len(sides) == 1 else factors[0] + factors[1])
+    else:
+        force, *rest = (
+            (terms - side.along(side.anchors.logs.base))
+            .exp_()
+            .mul_(side.along(side.anchors.logs.factor))
+            for side in sides
+        )
+        for more in rest:
+            force.add_(more)
+    if block.positives is not None:
+        block.positives.add(force, sides[0].pull(), sides[1].pull() if len(sides) == 2 else None)
+    return force
 
 
 _BUFFERS = 8
+_FEWEST_ROWS = 64  # fewer at a time are slower than to compute all products twice
 
 
 def softmax(rule: SoftmaxRule, relation: Relation, *, both: bool = False) -> Executor:
@@ -196,40 +220,43 @@ def softmax(rule: SoftmaxRule, relation: Relation, *, both: bool = False) -> Exe
 
     def execute(request: Request) -> Answer:
         a, b = request.a, request.columns
-        bound = request.bound
-        if bound is not None and bound > _SAFE.get(a.dtype, 0):
-            bound = None
+        bounded = request.bound is not None and request.bound <= _SAFE.get(a.dtype, 0)
         mirrored = relation.symmetric and not force_visitors()
-        size = block_rows(request.limits, a.device, a.element_size(), _BUFFERS, len(b))
-        if both or mirrored or size < min(len(a), 64):
-            return _two_passes(rule, relation, request, both, mirrored, bound)
-        return _one_visit(rule, relation, request, size, bound)
+        shape = strip_shape(request.limits, a.device, a.element_size(), _BUFFERS, len(b))
+        if both or mirrored or shape[0] < min(len(a), _FEWEST_ROWS):
+            return _two_passes(rule, relation, request, both, mirrored, bounded)
+        return _one_visit(rule, relation, request, shape, bounded)
 
     return execute
 
 
 def _one_visit(
-    rule: SoftmaxRule, relation: Relation, request: Request, size: int, bound: float | None
+    rule: SoftmaxRule, relation: Relation, request: Request, shape: tuple[int, int], bounded: bool
 ) -> Answer:
+    """Row by row: all tiles of a strip of rows are kept until its sums are known."""
     a, b = request.a, request.columns
-    everyone, here = slice(0, len(b)), slice(None)
     valid, count = rule.counts(relation)
     per_row = a.new_empty(len(a))
     da = torch.zeros_like(a) if request.gradient else None
     db = torch.zeros_like(b) if request.gradient else None
-    for rows in spans(len(a), size):
-        tile = _Tile(a[rows] @ b.T, relation.block(rows, everyone), rule, bound)
-        anchors = _Anchors(rule, rows.stop - rows.start, a, bound)
-        anchors.add(here, tile, 1)
+    for rows in spans(len(a), shape[0]):
+        anchors = _Anchors(rule, rows.stop - rows.start, a, bounded)
+        side = _Side(anchors, slice(None), 1)
+        strip = []
+        for columns in spans(len(b), shape[1]):
+            z, block = a[rows] @ b[columns].T, relation.block(rows, columns)
+            strip.append((columns, block, z, _collect(z, block, rule, bounded, side)))
         per_row[rows] = anchors.settle(
             None if valid is None else valid[rows],
             count[rows] if count.ndim else count,
             None if request.weight is None else request.weight[rows],
         )
-        if da is not None and db is not None:
-            force = _forces(tile, anchors, here, None, everyone)
-            show(request, rows, everyone, tile.block, tile.z, force, -1)
-            pull_back(force, a[rows], b, da[rows], db)
+        if da is None or db is None:
+            continue
+        for columns, block, z, terms in strip:
+            force = _forces(terms, block, bounded, side)
+            show(request, rows, columns, block, z, force, -1)
+            pull_back(force, a[rows], b[columns], da[rows], db[columns])
     return Answer(per_row, valid, da, db)
 
 
@@ -239,23 +266,20 @@ def _two_passes(
     request: Request,
     both: bool,
     mirrored: bool,
-    bound: float | None,
+    bounded: bool,
 ) -> Answer:
+    """One pass over the tiles for the sums, and one, with the products taken again, for forces."""
     a, b = request.a, request.columns
     shape = tile_shape(request.limits, a.device, a.element_size(), _BUFFERS)
     visits = tiles(len(a), len(b), shape, mirrored)
-
-    def visit(rows: slice, columns: slice) -> _Tile:
-        return _Tile(a[rows] @ b[columns].T, relation.block(rows, columns), rule, bound)
-
-    as_rows = _Anchors(rule, len(a), a, bound)
-    as_columns = _Anchors(rule, len(b), b, bound) if both else as_rows
-    tile = None
+    as_rows = _Anchors(rule, len(a), a, bounded)
+    as_columns = _Anchors(rule, len(b), b, bounded) if both else as_rows
+    z = terms = block = None
     for rows, columns, twice in visits:
-        tile = visit(rows, columns)
-        as_rows.add(rows, tile, 1)
-        if both or twice:
-            as_columns.add(columns, tile, 0)
+        z, block = a[rows] @ b[columns].T, relation.block(rows, columns)
+        terms = _collect(
+            z, block, rule, bounded, *_sides(as_rows, rows, as_columns, columns, both or twice)
+        )
     valid, count = rule.counts(relation)
     weight = request.weight
     if both:  # a row's loss is the mean of both, so each direction weighs half
@@ -267,9 +291,18 @@ def _two_passes(
         return Answer(per_row, valid)
     da, db = torch.zeros_like(a), torch.zeros_like(b)
     for rows, columns, twice in visits:
-        if tile is None or len(visits) > 1:  # a single tile is still there
-            tile = visit(rows, columns)
-        force = _forces(tile, as_rows, rows, as_columns if both or twice else None, columns)
-        show(request, rows, columns, tile.block, tile.z, force, -1)
+        if z is None or terms is None or block is None or len(visits) > 1:  # a single one is there
+            z, block = a[rows] @ b[columns].T, relation.block(rows, columns)
+            terms = _terms(z, block, rule, bounded)
+        sides = _sides(as_rows, rows, as_columns, columns, both or twice)
+        force = _forces(terms, block, bounded, *sides)
+        show(request, rows, columns, block, z, force, -1)
         pull_back(force, a[rows], b[columns], da[rows], db[columns])
     return Answer(per_row, valid, da, db)
+
+
+def _sides(
+    as_rows: _Anchors, rows: slice, as_columns: _Anchors, columns: slice, both: bool
+) -> list[_Side]:
+    sides = [_Side(as_rows, rows, 1)]
+    return [*sides, _Side(as_columns, columns, 0)] if both else sides

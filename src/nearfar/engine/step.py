@@ -227,8 +227,8 @@ def _compute(
         columns = None if y is None else _Rows(y.to(wide), job.normalize)
         a, b = rows.ready, None if columns is None else columns.ready
         if scale is not None:
-            b = a if b is None else b
-            a = a * scale
+            # In place where it can be, which spares a copy of the rows.
+            a, b = (a * scale, a) if b is None else (a.mul_(scale), b)
         shift = None if bias is None else torch.as_tensor(bias, dtype=wide, device=a.device)
         shift = None if shift is None else shift.reshape(())
         bound = _bound(scale, x.device) if job.normalize else None
@@ -241,6 +241,8 @@ def _compute(
             return answer.per_row, answer.counts, None, None, None, None
         da, db = answer.da, answer.db
         assert da is not None
+        if scale is not None and columns is not None:
+            rows.ready.div_(scale)
         dscale = dbias = None
         if isinstance(scale, Tensor) and scale.requires_grad:
             dscale = (da * rows.ready).sum()
