@@ -117,13 +117,15 @@ class Euclidean:
         return a - centre, None if b is None else b - centre
 
     def tile(self, a: Tensor, b: Tensor) -> Tile:
-        sizes = a.square().sum(1)[:, None] + b.square().sum(1)
-        squares = torch.addmm(sizes, a, b.T, alpha=-2).clamp_(min=0)
-        cancels = squares < sizes.mul_(self.CANCELS)
-        if a.data_ptr() == b.data_ptr():  # the same rows: the diagonal is 0 and needs no repair
+        of_a, of_b = a.square().sum(1), b.square().sum(1)
+        squares = torch.addmm(of_a[:, None] + of_b, a, b.T, alpha=-2)
+        same = a.data_ptr() == b.data_ptr()
+        if same:  # the diagonal is 0 and needs no repair
+            squares.fill_diagonal_(inf)
+        close = _cancelling(squares, of_a, of_b, self.CANCELS)
+        squares.clamp_(min=0)
+        if same:
             squares.fill_diagonal_(0)
-            cancels.fill_diagonal_(False)
-        close = cancels.nonzero()
         for rows, columns in _chunks(close, squares, a):
             squares[rows, columns] = (a[rows] - b[columns]).square().sum(1)
         return Tile(squares if self.squared else squares.sqrt_(), close)
@@ -133,16 +135,34 @@ class Euclidean:
     ) -> None:
         # The gradient of the distance is (a - b) / d, that of its square 2 (a - b).
         d = tile.values
-        force = force.mul_(2) if self.squared else force.div_(d.masked_fill_(d == 0, inf))
         assert tile.close is not None
+        if a.data_ptr() == b.data_ptr():
+            force.fill_diagonal_(0)
+            d.fill_diagonal_(1)
         for rows, columns in _chunks(tile.close, force, a):
-            pull = force[rows, columns][:, None] * (a[rows] - b[columns])
+            pull = self._by_square(force[rows, columns], d[rows, columns])
+            pull = pull.masked_fill_(d[rows, columns] == 0, 0)[:, None] * (a[rows] - b[columns])
             add_rows(da, rows, pull)
             add_rows(db, columns, pull.neg_())
-            force[rows, columns] = 0
+            force[rows, columns], d[rows, columns] = 0, 1
+        force = self._by_square(force, d)
         da.addcmul_(force.sum(1)[:, None], a)
         db.addcmul_(force.sum(0)[:, None], b)
         pull_back(force, a, b, da, db, -1)
+
+    def _by_square(self, force: Tensor, d: Tensor) -> Tensor:
+        """Twice the force on the square of a distance; overwrites that on the distance."""
+        return force.mul_(2) if self.squared else force.div_(d)
+
+
+def _cancelling(squares: Tensor, of_a: Tensor, of_b: Tensor, share: float) -> Tensor:
+    """(k, 2) the pairs of which less than a share of |a|^2 + |b|^2 is left, or nothing at all."""
+    if not squares.numel():
+        return torch.zeros(0, 2, dtype=torch.long, device=squares.device)
+    # The smallest of a row and the largest |b|^2 mostly tell that the row has no such pair.
+    (rows,) = (squares.amin(1) <= share * (of_a + of_b.amax())).nonzero(as_tuple=True)
+    row, column = (squares[rows] <= share * (of_a[rows, None] + of_b)).nonzero(as_tuple=True)
+    return torch.stack([rows[row], column], 1)
 
 
 def _chunks(pairs: Tensor, tile: Tensor, a: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -88,9 +88,9 @@ def batch_contrastive_loss(
         return force * d / 2, force
 
     def far(d: Tensor, weight: float | Tensor) -> tuple[Tensor, Tensor]:
-        short = (margin - d).relu()
+        short = (margin - d).relu_()
         force = short * (-2 * weight)
-        return short * force / -2, force
+        return short.square().mul_(weight), force
 
     closeness, mean = by_distance(distance), reduction == "mean"
     if select == "hard":
@@ -148,8 +148,9 @@ def batch_cosine_loss(
         return d * weight, torch.ones_like(d) * weight
 
     def far(d: Tensor, weight: float | Tensor) -> tuple[Tensor, Tensor]:
-        short = (1 - margin - d).relu()
-        return short * weight, short.sign() * -weight
+        short = (1 - margin - d).relu_()
+        force = short.sign().mul_(-weight)
+        return short * weight, force
 
     rule = PairRule(near, far, *_kinds(relation, reduction))
     return _all_pairs(elementwise(rule, CosineDistance(), relation), rows, columns, True, reduction)
@@ -200,12 +201,11 @@ def siglip_loss(
 
     def match(z: Tensor, weight: float | Tensor) -> tuple[Tensor, Tensor]:
         loss, force = no_match(-z, weight)
-        return loss, -force
+        return loss, force.neg_()
 
     def no_match(z: Tensor, weight: float | Tensor) -> tuple[Tensor, Tensor]:
-        # log(1 + e^z) and its derivative from one exponential, neither of which can overflow.
-        small = (-z.abs()).exp()
-        return z.relu() + small.log1p(), torch.where(z < 0, small, 1) / (1 + small)
+        # log(1 + e^z), by an exponential that cannot overflow.
+        return z.abs().neg_().exp_().log1p().add_(z.relu()), z.sigmoid()
 
     relation = matched(len(rows), len(columns), rows.device)
     return run(
