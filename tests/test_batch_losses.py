@@ -41,6 +41,7 @@ from nearfar import (
 )
 from nearfar.engine.budget import tile_shape
 from nearfar.engine.closeness import CosineDistance, Euclidean, Product
+from nearfar.engine.contest import Contest
 from nearfar.engine.dense import dense
 from nearfar.engine.elementwise import PairRule
 from nearfar.engine.softmax import SoftmaxRule
@@ -305,17 +306,20 @@ def exchange(monkeypatch: pytest.MonkeyPatch) -> Callable[[Case, Callable[..., E
         assert isinstance(rule, SoftmaxRule)
         return executor(rule.rows, Product(), relation, **both)
 
-    def fused_pairs(
-        executor: Callable[..., Executor], rule: PairRule, closeness: Any, relation: Relation
+    def fused(
+        executor: Callable[..., Executor],
+        rule: PairRule | Contest,
+        closeness: Any,
+        relation: Relation,
     ) -> Executor:
-        assert isinstance(rule, PairRule)
+        assert isinstance(rule, PairRule | Contest)
         return executor(rule.rows, closeness, relation)
 
     def change(case: Case, executor: Callable[..., Executor]) -> None:
         by = {
             "softmax": partial(fused_softmax, executor),
-            "elementwise": partial(fused_pairs, executor),
-            "stream": executor,
+            "elementwise": partial(fused, executor),
+            "contest": partial(fused, executor),
         }
         for name, other in by.items():
             if hasattr(case.module, name):

@@ -99,13 +99,16 @@ def block(limits: Limits, device: torch.device, itemsize: int, buffers: int, col
 
 
 def strip_shape(
-    limits: Limits, device: torch.device, itemsize: int, buffers: int, columns: int
+    limits: Limits, device: torch.device, itemsize: int, buffers: int, columns: int, kept: int = 1
 ) -> tuple[int, int]:
-    """Rows of a strip whose tiles over all `columns` are kept at once, and columns of its tiles."""
+    """Rows of a strip whose tiles over all `columns` are kept at once, and columns of its tiles.
+
+    Of what is kept there are `kept` copies, of the tile at work `buffers`.
+    """
     rows, width = tile(limits, device, itemsize, buffers)
     if limits.tile:
         return rows, width
-    half = _elements(limits, device, itemsize, 2)  # the other is for the tile at work
+    half = _elements(limits, device, itemsize, 2 * kept)  # the other is for the tile at work
     return min(rows, half // max(columns, 1)), width
 
 

@@ -1,17 +1,18 @@
 """Softmax losses over a whole batch: pick the similar ones out of everyone."""
 
+from math import inf
+
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
 from nearfar.engine.closeness import Product
-from nearfar.engine.logsum import log_sum
+from nearfar.engine.contest import Contest, contest, sum_of
 from nearfar.engine.softmax import LogSum, Parts, SoftmaxRule, softmax
 from nearfar.engine.step import run
-from nearfar.engine.stream import stream
 from nearfar.inputs import ArrayLike, above_zero
 from nearfar.losses.batch import compare, row_weight, towers
 from nearfar.losses.shell import as_module
+from nearfar.losses.weighted import softplus
 from nearfar.reduction import Reduction
 from nearfar.relation import matched
 
@@ -20,7 +21,7 @@ def pick_one(negatives: LogSum, total: Tensor, count: Tensor) -> Parts:
     """log(1 + sum_n e^(z_n - z_p)), for one positive an anchor."""
     short = negatives.above(total)
     wrong = short.sigmoid()
-    return -logsigmoid(-short), wrong, -wrong
+    return softplus(short), wrong, -wrong
 
 
 def pick_all(logs: LogSum, total: Tensor, count: Tensor) -> Parts:
@@ -210,18 +211,26 @@ def nt_xent_loss(
     Visual Representations", ICML 2020, equation 1.
     """
 
-    def rule(z: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
-        of_negatives = log_sum(z, negative)[:, None]
-        count = positive.sum(1)
-        if decoupled:
-            some = negative.any(1)
-            of_negatives = torch.where(some[:, None], of_negatives, 0)
-            return torch.where(positive, of_negatives - z, 0).sum(1), count * some
-        return torch.where(positive, -logsigmoid(z - of_negatives), 0).sum(1), count
+    def settle(far: Tensor, z: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        short = far[anchor] - z
+        wrong = short.sigmoid()
+        return sum_of(softplus(short), anchor, len(far)), sum_of(wrong, anchor, len(far)), -wrong
 
+    def settle_decoupled(far: Tensor, z: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        some = (far != -inf)[anchor]
+        loss = sum_of((far[anchor] - z).where(some, 0), anchor, len(far))
+        count = some.to(z.dtype)
+        return loss, sum_of(count, anchor, len(far)), -count
+
+    rule = Contest(
+        exponent=Tensor.clone,
+        slope=lambda z: 1.0,
+        settle=settle_decoupled if decoupled else settle,
+        counts=lambda near, far: near * (far > 0) if decoupled else near,
+    )
     rows, columns, relation = compare(x, labels, reference, reference_labels, reference_self)
     return run(
-        stream(rule, Product(), relation),
+        contest(rule, Product(), relation),
         rows,
         columns,
         normalize=normalize,

@@ -4,18 +4,17 @@ from math import cos, pi, sin
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
 from nearfar.engine.closeness import Product
-from nearfar.engine.logsum import log_sum
+from nearfar.engine.contest import Contest, contest, log_sum
 from nearfar.engine.softmax import Combine, LogSum, Parts, SoftmaxRule, softmax
 from nearfar.engine.step import run
-from nearfar.engine.stream import stream
 from nearfar.inputs import ArrayLike, above_zero, batch, between
 from nearfar.labels import class_ids
 from nearfar.losses.batch import row_weight
 from nearfar.losses.contrast import DECOUPLED, ONE, pick_one
 from nearfar.losses.shell import as_module
+from nearfar.losses.weighted import softplus
 from nearfar.reduction import Reduction
 from nearfar.relation import Relation
 
@@ -193,14 +192,20 @@ def proxy_anchor_loss(
         near_weight = 1 / max(int((turned.n_positives() > 0).sum()), 1)
         far_weight = 1 / max(len(columns), 1)
 
-    def rule(s: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
-        near = log_sum(-scale * (s - margin), positive)
-        far = log_sum(scale * (s + margin), negative)
-        loss = -near_weight * logsigmoid(-near) - far_weight * logsigmoid(-far)
-        return loss, torch.ones_like(loss)
+    def settle(far: Tensor, s: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        near, share = log_sum(-scale * (s - margin), anchor, len(far))
+        loss = near_weight * softplus(near) + far_weight * softplus(far)
+        pull = -scale * near_weight * near.sigmoid()
+        return loss, far_weight * far.sigmoid(), pull[anchor] * share
 
+    rule = Contest(
+        exponent=lambda s: (s + margin).mul_(scale),
+        slope=lambda s: scale,
+        settle=settle,
+        counts=lambda positives, negatives: torch.ones_like(positives),
+    )
     over_rows: Reduction = "sum" if reduction == "mean" else reduction
-    return run(stream(rule, Product(), turned), columns, rows, normalize=True, reduction=over_rows)
+    return run(contest(rule, Product(), turned), columns, rows, normalize=True, reduction=over_rows)
 
 
 def _to_proxies(

@@ -2,15 +2,13 @@
 
 from math import inf
 
-import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from nearfar.distance import Distance
 from nearfar.engine.closeness import Product, by_distance
-from nearfar.engine.logsum import log_sum
+from nearfar.engine.contest import Contest, contest, log_sum
 from nearfar.engine.step import run
-from nearfar.engine.stream import stream
 from nearfar.inputs import ArrayLike, above_zero, between
 from nearfar.losses.batch import compare, row_weight
 from nearfar.losses.shell import as_module
@@ -71,15 +69,20 @@ def multi_similarity_loss(
         above_zero(name, value)
     between("base", base, -inf, inf)
 
-    def rule(s: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
-        near = log_sum(-alpha * (s - base), positive)
-        far = log_sum(beta * (s - base), negative)
-        loss = -logsigmoid(-near) / alpha - logsigmoid(-far) / beta
-        return loss, (positive | negative).any(1)
+    def settle(far: Tensor, s: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        near, share = log_sum(-alpha * (s - base), anchor, len(far))
+        loss = softplus(near) / alpha + softplus(far) / beta
+        return loss, far.sigmoid() / beta, near.sigmoid()[anchor] * -share
 
+    rule = Contest(
+        exponent=lambda s: (s * beta).sub_(beta * base),
+        slope=lambda s: beta,
+        settle=settle,
+        counts=lambda positives, negatives: positives + negatives > 0,
+    )
     rows, columns, relation = compare(x, labels, reference, reference_labels, reference_self)
     return run(
-        stream(rule, Product(), relation),
+        contest(rule, Product(), relation),
         rows,
         columns,
         normalize=normalize,
@@ -142,16 +145,21 @@ def circle_loss(
     between("margin", margin, 0, 1)
     above_zero("scale", scale)
 
-    def rule(s: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
-        fixed = s.detach()
-        near = -scale * (1 + margin - fixed).relu() * (s - (1 - margin))
-        far = scale * (fixed + margin).relu() * (s - margin)
-        valid = positive.any(1) & negative.any(1)
-        return _pull_and_push(near, far, positive, negative, valid), valid
+    def push(s: Tensor) -> Tensor:
+        return (s.detach() + margin).relu_().mul_(scale)
 
+    def settle(far: Tensor, s: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        pull = (1 + margin - s.detach()).relu() * scale
+        near, share = log_sum(-pull * (s - (1 - margin)), anchor, len(far))
+        wrong = (near + far).sigmoid()
+        return softplus(near + far), wrong, wrong[anchor] * share * -pull
+
+    rule = Contest(
+        exponent=lambda s: push(s) * (s - margin), slope=push, settle=settle, counts=have_both
+    )
     rows, columns, relation = compare(x, labels, reference, reference_labels, reference_self)
     return run(
-        stream(rule, Product(), relation),
+        contest(rule, Product(), relation),
         rows,
         columns,
         normalize=normalize,
@@ -205,14 +213,18 @@ def lifted_structure_loss(
     """
     between("margin", margin, 0, inf, ", a distance")
 
-    def rule(d: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
-        valid = positive.any(1) & negative.any(1)
-        near, far = log_sum(d, positive), log_sum(margin - d, negative)
-        return (torch.where(valid, near, 0) + torch.where(valid, far, 0)).relu(), valid
+    def settle(far: Tensor, d: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        near, share = log_sum(d, anchor, len(far))
+        loss = (near + far).relu()
+        active = loss.sign()
+        return loss, active, active[anchor] * share
 
+    rule = Contest(
+        exponent=lambda d: margin - d, slope=lambda d: -1.0, settle=settle, counts=have_both
+    )
     rows, columns, relation = compare(x, labels, reference, reference_labels, reference_self)
     return run(
-        stream(rule, by_distance(distance), relation),
+        contest(rule, by_distance(distance), relation),
         rows,
         columns,
         normalize=distance == "cosine",
@@ -221,14 +233,14 @@ def lifted_structure_loss(
     )
 
 
-def _pull_and_push(
-    near: Tensor, far: Tensor, positive: Tensor, negative: Tensor, valid: Tensor
-) -> Tensor:
-    """log(1 + sum_n e^far * sum_p e^near)."""
-    both = torch.where(valid, log_sum(near, positive), 0) + torch.where(
-        valid, log_sum(far, negative), 0
-    )
-    return -logsigmoid(-both)
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + e^x) with all its digits, far below 0 too."""
+    return -logsigmoid(-x)
+
+
+def have_both(positives: Tensor, negatives: Tensor) -> Tensor:
+    """Which anchors have a positive and a negative."""
+    return (positives > 0) & (negatives > 0)
 
 
 MultiSimilarityLoss = as_module(multi_similarity_loss)

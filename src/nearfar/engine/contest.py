@@ -1,0 +1,181 @@
+"""The executor of losses that set an anchor's positives against the log-sum-exp of its negatives.
+
+Positives are few and are taken one by one; negatives are everyone else, and only their sum counts.
+One visit to each tile (6 N^2 d of work): the tiles of a strip of rows are kept until its sums are
+known.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf
+
+import torch
+from torch import Tensor
+
+from nearfar.engine.budget import spans, strip_shape
+from nearfar.engine.closeness import Closeness, Tile, add_rows
+from nearfar.engine.step import Answer, Executor, Request, show
+from nearfar.relation import Block, Relation
+
+# (b,) log-sum-exp of the negatives of each anchor, (k,) closeness of all positive pairs, (k,) the
+# anchor of each -> (b,) losses, and their derivatives by the first two.
+Settle = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+
+
+@dataclass(frozen=True, eq=False)
+class Contest:
+    """A loss of an anchor's positives and of the log-sum-exp of its negatives.
+
+    Attributes:
+        exponent: closeness of negatives -> what is summed the exponentials of; overwrites nothing.
+        slope: closeness of negatives -> the derivative of the exponent.
+        settle: what the loss makes of the sum and the positives.
+        counts: (n,) numbers of positives and of negatives -> how much each anchor counts.
+    """
+
+    exponent: Callable[[Tensor], Tensor]
+    slope: Callable[[Tensor], Tensor | float]
+    settle: Settle
+    counts: Callable[[Tensor, Tensor], Tensor]
+
+    def rows(self, closeness: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
+        """The same as a `rows` rule, for the dense and the streaming executor."""
+        anchor, other = positive.nonzero(as_tuple=True)
+        # 0 stands in where nothing is summed, which no gradient turns into NaN.
+        some = negative.any(1)
+        terms = self.exponent(closeness).masked_fill(~negative, -inf)
+        far = terms.masked_fill(~some[:, None], 0).logsumexp(1).where(some, -inf)
+        loss = self.settle(far, closeness[anchor, other], anchor)[0]
+        return loss, self.counts(positive.sum(1), negative.sum(1))
+
+
+def log_sum(terms: Tensor, anchor: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """The log-sum-exp of each anchor's terms, and the share of each term in its sum.
+
+    Args:
+        terms: (k,), of all anchors.
+        anchor: (k,) int64, whose each is.
+        n: the number of anchors.
+
+    Returns:
+        (n,) sums, -inf without terms; (k,) shares, the derivatives of the sums.
+
+    >>> log_sum(torch.tensor([0.0, 0.0, 5.0]), torch.tensor([0, 0, 2]), 3)
+    (tensor([0.6931,   -inf, 5.0000]), tensor([0.5000, 0.5000, 1.0000]))
+    """
+    fixed = terms.detach()
+    top = fixed.new_full((n,), -inf).scatter_reduce(0, anchor, fixed, "amax")
+    base = top.masked_fill(top == -inf, 0)
+    powers = (terms - base[anchor]).exp()
+    total = sum_of(powers, anchor, n)
+    return base + total.log(), powers / total[anchor]
+
+
+def sum_of(terms: Tensor, anchor: Tensor, n: int) -> Tensor:
+    """(n,) the sum of each anchor's terms (k,)."""
+    if terms.requires_grad:
+        return terms.new_zeros(n).index_add(0, anchor, terms)
+    total = terms.new_zeros(n)
+    add_rows(total, anchor, terms)
+    return total
+
+
+_KEPT = 4  # floats a pair of a strip: closeness, exponent, and the place of a positive
+_BUFFERS = 8
+
+
+def contest(rule: Contest, closeness: Closeness, relation: Relation) -> Executor:
+    """Visit each strip of rows once."""
+
+    def execute(request: Request) -> Answer:
+        a, b = closeness.prepare(request.a, request.b)
+        columns = a if b is None else b
+        per_row = a.new_zeros(len(a))
+        da = torch.zeros_like(a) if request.gradient else None
+        db = torch.zeros_like(columns) if request.gradient else None
+        shape = strip_shape(
+            request.limits, a.device, a.element_size(), _BUFFERS, len(columns), _KEPT
+        )
+        for rows in spans(len(a), max(shape[0], 1)):
+            strip = _Strip(rule, rows)
+            for cols in spans(len(columns), shape[1]):
+                block = relation.block(rows, cols)
+                strip.add(cols, closeness.tile(a[rows], columns[cols]), block)
+            per_row[rows] = strip.settle(a[rows], request.weight)
+            if da is None or db is None:
+                continue
+            for part in strip.parts:
+                force, cols = strip.force(part), part.columns
+                show(request, rows, cols, part.block, part.tile.values, force, closeness.toward)
+                closeness.pull_back(force, part.tile, a[rows], columns[cols], da[rows], db[cols])
+        counts = rule.counts(relation.n_positives(), relation.n_negatives())
+        return Answer(per_row.where(counts > 0, 0), counts, da, db)
+
+    return execute
+
+
+@dataclass(eq=False)
+class _Part:
+    """A tile of a strip.
+
+    Attributes:
+        terms: exponents of the negatives, -inf for others; later their exponentials, then forces.
+        anchor, other: (k,), (k,) where its positives are.
+        pull: (k,) the forces on these, once they are known.
+    """
+
+    columns: slice
+    tile: Tile
+    block: Block
+    terms: Tensor
+    anchor: Tensor
+    other: Tensor
+    pull: Tensor | None = None
+
+
+class _Strip:
+    """Some rows against all columns."""
+
+    def __init__(self, rule: Contest, rows: slice) -> None:
+        self.rule, self.rows = rule, rows
+        self.parts: list[_Part] = []
+
+    def add(self, columns: slice, tile: Tile, block: Block) -> None:
+        terms = self.rule.exponent(tile.values)
+        anchor = other = torch.zeros(0, dtype=torch.int64, device=terms.device)
+        if block.positives is not None:
+            anchor, other = block.positives.indices()
+            block.positives.fill(terms, -inf)
+        if block.selves is not None:
+            block.selves.fill(terms, -inf)
+        self.parts.append(_Part(columns, tile, block, terms, anchor, other))
+
+    def settle(self, rows: Tensor, weight: Tensor | None) -> Tensor:
+        """(b,) the losses; from here on the forces are known."""
+        top = rows.new_full((len(rows),), -inf)
+        for part in self.parts:
+            top = torch.maximum(top, part.terms.amax(1))
+        top.masked_fill_(top == -inf, 0)  # -inf - -inf would be NaN
+        total = torch.zeros_like(top)
+        for part in self.parts:
+            total += part.terms.sub_(top[:, None]).exp_().sum(1)
+        nobody = [rows.new_zeros(0)]
+        near = torch.cat(nobody + [p.tile.values[p.anchor, p.other] for p in self.parts])
+        anchor = torch.cat([p.anchor for p in self.parts] or nobody).long()
+        loss, by_far, by_near = self.rule.settle(top + total.log(), near, anchor)
+        if weight is not None:
+            by_far, by_near = by_far * weight[self.rows], by_near * weight[self.rows][anchor]
+        self.factor = by_far / total.masked_fill(total == 0, 1)
+        for part, pull in zip(
+            self.parts, by_near.split([len(p.anchor) for p in self.parts]), strict=True
+        ):
+            part.pull = pull
+        return loss
+
+    def force(self, part: _Part) -> Tensor:
+        force = part.terms.mul_(self.factor[:, None])
+        slope = self.rule.slope(part.tile.values)
+        force.mul_(slope)
+        if part.pull is not None:
+            force[part.anchor, part.other] = part.pull
+        return force
