@@ -372,7 +372,8 @@ def test_compiles_without_a_graph_break(case: Case) -> None:
     value, gradients = value_and_gradients(lambda a: case.run(a, labels), x)
     again, again_gradients = value_and_gradients(lambda a: compiled(a, labels), x)
     assert torch.equal(value, again)
-    assert all(torch.equal(a, b) for a, b in zip(gradients, again_gradients, strict=True))
+    # To rounding: where a row is used twice, its gradients may add up in another order.
+    torch.testing.assert_close(again_gradients, gradients, rtol=1e-6, atol=1e-7)
 
 
 @over([case for case in CASES if not case.streamed])

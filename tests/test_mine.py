@@ -166,6 +166,31 @@ def test_semihard_triplets(multi: bool) -> None:
     assert len(mine.semihard_triplets(x, labels, max=10**6)) == len(expected)
 
 
+def test_some_of_the_triplets_are_drawn_evenly_and_no_others_are_kept() -> None:
+    x, labels = draw(seed=9)
+    every = mine.semihard_triplets(x, labels).tolist()
+    times = torch.zeros(len(every))
+    chance = torch.Generator().manual_seed(0)
+    rounds, some = 600, 4
+    for _ in range(rounds):
+        found = mine.semihard_triplets(x, labels, max=some, generator=chance).tolist()
+        assert len({tuple(t) for t in found}) == some
+        for triplet in found:
+            times[every.index(triplet)] += 1
+    share = rounds * some / len(every)
+    assert (times - share).abs().max() < 5 * share**0.5
+    with tile_shape(2, 2):
+        in_blocks = mine.semihard_triplets(x, labels, max=3, generator=chance.manual_seed(7))
+    assert torch.equal(
+        in_blocks, mine.semihard_triplets(x, labels, max=3, generator=chance.manual_seed(7))
+    )
+    n = 1600
+    x, halves = torch.randn(n, 2, generator=chance), torch.arange(n) % 2
+    with memory_budget(2**19), Allocations(x, halves) as allocations:
+        assert len(mine.semihard_triplets(x, halves, max=10)) == 10
+    assert allocations.peak < 24 * n * n / 2 / 4
+
+
 def test_triplets_bring_the_loss_that_selects_them() -> None:
     x, labels = draw()
     i, p, n = mine.semihard_triplets(x, labels).T
@@ -192,10 +217,12 @@ def test_multi_similarity_pairs(epsilon: float) -> None:
     assert found.negative.tolist() == far
 
 
-def test_distance_weighted_negatives_are_drawn_by_their_weights() -> None:
-    """In 3 dimensions q(d) is d, so that a negative's weight is 1 / d, 1 / 0.5 below 0.5."""
-    x, labels = draw(9, seed=7)
-    x = torch.nn.functional.normalize(x) + torch.tensor([0.5, 0, 0])
+@pytest.mark.parametrize("dim", [2, 3, 6])
+def test_distance_weighted_negatives_are_drawn_by_their_weights(dim: int) -> None:
+    """1 / q(d), where q(d) = d^(D - 2) (1 - d^2 / 4)^((D - 3) / 2), the same for all below 0.5."""
+    labels, chance = draw(9, seed=7)[1], torch.Generator().manual_seed(7)
+    x = torch.nn.functional.normalize(torch.randn(9, dim, generator=chance, dtype=torch.float64))
+    x[:, 0] += 0.5
     d = oracle.between(*[torch.nn.functional.normalize(x)] * 2, "euclidean")
     chance = torch.Generator().manual_seed(0)
     draws = 20_000
@@ -204,7 +231,9 @@ def test_distance_weighted_negatives_are_drawn_by_their_weights() -> None:
     for i, row in enumerate(negatives):
         weight = torch.zeros(9, dtype=torch.float64)
         for j in row:
-            weight[j] = (d[i, j] < 1.4) / max(float(d[i, j]), 0.5)
+            far = max(float(d[i, j]), 0.5)
+            density = far ** (dim - 2) * (1 - far**2 / 4) ** ((dim - 3) / 2) if far < 1.4 else inf
+            weight[j] = 1 / density
         if not weight.any():
             weight[row] = 1
         share = torch.bincount(found.indices[i], minlength=9) / draws
@@ -218,6 +247,17 @@ def test_where_all_negatives_are_far_all_weigh_the_same() -> None:
     found = mine.distance_weighted_negatives(x, labels, k=6000, generator=chance).indices[0]
     share = torch.bincount(found, minlength=5) / 6000
     torch.testing.assert_close(share, torch.tensor([0, 0, 1, 1, 1]) / 3, atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize("d", [3, 5])
+def test_opposite_rows_are_drawn_where_there_are_no_others(d: int) -> None:
+    """At distance 2 the density is 0, and its logarithm none."""
+    x = torch.eye(d)[[0, 0, 0]]
+    x[2] = -x[0]
+    found = mine.distance_weighted_negatives(x, [0, 0, 1], nonzero_loss_cutoff=2.0, k=2)
+    assert found.indices[:2].tolist() == [[2, 2], [2, 2]]
+    assert found.distances[:2].tolist() == [[2.0, 2.0], [2.0, 2.0]]
+    assert (found.indices[2] < 2).all()
 
 
 def test_distance_weighted_negatives_need_only_the_generator() -> None:
@@ -302,6 +342,7 @@ def test_every_argument_is_documented(miner: Callable[..., Any]) -> None:
 
 ERRORS: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (mine.hard_negatives, {"k": 0}, "k must be an integer of at least 1"),
+    (mine.hard_negatives, {"k": True}, "k must be an integer of at least 1"),
     (mine.hard_positives, {"k": 1.5}, "k must be an integer of at least 1"),
     (mine.hard_negatives, {"relative_margin": -0.1}, "relative_margin must be a number at least 0"),
     (mine.hard_negatives, {"margin": inf}, "margin must be"),

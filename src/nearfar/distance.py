@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from nearfar.inputs import ArrayLike, embeddings
+from nearfar.inputs import ArrayLike, embeddings, tracing
 
 Distance = Literal["euclidean", "sqeuclidean", "cosine"]
 
@@ -87,11 +87,20 @@ def unit(x: Tensor) -> Tensor:
     Too short is a length whose square is below the smallest normal number (1e-19 in float32):
     dividing by it would turn rounding noise into a direction and its gradient into 1e19 and more.
     """
-    # Rows too long to be squared are brought down first, by a power of two, which costs no digit.
-    x = x * torch.where(length(x.detach()).isinf(), 2.0**-100, 1.0)[..., None]
-    size = length(x)[..., None]
+    size = length(x)
+    if _some_infinite(size):
+        # Rows too long to be squared come down first, by a power of two, which costs no digit.
+        x = x * torch.where(size.detach().isinf(), 2.0**-100, 1.0)[..., None]
+        size = length(x)
     short = size < torch.finfo(x.dtype).tiny ** 0.5
-    return (x / size.masked_fill(short, 1)).masked_fill(short, 0)
+    return x / size.masked_fill(short, torch.inf)[..., None]
+
+
+def _some_infinite(size: Tensor) -> bool:
+    """Whether one is; True where asking is impossible or would stall."""
+    if size.device.type != "cpu" or tracing():
+        return True
+    return bool(size.numel()) and size.detach().amax().item() == torch.inf
 
 
 def length(x: Tensor) -> Tensor:

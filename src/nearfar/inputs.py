@@ -137,6 +137,11 @@ def lift(name: str, x: Tensor) -> Tensor:
     return lifted
 
 
+def tracing() -> bool:
+    """Whether this runs inside a compiled or vectorised function, where no value can be read."""
+    return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def same_device(name: str, x: Tensor, reference_name: str, reference: Tensor) -> None:
     """Refuse tensors on different devices before torch does, in words."""
     if x.device != reference.device:

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from nearfar.inputs import ArrayLike, same_device, tensor
+from nearfar.inputs import ArrayLike, same_device, tensor, tracing
 
 SimilarLabel = Literal[0, 1] | None
 
@@ -182,7 +182,7 @@ def refuse(name: str, labels: Tensor, bad: Tensor, expected: str) -> None:
 
     Inside a compiled or vectorised function, where values cannot be asked for, nothing is checked.
     """
-    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+    if tracing():
         return
     if bad.any():
         row = int(bad.nonzero()[0])

@@ -15,7 +15,7 @@ from torch import Tensor
 from nearfar.distance import Distance, unit
 from nearfar.engine.budget import current_limits
 from nearfar.engine.closeness import by_distance
-from nearfar.engine.pick import distance_weight, draw, in_order_of, semihard, walk
+from nearfar.engine.pick import distance_weight, draw, semihard, walk
 from nearfar.inputs import ArrayLike, between, lift, tensor
 from nearfar.labels import refuse
 from nearfar.losses.batch import compare
@@ -219,7 +219,7 @@ def semihard_triplets(
         labels: (n,) class ids, or (n, c) bool multi-labels, where sharing one makes a pair similar.
         distance: "euclidean", "sqeuclidean" or "cosine".
         max: how many triplets at most, drawn from all; None: all.
-        generator: for that draw; None: torch's own.
+        generator: seeds that draw; None: torch's own.
         reference: (m, d) embeddings that positives and negatives are taken from.
         reference_labels: (m,) or (m, c), their labels.
         reference_self: (n,) which row of `reference` is row i itself, -1 for none.
@@ -245,13 +245,19 @@ def semihard_triplets(
     rows, columns, relation = _compare(
         x, labels, reference, reference_labels, reference_self, distance
     )
-    found = list(semihard(in_order_of(distance), relation)(rows, columns, current_limits()))
-    triplets = torch.cat([*found, torch.zeros(0, 3, dtype=torch.int64, device=rows.device)])
-    if max is None or len(triplets) <= max:
-        return triplets
-    device = None if generator is None else generator.device
-    chosen = torch.randperm(len(triplets), generator=generator, device=device)[:max]
-    return triplets[chosen.sort().values.to(rows.device)]
+    nobody = torch.zeros(0, 3, dtype=torch.int64, device=rows.device)
+    found = semihard(distance, relation)(rows, columns, current_limits())
+    if max is None:
+        return torch.cat([*found, nobody])
+    # Those that drew the highest lots so far: no more than `max` are ever kept.
+    chance = torch.Generator().manual_seed(seed(generator))
+    kept, lots = nobody, torch.zeros(0, dtype=torch.float64)
+    for triplets in found:
+        drawn = torch.rand(len(triplets), generator=chance, dtype=torch.float64)
+        kept, lots = torch.cat([kept, triplets]), torch.cat([lots, drawn])
+        best = lots.topk(min(max, len(lots))).indices.sort().values
+        kept, lots = kept[best.to(kept.device)], lots[best]
+    return kept
 
 
 def multi_similarity_pairs(
@@ -384,12 +390,13 @@ def distance_weighted_negatives(
         negative = who.masks()[1]
         if not d.shape[1]:
             return _nearest(d, k)
-        weight = distance_weight(d, negative, rows.shape[1], cutoff, nonzero_loss_cutoff)
+        squares = d.masked_fill(~negative, inf)
+        weight = distance_weight(squares, rows.shape[1], cutoff, nonzero_loss_cutoff)
         index = draw(weight, every[where], chance)
         nobody = ~negative.any(1, keepdim=True)
-        return d.gather(1, index).masked_fill(nobody, inf), index.masked_fill(nobody, -1)
+        return d.gather(1, index).sqrt().masked_fill(nobody, inf), index.masked_fill(nobody, -1)
 
-    return _for_each_row(in_block, rows, columns, relation, "euclidean", k)
+    return _for_each_row(in_block, rows, columns, relation, "sqeuclidean", k)
 
 
 def _compare(
@@ -483,5 +490,5 @@ def _range(score_range: tuple[float, float] | None) -> tuple[float, float]:
 
 
 def _at_least_one(k: int, name: str = "k") -> None:
-    if not isinstance(k, int) or k < 1:
+    if not isinstance(k, int) or isinstance(k, bool) or k < 1:
         raise ValueError(f"{name} must be an integer of at least 1, got {k!r}.")

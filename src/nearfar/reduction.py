@@ -45,8 +45,8 @@ def total_weight(weight: Tensor | None, counts: Tensor | None, per_row: Tensor) 
     """What the mean divides by: the weight of the rows that have something to compare."""
     if weight is None and counts is None:
         return max(len(per_row), 1)
-    taking_part = torch.ones_like(per_row) if weight is None else weight
-    if counts is not None:
-        taking_part = taking_part * counts
-    total = taking_part.sum()
+    if weight is None:
+        assert counts is not None
+        return counts.sum(dtype=per_row.dtype).clamp(min=1)  # counts are whole numbers
+    total = (weight if counts is None else weight * counts).sum()
     return torch.where(total > 0, total, 1)

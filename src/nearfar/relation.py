@@ -69,6 +69,7 @@ class Relation:
             meets itself. Declared by the caller, never guessed from equal values.
         symmetric: the columns are the rows; `own` is then 0 .. n - 1.
         one_positive: every row has exactly one positive.
+        match: (n,) int64, which column that is, where it is known beside the labels.
         device: where the data is.
     """
 
@@ -80,6 +81,7 @@ class Relation:
     own: Tensor | None = None
     symmetric: bool = False
     one_positive: bool = False
+    match: Tensor | None = None
 
     def block(self, rows: slice, columns: slice) -> Block:
         """The relation of a slice of rows to a slice of columns."""
@@ -90,6 +92,10 @@ class Relation:
 
     def n_positives(self) -> Tensor:
         """(n,) how many columns are similar to each row, itself left out."""
+        return self._n_positives
+
+    @cached_property
+    def _n_positives(self) -> Tensor:
         if self.row_labels is None or self.column_labels is None:
             return (torch.arange(self.n, device=self.device) < self.m).long()
         if self.row_labels.ndim == 2:
@@ -121,6 +127,8 @@ class Relation:
     ) -> Marks | None:
         if self.row_labels is None or self.column_labels is None:
             return self._diagonal(rows, columns, shape)
+        if self.match is not None and shape[1] == self.m:
+            return Listed(shape, torch.arange(shape[0], device=self.device), self.match[rows])
         if shape[0] * shape[1] > _SMALL and self._few:
             return self._listed(rows, columns, shape)
         similar = share_label(self.row_labels[rows], self.column_labels[columns])

@@ -117,9 +117,10 @@ class Euclidean:
         return a - centre, None if b is None else b - centre
 
     def tile(self, a: Tensor, b: Tensor) -> Tile:
-        of_a, of_b = a.square().sum(1), b.square().sum(1)
-        squares = torch.addmm(of_a[:, None] + of_b, a, b.T, alpha=-2)
         same = a.data_ptr() == b.data_ptr()
+        of_a = torch.linalg.vecdot(a, a)
+        of_b = of_a if same and len(a) == len(b) else torch.linalg.vecdot(b, b)
+        squares = torch.addmm(of_a[:, None] + of_b, a, b.T, alpha=-2)
         if same:  # the diagonal is 0 and needs no repair
             squares.fill_diagonal_(inf)
         close = _cancelling(squares, of_a, of_b, self.CANCELS)
@@ -161,6 +162,8 @@ def _cancelling(squares: Tensor, of_a: Tensor, of_b: Tensor, share: float) -> Te
         return torch.zeros(0, 2, dtype=torch.long, device=squares.device)
     # The smallest of a row and the largest |b|^2 mostly tell that the row has no such pair.
     (rows,) = (squares.amin(1) <= share * (of_a + of_b.amax())).nonzero(as_tuple=True)
+    if not len(rows):
+        return rows[:, None].expand(0, 2)
     row, column = (squares[rows] <= share * (of_a[rows, None] + of_b)).nonzero(as_tuple=True)
     return torch.stack([rows[row], column], 1)
 

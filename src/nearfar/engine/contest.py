@@ -7,6 +7,7 @@ known.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 from math import inf
 
 import torch
@@ -64,11 +65,12 @@ def log_sum(terms: Tensor, anchor: Tensor, n: int) -> tuple[Tensor, Tensor]:
     (tensor([0.6931,   -inf, 5.0000]), tensor([0.5000, 0.5000, 1.0000]))
     """
     fixed = terms.detach()
-    top = fixed.new_full((n,), -inf).scatter_reduce(0, anchor, fixed, "amax")
-    base = top.masked_fill(top == -inf, 0)
-    powers = (terms - base[anchor]).exp()
+    # The smallest finite number where there are none: -inf - -inf would be NaN.
+    lowest = torch.finfo(terms.dtype).min
+    top = fixed.new_full((n,), lowest).scatter_reduce(0, anchor, fixed, "amax")
+    powers = (terms - top[anchor]).exp()
     total = sum_of(powers, anchor, n)
-    return base + total.log(), powers / total[anchor]
+    return top + total.log(), powers / total[anchor]
 
 
 def sum_of(terms: Tensor, anchor: Tensor, n: int) -> Tensor:
@@ -152,30 +154,31 @@ class _Strip:
 
     def settle(self, rows: Tensor, weight: Tensor | None) -> Tensor:
         """(b,) the losses; from here on the forces are known."""
-        top = rows.new_full((len(rows),), -inf)
-        for part in self.parts:
-            top = torch.maximum(top, part.terms.amax(1))
-        top.masked_fill_(top == -inf, 0)  # -inf - -inf would be NaN
-        total = torch.zeros_like(top)
-        for part in self.parts:
-            total += part.terms.sub_(top[:, None]).exp_().sum(1)
-        nobody = [rows.new_zeros(0)]
-        near = torch.cat(nobody + [p.tile.values[p.anchor, p.other] for p in self.parts])
-        anchor = torch.cat([p.anchor for p in self.parts] or nobody).long()
+        nothing = rows.new_zeros(len(rows))
+        lowest = torch.finfo(rows.dtype).min  # where there are none: -inf - -inf would be NaN
+        top = reduce(torch.maximum, (p.terms.amax(1) for p in self.parts), nothing + lowest)
+        powers = (p.terms.sub_(top[:, None]).exp_() for p in self.parts)
+        total = reduce(torch.add, (p.sum(1) for p in powers), nothing)
+        near = torch.cat([nothing[:0], *(p.tile.values[p.anchor, p.other] for p in self.parts)])
+        anchor = torch.cat([nothing[:0].long(), *(p.anchor for p in self.parts)])
         loss, by_far, by_near = self.rule.settle(top + total.log(), near, anchor)
         if weight is not None:
             by_far, by_near = by_far * weight[self.rows], by_near * weight[self.rows][anchor]
-        self.factor = by_far / total.masked_fill(total == 0, 1)
+        # 0 where nothing was summed; by_far is 0 there.
+        self.factor = by_far / total.clamp(min=torch.finfo(total.dtype).tiny)
         for part, pull in zip(
-            self.parts, by_near.split([len(p.anchor) for p in self.parts]), strict=True
+            self.parts, torch.split(by_near, [len(p.anchor) for p in self.parts]), strict=True
         ):
             part.pull = pull
         return loss
 
     def force(self, part: _Part) -> Tensor:
-        force = part.terms.mul_(self.factor[:, None])
         slope = self.rule.slope(part.tile.values)
-        force.mul_(slope)
+        factor = self.factor[:, None]
+        if isinstance(slope, Tensor):
+            force = part.terms.mul_(factor).mul_(slope)
+        else:
+            force = part.terms.mul_(factor * slope)
         if part.pull is not None:
             force[part.anchor, part.other] = part.pull
         return force

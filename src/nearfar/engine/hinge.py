@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from nearfar.engine import places
+from nearfar.engine.anchors import Anchors, anchors_in
+from nearfar.engine.places import exact, look_up_rows
 from nearfar.engine.stream import BlockRule
 from nearfar.relation import Block, Relation
-
-# Measured: up to so many positives a row the sweeps are faster than the look-up.
-_FEW = 32
 
 
 @dataclass(eq=False)
@@ -56,12 +56,12 @@ def every_triplet(
     relation: Relation, margin: float, smooth: bool, mean_of_active: bool, tally: Tally
 ) -> BlockRule:
     """All triplets of each anchor, as a rule on a block."""
+    anchors_of = anchors_in(relation)
 
     def rule(
         d: Tensor, who: Block, rows: slice, weight: Tensor | None, gradient: bool
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        anchors = Anchors.of(d, who, relation, rows)
-        sums = hinges(d, anchors, margin, smooth=smooth, gradient=gradient)
+        sums = hinges(d, anchors_of(rows), margin, smooth=smooth, gradient=gradient)
         tally.add(sums.valid.sum(), sums.active.sum())
         force = sums.force
         if force is not None and weight is not None:
@@ -74,7 +74,7 @@ def every_triplet(
 
 def hinges(
     d: Tensor,
-    anchors: "Anchors",
+    anchors: Anchors,
     margin: float,
     *,
     smooth: bool = False,
@@ -97,7 +97,7 @@ def hinges(
         return Hinges(d.new_zeros(len(d), dtype=exact(d)), valid, torch.zeros_like(valid), nothing)
     reach = anchors.table(d, -inf).add_(margin)
     far = anchors.hide(d.clone())
-    if smooth or anchors.most <= _FEW:
+    if smooth or anchors.most <= places.FEW:
         loss, pull, push = _sweep(reach, far, smooth, weight)
     else:
         loss, pull, push = _look_up(reach, far, d, weight)
@@ -107,70 +107,6 @@ def hinges(
     force = push.neg_()
     force[anchors.row, anchors.column] = pull[anchors.row, anchors.slot].to(d.dtype)
     return Hinges(loss, valid, active, force)
-
-
-@dataclass(frozen=True, eq=False)
-class Anchors:
-    """The rows of a block, and who is who for them, listed: positives are few.
-
-    Attributes:
-        row, column: (k,) where positives are, row by row.
-        slot: (k,) the how-manieth of its row each is.
-        count: (b,) how many a row has.
-        most: how many the row with the most has.
-        n_negatives: (b,) how many negatives a row has.
-        itself: (s,), (s,) rows that meet themselves, and in which column.
-    """
-
-    row: Tensor
-    column: Tensor
-    slot: Tensor
-    count: Tensor
-    most: int
-    n_negatives: Tensor
-    itself: tuple[Tensor, Tensor]
-
-    @classmethod
-    def of(cls, d: Tensor, who: Block, relation: Relation, rows: slice) -> "Anchors":
-        """The anchors of a block of distances from some rows to all columns."""
-        nobody = torch.zeros(0, dtype=torch.int64, device=d.device)
-        own = nobody.new_full((len(d),), -1) if relation.own is None else relation.own[rows]
-        (met,) = (own >= 0).nonzero(as_tuple=True)
-        row = column = nobody
-        if who.similar is not None:
-            row, column = who.similar.nonzero(as_tuple=True)
-        count = torch.bincount(row, minlength=len(d))
-        slot = torch.arange(len(row), device=d.device) - (count.cumsum(0) - count)[row]
-        most = int(count.max()) if len(d) else 0
-        return cls(
-            row, column, slot, count, most, d.shape[1] - count - (own >= 0).long(), (met, own[met])
-        )
-
-    def hide(self, d: Tensor) -> Tensor:
-        """`d` with everyone who is no negative as far away as can be; overwrites it."""
-        d[self.row, self.column] = inf
-        d[self.itself] = inf
-        return d
-
-    def table(self, d: Tensor, fill: float) -> Tensor:
-        """(b, most) the distances to them, filled up."""
-        table = d.new_full((len(d), self.most), fill)
-        table[self.row, self.slot] = d[self.row, self.column]
-        return table
-
-    def columns(self) -> Tensor:
-        """(b, most) which columns they are; 0 where there are fewer."""
-        table = self.column.new_zeros(len(self.count), self.most)
-        table[self.row, self.slot] = self.column
-        return table
-
-    def extreme(self, d: Tensor, *, farthest: bool) -> Tensor:
-        """(b,) the column of the farthest or the nearest; 0 where there is none."""
-        if not self.most:
-            return torch.zeros_like(self.count)
-        table = self.table(d, -inf if farthest else inf)
-        slot = table.argmax(1, keepdim=True) if farthest else table.argmin(1, keepdim=True)
-        return self.columns().gather(1, slot)[:, 0]
 
 
 def _sweep(
@@ -202,7 +138,7 @@ def _look_up(
     """All positives at once: (b,) sums, (b, p) pulls, (b, m) pushes."""
     rows, most = reach.shape
     ordered, order = reach.sort(1)
-    place = beaten(ordered, far).long()
+    place = look_up_rows(ordered, far).long()
     bucket = place + torch.arange(0, rows * (most + 1), most + 1, device=d.device)[:, None]
     by = None if weight is None else weight.flatten().to(exact(d))
     nearer = torch.bincount(bucket.flatten(), by, rows * (most + 1)).view(rows, most + 1)
@@ -214,66 +150,3 @@ def _look_up(
     short = (ordered - top).masked_fill_(ordered == -inf, 0).to(exact(d))
     loss = (short * pull).sum(1) + ((top - d) * push).sum(1, dtype=exact(d))
     return loss, torch.empty_like(pull).scatter_(1, order, pull), push
-
-
-def beaten(ordered: Tensor, d: Tensor, *, strict: bool = False) -> Tensor:
-    """(b, m) how many of its row's entries each value is not below; strict: is above.
-
-    Args:
-        ordered: (b, p) entries, ascending.
-        d: (b, m) values; a NaN beats nobody.
-        strict: equal entries are not beaten.
-    """
-    rows, most = ordered.shape
-    if most > _FEW:
-        start = torch.arange(0, rows * most, most, device=d.device)[:, None]
-        return look_up(ordered.flatten(), d, start, start + most, most, strict=strict) - start
-    count = torch.zeros(d.shape, dtype=torch.uint8, device=d.device)
-    for slot in range(most):
-        entry = ordered[:, slot, None]
-        count += (d > entry if strict else d >= entry).view(torch.uint8)
-    return count
-
-
-def look_up(
-    table: Tensor,
-    values: Tensor,
-    start: Tensor,
-    stop: Tensor,
-    longest: int,
-    *,
-    strict: bool = False,
-) -> Tensor:
-    """Where values belong in sorted segments of a table: after the entries that are no larger.
-
-    As `torch.searchsorted`, several times as fast on a CPU: no step depends on a comparison.
-
-    Args:
-        table: (t,) entries, ascending within each segment.
-        values: (r, c) what to look up; a NaN belongs at the start.
-        start: int64 that broadcasts to (r, c), the first entry of the segment of each value.
-        stop: likewise, the one past its last.
-        longest: at least the length of the longest segment.
-        strict: after the entries that are smaller only.
-
-    Returns:
-        (r, c) places from `start` to `stop`, int32 where they fit.
-    """
-    index = torch.int32 if len(table) + 2 * longest < 2**31 else torch.int64
-    step = 1 << max(longest, 1).bit_length() >> 1
-    padded = torch.cat([table, table.new_full((2 * step,), inf)])
-    place = start.to(index).expand(values.shape).contiguous()
-    last = stop.to(index)
-    while step:
-        probe = place + (step - 1)
-        entry = padded.index_select(0, probe.flatten()).view(values.shape)
-        on = entry < values if strict else entry <= values
-        on &= probe < last
-        place.add_(on, alpha=step)
-        step //= 2
-    return place
-
-
-def exact(d: Tensor) -> torch.dtype:
-    """What sums are kept in: float64 where the device has it."""
-    return torch.float32 if d.device.type == "mps" else torch.float64

@@ -113,7 +113,7 @@ def _pay(
 
 @dataclass(eq=False)
 class _Shown:
-    """The forces between listed pairs, kept for whoever watches."""
+    """The forces between listed pairs, kept for whoever watches: anchor, other, distance, force."""
 
     parts: list[tuple[Tensor, ...]] = field(default_factory=list)
 
@@ -130,8 +130,10 @@ class _Shown:
             self.parts.append((tuples[:, first], tuples[:, j], d, force))
 
     def show(self, request: Request, relation: Relation) -> None:
-        if self.parts:
-            show_listed(request, relation, *map(torch.cat, zip(*self.parts, strict=True)))
+        nobody = torch.zeros(0, dtype=torch.int64, device=request.a.device)
+        nothing = request.a.new_zeros(0)
+        parts = [*self.parts, (nobody, nobody, nothing, nothing)]
+        show_listed(request, relation, *map(torch.cat, zip(*parts, strict=True)))
 
 
 def show_listed(

@@ -11,12 +11,16 @@ import torch
 from torch import Tensor
 
 from nearfar.distance import Distance, unit
-from nearfar.engine.budget import Limits
+from nearfar.engine.anchors import Anchors, anchors_in
+from nearfar.engine.budget import Limits, block, spans
 from nearfar.engine.closeness import Closeness, Euclidean, by_distance
-from nearfar.engine.hinge import Anchors, beaten
 from nearfar.engine.listed import Picker
+from nearfar.engine.places import above
 from nearfar.engine.stream import row_blocks
 from nearfar.relation import Block, Relation
+
+# Copies of a block that live at once: the distances, and lists of positives and of who is nearest.
+_BUFFERS = 12
 
 
 def in_order_of(distance: Distance) -> Closeness:
@@ -37,32 +41,55 @@ def walk(
         yield rows, tile.values, who
 
 
-def hardest(closeness: Closeness, relation: Relation, *, easy_positive: bool = False) -> Picker:
+def with_anchors(
+    closeness: Closeness, relation: Relation, a: Tensor, b: Tensor | None, limits: Limits
+) -> Iterator[tuple[slice, Tensor, Anchors]]:
+    """The same with the positives listed instead of masked."""
+    a, b = closeness.prepare(a, b)
+    columns, anchors_of = a if b is None else b, anchors_in(relation)
+    for rows in _blocks(a, columns, limits):
+        yield rows, closeness.tile(a[rows], columns).values, anchors_of(rows)
+
+
+def hardest(distance: Distance, relation: Relation, *, easy_positive: bool = False) -> Picker:
     """For each anchor the nearest negative, and the farthest or nearest positive."""
 
+    def ends(d: Tensor, anchors: Anchors) -> Tensor:
+        positive = anchors.extreme(d, farthest=not easy_positive)
+        return torch.stack([positive, anchors.hide(d).argmin(1)], 1)
+
     def pick(a: Tensor, b: Tensor | None, limits: Limits) -> Iterator[Tensor]:
-        for rows, d, who in walk(closeness, relation, a, b, limits):
-            anchors = Anchors.of(d, who, relation, rows)
+        closeness, anchors_of = in_order_of(distance), anchors_in(relation)
+        a, b = closeness.prepare(a, b)
+        columns = a if b is None else b
+        # Of |a - b|^2 / 2 the part that differs between columns; of unit rows it is -ab.
+        half = columns.square().sum(1).div_(2) if distance != "cosine" else columns.new_zeros(1)
+        for rows in _blocks(a, columns, limits):
+            anchors = anchors_of(rows)
             if not anchors.most:
                 continue
-            near = anchors.extreme(d, farthest=not easy_positive)
-            nearest = anchors.hide(d).argmin(1)
-            anchor = torch.arange(rows.start, rows.stop, device=d.device)
+            picked = ends(torch.addmm(half, a[rows], columns.T, alpha=-1), anchors)
             both = (anchors.count > 0) & (anchors.n_negatives > 0)
-            yield torch.stack([anchor, near, nearest], 1)[both]
+            if distance != "cosine":
+                (again,) = (both & _cancels(a[rows], columns[picked])).nonzero(as_tuple=True)
+                if len(again):
+                    which = again + rows.start
+                    d = closeness.tile(a[which], columns).values
+                    picked[again] = ends(d, anchors_of(which))
+            anchor = torch.arange(rows.start, rows.stop, device=a.device)
+            yield torch.cat([anchor[:, None], picked], 1)[both]
 
     return pick
 
 
-def semihard(closeness: Closeness, relation: Relation) -> Picker:
+def semihard(distance: Distance, relation: Relation) -> Picker:
     """For each anchor and positive the nearest negative that is farther than the positive.
 
     Where none is farther, the farthest negative.
     """
 
     def pick(a: Tensor, b: Tensor | None, limits: Limits) -> Iterator[Tensor]:
-        for rows, d, who in walk(closeness, relation, a, b, limits):
-            anchors = Anchors.of(d, who, relation, rows)
+        for rows, d, anchors in with_anchors(in_order_of(distance), relation, a, b, limits):
             if not anchors.most:
                 continue
             chosen = _first_beyond(d, anchors)
@@ -84,35 +111,31 @@ def by_distance_weight(
         # A generator of its own, so that every walk over the same rows draws the same.
         chance = torch.Generator().manual_seed(seed)
         a, b = unit(a), None if b is None else unit(b)
-        for rows, d, who in walk(Euclidean(False), relation, a, b, limits):
-            anchors = Anchors.of(d, who, relation, rows)
+        for rows, d, anchors in with_anchors(Euclidean(True), relation, a, b, limits):
             if anchors.most:
-                negative = who.masks()[1]
-                weight = distance_weight(d, negative, a.shape[1], cutoff, nonzero_loss_cutoff)
+                squares = anchors.hide(d)
+                weight = distance_weight(squares, a.shape[1], cutoff, nonzero_loss_cutoff)
                 chosen = draw(weight, anchors.count, chance)[anchors.row, anchors.slot]
                 yield _compared(rows, anchors, chosen)
 
     return pick
 
 
-def distance_weight(
-    d: Tensor, negative: Tensor, dim: int, cutoff: float, nonzero_loss_cutoff: float
-) -> Tensor:
-    """(b, m) by what weight each negative is drawn, float64.
+def distance_weight(squares: Tensor, dim: int, cutoff: float, nonzero_loss_cutoff: float) -> Tensor:
+    """(b, m) by what weight each negative is drawn; overwrites the squared distances.
 
     The inverse of the density of distances between random points of the sphere, so that all
     distances come equally often; constant below `cutoff`, where its variance would explode, and 0
     from `nonzero_loss_cutoff` on, where nothing costs. Where that leaves nobody, all negatives
-    weigh the same.
+    weigh the same. Who is no negative stands at inf, and weighs nothing.
     """
-    d = d.double()
-    some = negative & (d < nonzero_loss_cutoff)
-    some = torch.where(some.any(1, keepdim=True), some, negative)
-    d = d.clamp(cutoff, nonzero_loss_cutoff)
-    log_weight = (2.0 - dim) * d.log() - (dim - 3) / 2 * (1 - d.square() / 4).log()
-    log_weight = log_weight.masked_fill(~some, -inf)
-    top = log_weight.amax(1, keepdim=True).masked_fill(~some.any(1, keepdim=True), 0)
-    return (log_weight - top).exp()
+    near = squares < nonzero_loss_cutoff**2
+    alone = ~near.any(1, keepdim=True)
+    q = squares.clamp(cutoff**2, nonzero_loss_cutoff**2)
+    log_weight = (q / -4).log1p_().mul_((3 - dim) / 2).add_(q.log_(), alpha=(2 - dim) / 2)
+    log_weight = log_weight.masked_fill_(~near, -inf)
+    top = log_weight.amax(1, keepdim=True).masked_fill_(alone, 0)
+    return torch.where(alone, (squares != inf).to(q.dtype), log_weight.sub_(top).exp_())
 
 
 def draw(weight: Tensor, count: Tensor, chance: torch.Generator) -> Tensor:
@@ -122,10 +145,23 @@ def draw(weight: Tensor, count: Tensor, chance: torch.Generator) -> Tensor:
     wanted = torch.arange(most, device=weight.device) < count[:, None]
     share = torch.zeros(wanted.shape, dtype=torch.float64, device=weight.device)
     share[wanted] = drawn
-    until = weight.cumsum(1)
+    until = weight.cumsum(1, dtype=torch.float64)
     # The last column that weighs anything, at most: a share may round up to the whole.
     last = torch.searchsorted(until, until[:, -1:].contiguous()).clamp(max=until.shape[1] - 1)
     return torch.searchsorted(until, share * until[:, -1:], right=True).minimum(last)
+
+
+def _blocks(a: Tensor, columns: Tensor, limits: Limits) -> Iterator[slice]:
+    return spans(len(a), block(limits, a.device, a.element_size(), _BUFFERS, len(columns)))
+
+
+def _cancels(a: Tensor, picked: Tensor) -> Tensor:
+    """(b,) whether a row (b, d) is so close to one of its picks (b, k, d) that digits cancel.
+
+    What is picked without those digits need not be the closest.
+    """
+    sizes = a.square().sum(1)[:, None] + picked.square().sum(2)
+    return ((a[:, None] - picked).square().sum(2) < Euclidean.CANCELS * sizes).any(1)
 
 
 def _first_beyond(d: Tensor, anchors: Anchors) -> Tensor:
@@ -138,7 +174,7 @@ def _first_beyond(d: Tensor, anchors: Anchors) -> Tensor:
     most, columns = anchors.most, d.shape[1]
     ordered, order = anchors.table(d, inf).sort(1)
     far = anchors.hide(d)
-    shell = beaten(ordered, far, strict=True).long()
+    shell = above(ordered, far).long()
     least = d.new_full((len(d), most + 1), inf).scatter_reduce_(1, shell, far, "amin")
     row, column = (far == least.gather(1, shell)).nonzero(as_tuple=True)
     first = torch.full_like(least, columns, dtype=torch.long)

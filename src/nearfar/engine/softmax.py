@@ -18,6 +18,7 @@ from nearfar.engine.budget import spans, strip_shape
 from nearfar.engine.budget import tile as tile_shape
 from nearfar.engine.closeness import pull_back
 from nearfar.engine.elementwise import tiles
+from nearfar.engine.places import exact
 from nearfar.engine.step import Answer, Executor, Request, show
 from nearfar.marks import Marks
 from nearfar.observe import force_visitors
@@ -120,18 +121,19 @@ class _Running:
         self.total[at] = self.total[at] * (old - base).exp() + fresh
         self.top[at] = top
 
-    def value(self) -> LogSum:
-        return LogSum(self.top, self.total.log())
+    def value(self, wide: torch.dtype) -> LogSum:
+        return LogSum(self.top.to(wide), self.total.to(wide).log())
 
     def settle(self, by: Tensor) -> None:
         """Keep what turns terms into forces: `by`, the derivative by the value, over the sum."""
-        self.factor = by / self.total.masked_fill(self.total == 0, 1)
-        self.base = _finite(self.top)
+        # 0 where nothing was summed; by is 0 there.
+        self.factor = by / self.total.clamp(min=torch.finfo(by.dtype).tiny)
+        self.base = self.top if self.bounded else _finite(self.top)
 
 
 def _finite(logs: Tensor) -> Tensor:
-    """0 for -inf, where nothing was summed: exp(-inf - 0) is 0, exp(-inf - -inf) would be NaN."""
-    return logs.masked_fill(logs == -inf, 0)
+    """The smallest number for -inf, where nothing was summed: -inf - -inf would be NaN."""
+    return logs.clamp(min=torch.finfo(logs.dtype).min)
 
 
 class _Anchors:
@@ -143,9 +145,11 @@ class _Anchors:
 
     def settle(self, valid: Tensor | None, count: Tensor, weight: Tensor | None) -> Tensor:
         """The losses; from here on it is known what each term weighs in their weighted sum."""
-        loss, by_logs, by_total = self.rule.combine(
-            self.logs.value(), self.total, count.to(self.total.dtype)
-        )
+        # Bounded sums are not relative to the largest logit, so their logarithm needs more digits.
+        own = self.total.dtype
+        wide = exact(self.total) if self.bounded else own
+        parts = self.rule.combine(self.logs.value(wide), self.total.to(wide), count.to(wide))
+        loss, by_logs, by_total = (part.to(own) for part in parts)
         if valid is not None:
             loss, by_logs, by_total = (part.where(valid, 0) for part in (loss, by_logs, by_total))
         if weight is not None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from nearfar.engine.budget import Limits, current_limits
+from nearfar.engine.places import exact
 from nearfar.observe import force_visitors
 from nearfar.reduction import Reduction, check_reduction, total_weight
 from nearfar.relation import Block
@@ -245,7 +246,7 @@ def _compute(
             rows.ready.div_(scale)
         dscale = dbias = None
         if isinstance(scale, Tensor) and scale.requires_grad:
-            dscale = (da * rows.ready).sum()
+            dscale = torch.linalg.vecdot(da, rows.ready).sum(dtype=exact(da))
         if isinstance(bias, Tensor) and bias.requires_grad:
             dbias = answer.forces
         if scale is not None:
@@ -279,13 +280,16 @@ class _Rows:
             self.ready = torch.add(x, x, alpha=0)  # NaN where x is infinite; see inputs.lift
             return
         size = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-        down: Tensor | float = 1.0
-        if len(x) and size.amax().item() == torch.inf:  # too long to square, as in distance.unit
-            down = torch.where(size.isinf(), 2.0**-100, 1.0).to(x.dtype)
-            x = x * down
-            size = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+        short = torch.finfo(x.dtype).tiny ** 0.5
+        low, high = size.aminmax() if len(x) else (size.sum(), size.sum())
+        if short <= low.item() and high.item() < torch.inf:
+            self.ready, self.size = x / size, size
+            return
+        down = torch.where(size.isinf(), 2.0**-100, 1.0).to(x.dtype)  # too long to square
+        x = x * down
+        size = torch.linalg.vector_norm(x, dim=1, keepdim=True)
         # Too short to have a direction, as in distance.unit: the row and its gradient become 0.
-        size = size.masked_fill_(size < torch.finfo(x.dtype).tiny ** 0.5, torch.inf)
+        size = size.masked_fill_(size < short, torch.inf)
         self.ready, self.size = x / size, size / down
 
     def back(self, gradient: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from typing import Literal, TypedDict, Unpack, get_args, overload
 
@@ -13,7 +14,7 @@ from nearfar.distance import Distance
 from nearfar.engine.closeness import by_distance
 from nearfar.engine.hinge import Tally, every_triplet
 from nearfar.engine.listed import Picker, TupleRule, listed
-from nearfar.engine.pick import by_distance_weight, hardest, in_order_of, semihard
+from nearfar.engine.pick import by_distance_weight, hardest, semihard
 from nearfar.engine.quadruplets import every_quadruplet, hardest_quadruplets
 from nearfar.engine.step import run
 from nearfar.engine.stream import blockwise
@@ -199,11 +200,10 @@ def batch_triplet_loss(
         every = every_triplet(relation, margin, smooth, of_active, tally)
         executor = blockwise(every, by_distance(distance), relation)
     else:
-        order = in_order_of(distance)
         pickers: dict[str, Callable[[], Picker]] = {
-            "hard": lambda: hardest(order, relation),
-            "easy_positive": lambda: hardest(order, relation, easy_positive=True),
-            "semihard": lambda: semihard(order, relation),
+            "hard": lambda: hardest(distance, relation),
+            "easy_positive": lambda: hardest(distance, relation, easy_positive=True),
+            "semihard": lambda: semihard(distance, relation),
             "distance_weighted": lambda: by_distance_weight(
                 relation, seed(generator), CUTOFF, NONZERO_LOSS_CUTOFF
             ),
@@ -212,10 +212,11 @@ def batch_triplet_loss(
         pick = pickers[select]()
         executor = listed(rule, pick, distance, relation, tally, mean_of_active=of_active)
     over: Reduction = "mean" if reduction == "active" else reduction
-    loss = run(executor, rows, columns, normalize=distance == "cosine", reduction=over)
+    unit = distance == "cosine"
+    loss = partial(run, executor, rows, columns, normalize=unit, reduction=over)
     if not return_stats:
-        return loss
-    return loss, TripletStats(int(tally.valid), int(tally.active))
+        return loss()
+    return loss(), TripletStats(int(tally.valid), int(tally.active))
 
 
 @overload
@@ -304,14 +305,15 @@ def batch_quadruplet_loss(
     if select == "all":
         executor = every_quadruplet(classes, relation, distance, margin, margin2, first, second)
     else:
-        pick = hardest_quadruplets(classes, relation, in_order_of(distance))
+        pick = hardest_quadruplets(classes, relation, distance)
         executor = listed(
             _quadruplet_rule(margin, margin2, first, second), pick, distance, relation, Tally()
         )
-    loss = run(executor, rows, None, normalize=distance == "cosine", reduction=reduction)
+    unit = distance == "cosine"
+    loss = partial(run, executor, rows, None, normalize=unit, reduction=reduction)
     if not return_stats:
-        return loss
-    return loss, QuadrupletStats(int(first.valid), int(first.active), int(second.active))
+        return loss()
+    return loss(), QuadrupletStats(int(first.valid), int(first.active), int(second.active))
 
 
 def seed(generator: torch.Generator | None) -> int:

@@ -216,7 +216,7 @@ def _to_proxies(
     known = class_ids(labels, like=rows, n_classes=len(columns))
     names = torch.arange(len(columns), device=rows.device)
     n, c = len(rows), len(columns)
-    return rows, columns, Relation(n, c, rows.device, known, names, one_positive=True)
+    return rows, columns, Relation(n, c, rows.device, known, names, one_positive=True, match=known)
 
 
 def _with_margins(scale: float | Tensor, angle: float, cosine: float) -> Combine:

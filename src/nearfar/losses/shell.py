@@ -62,6 +62,30 @@ def as_module(loss: Callable[..., Tensor]) -> type[nn.Module]:
     )
 
 
+def unwrap(
+    loss: Callable[..., Tensor], hyperparameters: dict[str, Any]
+) -> tuple[Callable[..., Tensor], dict[str, Any]]:
+    """The function behind a loss or its module, and all it takes by keyword but the reduction.
+
+    Raises:
+        TypeError: `loss` is not one of nearfar's, or a reduction is given.
+    """
+    function = getattr(loss, "loss", loss) if isinstance(loss, nn.Module) else loss
+    if not inspect.isfunction(function) or not function.__module__.startswith("nearfar."):
+        raise TypeError(
+            "this looks into nearfar's losses, such as contrastive_loss or TripletLoss(); got "
+            f"{loss!r}."
+        )
+    parameters = inspect.signature(function).parameters.values()
+    settings = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    if "reduction" in hyperparameters:
+        raise TypeError("each row is looked at by itself: leave reduction out.")
+    settings.pop("reduction", None)
+    if isinstance(loss, nn.Module):
+        settings = {name: getattr(loss, name, default) for name, default in settings.items()}
+    return function, settings | hyperparameters
+
+
 def _camel_case(function_name: str) -> str:
     """info_nce_loss -> InfoNCELoss."""
     spelled = {"nce": "NCE", "nca": "NCA", "nt": "NT", "clip": "CLIP", "siglip": "SigLIP"}

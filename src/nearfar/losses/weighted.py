@@ -2,8 +2,8 @@
 
 from math import inf
 
+import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
 from nearfar.distance import Distance
 from nearfar.engine.closeness import Product, by_distance
@@ -234,8 +234,8 @@ def lifted_structure_loss(
 
 
 def softplus(x: Tensor) -> Tensor:
-    """log(1 + e^x) with all its digits, far below 0 too."""
-    return -logsigmoid(-x)
+    """log(1 + e^x) with all its digits: beyond 40, where torch is told to stop, it is x."""
+    return torch.nn.functional.softplus(x, threshold=40.0)
 
 
 def have_both(positives: Tensor, negatives: Tensor) -> Tensor:
