@@ -1,13 +1,21 @@
-"""The figures against scikit-learn and by hand, the threshold, and the pairs they are taken on."""
+"""The figures against scikit-learn, torchmetrics and by hand, and the pairs they are taken on."""
 
+import json
 from itertools import combinations
 
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import roc_auc_score, roc_curve
+from sklearn.metrics import (
+    balanced_accuracy_score,
+    det_curve,
+    f1_score,
+    roc_auc_score,
+    roc_curve,
+)
+from torchmetrics.functional.classification import binary_auroc, binary_eer
 
-from nearfar.evaluate.verification import at_threshold, fit_threshold, sample_pairs, verification
+from nearfar.evaluate import at_threshold, fit_threshold, sample_pairs, verification
 
 
 def scores(seed=0, n=400, levels=None):
@@ -20,8 +28,8 @@ def scores(seed=0, n=400, levels=None):
 
 @pytest.mark.parametrize("levels", [None, 4, 1])
 def test_figures_equal_scikit_learn(levels):
-    d, same = scores(levels=levels)
-    found = verification(d, same, higher_is_closer=False, far=(0.5, 0.1, 0.01, 0.0))
+    d, same = scores(levels=levels, n=2000)
+    found = verification(d, same, higher_is_closer=False, far=(0.5, 0.1, 0.03))
     assert found.auc == pytest.approx(roc_auc_score(same, -d))
     assert (found.n_similar, found.n_dissimilar) == (same.sum(), (~same).sum())
     for far, tar in found.tar_at_far.items():
@@ -29,7 +37,10 @@ def test_figures_equal_scikit_learn(levels):
             np.mean(d[same] <= t) for t in [-np.inf, *d] if np.mean(d[~same] <= t) <= far + 1e-12
         )
         assert tar == best
-    false_accept, true_accept, _ = roc_curve(same, -d)
+    false_accept, true_accept, threshold = roc_curve(same, -d, drop_intermediate=False)
+    np.testing.assert_allclose(found.curve.far, false_accept[1:])
+    np.testing.assert_allclose(found.curve.tar, true_accept[1:])
+    np.testing.assert_allclose(found.curve.threshold, -threshold[1:])
     # The EER is where the curve, straight between its points, meets the other diagonal.
     points = np.stack([false_accept - found.eer, true_accept - (1 - found.eer)], 1)
     before, after = points[:-1], points[1:]
@@ -38,13 +49,67 @@ def test_figures_equal_scikit_learn(levels):
     assert (on_line & between).any()
 
 
+@pytest.mark.parametrize("levels", [None, 4, 1])
+def test_best_accuracy_and_f1_are_those_of_the_best_threshold_scikit_learn_finds(levels):
+    d, same = scores(levels=levels)
+    found = verification(d, same, higher_is_closer=False)
+    for best, figure in ((found.best_accuracy, balanced_accuracy_score), (found.best_f1, f1_score)):
+        assert best.value == pytest.approx(max(figure(same, d <= t) for t in np.unique(d)))
+        assert best.value == pytest.approx(figure(same, d <= best.threshold))
+
+
+def test_figures_equal_torchmetrics():
+    d, same = scores(n=3000)
+    found = verification(d, same, higher_is_closer=False)
+    # It squashes scores outside 0 to 1 by itself; ranks lie inside already, and keep the order.
+    rank = torch.from_numpy(1 - np.argsort(np.argsort(d)) / len(d))
+    target = torch.from_numpy(same).long()
+    assert found.auc == pytest.approx(float(binary_auroc(rank, target)), abs=1e-6)
+    # It takes the nearest point of the curve instead of the point between.
+    assert found.eer == pytest.approx(float(binary_eer(rank, target)), abs=1e-3)
+
+
+def test_the_det_curve_is_scikit_learns_on_normal_axes():
+    d, same = scores()
+    far, frr = verification(d, same, higher_is_closer=False).curve.det()
+    false_accept, false_reject, _ = det_curve(same, -d)
+    normal = torch.distributions.Normal(0.0, 1.0)
+    points = set(
+        zip(normal.cdf(far).numpy().round(9), normal.cdf(frr).numpy().round(9), strict=True)
+    )
+    inside = (false_accept > 0) & (false_accept < 1) & (false_reject > 0) & (false_reject < 1)
+    theirs = zip(false_accept[inside].round(9), false_reject[inside].round(9), strict=True)
+    assert set(theirs) <= points
+
+
 def test_similarities_are_distances_turned_round():
     d, same = scores()
     turned = verification(-d, same, higher_is_closer=True)
-    assert turned == verification(d, same, higher_is_closer=False)
+    straight = verification(d, same, higher_is_closer=False)
+    assert (turned.auc, turned.eer, turned.tar_at_far) == (
+        straight.auc,
+        straight.eer,
+        straight.tar_at_far,
+    )
+    assert turned.best_f1.threshold == -straight.best_f1.threshold
     threshold = fit_threshold(-d, same, higher_is_closer=True, far=0.05)
     assert threshold == -fit_threshold(d, same, higher_is_closer=False, far=0.05)
     assert at_threshold(-d, same, threshold, higher_is_closer=True).far <= 0.05
+
+
+def test_too_few_dissimilar_pairs_are_said_instead_of_a_number():
+    d = np.arange(4500.0)
+    same = d < 500
+    found = verification(d, same, higher_is_closer=False, far=(0.1, 0.01, 0.001, 0.0))
+    assert found.tar_at_far == {0.1: 1.0, 0.01: 1.0, 0.001: None, 0.0: None}
+    assert "too few: needs 30,000 dissimilar pairs, has 4,000" in str(found)
+    plain = json.loads(json.dumps(found.as_dict(), allow_nan=False))
+    assert plain["tar_at_far"] == {"0.1": 1.0, "0.01": 1.0, "0.001": None, "0": None}
+    assert plain["dissimilar_needed"] == {"0.1": 300, "0.01": 3000, "0.001": 30000, "0": None}
+    just = verification(d[:3500], same[:3500], higher_is_closer=False, far=(0.01,))
+    assert just.tar_at_far == {0.01: 1.0}
+    one_less = verification(d[1:3499], same[1:3499], higher_is_closer=False, far=(0.01,))
+    assert one_less.tar_at_far == {0.01: None}
 
 
 @pytest.mark.parametrize(

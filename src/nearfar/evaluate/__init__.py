@@ -1,1 +1,52 @@
-"""What a verifier is worth: pairs, their distances, and the figures made from them."""
+"""What an embedding is worth: verification, thresholds, retrieval, and the shape of the space.
+
+All of it computes on torch and NumPy; only the two calibrated probabilities load scikit-learn, and
+only `approximate_nearest` loads usearch.
+"""
+
+from nearfar.evaluate.intervals import Interval
+from nearfar.evaluate.nearest import approximate_nearest, nearest
+from nearfar.evaluate.neighbours import Neighbours, Pair, Suspect, neighbours
+from nearfar.evaluate.pairs import sample_pairs
+from nearfar.evaluate.probability import (
+    IsotonicProbability,
+    PlattProbability,
+    isotonic_probability,
+    platt_probability,
+    probability_from,
+)
+from nearfar.evaluate.retrieval import Figures, Retrieval, retrieval, retrieval_of
+from nearfar.evaluate.shape import Shape, shape
+from nearfar.evaluate.threshold import AtThreshold, DecisionIntervals, at_threshold, fit_threshold
+from nearfar.evaluate.verification import Best, Curve, Intervals, Verification, verification
+
+__all__ = [
+    "AtThreshold",
+    "Best",
+    "Curve",
+    "DecisionIntervals",
+    "Figures",
+    "Interval",
+    "Intervals",
+    "IsotonicProbability",
+    "Neighbours",
+    "Pair",
+    "PlattProbability",
+    "Retrieval",
+    "Shape",
+    "Suspect",
+    "Verification",
+    "approximate_nearest",
+    "at_threshold",
+    "fit_threshold",
+    "isotonic_probability",
+    "nearest",
+    "neighbours",
+    "platt_probability",
+    "probability_from",
+    "retrieval",
+    "retrieval_of",
+    "sample_pairs",
+    "shape",
+    "verification",
+]

@@ -1,19 +1,92 @@
-"""How well a score tells same from different, and where to put the threshold."""
+"""How well a score tells same from different, without a threshold."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import ceil, inf
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from sklearn.metrics import roc_auc_score, roc_curve
 from torch import Tensor
 
-from nearfar.inputs import ArrayLike, tensor
+from nearfar.evaluate.intervals import (
+    FEWEST_IDENTITIES,
+    Figures,
+    Interval,
+    check_draws,
+    intervals,
+    n_identities,
+    pair_groups,
+)
+from nearfar.evaluate.plain import number, plain
+from nearfar.evaluate.scores import Floats, Integers, Ranking, checked, ranking
+from nearfar.inputs import ArrayLike
+from nearfar.tabulate import Table
 
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
+# Doddington's rule of 30: with 30 errors an error rate is known to within 30 % of itself, 9 times
+# in 10. At a false-accept rate f they take 30 / f dissimilar pairs.
+ERRORS_NEEDED = 30
+
+
+@dataclass(frozen=True)
+class Best:
+    """The largest value a figure takes at any threshold, which is above what it is worth elsewhere.
+
+    Attributes:
+        value: of the figure.
+        threshold: a pair whose score is as close as this, or closer, is called the same.
+    """
+
+    value: float
+    threshold: float
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """A point for each different score, from strict to loose.
+
+    Attributes:
+        threshold: (s,) a pair whose score is as close as this, or closer, is called the same.
+        far: (s,) false-accept rate. With `tar` it draws the ROC curve.
+        tar: (s,) true-accept rate.
+        frr: (s,) false-reject rate, 1 - `tar`. With `far` it draws the DET curve.
+    """
+
+    threshold: Floats
+    far: Floats
+    tar: Floats
+    frr: Floats
+
+    def det(self) -> tuple[Tensor, Tensor]:
+        """(p,) normal deviates of `far` and `frr`, the axes of a DET plot, where they are finite.
+
+        Source: Martin et al., "The DET curve in assessment of detection task performance", 1997.
+        """
+        far, frr = torch.from_numpy(self.far), torch.from_numpy(self.frr)
+        inside = (far > 0) & (far < 1) & (frr > 0) & (frr < 1)
+        return torch.special.ndtri(far[inside]), torch.special.ndtri(frr[inside])
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {name: plain(getattr(self, name)) for name in ("threshold", "far", "tar", "frr")}
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """Where the figures are likely to lie for other identities.
+
+    Attributes:
+        level: how often such an interval holds the truth.
+        n_identities: of the similar or of the dissimilar pairs, whichever have fewer.
+        auc, eer: of these figures.
+        tar_at_far: false-accept rate -> interval; None where there is no figure.
+    """
+
+    level: float
+    n_identities: int
+    auc: Interval
+    eer: Interval
+    tar_at_far: Mapping[float, Interval | None]
 
 
 @dataclass(frozen=True)
@@ -25,31 +98,72 @@ class Verification:
         n_dissimilar: dissimilar pairs.
         auc: area under the ROC curve: how often a similar pair is closer than a dissimilar one.
         eer: equal error rate, where the false-accept and the false-reject rate meet.
-        tar_at_far: false-accept rate -> the true-accept rate it allows.
+        tar_at_far: false-accept rate -> the true-accept rate it allows; None where there are fewer
+            dissimilar pairs than `needed`.
+        best_accuracy: the best mean of the true-accept and the true-reject rate.
+        best_f1: the best F1 of the similar pairs, which changes with their share of all pairs.
+        intervals: None without `groups`, or with fewer than 30 identities.
+        curve: the points of the ROC and the DET curve.
     """
 
     n_similar: int
     n_dissimilar: int
     auc: float
     eer: float
-    tar_at_far: dict[float, float]
+    tar_at_far: dict[float, float | None]
+    best_accuracy: Best
+    best_f1: Best
+    intervals: Intervals | None = None
+    curve: Curve = field(repr=False, compare=False, kw_only=True)
+
+    def table(self) -> Table:
+        """Each figure, with its interval or with the reason why there is none."""
+        known = self.intervals
+        level = f"{known.level:.0%} interval" if known else "interval"
+        rows = [
+            ("AUC", number(self.auc), str(known.auc) if known else "-"),
+            ("EER", number(self.eer), str(known.eer) if known else "-"),
+            *(self._tar_row(far) for far in self.tar_at_far),
+            ("best accuracy", number(self.best_accuracy.value), _at(self.best_accuracy)),
+            ("best F1", number(self.best_f1.value), _at(self.best_f1)),
+        ]
+        return Table(("figure", "value", level), rows)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; the curve is apart, in `curve.as_dict()`."""
+        held = {name: value for name, value in vars(self).items() if name != "curve"}
+        held["dissimilar_needed"] = {far: needed(far) for far in self.tar_at_far}
+        for name in ("best_accuracy", "best_f1"):
+            held[name] = vars(held[name])
+        if self.intervals:
+            spans = vars(self.intervals)
+            tar = {far: span and vars(span) for far, span in self.intervals.tar_at_far.items()}
+            ends = {name: vars(spans[name]) for name in ("auc", "eer")}
+            held["intervals"] = {**spans, **ends, "tar_at_far": tar}
+        found: dict[str, Any] = plain(held)
+        return found
+
+    def __str__(self) -> str:
+        pairs = f"{self.n_similar} similar and {self.n_dissimilar} dissimilar pairs"
+        return f"{pairs}\n{self.table().plain()}"
+
+    def _tar_row(self, far: float) -> tuple[str, str, str]:
+        name, tar, least = f"TAR at FAR {far:g}", self.tar_at_far[far], needed(far)
+        if tar is None:
+            wants = "more than any number of" if least is None else f"{least:,}"
+            has = f"too few: needs {wants} dissimilar pairs, has {self.n_dissimilar:,}"
+            return name, "-", has
+        span = self.intervals.tar_at_far[far] if self.intervals else None
+        return name, number(tar), str(span) if span else "-"
 
 
-@dataclass(frozen=True)
-class AtThreshold:
-    """Figures of the decisions at one threshold.
+def needed(far: float) -> int | None:
+    """How many dissimilar pairs it takes to speak of a false-accept rate; None: no number does.
 
-    Attributes:
-        threshold: a pair whose score is as close as this, or closer, is called the same.
-        far: false-accept rate, the share of the dissimilar pairs that are called the same.
-        tar: true-accept rate, the share of the similar pairs that are called the same.
-        accuracy: the mean of `tar` and 1 - `far`: right decisions were both kinds equally many.
+    >>> needed(0.001)
+    30000
     """
-
-    threshold: float
-    far: float
-    tar: float
-    accuracy: float
+    return None if far <= 0 else ceil(ERRORS_NEEDED / far - 1e-6)
 
 
 def verification(
@@ -57,9 +171,13 @@ def verification(
     similar: ArrayLike,
     *,
     higher_is_closer: bool,
-    far: Sequence[float] = (0.1, 0.01),
+    far: Sequence[float] = (0.1, 0.01, 0.001),
+    groups: ArrayLike | None = None,
+    level: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
 ) -> Verification:
-    """AUC, EER and TAR at each FAR.
+    """AUC, EER, TAR at each FAR, best accuracy and F1, the curves, and how sure they are.
 
     Args:
         scores: (n,) distances or similarities.
@@ -67,165 +185,120 @@ def verification(
         higher_is_closer: True for similarities, False for distances.
         far: the false-accept rates to give a true-accept rate for. The rate given is that of the
             loosest threshold on these pairs whose false-accept rate is not above it; nothing is
-            interpolated, and pairs of equal score are accepted or rejected together.
+            interpolated, and pairs of equal score are accepted or rejected together. A rate f takes
+            30 / f dissimilar pairs (Doddington's rule of 30); with fewer there is None.
+        groups: (n, 2) integers, the two identities of each pair, twice the same for pairs of one
+            identity; or (n,) where a pair has only one. Gives intervals, by bootstrap over
+            identities: pairs that share an identity are not independent, and intervals that take
+            them so are too narrow, often by half. See `intervals`.
+        level: how often such an interval holds the truth.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
 
     Raises:
+        TypeError: labels that are not bool, identities that are not integers.
         ValueError: no similar or no dissimilar pairs, scores that are not finite, wrong shapes.
 
-    >>> verification([0.1, 0.4, 0.3, 0.9], [True, True, False, False], higher_is_closer=False)
-    Verification(n_similar=2, n_dissimilar=2, auc=0.75, eer=0.5, tar_at_far={0.1: 0.5, 0.01: 0.5})
+    >>> d, same = [0.1, 0.4, 0.3, 0.9], [True, True, False, False]
+    >>> print(verification(d, same, higher_is_closer=False, far=(0.1,)))
+    2 similar and 2 dissimilar pairs
+    figure          value   interval
+    --------------  ------  ------------------------------------------
+    AUC             0.7500  -
+    EER             0.5000  -
+    TAR at FAR 0.1  -       too few: needs 300 dissimilar pairs, has 2
+    best accuracy   0.7500  at 0.1
+    best F1         0.8000  at 0.4
+
+    Sources: Doddington et al., "The NIST speaker recognition evaluation", 2000; for the intervals
+    see `intervals`.
     """
-    closeness, same = _checked(scores, similar, higher_is_closer)
-    false_accept, true_accept, _ = roc_curve(same, closeness, drop_intermediate=False)
+    check_draws(level, resamples)
+    closeness, same = checked(scores, similar, higher_is_closer)
+    ranked = ranking(closeness, same)
+    far = tuple(float(f) for f in far)
+
+    def figures(weights: Floats) -> Floats:
+        false, true = ranked.rates(weights)
+        return np.stack([_auc(false, true), _eer(false, true), *_tars(false, true, far)], 1)
+
+    everyone = np.ones((1, len(same)))
+    auc, eer, *tars = figures(everyone)[0].tolist()
+    false, true = (rates[0] for rates in ranked.rates(everyone))
+    n_similar, n_dissimilar = int(same.sum()), int((~same).sum())
+    enough = [n_dissimilar >= (needed(f) or inf) for f in far]
+    sign = 1 if higher_is_closer else -1
+    found = None
+    if groups is not None:
+        known = pair_groups(groups, len(same))[ranked.order]
+        found = _intervals(figures, known, ranked, far, enough, level, resamples, seed)
     return Verification(
-        n_similar=int(same.sum()),
-        n_dissimilar=int((~same).sum()),
-        auc=float(roc_auc_score(same, closeness)),
-        eer=_equal_error_rate(false_accept, true_accept),
-        tar_at_far={f: float(true_accept[false_accept <= f + 1e-12].max()) for f in far},
+        n_similar,
+        n_dissimilar,
+        auc,
+        eer,
+        {f: tar if known else None for f, tar, known in zip(far, tars, enough, strict=True)},
+        _best((true + 1 - false) / 2, sign * ranked.closeness),
+        _best(_f1(false * n_dissimilar, true * n_similar, n_similar), sign * ranked.closeness),
+        found,
+        curve=Curve(sign * ranked.closeness, false, true, 1 - true),
     )
 
 
-def fit_threshold(
-    scores: ArrayLike, similar: ArrayLike, *, higher_is_closer: bool, far: float
-) -> float:
-    """The loosest threshold whose false-accept rate on these pairs is at most `far`.
-
-    A pair is called the same where its score is at least as close as the threshold. Of n
-    dissimilar pairs floor(far * n) may be accepted, so the threshold lies just short of the next
-    one: the closest number to it that float64 has on the stricter side. Dissimilar pairs of equal
-    score are accepted or rejected together, so that ties never push the rate above `far`.
-
-    Args:
-        scores: (n,) distances or similarities.
-        similar: (n,) bool.
-        higher_is_closer: True for similarities, False for distances.
-        far: the false-accept rate, from 0 up to but not including 1.
-
-    Raises:
-        ValueError: no similar or no dissimilar pairs, scores that are not finite, wrong shapes.
-
-    >>> d, same = [0.1, 0.2, 0.5, 0.6, 0.7], [True, True, False, False, False]
-    >>> round(fit_threshold(d, same, higher_is_closer=False, far=0.0), 6)
-    0.5
-    >>> round(fit_threshold(d, same, higher_is_closer=False, far=0.34), 6)
-    0.6
-    """
-    if not 0 <= far < 1:
-        raise ValueError(f"far must be a rate from 0 to below 1, got {far!r}.")
-    closeness, same = _checked(scores, similar, higher_is_closer)
-    dissimilar = np.sort(closeness[~same])[::-1]
-    allowed = int(far * len(dissimilar) + 1e-9)  # 0.29 * 100 is 28.999999999999996
-    threshold = float(np.nextafter(dissimilar[allowed], np.inf))
-    return threshold if higher_is_closer else -threshold
+def _intervals(
+    figures: Figures,
+    groups: Integers,
+    ranked: Ranking,
+    far: Sequence[float],
+    enough: Sequence[bool],
+    level: float,
+    resamples: int,
+    seed: int,
+) -> Intervals | None:
+    n = n_identities(groups, ranked.similar)
+    if n < FEWEST_IDENTITIES:
+        return None
+    auc, eer, *tars = intervals(figures, groups, n, level=level, resamples=resamples, seed=seed)
+    tar_at_far = {
+        f: tar if known else None for f, tar, known in zip(far, tars, enough, strict=True)
+    }
+    return Intervals(level, n, auc, eer, tar_at_far)
 
 
-def at_threshold(
-    scores: ArrayLike, similar: ArrayLike, threshold: float, *, higher_is_closer: bool
-) -> AtThreshold:
-    """What a threshold does on these pairs.
-
-    >>> at_threshold([0.1, 0.4, 0.3, 0.9], [True, True, False, False], 0.35, higher_is_closer=False)
-    AtThreshold(threshold=0.35, far=0.5, tar=0.5, accuracy=0.5)
-    """
-    closeness, same = _checked(scores, similar, higher_is_closer)
-    accepted = closeness >= (threshold if higher_is_closer else -threshold)
-    far, tar = float(accepted[~same].mean()), float(accepted[same].mean())
-    return AtThreshold(threshold, far, tar, (tar + 1 - far) / 2)
+def _auc(false: Floats, true: Floats) -> Floats:
+    """The trapezoids under the curve, from (0, 0): a tied pair counts half."""
+    wide = np.diff(false, axis=1, prepend=0)
+    high = true + np.concatenate([np.zeros_like(true[:, :1]), true[:, :-1]], 1)
+    area: Floats = (wide * high).sum(1) / 2
+    return area
 
 
-def sample_pairs(identity: ArrayLike, n: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """n pairs of items by seed, half of them similar, all distinct.
-
-    Where there are fewer than n / 2 similar (or dissimilar) pairs, all there are.
-
-    Args:
-        identity: (m,) int64, which identity each item shows.
-        n: how many pairs.
-        seed: of the choice.
-
-    Returns:
-        a, b: (p,) int64, the rows of each pair, a != b. similar: (p,) bool.
-
-    >>> a, b, similar = sample_pairs([0, 0, 1, 1], 4, seed=0)
-    >>> similar
-    tensor([ True,  True, False, False])
-    >>> a[:2], b[:2]
-    (tensor([0, 2]), tensor([1, 3]))
-    """
-    labels = tensor("identity", identity).numpy()
-    random = np.random.default_rng([seed, 2])
-    near = _similar_pairs(labels, n // 2, random)
-    far = _dissimilar_pairs(labels, n // 2, random)
-    a, b = torch.from_numpy(np.concatenate([near, far])).unbind(1)
-    return a, b, torch.arange(len(a)) < len(near)
-
-
-def _similar_pairs(
-    labels: npt.NDArray[Any], n: int, random: np.random.Generator
-) -> npt.NDArray[np.int64]:
-    """(min(n, all), 2). The pairs of all identities are numbered, then numbers are drawn."""
-    order = np.argsort(labels, kind="stable")
-    _, first, counts = np.unique(labels[order], return_index=True, return_counts=True)
-    ends = np.cumsum(counts * (counts - 1) // 2)
-    total = int(ends[-1]) if len(ends) else 0
-    numbers = np.sort(random.choice(total, size=min(n, total), replace=False))
-    which = np.searchsorted(ends, numbers, side="right")
-    within = numbers - (ends - counts * (counts - 1) // 2)[which]
-    # Pair number k of an identity is (i, j), i < j, with k = j (j - 1) / 2 + i.
-    j = ((1 + np.sqrt(1 + 8 * within)) // 2).astype(np.int64)
-    j -= j * (j - 1) // 2 > within  # the square root of a large number may round up
-    i = within - j * (j - 1) // 2
-    pairs: npt.NDArray[np.int64] = order[np.stack([first[which] + i, first[which] + j], 1)]
-    return pairs
-
-
-def _dissimilar_pairs(
-    labels: npt.NDArray[Any], n: int, random: np.random.Generator
-) -> npt.NDArray[np.int64]:
-    """(min(n, all), 2), by drawing pairs until enough distinct ones are dissimilar."""
-    m = len(labels)
-    _, counts = np.unique(labels, return_counts=True)
-    total = int(m * (m - 1) // 2 - (counts * (counts - 1) // 2).sum())
-    if total <= 4 * n:
-        a, b = np.triu_indices(m, k=1)
-        numbers = np.flatnonzero(labels[a] != labels[b])
-        chosen = np.sort(random.choice(numbers, size=min(n, total), replace=False))
-        return np.stack([a[chosen], b[chosen]], 1).astype(np.int64)
-    found = np.zeros((0, 2), dtype=np.int64)
-    while len(found) < n:
-        drawn = np.sort(random.integers(0, m, size=(2 * n, 2)), axis=1)
-        drawn = drawn[labels[drawn[:, 0]] != labels[drawn[:, 1]]]
-        found = np.concatenate([found, drawn])
-        _, earliest = np.unique(found, axis=0, return_index=True)
-        found = found[np.sort(earliest)]
-    return found[:n]
-
-
-def _equal_error_rate(false_accept: Floats, true_accept: Floats) -> float:
+def _eer(false: Floats, true: Floats) -> Floats:
     """Where the ROC curve, straight between its points, has as many false accepts as rejects."""
-    gap = false_accept - (1 - true_accept)  # rises from -1 to 1
-    after = int(np.argmax(gap >= 0))
-    before = max(after - 1, 0)
-    rise = gap[after] - gap[before]
-    share = -gap[before] / rise if rise > 0 else 0.0
-    return float(false_accept[before] + share * (false_accept[after] - false_accept[before]))
+    false, true = (np.pad(rates, ((0, 0), (1, 0))) for rates in (false, true))
+    gap = false - (1 - true)  # rises from -1 to 1; NaN where a resample has pairs of one kind only
+    after = np.maximum(np.argmax(gap >= 0, axis=1), 1)
+    row, before = np.arange(len(gap)), after - 1
+    share = -gap[row, before] / (gap[row, after] - gap[row, before])
+    rate: Floats = false[row, before] + share * (false[row, after] - false[row, before])
+    return rate
 
 
-def _checked(scores: ArrayLike, similar: ArrayLike, higher_is_closer: bool) -> tuple[Floats, Bools]:
-    """Closeness, higher = closer, and labels."""
-    # A list goes to float64 directly: by way of float32, 0.3 would lie above a threshold of 0.3.
-    given = scores if isinstance(scores, Tensor) else np.asarray(scores)
-    values = tensor("scores", given).detach().double().cpu().numpy()
-    same = tensor("similar", similar).numpy()
-    if same.dtype != bool:
-        raise TypeError(f"similar must be bool, True = similar; got {same.dtype}.")
-    if values.ndim != 1 or same.shape != values.shape:
-        raise ValueError(
-            f"scores and similar must have one shape (n,), got {values.shape} and {same.shape}."
-        )
-    if not np.isfinite(values).all():
-        raise ValueError(f"scores[{int((~np.isfinite(values)).argmax())}] is not finite.")
-    if same.all() or not same.any():
-        raise ValueError("similar must hold both True and False; rates need pairs of both kinds.")
-    return (values if higher_is_closer else -values), same
+def _tars(false: Floats, true: Floats, far: Sequence[float]) -> list[Floats]:
+    allowed = ((false <= f + 1e-12).sum(1) for f in far)
+    row, true = np.arange(len(true)), np.pad(true, ((0, 0), (1, 0)))
+    return [true[row, index] for index in allowed]
+
+
+def _f1(false_accepts: Floats, true_accepts: Floats, n_similar: int) -> Floats:
+    return 2 * true_accepts / (true_accepts + false_accepts + n_similar)
+
+
+def _best(values: Floats, thresholds: Floats) -> Best:
+    """The strictest threshold that reaches the most."""
+    place = int(np.argmax(values))
+    return Best(float(values[place]), float(thresholds[place]))
+
+
+def _at(best: Best) -> str:
+    return f"at {best.threshold:.4g}"

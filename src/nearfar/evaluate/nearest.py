@@ -1,0 +1,266 @@
+"""The k nearest references of each row: exact, by tiles; or approximate, by an index."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import inf
+
+import torch
+from torch import Tensor
+
+from nearfar.distance import Distance, largest, unit
+from nearfar.engine.budget import Limits, current_limits, spans, tile
+from nearfar.engine.closeness import Euclidean
+from nearfar.inputs import ArrayLike, batch, lift
+from nearfar.labels import class_ids, refuse
+from nearfar.mine import Found
+
+# Copies of a tile, and of the k nearest, that live at once.
+_BUFFERS = 6
+
+
+@dataclass(frozen=True, eq=False)
+class Space:
+    """Rows and references such that |a - b|^2 puts them in the order of any of the distances.
+
+    Attributes:
+        rows: (n, d), at unit length for cosine distance.
+        columns: (m, d) likewise.
+        own: (n,) int64, the column that is the row itself, -1 for none.
+        distance: whose order it is.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    own: Tensor
+    distance: Distance
+
+    def distances(self, squares: Tensor) -> Tensor:
+        """The distance itself from |a - b|^2; of unit rows, 1 - cos is half of it."""
+        if self.distance == "euclidean":
+            return squares.sqrt()
+        return squares / 2 if self.distance == "cosine" else squares
+
+
+def space(
+    x: ArrayLike,
+    reference: ArrayLike | None,
+    reference_self: ArrayLike | None,
+    distance: Distance,
+) -> Space:
+    """Check and lift rows and references.
+
+    Raises:
+        TypeError: `reference_self` without a reference.
+        ValueError: a shape, device or row that is out of range or not finite.
+    """
+    largest(distance)  # refuses an unknown name
+    rows = lift("x", batch("x", x).detach())
+    _refuse_non_finite("x", rows)
+    if reference is None:
+        if reference_self is not None:
+            raise TypeError("reference_self describes reference: pass it too.")
+        columns, own = rows, torch.arange(len(rows), device=rows.device)
+    else:
+        columns = lift("reference", batch("reference", reference, like=rows).detach())
+        _refuse_non_finite("reference", columns)
+        common = torch.promote_types(rows.dtype, columns.dtype)
+        rows, columns = rows.to(common), columns.to(common)
+        own = _own(reference_self, rows, columns)
+    if distance == "cosine":
+        same, rows = columns is rows, unit(rows)
+        columns = rows if same else unit(columns)
+    a, b = Euclidean(squared=True).prepare(rows, None if columns is rows else columns)
+    return Space(a, a if b is None else b, own, distance)
+
+
+def squares(
+    where: Space, rows: slice, limits: Limits, at_least: int = 0
+) -> Iterator[tuple[slice, Tensor]]:
+    """|a - b|^2 of these rows to one block of columns after the other; infinite to themselves.
+
+    Walking twice with the same arguments gives the same bits.
+    """
+    closeness = Euclidean(squared=True)
+    width = max(_tile(where, limits)[1], at_least)
+    for columns in spans(len(where.columns), width):
+        values = closeness.tile(where.rows[rows], where.columns[columns]).values
+        own = where.own[rows] - columns.start
+        inside = ((own >= 0) & (own < values.shape[1])).nonzero()[:, 0]
+        values[inside, own[inside]] = inf
+        yield columns, values
+
+
+def row_spans(where: Space, limits: Limits, k: int) -> Iterator[slice]:
+    """Blocks of rows whose tiles and k nearest fit the budget."""
+    rows, columns = _tile(where, limits)
+    yield from spans(len(where.rows), max(1, rows * columns // max(columns, k)))
+
+
+def _tile(where: Space, limits: Limits) -> tuple[int, int]:
+    return tile(limits, where.rows.device, where.rows.element_size(), _BUFFERS)
+
+
+Visit = Callable[[slice, Tensor], None]
+
+
+def k_nearest(
+    where: Space, rows: slice, k: int, limits: Limits, also: Visit | None = None
+) -> tuple[Tensor, Tensor]:
+    """(b, k) squares and columns of the nearest of these rows; inf and -1 where there are fewer.
+
+    Args:
+        where: rows and columns.
+        rows: which rows.
+        k: how many.
+        limits: of the tiles.
+        also: shown every tile on the way.
+    """
+    size = rows.stop - rows.start
+    values = where.rows.new_full((size, k), inf)
+    index = torch.full((size, k), -1, device=where.rows.device)
+    for columns, d in squares(where, rows, limits, at_least=k):
+        if also is not None:
+            also(columns, d)
+        near, place = _k_least(d, k)
+        # What was found before has lower indices, so that a stable order keeps ties in order.
+        values, kept = torch.cat([values, near], 1).sort(dim=1, stable=True)
+        index = torch.cat([index, place + columns.start], 1).gather(1, kept)
+        values, index = values[:, :k], index[:, :k]
+    return values, index.masked_fill(values == inf, -1)
+
+
+def _k_least(d: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k smallest of each row and their columns, of equal ones those of the lowest columns."""
+    if k >= d.shape[1]:
+        least = d.sort(dim=1, stable=True)
+        return least.values, least.indices
+    found = d.topk(k + 1, largest=False)  # which of equal ones it takes is not defined
+    index = found.indices[:, :k].sort(1).values
+    tied = (found.values[:, k - 1] == found.values[:, k]).nonzero()[:, 0]
+    if len(tied):
+        index[tied] = d[tied].sort(dim=1, stable=True).indices[:, :k].sort(1).values
+    values, order = d.gather(1, index).sort(dim=1, stable=True)
+    return values, index.gather(1, order)
+
+
+def nearest(
+    x: ArrayLike,
+    *,
+    k: int,
+    distance: Distance = "cosine",
+    reference: ArrayLike | None = None,
+    reference_self: ArrayLike | None = None,
+) -> Found:
+    """The k nearest references of each row, exactly, in memory that does not grow with them.
+
+    Every pair is measured, a tile at a time. Of references that are equally far the one of the
+    lower index comes first.
+
+    Args:
+        x: (n, d) embeddings.
+        k: how many.
+        distance: "cosine", "euclidean" or "sqeuclidean".
+        reference: (m, d) embeddings to search. None: the other rows of x.
+        reference_self: (n,) which row of `reference` is row i itself, -1 for none; it is not found.
+
+    Returns:
+        `Found`, nearest first; -1 and infinity where there are fewer than k.
+
+    Raises:
+        ValueError: a shape, length, device or number out of range, a row that is not finite.
+
+    >>> nearest(torch.tensor([[1.0], [2.0], [4.0]]), k=2, distance="euclidean").indices
+    tensor([[1, 2],
+            [0, 2],
+            [1, 0]])
+    """
+    check_k("k", k)
+    where, limits = space(x, reference, reference_self, distance), current_limits()
+    values = where.rows.new_full((len(where.rows), k), inf)
+    index = torch.full((len(where.rows), k), -1, device=where.rows.device)
+    for rows in row_spans(where, limits, k):
+        values[rows], index[rows] = k_nearest(where, rows, k, limits)
+    return Found(index, where.distances(values))
+
+
+def approximate_nearest(
+    x: ArrayLike,
+    *,
+    k: int,
+    distance: Distance = "cosine",
+    reference: ArrayLike | None = None,
+    reference_self: ArrayLike | None = None,
+) -> Found:
+    """Most of the k nearest references of each row, by a graph of neighbours (HNSW).
+
+    For where measuring every pair takes too long: from about a million references, or where many
+    searches share one reference. Some neighbours are missed; `nearest` on a hundred rows tells how
+    many. The index is built on all cores, which leaves the order of its insertions, and with it
+    which few are missed, to chance. Needs the extra `search`.
+
+    Args:
+        x: (n, d) embeddings.
+        k: how many.
+        distance: "cosine", "euclidean" or "sqeuclidean".
+        reference: (m, d) embeddings to search. None: the other rows of x.
+        reference_self: (n,) which row of `reference` is row i itself, -1 for none; it is not found.
+
+    Returns:
+        `Found`, nearest first; -1 and infinity where there are fewer than k.
+
+    Raises:
+        ImportError: usearch is not installed.
+        ValueError: a shape, length, device or number out of range, a row that is not finite.
+
+    Source: Malkov & Yashunin, "Efficient and robust approximate nearest neighbor search using
+    hierarchical navigable small world graphs", 2018; the index is that of usearch.
+    """
+    check_k("k", k)
+    try:
+        from usearch.index import Index
+    except ImportError as error:
+        raise ImportError(
+            "approximate_nearest needs usearch: pip install 'nearfar[search]'. `nearest` finds the "
+            "same without it, exactly."
+        ) from error
+    where = space(x, reference, reference_self, distance)
+    rows, columns = (part.float().cpu() for part in (where.rows, where.columns))
+    values, index = torch.full((len(rows), k), inf), torch.full((len(rows), k), -1)
+    if len(rows) and len(columns):
+        graph = Index(ndim=columns.shape[1], metric="l2sq", dtype="f32")
+        graph.add(torch.arange(len(columns)).numpy(), columns.numpy())
+        wanted = min(k + 1, len(columns))  # one more, since the row itself may be among them
+        matches = graph.search(rows.numpy(), wanted)
+        near = torch.from_numpy(matches.distances).float().reshape(len(rows), wanted)
+        place = torch.from_numpy(matches.keys.astype("int64")).reshape(len(rows), wanted)
+        near = near.masked_fill(place == where.own.cpu()[:, None], inf)
+        near, order = near.sort(dim=1, stable=True)
+        values[:, : min(k, wanted)] = near[:, :k]
+        index[:, : min(k, wanted)] = place.gather(1, order)[:, :k]
+    index.masked_fill_(values == inf, -1)
+    device = where.rows.device
+    return Found(index.to(device), where.distances(values).to(device))
+
+
+def check_k(name: str, k: object) -> None:
+    """Refuse what is no number of neighbours."""
+    if not isinstance(k, int) or isinstance(k, bool) or k < 1:
+        raise ValueError(f"{name} must be an integer of at least 1, got {k!r}.")
+
+
+def _own(reference_self: ArrayLike | None, rows: Tensor, columns: Tensor) -> Tensor:
+    if reference_self is None:
+        return torch.full((len(rows),), -1, device=rows.device)
+    own = class_ids(reference_self, like=rows, name="reference_self")
+    outside = (own < -1) | (own >= len(columns))
+    refuse("reference_self", own, outside, f"be a row of reference, 0 to {len(columns) - 1}, or -1")
+    return own
+
+
+def _refuse_non_finite(name: str, x: Tensor) -> None:
+    bad = ~x.isfinite().all(1)
+    if bad.any():
+        raise ValueError(
+            f"{name}[{int(bad.nonzero()[0])}] is not finite "
+            f"({int(bad.sum())} of {len(x)} rows are not); what is near to it is not defined."
+        )

@@ -1,0 +1,202 @@
+"""The hardest pairs of labelled embeddings, and labels that are likely wrong."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nearfar.distance import Distance
+from nearfar.evaluate.nearest import check_k, nearest
+from nearfar.evaluate.plain import plain
+from nearfar.inputs import ArrayLike, batch
+from nearfar.labels import batch_labels
+from nearfar.mine import Found, hard_negatives, hard_positives
+from nearfar.tabulate import Table
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two rows, i < j, and how far apart they are."""
+
+    i: int
+    j: int
+    distance: float
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A row whose label its neighbours contradict.
+
+    Attributes:
+        index: the row.
+        label: its class id.
+        suggested: the commonest class among its k nearest.
+        other_share: share of the k nearest that are of that class.
+        own_share: share of those that could be of its own class that are.
+    """
+
+    index: int
+    label: int
+    suggested: int
+    other_share: float
+    own_share: float
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """What stands out among the neighbours.
+
+    Attributes:
+        hardest_positives: similar pairs, the farthest first.
+        hardest_negatives: dissimilar pairs, the nearest first.
+        suspects: likely label errors, the likeliest first.
+        k: how many neighbours were asked about a label.
+        distance: by its name.
+    """
+
+    hardest_positives: tuple[Pair, ...]
+    hardest_negatives: tuple[Pair, ...]
+    suspects: tuple[Suspect, ...]
+    k: int
+    distance: Distance
+
+    def table(self) -> Table:
+        """The likely label errors."""
+        rows = [
+            (
+                str(s.index),
+                str(s.label),
+                str(s.suggested),
+                f"{s.other_share:.0%}",
+                f"{s.own_share:.0%}",
+            )
+            for s in self.suspects
+        ]
+        return Table(("row", "label", "suggested", "of the nearest", "of its own"), rows)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        held = {
+            name: [vars(each) for each in getattr(self, name)]
+            for name in ("hardest_positives", "hardest_negatives", "suspects")
+        }
+        found: dict[str, Any] = plain({**held, "k": self.k, "distance": self.distance})
+        return found
+
+    def __str__(self) -> str:
+        parts = [
+            f"Farthest similar pairs ({self.distance} distance):",
+            _pairs_table(self.hardest_positives).plain(),
+            "Nearest dissimilar pairs:",
+            _pairs_table(self.hardest_negatives).plain(),
+            f"Likely label errors, by the {self.k} nearest of each row: {len(self.suspects)}",
+        ]
+        return "\n".join([*parts, self.table().plain()] if self.suspects else parts)
+
+
+def neighbours(
+    x: ArrayLike,
+    labels: ArrayLike,
+    *,
+    k: int = 10,
+    top: int = 20,
+    distance: Distance = "cosine",
+) -> Neighbours:
+    """The farthest similar and the nearest dissimilar pairs, and likely label errors.
+
+    For each row its farthest positive and its nearest negative are found, and of these pairs the
+    hardest are given, each once. A label is likely wrong where, of the k nearest, the share of the
+    commonest other class exceeds the share of the row's own class by more than one half. The
+    own class's share is that of those it could have: of a class of 3, two others. Rows that are
+    alone in their class are not judged.
+
+    Args:
+        x: (n, d) embeddings.
+        labels: (n,) class ids, or (n, c) bool multi-labels, where sharing one makes a pair similar;
+            with multi-labels no label is judged.
+        k: how many neighbours to ask about a label.
+        top: how many pairs and rows to give at most.
+        distance: "cosine", "euclidean" or "sqeuclidean".
+
+    Raises:
+        TypeError: labels that are not class ids or bool multi-labels.
+        ValueError: a shape, length or number out of range, a row that is not finite.
+
+    >>> x = torch.tensor([[0.0], [0.1], [0.2], [5.0], [5.1], [5.2], [5.4]])
+    >>> print(neighbours(x, [0, 0, 0, 1, 1, 1, 0], k=3, top=2, distance="euclidean"))
+    Farthest similar pairs (euclidean distance):
+    i  j  distance
+    -  -  --------
+    0  6       5.4
+    1  6       5.3
+    Nearest dissimilar pairs:
+    i  j  distance
+    -  -  --------
+    5  6       0.2
+    4  6       0.3
+    Likely label errors, by the 3 nearest of each row: 1
+    row  label  suggested  of the nearest  of its own
+    ---  -----  ---------  --------------  ----------
+      6      0          1            100%          0%
+
+    Source: asking the neighbours goes back to Wilson, "Asymptotic properties of nearest neighbor
+    rules using edited data", 1972.
+    """
+    check_k("k", k)
+    check_k("top", top)
+    near = nearest(x, k=k, distance=distance)  # refuses rows that are not finite
+    known = batch_labels(labels, like=batch("x", x))
+    positives = hard_positives(x, known, distance=distance)
+    negatives = hard_negatives(x, known, distance=distance)
+    return Neighbours(
+        _hardest(positives, top, farthest=True),
+        _hardest(negatives, top, farthest=False),
+        _suspects(near.indices, known, top) if known.ndim == 1 else (),
+        k,
+        distance,
+    )
+
+
+def _hardest(found: Found, top: int, *, farthest: bool) -> tuple[Pair, ...]:
+    """Each pair once, the hardest first."""
+    there = found.indices[:, 0] >= 0
+    rows = there.nonzero()[:, 0]
+    pairs = torch.stack([rows, found.indices[rows, 0]], 1).sort(1).values
+    distances = found.distances[rows, 0]
+    order = distances.sort(stable=True, descending=farthest).indices[
+        : 2 * top
+    ]  # each twice at most
+    hardest: dict[tuple[int, int], float] = {}
+    for (i, j), d in zip(pairs[order].tolist(), distances[order].tolist(), strict=True):
+        hardest.setdefault((i, j), d)
+    return tuple(Pair(i, j, d) for (i, j), d in list(hardest.items())[:top])
+
+
+def _suspects(near: Tensor, labels: Tensor, top: int) -> tuple[Suspect, ...]:
+    """Rows whose neighbours are mostly of one other class, the clearest first."""
+    if not near.numel():
+        return ()
+    names, member, size = torch.unique(labels, return_inverse=True, return_counts=True)
+    there = near >= 0
+    asked = there.sum(1).clamp(min=1)
+    found = torch.where(there, member[near.clamp(min=0)], -1)
+    own = found == member[:, None]
+    possible = torch.minimum(size[member] - 1, asked)
+    # (n, k) how many of the neighbours are of the class of each of them.
+    votes = (found[:, :, None] == found[:, None, :]).sum(2).masked_fill(own | ~there, 0)
+    most = votes.max(1)
+    suggested = names[found.gather(1, most.indices[:, None])[:, 0].clamp(min=0)]
+    other_share, own_share = most.values / asked, own.sum(1) / possible.clamp(min=1)
+    doubt = (other_share - own_share).masked_fill(possible == 0, 0)
+    order = doubt.sort(stable=True, descending=True).indices[:top]
+    return tuple(
+        Suspect(i, int(labels[i]), int(suggested[i]), float(other_share[i]), float(own_share[i]))
+        for i in order.tolist()
+        if doubt[i] > 0.5
+    )
+
+
+def _pairs_table(pairs: tuple[Pair, ...]) -> Table:
+    rows = [(str(pair.i), str(pair.j), f"{pair.distance:.4g}") for pair in pairs]
+    return Table(("i", "j", "distance"), rows)

@@ -1,0 +1,382 @@
+"""How well nearest references share the label of the query."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import inf, isnan
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nearfar.distance import Distance
+from nearfar.engine.budget import Limits, current_limits
+from nearfar.evaluate.nearest import Space, check_k, k_nearest, row_spans, space, squares
+from nearfar.evaluate.plain import number, plain
+from nearfar.inputs import ArrayLike, tensor
+from nearfar.mine import Found
+from nearfar.relation import Relation, across, within
+from nearfar.tabulate import Table
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Means over queries.
+
+    Attributes:
+        n: how many queries they are over.
+        hit_rate: k -> share of the queries with a relevant reference among the k nearest. This is
+            what papers on metric learning call Recall@k.
+        recall: k -> share of a query's relevant references that are among the k nearest.
+        precision: k -> share of the k nearest that are relevant.
+        ndcg: k -> normalised discounted cumulative gain of the k nearest.
+        r_precision: precision at R, the number of the query's relevant references; None where
+            fewer than R were looked at.
+        map_at_r: mean average precision at R, MAP@R; likewise.
+        mrr: mean reciprocal rank of the first relevant reference.
+    """
+
+    n: int
+    hit_rate: Mapping[int, float]
+    recall: Mapping[int, float]
+    precision: Mapping[int, float]
+    ndcg: Mapping[int, float]
+    r_precision: float | None
+    map_at_r: float | None
+    mrr: float
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """How well the nearest references share the label of the query.
+
+    Attributes:
+        n_queries: queries with a relevant reference, which the figures are over.
+        n_left_out: queries without one.
+        n_references: how many references there are.
+        overall: the figures of all queries together.
+        per_class: class id -> the figures of the queries of that class; empty for multi-labels.
+    """
+
+    n_queries: int
+    n_left_out: int
+    n_references: int
+    overall: Figures
+    per_class: Mapping[int, Figures] = field(repr=False)
+
+    def table(self) -> Table:
+        """The figures of all queries, a row for each k."""
+        found = self.overall
+        at_k = [
+            (str(k), *(number(each[k]) for each in _by_k(found).values())) for k in found.hit_rate
+        ]
+        return Table(("k", *_by_k(found)), at_k)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        per_class = {label: vars(found) for label, found in self.per_class.items()}
+        held = {**vars(self), "overall": vars(self.overall), "per_class": per_class}
+        found: dict[str, Any] = plain(held)
+        return found
+
+    def worst_classes(self, n: int = 10) -> Table:
+        """The classes of the lowest mean average precision at R, or MRR where there is none."""
+
+        def worth(found: Figures) -> float:
+            return found.mrr if found.map_at_r is None else found.map_at_r
+
+        lowest = sorted(self.per_class.items(), key=lambda item: (worth(item[1]), item[0]))[:n]
+        rows = [
+            (str(label), str(f.n), number(f.r_precision), number(f.map_at_r), number(f.mrr))
+            for label, f in lowest
+        ]
+        return Table(("class", "queries", "R-precision", "MAP@R", "MRR"), rows)
+
+    def __str__(self) -> str:
+        found = self.overall
+        title = f"{self.n_queries} queries against {self.n_references} references"
+        if self.n_left_out:
+            title += f", {self.n_left_out} more left out: no reference shares their label"
+        whole = (
+            f"R-precision {number(found.r_precision)}, MAP@R {number(found.map_at_r)}, "
+            f"MRR {number(found.mrr)}"
+        )
+        return f"{title}\n{self.table().plain()}\n{whole}"
+
+
+def retrieval(
+    x: ArrayLike,
+    labels: ArrayLike,
+    *,
+    reference: ArrayLike | None = None,
+    reference_labels: ArrayLike | None = None,
+    reference_self: ArrayLike | None = None,
+    k: Sequence[int] = (1, 5, 10),
+    distance: Distance = "cosine",
+) -> Retrieval:
+    r"""Search the references for each row, exactly, and count which of those found share its label.
+
+    With :math:`rel(i) \in \{0, 1\}` whether the i-th nearest reference is relevant, R how many
+    are, and :math:`h(k) = \sum_{i \le k} rel(i)`,
+
+    .. math::
+        P@k = \frac{h(k)}{k}, \quad recall@k = \frac{h(k)}{R}, \quad
+        MAP@R = \frac{1}{R} \sum_{i=1}^{R} rel(i)\, P@i, \quad
+        NDCG@k = \frac{\sum_{i \le k} rel(i) / \log_2(i + 1)}
+                      {\sum_{i \le \min(k, R)} 1 / \log_2(i + 1)}
+
+    and the reciprocal rank :math:`1 / \min\{i : rel(i) = 1\}` is that in the whole ranking, not in
+    the first k. Queries without a relevant reference (R = 0) have no such figures: they are left
+    out, and counted. Of references that are equally far the one of the lower index comes first, so
+    with many ties shuffle the references: in order of their classes, ties make figures that depend
+    on that order.
+
+    Args:
+        x: (n, d) embeddings, the queries.
+        labels: (n,) class ids, or (n, c) bool multi-labels, where sharing one makes relevant.
+        reference: (m, d) embeddings to search. None: the other rows of x.
+        reference_labels: (m,) or (m, c), their labels.
+        reference_self: (n,) which row of `reference` is row i itself, -1 for none; it is neither
+            found nor relevant. Rows of equal values are not taken for the same.
+        k: the numbers of nearest references to look at.
+        distance: "cosine", "euclidean" or "sqeuclidean". The last two give the same figures.
+
+    Returns:
+        `Retrieval`. Memory grows with n and m, never with their product: every pair is measured,
+        a tile at a time.
+
+    Raises:
+        TypeError: labels that are not class ids or bool multi-labels, references without labels.
+        ValueError: a shape, length, device or number out of range, a row that is not finite, no
+            query with a relevant reference.
+
+    >>> x = torch.tensor([[0.0], [1.0], [1.5], [3.0], [3.2]])
+    >>> print(retrieval(x, [0, 0, 1, 1, 2], k=(1, 2), distance="euclidean"))
+    4 queries against 4 references, 1 more left out: no reference shares their label
+    k  hit rate  recall  precision    NDCG
+    -  --------  ------  ---------  ------
+    1    0.2500  0.2500     0.2500  0.2500
+    2    0.7500  0.7500     0.3750  0.5655
+    R-precision 0.2500, MAP@R 0.2500, MRR 0.5833
+
+    Sources: MAP@R: Musgrave, Belongie & Lim, "A metric learning reality check", ECCV 2020; NDCG:
+    Järvelin & Kekäläinen, 2002; Recall@k as a hit rate: Jégou, Douze & Schmid, 2011.
+    """
+    sizes = _sizes(k)
+    where, limits = space(x, reference, reference_self, distance), current_limits()
+    relation = _relation(where, labels, reference is None, reference_labels, reference_self)
+    relevant = relation.n_positives()
+    depth = min(max(*sizes, int(relevant.max()) if len(relevant) else 0), relation.m)
+    scored = [
+        _Scored.of(
+            *_search(where, relation, rows, depth, limits),
+            relevant[rows],
+            sizes,
+        )
+        for rows in row_spans(where, limits, depth)
+    ]
+    return _gather(scored, relevant, relation, sizes)
+
+
+def retrieval_of(
+    found: Found,
+    labels: ArrayLike,
+    *,
+    reference_labels: ArrayLike | None = None,
+    reference_self: ArrayLike | None = None,
+    k: Sequence[int] = (1, 5, 10),
+) -> Retrieval:
+    """The figures of `retrieval` for neighbours found elsewhere, as by `approximate_nearest`.
+
+    What was not found counts as not relevant: a query without a relevant reference among those
+    found has reciprocal rank 0. R-precision and MAP@R are None where a query has more relevant
+    references than were found.
+
+    Args:
+        found: the nearest references of each row, nearest first, -1 where there are fewer.
+        labels: (n,) class ids, or (n, c) bool multi-labels, where sharing one makes relevant.
+        reference_labels: (m,) or (m, c), labels of the references. None: those were the other rows.
+        reference_self: (n,) which reference is row i itself, -1 for none.
+        k: the numbers of nearest references to look at, no more than were found.
+
+    Raises:
+        TypeError: labels that are not class ids or bool multi-labels.
+        ValueError: a shape, length or number out of range, no query with a relevant reference.
+
+    >>> from nearfar.evaluate import nearest
+    >>> x = torch.tensor([[0.0], [1.0], [1.5], [3.0]])
+    >>> found = nearest(x, k=2, distance="euclidean")
+    >>> retrieval_of(found, [0, 0, 1, 1], k=(1,)).overall.hit_rate
+    {1: 0.5}
+    """
+    sizes = _sizes(k)
+    if max(sizes) > found.indices.shape[1]:
+        raise ValueError(
+            f"k must not exceed the {found.indices.shape[1]} neighbours found, got {max(sizes)}."
+        )
+    rows = found.indices
+    if reference_labels is None:
+        relation = within(labels, rows)
+    else:
+        columns = tensor("reference_labels", reference_labels, device=rows.device)
+        relation = across(labels, rows, columns, reference_labels, reference_self)
+    relevant = relation.n_positives()
+    hits = _hits(relation, slice(0, len(rows)), rows)
+    first = torch.where(hits.any(1), hits.int().argmax(1) + 1.0, inf)
+    return _gather([_Scored.of(hits, first, relevant, sizes)], relevant, relation, sizes)
+
+
+def _search(
+    where: Space, relation: Relation, rows: slice, depth: int, limits: Limits
+) -> tuple[Tensor, Tensor]:
+    """(b, depth) whether those found are relevant, and (b,) the rank of the first that is."""
+    closest = where.rows.new_full((rows.stop - rows.start,), inf)
+    place = torch.full_like(closest, relation.m, dtype=torch.int64)
+
+    def closest_positive(columns: slice, d: Tensor) -> None:
+        positive = relation.block(rows, columns).similar
+        if positive is None or not d.shape[1]:
+            return
+        least = d.masked_fill(~positive, inf).min(1)  # min takes the first of equal ones
+        nearer = least.values < closest
+        closest[nearer] = least.values[nearer]
+        place[nearer] = least.indices[nearer] + columns.start
+
+    _, index = k_nearest(where, rows, depth, limits, closest_positive)
+    hits = _hits(relation, rows, index)
+    first = torch.where(hits.any(1), hits.int().argmax(1) + 1.0, inf)
+    if not (closest.isfinite() & first.isinf()).any():
+        return hits, first
+    ahead = torch.zeros_like(place)
+    for columns, d in squares(where, rows, limits, at_least=depth):
+        numbers = torch.arange(columns.start, columns.stop, device=d.device)
+        before = (d == closest[:, None]) & (numbers < place[:, None])
+        ahead += ((d < closest[:, None]) | before).sum(1)
+    return hits, torch.where(closest.isfinite(), ahead + 1.0, inf)
+
+
+def _hits(relation: Relation, rows: slice, index: Tensor) -> Tensor:
+    """(b, k) bool, whether the references of these indices are relevant; -1 is not."""
+    assert relation.row_labels is not None
+    assert relation.column_labels is not None
+    queries = relation.row_labels[rows, None]
+    if not relation.m:
+        return torch.zeros_like(index, dtype=torch.bool)
+    hits = torch.zeros_like(index, dtype=torch.bool)
+    for column in range(index.shape[1]):  # multi-labels are wide: one reference of each row a time
+        found = relation.column_labels[index[:, column].clamp(min=0)]
+        same = found == queries[:, 0]
+        hits[:, column] = same if found.ndim == 1 else (found & queries[:, 0]).any(1)
+    own = None if relation.own is None else relation.own[rows, None]
+    return hits & (index >= 0) if own is None else hits & (index >= 0) & (index != own)
+
+
+@dataclass(frozen=True, eq=False)
+class _Scored:
+    """The figures of each query of a block, as in `Figures`.
+
+    Attributes:
+        at_k: (b, 4, len(sizes)) hit rate, recall, precision and NDCG.
+        whole: (b, 3) R-precision, MAP@R and the reciprocal rank; NaN where too few were found.
+    """
+
+    at_k: Tensor
+    whole: Tensor
+
+    @staticmethod
+    def of(hits: Tensor, first: Tensor, relevant: Tensor, sizes: Sequence[int]) -> "_Scored":
+        """From which of those found are relevant, the rank of the first, and how many there are."""
+        width = max(*sizes, hits.shape[1])
+        hits = torch.nn.functional.pad(hits, (0, width - hits.shape[1])).double()
+        rank = torch.arange(1, width + 1, device=hits.device, dtype=torch.float64)
+        so_far, gain = hits.cumsum(1), (hits / (rank + 1).log2()).cumsum(1)
+        ideal = (1 / (rank + 1).log2()).cumsum(0)
+        some = relevant.clamp(min=1)
+        at_k = [
+            (
+                (so_far[:, size - 1] > 0).double(),
+                so_far[:, size - 1] / some,
+                so_far[:, size - 1] / size,
+                gain[:, size - 1] / ideal[some.clamp(max=size) - 1],
+            )
+            for size in sizes
+        ]
+        at_r = some.clamp(max=width)[:, None] - 1
+        within_r = rank <= some[:, None]
+        whole = [
+            so_far.gather(1, at_r)[:, 0] / some,
+            (hits * so_far / rank * within_r).sum(1) / some,
+        ]
+        whole = [value.masked_fill(relevant > width, torch.nan) for value in whole]
+        return _Scored(
+            torch.stack([torch.stack(figures, 1) for figures in at_k], 2),
+            torch.stack([*whole, 1 / first.double()], 1),
+        )
+
+
+def _gather(
+    scored: Sequence[_Scored], relevant: Tensor, relation: Relation, sizes: Sequence[int]
+) -> Retrieval:
+    """Means over all queries that have a relevant reference, and over those of each class."""
+    used = relevant > 0
+    if not used.any():
+        raise ValueError(
+            f"None of the {relation.n} queries has a reference that shares its label, so there is "
+            "nothing to find. Check labels and reference_labels."
+        )
+    at_k = torch.cat([block.at_k for block in scored])[used]
+    whole = torch.cat([block.whole for block in scored])[used]
+    overall = _figures(at_k.mean(0), whole.mean(0), int(used.sum()), sizes)
+    assert relation.row_labels is not None
+    per_class = {}
+    if relation.row_labels.ndim == 1:
+        names, member, count = torch.unique(
+            relation.row_labels[used], return_inverse=True, return_counts=True
+        )
+        flat = torch.cat([at_k.flatten(1), whole], 1)
+        means = flat.new_zeros(len(names), flat.shape[1]).index_add_(0, member, flat)
+        means /= count[:, None]
+        for name, n, row in zip(names.tolist(), count.tolist(), means, strict=True):
+            of_class = row[: -whole.shape[1]].view(at_k.shape[1:]), row[-whole.shape[1] :]
+            per_class[name] = _figures(*of_class, n, sizes)
+    left_out = relation.n - int(used.sum())
+    references = relation.m - 1 if relation.symmetric else relation.m
+    return Retrieval(int(used.sum()), left_out, references, overall, per_class)
+
+
+def _figures(at_k: Tensor, whole: Tensor, n: int, sizes: Sequence[int]) -> Figures:
+    hit_rate, recall, precision, ndcg = (
+        dict(zip(sizes, values, strict=True)) for values in at_k.tolist()
+    )
+    r_precision, map_at_r, mrr = (None if isnan(value) else value for value in whole.tolist())
+    return Figures(n, hit_rate, recall, precision, ndcg, r_precision, map_at_r, mrr or 0.0)
+
+
+def _by_k(found: Figures) -> dict[str, Mapping[int, float]]:
+    names = ("hit rate", "recall", "precision", "NDCG")
+    return dict(
+        zip(names, (found.hit_rate, found.recall, found.precision, found.ndcg), strict=True)
+    )
+
+
+def _relation(
+    where: Space,
+    labels: ArrayLike,
+    itself: bool,
+    reference_labels: ArrayLike | None,
+    reference_self: ArrayLike | None,
+) -> Relation:
+    if not itself:
+        return across(labels, where.rows, where.columns, reference_labels, reference_self)
+    if reference_labels is not None:
+        raise TypeError("reference_labels describe reference: pass it too.")
+    return within(labels, where.rows)
+
+
+def _sizes(k: Sequence[int]) -> tuple[int, ...]:
+    if not isinstance(k, Sequence) or not k:
+        raise ValueError(
+            f"k must be a sequence of numbers of references, as (1, 5, 10); got {k!r}."
+        )
+    for size in k:
+        check_k("k", size)
+    return tuple(sorted(set(k)))

@@ -1,0 +1,158 @@
+"""Where to put the threshold, and what it does."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from nearfar.evaluate.intervals import (
+    FEWEST_IDENTITIES,
+    Interval,
+    check_draws,
+    intervals,
+    n_identities,
+    pair_groups,
+)
+from nearfar.evaluate.plain import number, plain
+from nearfar.evaluate.scores import Floats, checked
+from nearfar.inputs import ArrayLike
+from nearfar.tabulate import Table
+
+
+@dataclass(frozen=True)
+class DecisionIntervals:
+    """Where the figures of a threshold are likely to lie for other identities.
+
+    Attributes:
+        level: how often such an interval holds the truth.
+        n_identities: of the similar or of the dissimilar pairs, whichever have fewer.
+        far, tar, accuracy: of these figures.
+    """
+
+    level: float
+    n_identities: int
+    far: Interval
+    tar: Interval
+    accuracy: Interval
+
+
+@dataclass(frozen=True)
+class AtThreshold:
+    """Figures of the decisions at one threshold.
+
+    Attributes:
+        threshold: a pair whose score is as close as this, or closer, is called the same.
+        far: false-accept rate, the share of the dissimilar pairs that are called the same.
+        tar: true-accept rate, the share of the similar pairs that are called the same.
+        accuracy: the mean of `tar` and 1 - `far`: right decisions were both kinds equally many.
+        intervals: None without `groups`, or with fewer than 30 identities.
+    """
+
+    threshold: float
+    far: float
+    tar: float
+    accuracy: float
+    intervals: DecisionIntervals | None = None
+
+    def table(self) -> Table:
+        """Each figure with its interval."""
+        spans = vars(self.intervals) if self.intervals else {}
+        level = f"{self.intervals.level:.0%} interval" if self.intervals else "interval"
+        names = {"FAR": "far", "TAR": "tar", "accuracy": "accuracy"}
+        rows = [
+            (name, number(getattr(self, key)), str(spans.get(key, "-")))
+            for name, key in names.items()
+        ]
+        return Table((f"at {self.threshold:.4g}", "value", level), rows)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        found: dict[str, Any] = plain(asdict(self))
+        return found
+
+    def __str__(self) -> str:
+        return self.table().plain()
+
+
+def fit_threshold(
+    scores: ArrayLike, similar: ArrayLike, *, higher_is_closer: bool, far: float
+) -> float:
+    """The loosest threshold whose false-accept rate on these pairs is at most `far`.
+
+    A pair is called the same where its score is at least as close as the threshold. Of n
+    dissimilar pairs floor(far * n) may be accepted, so the threshold lies just short of the next
+    one: the closest number to it that float64 has on the stricter side. Dissimilar pairs of equal
+    score are accepted or rejected together, so that ties never push the rate above `far`.
+
+    Args:
+        scores: (n,) distances or similarities of calibration pairs, whose identities are neither
+            in the training nor in the test data.
+        similar: (n,) bool.
+        higher_is_closer: True for similarities, False for distances.
+        far: the false-accept rate, from 0 up to but not including 1.
+
+    Raises:
+        ValueError: no similar or no dissimilar pairs, scores that are not finite, wrong shapes.
+
+    >>> d, same = [0.1, 0.2, 0.5, 0.6, 0.7], [True, True, False, False, False]
+    >>> round(fit_threshold(d, same, higher_is_closer=False, far=0.0), 6)
+    0.5
+    >>> round(fit_threshold(d, same, higher_is_closer=False, far=0.34), 6)
+    0.6
+    """
+    if not 0 <= far < 1:
+        raise ValueError(f"far must be a rate from 0 to below 1, got {far!r}.")
+    closeness, same = checked(scores, similar, higher_is_closer)
+    dissimilar = np.sort(closeness[~same])[::-1]
+    allowed = int(far * len(dissimilar) + 1e-9)  # 0.29 * 100 is 28.999999999999996
+    threshold = float(np.nextafter(dissimilar[allowed], np.inf))
+    return threshold if higher_is_closer else -threshold
+
+
+def at_threshold(
+    scores: ArrayLike,
+    similar: ArrayLike,
+    threshold: float,
+    *,
+    higher_is_closer: bool,
+    groups: ArrayLike | None = None,
+    level: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> AtThreshold:
+    """What a threshold does on these pairs.
+
+    Args:
+        scores: (n,) distances or similarities.
+        similar: (n,) bool.
+        threshold: from `fit_threshold` on other identities.
+        higher_is_closer: True for similarities, False for distances.
+        groups: (n, 2) or (n,) identities of the pairs, for intervals; as in `verification`.
+        level: how often such an interval holds the truth.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+
+    >>> found = at_threshold([0.1, 0.4, 0.3, 0.9], [True, True, False, False], 0.35,
+    ...                      higher_is_closer=False)
+    >>> found
+    AtThreshold(threshold=0.35, far=0.5, tar=0.5, accuracy=0.5, intervals=None)
+    """
+    check_draws(level, resamples)
+    closeness, same = checked(scores, similar, higher_is_closer)
+    accepted = closeness >= (threshold if higher_is_closer else -threshold)
+
+    def figures(weights: Floats) -> Floats:
+        with np.errstate(invalid="ignore"):  # a resample without pairs of one kind is left out
+            far = (weights * accepted) @ ~same / (weights @ ~same)
+            tar = (weights * accepted) @ same / (weights @ same)
+        return np.stack([far, tar, (tar + 1 - far) / 2], 1)
+
+    far, tar, accuracy = figures(np.ones((1, len(same))))[0].tolist()
+    found = None
+    if groups is not None:
+        known = pair_groups(groups, len(same))
+        n = n_identities(known, same)
+        if n >= FEWEST_IDENTITIES:
+            spans = intervals(figures, known, n, level=level, resamples=resamples, seed=seed)
+            found = DecisionIntervals(level, n, *spans)
+    return AtThreshold(threshold, far, tar, accuracy, found)
