@@ -1,6 +1,5 @@
 """What a loss does to each row, in numbers and in words."""
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from html import escape
@@ -8,12 +7,15 @@ from math import exp, inf, isnan
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nearfar.distance import length
-from nearfar.findings import Evidence, Finding, findings
+from nearfar.doctor.evidence import Apart, Evidence
+from nearfar.doctor.finding import Finding
+from nearfar.doctor.rules import diagnose
 from nearfar.forces import forces, way
 from nearfar.inputs import ArrayLike, tensor
+from nearfar.losses.shell import unwrap
 from nearfar.observe import Measured, watch
 from nearfar.tabulate import Table
 
@@ -94,12 +96,12 @@ class Explanation:
         from rich.console import Group
         from rich.text import Text
 
-        found = [Text.assemble((f"! {f.name}: ", "bold yellow"), _body(f)) for f in self.findings]
+        found = [Text.assemble((f"! {f.name}: ", "bold yellow"), f.text) for f in self.findings]
         more = [Text(line, "dim") for line in self._more()]
         return Group(Text(self._title(), "bold"), self._table().rich(), *more, *found)
 
     def _repr_html_(self) -> str:
-        found = [f"<li><b>{escape(f.name)}</b>: {escape(_body(f))}</li>" for f in self.findings]
+        found = [f"<li><b>{escape(f.name)}</b>: {escape(f.text)}</li>" for f in self.findings]
         more = "".join(f"<p>{escape(line)}</p>" for line in self._more())
         advice = f"<ul>{''.join(found)}</ul>" if found else ""
         return f"<p><b>{escape(self._title())}</b></p>{self._table().html()}{more}{advice}"
@@ -160,16 +162,16 @@ def explain(loss: Callable[..., Tensor], *data: ArrayLike, **hyperparameters: An
     Source: the gradient of any contrastive loss is a weighted sum over pairs (Wang et al.,
     "Multi-Similarity Loss", CVPR 2019, section 3).
     """
-    function, settings = _unwrap(loss, hyperparameters)
+    function, settings = unwrap(loss, hyperparameters)
     with watch() as record:
         per_row = function(*data, **settings, reduction="none")
         if not record:
             return _explain_batch(function, data, settings)
         derivatives = torch.autograd.grad(per_row.sum(), [m.values for m in record])
-    evidence = _evidence(function, data, settings, per_row, record, derivatives)
-    relations = [_relation(evidence, role) for role in evidence.measured]
-    readings = _readings(evidence)
-    labels = _labels(evidence)
+    seen = _Seen.of(per_row, record, derivatives)
+    relations = [_relation(seen, role) for role in seen.measured]
+    readings = _readings(seen)
+    labels = _labels(seen)
     rows = tuple(
         Row(
             index,
@@ -179,38 +181,21 @@ def explain(loss: Callable[..., Tensor], *data: ArrayLike, **hyperparameters: An
             {r.name: r.forces[index] for r in relations},
             readings[index],
         )
-        for index, cost in enumerate(evidence.per_row.tolist())
+        for index, cost in enumerate(seen.per_row.tolist())
     )
-    forces = torch.cat([f.flatten() for f in evidence.forces.values()])
+    forces = torch.cat([f.flatten() for f in seen.forces.values()])
     return Explanation(
         loss=function.__name__,
         hyperparameters=_plain(settings),
         rows=rows,
         n=len(rows),
-        total=float(evidence.per_row.sum()),
-        mean=float(evidence.per_row.sum()) / max(len(rows), 1),
-        active_share=float(evidence.active.sum()) / max(len(rows), 1),
+        total=float(seen.per_row.sum()),
+        mean=float(seen.per_row.sum()) / max(len(rows), 1),
+        active_share=float(seen.active.sum()) / max(len(rows), 1),
         pull=float(forces.clamp(min=0).sum()),
         push=float((-forces).clamp(min=0).sum()),
-        findings=findings(evidence),
+        findings=diagnose(_evidence(function, data, settings, seen)).findings,
     )
-
-
-def _unwrap(
-    loss: Callable[..., Tensor], hyperparameters: dict[str, Any]
-) -> tuple[Callable[..., Tensor], dict[str, Any]]:
-    """The function behind a loss module, and everything it takes by keyword but the reduction."""
-    function = getattr(loss, "loss", loss) if isinstance(loss, nn.Module) else loss
-    if not inspect.isfunction(function) or not function.__module__.startswith("nearfar."):
-        raise _unknown(loss)
-    parameters = inspect.signature(function).parameters.values()
-    settings = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-    if "reduction" in hyperparameters:
-        raise TypeError("explain looks at each row by itself: leave reduction out.")
-    settings.pop("reduction", None)
-    if isinstance(loss, nn.Module):
-        settings = {name: getattr(loss, name, default) for name, default in settings.items()}
-    return function, settings | hyperparameters
 
 
 def _explain_batch(
@@ -238,11 +223,11 @@ def _explain_batch(
             *(column.tolist() for column in columns), strict=True
         )
     )
-    nothing = Finding(
-        "nothing is learned",
-        f"No force acts on any of {n} anchors: every gradient is 0.",
-        "Similar rows coincide and dissimilar ones lie beyond the margin, or there is no pair.",
-        "Check that the batch holds several items of several classes; try a larger margin.",
+    evidence = Evidence(
+        loss=function.__name__,
+        settings=settings,
+        broken=acting.isnan(),
+        active=acting > 0,
     )
     return Explanation(
         loss=function.__name__,
@@ -254,7 +239,7 @@ def _explain_batch(
         active_share=active / max(n, 1),
         pull=float(shown.pull.sum()),
         push=float(shown.push.sum()),
-        findings=() if active or not n or isnan(total) else (nothing,),
+        findings=diagnose(evidence).findings,
     )
 
 
@@ -274,43 +259,96 @@ def _plain(settings: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in values.items() if isinstance(v, bool | int | float | str)}
 
 
-def _unknown(loss: object) -> TypeError:
-    return TypeError(
-        f"explain knows nearfar's losses, such as contrastive_loss or TripletLoss(); got {loss!r}."
-    )
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """What a loss on aligned rows did.
+
+    Attributes:
+        measured: what it measured, by role.
+        forces: for each of `measured`, the force on it: > 0 pulls together, < 0 pushes apart.
+        per_row: (n,) the losses.
+        active: (n,) bool, whether any force acts in the row.
+    """
+
+    measured: Mapping[str, Measured]
+    forces: Mapping[str, Tensor]
+    per_row: Tensor
+    active: Tensor
+
+    @classmethod
+    def of(
+        cls, per_row: Tensor, record: list[Measured], derivatives: tuple[Tensor, ...]
+    ) -> "_Seen":
+        measured, forces = {}, {}
+        for m, derivative in zip(record, derivatives, strict=True):
+            values = m.values.detach().cpu()
+            force = derivative.cpu() if m.closeness == "distance" else -derivative.cpu()
+            if m.closeness == "distance":
+                force = force.masked_fill(values == 0, 0)  # no direction, so no gradient either
+            similar = None if m.similar is None else m.similar.cpu()
+            measured[str(m.role)] = Measured(m.role, m.closeness, values, similar)
+            forces[str(m.role)] = force + 0.0  # no -0
+        strongest = torch.stack(
+            [f.abs().reshape(len(f), f[:1].numel()).sum(1) for f in forces.values()]
+        ).amax(0)
+        # A softmax never lets go entirely; a millionth of the strongest force teaches nothing.
+        active = strongest > 1e-6 * strongest.max() if len(strongest) else strongest > 0
+        return cls(measured, forces, per_row.detach().cpu(), active)
+
+    def similar_and_not(self) -> tuple[Tensor, Tensor]:
+        """How far apart the similar and the dissimilar rows are (similarities negated), flat."""
+        if "pair" in self.measured:
+            pair = self.measured["pair"]
+            assert pair.similar is not None
+            similar = pair.similar if pair.similar.dtype is torch.bool else pair.similar >= 0.5
+            return pair.values[similar], pair.values[~similar]
+        sign = 1 if self.measured["positive"].closeness == "distance" else -1
+        near, far = (sign * self.measured[role].values for role in ("positive", "negative"))
+        return near, far[far < inf]
 
 
 def _evidence(
     function: Callable[..., Tensor],
     data: tuple[ArrayLike, ...],
     settings: dict[str, Any],
-    per_row: Tensor,
-    record: list[Measured],
-    derivatives: tuple[Tensor, ...],
+    seen: _Seen,
 ) -> Evidence:
-    measured, forces = {}, {}
-    for m, derivative in zip(record, derivatives, strict=True):
-        values = m.values.detach().cpu()
-        force = derivative.cpu() if m.closeness == "distance" else -derivative.cpu()
-        if m.closeness == "distance":
-            force = force.masked_fill(values == 0, 0)  # no direction, so no gradient either
-        similar = None if m.similar is None else m.similar.cpu()
-        measured[str(m.role)] = Measured(m.role, m.closeness, values, similar)
-        forces[str(m.role)] = force + 0.0  # no -0
-    strongest = torch.stack(
-        [f.abs().reshape(len(f), f[:1].numel()).sum(1) for f in forces.values()]
-    ).amax(0)
     rows = tensor("data", data[0])
-    embedded = rows.ndim == 2 and next(iter(measured.values())).closeness != "logit"
+    closeness = next(iter(seen.measured.values())).closeness
+    embedded = rows.ndim == 2 and closeness != "logit"
+    name = function.__name__
     return Evidence(
-        measured=measured,
-        forces=forces,
-        per_row=per_row.detach().cpu(),
-        # A softmax never lets go entirely; a millionth of the strongest force teaches nothing.
-        active=strongest > 1e-6 * strongest.max() if len(strongest) else strongest > 0,
-        hyperparameters={"loss": function.__name__, **settings},
-        row_lengths=length(rows.detach().double()).cpu() if embedded else None,
+        loss=name,
+        settings=settings,
+        apart=Apart(*seen.similar_and_not(), closeness),
+        lengths=length(rows.detach().double()).cpu() if embedded else None,
+        broken=seen.per_row.isnan(),
+        active=seen.active,
+        wakes=_wakes(name, seen),
+        held=_held(seen),
     )
+
+
+def _wakes(name: str, seen: _Seen) -> float | None:
+    """The margin at which the first row would become active."""
+    near, apart = seen.similar_and_not()
+    if "pair" in seen.measured:
+        apart = apart[apart > 0]  # at distance 0 no margin gives a direction
+    elif apart.shape == near.shape:
+        apart = apart - near
+    if not len(apart):
+        return None
+    return 1 - float(apart.min()) if name == "cosine_loss" else float(apart.min())
+
+
+def _held(seen: _Seen) -> Tensor | None:
+    """The share of its push that one negative holds, for each row where that is contested."""
+    push = seen.forces.get("negative")
+    if push is None or push.ndim != 2 or not push.shape[1]:
+        return None
+    others = (seen.measured["negative"].values > -inf).sum(1)
+    contested = (seen.per_row > 0.05) & (others >= 8)  # elsewhere there is nothing to share
+    return -push.min(1).values[contested] / -push.sum(1)[contested]
 
 
 @dataclass(frozen=True)
@@ -322,9 +360,9 @@ class _Relation:
     forces: list[float]
 
 
-def _relation(evidence: Evidence, role: str) -> _Relation:
+def _relation(seen: _Seen, role: str) -> _Relation:
     """A column for a relation; of many negatives, the nearest one and the push on all of them."""
-    measure, force = evidence.measured[role], evidence.forces[role]
+    measure, force = seen.measured[role], seen.forces[role]
     kind = measure.closeness
     names = {
         "pair": kind,
@@ -338,27 +376,27 @@ def _relation(evidence: Evidence, role: str) -> _Relation:
     return _Relation(f"largest {names[role]}", nearest.tolist(), force.sum(1).tolist())
 
 
-def _labels(evidence: Evidence) -> list[str | None]:
-    pair = evidence.measured.get("pair")
+def _labels(seen: _Seen) -> list[str | None]:
+    pair = seen.measured.get("pair")
     if pair is None or pair.similar is None:
-        return [None] * len(evidence.per_row)
+        return [None] * len(seen.per_row)
     if pair.similar.dtype is torch.bool:
         return ["similar" if similar else "dissimilar" for similar in pair.similar.tolist()]
     return [f"{degree:.3g} similar" for degree in pair.similar.tolist()]
 
 
-def _readings(evidence: Evidence) -> list[str]:
+def _readings(seen: _Seen) -> list[str]:
     """What happens to each row, in words."""
-    losses = evidence.per_row.tolist()
-    if "pair" in evidence.measured:
-        pair = evidence.measured["pair"]
+    losses = seen.per_row.tolist()
+    if "pair" in seen.measured:
+        pair = seen.measured["pair"]
         assert pair.similar is not None
-        degrees, forces = pair.similar.double().tolist(), evidence.forces["pair"].tolist()
+        degrees, forces = pair.similar.double().tolist(), seen.forces["pair"].tolist()
         of_pairs = zip(pair.values.tolist(), degrees, forces, losses, strict=True)
         return [_read_pair(*row) for row in of_pairs]
-    near, far = evidence.measured["positive"], evidence.measured["negative"]
+    near, far = seen.measured["positive"], seen.measured["negative"]
     if near.closeness == "distance":
-        second = evidence.measured.get("second negative", far).values.tolist()
+        second = seen.measured.get("second negative", far).values.tolist()
         of_tuples = zip(near.values.tolist(), far.values.tolist(), second, losses, strict=True)
         return [_read_tuple(*row) for row in of_tuples]
     others = far.values
@@ -421,10 +459,6 @@ def _cells(row: Row) -> tuple[str, ...]:
     cost = () if row.loss is None else (f"{row.loss:.4f}",)
     other = () if row.other is None else (str(row.other),)
     return (str(row.index), *other, *label, *values, *cost, force or "none", row.reading)
-
-
-def _body(finding: Finding) -> str:
-    return f"{finding.seen} {finding.means} {finding.advice}"
 
 
 def _setting(value: Any) -> str:

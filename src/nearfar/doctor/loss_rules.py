@@ -1,0 +1,130 @@
+"""What can be wrong with a loss: no force, a margin that is out of reach, a single force."""
+
+from nearfar.distance import largest
+from nearfar.doctor.evidence import SETTLED, Evidence
+from nearfar.doctor.finding import Finding
+
+COSINE = ("cosine_loss", "batch_cosine_loss")
+CONTRASTIVE = ("contrastive_loss", "contrastive_loss_from_distance", "batch_contrastive_loss")
+RECENT = 50  # steps that say what training does now
+
+
+def dead_batch(evidence: Evidence) -> Finding | None:
+    """No pair or tuple of the batch is active: the gradient is exactly 0."""
+    active = evidence.active
+    if active is None or not len(active) or active.any():
+        return None
+    if evidence.broken is not None and evidence.broken.any():
+        return None
+    return Finding(
+        "dead-batch",
+        f"No force acts in any of {len(active)} rows: every gradient is 0.",
+        "Similar rows coincide and dissimilar ones lie beyond the margin, or no row can move.",
+        _way_out(evidence),
+    )
+
+
+def _way_out(evidence: Evidence) -> str:
+    """The smallest margin that would make one row active."""
+    if "margin" not in evidence.settings:
+        return "Use harder negatives, or a larger temperature; check that there are positives."
+    if evidence.wakes is None:
+        return "Add dissimilar rows that differ and are near, or change the margin."
+    side = "below" if evidence.loss == "cosine_loss" else "above"
+    return f"A margin {side} {evidence.wakes:.4g} would activate the closest dissimilar row."
+
+
+def dead_batches(evidence: Evidence) -> Finding | None:
+    """Half of the recent steps, and ten at least, cost exactly 0 and so taught nothing.
+
+    One such batch is chance; a loss of exactly 0 in every second is half of the computation lost.
+    The share of active tuples falls as training succeeds (Hermans et al., "In defense of the
+    triplet loss", 2017, section 3), which is why harder ones are mined.
+    """
+    recent = evidence.history[-RECENT:]
+    dead = sum(line["active_share"] == 0 and line["loss"] == 0 for line in recent)
+    if dead < max(len(recent) / 2, 10):
+        return None
+    return Finding(
+        "dead-batch",
+        f"In {dead} of the last {len(recent)} steps no pair or tuple was active: the loss was 0.",
+        "Nothing is learned in such a step: the margin asks for less than the embeddings already "
+        "do, or only easy negatives are left.",
+        "Use a larger margin or harder negatives; or stop here, if the figures are good.",
+    )
+
+
+def unreachable_margin(evidence: Evidence) -> Finding | None:
+    """A margin that no two rows can fulfil.
+
+    Rows of length 1 are at most 2 apart (squared, 4), and a cosine distance is at most 2. (Many
+    of them cannot even all be that far apart: K rows at most sqrt(2 K / (K - 1)), as the corners of
+    a simplex.)
+    """
+    margin, distance = evidence.setting("margin"), evidence.settings.get("distance")
+    if margin is None or distance is None:
+        return None
+    reach, why = largest(distance), f"{distance} distance never exceeds 2"
+    if distance != "cosine" and _all_of_length_one(evidence):
+        reach = 2.0 if distance == "euclidean" else 4.0
+        why = f"all rows have length 1, where {distance} distance never exceeds {reach:g}"
+    if margin <= reach:
+        return None
+    most = {"euclidean": 1.41, "sqeuclidean": 2.0, "cosine": 1.0}[distance]
+    return Finding(
+        "unreachable-margin",
+        f"The margin is {margin:g}, but {why}.",
+        "No dissimilar row can ever be far enough apart, so the loss cannot reach 0.",
+        f"Use a margin below {reach:g}; many unit rows can all be {most:g} apart, no more.",
+    )
+
+
+def idle_margin(evidence: Evidence) -> Finding | None:
+    """A margin at which no dissimilar pair costs anything, wherever it is.
+
+    The contrastive losses push dissimilar rows up to the margin, the cosine losses down to it:
+    0 for a distance and 1 for a cosine push nothing.
+    """
+    margin = evidence.setting("margin")
+    of_cosine = evidence.loss in COSINE
+    if margin is None or not (of_cosine or evidence.loss in CONTRASTIVE):
+        return None
+    if (margin < 1) if of_cosine else (margin > 0):
+        return None
+    return Finding(
+        "idle-margin",
+        f"The margin is {margin:g}: no {'cosine exceeds 1' if of_cosine else 'distance is less'}.",
+        "Dissimilar rows are never pushed apart, so everything is pulled into one point.",
+        f"Use a margin from {'0 to 0.5' if of_cosine else '0.5 to 1.4, for rows of length 1'}.",
+    )
+
+
+def _all_of_length_one(evidence: Evidence) -> bool:
+    lengths = evidence.lengths
+    return lengths is not None and len(lengths) > 0 and bool(((lengths - 1).abs() < 1e-3).all())
+
+
+def temperature_too_low(evidence: Evidence) -> Finding | None:
+    r"""One negative holds at least 99 % of the push, for half of the anchors.
+
+    The push of a softmax loss on negative j is proportional to :math:`\exp(s_{ij} / T)`, so that a
+    low temperature leaves the nearest one alone with it: a triplet loss with the hardest negative,
+    which in real data is often a false one (Wang & Liu, "Understanding the behaviour of
+    contrastive loss", CVPR 2021, section 3.3). Needs 8 anchors whose negatives still matter, with
+    8 negatives or more each. A quarter of the training is waited for: on vectors a temperature of
+    0.01 begins at 99 % and, as the network learns, falls to 45 %.
+    """
+    held, temperature = evidence.held, evidence.temperature()
+    if held is None or temperature is None or evidence.progress < SETTLED:
+        return None
+    if evidence.loss == "circle_loss":  # its scale is meant to single out the hardest
+        return None
+    if len(held) < 8 or float(held.median()) < 0.99:
+        return None
+    return Finding(
+        "temperature-too-low",
+        f"For half of {len(held)} anchors one negative holds {float(held.median()):.1%} of the "
+        f"push (temperature {temperature:.3g}).",
+        "The loss sees only the nearest negative, which in noisy data is often a false one.",
+        "Raise the temperature; 0.05 to 0.2 is usual for cosines.",
+    )
