@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from nearfar.engine import places
-from nearfar.engine.anchors import Anchors, anchors_in
+from nearfar.engine.anchors import Anchors
 from nearfar.engine.places import exact, look_up_rows
 from nearfar.engine.stream import BlockRule
 from nearfar.relation import Block, Relation
@@ -56,12 +56,11 @@ def every_triplet(
     relation: Relation, margin: float, smooth: bool, mean_of_active: bool, tally: Tally
 ) -> BlockRule:
     """All triplets of each anchor, as a rule on a block."""
-    anchors_of = anchors_in(relation)
 
     def rule(
         d: Tensor, who: Block, rows: slice, weight: Tensor | None, gradient: bool
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        sums = hinges(d, anchors_of(rows), margin, smooth=smooth, gradient=gradient)
+        sums = hinges(d, Anchors.of(who), margin, smooth=smooth, gradient=gradient)
         tally.add(sums.valid.sum(), sums.active.sum())
         force = sums.force
         if force is not None and weight is not None:
@@ -98,23 +97,24 @@ def hinges(
     reach = anchors.table(d, -inf).add_(margin)
     far = anchors.hide(d.clone())
     if smooth or anchors.most <= places.FEW:
-        loss, pull, push = _sweep(reach, far, smooth, weight)
+        loss, pull, force = _sweep(reach, far, smooth, weight)
     else:
-        loss, pull, push = _look_up(reach, far, d, weight)
+        loss, pull, force = _look_up(reach, far, d, weight)
     active = valid if smooth else pull.nan_to_num(0).sum(1, dtype=exact(d)).long()
     if not gradient:
         return Hinges(loss, valid, active, None)
-    force = push.neg_()
     force[anchors.row, anchors.column] = pull[anchors.row, anchors.slot].to(d.dtype)
     return Hinges(loss, valid, active, force)
 
 
-def _sweep(
-    reach: Tensor, far: Tensor, smooth: bool, weight: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Positive by positive: (b,) sums, (b, p) pulls, (b, m) pushes."""
+# Of each row: (b,) sums, (b, p) pulls on the positives, (b, m) forces on the negatives.
+_Sums = tuple[Tensor, Tensor, Tensor]
+
+
+def _sweep(reach: Tensor, far: Tensor, smooth: bool, weight: Tensor | None) -> _Sums:
+    """Positive by positive."""
     loss = far.new_zeros(len(far), dtype=exact(far))
-    pull, push = torch.zeros_like(reach, dtype=exact(far)), torch.zeros_like(far)
+    pull, force = torch.zeros_like(reach, dtype=exact(far)), torch.zeros_like(far)
     short = torch.empty_like(far)
     for slot in range(reach.shape[1]):
         torch.sub(reach[:, slot, None], far, out=short)
@@ -124,18 +124,16 @@ def _sweep(
             cost = short.relu_()
         loss += cost.sum(1) if weight is None else torch.linalg.vecdot(cost, weight)
         slope = slope if smooth else cost.sign_()
-        push += slope
+        force -= slope
         # A float32 counts up to 2^24, which weights may exceed.
         pull[:, slot] = (
             slope.sum(1) if weight is None else (slope * weight).sum(1, dtype=exact(far))
         )
-    return loss, pull, push if weight is None else push.mul_(weight)
+    return loss, pull, force if weight is None else force.mul_(weight)
 
 
-def _look_up(
-    reach: Tensor, far: Tensor, d: Tensor, weight: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """All positives at once: (b,) sums, (b, p) pulls, (b, m) pushes."""
+def _look_up(reach: Tensor, far: Tensor, d: Tensor, weight: Tensor | None) -> _Sums:
+    """All positives at once."""
     rows, most = reach.shape
     ordered, order = reach.sort(1)
     place = look_up_rows(ordered, far).long()
@@ -143,10 +141,10 @@ def _look_up(
     by = None if weight is None else weight.flatten().to(exact(d))
     nearer = torch.bincount(bucket.flatten(), by, rows * (most + 1)).view(rows, most + 1)
     pull = nearer[:, :most].cumsum(1).to(exact(d))
-    push = (most - place).to(d.dtype)
-    push = push if weight is None else push.mul_(weight)
+    force = (place - most).to(d.dtype)
+    force = force if weight is None else force.mul_(weight)
     # Both sums are from the farthest reach: from 0 they would lose the digits of a small loss.
     top = ordered[:, -1:].masked_fill(ordered[:, -1:] == -inf, 0)
     short = (ordered - top).masked_fill_(ordered == -inf, 0).to(exact(d))
-    loss = (short * pull).sum(1) + ((top - d) * push).sum(1, dtype=exact(d))
-    return loss, torch.empty_like(pull).scatter_(1, order, pull), push
+    loss = (short * pull).sum(1) + ((d - top) * force).sum(1, dtype=exact(d))
+    return loss, torch.empty_like(pull).scatter_(1, order, pull), force

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nearfar.distance import Distance, unit
-from nearfar.engine.anchors import Anchors, anchors_in
+from nearfar.engine.anchors import Anchors
 from nearfar.engine.budget import Limits, block, spans
 from nearfar.engine.closeness import Closeness, Euclidean, by_distance
 from nearfar.engine.listed import Picker
@@ -41,16 +41,6 @@ def walk(
         yield rows, tile.values, who
 
 
-def with_anchors(
-    closeness: Closeness, relation: Relation, a: Tensor, b: Tensor | None, limits: Limits
-) -> Iterator[tuple[slice, Tensor, Anchors]]:
-    """The same with the positives listed instead of masked."""
-    a, b = closeness.prepare(a, b)
-    columns, anchors_of = a if b is None else b, anchors_in(relation)
-    for rows in _blocks(a, columns, limits):
-        yield rows, closeness.tile(a[rows], columns).values, anchors_of(rows)
-
-
 def hardest(distance: Distance, relation: Relation, *, easy_positive: bool = False) -> Picker:
     """For each anchor the nearest negative, and the farthest or nearest positive."""
 
@@ -59,13 +49,15 @@ def hardest(distance: Distance, relation: Relation, *, easy_positive: bool = Fal
         return torch.stack([positive, anchors.hide(d).argmin(1)], 1)
 
     def pick(a: Tensor, b: Tensor | None, limits: Limits) -> Iterator[Tensor]:
-        closeness, anchors_of = in_order_of(distance), anchors_in(relation)
+        closeness = in_order_of(distance)
         a, b = closeness.prepare(a, b)
         columns = a if b is None else b
+        everyone = slice(0, len(columns))
         # Of |a - b|^2 / 2 the part that differs between columns; of unit rows it is -ab.
         half = columns.square().sum(1).div_(2) if distance != "cosine" else columns.new_zeros(1)
-        for rows in _blocks(a, columns, limits):
-            anchors = anchors_of(rows)
+        size = block(limits, a.device, a.element_size(), _BUFFERS, len(columns))
+        for rows in spans(len(a), size):
+            anchors = Anchors.of(relation.block(rows, everyone))
             if not anchors.most:
                 continue
             picked = ends(torch.addmm(half, a[rows], columns.T, alpha=-1), anchors)
@@ -73,9 +65,8 @@ def hardest(distance: Distance, relation: Relation, *, easy_positive: bool = Fal
             if distance != "cosine":
                 (again,) = (both & _cancels(a[rows], columns[picked])).nonzero(as_tuple=True)
                 if len(again):
-                    which = again + rows.start
-                    d = closeness.tile(a[which], columns).values
-                    picked[again] = ends(d, anchors_of(which))
+                    d = closeness.tile(a[rows][again], columns).values
+                    picked[again] = ends(d, anchors.some(again))
             anchor = torch.arange(rows.start, rows.stop, device=a.device)
             yield torch.cat([anchor[:, None], picked], 1)[both]
 
@@ -89,7 +80,8 @@ def semihard(distance: Distance, relation: Relation) -> Picker:
     """
 
     def pick(a: Tensor, b: Tensor | None, limits: Limits) -> Iterator[Tensor]:
-        for rows, d, anchors in with_anchors(in_order_of(distance), relation, a, b, limits):
+        for rows, d, who in walk(in_order_of(distance), relation, a, b, limits):
+            anchors = Anchors.of(who)
             if not anchors.most:
                 continue
             chosen = _first_beyond(d, anchors)
@@ -111,7 +103,8 @@ def by_distance_weight(
         # A generator of its own, so that every walk over the same rows draws the same.
         chance = torch.Generator().manual_seed(seed)
         a, b = unit(a), None if b is None else unit(b)
-        for rows, d, anchors in with_anchors(Euclidean(True), relation, a, b, limits):
+        for rows, d, who in walk(Euclidean(True), relation, a, b, limits):
+            anchors = Anchors.of(who)
             if anchors.most:
                 squares = anchors.hide(d)
                 weight = distance_weight(squares, a.shape[1], cutoff, nonzero_loss_cutoff)
@@ -149,10 +142,6 @@ def draw(weight: Tensor, count: Tensor, chance: torch.Generator) -> Tensor:
     # The last column that weighs anything, at most: a share may round up to the whole.
     last = torch.searchsorted(until, until[:, -1:].contiguous()).clamp(max=until.shape[1] - 1)
     return torch.searchsorted(until, share * until[:, -1:], right=True).minimum(last)
-
-
-def _blocks(a: Tensor, columns: Tensor, limits: Limits) -> Iterator[slice]:
-    return spans(len(a), block(limits, a.device, a.element_size(), _BUFFERS, len(columns)))
 
 
 def _cancels(a: Tensor, picked: Tensor) -> Tensor:

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from nearfar.distance import Distance, between_rows
-from nearfar.engine.anchors import anchors_in
+from nearfar.engine.anchors import Anchors
 from nearfar.engine.budget import Limits, block, spans
 from nearfar.engine.closeness import add_rows, by_distance
 from nearfar.engine.hinge import Tally, hinges
 from nearfar.engine.listed import Picker, show_listed
-from nearfar.engine.pick import in_order_of, with_anchors
+from nearfar.engine.pick import in_order_of, walk
 from nearfar.engine.places import exact, look_up
 from nearfar.engine.step import Answer, Executor, Request, show
 from nearfar.engine.stream import row_blocks
@@ -88,13 +88,11 @@ def every_quadruplet(
         everyone = slice(0, len(a))
         per_row = a.new_zeros(len(a), dtype=exact(a))
         da = torch.zeros_like(a) if request.gradient else None
-        anchors_of = anchors_in(relation)
         pairs = _Pairs.of(classes, a, distance, margin2, request)
         for rows, tile, who in row_blocks(closeness, relation, a, a, request.limits):
             d = tile.values
             of_k = classes.seconds(rows).to(d.dtype)
-            anchors = anchors_of(rows)
-            terms = hinges(d, anchors, margin, weight=of_k, gradient=request.gradient)
+            terms = hinges(d, Anchors.of(who), margin, weight=of_k, gradient=request.gradient)
             per_row[rows] += terms.loss
             first.add(0, terms.active.sum())
             push = pairs.meet(rows, d, who.hidden)
@@ -247,7 +245,8 @@ def hardest_quadruplets(labels: Tensor, relation: Relation, distance: Distance) 
 
     def pick(a: Tensor, b: Tensor | None, limits: Limits) -> Iterator[Tensor]:
         kept = []
-        for _, d, anchors in with_anchors(in_order_of(distance), relation, a, b, limits):
+        for _, d, who in walk(in_order_of(distance), relation, a, b, limits):
+            anchors = Anchors.of(who)
             near = anchors.extreme(d, farthest=True)
             d_one, one = anchors.hide(d).min(1)
             d.masked_fill_(classes[one][:, None] == classes, torch.inf)  # leaves third classes
