@@ -47,6 +47,7 @@ bench: $(PEERS)
 	$(BIN)/python benchmarks/speed.py --json runs/bench/speed.json
 	$(BIN)/python benchmarks/memory.py --json runs/bench/memory.json
 	$(BIN)/python benchmarks/small_batches.py --json runs/bench/small_batches.json
+	$(BIN)/python benchmarks/tuples.py --large --json runs/bench/tuples.json
 	$(BIN)/python benchmarks/accuracy.py --json runs/bench/accuracy.json
 
 clean:

@@ -13,7 +13,8 @@ import torch
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 torch.set_num_threads(1)
 
-QUICK = ("--steps", "40", "--identities", "16", "--items", "4", "--embedding-dim", "16")
+SMALL = ("--items", "4", "--embedding-dim", "16", "--no-report")
+QUICK = ("--steps", "40", "--identities", "16", *SMALL)
 
 
 @dataclass(frozen=True)

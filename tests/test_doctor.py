@@ -27,7 +27,7 @@ from nearfar.doctor import (
     examine_split,
 )
 from nearfar.doctor.embedding_rules import effective_rank
-from nearfar.doctor.examine import ROWS, fingerprints
+from nearfar.doctor.examine import ROWS, fingerprints, of_embeddings
 
 DOCS = Path(__file__).parent.parent / "docs" / "doctor.md"
 NAMES = (
@@ -357,6 +357,9 @@ def test_many_rows_are_looked_at_by_whole_classes():
     noise = torch.randn(20_000, 16, generator=generator)
     assert examine(centres[labels] + 0.3 * noise, labels).healthy
     assert "collapsed-embedding" in names(examine(1e4 + noise, labels))
+    pairs = of_embeddings(noise, labels, {}).apart
+    assert len(pairs.similar) > ROWS  # of rows one by one, some hundred
+    assert len(pairs.similar) < len(pairs.dissimilar)
     lopsided = torch.where(torch.arange(20_000) < 19_000, 0, labels + 1)
     assert names(examine(noise, lopsided)) == ["imbalance"]
     assert ROWS < 20_000

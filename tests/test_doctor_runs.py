@@ -125,6 +125,7 @@ def test_a_run_made_to_have_a_fault(nearfar, trained, vectors, name, options):
     run, out = trained(vectors, *QUICK, *options)
     assert found(run) == [name]
     (finding,) = findings(run)
+    assert finding["step"] == 1 or "margin" not in name  # settings are seen at once
     live = [line for line in out.splitlines() if line.startswith("! ")]
     assert len(live) == 1
     assert f"{name}: {finding['seen']}" in live[0]
@@ -170,6 +171,7 @@ def test_flipped_labels(trained, tmp_path, flipped):
     table = write_csv(tmp_path / "pairs.csv", ("a", "b", "label"), rows)
     run, _ = trained(table, *QUICK, "--far", 0.1)
     assert found(run) == ["flipped-labels"] * flipped
+    assert [finding["step"] for finding in findings(run)] == [10] * flipped  # a quarter of them
 
 
 def test_few_positives_and_imbalance(trained, tmp_path):

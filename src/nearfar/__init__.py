@@ -4,7 +4,7 @@ Losses are functions (`contrastive_loss`) with a module of the same name (`Contr
 `explain` shows what any of them does to each row of your data.
 """
 
-from nearfar import mine
+from nearfar import doctor, mine
 from nearfar.distance import cosine_similarity
 from nearfar.engine.budget import memory_budget
 from nearfar.explain import Explanation, explain
@@ -93,6 +93,7 @@ __all__ = [
     "contrastive_loss_from_distance",
     "cosine_loss",
     "cosine_similarity",
+    "doctor",
     "explain",
     "forces",
     "info_nce_loss",

@@ -11,6 +11,8 @@ from nearfar.errors import InputError
 
 INTERRUPTED = 130
 APP = (
+    "altair",
+    "jinja2",
     "lightning_fabric",
     "PIL",
     "pyarrow",
@@ -20,6 +22,7 @@ APP = (
     "sklearn",
     "tomli_w",
     "typer",
+    "vl_convert",
 )
 
 
@@ -30,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: what follows `nearfar`; None: those of this process.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    given = _one_option_a_value(given) if given[:1] == ["sweep"] else given
     try:
         with _ended_like_ctrl_c():
             return _run(given)
@@ -62,6 +66,25 @@ def _run(arguments: list[str]) -> int:
     if status == INTERRUPTED:  # how newer typers report Ctrl-C; older ones raise Abort
         raise KeyboardInterrupt
     return status if isinstance(status, int) else 0
+
+
+def _one_option_a_value(given: list[str]) -> list[str]:
+    """`--margin 0.5 1` as `--margin 0.5 --margin 1`, which is how typer takes lists.
+
+    >>> _one_option_a_value(["sweep", "DATA", "--loss", "a", "b", "--json", "--out=x"])
+    ['sweep', 'DATA', '--loss', 'a', '--loss', 'b', '--json', '--out=x']
+    """
+    spread: list[str] = []
+    option, values = "", 0
+    for word in given:
+        if word.startswith("--"):
+            option, values = word, 0
+        elif option and "=" not in option:
+            values += 1
+            if values > 1:
+                spread.append(option)
+        spread.append(word)
+    return spread
 
 
 def _fail(message: str, status: int = 2) -> int:

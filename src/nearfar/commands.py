@@ -11,8 +11,8 @@ from rich.console import Console
 
 import nearfar
 from nearfar.errors import InputError
-from nearfar.evaluate.compare import Comparison, table
 from nearfar.tabulate import Table
+from nearfar.train.compare import Comparison, table
 from nearfar.train.config import Setting, TrainConfig, read_config
 from nearfar.train.data import GLYPHS, holds_pairs
 from nearfar.train.objectives import FOR_ITEMS, FOR_PAIRS, OBJECTIVES, resolve
@@ -39,6 +39,30 @@ VERIFY_EXAMPLES = """Examples:
   nearfar verify runs/demo glyphs:0 glyphs:1
 
   nearfar verify runs/vectors "0.1 0.2 0.3" "0.3 0.2 0.1" && echo same
+"""
+DOCTOR_EXAMPLES = """Examples:
+
+  nearfar doctor runs/photos
+
+  nearfar doctor embeddings.npz --json
+"""
+REPORT_EXAMPLES = """Examples:
+
+  nearfar report runs/photos
+
+  nearfar report runs/photos --out photos.html
+"""
+COMPARE_EXAMPLES = """Examples:
+
+  nearfar compare runs/contrastive runs/triplet
+
+  nearfar compare runs/* --out comparison.html
+"""
+SWEEP_EXAMPLES = """Examples:
+
+  nearfar sweep glyphs --loss contrastive triplet info_nce --margin 0.5 1 --out runs/sweep
+
+  nearfar sweep photos/ --loss sup_con --temperature 0.05 0.1 0.2 --minutes 30 --out runs/t
 """
 EXPLAIN_EXAMPLES = """Examples:
 
@@ -112,6 +136,10 @@ Smooth = Annotated[
 ]
 LabelSmoothing = Annotated[
     float | None, typer.Option(help="From 0 to 1 (softmax).", rich_help_panel=LOSS)
+]
+Values = Annotated[
+    list[float] | None,
+    typer.Option(metavar="X...", help="Values to try.", rich_help_panel=LOSS),
 ]
 
 
@@ -195,6 +223,9 @@ def train(
     accelerator: Annotated[
         str | None, typer.Option(help="auto, cpu, cuda, mps.", rich_help_panel=TRAINING)
     ] = None,
+    with_report: Annotated[
+        bool, typer.Option("--report/--no-report", help="Write RUN/report.html too.")
+    ] = True,
     overwrite: Overwrite = False,
 ) -> None:
     """Train a verifier, fit its threshold, and measure it on identities it has never seen."""
@@ -239,7 +270,13 @@ def train(
         console=Console(),
     )
     _show(found)
-    typer.echo(f"\nwrote {out}; next: nearfar verify {out} A B")
+    wrote = f"wrote {out}"
+    if with_report:
+        from nearfar.report import REPORT, write_report
+
+        typer.echo(f"\n{write_report(out, out / REPORT)}")
+        wrote += f" and its report, {out / REPORT}"
+    typer.echo(f"\n{wrote}; next: nearfar verify {out} A B")
 
 
 @app.command()
@@ -303,6 +340,131 @@ def embed(
     typer.echo(f"wrote {out}: x ({n} x {d} embeddings), y (identities), names")
 
 
+@app.command(epilog=DOCTOR_EXAMPLES)
+def doctor(
+    path: Annotated[
+        Path, typer.Argument(metavar="RUN|EMBEDDINGS", help="A run, or an .npz: x, maybe y.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """What is wrong with it, and what to try? Exit status 0 if nothing is, 1 if something is."""
+    from nearfar.train.examine import examine_path
+
+    found = examine_path(path)
+    if as_json:
+        typer.echo(json.dumps(found.as_dict(), indent=2))
+    elif (console := Console()).is_terminal:
+        console.print(found)
+    else:
+        typer.echo(str(found))
+    raise typer.Exit(0 if found.healthy else 1)
+
+
+@app.command(epilog=REPORT_EXAMPLES)
+def report(
+    run: RunFolder,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="An .html. Default: RUN/report.html."),
+    ] = None,
+    umap: Annotated[
+        bool, typer.Option("--umap", help="Map the embeddings by UMAP: nearfar[umap].")
+    ] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write what a run learned, and how that is known, as one HTML file that opens offline."""
+    from nearfar.report import REPORT, space, write_report
+
+    page = _page(out, overwrite) if out else run / REPORT
+    verdict = write_report(run, page, space.umap if umap else space.principal)
+    typer.echo(f"{verdict}\n\nwrote {page}")
+
+
+@app.command(epilog=COMPARE_EXAMPLES)
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Folders of train.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Write a page, an .html, too.")
+    ] = None,
+    as_json: AsJson = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Set the figures of runs side by side, and say where they must not be compared."""
+    from nearfar.report import contest_of, write_comparison
+
+    contest = contest_of(runs)
+    if contest.warning:
+        typer.echo(f"note: {contest.warning}", err=True)
+    if as_json:
+        typer.echo(json.dumps(contest.as_dict(), indent=2))
+    else:
+        _print_table(contest.table())
+    if out:
+        write_comparison(contest, _page(out, overwrite))
+        typer.echo(f"wrote {out}", err=as_json)
+
+
+@app.command(epilog=SWEEP_EXAMPLES)
+def sweep(
+    data: Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)],
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="For a run a trial.")],
+    loss: Annotated[
+        list[str] | None, typer.Option(metavar="NAME...", help=LOSS_HELP, rich_help_panel=LOSS)
+    ] = None,
+    margin: Values = None,
+    margin2: Values = None,
+    temperature: Values = None,
+    scale: Values = None,
+    distance: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME...", help="Of the losses that have one.", rich_help_panel=LOSS),
+    ] = None,
+    minutes: Annotated[
+        float, typer.Option(min=0, help="Begin no trial that would end later than this.")
+    ] = 60,
+    steps: Annotated[
+        int | None, typer.Option(help="Training steps a trial.", rich_help_panel=TRAINING)
+    ] = None,
+    embedding_dim: Annotated[
+        int | None, typer.Option(help="Numbers in an embedding.", rich_help_panel=TRAINING)
+    ] = None,
+    similar_label: SimilarLabel = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of everything random.", rich_help_panel=TRAINING)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train every combination on the same splits, and say which to keep.
+
+    Ranked on the calibration identities, so that the test figures of the best stay honest.
+    """
+    from nearfar.train import sweep as sweeping
+
+    usual = FOR_PAIRS if holds_pairs(data) else FOR_ITEMS
+    given = _given(steps=steps, embedding_dim=embedding_dim, similar_label=similar_label, seed=seed)
+    settings = _given(
+        margin=margin, margin2=margin2, temperature=temperature, scale=scale, distance=distance
+    )
+    losses = loss or [usual]
+    trials = sweeping.trials_of(TrainConfig(data=data, loss=losses[0], **given), losses, settings)
+    console = Console(stderr=as_json)
+    found = sweeping.sweep(trials, out, minutes=minutes, console=console)
+    if as_json:
+        typer.echo(json.dumps(found.as_dict(), indent=2))
+        return
+    _print_table(found.table())
+    typer.echo(f"\nkeep {found.best.run}, the best on the calibration identities")
+    if found.tied:
+        typer.echo(f"chance may set it apart from: {', '.join(found.tied)}")
+    for trial, why in found.failed:
+        typer.echo(f"{trial.name} failed: {why}")
+    if found.skipped:
+        left = ", ".join(trial.name for trial in found.skipped)
+        typer.echo(f"no time was left for: {left}; the same command with more --minutes goes on")
+    if len(found.finished) > 1:
+        typer.echo(f"side by side: nearfar compare {' '.join(str(f.run) for f in found.finished)}")
+
+
 @app.command(epilog=EXPLAIN_EXAMPLES)
 def explain(
     path: Annotated[Path, typer.Argument(metavar="TABLE", help="A .csv, .parquet or .npz.")],
@@ -342,6 +504,15 @@ def explain(
         console.print(explanation)
     else:
         typer.echo(str(explanation))
+
+
+def _page(out: Path, overwrite: bool) -> Path:
+    """Where a page may be written."""
+    if out.suffix.lower() != ".html":
+        raise InputError(f"--out {out} must end in .html.")
+    if out.exists() and not overwrite:
+        raise InputError(f"{out} exists. Choose another --out, or add --overwrite to replace it.")
+    return out
 
 
 def _given(**options: Any) -> dict[str, Any]:

@@ -180,9 +180,10 @@ def _some(labels: Tensor) -> Tensor:
 
 
 def _all_distances(x: Tensor, distance: Distance) -> Tensor:
-    """(n, n), from the differences: the fast form would invent distances between equal rows."""
+    """(n, n)."""
     x = unit(x) if distance == "cosine" else x
-    euclidean = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
+    x = x - x.mean(0)  # or a common offset would take the digits of the differences
+    euclidean = torch.cdist(x, x)
     if distance == "euclidean":
         return euclidean
     return euclidean.square() / (2 if distance == "cosine" else 1)

@@ -19,8 +19,11 @@ from rich.console import Console
 from torch import Tensor
 
 import nearfar
+from nearfar.doctor import Diagnosis
 from nearfar.errors import InputError
-from nearfar.evaluate.compare import (
+from nearfar.train.batches import distort
+from nearfar.train.checkup import Checkup
+from nearfar.train.compare import (
     Comparison,
     Distances,
     compare,
@@ -28,21 +31,16 @@ from nearfar.evaluate.compare import (
     item_distances,
     pair_distances,
 )
-from nearfar.train.batches import balanced_items, balanced_pairs, distort, similar_pairs
 from nearfar.train.config import TrainConfig
 from nearfar.train.data import Items, Pairs, as_input, items_of, read_data
 from nearfar.train.encoders import Embedder, build
-from nearfar.train.objectives import (
-    OBJECTIVES,
-    Batch,
-    Objective,
-    WithProxies,
-    objective,
-    verifier_distance,
-)
+from nearfar.train.objectives import OBJECTIVES, WithProxies, objective, verifier_distance
 from nearfar.train.progress import progress
+from nearfar.train.record import Course, Record, write_record
+from nearfar.train.recorder import Norms, Recorder, outcome
 from nearfar.train.run import METRICS, refuse_existing, write_run, writing
 from nearfar.train.split import Split, rows_within, split_items, split_pairs
+from nearfar.train.task import Task
 
 
 def train(config: TrainConfig, out: Path, *, overwrite: bool, console: Console) -> Comparison:
@@ -62,14 +60,15 @@ def train(config: TrainConfig, out: Path, *, overwrite: bool, console: Console) 
     """
     say = partial(console.print, soft_wrap=True, highlight=False, markup=False)
     refuse_existing(out, overwrite=overwrite)
-    chosen = objective(config.loss)
 
     say(f"reading {config.data}")
     data = read_data(config.data, image_size=config.image_size, similar_label=config.similar_label)
     split = split_data(data, config)
-    _refuse_unsuitable(config, chosen, data, split)
+    task = Task(config, objective(config.loss), data, split)
+    _refuse_unsuitable(task)
     say(f"  {_data_in_words(data)}")
     say(f"  {_split_in_words(data, split)}")
+    checkup = Checkup(task, lambda finding: say(f"! {finding.in_short()}", style="yellow"))
 
     with writing(out) as folder, deterministic():
         seed_everything(config.seed, verbose=False)
@@ -77,7 +76,7 @@ def train(config: TrainConfig, out: Path, *, overwrite: bool, console: Console) 
         fabric = _fabric(config.accelerator)
         say(f"training {_task_in_words(config, embedder, data, split, fabric)}")
         with (folder / METRICS).open("w", encoding="utf-8") as metrics:
-            last = _optimise(config, chosen, data, split, embedder, fabric, metrics, console)
+            last, course = _optimise(task, embedder, fabric, metrics, console, checkup)
 
         say(f"fitting the threshold on {len(split.calibration)} calibration identities")
         distance = verifier_distance(config.loss, config.hyperparameters)
@@ -87,66 +86,66 @@ def train(config: TrainConfig, out: Path, *, overwrite: bool, console: Console) 
         say(f"  {_threshold_in_words(calibration, thresholds.learned, config.far)}")
 
         say(f"measuring on {len(split.test)} test identities, never seen so far")
-        found = compare(distances(split.test), thresholds, len(split.test))
-        write_run(folder, config, embedder, thresholds, _summary(data, split, last, found))
+        test = distances(split.test)
+        found = compare(test, thresholds, len(split.test))
+        ended = outcome(items_of(data), test)
+        diagnosis = checkup.end(ended, found.as_dict(), int((~calibration.similar).sum()))
+        summary = _summary(data, split, last, found, diagnosis)
+        write_run(folder, config, embedder, thresholds, summary)
+        write_record(folder, Record(course, ended))
+    if not diagnosis.healthy:
+        say(f"what it means, and what to try: nearfar doctor {out}")
     return found
 
 
 def _optimise(
-    config: TrainConfig,
-    chosen: Objective,
-    data: Items | Pairs,
-    split: Split,
+    task: Task,
     embedder: Embedder,
     fabric: Fabric,
     metrics: TextIO,
     console: Console,
-) -> dict[str, float]:
-    """The training loop itself, a line of metrics a step. Returns the last line."""
-    items, loss_function = items_of(data), partial(chosen.loss, **config.hyperparameters)
-    n_proxies = len(split.train) if chosen.proxies else 0
-    network: Any = WithProxies(embedder.train(), n_proxies, config.embedding_dim)
+    checkup: Checkup,
+) -> tuple[dict[str, float], Course]:
+    """The training loop itself, a line of metrics a step. Returns the last line, and its course."""
+    config, items = task.config, task.items
+    network: Any = WithProxies(embedder.train(), task.n_proxies, config.embedding_dim)
     optimizer: Any = torch.optim.AdamW(
         network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=config.learning_rate, total_steps=config.steps + 1
     )
+    norms, recorder = Norms(network), Recorder(task)
     network, optimizer = fabric.setup(network, optimizer)
     generator = torch.Generator().manual_seed(config.seed)
-    batches = _batches(config, chosen, data, split, generator)
-    target = torch.searchsorted(split.train, items.identity)  # 0 .. n - 1 over training identities
+    batches = task.batches(generator)
 
     def output(rows: Tensor) -> Tensor:
-        x = as_input(items.x[rows])
+        x = as_input(items.x[task.items_in(rows)])
         if config.augment and x.ndim == 4:
             x = distort(x, generator)
         embedding: Tensor = network(fabric.to_device(x))  # (len(rows), d)
         return embedding
 
     line: dict[str, Any] = {}
+    recorder.after(0, network)
     with progress(console, config.steps) as show:
         for step in range(1, config.steps + 1):
             rows = next(batches)
-            if isinstance(data, Pairs):
-                assert chosen.from_pairs is not None
-                x1, x2 = output(torch.cat([data.a[rows], data.b[rows]])).chunk(2)
-                similar = fabric.to_device(data.similar[rows])
-                loss, active = chosen.from_pairs(loss_function, x1, x2, similar)
-            else:
-                identity = fabric.to_device(target[rows])
-                batch = Batch(output(rows), identity, generator, network.proxies)
-                loss, active = chosen.from_batch(loss_function, batch)
+            x = output(rows)
+            loss, active = task.step(task.loss, x, rows, network.proxies, generator)
             fabric.backward(loss)
-            lr = float(schedule.get_last_lr()[0])
+            line = {"step": step, "loss": loss.item(), "active_share": active.item()}
+            line |= {"lr": float(schedule.get_last_lr()[0]), **norms.line()}
+            _refuse_divergence(line)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
-            line = {"step": step, "loss": loss.item(), "active_share": active.item(), "lr": lr}
-            _refuse_divergence(line)
             metrics.write(json.dumps(line) + "\n")
+            checkup.step(line, x, rows, network.proxies)
+            recorder.after(step, network)
             show(loss=line["loss"], active=line["active_share"], items=len(rows))
-    return line
+    return line, recorder.course()
 
 
 def make_embedder(config: TrainConfig, items: Items, split: Split) -> Embedder:
@@ -190,27 +189,6 @@ def deterministic() -> Iterator[None]:
         memory.fill_uninitialized_memory = filling
 
 
-def _batches(
-    config: TrainConfig,
-    chosen: Objective,
-    data: Items | Pairs,
-    split: Split,
-    generator: torch.Generator,
-) -> Iterator[Tensor]:
-    """Rows of items, or rows of pairs; a batch of either is P x K items."""
-    if isinstance(data, Pairs):
-        draw = similar_pairs if chosen.similar_only else balanced_pairs
-        n_pairs = config.identities * config.items // 2
-        return draw(data, split.train, n_pairs=n_pairs, generator=generator)
-    return balanced_items(
-        data.identity,
-        split.train,
-        n_identities=config.identities,
-        n_items=config.items,
-        generator=generator,
-    )
-
-
 def _fabric(accelerator: str) -> Fabric:
     if accelerator == "auto":
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
@@ -220,11 +198,10 @@ def _fabric(accelerator: str) -> Fabric:
         raise InputError(f"--accelerator {accelerator}: {error}") from None
 
 
-def _refuse_unsuitable(
-    config: TrainConfig, chosen: Objective, data: Items | Pairs, split: Split
-) -> None:
+def _refuse_unsuitable(task: Task) -> None:
     """A loss that cannot be formed from this data."""
-    if isinstance(data, Pairs) and chosen.from_pairs is None:
+    config, chosen, split = task.config, task.chosen, task.split
+    if isinstance(task.data, Pairs) and chosen.from_pairs is None:
         able = ", ".join(name for name, other in OBJECTIVES.items() if other.from_pairs)
         raise InputError(
             f"--loss {config.loss} needs to know which items share an identity, and {config.data} "
@@ -295,7 +272,11 @@ def _threshold_in_words(calibration: Distances, threshold: float, far: float) ->
 
 
 def _summary(
-    data: Items | Pairs, split: Split, last: dict[str, float], found: Comparison
+    data: Items | Pairs,
+    split: Split,
+    last: dict[str, float],
+    found: Comparison,
+    diagnosis: Diagnosis,
 ) -> dict[str, Any]:
     """Nothing that depends on when or how fast it ran."""
     items = items_of(data)
@@ -313,4 +294,5 @@ def _summary(
         },
         "last_step": last,
         "test": found.as_dict(),
+        "findings": [finding.as_dict() for finding in diagnosis.findings],
     }

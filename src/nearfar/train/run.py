@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from nearfar.distance import Distance
 from nearfar.errors import InputError
-from nearfar.evaluate.compare import Thresholds
+from nearfar.train.compare import Thresholds
 from nearfar.train.config import FORMAT, TrainConfig, check_format, read_config, to_toml
 from nearfar.train.encoders import Embedder, build
 from nearfar.train.objectives import verifier_distance
@@ -40,6 +40,17 @@ class Run:
     path: Path
     config: TrainConfig
     embedder: Embedder
+    distance: Distance
+    thresholds: Thresholds
+    summary: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a run folder says without its network; see `Run`."""
+
+    path: Path
+    config: TrainConfig
     distance: Distance
     thresholds: Thresholds
     summary: Mapping[str, Any]
@@ -117,6 +128,17 @@ def read_run(path: Path) -> Run:
     Raises:
         InputError: no such folder, a missing or damaged file, another format version.
     """
+    found = read_results(path)
+    embedder = _read_model(path / MODEL, found.config)
+    return Run(path, found.config, embedder, found.distance, found.thresholds, found.summary)
+
+
+def read_results(path: Path) -> Results:
+    """All of a run folder but its network, which may need code that is not there.
+
+    Raises:
+        InputError: as `read_run`.
+    """
     if not path.is_dir():
         raise InputError(f"no such run folder: {path}")
     missing = [name for name in FILES if not (path / name).is_file()]
@@ -138,8 +160,20 @@ def read_run(path: Path) -> Run:
         raise InputError(f"{path / THRESHOLD} is damaged. Train again.") from None
     if distance not in ("euclidean", "sqeuclidean", "cosine"):
         raise InputError(f"{path / THRESHOLD} is damaged: no distance {distance!r}. Train again.")
-    embedder = _read_model(path / MODEL, config)
-    return Run(path, config, embedder, distance, thresholds, summary)
+    return Results(path, config, distance, thresholds, summary)
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The metrics of each step of the run in this folder.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    try:
+        lines = (path / METRICS).read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+    except (OSError, ValueError):
+        raise InputError(f"{path / METRICS} is damaged: it is not JSON. Train again.") from None
 
 
 def _read_model(path: Path, config: TrainConfig) -> Embedder:

@@ -10,8 +10,8 @@ import torch
 
 from nearfar.distance import Distance, between_rows
 from nearfar.errors import InputError
-from nearfar.evaluate.compare import Comparison, compare, embed
 from nearfar.train.address import read_item
+from nearfar.train.compare import Comparison, compare, embed
 from nearfar.train.data import Items, Pairs, items_of, read_data
 from nearfar.train.loop import distances_within, split_data
 from nearfar.train.run import Run, read_run

@@ -1,0 +1,143 @@
+"""The page: what goes into the template, and writing it."""
+
+import json
+import os
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import vl_convert
+from altair import SCHEMA_VERSION
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+import nearfar
+from nearfar.errors import InputError
+from nearfar.report import decision, space, training
+from nearfar.report.compare import Contest
+from nearfar.report.gallery import hardest_pairs
+from nearfar.report.study import Study, read_study
+from nearfar.report.words import decided, figures_table, percent, verdict
+
+REPORT = "report.html"
+
+
+def write_report(run: Path, out: Path, project: space.Projection = space.principal) -> str:
+    """Write the report of a run, from its folder alone; returns its verdict.
+
+    Args:
+        run: a folder that `train` wrote.
+        out: the HTML file to write.
+        project: (n, d) embeddings to the (n, 2) of the map.
+
+    Raises:
+        InputError: the run cannot be read, or has no record; `out` cannot be written.
+    """
+    study = read_study(run)
+    said = verdict(study.test, study.findings)
+    _write(out, "report.html", verdict=said, **_contents(study, project))
+    return said
+
+
+def write_comparison(contest: Contest, out: Path) -> None:
+    """Write a page that sets runs side by side.
+
+    Raises:
+        InputError: `out` cannot be written.
+    """
+    _write(out, "compare.html", contest=contest, figures=contest.figures(), signals={})
+
+
+def _contents(study: Study, project: space.Projection) -> dict[str, Any]:
+    """What the template of a report shows."""
+    outcome, course = study.outcome, study.course
+    threshold = study.results.thresholds.learned
+    figures = [
+        training.distances(study),
+        decision.roc(study),
+        decision.det(study),
+        training.forces(study),
+        space.spectrum(study),
+        space.path(study),
+        space.embedding_map(study, project),
+    ]
+    different, same = hardest_pairs(study)
+    moments = [
+        f"Step {step:,} of {course.step[-1]:,}: AUC {auc:.4f}, equal error rate {percent(eer)}"
+        for step, auc, eer in zip(course.step, course.auc, course.eer, strict=True)
+    ]
+    largest = 1.001 * max(float(outcome.learned.max()), 2 * threshold)  # beyond the last pair
+    return {
+        "study": study,
+        "figures": {figure.name: figure for figure in figures},
+        "progress": training.progress(study),
+        "table": figures_table(study.test),
+        "different": different,
+        "same": same,
+        "moments": moments,
+        "threshold": threshold,
+        "largest": largest,
+        "decided": decided(study.test),
+        "signals": {
+            "threshold": threshold,
+            "same": _sorted(outcome.learned[outcome.similar]),
+            "different": _sorted(outcome.learned[~outcome.similar]),
+            "moments": moments,
+        },
+    }
+
+
+def _write(out: Path, template: str, **contents: Any) -> None:
+    """Whole or not at all."""
+    page = _environment().get_template(template)
+    text = page.render(**contents, bundle=Markup(_bundle()), version=nearfar.__version__)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{out.name}.", dir=out.parent)
+    except OSError as error:
+        raise InputError(f"--out {out} cannot be written: {error.strerror}.") from None
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        Path(name).chmod(0o644)
+        Path(name).replace(out)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+@cache
+def _environment() -> Environment:
+    made = Environment(
+        loader=PackageLoader("nearfar.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters |= {"percent": percent, "json": _json}
+    return made
+
+
+@cache
+def _bundle() -> str:
+    """Vega, Vega-Lite and their way into a page, as one script; it takes a second to put together.
+
+    It is the version whose charts altair writes.
+    """
+    version = ".".join(SCHEMA_VERSION.removeprefix("v").split(".")[:2])
+    bundle = vl_convert.javascript_bundle(vl_version=version)  # type: ignore[call-arg]
+    return bundle.replace("</script", "<\\/script")
+
+
+def _json(value: Any) -> Markup:
+    """JSON that may stand in a script element."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c"))
+
+
+def _sorted(values: Any) -> list[float]:
+    """The shortest numbers that are these float32 ones."""
+    return [float(str(value)) for value in np.sort(values.astype(np.float32))]

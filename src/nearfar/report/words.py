@@ -1,0 +1,138 @@
+"""Figures as words: percentages, intervals, and the verdict on a run."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+Shown = Callable[[float | None], str]
+_SHARES = ("", "", "half", "a third", "a quarter", "a fifth", "a sixth", "a seventh", "an eighth")
+_SPACE = "\N{NO-BREAK SPACE}"
+
+
+def percent(rate: float | None) -> str:
+    """A rate for people: three digits, two decimals at most.
+
+    >>> [percent(rate).replace("\N{NO-BREAK SPACE}", " ") for rate in (0.0232, 0.002, 0.954, 1)]
+    ['2.3 %', '0.20 %', '95.4 %', '100 %']
+    """
+    if rate is None:
+        return "–"
+    of_hundred = 100 * rate
+    if rate in (0, 1):
+        return f"{of_hundred:.0f}{_SPACE}%"
+    return f"{of_hundred:.{2 if of_hundred < 1 or of_hundred > 99 else 1}f}{_SPACE}%"
+
+
+def decimals(value: float | None) -> str:
+    """Four of them."""
+    return "–" if value is None else f"{value:.4f}"
+
+
+def span(interval: Mapping[str, float] | None, shown: Shown = percent) -> str:
+    """An interval for people.
+
+    >>> span({"low": 0.019, "high": 0.028}).replace("\N{NO-BREAK SPACE}", " ")
+    '1.9 to 2.8 %'
+    """
+    if interval is None:
+        return "–"
+    low, high = shown(interval["low"]), shown(interval["high"])
+    return f"{low.removesuffix(_SPACE + '%')} to {high}"
+
+
+def verdict(test: Mapping[str, Any], findings: Sequence[Any] | None) -> str:
+    """What a run is worth, in one sentence.
+
+    Args:
+        test: the figures on the test pairs, as in `summary.json`.
+        findings: of the doctor, None where it was not asked.
+    """
+    learned, raw = test["learned"], test["raw"]
+    at = learned["at_threshold"]
+    works = (
+        f"at the shipped threshold {percent(at['far'])} of different pairs are accepted and "
+        f"{percent(at['tar'])} of same pairs"
+    )
+    sentence = f"{_beside_raw(learned, raw)}; {works}"
+    if findings:
+        several = f"{len(findings)} findings" if len(findings) > 1 else "one finding"
+        sentence += f" – but the doctor has {several}, to be read first"
+    return sentence + "."
+
+
+def _beside_raw(learned: Mapping[str, Any], raw: Mapping[str, Any]) -> str:
+    ours, theirs = learned["eer"], raw["eer"]
+    known, raw_known = learned.get("intervals"), raw.get("intervals")
+    figure = f"an equal error rate of {percent(ours)}"
+    if known:
+        level = f"{100 * known['level']:.0f}{_SPACE}%"
+        figure += f" ({level} interval {span(known['eer'])})"
+    if ours >= theirs:
+        return (
+            f"No better than the raw input: {figure} on unseen identities, against the raw "
+            f"input's {percent(theirs)}"
+        )
+    if known is None or raw_known is None:
+        sure = "on identities too few to say how sure that is"
+        return f"Reaches {figure} {sure}, {_against(ours, theirs)}"
+    if known["eer"]["high"] >= raw_known["eer"]["low"]:
+        return (
+            f"Not clearly better than the raw input: {figure} on unseen identities, against the "
+            f"raw input's {percent(theirs)} (interval {span(raw_known['eer'])})"
+        )
+    return f"Verifies unseen identities with {figure}, {_against(ours, theirs)}"
+
+
+def _against(ours: float, theirs: float) -> str:
+    times = round(theirs / ours) if ours else 0
+    if ours and theirs / ours < 1.75:
+        return f"against the raw input's {percent(theirs)}"
+    share = _SHARES[times] if 2 <= times < len(_SHARES) else "far below"
+    of = " of" if share.startswith("a") else ""
+    return f"{share}{of} the raw input's {percent(theirs)}"
+
+
+def decided(test: Mapping[str, Any]) -> str:
+    """What the shipped threshold does on the test pairs; the page's script says it likewise."""
+    at, n_same, n_different = (
+        test["learned"]["at_threshold"],
+        test["n_similar"],
+        test["n_dissimilar"],
+    )
+    false_accepts = round(at["far"] * n_different)
+    false_rejects = n_same - round(at["tar"] * n_same)
+    return (
+        f"{false_accepts:,} of {n_different:,} different pairs are accepted (FAR "
+        f"{percent(at['far'])}), {false_rejects:,} of {n_same:,} same pairs are rejected (FRR "
+        f"{percent(1 - at['tar'])})."
+    )
+
+
+def figures_table(test: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Rows of the figures: name, learned, interval, raw input, interval."""
+    ours, theirs = _figures(test["learned"]), _figures(test["raw"])
+    return [
+        (name, shown(value), span(interval, shown), shown(raw), span(raw_interval, shown))
+        for (name, shown, value, interval), (_, _, raw, raw_interval) in zip(
+            ours, theirs, strict=True
+        )
+    ]
+
+
+def _figures(side: Mapping[str, Any]) -> list[tuple[str, Shown, float | None, Any]]:
+    known, at = side.get("intervals") or {}, side["at_threshold"]
+    known_at, rates = at.get("intervals") or {}, known.get("tar_at_far") or {}
+    return [
+        ("AUC", decimals, side["auc"], known.get("auc")),
+        ("equal error rate", percent, side["eer"], known.get("eer")),
+        *(
+            (
+                f"true accepts at {100 * float(far):g}{_SPACE}% false accepts",
+                percent,
+                tar,
+                rates.get(far),
+            )
+            for far, tar in side["tar_at_far"].items()
+        ),
+        ("false accepts at the threshold", percent, at["far"], known_at.get("far")),
+        ("true accepts at the threshold", percent, at["tar"], known_at.get("tar")),
+    ]

@@ -1,0 +1,57 @@
+"""`nearfar doctor`: what is wrong with a run, or with a file of embeddings."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from nearfar.doctor import Diagnosis, examine
+from nearfar.errors import InputError
+from nearfar.train.checkup import examine_record
+from nearfar.train.data import read_arrays
+from nearfar.train.record import RECORD, read_record
+from nearfar.train.run import METRICS, read_run
+
+
+def examine_path(path: Path) -> Diagnosis:
+    """Look for faults in a run folder, or in an .npz of embeddings.
+
+    Args:
+        path: a folder that `train` wrote; or a file with `x`, (n, d) embeddings, and maybe `y`,
+            (n,) identities as integers or text, as `embed` writes it.
+
+    Raises:
+        InputError: it is neither, or damaged.
+    """
+    if path.suffix.lower() == ".npz":
+        return _examine_embeddings(path)
+    run = read_run(path)
+    outcome = read_record(path).outcome if (path / RECORD).is_file() else None
+    return examine_record(run.config, run.summary, _history(path / METRICS), outcome)
+
+
+def _history(path: Path) -> list[dict[str, float]]:
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except ValueError:
+        raise InputError(f"{path} is damaged: a line is not JSON. Train again.") from None
+
+
+def _examine_embeddings(path: Path) -> Diagnosis:
+    arrays = read_arrays(path)
+    if "x" not in arrays:
+        raise InputError(f"{path} has no array 'x'; it has: {', '.join(arrays) or 'none'}.")
+    x, y = arrays["x"], arrays.get("y")
+    if x.ndim != 2 or x.dtype.kind not in "fiu" or 0 in x.shape:
+        raise InputError(
+            f"{path}: x has shape {x.shape} and dtype {x.dtype}; it must be (n, d) "
+            "numbers, an embedding a row. `nearfar embed` writes such a file."
+        )
+    if y is not None and (y.shape != x.shape[:1] or y.dtype.kind not in "iuUS"):
+        raise InputError(
+            f"{path}: y has shape {y.shape} and dtype {y.dtype}; it must be "
+            f"({len(x)},) integers or text, the identity of each row of x."
+        )
+    labels = None if y is None else np.unique(y, return_inverse=True)[1]
+    return examine(torch.from_numpy(x.astype(np.float32)), labels)

@@ -1,0 +1,132 @@
+"""What a run remembers of itself, so that a report needs neither the data nor the network.
+
+One file of plain arrays in the run folder: how the verifier changed at a dozen moments of its
+training (`Course`), and what it made of the test pairs (`Outcome`).
+"""
+
+import zipfile
+import zlib
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from nearfar.errors import InputError
+
+RECORD = "record.npz"
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Course:
+    """A fixed sample of calibration pairs, and of one batch's forces, at s moments of training.
+
+    Attributes:
+        step: (s,) int64 steps done; the first is 0, the last is the end.
+        similar: (p,) bool, of the calibration pairs.
+        distance: (s, p) float32.
+        auc: (s,) of those pairs.
+        eer: (s,) equal error rate.
+        alignment: (s,) mean squared distance of the similar pairs' embeddings.
+        uniformity: (s,) log of the mean of exp(-2 d^2) over all pairs of the sample.
+        effective_rank: (s,) exp of the entropy of the sample's singular values.
+        force_similar: (q,) bool, of the forces of a training batch.
+        force_distance: (s, q) float32, how far apart the two are.
+        force: (s, q) float32, > 0 pulls together, < 0 pushes apart.
+    """
+
+    step: Array
+    similar: Array
+    distance: Array
+    auc: Array
+    eer: Array
+    alignment: Array
+    uniformity: Array
+    effective_rank: Array
+    force_similar: Array
+    force_distance: Array
+    force: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """The test pairs, and the items they are of.
+
+    Attributes:
+        pairs: (n, 2) int32, the two items of each pair.
+        similar: (n,) bool.
+        learned: (n,) float32 distances of the embeddings.
+        raw: (n,) float32 distances of the raw input.
+        identity: (m,) int32, which of `identities` each item shows.
+        identities: (c,) their names.
+        names: (m,) of the items.
+        mapped: (k,) int32, items whose embeddings are kept, whole identities together.
+        embeddings: (k, d) float16.
+        singular_values: (min(m, d),) of the embeddings of all items, largest first.
+        shown: (j,) int32, items of the hardest pairs.
+        inputs: (j, d) float32 vectors, or (j, c, h, w) uint8 thumbnails, of what those are.
+    """
+
+    pairs: Array
+    similar: Array
+    learned: Array
+    raw: Array
+    identity: Array
+    identities: Array
+    names: Array
+    mapped: Array
+    embeddings: Array
+    singular_values: Array
+    shown: Array
+    inputs: Array
+
+    @property
+    def groups(self) -> Array:
+        """(n, 2) the identities of the two items of each pair."""
+        found: Array = self.identity[self.pairs]
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """Both."""
+
+    course: Course
+    outcome: Outcome
+
+
+def write_record(folder: Path, record: Record) -> None:
+    arrays = {
+        f"{part.name}.{field.name}": getattr(getattr(record, part.name), field.name)
+        for part in fields(Record)
+        for field in fields(part.type)  # type: ignore[arg-type]
+    }
+    np.savez_compressed(folder / RECORD, **arrays)
+
+
+def read_record(run: Path) -> Record:
+    """The record in a run folder.
+
+    Raises:
+        InputError: the run has none, or it is damaged.
+    """
+    path = run / RECORD
+    if not path.is_file():
+        raise InputError(
+            f"{run} has no {RECORD}: it was trained before runs kept one. Train again: "
+            f"nearfar train --config {run}/config.toml --out NEW"
+        )
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return Record(_part(Course, arrays, "course"), _part(Outcome, arrays, "outcome"))
+    except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error):
+        raise InputError(f"{path} is damaged. Train again.") from None
+
+
+Part = TypeVar("Part", Course, Outcome)
+
+
+def _part(kind: type[Part], arrays: Any, name: str) -> Part:
+    return kind(**{field.name: arrays[f"{name}.{field.name}"] for field in fields(kind)})

@@ -1,0 +1,210 @@
+"""Looks at the network now and then while it trains, and once when it is done."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from nearfar.distance import between_rows
+from nearfar.errors import InputError
+from nearfar.evaluate import sample_pairs, verification
+from nearfar.train.compare import Distances, embed
+from nearfar.train.data import Items, Pairs
+from nearfar.train.force_sample import ForceSample, sample_forces
+from nearfar.train.objectives import WithProxies, verifier_distance
+from nearfar.train.record import Array, Course, Outcome
+from nearfar.train.split import rows_within
+from nearfar.train.task import Task
+
+MOMENTS = 12  # of a run, its beginning and its end among them
+IDENTITIES, ITEMS, PAIRS = 64, 8, 2000  # of the calibration sample, at most
+MAPPED = 1500  # embeddings that are kept
+HARDEST = 12  # pairs of each kind that are shown
+SIDE = 96  # of a thumbnail, at most
+COLUMNS = 64  # of a vector that is shown, at most
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """The network after some steps; see `record.Course`."""
+
+    step: int
+    distance: Tensor
+    auc: float
+    eer: float
+    alignment: float
+    uniformity: float
+    effective_rank: float
+    forces: ForceSample
+
+
+class Recorder:
+    """Takes snapshots of a training network on items and a batch that stay the same.
+
+    Attributes:
+        snapshots: those taken so far.
+    """
+
+    def __init__(self, task: Task) -> None:
+        config = task.config
+        self._task = task
+        self._moments = moments(config.steps)
+        self._distance = verifier_distance(config.loss, config.hyperparameters)
+        # A generator of its own: looking must not change what the training draws.
+        self._batch = next(task.batches(torch.Generator().manual_seed(config.seed)))
+        pairs, self._similar = _sample(task)
+        self._items, self._pairs = pairs.unique(return_inverse=True)  # type: ignore[no-untyped-call]
+        self.snapshots: list[Snapshot] = []
+
+    def after(self, step: int, network: WithProxies) -> None:
+        """Take a snapshot if this step is one of the moments; the network goes on training.
+
+        Raises:
+            InputError: the embeddings are not finite.
+        """
+        if step not in self._moments:
+            return
+        x = embed(network.embedder, self._task.items.x[self._items])
+        pairs = x[self._pairs]  # (p, 2, d)
+        distance = between_rows(pairs[:, 0], pairs[:, 1], self._distance)
+        if not distance.isfinite().all():
+            raise InputError(
+                f"embeddings became infinite or NaN after step {step}: training diverged. "
+                "Lower --learning-rate, or check the scale of the input."
+            )
+        figures = verification(distance, self._similar, higher_is_closer=False)
+        batch = embed(network.embedder, self._task.items.x[self._task.items_in(self._batch)])
+        proxies = None if network.proxies is None else network.proxies.detach().cpu()
+        self.snapshots.append(
+            Snapshot(
+                step,
+                distance,
+                figures.auc,
+                figures.eer,
+                float((pairs[:, 0] - pairs[:, 1])[self._similar].square().sum(1).mean()),
+                float(torch.pdist(x).square().mul(-2).exp().mean().log()),
+                effective_rank(x),
+                sample_forces(self._task, batch, self._batch, proxies),
+            )
+        )
+        network.train()
+
+    def course(self) -> Course:
+        """All snapshots as arrays."""
+        taken = self.snapshots
+
+        def column(name: str) -> Array:
+            return np.array([getattr(snapshot, name) for snapshot in taken])
+
+        return Course(
+            step=column("step"),
+            similar=self._similar.numpy(),
+            distance=torch.stack([s.distance for s in taken]).float().numpy(),
+            auc=column("auc"),
+            eer=column("eer"),
+            alignment=column("alignment"),
+            uniformity=column("uniformity"),
+            effective_rank=column("effective_rank"),
+            force_similar=taken[0].forces.similar.numpy(),
+            force_distance=torch.stack([s.forces.distance for s in taken]).float().numpy(),
+            force=torch.stack([s.forces.force for s in taken]).float().numpy(),
+        )
+
+
+class Norms:
+    """How long gradients and embeddings are, for the metrics of a step."""
+
+    def __init__(self, network: WithProxies) -> None:
+        self._parameters = list(network.parameters())
+        self._embedding = torch.zeros(())
+        network.embedder.encoder.register_forward_hook(self._watch)  # type: ignore[union-attr]
+
+    def _watch(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        """Before they are brought to length 1."""
+        self._embedding = output.detach().float().norm(dim=1).mean()
+
+    def line(self) -> dict[str, float]:
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        return {"gradient_norm": norm.item(), "embedding_norm": self._embedding.item()}
+
+
+def moments(steps: int) -> frozenset[int]:
+    """About a dozen from 0 to `steps`, closer together at the beginning, where more happens.
+
+    >>> sorted(moments(450))
+    [0, 4, 15, 33, 60, 93, 134, 182, 238, 301, 372, 450]
+    """
+    last = MOMENTS - 1
+    return frozenset(round(steps * (k / last) ** 2) for k in range(MOMENTS))
+
+
+def outcome(items: Items, test: Distances) -> Outcome:
+    """What the test pairs showed."""
+    used, pairs = test.items, torch.searchsorted(test.items, test.pairs)
+    identities, identity = torch.unique(items.identity[used], return_inverse=True)
+    mapped = identity.argsort(stable=True)[:MAPPED]  # whole identities, for a map of them
+    shown = torch.unique(pairs[hardest(test)])
+    return Outcome(
+        pairs=pairs.numpy().astype(np.int32),
+        similar=test.similar.numpy(),
+        learned=test.learned.float().numpy(),
+        raw=test.raw.float().numpy(),
+        identity=identity.numpy().astype(np.int32),
+        identities=np.array([items.identities[int(i)] for i in identities]),
+        names=np.array([items.names[int(i)] for i in used]),
+        mapped=mapped.numpy().astype(np.int32),
+        embeddings=test.embeddings[mapped].half().numpy(),
+        singular_values=torch.linalg.svdvals(test.embeddings.float()).numpy(),
+        shown=shown.numpy().astype(np.int32),
+        inputs=_thumbnails(items.x[used[shown]]).numpy(),
+    )
+
+
+def hardest(test: Distances) -> Tensor:
+    """Rows of the closest dissimilar pairs, then of the farthest similar ones."""
+    order = test.learned.argsort(stable=True)
+    far = order[~test.similar[order]][:HARDEST]
+    near = order[test.similar[order]].flip(0)[:HARDEST]
+    return torch.cat([far, near])
+
+
+def effective_rank(x: Tensor) -> float:
+    """exp of the entropy of the singular values' shares (Roy and Vetterli 2007)."""
+    values = torch.linalg.svdvals(x.float())
+    share = values / values.sum().clamp(min=1e-30)
+    return float(torch.special.entr(share).sum().exp())
+
+
+def _sample(task: Task) -> tuple[Tensor, Tensor]:
+    """(p, 2) items of pairs among the calibration identities, and (p,) whether they are similar."""
+    seed, chosen = task.config.seed, task.split.calibration
+    if isinstance(task.data, Pairs):
+        data = task.data
+        rows = rows_within(data, chosen)
+        similar = data.is_similar()[rows]
+        kept = torch.cat([rows[similar][: PAIRS // 2], rows[~similar][: PAIRS // 2]])
+        return torch.stack([data.a[kept], data.b[kept]], 1), data.is_similar()[kept]
+    identity = task.items.identity
+    rows = torch.cat([(identity == i).nonzero()[:ITEMS, 0] for i in chosen[:IDENTITIES]])
+    a, b, similar = sample_pairs(identity[rows], PAIRS, seed)
+    return torch.stack([rows[a], rows[b]], 1), similar
+
+
+def _thumbnails(x: Tensor) -> Tensor:
+    """Vectors as they are, images as uint8 of a size that is enough to look at."""
+    if x.ndim == 2:
+        return x[:, :COLUMNS]
+    if x.shape[1] not in (1, 3):
+        x = x.float().mean(1, keepdim=True)
+    if x.dtype is not torch.uint8:
+        low, high = x.min(), x.max()
+        x = (x - low) / (high - low).clamp(min=1e-30) * 255
+    scale = SIDE / max(x.shape[2:])
+    if scale < 1:
+        size = [max(round(side * scale), 1) for side in x.shape[2:]]
+        x = interpolate(x.float(), size, mode="area")
+    return x.round().to(torch.uint8) if x.is_floating_point() else x
