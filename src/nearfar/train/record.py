@@ -29,7 +29,7 @@ class Course:
         distance: (s, p) float32.
         auc: (s,) of those pairs.
         eer: (s,) equal error rate.
-        alignment: (s,) mean squared distance of the similar pairs' embeddings.
+        alignment: (s,) mean squared distance of the sample's similar pairs.
         uniformity: (s,) log of the mean of exp(-2 d^2) over all pairs of the sample.
         effective_rank: (s,) exp of the entropy of the sample's singular values.
         force_similar: (q,) bool, of the forces of a training batch.

@@ -10,7 +10,7 @@ from torch.nn.functional import interpolate
 
 from nearfar.distance import between_rows
 from nearfar.errors import InputError
-from nearfar.evaluate import sample_pairs, verification
+from nearfar.evaluate import sample_pairs, shape, verification
 from nearfar.train.compare import Distances, embed
 from nearfar.train.data import Items, Pairs
 from nearfar.train.force_sample import ForceSample, sample_forces
@@ -76,6 +76,7 @@ class Recorder:
                 "Lower --learning-rate, or check the scale of the input."
             )
         figures = verification(distance, self._similar, higher_is_closer=False)
+        space = shape(x, self._task.items.identity[self._items])
         batch = embed(network.embedder, self._task.items.x[self._task.items_in(self._batch)])
         proxies = None if network.proxies is None else network.proxies.detach().cpu()
         self.snapshots.append(
@@ -84,9 +85,9 @@ class Recorder:
                 distance,
                 figures.auc,
                 figures.eer,
-                float((pairs[:, 0] - pairs[:, 1])[self._similar].square().sum(1).mean()),
-                float(torch.pdist(x).square().mul(-2).exp().mean().log()),
-                effective_rank(x),
+                space.alignment or 0.0,
+                space.uniformity or 0.0,
+                space.effective_rank,
                 sample_forces(self._task, batch, self._batch, proxies),
             )
         )
@@ -170,13 +171,6 @@ def hardest(test: Distances) -> Tensor:
     far = order[~test.similar[order]][:HARDEST]
     near = order[test.similar[order]].flip(0)[:HARDEST]
     return torch.cat([far, near])
-
-
-def effective_rank(x: Tensor) -> float:
-    """exp of the entropy of the singular values' shares (Roy and Vetterli 2007)."""
-    values = torch.linalg.svdvals(x.float())
-    share = values / values.sum().clamp(min=1e-30)
-    return float(torch.special.entr(share).sum().exp())
 
 
 def _sample(task: Task) -> tuple[Tensor, Tensor]:
