@@ -1,6 +1,5 @@
 """`nearfar doctor`: what is wrong with a run, or with a file of embeddings."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from nearfar.errors import InputError
 from nearfar.train.checkup import examine_record
 from nearfar.train.data import read_arrays
 from nearfar.train.record import RECORD, read_record
-from nearfar.train.run import METRICS, read_run
+from nearfar.train.run import read_metrics, read_run
 
 
 def examine_path(path: Path) -> Diagnosis:
@@ -28,14 +27,7 @@ def examine_path(path: Path) -> Diagnosis:
         return _examine_embeddings(path)
     run = read_run(path)
     outcome = read_record(path).outcome if (path / RECORD).is_file() else None
-    return examine_record(run.config, run.summary, _history(path / METRICS), outcome)
-
-
-def _history(path: Path) -> list[dict[str, float]]:
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except ValueError:
-        raise InputError(f"{path} is damaged: a line is not JSON. Train again.") from None
+    return examine_record(run.config, run.summary, read_metrics(path), outcome)
 
 
 def _examine_embeddings(path: Path) -> Diagnosis:
