@@ -26,8 +26,8 @@ from nearfar.doctor import (
     examine,
     examine_split,
 )
-from nearfar.doctor.embedding_rules import effective_rank
 from nearfar.doctor.examine import ROWS, fingerprints, of_embeddings
+from nearfar.spectrum import effective_rank
 
 DOCS = Path(__file__).parent.parent / "docs" / "doctor.md"
 NAMES = (

@@ -1,10 +1,10 @@
 """What can be wrong with the embeddings."""
 
 import torch
-from torch import Tensor
 
 from nearfar.doctor.evidence import SETTLED, Evidence
 from nearfar.doctor.finding import Finding
+from nearfar.spectrum import effective_rank
 
 EARLY = 10  # steps that say how it began
 _POWER = {"euclidean": 1, "sqeuclidean": 2, "cosine": 0}  # of the length, in a distance
@@ -117,19 +117,6 @@ def dimensional_collapse(evidence: Evidence) -> Finding | None:
         "Push more (more negatives, a lower temperature, a larger margin), lower the weight decay, "
         "or use a smaller embedding.",
     )
-
-
-def effective_rank(singular_values: Tensor) -> float:
-    """In how many directions, as the exponential of an entropy; of all zeros, 0.
-
-    >>> round(effective_rank(torch.tensor([1.0, 1.0, 0.0])), 6)
-    2.0
-    """
-    total = singular_values.sum()
-    if total == 0:
-        return 0.0
-    share = singular_values / total
-    return float(torch.special.entr(share).sum().exp())
 
 
 def exploding_norms(evidence: Evidence) -> Finding | None:

@@ -14,6 +14,7 @@ from nearfar.engine.closeness import Euclidean
 from nearfar.evaluate.plain import number, plain
 from nearfar.inputs import ArrayLike, batch, lift
 from nearfar.relation import Block, Relation, within
+from nearfar.spectrum import effective_rank
 from nearfar.tabulate import Table
 
 # A dimension whose deviation is below this share of the size of all entries tells nothing apart.
@@ -32,7 +33,7 @@ class Shape:
             None without labels or positive pairs.
         uniformity: log of the mean of exp(-2 |u - v|^2) over all pairs of unit rows, 0 (all the
             same) down to about -4 (spread evenly); None with fewer than two rows.
-        effective_rank: exp of the entropy of the singular values, 1 to min(n, d).
+        effective_rank: exp of the entropy of the singular values, 1 to min(n, d); of all zeros 0.
         singular_values: (min(n, d),) largest first.
         dead_share: share of the dimensions that are the same for all rows.
         norms: the smallest, the median and the largest length of a row.
@@ -118,13 +119,12 @@ def shape(x: ArrayLike, labels: ArrayLike | None = None) -> Shape:
     alignment, uniformity = _pairs(unit(rows), relation)
     spectrum = _singular_values(rows)
     norms = length(rows).double()
-    p = spectrum / spectrum.sum().clamp(min=torch.finfo(torch.float64).tiny)
     return Shape(
         n,
         d,
         alignment,
         uniformity,
-        float(torch.special.entr(p).sum().exp()),
+        effective_rank(spectrum),
         tuple(spectrum.tolist()),
         _dead_share(rows),
         (float(norms.min()), float(norms.quantile(0.5)), float(norms.max())),
