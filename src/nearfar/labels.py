@@ -108,8 +108,9 @@ def class_ids(
         )
     labels = labels.to(torch.int64)
     if n_classes is not None:
-        outside = (labels < 0) | (labels >= n_classes)
-        refuse(name, given, outside, f"be a class id from 0 to {n_classes - 1}")
+        expected = f"be a class id from 0 to {n_classes - 1}"
+        if not tracing() and not (0 <= labels.amin().item() and labels.amax().item() < n_classes):
+            refuse(name, given, (labels < 0) | (labels >= n_classes), expected)
     return labels
 
 

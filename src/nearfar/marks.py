@@ -100,7 +100,7 @@ class Listed:
         return tile[self.row, self.column]
 
     def add_sums(self, taken: Tensor, to: Tensor, dim: int) -> None:
-        to.index_add_(0, self.row if dim else self.column, taken)
+        to.index_add_(0, self.row if dim else self.column, taken.to(to.dtype))
 
     def fill(self, tile: Tensor, value: float) -> None:
         tile[self.row, self.column] = value

@@ -120,7 +120,9 @@ class Relation:
         return self.m - self.n_positives() - self._n_own()
 
     def _n_own(self) -> Tensor | int:
-        return 0 if self.own is None else (self.own >= 0).long()
+        if self.own is None or self.symmetric:
+            return int(self.symmetric)
+        return (self.own >= 0).long()
 
     def _positives(
         self, rows: slice, columns: slice, shape: tuple[int, int], selves: Marks | None
@@ -134,8 +136,9 @@ class Relation:
         similar = share_label(self.row_labels[rows], self.column_labels[columns])
         if selves is not None:
             selves.fill(similar, False)
-        if self.device.type == "cpu" and not similar.any():  # asking would stall an accelerator
-            return None
+        large = shape[0] * shape[1] > _SMALL
+        if large and self.device.type == "cpu" and not similar.any():
+            return None  # worth asking, but it would stall an accelerator
         return Masked(similar)
 
     def _selves(self, rows: slice, columns: slice, shape: tuple[int, int]) -> Marks | None:

@@ -112,6 +112,15 @@ def strip_shape(
     return min(rows, half // max(columns, 1)), width
 
 
+def kept_elements(
+    limits: Limits, device: torch.device, itemsize: int, shape: tuple[int, int]
+) -> int:
+    """How many elements of the tiles of a first pass may be kept for a second."""
+    if limits.tile:
+        return shape[0] * shape[1]  # one tile, so that a test sees both
+    return 3 * _elements(limits, device, itemsize, 8)
+
+
 def _elements(limits: Limits, device: torch.device, itemsize: int, buffers: int) -> int:
     budget = limits.budget or _BUDGET.get(device.type, _ACCELERATOR_BUDGET)
     return max(1, budget // (itemsize * buffers))

@@ -59,6 +59,11 @@ def pull_back(force: Tensor, a: Tensor, b: Tensor, da: Tensor, db: Tensor, by: f
     db.addmm_(force.T, a, alpha=by)
 
 
+def same(a: Tensor, b: Tensor) -> bool:
+    """Whether they are the same rows: not equal ones, the very same."""
+    return a.data_ptr() == b.data_ptr() and a.shape == b.shape
+
+
 class Product:
     """The inner product: the closeness of every softmax loss."""
 
@@ -111,22 +116,23 @@ class Euclidean:
             return a, b
         # No distance feels a common shift. A coordinate is centred where it lies on one side of 0,
         # far from it: there the subtraction is exact, so that close pairs keep their distance.
-        low, high = everything.aminmax(dim=0)
-        centre = (low + high) / 2
+        low, high = everything.amin(0), everything.amax(0)
+        centre = low.lerp(high, 0.5)
         centre = centre.where(centre.abs() > high - low, 0)
         return a - centre, None if b is None else b - centre
 
     def tile(self, a: Tensor, b: Tensor) -> Tile:
-        same = a.data_ptr() == b.data_ptr()
         of_a = torch.linalg.vecdot(a, a)
-        of_b = of_a if same and len(a) == len(b) else torch.linalg.vecdot(b, b)
+        of_b = of_a if same(a, b) else torch.linalg.vecdot(b, b)
         squares = torch.addmm(of_a[:, None] + of_b, a, b.T, alpha=-2)
-        if same:  # the diagonal is 0 and needs no repair
-            squares.fill_diagonal_(inf)
-        close = _cancelling(squares, of_a, of_b, self.CANCELS)
-        squares.clamp_(min=0)
-        if same:
-            squares.fill_diagonal_(0)
+        if a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr():
+            # Cut from the same rows: no loss compares one with itself, nor need that be repaired.
+            own = squares.diagonal((a.storage_offset() - b.storage_offset()) // a.shape[1])
+            own.fill_(inf)
+            close = _cancelling(squares, of_a, of_b, self.CANCELS)
+            own.fill_(1)  # as good as any number, and harmless
+        else:
+            close = _cancelling(squares, of_a, of_b, self.CANCELS)
         for rows, columns in _chunks(close, squares, a):
             squares[rows, columns] = (a[rows] - b[columns]).square().sum(1)
         return Tile(squares if self.squared else squares.sqrt_(), close)
@@ -136,10 +142,6 @@ class Euclidean:
     ) -> None:
         # The gradient of the distance is (a - b) / d, that of its square 2 (a - b).
         d = tile.values
-        assert tile.close is not None
-        if a.data_ptr() == b.data_ptr():
-            force.fill_diagonal_(0)
-            d.fill_diagonal_(1)
         for rows, columns in _chunks(tile.close, force, a):
             pull = self._by_square(force[rows, columns], d[rows, columns])
             pull = pull.masked_fill_(d[rows, columns] == 0, 0)[:, None] * (a[rows] - b[columns])
@@ -147,6 +149,10 @@ class Euclidean:
             add_rows(db, columns, pull.neg_())
             force[rows, columns], d[rows, columns] = 0, 1
         force = self._by_square(force, d)
+        if same(a, b):  # what a row does as a column is the same with its row and column exchanged
+            force = force + force.T
+            da.addcmul_(force.sum(1)[:, None], a).addmm_(force, a, alpha=-1)
+            return
         da.addcmul_(force.sum(1)[:, None], a)
         db.addcmul_(force.sum(0)[:, None], b)
         pull_back(force, a, b, da, db, -1)
@@ -156,20 +162,22 @@ class Euclidean:
         return force.mul_(2) if self.squared else force.div_(d)
 
 
-def _cancelling(squares: Tensor, of_a: Tensor, of_b: Tensor, share: float) -> Tensor:
+def _cancelling(squares: Tensor, of_a: Tensor, of_b: Tensor, share: float) -> Tensor | None:
     """(k, 2) the pairs of which less than a share of |a|^2 + |b|^2 is left, or nothing at all."""
     if not squares.numel():
-        return torch.zeros(0, 2, dtype=torch.long, device=squares.device)
+        return None
     # The smallest of a row and the largest |b|^2 mostly tell that the row has no such pair.
-    (rows,) = (squares.amin(1) <= share * (of_a + of_b.amax())).nonzero(as_tuple=True)
+    rows = (squares.amin(1) <= share * (of_a + of_b.amax())).nonzero()[:, 0]
     if not len(rows):
-        return rows[:, None].expand(0, 2)
+        return None
     row, column = (squares[rows] <= share * (of_a[rows, None] + of_b)).nonzero(as_tuple=True)
     return torch.stack([rows[row], column], 1)
 
 
-def _chunks(pairs: Tensor, tile: Tensor, a: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def _chunks(pairs: Tensor | None, tile: Tensor, a: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Row and column indices of the pairs, as many at a time as have their rows fit a tile."""
+    if pairs is None:
+        return
     for chunk in spans(len(pairs), max(1, tile.numel() // a.shape[1])):
         yield pairs[chunk, 0], pairs[chunk, 1]
 

@@ -82,6 +82,10 @@ def sum_of(terms: Tensor, anchor: Tensor, n: int) -> Tensor:
     return total
 
 
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
 _KEPT = 4  # floats a pair of a strip: closeness, exponent, and the place of a positive
 _BUFFERS = 8
 
@@ -98,7 +102,7 @@ def contest(rule: Contest, closeness: Closeness, relation: Relation) -> Executor
         shape = strip_shape(
             request.limits, a.device, a.element_size(), _BUFFERS, len(columns), _KEPT
         )
-        for rows in spans(len(a), max(shape[0], 1)):
+        for rows in spans(len(a) if len(columns) else 0, max(shape[0], 1)):
             strip = _Strip(rule, rows)
             for cols in spans(len(columns), shape[1]):
                 block = relation.block(rows, cols)
@@ -111,7 +115,7 @@ def contest(rule: Contest, closeness: Closeness, relation: Relation) -> Executor
                 show(request, rows, cols, part.block, part.tile.values, force, closeness.toward)
                 closeness.pull_back(force, part.tile, a[rows], columns[cols], da[rows], db[cols])
         counts = rule.counts(relation.n_positives(), relation.n_negatives())
-        return Answer(per_row.where(counts > 0, 0), counts, da, db)
+        return Answer(per_row.masked_fill_(counts == 0, 0), counts, da, db)
 
     return execute
 
@@ -154,13 +158,12 @@ class _Strip:
 
     def settle(self, rows: Tensor, weight: Tensor | None) -> Tensor:
         """(b,) the losses; from here on the forces are known."""
-        nothing = rows.new_zeros(len(rows))
         lowest = torch.finfo(rows.dtype).min  # where there are none: -inf - -inf would be NaN
-        top = reduce(torch.maximum, (p.terms.amax(1) for p in self.parts), nothing + lowest)
+        top = reduce(torch.maximum, (p.terms.amax(1) for p in self.parts)).clamp_(min=lowest)
         powers = (p.terms.sub_(top[:, None]).exp_() for p in self.parts)
-        total = reduce(torch.add, (p.sum(1) for p in powers), nothing)
-        near = torch.cat([nothing[:0], *(p.tile.values[p.anchor, p.other] for p in self.parts)])
-        anchor = torch.cat([nothing[:0].long(), *(p.anchor for p in self.parts)])
+        total = reduce(torch.add, (p.sum(1) for p in powers))
+        near = _joined([p.tile.values[p.anchor, p.other] for p in self.parts])
+        anchor = _joined([p.anchor for p in self.parts])
         loss, by_far, by_near = self.rule.settle(top + total.log(), near, anchor)
         if weight is not None:
             by_far, by_near = by_far * weight[self.rows], by_near * weight[self.rows][anchor]

@@ -3,8 +3,9 @@
 Every such loss is a function of two numbers an anchor: a log-sum-exp, of its negatives or of
 everyone but itself, and the sum of its positives. Where a block of rows can hold all columns, one
 visit collects them and applies the forces (6 N^2 d of work). Otherwise, and where columns are
-anchors too, a first pass collects and a second applies (8 N^2 d; 4 N^2 d on the upper triangle of a
-batch against itself).
+anchors too, a first pass collects and a second applies: 8 N^2 d, and 4 N^2 d on the upper triangle
+of a batch against itself, less a fourth of that for every tile which the budget lets the first pass
+keep for the second.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from math import inf
 import torch
 from torch import Tensor
 
-from nearfar.engine.budget import spans, strip_shape
+from nearfar.engine.budget import kept_elements, spans, strip_shape
 from nearfar.engine.budget import tile as tile_shape
 from nearfar.engine.closeness import pull_back
 from nearfar.engine.elementwise import tiles
@@ -31,21 +32,22 @@ class LogSum:
 
     Attributes:
         top: a number near the log-sum-exp.
-        rest: what is left of it.
+        rest: what is left of it; None: nothing.
     """
 
     top: Tensor
-    rest: Tensor
+    rest: Tensor | None = None
 
     def above(self, other: Tensor) -> Tensor:
         """This minus the other."""
-        return (self.top - other) + self.rest
+        short = self.top - other
+        return short if self.rest is None else short + self.rest
 
 
 # A loss and its derivatives by the two numbers.
 Parts = tuple[Tensor, Tensor, Tensor]
 # (log-sum-exp, sum of positives, number of positives), all (n,) -> loss, derivatives.
-Combine = Callable[[LogSum, Tensor, Tensor], Parts]
+Combine = Callable[[LogSum, Tensor, Tensor | float], Parts]
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,13 +71,13 @@ class SoftmaxRule:
         # 0 stands in where there is nothing to compare, which no gradient turns into NaN.
         logs = closeness.masked_fill(~taken, -inf).logsumexp(1).where(valid, 0)
         total = torch.where(positive, closeness, 0).sum(1)
-        loss = self.combine(LogSum(logs, torch.zeros_like(logs)), total, count.clamp(min=1))[0]
+        loss = self.combine(LogSum(logs), total, count.clamp(min=1))[0]
         return loss, valid
 
-    def counts(self, relation: Relation) -> tuple[Tensor | None, Tensor]:
+    def counts(self, relation: Relation) -> tuple[Tensor | None, Tensor | float]:
         """Which anchors have something to compare (None: all), and their numbers of positives."""
         if relation.one_positive and not self.needs_negatives:
-            return None, torch.ones((), device=relation.device)
+            return None, 1.0
         count = relation.n_positives()
         negatives = relation.n_negatives() if self.needs_negatives else count
         return self._valid(count, negatives), count.clamp(min=1).double()
@@ -101,17 +103,17 @@ def _terms(z: Tensor, block: Block, rule: SoftmaxRule, bounded: bool) -> Tensor:
 
 
 class _Running:
-    """A running log-sum-exp of each anchor.
+    """A running log-sum-exp of each anchor, in as many digits as the device has.
 
     Bounded logits are summed as they are, others relative to the largest so far.
     """
 
     def __init__(self, n: int, like: Tensor, bounded: bool) -> None:
-        self.total, self.bounded = like.new_zeros(n), bounded
-        self.top = like.new_full((n,), 0.0 if bounded else -inf)
+        self.total = like.new_zeros(n, dtype=exact(like))
+        self.top = None if bounded else like.new_full((n,), -inf)
 
     def add(self, at: slice, terms: Tensor, dim: int) -> None:
-        if self.bounded or not terms.shape[dim]:
+        if self.top is None or not terms.shape[dim]:
             self.total[at].add_(terms.sum(dim))  # += would copy the sum back onto itself
             return
         old = self.top[at]
@@ -121,14 +123,15 @@ class _Running:
         self.total[at] = self.total[at] * (old - base).exp() + fresh
         self.top[at] = top
 
-    def value(self, wide: torch.dtype) -> LogSum:
-        return LogSum(self.top.to(wide), self.total.to(wide).log())
+    def value(self) -> LogSum:
+        rest = self.total.log()
+        return LogSum(rest) if self.top is None else LogSum(self.top, rest)
 
-    def settle(self, by: Tensor) -> None:
+    def settle(self, by: Tensor, dtype: torch.dtype) -> None:
         """Keep what turns terms into forces: `by`, the derivative by the value, over the sum."""
         # 0 where nothing was summed; by is 0 there.
-        self.factor = by / self.total.clamp(min=torch.finfo(by.dtype).tiny)
-        self.base = self.top if self.bounded else _finite(self.top)
+        self.factor = (by / self.total.clamp(min=torch.finfo(dtype).tiny)).to(dtype)
+        self.base = None if self.top is None else _finite(self.top)
 
 
 def _finite(logs: Tensor) -> Tensor:
@@ -140,22 +143,20 @@ class _Anchors:
     """What is known of each anchor, and, once `settle` has run, how hard it pulls and pushes."""
 
     def __init__(self, rule: SoftmaxRule, n: int, like: Tensor, bounded: bool) -> None:
-        self.rule, self.bounded = rule, bounded
-        self.logs, self.total = _Running(n, like, bounded), like.new_zeros(n)
+        self.rule, self.dtype = rule, like.dtype
+        self.logs, self.total = _Running(n, like, bounded), like.new_zeros(n, dtype=exact(like))
 
-    def settle(self, valid: Tensor | None, count: Tensor, weight: Tensor | None) -> Tensor:
+    def settle(
+        self, valid: Tensor | None, count: Tensor | float, weight: Tensor | float | None
+    ) -> Tensor:
         """The losses; from here on it is known what each term weighs in their weighted sum."""
-        # Bounded sums are not relative to the largest logit, so their logarithm needs more digits.
-        own = self.total.dtype
-        wide = exact(self.total) if self.bounded else own
-        parts = self.rule.combine(self.logs.value(wide), self.total.to(wide), count.to(wide))
-        loss, by_logs, by_total = (part.to(own) for part in parts)
+        loss, by_logs, by_total = self.rule.combine(self.logs.value(), self.total, count)
         if valid is not None:
             loss, by_logs, by_total = (part.where(valid, 0) for part in (loss, by_logs, by_total))
         if weight is not None:
             by_logs, by_total = by_logs * weight, by_total * weight
-        self.logs.settle(by_logs)
-        self.by_total = by_total
+        self.logs.settle(by_logs, self.dtype)
+        self.by_total = by_total.to(self.dtype)
         return loss
 
 
@@ -193,17 +194,17 @@ def _collect(z: Tensor, block: Block, rule: SoftmaxRule, bounded: bool, *sides: 
     return terms
 
 
-def _forces(terms: Tensor, block: Block, bounded: bool, *sides: _Side) -> Tensor:
+def _forces(terms: Tensor, block: Block, *sides: _Side) -> Tensor:
     """What the anchors on the sides of a tile exert in it together. Overwrites the terms."""
-    if bounded:
-        factors = [side.along(side.anchors.logs.factor) for side in sides]
+    factors = [side.along(side.anchors.logs.factor) for side in sides]
+    bases = [side.anchors.logs.base for side in sides]
+    if bases[0] is None:
         force = terms.mul_(factors[0] if len(sides) == 1 else factors[0] + factors[1])
     else:
         force, *rest = (
-            (terms - side.along(side.anchors.logs.base))
-            .exp_()
-            .mul_(side.along(side.anchors.logs.factor))
-            for side in sides
+            (terms - side.along(base)).exp_().mul_(factor)
+            for side, base, factor in zip(sides, bases, factors, strict=True)
+            if base is not None
         )
         for more in rest:
             force.add_(more)
@@ -240,7 +241,7 @@ def _one_visit(
     """Row by row: all tiles of a strip of rows are kept until its sums are known."""
     a, b = request.a, request.columns
     valid, count = rule.counts(relation)
-    per_row = a.new_empty(len(a))
+    per_row = a.new_empty(len(a), dtype=exact(a))
     da = torch.zeros_like(a) if request.gradient else None
     db = torch.zeros_like(b) if request.gradient else None
     for rows in spans(len(a), shape[0]):
@@ -252,13 +253,13 @@ def _one_visit(
             strip.append((columns, block, z, _collect(z, block, rule, bounded, side)))
         per_row[rows] = anchors.settle(
             None if valid is None else valid[rows],
-            count[rows] if count.ndim else count,
+            count[rows] if isinstance(count, Tensor) else count,
             None if request.weight is None else request.weight[rows],
         )
         if da is None or db is None:
             continue
         for columns, block, z, terms in strip:
-            force = _forces(terms, block, bounded, side)
+            force = _forces(terms, block, side)
             show(request, rows, columns, block, z, force, -1)
             pull_back(force, a[rows], b[columns], da[rows], db[columns])
     return Answer(per_row, valid, da, db)
@@ -278,28 +279,35 @@ def _two_passes(
     visits = tiles(len(a), len(b), shape, mirrored)
     as_rows = _Anchors(rule, len(a), a, bounded)
     as_columns = _Anchors(rule, len(b), b, bounded) if both else as_rows
-    z = terms = block = None
+    room = kept_elements(request.limits, a.device, a.element_size(), shape)
+    kept: list[tuple[Tensor, Block, Tensor]] = []
     for rows, columns, twice in visits:
         z, block = a[rows] @ b[columns].T, relation.block(rows, columns)
         terms = _collect(
             z, block, rule, bounded, *_sides(as_rows, rows, as_columns, columns, both or twice)
         )
+        room -= terms.numel()
+        if room >= 0 and request.gradient:
+            kept.append((z, block, terms))
     valid, count = rule.counts(relation)
-    weight = request.weight
+    weight: Tensor | float | None = request.weight
     if both:  # a row's loss is the mean of both, so each direction weighs half
-        weight = torch.full_like(as_rows.total, 0.5) if weight is None else weight / 2
+        weight = 0.5 if weight is None else weight / 2
     per_row = as_rows.settle(valid, count, weight)
     if both:
         per_row = (per_row + as_columns.settle(valid, count, weight)) / 2
     if not request.gradient:
         return Answer(per_row, valid)
     da, db = torch.zeros_like(a), torch.zeros_like(b)
+    kept.reverse()
     for rows, columns, twice in visits:
-        if z is None or terms is None or block is None or len(visits) > 1:  # a single one is there
+        if kept:
+            z, block, terms = kept.pop()
+        else:
             z, block = a[rows] @ b[columns].T, relation.block(rows, columns)
             terms = _terms(z, block, rule, bounded)
         sides = _sides(as_rows, rows, as_columns, columns, both or twice)
-        force = _forces(terms, block, bounded, *sides)
+        force = _forces(terms, block, *sides)
         show(request, rows, columns, block, z, force, -1)
         pull_back(force, a[rows], b[columns], da[rows], db[columns])
     return Answer(per_row, valid, da, db)

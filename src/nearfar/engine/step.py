@@ -55,7 +55,7 @@ class Answer:
     """What an executor returns.
 
     Attributes:
-        per_row: (n,) losses, 0 where nothing counts.
+        per_row: (n,) losses, 0 where nothing counts; of any precision.
         counts: (n,) how much each row counts in the mean: 1 or True; 0 where it has nothing to
             compare and is left out; its number of terms where the mean is over those. None: all 1.
         da: (n, d) gradient of sum(weight * per_row) with respect to `a`; None unless asked for.
@@ -156,16 +156,16 @@ class _Step(torch.autograd.Function):
         if job.reduction == "none":
             ctx.inputs = scale, bias
             ctx.save_for_backward(*_tensors(x, y, scale, bias))
-            return weighted
+            return weighted.to(_wide(x, y))
         total = weighted.sum()
         if job.reduction == "mean":
-            share = 1 / total_weight(job.weight, counts, per_row)
-            total = total * share
-            gradients = [None if g is None else g.mul_(share) for g in gradients]
+            whole = total_weight(job.weight, counts, per_row)
+            total = total / whole
+            gradients = [None if g is None else g.div_(whole) for g in gradients]
             for visitor in force_visitors():
-                visitor.scale(share)
+                visitor.scale(1 / whole)
         ctx.save_for_backward(*gradients)
-        return total
+        return total.to(_wide(x, y))
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
@@ -222,8 +222,7 @@ def _compute(
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """The per-row losses, how much each counts, and the gradients, in the dtype computed in."""
     with torch.no_grad(), _full_precision(x.device.type):
-        wide = torch.promote_types(x.dtype, torch.float32)
-        wide = wide if y is None else torch.promote_types(wide, y.dtype)
+        wide = _wide(x, y)
         rows = _Rows(x.to(wide), job.normalize)
         columns = None if y is None else _Rows(y.to(wide), job.normalize)
         a, b = rows.ready, None if columns is None else columns.ready
@@ -256,6 +255,12 @@ def _compute(
             return answer.per_row, answer.counts, rows.back(da), None, dscale, dbias
         assert db is not None
         return answer.per_row, answer.counts, rows.back(da), columns.back(db), dscale, dbias
+
+
+def _wide(x: Tensor, y: Tensor | None) -> torch.dtype:
+    """The dtype computed in and returned: float32, or float64 where a tower has it."""
+    double = x.dtype is torch.float64 or (y is not None and y.dtype is torch.float64)
+    return torch.float64 if double else torch.float32
 
 
 def _full_precision(device: str) -> AbstractContextManager[object]:

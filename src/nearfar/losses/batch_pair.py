@@ -14,6 +14,7 @@ from nearfar.engine.step import Executor, run
 from nearfar.inputs import ArrayLike, above_zero, between, one_number
 from nearfar.losses.batch import compare, one_of, row_weight, towers
 from nearfar.losses.shell import as_module
+from nearfar.losses.weighted import softplus
 from nearfar.reduction import Reduction
 from nearfar.relation import Relation, matched
 
@@ -204,8 +205,7 @@ def siglip_loss(
         return loss, force.neg_()
 
     def no_match(z: Tensor, weight: float | Tensor) -> tuple[Tensor, Tensor]:
-        # log(1 + e^z), by an exponential that cannot overflow.
-        return z.abs().neg_().exp_().log1p().add_(z.relu()), z.sigmoid()
+        return softplus(z), z.sigmoid()
 
     relation = matched(len(rows), len(columns), rows.device)
     return run(
@@ -236,8 +236,14 @@ def _kinds(relation: Relation, reduction: Reduction) -> tuple[Tensor | float, Te
     """By how much a similar and a dissimilar pair count: 1 / (number of its kind) in the mean."""
     if reduction != "mean":
         return 1.0, 1.0
-    near, far = relation.n_positives().sum(), relation.n_negatives().sum()
-    return 1 / near.clamp(min=1).double(), 1 / far.clamp(min=1).double()
+    return _one_over(relation.n_positives().sum()), _one_over(relation.n_negatives().sum())
+
+
+def _one_over(count: Tensor) -> Tensor | float:
+    """1 / count, 1 for 0; a number where reading it does not stall an accelerator."""
+    if count.device.type == "cpu":
+        return 1 / max(count.item(), 1)
+    return count.clamp(min=1).double().reciprocal()
 
 
 BatchContrastiveLoss = as_module(batch_contrastive_loss)

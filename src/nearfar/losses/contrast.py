@@ -17,16 +17,17 @@ from nearfar.reduction import Reduction
 from nearfar.relation import matched
 
 
-def pick_one(negatives: LogSum, total: Tensor, count: Tensor) -> Parts:
+def pick_one(negatives: LogSum, total: Tensor, count: Tensor | float) -> Parts:
     """log(1 + sum_n e^(z_n - z_p)), for one positive an anchor."""
     short = negatives.above(total)
     wrong = short.sigmoid()
     return softplus(short), wrong, -wrong
 
 
-def pick_all(logs: LogSum, total: Tensor, count: Tensor) -> Parts:
+def pick_all(logs: LogSum, total: Tensor, count: Tensor | float) -> Parts:
     """log(sum e^z) - mean z_p; decoupled, where the positives are no part of the sum."""
-    return logs.above(total / count), torch.ones_like(total), -1 / count.expand_as(total)
+    one = torch.ones_like(total)
+    return logs.above(total / count), one, -one / count
 
 
 ONE = SoftmaxRule(pick_one)

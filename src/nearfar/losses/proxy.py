@@ -73,12 +73,12 @@ def proxy_softmax_loss(
     scale = above_zero("scale", scale)
     between("angle_margin", angle_margin, 0, pi / 2, ", radians")
     between("cosine_margin", cosine_margin, 0, 1)
+    rows, columns, relation = _to_proxies(x, proxies, labels)
     rule = ONE
     if angle_margin or cosine_margin:
         if isinstance(scale, Tensor) and scale.requires_grad:
             raise ValueError("scale cannot be learned together with a margin; pass a number.")
-        rule = SoftmaxRule(_with_margins(scale, angle_margin, cosine_margin))
-    rows, columns, relation = _to_proxies(x, proxies, labels)
+        rule = SoftmaxRule(_with_margins(scale, angle_margin, cosine_margin, rows.dtype))
     return run(
         softmax(rule, relation),
         rows,
@@ -219,16 +219,22 @@ def _to_proxies(
     return rows, columns, Relation(n, c, rows.device, known, names, one_positive=True, match=known)
 
 
-def _with_margins(scale: float | Tensor, angle: float, cosine: float) -> Combine:
-    """The softmax rule whose positive is scale * (cos(theta + angle) - cosine)."""
+def _with_margins(
+    scale: float | Tensor, angle: float, cosine: float, dtype: torch.dtype
+) -> Combine:
+    """The softmax rule whose positive is scale * (cos(theta + angle) - cosine).
 
-    def combine(negatives: LogSum, total: Tensor, count: Tensor) -> Parts:
+    The cosines have the digits of the dtype, or of float32 where that has fewer.
+    """
+    smallest_sine = torch.finfo(torch.promote_types(dtype, torch.float32)).eps ** 0.5
+
+    def combine(negatives: LogSum, total: Tensor, count: Tensor | float) -> Parts:
         c = total / scale
         sine = (1 - c.square()).clamp(min=0).sqrt()
         inside = c > cos(pi - angle)
         turned = torch.where(inside, c * cos(angle) - sine * sin(angle), c - angle * sin(angle))
         # At theta = 0 the slope is infinite, and what it multiplies is 0; a floor keeps it finite.
-        steep = c / sine.clamp(min=torch.finfo(c.dtype).eps ** 0.5)
+        steep = c / sine.clamp(min=smallest_sine)
         slope = torch.where(inside, cos(angle) + steep * sin(angle), 1)
         loss, by_negatives, by_total = pick_one(negatives, scale * (turned - cosine), count)
         return loss, by_negatives, by_total * slope
