@@ -157,7 +157,7 @@ def own_peak(case: str, contender: str, n: int) -> int:
 def measured(question: Question, n: int, repeats: int, threads: int) -> dict[str, Any]:
     x, labels = data(n)
     losses = contenders(question.case) if question.beside else {"nearfar": ours(question.case)}
-    repeats = 1 if question.large else repeats
+    repeats = min(3, repeats) if question.large else repeats
     times = in_turns(
         {name: partial(step, loss, x, labels) for name, loss in losses.items()}, repeats
     )

@@ -260,6 +260,7 @@ def test_what_is_no_file_of_embeddings(nearfar, tmp_path, arrays, says):
 def test_what_is_no_run(nearfar, vector_run, tmp_path):
     assert nearfar("doctor", tmp_path / "nothing").status == 2
     assert nearfar("doctor", tmp_path / "nothing.npz").status == 2
+    assert "neither a run folder nor an .npz" in nearfar("doctor", __file__).error
     run = shutil.copytree(vector_run, tmp_path / "run")
     (run / "metrics.jsonl").write_text("{")
     assert "is damaged" in nearfar("doctor", run).error

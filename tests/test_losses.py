@@ -371,8 +371,9 @@ def test_compiles_without_a_graph_break(case: Case) -> None:
     compiled = torch.compile(case.run, fullgraph=not case.streamed, backend="eager")
     value, gradients = value_and_gradients(lambda a: case.run(a, labels), x)
     again, again_gradients = value_and_gradients(lambda a: compiled(a, labels), x)
-    assert torch.equal(value, again)
-    # To rounding: where a row is used twice, its gradients may add up in another order.
+    # To rounding: softmax_loss looks at its value, and where it cannot it takes another formula;
+    # and where a row is used twice, its gradients may add up in another order.
+    torch.testing.assert_close(again, value, rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(again_gradients, gradients, rtol=1e-6, atol=1e-7)
 
 

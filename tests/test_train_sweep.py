@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from nearfar.cli import main
 from nearfar.errors import InputError
 from nearfar.train.config import TrainConfig
-from nearfar.train.sweep import Finished, Sweep, Trial, trials_of
+from nearfar.train.sweep import Finished, Sweep, Trial, sweep, trials_of
 
 
 @pytest.fixture(scope="module")
@@ -93,10 +94,20 @@ def test_a_setting_goes_to_the_losses_that_have_it() -> None:
     )
     assert [t.name for t in trials] == ["nt_xent-temperature-1.0", "triplet-margin-0.1"]
     assert trials[1].config.hyperparameters["margin"] == 0.1
-    with pytest.raises(InputError, match="none of the losses sup_con has a margin"):
+    expected = r"none of the losses sup_con has a 'margin'\. 'margin' belongs to: contrastive, "
+    with pytest.raises(InputError, match=expected):
         trials_of(base, ["sup_con"], {"margin": [0.1]})
     with pytest.raises(InputError, match="unknown loss"):
         trials_of(base, ["nothing"], {})
+
+
+def test_a_file_in_place_of_the_folder_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "README.md"
+    file.write_text("kept")
+    trials = trials_of(TrainConfig(data="nowhere", loss="sup_con"), ["sup_con"], {})
+    with pytest.raises(InputError, match=r"is a file\. Name a folder"):
+        sweep(trials, file, minutes=1.0, console=Console(quiet=True))
+    assert file.read_text() == "kept"
 
 
 def test_a_tie_is_called_one() -> None:

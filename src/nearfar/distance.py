@@ -43,12 +43,15 @@ def sqeuclidean(x1: Tensor, x2: Tensor) -> Tensor:
 def cosine(x1: Tensor, x2: Tensor) -> Tensor:
     """d = 1 - cos(x1, x2), from 0 (same direction) over 1 (orthogonal) to 2 (opposite).
 
-    Where the rows are close it is computed as |u1 - u2|^2 / 2 on unit rows, which is never negative
-    and keeps its digits where `1 - cos` cancels. A zero row is at distance 1 from everything.
+    Computed as |u1 - u2|^2 / 2 on unit rows, which is never negative and keeps its digits where
+    `1 - cos` cancels. A zero row is at distance 1 from everything.
     """
-    u1, u2 = unit(x1), unit(x2)
-    product = (u1 * u2).sum(-1)
-    return torch.where(product < 0.5, 1 - product, (u1 - u2).square().sum(-1) / 2)
+    (u1, short1), (u2, short2) = _unit(x1), _unit(x2)
+    d = (u1 - u2).square().sum(-1) / 2
+    for short in (short1, short2):
+        if short is not None:
+            d = d + short / 2  # what its square lacks
+    return d
 
 
 def cosine_similarity(x1: ArrayLike, x2: ArrayLike) -> Tensor:
@@ -87,20 +90,21 @@ def unit(x: Tensor) -> Tensor:
     Too short is a length whose square is below the smallest normal number (1e-19 in float32):
     dividing by it would turn rounding noise into a direction and its gradient into 1e19 and more.
     """
+    return _unit(x)[0]
+
+
+def _unit(x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The rows of `unit`, and which of them are too short; None: none is."""
+    size, too_short = length(x), torch.finfo(x.dtype).tiny ** 0.5
+    if size.numel() and size.device.type == "cpu" and not tracing():
+        low, high = size.detach().aminmax()
+        if low.item() >= too_short and high.item() < torch.inf:
+            return x / size[..., None], None
+    # Rows too long to be squared come down first, by a power of two, which costs no digit.
+    x = x * torch.where(size.detach().isinf(), 2.0**-100, 1.0)[..., None]
     size = length(x)
-    if _some_infinite(size):
-        # Rows too long to be squared come down first, by a power of two, which costs no digit.
-        x = x * torch.where(size.detach().isinf(), 2.0**-100, 1.0)[..., None]
-        size = length(x)
-    short = size < torch.finfo(x.dtype).tiny ** 0.5
-    return x / size.masked_fill(short, torch.inf)[..., None]
-
-
-def _some_infinite(size: Tensor) -> bool:
-    """Whether one is; True where asking is impossible or would stall."""
-    if size.device.type != "cpu" or tracing():
-        return True
-    return bool(size.numel()) and size.detach().amax().item() == torch.inf
+    short = size < too_short
+    return x / size.masked_fill(short, torch.inf)[..., None], short
 
 
 def length(x: Tensor) -> Tensor:

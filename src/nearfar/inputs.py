@@ -6,6 +6,7 @@ refused with a message that names the argument and the fix.
 """
 
 import warnings
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -132,6 +133,8 @@ def lift(name: str, x: Tensor) -> Tensor:
     if not x.is_floating_point():
         return x.to(torch.get_default_dtype())
     if x.dtype in (torch.float32, torch.float64):
+        if x.device.type == "cpu" and not tracing() and isfinite(x.detach().sum().item()):
+            return x  # as it is: every entry is finite, or the sum were not
         return torch.add(x, x, alpha=0)  # x + 0 x: NaN where x is infinite, and one cheap step
     lifted: Tensor = _Lift.apply(x)  # type: ignore[no-untyped-call]
     return lifted
@@ -154,10 +157,13 @@ def same_device(name: str, x: Tensor, reference_name: str, reference: Tensor) ->
 def above_zero(name: str, value: float | Tensor) -> float | Tensor:
     """A number above 0, or a tensor that holds one.
 
-    A tensor is not read, which would stall a GPU: where it is not above 0, NaN takes its place.
+    On an accelerator a tensor is not read, which would stall it. Where it is not above 0, NaN takes
+    its place: it is learned, and training that has failed is no mistake of the call.
     """
     if isinstance(value, Tensor):
         value = one_number(name, value)
+        if value.device.type == "cpu" and not tracing() and value.item() > 0:
+            return value
         return torch.where(value > 0, value, torch.nan)
     if not _is_number(value) or not 0 < value < float("inf"):
         raise ValueError(f"{name} must be a number above 0, got {value!r}.")

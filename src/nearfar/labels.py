@@ -99,7 +99,7 @@ def class_ids(
     tensor([  7, 200])
     """
     given = labels = _one_per_row(name, labels, like)
-    if not len(labels):
+    if not labels.shape[0]:
         return torch.zeros(0, dtype=torch.int64, device=labels.device)
     if labels.dtype is torch.bool or labels.is_floating_point() or labels.is_complex():
         raise TypeError(
@@ -108,9 +108,10 @@ def class_ids(
         )
     labels = labels.to(torch.int64)
     if n_classes is not None:
-        expected = f"be a class id from 0 to {n_classes - 1}"
-        if not tracing() and not (0 <= labels.amin().item() and labels.amax().item() < n_classes):
-            refuse(name, given, (labels < 0) | (labels >= n_classes), expected)
+        low, high = labels.aminmax()
+        if not tracing() and (low.item() < 0 or high.item() >= n_classes):
+            outside = (labels < 0) | (labels >= n_classes)
+            refuse(name, given, outside, f"be a class id from 0 to {n_classes - 1}")
     return labels
 
 
@@ -171,7 +172,7 @@ def _one_per_row(name: str, labels: ArrayLike, like: Tensor) -> Tensor:
 
 
 def _check_length(name: str, labels: Tensor, like: Tensor) -> None:
-    if len(labels) != len(like):
+    if labels.shape[0] != like.shape[0]:
         raise ValueError(
             f"{name} must have one entry a row: got {len(labels)} labels for {len(like)} rows."
         )

@@ -81,6 +81,41 @@ class Diagonal:
 
 
 @dataclass(frozen=True, eq=False)
+class OneEach:
+    """The column of each row's only one, (r,) int64."""
+
+    shape: tuple[int, int]
+    column: Tensor
+
+    @cached_property
+    def _at(self) -> Tensor:
+        return self.column[:, None]
+
+    def indices(self) -> tuple[Tensor, Tensor]:
+        return torch.arange(self.shape[0], device=self.column.device), self.column
+
+    def mask(self) -> Tensor:
+        nobody = torch.zeros(self.shape, dtype=torch.bool, device=self.column.device)
+        return nobody.scatter_(1, self._at, True)
+
+    def take(self, tile: Tensor) -> Tensor:
+        return tile.gather(1, self._at)[:, 0]
+
+    def add_sums(self, taken: Tensor, to: Tensor, dim: int) -> None:
+        if dim:
+            to.add_(taken)
+        else:
+            to.index_add_(0, self.column, taken.to(to.dtype))
+
+    def fill(self, tile: Tensor, value: float) -> None:
+        tile.scatter_(1, self._at, value)
+
+    def add(self, tile: Tensor, by_row: Tensor, by_column: Tensor | None) -> None:
+        more = by_row if by_column is None else by_row + by_column[self.column]
+        tile.scatter_add_(1, self._at, more[:, None])
+
+
+@dataclass(frozen=True, eq=False)
 class Listed:
     """Row and column of each, (k,) int64, row by row."""
 
@@ -109,7 +144,7 @@ class Listed:
         more = by_row[self.row]
         if by_column is not None:
             more = more + by_column[self.column]
-        tile[self.row, self.column] += more
+        tile.index_put_((self.row, self.column), more, accumulate=True)
 
 
 @dataclass(frozen=True, eq=False)

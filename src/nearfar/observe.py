@@ -45,6 +45,11 @@ class Measured:
 _watchers: ContextVar[tuple[list[Measured], ...]] = ContextVar("watchers", default=())
 
 
+def watched() -> bool:
+    """Whether somebody wants to see what a loss measures."""
+    return bool(_watchers.get())
+
+
 def measured(
     role: Role, closeness: Closeness, values: Tensor, similar: Tensor | None = None
 ) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 Reduction = Literal["mean", "sum", "none"]
+_REDUCTIONS = get_args(Reduction)
 
 
 def reduce(
@@ -29,6 +30,8 @@ def reduce(
     if weight is not None:
         per_row = per_row * weight
     if reduction == "mean":
+        if weight is None and counts is None and len(per_row):
+            return per_row.mean()
         return per_row.sum() / total_weight(weight, counts, per_row)
     if reduction == "sum":
         return per_row.sum()
@@ -37,7 +40,7 @@ def reduce(
 
 def check_reduction(reduction: str) -> None:
     """Refuse an unknown reduction."""
-    if reduction not in get_args(Reduction):
+    if reduction not in _REDUCTIONS:
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}.")
 
 

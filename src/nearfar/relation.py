@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nearfar.inputs import ArrayLike
 from nearfar.labels import batch_labels, class_ids, refuse, share_label
-from nearfar.marks import Diagonal, Listed, Marks, Masked
+from nearfar.marks import Diagonal, Listed, Marks, Masked, OneEach
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +98,8 @@ class Relation:
     def _n_positives(self) -> Tensor:
         if self.row_labels is None or self.column_labels is None:
             return (torch.arange(self.n, device=self.device) < self.m).long()
+        if self.n * self.m <= _SMALL:
+            return self._whole.sum(1)
         if self.row_labels.ndim == 2:
             everyone = slice(0, self.m)
             step = max(1, 2**17 // max(self.m, 1))
@@ -130,16 +132,28 @@ class Relation:
         if self.row_labels is None or self.column_labels is None:
             return self._diagonal(rows, columns, shape)
         if self.match is not None and shape[1] == self.m:
-            return Listed(shape, torch.arange(shape[0], device=self.device), self.match[rows])
+            return OneEach(shape, self.match[rows])
         if shape[0] * shape[1] > _SMALL and self._few:
             return self._listed(rows, columns, shape)
+        if self.n * self.m <= _SMALL:
+            return Masked(self._whole[rows, columns])
         similar = share_label(self.row_labels[rows], self.column_labels[columns])
         if selves is not None:
             selves.fill(similar, False)
-        large = shape[0] * shape[1] > _SMALL
-        if large and self.device.type == "cpu" and not similar.any():
-            return None  # worth asking, but it would stall an accelerator
+        if self.device.type == "cpu" and not similar.any():  # asking would stall an accelerator
+            return None
         return Masked(similar)
+
+    @cached_property
+    def _whole(self) -> Tensor:
+        """(n, m) bool, who is similar to whom, of a relation that is but a block."""
+        assert self.row_labels is not None
+        assert self.column_labels is not None
+        similar = share_label(self.row_labels, self.column_labels)
+        selves = self._selves(slice(0, self.n), slice(0, self.m), (self.n, self.m))
+        if selves is not None:
+            selves.fill(similar, False)
+        return similar
 
     def _selves(self, rows: slice, columns: slice, shape: tuple[int, int]) -> Marks | None:
         if self.own is None:

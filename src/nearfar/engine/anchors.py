@@ -1,5 +1,7 @@
 """The rows of a block as anchors: who their positives are, listed, since positives are few."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from math import inf
@@ -65,6 +67,14 @@ class Anchors:
         """(b,) how many negatives a row has."""
         own = torch.bincount(self.itself[0], minlength=self.shape[0])
         return self.shape[1] - self.count - own
+
+    @contextmanager
+    def hidden(self, d: Tensor) -> Iterator[None]:
+        """Everyone who is no negative stands as far away as can be inside the block."""
+        positives, itself = d[self.row, self.column], d[self.itself]
+        self.hide(d)
+        yield
+        d[self.row, self.column], d[self.itself] = positives, itself
 
     def hide(self, d: Tensor) -> Tensor:
         """`d` with everyone who is no negative as far away as can be; overwrites it."""

@@ -42,8 +42,8 @@ class Closeness(Protocol):
         """Rows and columns (None: the rows themselves) as `tile` wants them."""
         ...
 
-    def tile(self, a: Tensor, b: Tensor) -> Tile:
-        """The closeness of rows `a` (r, d) to columns `b` (c, d)."""
+    def tile(self, a: Tensor, b: Tensor, out: Tensor | None = None) -> Tile:
+        """The closeness of rows `a` (r, d) to columns `b` (c, d), put into `out` where given."""
         ...
 
     def pull_back(
@@ -72,8 +72,8 @@ class Product:
     def prepare(self, a: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return a, b
 
-    def tile(self, a: Tensor, b: Tensor) -> Tile:
-        return Tile(a @ b.T)
+    def tile(self, a: Tensor, b: Tensor, out: Tensor | None = None) -> Tile:
+        return Tile(torch.mm(a, b.T, out=out))
 
     def pull_back(
         self, force: Tensor, tile: Tile, a: Tensor, b: Tensor, da: Tensor, db: Tensor
@@ -86,8 +86,8 @@ class CosineDistance(Product):
 
     toward = 1
 
-    def tile(self, a: Tensor, b: Tensor) -> Tile:
-        return Tile((a @ b.T).neg_().add_(1))
+    def tile(self, a: Tensor, b: Tensor, out: Tensor | None = None) -> Tile:
+        return Tile(torch.mm(a, b.T, out=out).neg_().add_(1))
 
     def pull_back(
         self, force: Tensor, tile: Tile, a: Tensor, b: Tensor, da: Tensor, db: Tensor
@@ -121,10 +121,10 @@ class Euclidean:
         centre = centre.where(centre.abs() > high - low, 0)
         return a - centre, None if b is None else b - centre
 
-    def tile(self, a: Tensor, b: Tensor) -> Tile:
+    def tile(self, a: Tensor, b: Tensor, out: Tensor | None = None) -> Tile:
         of_a = torch.linalg.vecdot(a, a)
         of_b = of_a if same(a, b) else torch.linalg.vecdot(b, b)
-        squares = torch.addmm(of_a[:, None] + of_b, a, b.T, alpha=-2)
+        squares = torch.add(of_a[:, None], of_b, out=out).addmm_(a, b.T, alpha=-2)
         if a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr():
             # Cut from the same rows: no loss compares one with itself, nor need that be repaired.
             own = squares.diagonal((a.storage_offset() - b.storage_offset()) // a.shape[1])
@@ -188,9 +188,9 @@ def by_distance(distance: Distance) -> Closeness:
     return CosineDistance() if distance == "cosine" else Euclidean(distance == "sqeuclidean")
 
 
-def add_rows(to: Tensor, index: Tensor, rows: Tensor) -> None:
-    """Add rows[k] to to[index[k]], the same bits every time."""
+def add_rows(to: Tensor, index: Tensor, rows: Tensor, by: float = 1) -> None:
+    """Add by * rows[k] to to[index[k]], the same bits every time."""
     if to.device.type == "cpu":
-        to.index_add_(0, index, rows)
+        to.index_add_(0, index, rows, alpha=by)
     else:  # there index_add_ adds in any order; this one sorts first
-        to.index_put_((index,), rows, accumulate=True)
+        to.index_put_((index,), rows * by, accumulate=True)

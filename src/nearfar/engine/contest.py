@@ -13,7 +13,7 @@ from math import inf
 import torch
 from torch import Tensor
 
-from nearfar.engine.budget import spans, strip_shape
+from nearfar.engine.budget import part, spans, strip_shape
 from nearfar.engine.closeness import Closeness, Tile, add_rows
 from nearfar.engine.step import Answer, Executor, Request, show
 from nearfar.relation import Block, Relation
@@ -106,14 +106,21 @@ def contest(rule: Contest, closeness: Closeness, relation: Relation) -> Executor
             strip = _Strip(rule, rows)
             for cols in spans(len(columns), shape[1]):
                 block = relation.block(rows, cols)
-                strip.add(cols, closeness.tile(a[rows], columns[cols]), block)
-            per_row[rows] = strip.settle(a[rows], request.weight)
+                strip.add(cols, closeness.tile(part(a, rows), part(columns, cols)), block)
+            per_row[rows] = strip.settle(part(a, rows), request.weight)
             if da is None or db is None:
                 continue
-            for part in strip.parts:
-                force, cols = strip.force(part), part.columns
-                show(request, rows, cols, part.block, part.tile.values, force, closeness.toward)
-                closeness.pull_back(force, part.tile, a[rows], columns[cols], da[rows], db[cols])
+            for piece in strip.parts:
+                force, cols = strip.force(piece), piece.columns
+                show(request, rows, cols, piece.block, piece.tile.values, force, closeness.toward)
+                closeness.pull_back(
+                    force,
+                    piece.tile,
+                    part(a, rows),
+                    part(columns, cols),
+                    part(da, rows),
+                    part(db, cols),
+                )
         counts = rule.counts(relation.n_positives(), relation.n_negatives())
         return Answer(per_row.masked_fill_(counts == 0, 0), counts, da, db)
 
@@ -148,8 +155,9 @@ class _Strip:
 
     def add(self, columns: slice, tile: Tile, block: Block) -> None:
         terms = self.rule.exponent(tile.values)
-        anchor = other = torch.zeros(0, dtype=torch.int64, device=terms.device)
-        if block.positives is not None:
+        if block.positives is None:
+            anchor = other = torch.zeros(0, dtype=torch.int64, device=terms.device)
+        else:
             anchor, other = block.positives.indices()
             block.positives.fill(terms, -inf)
         if block.selves is not None:
@@ -167,12 +175,11 @@ class _Strip:
         loss, by_far, by_near = self.rule.settle(top + total.log(), near, anchor)
         if weight is not None:
             by_far, by_near = by_far * weight[self.rows], by_near * weight[self.rows][anchor]
-        # 0 where nothing was summed; by_far is 0 there.
-        self.factor = by_far / total.clamp(min=torch.finfo(total.dtype).tiny)
-        for part, pull in zip(
-            self.parts, torch.split(by_near, [len(p.anchor) for p in self.parts]), strict=True
-        ):
-            part.pull = pull
+        # Nothing was summed where the sum is 0; by_far is 0 there.
+        self.factor = by_far / (total + torch.finfo(total.dtype).tiny)
+        pulls = by_near.split_with_sizes([p.anchor.shape[0] for p in self.parts])
+        for piece, pull in zip(self.parts, pulls, strict=True):
+            piece.pull = pull
         return loss
 
     def force(self, part: _Part) -> Tensor:

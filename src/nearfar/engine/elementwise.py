@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nearfar.engine.budget import Limits, spans, tile
+from nearfar.engine.budget import Limits, part, spans, tile
 from nearfar.engine.closeness import Closeness, Tile
 from nearfar.engine.step import Answer, Executor, Request, show
 from nearfar.observe import force_visitors
@@ -68,9 +68,9 @@ def elementwise(rule: PairRule, closeness: Closeness, relation: Relation) -> Exe
             if request.bias is not None:
                 c.values.add_(request.bias)
             loss, force = rule.tile(c.values, block)
-            per_row[rows].add_(loss.sum(1))
+            part(per_row, rows).add_(loss.sum(1))
             if twice:
-                per_row[cols].add_(loss.sum(0))
+                part(per_row, cols).add_(loss.sum(0))
             if da is None or db is None:
                 continue
             if request.weight is not None:
@@ -81,7 +81,9 @@ def elementwise(rule: PairRule, closeness: Closeness, relation: Relation) -> Exe
             show(request, rows, cols, block, c.values, force, closeness.toward)
             if forces is not None:
                 forces += force.sum()
-            closeness.pull_back(force, c, a[rows], columns[cols], da[rows], db[cols])
+            closeness.pull_back(
+                force, c, part(a, rows), part(columns, cols), part(da, rows), part(db, cols)
+            )
         return Answer(per_row, None, da, db, forces)
 
     return execute
@@ -105,7 +107,7 @@ def visits(
     mirrored = relation.symmetric and not force_visitors()
     shape = tile(limits, a.device, a.element_size(), _BUFFERS)
     for rows, cols, twice in tiles(len(a), len(columns), shape, mirrored):
-        between = closeness.tile(a[rows], columns[cols])
+        between = closeness.tile(part(a, rows), part(columns, cols))
         yield Visit(rows, cols, twice, between, relation.block(rows, cols))
 
 

@@ -17,6 +17,7 @@ from torch.nn.functional import logsigmoid
 from nearfar.engine import places
 from nearfar.engine.anchors import Anchors
 from nearfar.engine.places import exact, look_up_rows
+from nearfar.engine.space import Space
 from nearfar.engine.stream import BlockRule
 from nearfar.relation import Block, Relation
 
@@ -58,9 +59,9 @@ def every_triplet(
     """All triplets of each anchor, as a rule on a block."""
 
     def rule(
-        d: Tensor, who: Block, rows: slice, weight: Tensor | None, gradient: bool
+        d: Tensor, who: Block, rows: slice, weight: Tensor | None, gradient: bool, space: Space
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        sums = hinges(d, Anchors.of(who), margin, smooth=smooth, gradient=gradient)
+        sums = hinges(d, Anchors.of(who), margin, space, smooth=smooth, gradient=gradient)
         tally.add(sums.valid.sum(), sums.active.sum())
         force = sums.force
         if force is not None and weight is not None:
@@ -75,6 +76,7 @@ def hinges(
     d: Tensor,
     anchors: Anchors,
     margin: float,
+    space: Space,
     *,
     smooth: bool = False,
     weight: Tensor | None = None,
@@ -86,6 +88,7 @@ def hinges(
         d: (b, m) distances.
         anchors: their positives.
         margin: how much farther a negative must be than a positive.
+        space: where the forces go.
         smooth: softplus in place of the hinge.
         weight: (b, m) by which the triplets with each negative count; None: all by 1.
         gradient: whether the forces are wanted.
@@ -95,11 +98,13 @@ def hinges(
         nothing = torch.zeros_like(d) if gradient else None
         return Hinges(d.new_zeros(len(d), dtype=exact(d)), valid, torch.zeros_like(valid), nothing)
     reach = anchors.table(d, -inf).add_(margin)
-    far = anchors.hide(d.clone())
-    if smooth or anchors.most <= places.FEW:
-        loss, pull, force = _sweep(reach, far, smooth, weight)
-    else:
-        loss, pull, force = _look_up(reach, far, d, weight)
+    with anchors.hidden(d):
+        if smooth:
+            loss, pull, force = _softly(reach, d, weight)
+        else:
+            pull, force = _counted(reach, d, weight, space)
+    if not smooth:
+        loss = _sums(reach, d, pull, force, space)
     active = valid if smooth else pull.nan_to_num(0).sum(1, dtype=exact(d)).long()
     if not gradient:
         return Hinges(loss, valid, active, None)
@@ -107,44 +112,64 @@ def hinges(
     return Hinges(loss, valid, active, force)
 
 
-# Of each row: (b,) sums, (b, p) pulls on the positives, (b, m) forces on the negatives.
-_Sums = tuple[Tensor, Tensor, Tensor]
+def _counted(
+    reach: Tensor, far: Tensor, weight: Tensor | None, space: Space
+) -> tuple[Tensor, Tensor]:
+    """By how many negatives each positive is pulled, and by how many positives each is pushed.
 
-
-def _sweep(reach: Tensor, far: Tensor, smooth: bool, weight: Tensor | None) -> _Sums:
-    """Positive by positive."""
-    loss = far.new_zeros(len(far), dtype=exact(far))
-    pull, force = torch.zeros_like(reach, dtype=exact(far)), torch.zeros_like(far)
-    short = torch.empty_like(far)
+    Returns:
+        (b, p) pulls, float64; (b, m) forces on the negatives, their numbers below 0.
+    """
+    if reach.shape[1] > places.FEW:
+        return _look_up(reach, far, weight)
+    pull = torch.zeros_like(reach, dtype=exact(far))
+    pushed, short = space.take(far, *far.shape), space.take(far, *far.shape)
     for slot in range(reach.shape[1]):
-        torch.sub(reach[:, slot, None], far, out=short)
-        if smooth:
-            slope, cost = short.sigmoid(), logsigmoid(short.neg_()).neg_()
-        else:
-            cost = short.relu_()
-        loss += cost.sum(1) if weight is None else torch.linalg.vecdot(cost, weight)
-        slope = slope if smooth else cost.sign_()
-        force -= slope
+        one = short if slot else pushed
+        torch.gt(reach[:, slot, None], far, out=one)
+        if weight is not None:
+            one.mul_(weight)
         # A float32 counts up to 2^24, which weights may exceed.
-        pull[:, slot] = (
-            slope.sum(1) if weight is None else (slope * weight).sum(1, dtype=exact(far))
-        )
-    return loss, pull, force if weight is None else force.mul_(weight)
+        pull[:, slot] = one.sum(1, dtype=None if weight is None else exact(far))
+        if slot:
+            pushed.add_(one)
+    return pull, pushed.neg_()
 
 
-def _look_up(reach: Tensor, far: Tensor, d: Tensor, weight: Tensor | None) -> _Sums:
-    """All positives at once."""
+def _look_up(reach: Tensor, far: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    """All positives at once; see `_counted`."""
     rows, most = reach.shape
     ordered, order = reach.sort(1)
     place = look_up_rows(ordered, far).long()
-    bucket = place + torch.arange(0, rows * (most + 1), most + 1, device=d.device)[:, None]
-    by = None if weight is None else weight.flatten().to(exact(d))
+    bucket = place + torch.arange(0, rows * (most + 1), most + 1, device=far.device)[:, None]
+    by = None if weight is None else weight.flatten().to(exact(far))
     nearer = torch.bincount(bucket.flatten(), by, rows * (most + 1)).view(rows, most + 1)
-    pull = nearer[:, :most].cumsum(1).to(exact(d))
-    force = (place - most).to(d.dtype)
-    force = force if weight is None else force.mul_(weight)
+    pull = nearer[:, :most].cumsum(1).to(exact(far))
+    force = (place - most).to(far.dtype)
+    return torch.empty_like(pull).scatter_(1, order, pull), (
+        force if weight is None else force.mul_(weight)
+    )
+
+
+def _sums(reach: Tensor, d: Tensor, pull: Tensor, force: Tensor, space: Space) -> Tensor:
+    """(b,) losses, of how far the positives reach and whom they pull, and whom they push."""
     # Both sums are from the farthest reach: from 0 they would lose the digits of a small loss.
-    top = ordered[:, -1:].masked_fill(ordered[:, -1:] == -inf, 0)
-    short = (ordered - top).masked_fill_(ordered == -inf, 0).to(exact(d))
-    loss = (short * pull).sum(1) + ((d - top) * force).sum(1, dtype=exact(d))
-    return loss, torch.empty_like(pull).scatter_(1, order, pull), force
+    none = reach == -inf
+    top = reach.amax(1, keepdim=True)
+    top = top.masked_fill_(top == -inf, 0)
+    short = (reach - top).masked_fill_(none, 0).to(exact(d))
+    beyond = torch.sub(d, top, out=space.take(d, *d.shape))
+    return (short * pull).sum(1) + beyond.mul_(force).sum(1)
+
+
+def _softly(reach: Tensor, far: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses (b,), pulls (b, p) and forces (b, m) of the softplus, positive by positive."""
+    loss = far.new_zeros(len(far), dtype=exact(far))
+    pull, force = torch.zeros_like(reach, dtype=exact(far)), torch.zeros_like(far)
+    for slot in range(reach.shape[1]):
+        short = reach[:, slot, None] - far
+        slope, cost = short.sigmoid(), logsigmoid(short.neg_()).neg_()
+        force -= slope
+        loss += cost.sum(1) if weight is None else torch.linalg.vecdot(cost, weight)
+        pull[:, slot] = slope.sum(1) if weight is None else torch.linalg.vecdot(slope, weight)
+    return loss, pull, force if weight is None else force.mul_(weight)

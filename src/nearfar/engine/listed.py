@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.linalg import vecdot, vector_norm
 
-from nearfar.distance import Distance, between_rows
+from nearfar.distance import Distance
 from nearfar.engine.budget import Limits, block, spans
 from nearfar.engine.closeness import add_rows
 from nearfar.engine.hinge import Tally
@@ -57,7 +58,7 @@ def listed(
         valid, active = per_row.new_zeros(2, len(a), dtype=torch.int64)
         da = torch.zeros_like(a) if request.gradient else None
         db = torch.zeros_like(columns) if request.gradient and request.b is not None else None
-        shown = _Shown()
+        shown, gap = _Shown(), _GAPS[distance]
         with torch.no_grad():
             for found in pick(a, request.b, request.limits):
                 width = found.shape[1] * a.shape[1]
@@ -67,15 +68,16 @@ def listed(
                     anchor = tuples[:, 0]
                     weight = None if request.weight is None else request.weight[anchor]
                     rows = [a[anchor], *(columns[other] for other in tuples.T[1:])]
-                    loss, gradients, between = _pay(rule, distance, rows, weight, request.gradient)
+                    loss, pulls, between = _pay(rule, gap, rows, weight, request.gradient)
                     per_row.index_add_(0, anchor, loss)
                     valid.index_add_(0, anchor, torch.ones_like(anchor))
                     active.index_add_(0, anchor, (loss > 0).long())
                     if da is None:
                         continue
-                    for place, gradient in enumerate(gradients):
-                        to = da if place == 0 or db is None else db
-                        add_rows(to, tuples[:, place], gradient)
+                    for ends, pull in zip(rule.pairs, pulls, strict=True):
+                        for place, by in zip(ends, (1, -1), strict=True):
+                            to = da if place == 0 or db is None else db
+                            add_rows(to, tuples[:, place], pull, by)
                     if force_visitors():
                         shown.add(rule, tuples, between, request.b is None)
         shown.show(request, relation)
@@ -87,28 +89,52 @@ def listed(
     return execute
 
 
+@dataclass(frozen=True, eq=False)
+class _Gap:
+    """A distance of x - y.
+
+    Attributes:
+        length: (t, d) x - y, x and y -> (t,) distances.
+        slope: (t,) distances -> what x - y is multiplied with to be the gradient by x.
+    """
+
+    length: Callable[[Tensor, Tensor, Tensor], Tensor]
+    slope: Callable[[Tensor], Tensor | float]
+
+
+def _turn(gap: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """1 - cos of unit rows, of which one without a direction is 0, and has cosine 0."""
+    square: Tensor = vecdot(gap, gap)
+    return square.add_(2 - vecdot(x, x).round_() - vecdot(y, y).round_()).div_(2)
+
+
+_GAPS: dict[Distance, _Gap] = {
+    "euclidean": _Gap(
+        lambda gap, x, y: vector_norm(gap, dim=1),
+        lambda d: d.reciprocal().masked_fill_(d == 0, 0),
+    ),
+    "sqeuclidean": _Gap(lambda gap, x, y: vecdot(gap, gap), lambda d: 2.0),
+    "cosine": _Gap(_turn, lambda d: 1.0),
+}
+
+
 def _pay(
-    rule: TupleRule,
-    distance: Distance,
-    rows: list[Tensor],
-    weight: Tensor | None,
-    gradient: bool,
-) -> tuple[Tensor, Sequence[Tensor], list[tuple[Tensor, Tensor]]]:
-    """The losses, the gradient of each place's rows, and each pair's distance and force."""
+    rule: TupleRule, gap: _Gap, rows: list[Tensor], weight: Tensor | None, gradient: bool
+) -> tuple[Tensor, list[Tensor], list[tuple[Tensor, Tensor]]]:
+    """The losses, each pair's pull on its first row, and each pair's distance and force."""
+    gaps = [rows[i] - rows[j] for i, j in rule.pairs]
+    apart = [gap.length(g, rows[i], rows[j]) for g, (i, j) in zip(gaps, rule.pairs, strict=True)]
     if not gradient:
-        return rule.loss(*(between_rows(rows[i], rows[j], distance) for i, j in rule.pairs)), (), []
-    leaves = [row.requires_grad_() for row in rows]
+        return rule.loss(*apart), [], []
     with torch.enable_grad():
-        apart = [between_rows(leaves[i], leaves[j], distance) for i, j in rule.pairs]
-        loss = rule.loss(*apart)
+        loss = rule.loss(*(d.requires_grad_() for d in apart))
         total = (loss if weight is None else loss * weight).sum()
-        found = torch.autograd.grad(total, [*leaves, *apart], materialize_grads=True)
-    forces = found[len(leaves) :]
-    return (
-        loss.detach(),
-        found[: len(leaves)],
-        [(d.detach(), force) for d, force in zip(apart, forces, strict=True)],
-    )
+        forces = torch.autograd.grad(total, apart, materialize_grads=True)
+    between = [(d.detach(), force) for d, force in zip(apart, forces, strict=True)]
+    pulls = [
+        g.mul_((force * gap.slope(d))[:, None]) for g, (d, force) in zip(gaps, between, strict=True)
+    ]
+    return loss.detach(), pulls, between
 
 
 @dataclass(eq=False)

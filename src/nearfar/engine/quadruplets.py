@@ -22,6 +22,7 @@ from nearfar.engine.hinge import Tally, hinges
 from nearfar.engine.listed import Picker, show_listed
 from nearfar.engine.pick import in_order_of, walk
 from nearfar.engine.places import exact, look_up
+from nearfar.engine.space import Space
 from nearfar.engine.step import Answer, Executor, Request, show
 from nearfar.engine.stream import row_blocks
 from nearfar.observe import force_visitors
@@ -89,10 +90,13 @@ def every_quadruplet(
         per_row = a.new_zeros(len(a), dtype=exact(a))
         da = torch.zeros_like(a) if request.gradient else None
         pairs = _Pairs.of(classes, a, distance, margin2, request)
-        for rows, tile, who in row_blocks(closeness, relation, a, a, request.limits):
+        space = Space()
+        for rows, tile, who in row_blocks(closeness, relation, a, a, request.limits, space):
             d = tile.values
             of_k = classes.seconds(rows).to(d.dtype)
-            terms = hinges(d, Anchors.of(who), margin, weight=of_k, gradient=request.gradient)
+            terms = hinges(
+                d, Anchors.of(who), margin, space, weight=of_k, gradient=request.gradient
+            )
             per_row[rows] += terms.loss
             first.add(0, terms.active.sum())
             push = pairs.meet(rows, d, who.hidden)

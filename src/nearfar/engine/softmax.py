@@ -15,7 +15,7 @@ from math import inf
 import torch
 from torch import Tensor
 
-from nearfar.engine.budget import kept_elements, spans, strip_shape
+from nearfar.engine.budget import kept_elements, part, spans, strip_shape
 from nearfar.engine.budget import tile as tile_shape
 from nearfar.engine.closeness import pull_back
 from nearfar.engine.elementwise import tiles
@@ -114,7 +114,7 @@ class _Running:
 
     def add(self, at: slice, terms: Tensor, dim: int) -> None:
         if self.top is None or not terms.shape[dim]:
-            self.total[at].add_(terms.sum(dim))  # += would copy the sum back onto itself
+            part(self.total, at).add_(terms.sum(dim))  # += would copy the sum back onto itself
             return
         old = self.top[at]
         top = torch.maximum(old, terms.amax(dim))
@@ -129,8 +129,8 @@ class _Running:
 
     def settle(self, by: Tensor, dtype: torch.dtype) -> None:
         """Keep what turns terms into forces: `by`, the derivative by the value, over the sum."""
-        # 0 where nothing was summed; by is 0 there.
-        self.factor = (by / self.total.clamp(min=torch.finfo(dtype).tiny)).to(dtype)
+        # Nothing was summed where the sum is 0; by is 0 there.
+        self.factor = (by / (self.total + torch.finfo(dtype).tiny)).to(dtype)
         self.base = None if self.top is None else _finite(self.top)
 
 
@@ -169,17 +169,17 @@ class _Side:
     dim: int
 
     def add_positives(self, taken: Tensor, positives: Marks) -> None:
-        positives.add_sums(taken, self.anchors.total[self.at], self.dim)
+        positives.add_sums(taken, part(self.anchors.total, self.at), self.dim)
 
     def add(self, terms: Tensor) -> None:
         self.anchors.logs.add(self.at, terms, self.dim)
 
     def along(self, values: Tensor) -> Tensor:
         """Values of all anchors, as a tile can be multiplied with them."""
-        return values[self.at].unsqueeze(self.dim)
+        return part(values, self.at).unsqueeze(self.dim)
 
     def pull(self) -> Tensor:
-        return self.anchors.by_total[self.at]
+        return part(self.anchors.by_total, self.at)
 
 
 def _collect(z: Tensor, block: Block, rule: SoftmaxRule, bounded: bool, *sides: _Side) -> Tensor:
@@ -249,7 +249,7 @@ def _one_visit(
         side = _Side(anchors, slice(None), 1)
         strip = []
         for columns in spans(len(b), shape[1]):
-            z, block = a[rows] @ b[columns].T, relation.block(rows, columns)
+            z, block = part(a, rows) @ part(b, columns).T, relation.block(rows, columns)
             strip.append((columns, block, z, _collect(z, block, rule, bounded, side)))
         per_row[rows] = anchors.settle(
             None if valid is None else valid[rows],
@@ -261,7 +261,7 @@ def _one_visit(
         for columns, block, z, terms in strip:
             force = _forces(terms, block, side)
             show(request, rows, columns, block, z, force, -1)
-            pull_back(force, a[rows], b[columns], da[rows], db[columns])
+            pull_back(force, part(a, rows), part(b, columns), part(da, rows), part(db, columns))
     return Answer(per_row, valid, da, db)
 
 
@@ -282,7 +282,7 @@ def _two_passes(
     room = kept_elements(request.limits, a.device, a.element_size(), shape)
     kept: list[tuple[Tensor, Block, Tensor]] = []
     for rows, columns, twice in visits:
-        z, block = a[rows] @ b[columns].T, relation.block(rows, columns)
+        z, block = part(a, rows) @ part(b, columns).T, relation.block(rows, columns)
         terms = _collect(
             z, block, rule, bounded, *_sides(as_rows, rows, as_columns, columns, both or twice)
         )
@@ -304,12 +304,12 @@ def _two_passes(
         if kept:
             z, block, terms = kept.pop()
         else:
-            z, block = a[rows] @ b[columns].T, relation.block(rows, columns)
+            z, block = part(a, rows) @ part(b, columns).T, relation.block(rows, columns)
             terms = _terms(z, block, rule, bounded)
         sides = _sides(as_rows, rows, as_columns, columns, both or twice)
         force = _forces(terms, block, *sides)
         show(request, rows, columns, block, z, force, -1)
-        pull_back(force, a[rows], b[columns], da[rows], db[columns])
+        pull_back(force, part(a, rows), part(b, columns), part(da, rows), part(db, columns))
     return Answer(per_row, valid, da, db)
 
 

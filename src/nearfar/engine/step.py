@@ -157,13 +157,12 @@ class _Step(torch.autograd.Function):
             ctx.inputs = scale, bias
             ctx.save_for_backward(*_tensors(x, y, scale, bias))
             return weighted.to(_wide(x, y))
-        total = weighted.sum()
+        total, ctx.whole = weighted.sum(), None
         if job.reduction == "mean":
-            whole = total_weight(job.weight, counts, per_row)
-            total = total / whole
-            gradients = [None if g is None else g.div_(whole) for g in gradients]
+            ctx.whole = total_weight(job.weight, counts, per_row)
+            total = total / ctx.whole
             for visitor in force_visitors():
-                visitor.scale(1 / whole)
+                visitor.scale(1 / ctx.whole)
         ctx.save_for_backward(*gradients)
         return total.to(_wide(x, y))
 
@@ -177,7 +176,8 @@ class _Step(torch.autograd.Function):
         job: _Job = ctx.job
         if job.reduction != "none":
             # In the wide dtype up to here, so that an upstream scale can save small gradients.
-            gradients = [None if g is None else g * upstream for g in ctx.saved_tensors]
+            by = upstream if ctx.whole is None else upstream / ctx.whole
+            gradients = [None if g is None else g * by for g in ctx.saved_tensors]
             return None, *map(_fitted, gradients, ctx.given)
         x, y, scale, bias = ctx.saved_tensors
         scale, bias = (

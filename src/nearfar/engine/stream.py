@@ -7,6 +7,7 @@ from torch import Tensor
 
 from nearfar.engine.budget import Limits, block, spans
 from nearfar.engine.closeness import Closeness, Tile
+from nearfar.engine.space import Space
 from nearfar.engine.step import Answer, Executor, Request, show
 from nearfar.relation import Block, Relation
 
@@ -15,11 +16,11 @@ from nearfar.relation import Block, Relation
 RowsRule = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 # The same with its derivative: (b, m) closeness, who is similar to whom, which rows these are,
-# (b,) weights of their losses in the gradient (None: all 1), whether a gradient is wanted ->
-# (b,) losses, how much each counts, and (b, m) forces where they are wanted. The closeness is not
-# the rule's to change.
+# (b,) weights of their losses in the gradient (None: all 1), whether a gradient is wanted, memory
+# that lasts until the next block -> (b,) losses, how much each counts, and (b, m) forces where they
+# are wanted. The rule leaves the closeness as it was.
 BlockRule = Callable[
-    [Tensor, Block, slice, Tensor | None, bool], tuple[Tensor, Tensor, Tensor | None]
+    [Tensor, Block, slice, Tensor | None, bool, Space], tuple[Tensor, Tensor, Tensor | None]
 ]
 
 # Copies of a block that live at once: the closeness, masks, and what the rule's autograd keeps.
@@ -41,9 +42,10 @@ def blockwise(rule: BlockRule, closeness: Closeness, relation: Relation) -> Exec
         per_row, counts = a.new_zeros(len(a)), a.new_zeros(len(a), dtype=torch.int64)
         da = torch.zeros_like(a) if request.gradient else None
         db = torch.zeros_like(columns) if request.gradient else None
-        for rows, tile, who in row_blocks(closeness, relation, a, columns, request.limits):
+        space = Space()
+        for rows, tile, who in row_blocks(closeness, relation, a, columns, request.limits, space):
             weight = None if request.weight is None else request.weight[rows]
-            loss, count, force = rule(tile.values, who, rows, weight, request.gradient)
+            loss, count, force = rule(tile.values, who, rows, weight, request.gradient, space)
             per_row[rows], counts[rows] = loss.to(a.dtype), count.long()
             if force is not None and da is not None and db is not None:
                 show(request, rows, everyone, who, tile.values, force, closeness.toward)
@@ -54,19 +56,34 @@ def blockwise(rule: BlockRule, closeness: Closeness, relation: Relation) -> Exec
 
 
 def row_blocks(
-    closeness: Closeness, relation: Relation, a: Tensor, columns: Tensor, limits: Limits
+    closeness: Closeness,
+    relation: Relation,
+    a: Tensor,
+    columns: Tensor,
+    limits: Limits,
+    space: Space,
 ) -> Iterator[tuple[slice, Tile, Block]]:
-    """Blocks of prepared rows against all prepared columns: which rows, how close, who is who."""
+    """Blocks of prepared rows against all prepared columns: which rows, how close, who is who.
+
+    A block lasts until the next one, which takes its memory.
+    """
     everyone = slice(0, len(columns))
     for rows in spans(len(a), block(limits, a.device, a.element_size(), _BUFFERS, len(columns))):
-        yield rows, closeness.tile(a[rows], columns), relation.block(rows, everyone)
+        space.clear()
+        out = space.take(a, rows.stop - rows.start, len(columns))
+        yield rows, closeness.tile(a[rows], columns, out), relation.block(rows, everyone)
 
 
 def _by_autograd(rule: RowsRule) -> BlockRule:
     """The forces of a rule in plain torch: its gradient with respect to the closeness."""
 
     def with_forces(
-        values: Tensor, who: Block, rows: slice, weight: Tensor | None, gradient: bool
+        values: Tensor,
+        who: Block,
+        rows: slice,
+        weight: Tensor | None,
+        gradient: bool,
+        space: Space,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         positive, negative = who.masks()
         if not gradient:

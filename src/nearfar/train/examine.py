@@ -25,6 +25,11 @@ def examine_path(path: Path) -> Diagnosis:
     """
     if path.suffix.lower() == ".npz":
         return _examine_embeddings(path)
+    if path.is_file():
+        raise InputError(
+            f"{path} is neither a run folder nor an .npz of embeddings. Name the folder given to "
+            "`nearfar train --out`, or what `nearfar embed` wrote."
+        )
     run = read_run(path)
     outcome = read_record(path).outcome if (path / RECORD).is_file() else None
     return examine_record(run.config, run.summary, read_metrics(path), outcome)

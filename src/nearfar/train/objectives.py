@@ -272,6 +272,12 @@ def objective(name: str) -> Objective:
     return OBJECTIVES[name]
 
 
+def belonging(key: str) -> str:
+    """Which losses have a hyperparameter, as a sentence to add to an error; empty: none has."""
+    having = [name for name, o in OBJECTIVES.items() if key in o.hyperparameters]
+    return f" {key!r} belongs to: {', '.join(having)}." if having else ""
+
+
 def resolve(name: str, given: Mapping[str, Setting]) -> dict[str, Setting]:
     """All hyperparameters of a loss: the given ones, and defaults for the rest.
 
@@ -282,9 +288,7 @@ def resolve(name: str, given: Mapping[str, Setting]) -> dict[str, Setting]:
     for key in given:
         if key not in chosen.hyperparameters:
             has = ", ".join(chosen.hyperparameters)
-            others = [other for other, o in OBJECTIVES.items() if key in o.hyperparameters]
-            also = f" {key!r} belongs to: {', '.join(others)}." if others else ""
-            raise InputError(f"the {name} loss has no {key!r}; it has: {has}.{also}")
+            raise InputError(f"the {name} loss has no {key!r}; it has: {has}.{belonging(key)}")
     settings = {**chosen.hyperparameters, **given}
     try:  # the loss knows its ranges best; six items of three identities suit every form
         identity = torch.arange(6) // 2

@@ -17,7 +17,7 @@ from nearfar.errors import InputError
 from nearfar.tabulate import Table
 from nearfar.train.config import Setting, TrainConfig
 from nearfar.train.loop import train
-from nearfar.train.objectives import objective, resolve
+from nearfar.train.objectives import belonging, objective, resolve
 from nearfar.train.record import RECORD, read_record
 from nearfar.train.run import SUMMARY, read_results
 
@@ -129,7 +129,8 @@ def trials_of(
     """
     for name in settings:
         if not any(name in objective(loss).hyperparameters for loss in losses):
-            raise InputError(f"none of the losses {', '.join(losses)} has a {name}.")
+            among = f"none of the losses {', '.join(losses)} has a {name!r}"
+            raise InputError(f"{among}.{belonging(name)}")
     found = {}
     for loss in dict.fromkeys(losses):
         own = {k: v for k, v in settings.items() if k in objective(loss).hyperparameters}
@@ -158,6 +159,8 @@ def sweep(trials: Sequence[Trial], out: Path, *, minutes: float, console: Consol
     """
     if not trials:
         raise InputError("a sweep needs at least one loss.")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file. Name a folder as --out: a sweep writes one a trial.")
     finished: list[Finished] = []
     skipped: list[Trial] = []
     failed: list[tuple[Trial, str]] = []
