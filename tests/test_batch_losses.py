@@ -354,6 +354,17 @@ def test_the_streaming_executor_of_the_same_rule_gives_the_same(
             near(gradients(runs(case, reduction), data), expected, 1e-11)
 
 
+@over(CASES)
+def test_arguments_are_left_as_they_are(case: Case) -> None:
+    data = case.draw(9, dtype=torch.float32)
+    kept = {name: a.clone() for name, a in (data.rows | data.others).items()}
+    for reduction in ("none", "mean"):
+        leaves = {name: a.requires_grad_() for name, a in data.rows.items()}
+        with tile_shape(4, 4):
+            runs(case, reduction)(data.at(**leaves)).sum().backward()
+    assert all(torch.equal(a, kept[name]) for name, a in (data.rows | data.others).items())
+
+
 # References.
 
 REFERENCED = [case for case in PLAIN if "reference" in case.takes]

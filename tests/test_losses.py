@@ -394,6 +394,14 @@ def test_vmap_and_grad(case: Case) -> None:
 
 
 @over(CASES)
+def test_arguments_are_left_as_they_are(case: Case) -> None:
+    x, labels = case.draw(5, 3, dtype=torch.float32)
+    given = [a.clone() for a in (*x, *labels)]
+    value_and_gradients(lambda a: case.run(a, labels), x)
+    assert all(torch.equal(a, b) for a, b in zip((*x, *labels), given, strict=True))
+
+
+@over(CASES)
 def test_no_grad_gives_the_same_bits(case: Case) -> None:
     x, labels = case.draw(4, 3, dtype=torch.float32)
     with_graph = case.run(tuple(a.clone().requires_grad_() for a in x), labels)

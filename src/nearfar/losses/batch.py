@@ -53,7 +53,8 @@ def row_weight(weight: ArrayLike | None, x: Tensor) -> Tensor | None:
             "class_weight[labels]."
         )
     refuse("weight", weight, weight < 0, "be 0 or more")
-    return weight.to(torch.promote_types(x.dtype, torch.float32))
+    # A copy: it is kept for the backward pass, and the caller may do with his what he likes.
+    return weight.to(torch.promote_types(x.dtype, torch.float32), copy=True)
 
 
 def one_of(name: str, value: object, choices: object) -> None:
