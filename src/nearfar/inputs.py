@@ -128,14 +128,14 @@ def lift(name: str, x: Tensor) -> Tensor:
     float16 and bfloat16 become float32, integers the default dtype. An infinite entry becomes NaN
     so that no later `max(0, margin - distance)` can hide a bad row behind a finite loss.
     """
-    if x.dtype is torch.bool or x.is_complex():
-        raise TypeError(f"{name} must hold real numbers, got {x.dtype}.")
-    if not x.is_floating_point():
-        return x.to(torch.get_default_dtype())
     if x.dtype in (torch.float32, torch.float64):
         if x.device.type == "cpu" and not tracing() and isfinite(x.detach().sum().item()):
             return x  # as it is: every entry is finite, or the sum were not
         return torch.add(x, x, alpha=0)  # x + 0 x: NaN where x is infinite, and one cheap step
+    if x.dtype is torch.bool or x.is_complex():
+        raise TypeError(f"{name} must hold real numbers, got {x.dtype}.")
+    if not x.is_floating_point():
+        return x.to(torch.get_default_dtype())
     lifted: Tensor = _Lift.apply(x)  # type: ignore[no-untyped-call]
     return lifted
 

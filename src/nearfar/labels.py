@@ -101,12 +101,13 @@ def class_ids(
     given = labels = _one_per_row(name, labels, like)
     if not labels.shape[0]:
         return torch.zeros(0, dtype=torch.int64, device=labels.device)
-    if labels.dtype is torch.bool or labels.is_floating_point() or labels.is_complex():
-        raise TypeError(
-            f"{name} must be class ids of an integer dtype, got {labels.dtype}. "
-            f"Pass {name}.long() if the values are ids."
-        )
-    labels = labels.to(torch.int64)
+    if labels.dtype is not torch.int64:
+        if labels.dtype is torch.bool or labels.is_floating_point() or labels.is_complex():
+            raise TypeError(
+                f"{name} must be class ids of an integer dtype, got {labels.dtype}. "
+                f"Pass {name}.long() if the values are ids."
+            )
+        labels = labels.to(torch.int64)
     if n_classes is not None:
         low, high = labels.aminmax()
         if not tracing() and (low.item() < 0 or high.item() >= n_classes):

@@ -54,6 +54,8 @@ class Block:
 # smaller than this are quicker than any list.
 _FEW = 32
 _SMALL = 2**14
+# A relation of so few pairs has one mask, which all its blocks are cut from.
+_WHOLE = 2**16
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +100,7 @@ class Relation:
     def _n_positives(self) -> Tensor:
         if self.row_labels is None or self.column_labels is None:
             return (torch.arange(self.n, device=self.device) < self.m).long()
-        if self.n * self.m <= _SMALL:
+        if self.n * self.m <= _WHOLE:
             return self._whole.sum(1)
         if self.row_labels.ndim == 2:
             everyone = slice(0, self.m)
@@ -135,7 +137,7 @@ class Relation:
             return OneEach(shape, self.match[rows])
         if shape[0] * shape[1] > _SMALL and self._few:
             return self._listed(rows, columns, shape)
-        if self.n * self.m <= _SMALL:
+        if self.n * self.m <= _WHOLE:
             return Masked(self._whole[rows, columns])
         similar = share_label(self.row_labels[rows], self.column_labels[columns])
         if selves is not None:

@@ -119,12 +119,19 @@ def kept_elements(
     """How many elements of the tiles of a first pass may be kept for a second."""
     if limits.tile:
         return shape[0] * shape[1]  # one tile, so that a test sees both
-    return 3 * _elements(limits, device, itemsize, 8)
+    return _elements(limits, device, itemsize, 3)
 
 
 def _elements(limits: Limits, device: torch.device, itemsize: int, buffers: int) -> int:
     budget = limits.budget or _BUDGET.get(device.type, _ACCELERATOR_BUDGET)
     return max(1, budget // (itemsize * buffers))
+
+
+def joined(parts: list[Tensor], like: Tensor) -> Tensor:
+    """One after the other; of none, nothing of the dtype of `like`."""
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat(parts) if parts else like.new_zeros(0)
 
 
 def part(x: Tensor, at: slice) -> Tensor:

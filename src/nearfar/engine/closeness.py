@@ -166,8 +166,12 @@ def _cancelling(squares: Tensor, of_a: Tensor, of_b: Tensor, share: float) -> Te
     """(k, 2) the pairs of which less than a share of |a|^2 + |b|^2 is left, or nothing at all."""
     if not squares.numel():
         return None
-    # The smallest of a row and the largest |b|^2 mostly tell that the row has no such pair.
-    rows = (squares.amin(1) <= share * (of_a + of_b.amax())).nonzero()[:, 0]
+    # The smallest square and the largest |b|^2 mostly tell that there is no such pair: in the tile,
+    # or in a row.
+    least, largest_b = squares.amin(1), of_b.amax()
+    if least.amin().item() > share * (of_a.amax() + largest_b).item():
+        return None
+    rows = (least <= share * (of_a + largest_b)).nonzero()[:, 0]
     if not len(rows):
         return None
     row, column = (squares[rows] <= share * (of_a[rows, None] + of_b)).nonzero(as_tuple=True)

@@ -13,7 +13,7 @@ from math import inf
 import torch
 from torch import Tensor
 
-from nearfar.engine.budget import part, spans, strip_shape
+from nearfar.engine.budget import joined, part, spans, strip_shape
 from nearfar.engine.closeness import Closeness, Tile, add_rows
 from nearfar.engine.step import Answer, Executor, Request, show
 from nearfar.relation import Block, Relation
@@ -80,10 +80,6 @@ def sum_of(terms: Tensor, anchor: Tensor, n: int) -> Tensor:
     total = terms.new_zeros(n)
     add_rows(total, anchor, terms)
     return total
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 _KEPT = 4  # floats a pair of a strip: closeness, exponent, and the place of a positive
@@ -170,8 +166,8 @@ class _Strip:
         top = reduce(torch.maximum, (p.terms.amax(1) for p in self.parts)).clamp_(min=lowest)
         powers = (p.terms.sub_(top[:, None]).exp_() for p in self.parts)
         total = reduce(torch.add, (p.sum(1) for p in powers))
-        near = _joined([p.tile.values[p.anchor, p.other] for p in self.parts])
-        anchor = _joined([p.anchor for p in self.parts])
+        near = joined([p.tile.values[p.anchor, p.other] for p in self.parts], total)
+        anchor = joined([p.anchor for p in self.parts], total)
         loss, by_far, by_near = self.rule.settle(top + total.log(), near, anchor)
         if weight is not None:
             by_far, by_near = by_far * weight[self.rows], by_near * weight[self.rows][anchor]

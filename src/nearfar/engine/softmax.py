@@ -15,7 +15,7 @@ from math import inf
 import torch
 from torch import Tensor
 
-from nearfar.engine.budget import kept_elements, part, spans, strip_shape
+from nearfar.engine.budget import joined, kept_elements, part, spans, strip_shape
 from nearfar.engine.budget import tile as tile_shape
 from nearfar.engine.closeness import pull_back
 from nearfar.engine.elementwise import tiles
@@ -241,7 +241,7 @@ def _one_visit(
     """Row by row: all tiles of a strip of rows are kept until its sums are known."""
     a, b = request.a, request.columns
     valid, count = rule.counts(relation)
-    per_row = a.new_empty(len(a), dtype=exact(a))
+    losses = []
     da = torch.zeros_like(a) if request.gradient else None
     db = torch.zeros_like(b) if request.gradient else None
     for rows in spans(len(a), shape[0]):
@@ -251,10 +251,12 @@ def _one_visit(
         for columns in spans(len(b), shape[1]):
             z, block = part(a, rows) @ part(b, columns).T, relation.block(rows, columns)
             strip.append((columns, block, z, _collect(z, block, rule, bounded, side)))
-        per_row[rows] = anchors.settle(
-            None if valid is None else valid[rows],
-            count[rows] if isinstance(count, Tensor) else count,
-            None if request.weight is None else request.weight[rows],
+        losses.append(
+            anchors.settle(
+                None if valid is None else valid[rows],
+                count[rows] if isinstance(count, Tensor) else count,
+                None if request.weight is None else request.weight[rows],
+            )
         )
         if da is None or db is None:
             continue
@@ -262,7 +264,7 @@ def _one_visit(
             force = _forces(terms, block, side)
             show(request, rows, columns, block, z, force, -1)
             pull_back(force, part(a, rows), part(b, columns), part(da, rows), part(db, columns))
-    return Answer(per_row, valid, da, db)
+    return Answer(joined(losses, a), valid, da, db)
 
 
 def _two_passes(
