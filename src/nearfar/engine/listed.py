@@ -40,6 +40,11 @@ class TupleRule:
     pairs: Sequence[tuple[int, int]]
     loss: Callable[..., Tensor]
 
+    @property
+    def places(self) -> int:
+        """How many rows a tuple has."""
+        return 1 + max(map(max, self.pairs))
+
 
 def listed(
     rule: TupleRule,
@@ -60,9 +65,9 @@ def listed(
         db = torch.zeros_like(columns) if request.gradient and request.b is not None else None
         shown, gap = _Shown(), _GAPS[distance]
         with torch.no_grad():
-            for found in pick(a, request.b, request.limits):
-                width = found.shape[1] * a.shape[1]
-                size = block(request.limits, a.device, a.element_size(), _BUFFERS, width)
+            width = rule.places * a.shape[1]
+            size = block(request.limits, a.device, a.element_size(), _BUFFERS, width)
+            for found in _together(pick(a, request.b, request.limits), size):
                 for chunk in spans(len(found), size):
                     tuples = found[chunk]
                     anchor = tuples[:, 0]
@@ -87,6 +92,18 @@ def listed(
         return Answer(per_row, active if mean_of_active else valid, da, db)
 
     return execute
+
+
+def _together(found: Iterator[Tensor], size: int) -> Iterator[Tensor]:
+    """The same tuples, at least `size` at a time: the few of a block are not worth their steps."""
+    waiting: list[Tensor] = []
+    for tuples in found:
+        waiting.append(tuples)
+        if sum(map(len, waiting)) >= size:
+            yield torch.cat(waiting)
+            waiting = []
+    if waiting:
+        yield torch.cat(waiting)
 
 
 @dataclass(frozen=True, eq=False)

@@ -69,17 +69,28 @@ def softmax_loss(
             f"logits must have shape (n, c), a score for each of c classes, "
             f"got {tuple(logits.shape)}."
         )
-    target = class_ids(target, like=logits, n_classes=logits.shape[1], name="target")
+    target = class_ids(target, like=logits, name="target")
     between("label_smoothing", label_smoothing, 0, 1)
     check_reduction(reduction)
     if logits.device.type == "cpu" and not tracing() and not watched():
         # Torch's fused formula is several times as fast, and right where the loss is not near 0.
-        fused = cross_entropy(logits, target, reduction=reduction, label_smoothing=label_smoothing)
-        if _smallest(fused, reduction, target.shape[0]) > _NEAR_0:
-            return fused
+        try:
+            fused = cross_entropy(
+                logits,
+                target,
+                reduction=reduction,
+                label_smoothing=label_smoothing,
+                ignore_index=_NOBODY,
+            )
+            if _smallest(fused, reduction, target.shape[0]) > _NEAR_0:
+                return fused
+        except IndexError:
+            pass  # a target out of range, of which the next line tells more
+    target = class_ids(target, like=logits, n_classes=logits.shape[1], name="target")
     return reduce(_pick_target(logits, target, label_smoothing), reduction)
 
 
+_NOBODY = -(2**62)  # torch leaves one id out, -100 if not told: let it be one that nobody has
 # A loss above this has lost less than four bits as the difference of two logits.
 _NEAR_0 = 0.1
 
