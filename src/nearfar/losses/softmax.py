@@ -69,7 +69,7 @@ def softmax_loss(
             f"logits must have shape (n, c), a score for each of c classes, "
             f"got {tuple(logits.shape)}."
         )
-    target = class_ids(target, like=logits, name="target")
+    ids = class_ids(target, like=logits, name="target")
     between("label_smoothing", label_smoothing, 0, 1)
     check_reduction(reduction)
     if logits.device.type == "cpu" and not tracing() and not watched():
@@ -77,17 +77,17 @@ def softmax_loss(
         try:
             fused = cross_entropy(
                 logits,
-                target,
+                ids,
                 reduction=reduction,
                 label_smoothing=label_smoothing,
                 ignore_index=_NOBODY,
             )
-            if _smallest(fused, reduction, target.shape[0]) > _NEAR_0:
+            if _smallest(fused, reduction, ids.shape[0]) > _NEAR_0:
                 return fused
         except IndexError:
             pass  # a target out of range, of which the next line tells more
-    target = class_ids(target, like=logits, n_classes=logits.shape[1], name="target")
-    return reduce(_pick_target(logits, target, label_smoothing), reduction)
+    ids = class_ids(target, like=logits, n_classes=logits.shape[1], name="target")
+    return reduce(_pick_target(logits, ids, label_smoothing), reduction)
 
 
 _NOBODY = -(2**62)  # torch leaves one id out, -100 if not told: let it be one that nobody has
