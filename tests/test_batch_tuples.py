@@ -349,6 +349,17 @@ def test_without_gradient_the_value_is_the_same() -> None:
             )
 
 
+def test_a_row_without_direction_has_cosine_0_with_everyone() -> None:
+    x = torch.tensor([[1.0, 0], [0.6, 0.8], [0, 0], [0, 1]], requires_grad=True)
+    how: Settings = {"select": "hard", "margin": 1.0, "distance": "cosine", "reduction": "none"}
+    loss = batch_triplet_loss(x, [0, 0, 1, 1], **how)
+    torch.testing.assert_close(loss, torch.tensor([0.4, 1.2, 1.0, 1.8]))
+    loss.sum().backward()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+    assert (x.grad[2] == 0).all()
+
+
 @over_losses
 def test_same_input_same_bits(loss: Callable[..., Tensor], how: Settings) -> None:
     x, labels = draw(40, "random", seed=12)
