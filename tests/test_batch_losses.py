@@ -365,6 +365,15 @@ def test_arguments_are_left_as_they_are(case: Case) -> None:
     assert all(torch.equal(a, kept[name]) for name, a in (data.rows | data.others).items())
 
 
+def test_weights_may_change_before_the_backward_pass() -> None:
+    x, labels, weight = torch.eye(4).requires_grad_(), torch.tensor([0, 0, 1, 1]), torch.ones(4)
+    (expected,) = torch.autograd.grad(nearfar.sup_con_loss(x, labels, reduction="sum"), x)
+    losses = nearfar.sup_con_loss(x, labels, weight=weight, reduction="none")
+    weight.zero_()
+    (found,) = torch.autograd.grad(losses.sum(), x)
+    torch.testing.assert_close(found, expected)
+
+
 # References.
 
 REFERENCED = [case for case in PLAIN if "reference" in case.takes]
