@@ -393,6 +393,15 @@ def test_vmap_and_grad(case: Case) -> None:
     torch.testing.assert_close(gradients, torch.stack([torch.func.grad(loss)(*x) for x in each]))
 
 
+def test_a_row_without_direction_is_at_cosine_distance_1() -> None:
+    x1 = torch.tensor([[0.0, 0], [3, 4], [0, 0]], requires_grad=True)
+    x2 = torch.tensor([[3.0, 4], [0, 0], [0, 0]], requires_grad=True)
+    loss = nearfar.cosine_loss(x1, x2, reduction="none")
+    torch.testing.assert_close(loss, torch.ones(3))
+    for gradient in torch.autograd.grad(loss.sum(), (x1, x2)):
+        torch.testing.assert_close(gradient, torch.zeros(3, 2))
+
+
 @over(CASES)
 def test_arguments_are_left_as_they_are(case: Case) -> None:
     x, labels = case.draw(5, 3, dtype=torch.float32)
