@@ -44,6 +44,7 @@ from nearfar.engine.closeness import CosineDistance, Euclidean, Product
 from nearfar.engine.contest import Contest
 from nearfar.engine.dense import dense
 from nearfar.engine.elementwise import PairRule
+from nearfar.engine.products import Gradient
 from nearfar.engine.softmax import SoftmaxRule
 from nearfar.engine.step import Answer, Executor, Request
 from nearfar.engine.stream import RowsRule, stream
@@ -746,11 +747,9 @@ def no_gradient_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("a gradient was computed")
 
-    import nearfar.engine.softmax as fused
-
     for measure in (Product, CosineDistance, Euclidean):
         monkeypatch.setattr(measure, "pull_back", refuse)
-    monkeypatch.setattr(fused, "pull_back", refuse)
+    monkeypatch.setattr(Gradient, "__init__", refuse)
 
 
 @pytest.mark.usefixtures("no_gradient_work")

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from nearfar.distance import Distance, largest
-from nearfar.engine.budget import spans
+from nearfar.engine.budget import part, spans
+from nearfar.engine.products import Gradient, add_products, products
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,21 +43,23 @@ class Closeness(Protocol):
         """Rows and columns (None: the rows themselves) as `tile` wants them."""
         ...
 
-    def tile(self, a: Tensor, b: Tensor, out: Tensor | None = None) -> Tile:
-        """The closeness of rows `a` (r, d) to columns `b` (c, d), put into `out` where given."""
+    def tile(self, a: Tensor, b: Tensor) -> Tile:
+        """The closeness of rows `a` (r, d) to columns `b` (c, d)."""
         ...
 
     def pull_back(
-        self, force: Tensor, tile: Tile, a: Tensor, b: Tensor, da: Tensor, db: Tensor
+        self, force: Tensor, tile: Tile, gradient: Gradient, rows: slice, columns: slice
     ) -> None:
-        """Add to `da`, `db` the gradient of sum(force * tile.values); may overwrite `force`."""
+        """Add the gradient of sum(force * tile.values); may overwrite `force`.
+
+        Args:
+            force: (r, c) on each pair of the tile.
+            tile: as it came from `tile`.
+            gradient: what to add to.
+            rows: of the tile.
+            columns: of the tile.
+        """
         ...
-
-
-def pull_back(force: Tensor, a: Tensor, b: Tensor, da: Tensor, db: Tensor, by: float = 1) -> None:
-    """Add to `da`, `db` the gradient of by * sum(force * (a @ b.T))."""
-    da.addmm_(force, b, alpha=by)
-    db.addmm_(force.T, a, alpha=by)
 
 
 def same(a: Tensor, b: Tensor) -> bool:
@@ -72,13 +75,13 @@ class Product:
     def prepare(self, a: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return a, b
 
-    def tile(self, a: Tensor, b: Tensor, out: Tensor | None = None) -> Tile:
-        return Tile(torch.mm(a, b.T, out=out))
+    def tile(self, a: Tensor, b: Tensor) -> Tile:
+        return Tile(products(a, b))
 
     def pull_back(
-        self, force: Tensor, tile: Tile, a: Tensor, b: Tensor, da: Tensor, db: Tensor
+        self, force: Tensor, tile: Tile, gradient: Gradient, rows: slice, columns: slice
     ) -> None:
-        pull_back(force, a, b, da, db)
+        gradient.add(force, rows, columns)
 
 
 class CosineDistance(Product):
@@ -86,13 +89,13 @@ class CosineDistance(Product):
 
     toward = 1
 
-    def tile(self, a: Tensor, b: Tensor, out: Tensor | None = None) -> Tile:
-        return Tile(torch.mm(a, b.T, out=out).neg_().add_(1))
+    def tile(self, a: Tensor, b: Tensor) -> Tile:
+        return Tile(products(a, b).neg_().add_(1))
 
     def pull_back(
-        self, force: Tensor, tile: Tile, a: Tensor, b: Tensor, da: Tensor, db: Tensor
+        self, force: Tensor, tile: Tile, gradient: Gradient, rows: slice, columns: slice
     ) -> None:
-        pull_back(force, a, b, da, db, -1)
+        gradient.add(force, rows, columns, -1)
 
 
 class Euclidean:
@@ -121,10 +124,10 @@ class Euclidean:
         centre = centre.where(centre.abs() > high - low, 0)
         return a - centre, None if b is None else b - centre
 
-    def tile(self, a: Tensor, b: Tensor, out: Tensor | None = None) -> Tile:
+    def tile(self, a: Tensor, b: Tensor) -> Tile:
         of_a = torch.linalg.vecdot(a, a)
         of_b = of_a if same(a, b) else torch.linalg.vecdot(b, b)
-        squares = torch.add(of_a[:, None], of_b, out=out).addmm_(a, b.T, alpha=-2)
+        squares = add_products(torch.add(of_a[:, None], of_b), a, b, -2)
         if a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr():
             # Cut from the same rows: no loss compares one with itself, nor need that be repaired.
             own = squares.diagonal((a.storage_offset() - b.storage_offset()) // a.shape[1])
@@ -138,24 +141,26 @@ class Euclidean:
         return Tile(squares if self.squared else squares.sqrt_(), close)
 
     def pull_back(
-        self, force: Tensor, tile: Tile, a: Tensor, b: Tensor, da: Tensor, db: Tensor
+        self, force: Tensor, tile: Tile, gradient: Gradient, rows: slice, columns: slice
     ) -> None:
         # The gradient of the distance is (a - b) / d, that of its square 2 (a - b).
         d = tile.values
-        for rows, columns in _chunks(tile.close, force, a):
-            pull = self._by_square(force[rows, columns], d[rows, columns])
-            pull = pull.masked_fill_(d[rows, columns] == 0, 0)[:, None] * (a[rows] - b[columns])
-            add_rows(da, rows, pull)
-            add_rows(db, columns, pull.neg_())
-            force[rows, columns], d[rows, columns] = 0, 1
+        a, b = part(gradient.a, rows), part(gradient.b, columns)
+        da, db = part(gradient.da, rows), part(gradient.db, columns)
+        for i, j in _chunks(tile.close, force, a):
+            pull = self._by_square(force[i, j], d[i, j])
+            pull = pull.masked_fill_(d[i, j] == 0, 0)[:, None] * (a[i] - b[j])
+            add_rows(da, i, pull)
+            add_rows(db, j, pull.neg_())
+            force[i, j], d[i, j] = 0, 1
         force = self._by_square(force, d)
         if same(a, b):  # what a row does as a column is the same with its row and column exchanged
             force = force + force.T
-            da.addcmul_(force.sum(1)[:, None], a).addmm_(force, a, alpha=-1)
+            da.addcmul_(force.sum(1)[:, None], a)
+            gradient.add_to_rows(force, rows, columns, -1)
             return
-        da.addcmul_(force.sum(1)[:, None], a)
-        db.addcmul_(force.sum(0)[:, None], b)
-        pull_back(force, a, b, da, db, -1)
+        gradient.add_along(rows, force.sum(1), columns, force.sum(0))
+        gradient.add(force, rows, columns, -1)
 
     def _by_square(self, force: Tensor, d: Tensor) -> Tensor:
         """Twice the force on the square of a distance; overwrites that on the distance."""

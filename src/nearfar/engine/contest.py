@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nearfar.engine.budget import joined, part, spans, strip_shape
 from nearfar.engine.closeness import Closeness, Tile, add_rows
+from nearfar.engine.products import Gradient, whole
 from nearfar.engine.step import Answer, Executor, Request, show
 from nearfar.relation import Block, Relation
 
@@ -93,8 +94,7 @@ def contest(rule: Contest, closeness: Closeness, relation: Relation) -> Executor
         a, b = closeness.prepare(request.a, request.b)
         columns = a if b is None else b
         per_row = a.new_zeros(len(a))
-        da = torch.zeros_like(a) if request.gradient else None
-        db = torch.zeros_like(columns) if request.gradient else None
+        gradient = Gradient(a, columns) if request.gradient else None
         shape = strip_shape(
             request.limits, a.device, a.element_size(), _BUFFERS, len(columns), _KEPT
         )
@@ -104,21 +104,14 @@ def contest(rule: Contest, closeness: Closeness, relation: Relation) -> Executor
                 block = relation.block(rows, cols)
                 strip.add(cols, closeness.tile(part(a, rows), part(columns, cols)), block)
             per_row[rows] = strip.settle(part(a, rows), request.weight)
-            if da is None or db is None:
+            if gradient is None:
                 continue
             for piece in strip.parts:
                 force, cols = strip.force(piece), piece.columns
                 show(request, rows, cols, piece.block, piece.tile.values, force, closeness.toward)
-                closeness.pull_back(
-                    force,
-                    piece.tile,
-                    part(a, rows),
-                    part(columns, cols),
-                    part(da, rows),
-                    part(db, cols),
-                )
+                closeness.pull_back(force, piece.tile, gradient, rows, cols)
         counts = rule.counts(relation.n_positives(), relation.n_negatives())
-        return Answer(per_row.masked_fill_(counts == 0, 0), counts, da, db)
+        return Answer(per_row.masked_fill_(counts == 0, 0), counts, *whole(gradient))
 
     return execute
 

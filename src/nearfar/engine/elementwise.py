@@ -8,6 +8,7 @@ from torch import Tensor
 
 from nearfar.engine.budget import Limits, part, spans, tile
 from nearfar.engine.closeness import Closeness, Tile
+from nearfar.engine.products import Gradient, whole
 from nearfar.engine.step import Answer, Executor, Request, show
 from nearfar.observe import force_visitors
 from nearfar.relation import Block, Relation
@@ -60,8 +61,7 @@ def elementwise(rule: PairRule, closeness: Closeness, relation: Relation) -> Exe
         a, b = closeness.prepare(request.a, request.b)
         columns = a if b is None else b
         per_row, forces = a.new_zeros(len(a)), None if request.bias is None else a.new_zeros(())
-        da = torch.zeros_like(a) if request.gradient else None
-        db = torch.zeros_like(columns) if request.gradient else None
+        gradient = Gradient(a, columns) if request.gradient else None
         for visit in visits(closeness, relation, a, columns, request.limits):
             rows, cols, twice = visit.rows, visit.columns, visit.twice
             c, block = visit.tile, visit.block
@@ -71,7 +71,7 @@ def elementwise(rule: PairRule, closeness: Closeness, relation: Relation) -> Exe
             part(per_row, rows).add_(loss.sum(1))
             if twice:
                 part(per_row, cols).add_(loss.sum(0))
-            if da is None or db is None:
+            if gradient is None:
                 continue
             if request.weight is not None:
                 ends = request.weight[rows, None]
@@ -81,10 +81,8 @@ def elementwise(rule: PairRule, closeness: Closeness, relation: Relation) -> Exe
             show(request, rows, cols, block, c.values, force, closeness.toward)
             if forces is not None:
                 forces += force.sum()
-            closeness.pull_back(
-                force, c, part(a, rows), part(columns, cols), part(da, rows), part(db, cols)
-            )
-        return Answer(per_row, None, da, db, forces)
+            closeness.pull_back(force, c, gradient, rows, cols)
+        return Answer(per_row, None, *whole(gradient), forces)
 
     return execute
 

@@ -18,8 +18,6 @@ from nearfar.engine import places
 from nearfar.engine.anchors import Anchors
 from nearfar.engine.places import exact, look_up_rows
 from nearfar.engine.space import Space
-from nearfar.engine.stream import BlockRule
-from nearfar.relation import Block, Relation
 
 
 @dataclass(eq=False)
@@ -53,25 +51,6 @@ class Hinges:
     force: Tensor | None
 
 
-def every_triplet(
-    relation: Relation, margin: float, smooth: bool, mean_of_active: bool, tally: Tally
-) -> BlockRule:
-    """All triplets of each anchor, as a rule on a block."""
-
-    def rule(
-        d: Tensor, who: Block, rows: slice, weight: Tensor | None, gradient: bool, space: Space
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        sums = hinges(d, Anchors.of(who), margin, space, smooth=smooth, gradient=gradient)
-        tally.add(sums.valid.sum(), sums.active.sum())
-        force = sums.force
-        if force is not None and weight is not None:
-            force = force.mul_(weight[:, None])
-        loss = torch.where(sums.valid > 0, sums.loss, 0)
-        return loss, sums.active if mean_of_active else sums.valid, force
-
-    return rule
-
-
 def hinges(
     d: Tensor,
     anchors: Anchors,
@@ -102,9 +81,9 @@ def hinges(
         if smooth:
             loss, pull, force = _softly(reach, d, weight)
         else:
-            pull, force = _counted(reach, d, weight, space)
+            pull, force = counted(reach, d, weight, space)
     if not smooth:
-        loss = _sums(reach, d, pull, force, space)
+        loss = within(reach, pull) + beyond(reach, d, force, space)
     active = valid if smooth else pull.nan_to_num(0).sum(1, dtype=exact(d)).long()
     if not gradient:
         return Hinges(loss, valid, active, None)
@@ -112,10 +91,16 @@ def hinges(
     return Hinges(loss, valid, active, force)
 
 
-def _counted(
+def counted(
     reach: Tensor, far: Tensor, weight: Tensor | None, space: Space
 ) -> tuple[Tensor, Tensor]:
     """By how many negatives each positive is pulled, and by how many positives each is pushed.
+
+    Args:
+        reach: (b, p) how far each positive reaches, -inf where there is none.
+        far: (b, m) distances to the negatives, inf to everyone else.
+        weight: (b, m) by which each negative counts; None: all by 1.
+        space: where the forces go.
 
     Returns:
         (b, p) pulls, float64; (b, m) forces on the negatives, their numbers below 0.
@@ -123,21 +108,23 @@ def _counted(
     if reach.shape[1] > places.FEW:
         return _look_up(reach, far, weight)
     pull = torch.zeros_like(reach, dtype=exact(far))
-    pushed, short = space.take(far, *far.shape), space.take(far, *far.shape)
-    for slot in range(reach.shape[1]):
-        one = short if slot else pushed
-        torch.gt(reach[:, slot, None], far, out=one)
-        if weight is not None:
-            one.mul_(weight)
-        # A float32 counts up to 2^24, which weights may exceed.
-        pull[:, slot] = one.sum(1, dtype=None if weight is None else exact(far))
-        if slot:
-            pushed.add_(one)
+    pushed = space.like(far)
+    by_slot = reach.T.contiguous()  # which a tile seen from its columns is compared with faster
+    with space.lent(far) as short:
+        for slot in range(len(by_slot)):
+            one = short if slot else pushed
+            torch.gt(by_slot[slot, :, None], far, out=one)
+            if weight is not None:
+                one.mul_(weight)
+            # A float32 counts up to 2^24, which weights may exceed.
+            pull[:, slot] = one.sum(1, dtype=None if weight is None else exact(far))
+            if slot:
+                pushed.add_(one)
     return pull, pushed.neg_()
 
 
 def _look_up(reach: Tensor, far: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
-    """All positives at once; see `_counted`."""
+    """All positives at once; see `counted`."""
     rows, most = reach.shape
     ordered, order = reach.sort(1)
     place = look_up_rows(ordered, far).long()
@@ -151,15 +138,26 @@ def _look_up(reach: Tensor, far: Tensor, weight: Tensor | None) -> tuple[Tensor,
     )
 
 
-def _sums(reach: Tensor, d: Tensor, pull: Tensor, force: Tensor, space: Space) -> Tensor:
-    """(b,) losses, of how far the positives reach and whom they pull, and whom they push."""
-    # Both sums are from the farthest reach: from 0 they would lose the digits of a small loss.
-    none = reach == -inf
+# A loss is a sum over positives and one over negatives. Both are taken from the farthest reach:
+# from 0 they would lose the digits of a small loss.
+
+
+def _farthest(reach: Tensor) -> Tensor:
+    """(b, 1) how far the positives of each row reach; 0 where there is none."""
     top = reach.amax(1, keepdim=True)
-    top = top.masked_fill_(top == -inf, 0)
-    short = (reach - top).masked_fill_(none, 0).to(exact(d))
-    beyond = torch.sub(d, top, out=space.take(d, *d.shape))
-    return (short * pull).sum(1) + beyond.mul_(force).sum(1)
+    return top.masked_fill_(top == -inf, 0)
+
+
+def within(reach: Tensor, pull: Tensor) -> Tensor:
+    """(b,) the part of the losses that comes from how far positives reach, and how they pull."""
+    short = (reach - _farthest(reach)).masked_fill_(reach == -inf, 0)
+    return (short.to(pull.dtype) * pull).sum(1)
+
+
+def beyond(reach: Tensor, d: Tensor, force: Tensor, space: Space) -> Tensor:
+    """(b,) the part that comes from how far the negatives are, and how they are pushed."""
+    with space.lent(d) as short:
+        return torch.sub(d, _farthest(reach), out=short).mul_(force).sum(1)
 
 
 def _softly(reach: Tensor, far: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -16,7 +16,7 @@ from nearfar.engine.budget import Limits, block, spans
 from nearfar.engine.closeness import Closeness, Euclidean, by_distance
 from nearfar.engine.listed import Picker
 from nearfar.engine.places import above
-from nearfar.engine.space import Space
+from nearfar.engine.products import products
 from nearfar.engine.stream import row_blocks
 from nearfar.relation import Block, Relation
 
@@ -34,11 +34,11 @@ def walk(
 ) -> Iterator[tuple[slice, Tensor, Block]]:
     """Blocks of distances between rows and all columns: which rows, how far, who is who.
 
-    The distances are the caller's to change, and last until the next block.
+    The distances are the caller's to change.
     """
     a, b = closeness.prepare(a, b)
     columns = a if b is None else b
-    for rows, tile, who in row_blocks(closeness, relation, a, columns, limits, Space()):
+    for rows, tile, who in row_blocks(closeness, relation, a, columns, limits):
         yield rows, tile.values, who
 
 
@@ -57,14 +57,11 @@ def hardest(distance: Distance, relation: Relation, *, easy_positive: bool = Fal
         # Of |a - b|^2 / 2 the part that differs between columns; of unit rows it is -ab.
         half = columns.square().sum(1).div_(2) if distance != "cosine" else columns.new_zeros(1)
         size = block(limits, a.device, a.element_size(), _BUFFERS, len(columns))
-        space = Space()
         for rows in spans(len(a), size):
             anchors = Anchors.of(relation.block(rows, everyone))
             if not anchors.most:
                 continue
-            space.clear()
-            d = space.take(a, rows.stop - rows.start, len(columns))
-            picked = ends(torch.addmm(half, a[rows], columns.T, alpha=-1, out=d), anchors)
+            picked = ends(products(-a[rows], columns).add_(half), anchors)
             both = (anchors.count > 0) & (anchors.n_negatives > 0)
             if distance != "cosine":
                 (again,) = (both & _cancels(a[rows], columns[picked])).nonzero(as_tuple=True)

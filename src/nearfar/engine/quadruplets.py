@@ -22,6 +22,7 @@ from nearfar.engine.hinge import Tally, hinges
 from nearfar.engine.listed import Picker, show_listed
 from nearfar.engine.pick import in_order_of, walk
 from nearfar.engine.places import exact, look_up
+from nearfar.engine.products import Gradient, whole
 from nearfar.engine.space import Space
 from nearfar.engine.step import Answer, Executor, Request, show
 from nearfar.engine.stream import row_blocks
@@ -88,10 +89,11 @@ def every_quadruplet(
         a, _ = closeness.prepare(request.a, None)
         everyone = slice(0, len(a))
         per_row = a.new_zeros(len(a), dtype=exact(a))
-        da = torch.zeros_like(a) if request.gradient else None
+        gradient = Gradient(a, a) if request.gradient else None
         pairs = _Pairs.of(classes, a, distance, margin2, request)
         space = Space()
-        for rows, tile, who in row_blocks(closeness, relation, a, a, request.limits, space):
+        for rows, tile, who in row_blocks(closeness, relation, a, a, request.limits):
+            space.clear()
             d = tile.values
             of_k = classes.seconds(rows).to(d.dtype)
             terms = hinges(
@@ -101,23 +103,30 @@ def every_quadruplet(
             first.add(0, terms.active.sum())
             push = pairs.meet(rows, d, who.hidden)
             force = terms.force
-            if da is None or force is None:
+            if gradient is None or force is None:
                 continue
             if request.weight is not None:
                 force = force.mul_(request.weight[rows, None])
             force -= push
             show(request, rows, everyone, who, d, force, 1)
-            closeness.pull_back(force, tile, a[rows], a, da[rows], da)
+            closeness.pull_back(force, tile, gradient, rows, everyone)
         loss, count, pull = pairs.settle()
         per_row.index_add_(0, pairs.anchor, loss)
         first.add(n_quadruplets.sum(), 0)
         second.add(n_quadruplets.sum(), count.sum().long())
-        if da is not None:
+        if gradient is not None:
             show_listed(request, relation, pairs.anchor, pairs.positive, pairs.d, pull)
             for chunk in pairs.chunks(a, request.limits):
-                _pull(a, da, pairs.anchor[chunk], pairs.positive[chunk], distance, pull[chunk])
+                _pull(
+                    a,
+                    gradient.da,
+                    pairs.anchor[chunk],
+                    pairs.positive[chunk],
+                    distance,
+                    pull[chunk],
+                )
         per_row = torch.where(n_quadruplets > 0, per_row, 0)
-        return Answer(per_row.to(a.dtype), n_quadruplets, da)
+        return Answer(per_row.to(a.dtype), n_quadruplets, *whole(gradient))
 
     return execute
 

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from nearfar.engine.budget import joined, kept_elements, part, spans, strip_shape
 from nearfar.engine.budget import tile as tile_shape
-from nearfar.engine.closeness import pull_back
 from nearfar.engine.elementwise import tiles
 from nearfar.engine.places import exact
+from nearfar.engine.products import Gradient, products, whole
 from nearfar.engine.step import Answer, Executor, Request, show
 from nearfar.marks import Marks
 from nearfar.observe import force_visitors
@@ -242,14 +242,13 @@ def _one_visit(
     a, b = request.a, request.columns
     valid, count = rule.counts(relation)
     losses = []
-    da = torch.zeros_like(a) if request.gradient else None
-    db = torch.zeros_like(b) if request.gradient else None
+    gradient = Gradient(a, b) if request.gradient else None
     for rows in spans(len(a), shape[0]):
         anchors = _Anchors(rule, rows.stop - rows.start, a, bounded)
         side = _Side(anchors, slice(None), 1)
         strip = []
         for columns in spans(len(b), shape[1]):
-            z, block = part(a, rows) @ part(b, columns).T, relation.block(rows, columns)
+            z, block = products(part(a, rows), part(b, columns)), relation.block(rows, columns)
             strip.append((columns, block, z, _collect(z, block, rule, bounded, side)))
         losses.append(
             anchors.settle(
@@ -258,13 +257,13 @@ def _one_visit(
                 None if request.weight is None else request.weight[rows],
             )
         )
-        if da is None or db is None:
+        if gradient is None:
             continue
         for columns, block, z, terms in strip:
             force = _forces(terms, block, side)
             show(request, rows, columns, block, z, force, -1)
-            pull_back(force, part(a, rows), part(b, columns), part(da, rows), part(db, columns))
-    return Answer(joined(losses, a), valid, da, db)
+            gradient.add(force, rows, columns)
+    return Answer(joined(losses, a), valid, *whole(gradient))
 
 
 def _two_passes(
@@ -284,7 +283,7 @@ def _two_passes(
     room = kept_elements(request.limits, a.device, a.element_size(), shape)
     kept: list[tuple[Tensor, Block, Tensor]] = []
     for rows, columns, twice in visits:
-        z, block = part(a, rows) @ part(b, columns).T, relation.block(rows, columns)
+        z, block = products(part(a, rows), part(b, columns)), relation.block(rows, columns)
         terms = _collect(
             z, block, rule, bounded, *_sides(as_rows, rows, as_columns, columns, both or twice)
         )
@@ -300,19 +299,19 @@ def _two_passes(
         per_row = (per_row + as_columns.settle(valid, count, weight)) / 2
     if not request.gradient:
         return Answer(per_row, valid)
-    da, db = torch.zeros_like(a), torch.zeros_like(b)
+    gradient = Gradient(a, b)
     kept.reverse()
     for rows, columns, twice in visits:
         if kept:
             z, block, terms = kept.pop()
         else:
-            z, block = part(a, rows) @ part(b, columns).T, relation.block(rows, columns)
+            z, block = products(part(a, rows), part(b, columns)), relation.block(rows, columns)
             terms = _terms(z, block, rule, bounded)
         sides = _sides(as_rows, rows, as_columns, columns, both or twice)
         force = _forces(terms, block, *sides)
         show(request, rows, columns, block, z, force, -1)
-        pull_back(force, part(a, rows), part(b, columns), part(da, rows), part(db, columns))
-    return Answer(per_row, valid, da, db)
+        gradient.add(force, rows, columns)
+    return Answer(per_row, valid, *whole(gradient))
 
 
 def _sides(

@@ -1,5 +1,8 @@
 """Memory that blocks of pairs use one after another."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from torch import Tensor
 
 
@@ -18,13 +21,26 @@ class Space:
         """Whatever was taken may be taken again."""
         self._taken = 0
 
-    def take(self, like: Tensor, rows: int, columns: int) -> Tensor:
-        """(rows, columns) of any content, in the dtype of `like` and on its device."""
-        size = rows * columns
+    def like(self, tile: Tensor) -> Tensor:
+        """A tile of any content, laid out as the other, of its dtype and on its device."""
+        rows, columns = tile.shape
+        if tile.stride(0) < tile.stride(1):
+            return self._take(tile).view(columns, rows).T
+        return self._take(tile).view(rows, columns)
+
+    @contextmanager
+    def lent(self, tile: Tensor) -> Iterator[Tensor]:
+        """The same, to be taken again after the block; nothing is taken for longer inside it."""
+        taken = self._taken
+        yield self.like(tile)
+        self._taken = taken
+
+    def _take(self, like: Tensor) -> Tensor:
+        size = like.numel()
         if self._taken == len(self._buffers):
             self._buffers.append(like.new_empty(size))
         elif self._buffers[self._taken].numel() < size:
             self._buffers[self._taken] = like.new_empty(size)
         buffer = self._buffers[self._taken]
         self._taken += 1
-        return buffer[:size].view(rows, columns)
+        return buffer[:size]

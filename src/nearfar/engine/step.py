@@ -298,8 +298,8 @@ class _Rows:
         self.ready, self.size = x / size, size / down
 
     def back(self, gradient: Tensor) -> Tensor:
-        """From the gradient of `ready` to that of the rows; overwrites its argument."""
+        """From the gradient of `ready` to that of the rows, in the place of `ready`."""
         if self.size is None:
-            return gradient
+            return self.ready.copy_(gradient)
         along = torch.linalg.vecdot(gradient, self.ready)[:, None]
-        return gradient.addcmul_(self.ready, along, value=-1).div_(self.size)
+        return self.ready.mul_(along).sub_(gradient).div_(-self.size)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from nearfar.engine.budget import Limits, block, spans
 from nearfar.engine.closeness import Closeness, Tile
+from nearfar.engine.products import Gradient, whole
 from nearfar.engine.space import Space
 from nearfar.engine.step import Answer, Executor, Request, show
 from nearfar.relation import Block, Relation
@@ -40,17 +41,17 @@ def blockwise(rule: BlockRule, closeness: Closeness, relation: Relation) -> Exec
         columns = a if b is None else b
         everyone = slice(0, len(columns))
         per_row, counts = a.new_zeros(len(a)), a.new_zeros(len(a), dtype=torch.int64)
-        da = torch.zeros_like(a) if request.gradient else None
-        db = torch.zeros_like(columns) if request.gradient else None
+        gradient = Gradient(a, columns) if request.gradient else None
         space = Space()
-        for rows, tile, who in row_blocks(closeness, relation, a, columns, request.limits, space):
+        for rows, tile, who in row_blocks(closeness, relation, a, columns, request.limits):
+            space.clear()
             weight = None if request.weight is None else request.weight[rows]
             loss, count, force = rule(tile.values, who, rows, weight, request.gradient, space)
             per_row[rows], counts[rows] = loss.to(a.dtype), count.long()
-            if force is not None and da is not None and db is not None:
+            if force is not None and gradient is not None:
                 show(request, rows, everyone, who, tile.values, force, closeness.toward)
-                closeness.pull_back(force, tile, a[rows], columns, da[rows], db)
-        return Answer(per_row, counts, da, db)
+                closeness.pull_back(force, tile, gradient, rows, everyone)
+        return Answer(per_row, counts, *whole(gradient))
 
     return execute
 
@@ -61,17 +62,11 @@ def row_blocks(
     a: Tensor,
     columns: Tensor,
     limits: Limits,
-    space: Space,
 ) -> Iterator[tuple[slice, Tile, Block]]:
-    """Blocks of prepared rows against all prepared columns: which rows, how close, who is who.
-
-    A block lasts until the next one, which takes its memory.
-    """
+    """Blocks of prepared rows against all prepared columns: which rows, how close, who is who."""
     everyone = slice(0, len(columns))
     for rows in spans(len(a), block(limits, a.device, a.element_size(), _BUFFERS, len(columns))):
-        space.clear()
-        out = space.take(a, rows.stop - rows.start, len(columns))
-        yield rows, closeness.tile(a[rows], columns, out), relation.block(rows, everyone)
+        yield rows, closeness.tile(a[rows], columns), relation.block(rows, everyone)
 
 
 def _by_autograd(rule: RowsRule) -> BlockRule:

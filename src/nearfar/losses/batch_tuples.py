@@ -12,12 +12,12 @@ from torch.nn.functional import logsigmoid
 
 from nearfar.distance import Distance
 from nearfar.engine.closeness import by_distance
-from nearfar.engine.hinge import Tally, every_triplet
+from nearfar.engine.hinge import Tally
 from nearfar.engine.listed import Picker, TupleRule, listed
 from nearfar.engine.pick import by_distance_weight, hardest, semihard
 from nearfar.engine.quadruplets import every_quadruplet, hardest_quadruplets
 from nearfar.engine.step import run
-from nearfar.engine.stream import blockwise
+from nearfar.engine.triplets import every_triplet
 from nearfar.inputs import ArrayLike, between
 from nearfar.losses.batch import compare, one_of
 from nearfar.losses.shell import as_module
@@ -197,8 +197,8 @@ def batch_triplet_loss(
                 "swap=True needs the distances between an anchor's positives and negatives, which "
                 f'select="all" never takes; the other choices do: {others}.'
             )
-        every = every_triplet(relation, margin, smooth, of_active, tally)
-        executor = blockwise(every, by_distance(distance), relation)
+        closeness = by_distance(distance)
+        executor = every_triplet(closeness, relation, margin, smooth, of_active, tally)
     else:
         pickers: dict[str, Callable[[], Picker]] = {
             "hard": lambda: hardest(distance, relation),

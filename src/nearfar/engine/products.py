@@ -1,0 +1,113 @@
+"""The matrix products that the losses are made of, by the fastest routine that torch carries.
+
+`torch.mm` is MKL's on a CPU, which leaves a third of what an AMD processor can do unused; torch
+carries oneDNN too, whose product of float32 rows is 1.2 to 1.5 times as fast there (see
+docs/results.md).
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from nearfar.engine.budget import part
+
+_one_dnn: Callable[..., Tensor] | None = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+# Without AVX-512 the two are alike.
+_THERE = _one_dnn is not None and torch.backends.cpu.get_cpu_capability() == "AVX512"
+# Measured: with fewer multiplications the call itself costs more than is gained.
+_FEWEST = 2**25
+
+
+def products(a: Tensor, b: Tensor) -> Tensor:
+    """(r, c) inner products of rows `a` (r, d) and `b` (c, d)."""
+    return _by_one_dnn(a, b) if _gains(len(a), len(b), a) else torch.mm(a, b.T)
+
+
+def add_products(to: Tensor, a: Tensor, b: Tensor, by: float) -> Tensor:
+    """`to` (r, c), with by * products(a, b) added to it."""
+    if _gains(len(a), len(b), a):
+        return to.add_(_by_one_dnn(a, b), alpha=by)
+    return to.addmm_(a, b.T, alpha=by)
+
+
+class Gradient:
+    """The gradient of rows `a` (n, d) and columns `b` (m, d), added up tile by tile."""
+
+    def __init__(self, a: Tensor, b: Tensor) -> None:
+        self.a, self.b = a, b
+        self.da = torch.zeros_like(a)
+        # oneDNN gives the part of the columns transposed; so it is kept, until it is whole.
+        turned = _gains(len(a), len(b), a)
+        self.db = a.new_zeros(b.shape[::-1]).T if turned else torch.zeros_like(b)
+        self._turned: tuple[slice, Tensor] | None = None
+        self._along: tuple[Tensor, Tensor] | None = None
+
+    def add(self, force: Tensor, rows: slice, columns: slice, by: float = 1) -> None:
+        """Add the gradient of by * sum(force * products(a[rows], b[columns])).
+
+        Args:
+            force: (r, c).
+            rows: of the tile.
+            columns: of the tile.
+            by: a factor.
+        """
+        self.add_to_rows(force, rows, columns, by)
+        db = part(self.db, columns)
+        if _gains(force.shape[0], force.shape[1], self.a):
+            db.T.add_(_by_one_dnn(self._rows_turned(rows), force.T), alpha=by)
+        else:
+            db.addmm_(force.T, part(self.a, rows), alpha=by)
+
+    def add_to_rows(self, force: Tensor, rows: slice, columns: slice, by: float = 1) -> None:
+        """The same for the rows alone."""
+        da, b = part(self.da, rows), part(self.b, columns)
+        if _gains(force.shape[0], force.shape[1], self.a):
+            da.add_(_by_one_dnn(force, b.T), alpha=by)
+        else:
+            da.addmm_(force, b, alpha=by)
+
+    def add_along(self, rows: slice, by_row: Tensor, columns: slice, by_column: Tensor) -> None:
+        """Add to the gradient of each row of a tile the row itself, as often as it says.
+
+        Args:
+            rows: of the tile.
+            by_row: (r,).
+            columns: of the tile.
+            by_column: (c,).
+        """
+        if self._along is None:
+            self._along = self.a.new_zeros(len(self.a)), self.b.new_zeros(len(self.b))
+        part(self._along[0], rows).add_(by_row)
+        part(self._along[1], columns).add_(by_column)
+
+    def whole(self) -> tuple[Tensor, Tensor]:
+        """(n, d) of the rows and (m, d) of the columns, once all tiles were added."""
+        if self._along is not None:
+            self.da.addcmul_(self._along[0][:, None], self.a)
+            self.db.addcmul_(self._along[1][:, None], self.b)
+            self._along = None
+        return self.da, self.db
+
+    def _rows_turned(self, rows: slice) -> Tensor:
+        """(d, r) the rows of a tile transposed, which the tiles beside it ask for too."""
+        if self._turned is None or self._turned[0] != rows:
+            self._turned = rows, part(self.a, rows).T.contiguous()
+        return self._turned[1]
+
+
+def whole(gradient: Gradient | None) -> tuple[Tensor | None, Tensor | None]:
+    """Of the rows and of the columns; None: it was not wanted."""
+    return (None, None) if gradient is None else gradient.whole()
+
+
+def _gains(n: int, m: int, like: Tensor) -> bool:
+    """Whether oneDNN is faster for a tile of n x m products of rows like these."""
+    if not _THERE or like.dtype is not torch.float32 or like.device.type != "cpu":
+        return False
+    return n * m * like.shape[1] >= _FEWEST
+
+
+def _by_one_dnn(a: Tensor, b: Tensor) -> Tensor:
+    assert _one_dnn is not None
+    return _one_dnn(a, b, None, "none", [], "")
