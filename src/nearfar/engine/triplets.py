@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nearfar.engine import places
 from nearfar.engine.anchors import Anchors
-from nearfar.engine.budget import part, spans, tile
+from nearfar.engine.budget import kept_elements, part, spans, tile
 from nearfar.engine.closeness import Closeness, Tile
 from nearfar.engine.hinge import Tally, beyond, counted, hinges, within
 from nearfar.engine.places import exact
@@ -86,7 +86,7 @@ class _ByClass:
         self.a, _ = closeness.prepare(request.a[self.order], None)
         self.weight = None if request.weight is None else request.weight[self.order]
         self.gradient = Gradient(self.a, self.a) if request.gradient else None
-        self.space = Space()
+        self.space, self.limits = Space(), request.limits
         n, most = len(self.a), int(relation.n_positives().max())
         self.reach = self.a.new_full((n, most), -torch.inf)
         self.pull = self.a.new_zeros((n, most), dtype=exact(self.a))
@@ -95,15 +95,21 @@ class _ByClass:
 
     def answer(self, shape: tuple[int, int]) -> tuple[Answer, Tensor, Tensor]:
         """The answer in the order of the batch, how many triplets a row has, how many cost."""
+        room = kept_elements(self.limits, self.a.device, self.a.element_size(), shape)
+        kept: list[Tile | None] = []
         squares = self._squares(shape[0])
-        for rows in squares:
-            d, anchors = self._square(rows)
-            self.reach[rows, : anchors.most] = anchors.table(d.values, -torch.inf) + self.margin
+        everyones = [Anchors.of(self.relation.block(rows, rows)) for rows in squares]
+        for rows, anchors in zip(squares, everyones, strict=True):
+            square = self._tile(rows, rows)
+            table = anchors.table(square.values, -torch.inf)
+            self.reach[rows, : anchors.most] = table.add_(self.margin)
+            room -= square.values.numel()
+            kept.append(square if room >= 0 else None)
         for rows in squares:
             for at in spans(len(self.a) - rows.stop, shape[1]):
                 self._both_ends(rows, slice(rows.stop + at.start, rows.stop + at.stop))
-        for rows in squares:
-            self._own(rows)
+        for rows, anchors in zip(squares, everyones, strict=True):
+            self._own(rows, kept.pop(0) or self._tile(rows, rows), anchors)
         return self._in_order()
 
     def _squares(self, step: int) -> list[slice]:
@@ -114,14 +120,12 @@ class _ByClass:
             cuts.append(self.ends[max(whole, bisect_right(self.ends, cuts[-1]))])
         return [slice(*cut) for cut in pairwise(cuts)]
 
-    def _square(self, rows: slice) -> tuple[Tile, Anchors]:
-        """The tile on the diagonal: how far, and whose positives are where."""
-        a = part(self.a, rows)
-        return self.closeness.tile(a, a), Anchors.of(self.relation.block(rows, rows))
+    def _tile(self, rows: slice, columns: slice) -> Tile:
+        return self.closeness.tile(part(self.a, rows), part(self.a, columns))
 
     def _both_ends(self, rows: slice, columns: slice) -> None:
         """A tile of negatives, seen from its rows and from its columns."""
-        between = self.closeness.tile(part(self.a, rows), part(self.a, columns))
+        between = self._tile(rows, columns)
         self.space.clear()
         force = self._meet(rows, between.values)
         other = self._meet(columns, between.values.T)
@@ -129,9 +133,8 @@ class _ByClass:
             force.add_(other.T)
             self.closeness.pull_back(force, between, self.gradient, rows, columns)
 
-    def _own(self, rows: slice) -> None:
+    def _own(self, rows: slice, between: Tile, anchors: Anchors) -> None:
         """A tile on the diagonal, the last of its rows: from here on it is known how they pull."""
-        between, anchors = self._square(rows)
         self.space.clear()
         force = self._meet(rows, between.values, anchors)
         if self.gradient is not None:
