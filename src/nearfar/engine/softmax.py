@@ -20,6 +20,7 @@ from nearfar.engine.budget import tile as tile_shape
 from nearfar.engine.elementwise import tiles
 from nearfar.engine.places import exact
 from nearfar.engine.products import Gradient, products, whole
+from nearfar.engine.space import Space
 from nearfar.engine.step import Answer, Executor, Request, show
 from nearfar.marks import Marks
 from nearfar.observe import force_visitors
@@ -92,10 +93,12 @@ class SoftmaxRule:
 _SAFE = {torch.float32: 40.0, torch.float64: 300.0}
 
 
-def _terms(z: Tensor, block: Block, rule: SoftmaxRule, bounded: bool) -> Tensor:
-    """What the log-sum-exps take in: the logits, or, if bounded, their exp. Overwrites them."""
-    terms = z.clone() if force_visitors() else z  # who watches wants to see the logits too
-    terms, nothing = (terms.exp_(), 0.0) if bounded else (terms, -inf)
+def _terms(z: Tensor, block: Block, rule: SoftmaxRule, bounded: bool, to: Tensor) -> Tensor:
+    """What the log-sum-exps take in, put into `to`: the logits or, if bounded, their exp."""
+    if bounded:
+        terms, nothing = torch.exp(z, out=to), 0.0
+    else:
+        terms, nothing = to if to is z else to.copy_(z), -inf
     for marks in (block.selves, None if rule.everyone else block.positives):
         if marks is not None:
             marks.fill(terms, nothing)
@@ -182,13 +185,15 @@ class _Side:
         return part(self.anchors.by_total, self.at)
 
 
-def _collect(z: Tensor, block: Block, rule: SoftmaxRule, bounded: bool, *sides: _Side) -> Tensor:
-    """Add a tile of logits to the sums of the anchors on its sides; returns their terms."""
+def _collect(
+    z: Tensor, block: Block, rule: SoftmaxRule, bounded: bool, to: Tensor, *sides: _Side
+) -> Tensor:
+    """Add a tile of logits to the sums of the anchors on its sides; their terms go into `to`."""
     if block.positives is not None:
         taken = block.positives.take(z)
         for side in sides:
             side.add_positives(taken, block.positives)
-    terms = _terms(z, block, rule, bounded)
+    terms = _terms(z, block, rule, bounded, to)
     for side in sides:
         side.add(terms)
     return terms
@@ -241,29 +246,33 @@ def _one_visit(
     """Row by row: all tiles of a strip of rows are kept until its sums are known."""
     a, b = request.a, request.columns
     valid, count = rule.counts(relation)
-    losses = []
     gradient = Gradient(a, b) if request.gradient else None
-    for rows in spans(len(a), shape[0]):
+    space = Space()
+
+    def taken(rows: slice, columns: slice, side: _Side) -> tuple[slice, Block, Tensor, Tensor]:
+        z, block = products(part(a, rows), part(b, columns)), relation.block(rows, columns)
+        terms = _collect(z, block, rule, bounded, space.like(z), side)
+        return columns, block, z if force_visitors() else terms, terms
+
+    def losses(rows: slice) -> Tensor:
         anchors = _Anchors(rule, rows.stop - rows.start, a, bounded)
         side = _Side(anchors, slice(None), 1)
-        strip = []
-        for columns in spans(len(b), shape[1]):
-            z, block = products(part(a, rows), part(b, columns)), relation.block(rows, columns)
-            strip.append((columns, block, z, _collect(z, block, rule, bounded, side)))
-        losses.append(
-            anchors.settle(
-                None if valid is None else valid[rows],
-                count[rows] if isinstance(count, Tensor) else count,
-                None if request.weight is None else request.weight[rows],
-            )
+        space.clear()
+        strip = [taken(rows, columns, side) for columns in spans(len(b), shape[1])]
+        loss = anchors.settle(
+            None if valid is None else valid[rows],
+            count[rows] if isinstance(count, Tensor) else count,
+            None if request.weight is None else request.weight[rows],
         )
-        if gradient is None:
-            continue
-        for columns, block, z, terms in strip:
-            force = _forces(terms, block, side)
-            show(request, rows, columns, block, z, force, -1)
-            gradient.add(force, rows, columns)
-    return Answer(joined(losses, a), valid, *whole(gradient))
+        if gradient is not None:
+            for columns, block, z, terms in strip:
+                force = _forces(terms, block, side)
+                show(request, rows, columns, block, z, force, -1)
+                gradient.add(force, rows, columns)
+        return loss
+
+    per_row = joined([losses(rows) for rows in spans(len(a), shape[0])], a)
+    return Answer(per_row, valid, *whole(gradient))
 
 
 def _two_passes(
@@ -284,9 +293,8 @@ def _two_passes(
     kept: list[tuple[Tensor, Block, Tensor]] = []
     for rows, columns, twice in visits:
         z, block = products(part(a, rows), part(b, columns)), relation.block(rows, columns)
-        terms = _collect(
-            z, block, rule, bounded, *_sides(as_rows, rows, as_columns, columns, both or twice)
-        )
+        sides = _sides(as_rows, rows, as_columns, columns, both or twice)
+        terms = _collect(z, block, rule, bounded, _place(z), *sides)
         room -= terms.numel()
         if room >= 0 and request.gradient:
             kept.append((z, block, terms))
@@ -306,12 +314,17 @@ def _two_passes(
             z, block, terms = kept.pop()
         else:
             z, block = products(part(a, rows), part(b, columns)), relation.block(rows, columns)
-            terms = _terms(z, block, rule, bounded)
+            terms = _terms(z, block, rule, bounded, _place(z))
         sides = _sides(as_rows, rows, as_columns, columns, both or twice)
         force = _forces(terms, block, *sides)
         show(request, rows, columns, block, z, force, -1)
         gradient.add(force, rows, columns)
     return Answer(per_row, valid, *whole(gradient))
+
+
+def _place(z: Tensor) -> Tensor:
+    """Where the terms go: in place of the logits, unless someone wants to see these too."""
+    return torch.empty_like(z) if force_visitors() else z
 
 
 def _sides(

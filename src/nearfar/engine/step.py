@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nearfar.engine.budget import Limits, current_limits
+from nearfar.engine.budget import Limits, current_limits, part, spans
 from nearfar.engine.places import exact
 from nearfar.observe import force_visitors
 from nearfar.reduction import Reduction, check_reduction, total_weight
@@ -276,6 +276,9 @@ def _bound(scale: Tensor | float | None, device: torch.device) -> float | None:
     return 1.0 if scale is None else abs(scale)
 
 
+_TURNED = 1024  # rows of a gradient that is laid out column by column, turned at a time
+
+
 class _Rows:
     """Rows ready for the tiles, at unit length if asked, and the way back for their gradient."""
 
@@ -301,5 +304,8 @@ class _Rows:
         """From the gradient of `ready` to that of the rows, in the place of `ready`."""
         if self.size is None:
             return self.ready.copy_(gradient)
-        along = torch.linalg.vecdot(gradient, self.ready)[:, None]
-        return self.ready.mul_(along).sub_(gradient).div_(-self.size)
+        for at in spans(len(gradient), _TURNED):
+            ready, pull = part(self.ready, at), part(gradient, at).contiguous()
+            along = torch.linalg.vecdot(pull, ready)[:, None]
+            ready.mul_(along).sub_(pull).div_(-part(self.size, at))
+        return self.ready
