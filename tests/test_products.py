@@ -1,0 +1,101 @@
+"""The products inside the engine give the same by either of torch's two routines."""
+
+import pytest
+import torch
+from batch_cases import CASES, Case, gradients, near, over
+from torch import Tensor
+
+from nearfar import batch_triplet_loss
+from nearfar.engine import products
+from nearfar.engine.budget import tile_shape
+from nearfar.engine.products import Gradient, add_products
+from nearfar.engine.products import products as inner
+
+ONE_DNN = pytest.mark.skipif(not products._THERE, reason="no oneDNN, or no AVX-512")
+
+
+@pytest.fixture(params=["torch.mm", pytest.param("oneDNN", marks=ONE_DNN)])
+def routine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the size, either the one or the other."""
+    monkeypatch.setattr(products, "_FEWEST", 0 if request.param == "oneDNN" else torch.inf)
+
+
+def rows(n: int, d: int, seed: int) -> Tensor:
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+
+
+def close(found: Tensor, true: Tensor) -> None:
+    torch.testing.assert_close(found.double(), true, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.usefixtures("routine")
+@pytest.mark.parametrize(("n", "m", "d"), [(1, 1, 1), (7, 5, 3), (64, 33, 17), (130, 257, 48)])
+def test_products_and_their_gradient(n: int, m: int, d: int) -> None:
+    """Tile by tile, of which some are ragged."""
+    a, b = rows(n, d, 1), rows(m, d, 2)
+    true = a.double() @ b.double().T
+    close(inner(a, b), true)
+    start, force = rows(n, m, 3), rows(n, m, 4)
+    close(add_products(start.clone(), a, b, -2), start.double() - 2 * true)
+    gradient = Gradient(a, b)
+    for i in range(0, n, 48):
+        for j in range(0, m, 100):
+            at = slice(i, min(i + 48, n)), slice(j, min(j + 100, m))
+            gradient.add(force[at], *at, by=-0.5)
+    gradient.add_along(slice(0, n), force.sum(1), slice(0, m), force.sum(0))
+    da, db = gradient.whole()
+    wide = force.double()
+    close(da, -0.5 * wide @ b.double() + wide.sum(1, keepdim=True) * a.double())
+    close(db, -0.5 * wide.T @ a.double() + wide.sum(0)[:, None] * b.double())
+
+
+@pytest.mark.usefixtures("routine")
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_what_is_not_finite_stays_so(bad: float) -> None:
+    a, b = rows(20, 8, 1), rows(30, 8, 2)
+    a[3, 2] = bad
+    assert not inner(a, b)[3].isfinite().any()
+    assert inner(a, b)[[*range(3), *range(4, 20)]].isfinite().all()
+
+
+@ONE_DNN
+@over(CASES)
+def test_losses_are_the_same_by_either(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = case.draw(24, 8, seed=5)
+    single = data.to(torch.float32)
+    truth = gradients(case.run, data)
+    monkeypatch.setattr(products, "_FEWEST", 0)
+    for shape in ((24, 24), (7, 10)):
+        with tile_shape(*shape):
+            near(gradients(case.run, single), truth, 2e-4, floor=2e-5)
+
+
+@ONE_DNN
+@pytest.mark.parametrize("distance", ["euclidean", "sqeuclidean", "cosine"])
+def test_triplets_are_the_same_by_either(distance: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a batch large enough to be put in the order of its classes."""
+    labels = torch.arange(60) % 13
+    wide = rows(60, 8, 6).double().requires_grad_()
+    single = wide.detach().float().requires_grad_()
+    with tile_shape(60, 60):
+        batch_triplet_loss(wide, labels, distance=distance).backward()
+    monkeypatch.setattr(products, "_FEWEST", 0)
+    for shape in ((16, 24), (60, 60)):
+        single.grad = None
+        with tile_shape(*shape):
+            batch_triplet_loss(single, labels, distance=distance).backward()
+        assert single.grad is not None
+        torch.testing.assert_close(single.grad.double(), wide.grad, rtol=1e-4, atol=1e-6)
+
+
+@ONE_DNN
+def test_large_tiles_do_go_to_one_dnn(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("oneDNN was asked")
+
+    monkeypatch.setattr(products, "_one_dnn", refuse)
+    a = torch.zeros(512, 64)
+    inner(a, a)  # too small to gain
+    inner(a.double().repeat(4, 1), a.double().repeat(4, 1))  # it has no float64
+    with pytest.raises(AssertionError, match="oneDNN was asked"):
+        inner(a.repeat(4, 1), a.repeat(4, 1))
