@@ -709,3 +709,18 @@ def test_multi_labels_have_no_quadruplets() -> None:
     x, labels = draw(4, "multi")
     with pytest.raises(ValueError, match=r"three different classes.*batch_triplet_loss takes"):
         batch_quadruplet_loss(x, labels)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 3), (4, 2), (7, 5), (13, 40)])
+@pytest.mark.parametrize("reduction", ["none", "active"])
+def test_triplets_in_the_order_of_their_classes(shape: tuple[int, int], reduction: str) -> None:
+    """Classes smaller and larger than a tile, not in order: as in one block."""
+    sizes = [1, 3, 1, 1, 6, 2, 9, 1, 2]
+    labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(4))]
+    x = draw(len(labels), "random", seed=8)[0]
+    how: Settings = {"margin": 0.7, "reduction": reduction, "return_stats": True}
+    with tile_shape(*shape):
+        found = gradients(lambda x: batch_triplet_loss(x, labels, **how), x)
+    with tile_shape(2 * len(x), len(x)):
+        agree(found, gradients(lambda x: batch_triplet_loss(x, labels, **how), x))
