@@ -76,6 +76,10 @@ class Gradient:
             columns: of the tile.
             by_column: (c,).
         """
+        if len(by_row) == len(self.a) and len(by_column) == len(self.b):  # one tile is all there is
+            self.da.addcmul_(by_row[:, None], self.a)
+            self.db.addcmul_(by_column[:, None], self.b)
+            return
         if self._along is None:
             self._along = self.a.new_zeros(len(self.a)), self.b.new_zeros(len(self.b))
         part(self._along[0], rows).add_(by_row)
@@ -103,9 +107,9 @@ def whole(gradient: Gradient | None) -> tuple[Tensor | None, Tensor | None]:
 
 def _gains(n: int, m: int, like: Tensor) -> bool:
     """Whether oneDNN is faster for a tile of n x m products of rows like these."""
-    if not _THERE or like.dtype is not torch.float32 or like.device.type != "cpu":
+    if n * m * like.shape[1] < _FEWEST:
         return False
-    return n * m * like.shape[1] >= _FEWEST
+    return _THERE and like.dtype is torch.float32 and like.device.type == "cpu"
 
 
 def _by_one_dnn(a: Tensor, b: Tensor) -> Tensor:

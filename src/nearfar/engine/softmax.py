@@ -247,17 +247,20 @@ def _one_visit(
     a, b = request.a, request.columns
     valid, count = rule.counts(relation)
     gradient = Gradient(a, b) if request.gradient else None
-    space = Space()
+    # One buffer for all strips; a batch that is one strip is done sooner in place.
+    space = Space() if len(a) > shape[0] else None
 
     def taken(rows: slice, columns: slice, side: _Side) -> tuple[slice, Block, Tensor, Tensor]:
         z, block = products(part(a, rows), part(b, columns)), relation.block(rows, columns)
-        terms = _collect(z, block, rule, bounded, space.like(z), side)
+        to = _place(z) if space is None else space.like(z)
+        terms = _collect(z, block, rule, bounded, to, side)
         return columns, block, z if force_visitors() else terms, terms
 
     def losses(rows: slice) -> Tensor:
         anchors = _Anchors(rule, rows.stop - rows.start, a, bounded)
         side = _Side(anchors, slice(None), 1)
-        space.clear()
+        if space is not None:
+            space.clear()
         strip = [taken(rows, columns, side) for columns in spans(len(b), shape[1])]
         loss = anchors.settle(
             None if valid is None else valid[rows],

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nearfar.engine.budget import Limits, current_limits, part, spans
+from nearfar.engine.budget import Limits, current_limits, spans
 from nearfar.engine.places import exact
 from nearfar.observe import force_visitors
 from nearfar.reduction import Reduction, check_reduction, total_weight
@@ -301,11 +301,16 @@ class _Rows:
         self.ready, self.size = x / size, size / down
 
     def back(self, gradient: Tensor) -> Tensor:
-        """From the gradient of `ready` to that of the rows, in the place of `ready`."""
-        if self.size is None:
-            return self.ready.copy_(gradient)
+        """From the gradient of `ready` to that of the rows; overwrites both."""
+        if gradient.is_contiguous():
+            return self._back(gradient, self.ready, self.size)
         for at in spans(len(gradient), _TURNED):
-            ready, pull = part(self.ready, at), part(gradient, at).contiguous()
-            along = torch.linalg.vecdot(pull, ready)[:, None]
-            ready.mul_(along).sub_(pull).div_(-part(self.size, at))
+            size = None if self.size is None else self.size[at]
+            self.ready[at] = self._back(gradient[at].contiguous(), self.ready[at], size)
         return self.ready
+
+    def _back(self, gradient: Tensor, ready: Tensor, size: Tensor | None) -> Tensor:
+        if size is None:
+            return gradient
+        along = torch.linalg.vecdot(gradient, ready)[:, None]
+        return gradient.addcmul_(ready, along, value=-1).div_(size)
