@@ -99,3 +99,5 @@ def test_large_tiles_do_go_to_one_dnn(monkeypatch: pytest.MonkeyPatch) -> None:
     inner(a.double().repeat(4, 1), a.double().repeat(4, 1))  # it has no float64
     with pytest.raises(AssertionError, match="oneDNN was asked"):
         inner(a.repeat(4, 1), a.repeat(4, 1))
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
+    inner(a.repeat(4, 1), a.repeat(4, 1))  # it is not wanted

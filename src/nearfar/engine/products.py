@@ -107,9 +107,10 @@ def whole(gradient: Gradient | None) -> tuple[Tensor | None, Tensor | None]:
 
 def _gains(n: int, m: int, like: Tensor) -> bool:
     """Whether oneDNN is faster for a tile of n x m products of rows like these."""
-    if n * m * like.shape[1] < _FEWEST:
+    if not _THERE or n * m * like.shape[1] < _FEWEST:
         return False
-    return _THERE and like.dtype is torch.float32 and like.device.type == "cpu"
+    on = bool(torch.backends.mkldnn.enabled)  # a user may switch it off
+    return on and like.dtype is torch.float32 and like.device.type == "cpu"
 
 
 def _by_one_dnn(a: Tensor, b: Tensor) -> Tensor:

@@ -276,7 +276,7 @@ def _bound(scale: Tensor | float | None, device: torch.device) -> float | None:
     return 1.0 if scale is None else abs(scale)
 
 
-_TURNED = 1024  # rows of a gradient that is laid out column by column, turned at a time
+_TURNED = 1024  # so many rows of a gradient that may be laid out column by column at a time
 
 
 class _Rows:
@@ -302,8 +302,9 @@ class _Rows:
 
     def back(self, gradient: Tensor) -> Tensor:
         """From the gradient of `ready` to that of the rows; overwrites both."""
-        if gradient.is_contiguous():
-            return self._back(gradient, self.ready, self.size)
+        if len(gradient) <= _TURNED:
+            return self._back(gradient.contiguous(), self.ready, self.size)
+        # In the place of `ready`: the memory of the gradient is free before the backward pass.
         for at in spans(len(gradient), _TURNED):
             size = None if self.size is None else self.size[at]
             self.ready[at] = self._back(gradient[at].contiguous(), self.ready[at], size)
