@@ -55,9 +55,7 @@ def every_triplet(
     by_blocks = blockwise(rule, closeness, relation)
 
     def execute(request: Request) -> Answer:
-        rows, columns = tile(request.limits, request.a.device, request.a.element_size(), _BUFFERS)
-        # Half as high as elsewhere: pairs in the squares on the diagonal are looked at twice.
-        shape = max(rows // 2, 1), columns
+        shape = tile(request.limits, request.a.device, request.a.element_size(), _BUFFERS)
         if smooth or len(request.a) <= shape[0] or force_visitors() or not _pays(relation):
             return by_blocks(request)
         work = _ByClass(closeness, relation, margin, request)
