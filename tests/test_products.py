@@ -5,8 +5,8 @@ import torch
 from batch_cases import CASES, Case, gradients, near, over
 from torch import Tensor
 
-from nearfar import batch_triplet_loss
-from nearfar.engine import products
+from nearfar import batch_triplet_loss, siglip_loss
+from nearfar.engine import products, step
 from nearfar.engine.budget import tile_shape
 from nearfar.engine.products import Gradient, add_products
 from nearfar.engine.products import products as inner
@@ -68,6 +68,20 @@ def test_losses_are_the_same_by_either(case: Case, monkeypatch: pytest.MonkeyPat
     for shape in ((24, 24), (7, 10)):
         with tile_shape(*shape):
             near(gradients(case.run, single), truth, 2e-4, floor=2e-5)
+
+
+@pytest.mark.usefixtures("routine")
+@pytest.mark.parametrize("normalize", [True, False])
+def test_a_gradient_is_turned_a_few_rows_at_a_time(
+    normalize: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for turned in (4, 100):
+        monkeypatch.setattr(step, "_TURNED", turned)
+        x, y = rows(23, 8, 1).requires_grad_(), rows(23, 8, 2).requires_grad_()
+        siglip_loss(x, y, scale=5.0, bias=-2.0, normalize=normalize).backward()
+        found.append((x.grad, y.grad))
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-7)
 
 
 @ONE_DNN

@@ -83,7 +83,7 @@ def hinges(
         else:
             pull, force = counted(reach, d, weight, space)
     if not smooth:
-        loss = within(reach, pull) + beyond(reach, d, force, space)
+        loss = of_positives(reach, pull) + of_negatives(reach, d, force, space)
     active = valid if smooth else pull.nan_to_num(0).sum(1, dtype=exact(d)).long()
     if not gradient:
         return Hinges(loss, valid, active, None)
@@ -148,13 +148,13 @@ def _farthest(reach: Tensor) -> Tensor:
     return top.masked_fill_(top == -inf, 0)
 
 
-def within(reach: Tensor, pull: Tensor) -> Tensor:
+def of_positives(reach: Tensor, pull: Tensor) -> Tensor:
     """(b,) the part of the losses that comes from how far positives reach, and how they pull."""
     short = (reach - _farthest(reach)).masked_fill_(reach == -inf, 0)
     return (short.to(pull.dtype) * pull).sum(1)
 
 
-def beyond(reach: Tensor, d: Tensor, force: Tensor, space: Space) -> Tensor:
+def of_negatives(reach: Tensor, d: Tensor, force: Tensor, space: Space) -> Tensor:
     """(b,) the part that comes from how far the negatives are, and how they are pushed."""
     with space.lent(d) as short:
         return torch.sub(d, _farthest(reach), out=short).mul_(force).sum(1)

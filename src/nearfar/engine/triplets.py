@@ -18,7 +18,7 @@ from nearfar.engine import places
 from nearfar.engine.anchors import Anchors
 from nearfar.engine.budget import kept_elements, part, spans, tile
 from nearfar.engine.closeness import Closeness, Tile
-from nearfar.engine.hinge import Tally, beyond, counted, hinges, within
+from nearfar.engine.hinge import Tally, counted, hinges, of_negatives, of_positives
 from nearfar.engine.places import exact
 from nearfar.engine.products import Gradient
 from nearfar.engine.space import Space
@@ -116,8 +116,8 @@ class _ByClass:
         """Rows of about so many at a time, which share no class."""
         cuts = [0]
         while cuts[-1] < len(self.a):
-            whole = bisect_right(self.ends, cuts[-1] + step) - 1
-            cuts.append(self.ends[max(whole, bisect_right(self.ends, cuts[-1]))])
+            fits = bisect_right(self.ends, cuts[-1] + step) - 1
+            cuts.append(self.ends[max(fits, bisect_right(self.ends, cuts[-1]))])
         return [slice(*cut) for cut in pairwise(cuts)]
 
     def _tile(self, rows: slice, columns: slice) -> Tile:
@@ -156,7 +156,7 @@ class _ByClass:
         with nullcontext() if anchors is None else anchors.hidden(d):
             pull, force = counted(reach, d, None, self.space)
         part(self.pull, rows).add_(pull)
-        part(self.loss, rows).add_(beyond(reach, d, force, self.space))
+        part(self.loss, rows).add_(of_negatives(reach, d, force, self.space))
         return force if self.weight is None else force.mul_(self.weight[rows, None])
 
     def _in_order(self) -> tuple[Answer, Tensor, Tensor]:
@@ -164,7 +164,7 @@ class _ByClass:
         place = self.order.argsort()
         valid = self.original.n_positives() * self.original.n_negatives()
         active = self.pull.nan_to_num(0).sum(1).long()[place]
-        loss = (self.loss + within(self.reach, self.pull))[place].where(valid > 0, 0)
+        loss = (self.loss + of_positives(self.reach, self.pull))[place].where(valid > 0, 0)
         if self.gradient is None:
             return Answer(loss, valid), valid, active
         da, db = self.gradient.whole()
