@@ -24,7 +24,17 @@ def rows(n: int, d: int, seed: int) -> Tensor:
     return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
 
 
-def close(found: Tensor, true: Tensor) -> None:
+def tiles(n: int, m: int, columns: int = 100) -> list[tuple[slice, slice]]:
+    """48 rows high, the last ragged."""
+    return [
+        (slice(i, min(i + 48, n)), slice(j, min(j + columns, m)))
+        for i in range(0, n, 48)
+        for j in range(0, m, columns)
+    ]
+
+
+def close(found: Tensor | None, true: Tensor) -> None:
+    assert found is not None
     torch.testing.assert_close(found.double(), true, rtol=1e-5, atol=2e-5)
 
 
@@ -37,16 +47,35 @@ def test_products_and_their_gradient(n: int, m: int, d: int) -> None:
     close(inner(a, b), true)
     start, force = rows(n, m, 3), rows(n, m, 4)
     close(add_products(start.clone(), a, b, -2), start.double() - 2 * true)
-    gradient = Gradient(a, b)
-    for i in range(0, n, 48):
-        for j in range(0, m, 100):
-            at = slice(i, min(i + 48, n)), slice(j, min(j + 100, m))
-            gradient.add(force[at], *at, by=-0.5)
-    gradient.add_along(slice(0, n), force.sum(1), slice(0, m), force.sum(0))
-    da, db = gradient.whole()
+    gradient, apart = Gradient(a, b), Gradient(a, b)
+    for at in tiles(n, m):
+        gradient.add(force[at], *at, by=-0.5)
+        apart.add_apart(force[at], *at)
     wide = force.double()
-    close(da, -0.5 * wide @ b.double() + wide.sum(1, keepdim=True) * a.double())
-    close(db, -0.5 * wide.T @ a.double() + wide.sum(0)[:, None] * b.double())
+    da, db = wide @ b.double(), wide.T @ a.double()
+    for found, expected in zip(gradient.whole(), (-0.5 * da, -0.5 * db), strict=True):
+        close(found, expected)
+    of_a, of_b = wide.sum(1, keepdim=True) * a.double(), wide.sum(0)[:, None] * b.double()
+    for found, expected in zip(apart.whole(), (of_a - da, of_b - db), strict=True):
+        close(found, expected)
+
+
+@pytest.mark.usefixtures("routine")
+@pytest.mark.parametrize("n", [5, 48, 130])
+def test_the_gradient_of_rows_with_themselves(n: int) -> None:
+    """In one tile, in square ones alone, and in both kinds: all of it in the first part."""
+    a, force = rows(n, 17, 1), rows(n, n, 2)
+    gradient, apart = Gradient(a, a), Gradient(a, a)
+    for at in tiles(n, n, 48):
+        gradient.add(force[at], *at)
+        apart.add_apart(force[at], *at)
+    both = (force + force.T).double()
+    for found, expected in (
+        (gradient.whole(), both @ a.double()),
+        (apart.whole(), both.sum(1, keepdim=True) * a.double() - both @ a.double()),
+    ):
+        assert found[1] is None
+        close(found[0], expected)
 
 
 @pytest.mark.usefixtures("routine")

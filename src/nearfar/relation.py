@@ -121,7 +121,7 @@ class Relation:
 
     def n_negatives(self) -> Tensor:
         """(n,) how many columns are dissimilar to each row."""
-        return self.m - self.n_positives() - self._n_own()
+        return self.m - self._n_own() - self.n_positives()
 
     def _n_own(self) -> Tensor | int:
         if self.own is None or self.symmetric:

@@ -119,7 +119,7 @@ class Euclidean:
             return a, b
         # No distance feels a common shift. A coordinate is centred where it lies on one side of 0,
         # far from it: there the subtraction is exact, so that close pairs keep their distance.
-        low, high = everything.amin(0), everything.amax(0)
+        low, high = everything.aminmax(dim=0)
         centre = low.lerp(high, 0.5)
         centre = centre.where(centre.abs() > high - low, 0)
         return a - centre, None if b is None else b - centre
@@ -146,21 +146,13 @@ class Euclidean:
         # The gradient of the distance is (a - b) / d, that of its square 2 (a - b).
         d = tile.values
         a, b = part(gradient.a, rows), part(gradient.b, columns)
-        da, db = part(gradient.da, rows), part(gradient.db, columns)
         for i, j in _chunks(tile.close, force, a):
             pull = self._by_square(force[i, j], d[i, j])
             pull = pull.masked_fill_(d[i, j] == 0, 0)[:, None] * (a[i] - b[j])
-            add_rows(da, i, pull)
-            add_rows(db, j, pull.neg_())
+            add_rows(part(gradient.da, rows), i, pull)
+            add_rows(part(gradient.db, columns), j, pull.neg_())
             force[i, j], d[i, j] = 0, 1
-        force = self._by_square(force, d)
-        if same(a, b):  # what a row does as a column is the same with its row and column exchanged
-            force = force + force.T
-            da.addcmul_(force.sum(1)[:, None], a)
-            gradient.add_to_rows(force, rows, columns, -1)
-            return
-        gradient.add_along(rows, force.sum(1), columns, force.sum(0))
-        gradient.add(force, rows, columns, -1)
+        gradient.add_apart(self._by_square(force, d), rows, columns)
 
     def _by_square(self, force: Tensor, d: Tensor) -> Tensor:
         """Twice the force on the square of a distance; overwrites that on the distance."""

@@ -93,7 +93,7 @@ def contest(rule: Contest, closeness: Closeness, relation: Relation) -> Executor
     def execute(request: Request) -> Answer:
         a, b = closeness.prepare(request.a, request.b)
         columns = a if b is None else b
-        per_row = a.new_zeros(len(a))
+        losses = []
         gradient = Gradient(a, columns) if request.gradient else None
         shape = strip_shape(
             request.limits, a.device, a.element_size(), _BUFFERS, len(columns), _KEPT
@@ -103,7 +103,7 @@ def contest(rule: Contest, closeness: Closeness, relation: Relation) -> Executor
             for cols in spans(len(columns), shape[1]):
                 block = relation.block(rows, cols)
                 strip.add(cols, closeness.tile(part(a, rows), part(columns, cols)), block)
-            per_row[rows] = strip.settle(part(a, rows), request.weight)
+            losses.append(strip.settle(part(a, rows), request.weight))
             if gradient is None:
                 continue
             for piece in strip.parts:
@@ -111,6 +111,7 @@ def contest(rule: Contest, closeness: Closeness, relation: Relation) -> Executor
                 show(request, rows, cols, piece.block, piece.tile.values, force, closeness.toward)
                 closeness.pull_back(force, piece.tile, gradient, rows, cols)
         counts = rule.counts(relation.n_positives(), relation.n_negatives())
+        per_row = joined(losses, a) if losses else a.new_zeros(len(a))
         return Answer(per_row.masked_fill_(counts == 0, 0), counts, *whole(gradient))
 
     return execute

@@ -6,6 +6,7 @@ docs/results.md).
 """
 
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -32,16 +33,25 @@ def add_products(to: Tensor, a: Tensor, b: Tensor, by: float) -> Tensor:
 
 
 class Gradient:
-    """The gradient of rows `a` (n, d) and columns `b` (m, d), added up tile by tile."""
+    """The gradient of rows `a` (n, d) and columns `b` (m, d), added up tile by tile.
+
+    Where the columns are the rows, a tile on the diagonal holds both halves: what a row does as a
+    column is the same with its row and column exchanged.
+    """
 
     def __init__(self, a: Tensor, b: Tensor) -> None:
         self.a, self.b = a, b
         self.da = torch.zeros_like(a)
-        # oneDNN gives the part of the columns transposed; so it is kept, until it is whole.
-        turned = _gains(len(a), len(b), a)
-        self.db = a.new_zeros(b.shape[::-1]).T if turned else torch.zeros_like(b)
         self._turned: tuple[slice, Tensor] | None = None
         self._along: tuple[Tensor, Tensor] | None = None
+
+    @cached_property
+    def db(self) -> Tensor:
+        """(m, d) of the columns; not made where one tile holds rows and columns alike."""
+        # oneDNN gives it transposed; so it is kept, until it is whole.
+        if _gains(len(self.a), len(self.b), self.a):
+            return self.b.new_zeros(self.b.shape[::-1]).T
+        return torch.zeros_like(self.b)
 
     def add(self, force: Tensor, rows: slice, columns: slice, by: float = 1) -> None:
         """Add the gradient of by * sum(force * products(a[rows], b[columns])).
@@ -52,46 +62,48 @@ class Gradient:
             columns: of the tile.
             by: a factor.
         """
-        self.add_to_rows(force, rows, columns, by)
+        if self._halves(rows, columns):
+            self._add_to_rows(force + force.T, rows, columns, by)
+            return
+        self._add_to_rows(force, rows, columns, by)
         db = part(self.db, columns)
         if _gains(force.shape[0], force.shape[1], self.a):
             db.T.add_(_by_one_dnn(self._rows_turned(rows), force.T), alpha=by)
         else:
             db.addmm_(force.T, part(self.a, rows), alpha=by)
 
-    def add_to_rows(self, force: Tensor, rows: slice, columns: slice, by: float = 1) -> None:
-        """The same for the rows alone."""
+    def add_apart(self, force: Tensor, rows: slice, columns: slice) -> None:
+        """Add that of sum(force * |a - b|^2) / 2; see `add`."""
+        if self._halves(rows, columns):
+            force = force + force.T
+            part(self.da, rows).addcmul_(force.sum(1)[:, None], part(self.a, rows))
+            self._add_to_rows(force, rows, columns, -1)
+            return
+        if self._along is None:
+            self._along = self.a.new_zeros(len(self.a)), self.b.new_zeros(len(self.b))
+        part(self._along[0], rows).add_(force.sum(1))
+        part(self._along[1], columns).add_(force.sum(0))
+        self.add(force, rows, columns, -1)
+
+    def whole(self) -> tuple[Tensor, Tensor | None]:
+        """(n, d) of the rows and (m, d) of the columns; None: they are the rows, and all is one."""
+        if self._along is not None:
+            self.da.addcmul_(self._along[0][:, None], self.a)
+            self.db.addcmul_(self._along[1][:, None], self.b)
+        if self.a is not self.b:
+            return self.da, self.db
+        return (self.da.add_(self.db) if "db" in vars(self) else self.da), None
+
+    def _halves(self, rows: slice, columns: slice) -> bool:
+        """Whether a tile lies on the diagonal of rows with themselves."""
+        return self.a is self.b and rows == columns
+
+    def _add_to_rows(self, force: Tensor, rows: slice, columns: slice, by: float) -> None:
         da, b = part(self.da, rows), part(self.b, columns)
         if _gains(force.shape[0], force.shape[1], self.a):
             da.add_(_by_one_dnn(force, b.T), alpha=by)
         else:
             da.addmm_(force, b, alpha=by)
-
-    def add_along(self, rows: slice, by_row: Tensor, columns: slice, by_column: Tensor) -> None:
-        """Add to the gradient of each row of a tile the row itself, as often as it says.
-
-        Args:
-            rows: of the tile.
-            by_row: (r,).
-            columns: of the tile.
-            by_column: (c,).
-        """
-        if len(by_row) == len(self.a) and len(by_column) == len(self.b):  # one tile is all there is
-            self.da.addcmul_(by_row[:, None], self.a)
-            self.db.addcmul_(by_column[:, None], self.b)
-            return
-        if self._along is None:
-            self._along = self.a.new_zeros(len(self.a)), self.b.new_zeros(len(self.b))
-        part(self._along[0], rows).add_(by_row)
-        part(self._along[1], columns).add_(by_column)
-
-    def whole(self) -> tuple[Tensor, Tensor]:
-        """(n, d) of the rows and (m, d) of the columns, once all tiles were added."""
-        if self._along is not None:
-            self.da.addcmul_(self._along[0][:, None], self.a)
-            self.db.addcmul_(self._along[1][:, None], self.b)
-            self._along = None
-        return self.da, self.db
 
     def _rows_turned(self, rows: slice) -> Tensor:
         """(d, r) the rows of a tile transposed, which the tiles beside it ask for too."""

@@ -59,7 +59,7 @@ class Answer:
         counts: (n,) how much each row counts in the mean: 1 or True; 0 where it has nothing to
             compare and is left out; its number of terms where the mean is over those. None: all 1.
         da: (n, d) gradient of sum(weight * per_row) with respect to `a`; None unless asked for.
-        db: likewise for the columns.
+        db: likewise for the columns; None where they are the rows, and `da` holds all.
         forces: the sum of all forces: the gradient of a bias.
     """
 

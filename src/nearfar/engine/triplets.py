@@ -167,5 +167,5 @@ class _ByClass:
         loss = (self.loss + of_positives(self.reach, self.pull))[place].where(valid > 0, 0)
         if self.gradient is None:
             return Answer(loss, valid), valid, active
-        da, db = self.gradient.whole()
-        return Answer(loss, valid, da.add_(db)[place]), valid, active
+        da, _ = self.gradient.whole()
+        return Answer(loss, valid, da[place]), valid, active
