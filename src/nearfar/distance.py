@@ -95,21 +95,21 @@ def unit(x: Tensor) -> Tensor:
 
 def _unit(x: Tensor) -> tuple[Tensor, Tensor | None]:
     """The rows of `unit`, and which of them are too short; None: none is."""
-    size, too_short = length(x), torch.finfo(x.dtype).tiny ** 0.5
+    size, too_short = length(x, keepdim=True), torch.finfo(x.dtype).tiny ** 0.5
     if size.numel() and size.device.type == "cpu" and not tracing():
         low, high = size.detach().aminmax()
         if low.item() >= too_short and high.item() < torch.inf:
-            return x / size[..., None], None
+            return x / size, None
     # Rows too long to be squared come down first, by a power of two, which costs no digit.
-    x = x * torch.where(size.detach().isinf(), 2.0**-100, 1.0)[..., None]
-    size = length(x)
+    x = x * torch.where(size.detach().isinf(), 2.0**-100, 1.0)
+    size = length(x, keepdim=True)
     short = size < too_short
-    return x / size.masked_fill(short, torch.inf)[..., None], short
+    return x / size.masked_fill(short, torch.inf), short[..., 0]
 
 
-def length(x: Tensor) -> Tensor:
+def length(x: Tensor, *, keepdim: bool = False) -> Tensor:
     """Euclidean length of each row, with gradient 0 at 0, where that of the square root is NaN."""
-    size: Tensor = torch.linalg.vector_norm(x, dim=-1)
+    size: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=keepdim)
     return size
 
 

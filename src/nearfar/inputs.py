@@ -174,12 +174,12 @@ def one_number(name: str, value: Tensor) -> Tensor:
     """A tensor that holds one number, without its dimensions."""
     if value.numel() != 1:
         raise ValueError(f"{name} must be one number, got shape {tuple(value.shape)}.")
-    return value.reshape(())
+    return value if value.ndim == 0 else value.reshape(())
 
 
 def between(name: str, value: float, low: float, high: float, why: str = "") -> float:
     """A finite number with low <= value <= high."""
-    if not _is_number(value) or not low <= value <= high or value in (float("inf"), -float("inf")):
+    if not (_is_number(value) and low <= value <= high and isfinite(value)):
         limits = f"at least {low:g}" if high == float("inf") else f"from {low:g} to {high:g}"
         raise ValueError(f"{name} must be a number {limits}{why}, got {value!r}.")
     return value

@@ -11,6 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from nearfar.parts import part
+
 
 class Marks(Protocol):
     """Marked pairs of an (r, c) block."""
@@ -68,16 +70,16 @@ class Diagonal:
         return tile.diagonal(self.offset).clone()
 
     def add_sums(self, taken: Tensor, to: Tensor, dim: int) -> None:
-        to[self._ends[1 - dim]].add_(taken)
+        part(to, self._ends[1 - dim]).add_(taken)
 
     def fill(self, tile: Tensor, value: float) -> None:
         tile.diagonal(self.offset).fill_(value)
 
     def add(self, tile: Tensor, by_row: Tensor, by_column: Tensor | None) -> None:
         rows, columns = self._ends
-        crossed = tile.diagonal(self.offset).add_(by_row[rows])
+        crossed = tile.diagonal(self.offset).add_(part(by_row, rows))
         if by_column is not None:
-            crossed.add_(by_column[columns])
+            crossed.add_(part(by_column, columns))
 
 
 @dataclass(frozen=True, eq=False)

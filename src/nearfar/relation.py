@@ -13,6 +13,7 @@ from torch import Tensor
 from nearfar.inputs import ArrayLike
 from nearfar.labels import batch_labels, class_ids, refuse, share_label
 from nearfar.marks import Diagonal, Listed, Marks, Masked, OneEach
+from nearfar.parts import part
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,14 +65,15 @@ class Relation:
 
     Attributes:
         n, m: the number of rows and columns.
-        row_labels: (n,) class ids or (n, c) bool multi-labels, from `batch_labels`; None: row i
-            is similar to column i and to no other.
+        row_labels: (n,) class ids or (n, c) bool multi-labels, from `batch_labels`; None: each
+            row is similar to one column and to no other, to `match` or, without it, row i to
+            column i.
         column_labels: likewise for the columns.
         own: (n,) int64, the column that is the row itself, -1 where there is none; None: no row
             meets itself. Declared by the caller, never guessed from equal values.
         symmetric: the columns are the rows; `own` is then 0 .. n - 1.
         one_positive: every row has exactly one positive.
-        match: (n,) int64, which column that is, where it is known beside the labels.
+        match: (n,) int64, which column that is; given instead of labels.
         device: where the data is.
     """
 
@@ -98,6 +100,8 @@ class Relation:
 
     @cached_property
     def _n_positives(self) -> Tensor:
+        if self.match is not None:
+            return torch.ones_like(self.match)
         if self.row_labels is None or self.column_labels is None:
             return (torch.arange(self.n, device=self.device) < self.m).long()
         if self.n * self.m <= _WHOLE:
@@ -131,10 +135,12 @@ class Relation:
     def _positives(
         self, rows: slice, columns: slice, shape: tuple[int, int], selves: Marks | None
     ) -> Marks | None:
+        if self.match is not None:
+            if shape[1] == self.m:
+                return OneEach(shape, part(self.match, rows))
+            return _one_each(self.match[rows], columns, shape)
         if self.row_labels is None or self.column_labels is None:
             return self._diagonal(rows, columns, shape)
-        if self.match is not None and shape[1] == self.m:
-            return OneEach(shape, self.match[rows])
         if shape[0] * shape[1] > _SMALL and self._few:
             return self._listed(rows, columns, shape)
         if self.n * self.m <= _WHOLE:
@@ -162,11 +168,7 @@ class Relation:
             return None
         if self.symmetric:
             return self._diagonal(rows, columns, shape)
-        own = self.own[rows]
-        if self.device.type != "cpu":  # a list would stall an accelerator
-            return Masked(own[:, None] == torch.arange(columns.start, columns.stop).to(own))
-        (row,) = ((own >= columns.start) & (own < columns.stop)).nonzero(as_tuple=True)
-        return Listed(shape, row, own[row] - columns.start) if len(row) else None
+        return _one_each(self.own[rows], columns, shape)
 
     def _diagonal(self, rows: slice, columns: slice, shape: tuple[int, int]) -> Diagonal | None:
         """The part of the diagonal that crosses the block."""
@@ -211,6 +213,14 @@ class Relation:
         place = torch.searchsorted(labels, self.row_labels).clamp(max=self.m - 1)
         known = labels[place] == self.row_labels
         return rank * self.m + order, order, rank[place].where(known, -1)
+
+
+def _one_each(column: Tensor, columns: slice, shape: tuple[int, int]) -> Marks | None:
+    """Each row with one column of all, (r,), where that lies in the block."""
+    if column.device.type != "cpu":  # a list would stall an accelerator
+        return Masked(column[:, None] == torch.arange(columns.start, columns.stop).to(column))
+    (row,) = ((column >= columns.start) & (column < columns.stop)).nonzero(as_tuple=True)
+    return Listed(shape, row, column[row] - columns.start) if len(row) else None
 
 
 def matched(n: int, m: int, device: torch.device) -> Relation:

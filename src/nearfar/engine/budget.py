@@ -6,7 +6,6 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 # Measured: narrower or lower, and the products are slower; wider, and all other steps are.
 _CPU_TILE = (512, 2048)
@@ -125,21 +124,3 @@ def kept_elements(
 def _elements(limits: Limits, device: torch.device, itemsize: int, buffers: int) -> int:
     budget = limits.budget or _BUDGET.get(device.type, _ACCELERATOR_BUDGET)
     return max(1, budget // (itemsize * buffers))
-
-
-def joined(parts: list[Tensor], like: Tensor) -> Tensor:
-    """One after the other; of none, nothing of the dtype of `like`."""
-    if len(parts) == 1:
-        return parts[0]
-    return torch.cat(parts) if parts else like.new_zeros(0)
-
-
-def part(x: Tensor, at: slice) -> Tensor:
-    """x[at], and `x` itself where that is all of it: a small batch feels every view."""
-    return x if at.start == 0 and at.stop == x.shape[0] else x[at]
-
-
-def spans(size: int, step: int) -> Iterator[slice]:
-    """Consecutive slices of `step` that cover 0 .. size - 1."""
-    for start in range(0, size, step):
-        yield slice(start, min(start + step, size))

@@ -5,7 +5,7 @@ One visit to each tile (6 N^2 d of work): the tiles of a strip of rows are kept 
 known.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from math import inf
@@ -13,10 +13,11 @@ from math import inf
 import torch
 from torch import Tensor
 
-from nearfar.engine.budget import joined, part, spans, strip_shape
+from nearfar.engine.budget import strip_shape
 from nearfar.engine.closeness import Closeness, Tile, add_rows
 from nearfar.engine.products import Gradient, whole
 from nearfar.engine.step import Answer, Executor, Request, show
+from nearfar.parts import joined, part, spans
 from nearfar.relation import Block, Relation
 
 # (b,) log-sum-exp of the negatives of each anchor, (k,) closeness of all positive pairs, (k,) the
@@ -167,10 +168,14 @@ class _Strip:
             by_far, by_near = by_far * weight[self.rows], by_near * weight[self.rows][anchor]
         # Nothing was summed where the sum is 0; by_far is 0 there.
         self.factor = by_far / (total + torch.finfo(total.dtype).tiny)
-        pulls = by_near.split_with_sizes([p.anchor.shape[0] for p in self.parts])
-        for piece, pull in zip(self.parts, pulls, strict=True):
+        for piece, pull in zip(self.parts, self._of_parts(by_near), strict=True):
             piece.pull = pull
         return loss
+
+    def _of_parts(self, of_positives: Tensor) -> Sequence[Tensor]:
+        if len(self.parts) == 1:
+            return [of_positives]
+        return of_positives.split_with_sizes([p.anchor.shape[0] for p in self.parts])
 
     def force(self, part: _Part) -> Tensor:
         slope = self.rule.slope(part.tile.values)

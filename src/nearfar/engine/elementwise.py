@@ -6,11 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nearfar.engine.budget import Limits, part, spans, tile
+from nearfar.engine.budget import Limits, tile
 from nearfar.engine.closeness import Closeness, Tile
 from nearfar.engine.products import Gradient, whole
 from nearfar.engine.step import Answer, Executor, Request, show
 from nearfar.observe import force_visitors
+from nearfar.parts import part, spans
 from nearfar.relation import Block, Relation
 
 # (closeness, weight) -> weight x (the loss of each pair, its derivative); overwrites nothing.

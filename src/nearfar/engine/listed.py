@@ -13,11 +13,12 @@ from torch import Tensor
 from torch.linalg import vecdot, vector_norm
 
 from nearfar.distance import Distance
-from nearfar.engine.budget import Limits, block, spans
+from nearfar.engine.budget import Limits, block
 from nearfar.engine.closeness import add_rows
 from nearfar.engine.hinge import Tally
 from nearfar.engine.step import Answer, Executor, Request, show
 from nearfar.observe import force_visitors
+from nearfar.parts import spans
 from nearfar.relation import Relation
 
 # Rows, columns (None: the rows themselves), limits -> (t, k) int64 tuples, in order of their

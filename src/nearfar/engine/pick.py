@@ -12,12 +12,13 @@ from torch import Tensor
 
 from nearfar.distance import Distance, unit
 from nearfar.engine.anchors import Anchors
-from nearfar.engine.budget import Limits, block, spans
+from nearfar.engine.budget import Limits, block
 from nearfar.engine.closeness import Closeness, Euclidean, by_distance
 from nearfar.engine.listed import Picker
 from nearfar.engine.places import above
 from nearfar.engine.products import products
 from nearfar.engine.stream import row_blocks
+from nearfar.parts import spans
 from nearfar.relation import Block, Relation
 
 # Copies of a block that live at once: the distances, and lists of positives and of who is nearest.

@@ -11,7 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from nearfar.engine.budget import part
+from nearfar.parts import part
 
 _one_dnn: Callable[..., Tensor] | None = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 # Without AVX-512 the two are alike.
@@ -41,9 +41,13 @@ class Gradient:
 
     def __init__(self, a: Tensor, b: Tensor) -> None:
         self.a, self.b = a, b
-        self.da = torch.zeros_like(a)
         self._turned: tuple[slice, Tensor] | None = None
         self._along: tuple[Tensor, Tensor] | None = None
+
+    @cached_property
+    def da(self) -> Tensor:
+        """(n, d) of the rows."""
+        return torch.zeros_like(self.a)
 
     @cached_property
     def db(self) -> Tensor:
@@ -66,18 +70,20 @@ class Gradient:
             self._add_to_rows(force + force.T, rows, columns, by)
             return
         self._add_to_rows(force, rows, columns, by)
-        db = part(self.db, columns)
         if _gains(force.shape[0], force.shape[1], self.a):
-            db.T.add_(_by_one_dnn(self._rows_turned(rows), force.T), alpha=by)
+            more = _by_one_dnn(self._rows_turned(rows), force.T)
+            part(self.db, columns).T.add_(more, alpha=by)
+        elif self._fresh("db") and force.shape[1] == self.b.shape[0]:
+            self.db = torch.addmm(self.b, force.T, part(self.a, rows), beta=0, alpha=by)
         else:
-            db.addmm_(force.T, part(self.a, rows), alpha=by)
+            part(self.db, columns).addmm_(force.T, part(self.a, rows), alpha=by)
 
     def add_apart(self, force: Tensor, rows: slice, columns: slice) -> None:
         """Add that of sum(force * |a - b|^2) / 2; see `add`."""
         if self._halves(rows, columns):
             force = force + force.T
-            part(self.da, rows).addcmul_(force.sum(1)[:, None], part(self.a, rows))
             self._add_to_rows(force, rows, columns, -1)
+            part(self.da, rows).addcmul_(force.sum(1)[:, None], part(self.a, rows))
             return
         if self._along is None:
             self._along = self.a.new_zeros(len(self.a)), self.b.new_zeros(len(self.b))
@@ -92,18 +98,24 @@ class Gradient:
             self.db.addcmul_(self._along[1][:, None], self.b)
         if self.a is not self.b:
             return self.da, self.db
-        return (self.da.add_(self.db) if "db" in vars(self) else self.da), None
+        return (self.da if self._fresh("db") else self.da.add_(self.db)), None
+
+    def _fresh(self, side: str) -> bool:
+        """Whether nothing was added to `da` or `db` yet: what comes first need not be added."""
+        return side not in vars(self)
 
     def _halves(self, rows: slice, columns: slice) -> bool:
         """Whether a tile lies on the diagonal of rows with themselves."""
         return self.a is self.b and rows == columns
 
     def _add_to_rows(self, force: Tensor, rows: slice, columns: slice, by: float) -> None:
-        da, b = part(self.da, rows), part(self.b, columns)
+        b = part(self.b, columns)
         if _gains(force.shape[0], force.shape[1], self.a):
-            da.add_(_by_one_dnn(force, b.T), alpha=by)
+            part(self.da, rows).add_(_by_one_dnn(force, b.T), alpha=by)
+        elif self._fresh("da") and force.shape[0] == self.a.shape[0]:
+            self.da = torch.addmm(self.a, force, b, beta=0, alpha=by)
         else:
-            da.addmm_(force, b, alpha=by)
+            part(self.da, rows).addmm_(force, b, alpha=by)
 
     def _rows_turned(self, rows: slice) -> Tensor:
         """(d, r) the rows of a tile transposed, which the tiles beside it ask for too."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nearfar.distance import Distance, between_rows
 from nearfar.engine.anchors import Anchors
-from nearfar.engine.budget import Limits, block, spans
+from nearfar.engine.budget import Limits, block
 from nearfar.engine.closeness import add_rows, by_distance
 from nearfar.engine.hinge import Tally, hinges
 from nearfar.engine.listed import Picker, show_listed
@@ -27,6 +27,7 @@ from nearfar.engine.space import Space
 from nearfar.engine.step import Answer, Executor, Request, show
 from nearfar.engine.stream import row_blocks
 from nearfar.observe import force_visitors
+from nearfar.parts import spans
 from nearfar.relation import Relation
 
 # Copies of the rows of a pair that live at once.

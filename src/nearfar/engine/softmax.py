@@ -11,11 +11,12 @@ keep for the second.
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from nearfar.engine.budget import joined, kept_elements, part, spans, strip_shape
+from nearfar.engine.budget import kept_elements, strip_shape
 from nearfar.engine.budget import tile as tile_shape
 from nearfar.engine.elementwise import tiles
 from nearfar.engine.places import exact
@@ -24,6 +25,7 @@ from nearfar.engine.space import Space
 from nearfar.engine.step import Answer, Executor, Request, show
 from nearfar.marks import Marks
 from nearfar.observe import force_visitors
+from nearfar.parts import joined, part, spans
 from nearfar.relation import Block, Relation
 
 
@@ -258,14 +260,14 @@ def _one_visit(
 
     def losses(rows: slice) -> Tensor:
         anchors = _Anchors(rule, rows.stop - rows.start, a, bounded)
-        side = _Side(anchors, slice(None), 1)
+        side = _Side(anchors, slice(0, rows.stop - rows.start), 1)
         if space is not None:
             space.clear()
         strip = [taken(rows, columns, side) for columns in spans(len(b), shape[1])]
         loss = anchors.settle(
-            None if valid is None else valid[rows],
-            count[rows] if isinstance(count, Tensor) else count,
-            None if request.weight is None else request.weight[rows],
+            None if valid is None else part(valid, rows),
+            part(count, rows) if isinstance(count, Tensor) else count,
+            None if request.weight is None else part(request.weight, rows),
         )
         if gradient is not None:
             for columns, block, z, terms in strip:
@@ -290,24 +292,25 @@ def _two_passes(
     a, b = request.a, request.columns
     shape = tile_shape(request.limits, a.device, a.element_size(), _BUFFERS)
     visits = tiles(len(a), len(b), shape, mirrored)
-    as_rows = _Anchors(rule, len(a), a, bounded)
-    as_columns = _Anchors(rule, len(b), b, bounded) if both else as_rows
+    # Where the columns are anchors too, they come after the rows; mirrored, they are the rows.
+    anchors = _Anchors(rule, len(a) + (len(b) if both else 0), a, bounded)
+    first = len(a) if both else 0
     room = kept_elements(request.limits, a.device, a.element_size(), shape)
     kept: list[tuple[Tensor, Block, Tensor]] = []
     for rows, columns, twice in visits:
         z, block = products(part(a, rows), part(b, columns)), relation.block(rows, columns)
-        sides = _sides(as_rows, rows, as_columns, columns, both or twice)
+        sides = _sides(anchors, rows, columns, first, both or twice)
         terms = _collect(z, block, rule, bounded, _place(z), *sides)
         room -= terms.numel()
         if room >= 0 and request.gradient:
             kept.append((z, block, terms))
     valid, count = rule.counts(relation)
-    weight: Tensor | float | None = request.weight
     if both:  # a row's loss is the mean of both, so each direction weighs half
-        weight = 0.5 if weight is None else weight / 2
-    per_row = as_rows.settle(valid, count, weight)
-    if both:
-        per_row = (per_row + as_columns.settle(valid, count, weight)) / 2
+        weight = 0.5 if request.weight is None else request.weight / 2
+        of_both = anchors.settle(_twice(valid), _twice(count), _twice(weight))
+        per_row = (of_both[:first] + of_both[first:]) / 2
+    else:
+        per_row = anchors.settle(valid, count, request.weight)
     if not request.gradient:
         return Answer(per_row, valid)
     gradient = Gradient(a, b)
@@ -318,7 +321,7 @@ def _two_passes(
         else:
             z, block = products(part(a, rows), part(b, columns)), relation.block(rows, columns)
             terms = _terms(z, block, rule, bounded, _place(z))
-        sides = _sides(as_rows, rows, as_columns, columns, both or twice)
+        sides = _sides(anchors, rows, columns, first, both or twice)
         force = _forces(terms, block, *sides)
         show(request, rows, columns, block, z, force, -1)
         gradient.add(force, rows, columns)
@@ -330,8 +333,16 @@ def _place(z: Tensor) -> Tensor:
     return torch.empty_like(z) if force_visitors() else z
 
 
-def _sides(
-    as_rows: _Anchors, rows: slice, as_columns: _Anchors, columns: slice, both: bool
-) -> list[_Side]:
-    sides = [_Side(as_rows, rows, 1)]
-    return [*sides, _Side(as_columns, columns, 0)] if both else sides
+def _sides(anchors: _Anchors, rows: slice, columns: slice, first: int, both: bool) -> list[_Side]:
+    sides = [_Side(anchors, rows, 1)]
+    if both:
+        sides.append(_Side(anchors, slice(first + columns.start, first + columns.stop), 0))
+    return sides
+
+
+_Some = TypeVar("_Some", Tensor | None, Tensor | float)
+
+
+def _twice(of_rows: _Some) -> _Some:
+    """What holds for the rows, for the columns after them too."""
+    return torch.cat([of_rows, of_rows]) if isinstance(of_rows, Tensor) else of_rows

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nearfar.engine.budget import Limits, current_limits, spans
+from nearfar.engine.budget import Limits, current_limits
 from nearfar.engine.places import exact
 from nearfar.observe import force_visitors
+from nearfar.parts import spans
 from nearfar.reduction import Reduction, check_reduction, total_weight
 from nearfar.relation import Block
 
@@ -204,7 +205,8 @@ def _fitted(gradient: Tensor | None, given: _Given) -> Tensor | None:
     largest = torch.finfo(dtype).max
     if largest < torch.finfo(gradient.dtype).max:
         gradient = gradient.clamp_(-largest, largest)
-    return gradient.to(dtype).reshape(shape)
+    gradient = gradient.to(dtype)
+    return gradient if gradient.shape == shape else gradient.reshape(shape)
 
 
 def _tensors(*values: Tensor | float | None) -> tuple[Tensor | None, ...]:

@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from nearfar.engine.budget import Limits, block, spans
+from nearfar.engine.budget import Limits, block
 from nearfar.engine.closeness import Closeness, Tile
 from nearfar.engine.products import Gradient, whole
 from nearfar.engine.space import Space
 from nearfar.engine.step import Answer, Executor, Request, show
+from nearfar.parts import spans
 from nearfar.relation import Block, Relation
 
 # A rule: (b, m) closeness, positive and negative -> (b,) losses, and how much each row counts in

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nearfar.engine import places
 from nearfar.engine.anchors import Anchors
-from nearfar.engine.budget import kept_elements, part, spans, tile
+from nearfar.engine.budget import kept_elements, tile
 from nearfar.engine.closeness import Closeness, Tile
 from nearfar.engine.hinge import Tally, counted, hinges, of_negatives, of_positives
 from nearfar.engine.places import exact
@@ -25,6 +25,7 @@ from nearfar.engine.space import Space
 from nearfar.engine.step import Answer, Executor, Request
 from nearfar.engine.stream import blockwise
 from nearfar.observe import force_visitors
+from nearfar.parts import part, spans
 from nearfar.relation import Block, Relation
 
 # Copies of a tile that live at once: distances, forces of both ends, comparisons.

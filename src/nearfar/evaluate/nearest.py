@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from nearfar.distance import Distance, largest, unit
-from nearfar.engine.budget import Limits, current_limits, spans, tile
+from nearfar.engine.budget import Limits, current_limits, tile
 from nearfar.engine.closeness import Euclidean
 from nearfar.inputs import ArrayLike, batch, lift
 from nearfar.labels import class_ids, refuse
 from nearfar.mine import Found
+from nearfar.parts import spans
 
 # Copies of a tile, and of the k nearest, that live at once.
 _BUFFERS = 6

@@ -73,14 +73,14 @@ def proxy_softmax_loss(
     scale = above_zero("scale", scale)
     between("angle_margin", angle_margin, 0, pi / 2, ", radians")
     between("cosine_margin", cosine_margin, 0, 1)
-    rows, columns, relation = _to_proxies(x, proxies, labels)
+    rows, columns, own = _to_proxies(x, proxies, labels)
     rule = ONE
     if angle_margin or cosine_margin:
         if isinstance(scale, Tensor) and scale.requires_grad:
             raise ValueError("scale cannot be learned together with a margin; pass a number.")
         rule = SoftmaxRule(_with_margins(scale, angle_margin, cosine_margin, rows.dtype))
     return run(
-        softmax(rule, relation),
+        softmax(rule, _each_to(own, columns)),
         rows,
         columns,
         normalize=True,
@@ -128,9 +128,9 @@ def proxy_nca_loss(
     Source: Movshovitz-Attias et al., "No Fuss Distance Metric Learning using Proxies", ICCV 2017,
     equation 6.
     """
-    rows, columns, relation = _to_proxies(x, proxies, labels)
+    rows, columns, own = _to_proxies(x, proxies, labels)
     return run(
-        softmax(DECOUPLED, relation),
+        softmax(DECOUPLED, _each_to(own, columns)),
         rows,
         columns,
         normalize=True,
@@ -183,13 +183,12 @@ def proxy_anchor_loss(
     """
     between("margin", margin, 0, 1)
     above_zero("scale", scale)
-    rows, columns, relation = _to_proxies(x, proxies, labels)
-    turned = Relation(
-        relation.m, relation.n, relation.device, relation.column_labels, relation.row_labels
-    )
+    rows, columns, own = _to_proxies(x, proxies, labels)
+    classes = torch.arange(len(columns), device=rows.device)
+    relation = Relation(len(columns), len(rows), rows.device, classes, own)
     near_weight = far_weight = 1.0
     if reduction == "mean":
-        near_weight = 1 / max(int((turned.n_positives() > 0).sum()), 1)
+        near_weight = 1 / max(int((relation.n_positives() > 0).sum()), 1)
         far_weight = 1 / max(len(columns), 1)
 
     def settle(far: Tensor, s: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -205,18 +204,23 @@ def proxy_anchor_loss(
         counts=lambda positives, negatives: torch.ones_like(positives),
     )
     over_rows: Reduction = "sum" if reduction == "mean" else reduction
-    return run(contest(rule, Product(), turned), columns, rows, normalize=True, reduction=over_rows)
+    return run(
+        contest(rule, Product(), relation), columns, rows, normalize=True, reduction=over_rows
+    )
 
 
 def _to_proxies(
     x: ArrayLike, proxies: ArrayLike, labels: ArrayLike
-) -> tuple[Tensor, Tensor, Relation]:
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows, proxies, and (n,) the proxy of each row."""
     rows = batch("x", x)
     columns = batch("proxies", proxies, like=rows)
-    known = class_ids(labels, like=rows, n_classes=len(columns))
-    names = torch.arange(len(columns), device=rows.device)
-    n, c = len(rows), len(columns)
-    return rows, columns, Relation(n, c, rows.device, known, names, one_positive=True, match=known)
+    return rows, columns, class_ids(labels, like=rows, n_classes=len(columns))
+
+
+def _each_to(own: Tensor, proxies: Tensor) -> Relation:
+    """Each row is similar to its own proxy and to no other."""
+    return Relation(len(own), len(proxies), own.device, one_positive=True, match=own)
 
 
 def _with_margins(

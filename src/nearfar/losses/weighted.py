@@ -240,7 +240,7 @@ def softplus(x: Tensor) -> Tensor:
 
 def have_both(positives: Tensor, negatives: Tensor) -> Tensor:
     """Which anchors have a positive and a negative."""
-    return (positives > 0) & (negatives > 0)
+    return positives * negatives > 0
 
 
 MultiSimilarityLoss = as_module(multi_similarity_loss)
