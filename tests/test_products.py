@@ -8,7 +8,7 @@ from torch import Tensor
 from nearfar import batch_triplet_loss, siglip_loss
 from nearfar.engine import products, step
 from nearfar.engine.budget import tile_shape
-from nearfar.engine.products import Gradient, add_products
+from nearfar.engine.products import Gradient, squares
 from nearfar.engine.products import products as inner
 
 ONE_DNN = pytest.mark.skipif(not products._THERE, reason="no oneDNN, or no AVX-512")
@@ -45,8 +45,9 @@ def test_products_and_their_gradient(n: int, m: int, d: int) -> None:
     a, b = rows(n, d, 1), rows(m, d, 2)
     true = a.double() @ b.double().T
     close(inner(a, b), true)
-    start, force = rows(n, m, 3), rows(n, m, 4)
-    close(add_products(start.clone(), a, b, -2), start.double() - 2 * true)
+    force = rows(n, m, 4)
+    of_a, of_b = a.square().sum(1), b.square().sum(1)
+    close(squares(a, b, of_a, of_b), (a.double()[:, None] - b.double()).square().sum(2))
     gradient, apart = Gradient(a, b), Gradient(a, b)
     for at in tiles(n, m):
         gradient.add(force[at], *at, by=-0.5)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nearfar.distance import Distance, largest
-from nearfar.engine.products import Gradient, add_products, products
+from nearfar.engine.products import Gradient, products, squares
 from nearfar.parts import part, spans
 
 
@@ -122,23 +122,25 @@ class Euclidean:
         low, high = everything.amin(0), everything.amax(0)  # aminmax takes several times as long
         centre = low.lerp(high, 0.5)
         centre = centre.where(centre.abs() > high - low, 0)
+        if centre.device.type == "cpu" and not centre.any():  # asking would stall an accelerator
+            return a, b
         return a - centre, None if b is None else b - centre
 
     def tile(self, a: Tensor, b: Tensor) -> Tile:
         of_a = torch.linalg.vecdot(a, a)
         of_b = of_a if same(a, b) else torch.linalg.vecdot(b, b)
-        squares = add_products(torch.add(of_a[:, None], of_b), a, b, -2)
+        apart = squares(a, b, of_a, of_b)
         if a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr():
             # Cut from the same rows: no loss compares one with itself, nor need that be repaired.
-            own = squares.diagonal((a.storage_offset() - b.storage_offset()) // a.shape[1])
+            own = apart.diagonal((a.storage_offset() - b.storage_offset()) // a.shape[1])
             own.fill_(inf)
-            close = _cancelling(squares, of_a, of_b, self.CANCELS)
+            close = _cancelling(apart, of_a, of_b, self.CANCELS)
             own.fill_(1)  # as good as any number, and harmless
         else:
-            close = _cancelling(squares, of_a, of_b, self.CANCELS)
-        for rows, columns in _chunks(close, squares, a):
-            squares[rows, columns] = (a[rows] - b[columns]).square().sum(1)
-        return Tile(squares if self.squared else squares.sqrt_(), close)
+            close = _cancelling(apart, of_a, of_b, self.CANCELS)
+        for rows, columns in _chunks(close, apart, a):
+            apart[rows, columns] = (a[rows] - b[columns]).square().sum(1)
+        return Tile(apart if self.squared else apart.sqrt_(), close)
 
     def pull_back(
         self, force: Tensor, tile: Tile, gradient: Gradient, rows: slice, columns: slice

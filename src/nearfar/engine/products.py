@@ -25,11 +25,11 @@ def products(a: Tensor, b: Tensor) -> Tensor:
     return _by_one_dnn(a, b) if _gains(len(a), len(b), a) else torch.mm(a, b.T)
 
 
-def add_products(to: Tensor, a: Tensor, b: Tensor, by: float) -> Tensor:
-    """`to` (r, c), with by * products(a, b) added to it."""
+def squares(a: Tensor, b: Tensor, of_a: Tensor, of_b: Tensor) -> Tensor:
+    """(r, c) |a - b|^2 = |a|^2 + |b|^2 - 2ab of rows with these squared lengths (r,), (c,)."""
     if _gains(len(a), len(b), a):
-        return to.add_(_by_one_dnn(a, b), alpha=by)
-    return to.addmm_(a, b.T, alpha=by)
+        return _by_one_dnn(a * -2, b, of_b).add_(of_a[:, None])
+    return torch.add(of_a[:, None], of_b).addmm_(a, b.T, alpha=-2)
 
 
 class Gradient:
@@ -137,6 +137,6 @@ def _gains(n: int, m: int, like: Tensor) -> bool:
     return on and like.dtype is torch.float32 and like.device.type == "cpu"
 
 
-def _by_one_dnn(a: Tensor, b: Tensor) -> Tensor:
+def _by_one_dnn(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     assert _one_dnn is not None
-    return _one_dnn(a, b, None, "none", [], "")
+    return _one_dnn(a, b, bias, "none", [], "")
