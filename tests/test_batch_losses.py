@@ -287,7 +287,7 @@ def streaming(
         a = torch.cat([request.a, one * request.bias], 1)
         b = torch.cat([request.columns, one], 1)
         answer = stream(rule, closeness, relation)(
-            Request(**{**vars(request), "a": a, "b": b, "bias": None})
+            Request(**{**vars(request), "a": a, "b": b, "bias": None, "finish": None})
         )
         if answer.da is None or answer.db is None:
             return answer

@@ -151,8 +151,8 @@ class Euclidean:
         for i, j in _chunks(tile.close, force, a):
             pull = self._by_square(force[i, j], d[i, j])
             pull = pull.masked_fill_(d[i, j] == 0, 0)[:, None] * (a[i] - b[j])
-            add_rows(part(gradient.da, rows), i, pull)
-            add_rows(part(gradient.db, columns), j, pull.neg_())
+            add_rows(gradient.of_rows(rows), i, pull)
+            add_rows(gradient.of_columns(columns), j, pull.neg_())
             force[i, j], d[i, j] = 0, 1
         gradient.add_apart(self._by_square(force, d), rows, columns)
 

@@ -95,7 +95,7 @@ def contest(rule: Contest, closeness: Closeness, relation: Relation) -> Executor
         a, b = closeness.prepare(request.a, request.b)
         columns = a if b is None else b
         losses = []
-        gradient = Gradient(a, columns) if request.gradient else None
+        gradient = Gradient(a, columns, request.finish) if request.gradient else None
         shape = strip_shape(
             request.limits, a.device, a.element_size(), _BUFFERS, len(columns), _KEPT
         )

@@ -62,7 +62,7 @@ def elementwise(rule: PairRule, closeness: Closeness, relation: Relation) -> Exe
         a, b = closeness.prepare(request.a, request.b)
         columns = a if b is None else b
         per_row, forces = a.new_zeros(len(a)), None if request.bias is None else a.new_zeros(())
-        gradient = Gradient(a, columns) if request.gradient else None
+        gradient = Gradient(a, columns, request.finish) if request.gradient else None
         for visit in visits(closeness, relation, a, columns, request.limits):
             rows, cols, twice = visit.rows, visit.columns, visit.twice
             c, block = visit.tile, visit.block

@@ -32,21 +32,30 @@ def squares(a: Tensor, b: Tensor, of_a: Tensor, of_b: Tensor) -> Tensor:
     return torch.add(of_a[:, None], of_b).addmm_(a, b.T, alpha=-2)
 
 
+# Takes the gradient of some rows, which are not needed any more.
+Finish = Callable[[slice, Tensor], None]
+
+
 class Gradient:
     """The gradient of rows `a` (n, d) and columns `b` (m, d), added up tile by tile.
+
+    The tiles come row by row. Where `finish` is given, it gets the gradient of the rows of a tile
+    as soon as others follow, and no memory is held for that of all rows.
 
     Where the columns are the rows, a tile on the diagonal holds both halves: what a row does as a
     column is the same with its row and column exchanged.
     """
 
-    def __init__(self, a: Tensor, b: Tensor) -> None:
-        self.a, self.b = a, b
-        self._turned: tuple[slice, Tensor] | None = None
-        self._along: tuple[Tensor, Tensor] | None = None
+    def __init__(self, a: Tensor, b: Tensor, finish: Finish | None = None) -> None:
+        self.a, self.b, self._finish = a, b, finish
+        self._rows: slice | None = None
+        self._strip: Tensor | None = None
+        self._turned: Tensor | None = None
+        self._along: Tensor | None = None
 
     @cached_property
     def da(self) -> Tensor:
-        """(n, d) of the rows."""
+        """(n, d) of the rows that others have followed."""
         return torch.zeros_like(self.a)
 
     @cached_property
@@ -56,6 +65,17 @@ class Gradient:
         if _gains(len(self.a), len(self.b), self.a):
             return self.b.new_zeros(self.b.shape[::-1]).T
         return torch.zeros_like(self.b)
+
+    def of_rows(self, rows: slice) -> Tensor:
+        """(r, d) of the rows of a tile, to be added to."""
+        self._turn_to(rows)
+        if self._strip is None:
+            self._strip = torch.zeros_like(part(self.a, rows))
+        return self._strip
+
+    def of_columns(self, columns: slice) -> Tensor:
+        """(c, d) of the columns of a tile, to be added to."""
+        return part(self.db, columns)
 
     def add(self, force: Tensor, rows: slice, columns: slice, by: float = 1) -> None:
         """Add the gradient of by * sum(force * products(a[rows], b[columns])).
@@ -71,57 +91,71 @@ class Gradient:
             return
         self._add_to_rows(force, rows, columns, by)
         if _gains(force.shape[0], force.shape[1], self.a):
-            more = _by_one_dnn(self._rows_turned(rows), force.T)
-            part(self.db, columns).T.add_(more, alpha=by)
-        elif self._fresh("db") and force.shape[1] == self.b.shape[0]:
+            if self._turned is None:  # (d, r), which the tiles beside this one ask for too
+                self._turned = part(self.a, rows).T.contiguous()
+            self.of_columns(columns).T.add_(_by_one_dnn(self._turned, force.T), alpha=by)
+        elif "db" not in vars(self) and force.shape[1] == self.b.shape[0]:
             self.db = torch.addmm(self.b, force.T, part(self.a, rows), beta=0, alpha=by)
         else:
-            part(self.db, columns).addmm_(force.T, part(self.a, rows), alpha=by)
+            self.of_columns(columns).addmm_(force.T, part(self.a, rows), alpha=by)
 
     def add_apart(self, force: Tensor, rows: slice, columns: slice) -> None:
         """Add that of sum(force * |a - b|^2) / 2; see `add`."""
         if self._halves(rows, columns):
             force = force + force.T
             self._add_to_rows(force, rows, columns, -1)
-            part(self.da, rows).addcmul_(force.sum(1)[:, None], part(self.a, rows))
-            return
-        if self._along is None:
-            self._along = self.a.new_zeros(len(self.a)), self.b.new_zeros(len(self.b))
-        part(self._along[0], rows).add_(force.sum(1))
-        part(self._along[1], columns).add_(force.sum(0))
-        self.add(force, rows, columns, -1)
+        else:
+            self.add(force, rows, columns, -1)
+            if self._along is None:
+                self._along = self.b.new_zeros(len(self.b))
+            part(self._along, columns).add_(force.sum(0))
+        self.of_rows(rows).addcmul_(force.sum(1)[:, None], part(self.a, rows))
 
-    def whole(self) -> tuple[Tensor, Tensor | None]:
-        """(n, d) of the rows and (m, d) of the columns; None: they are the rows, and all is one."""
+    def whole(self) -> tuple[Tensor | None, Tensor | None]:
+        """(n, d) of the rows, None where each was finished; (m, d) of the columns.
+
+        Of rows with themselves the first is all, and the second None.
+        """
+        if self._finish is not None and self._rows is None:  # there are no columns
+            self._finish(slice(0, len(self.a)), torch.zeros_like(self.a))
+        self._turn_to(None)
         if self._along is not None:
-            self.da.addcmul_(self._along[0][:, None], self.a)
-            self.db.addcmul_(self._along[1][:, None], self.b)
+            self.db.addcmul_(self._along[:, None], self.b)
+        if self._finish is not None:
+            return None, self.db
         if self.a is not self.b:
             return self.da, self.db
-        return (self.da if self._fresh("db") else self.da.add_(self.db)), None
-
-    def _fresh(self, side: str) -> bool:
-        """Whether nothing was added to `da` or `db` yet: what comes first need not be added."""
-        return side not in vars(self)
+        return (self.da.add_(self.db) if "db" in vars(self) else self.da), None
 
     def _halves(self, rows: slice, columns: slice) -> bool:
         """Whether a tile lies on the diagonal of rows with themselves."""
         return self.a is self.b and rows == columns
 
+    def _turn_to(self, rows: slice | None) -> None:
+        """From here on these rows are added to; None: no others follow."""
+        if rows == self._rows:
+            return
+        before, strip = self._rows, self._strip
+        self._rows = rows
+        self._strip = self._turned = None
+        if before is None or strip is None:
+            return
+        if self._finish is not None:
+            self._finish(before, strip)
+        elif "da" not in vars(self) and strip.shape == self.a.shape:
+            self.da = strip
+        else:
+            part(self.da, before).add_(strip)
+
     def _add_to_rows(self, force: Tensor, rows: slice, columns: slice, by: float) -> None:
         b = part(self.b, columns)
+        self._turn_to(rows)
         if _gains(force.shape[0], force.shape[1], self.a):
-            part(self.da, rows).add_(_by_one_dnn(force, b.T), alpha=by)
-        elif self._fresh("da") and force.shape[0] == self.a.shape[0]:
-            self.da = torch.addmm(self.a, force, b, beta=0, alpha=by)
+            self.of_rows(rows).add_(_by_one_dnn(force, b.T), alpha=by)
+        elif self._strip is None:  # what comes first need not be added
+            self._strip = torch.addmm(part(self.a, rows), force, b, beta=0, alpha=by)
         else:
-            part(self.da, rows).addmm_(force, b, alpha=by)
-
-    def _rows_turned(self, rows: slice) -> Tensor:
-        """(d, r) the rows of a tile transposed, which the tiles beside it ask for too."""
-        if self._turned is None or self._turned[0] != rows:
-            self._turned = rows, part(self.a, rows).T.contiguous()
-        return self._turned[1]
+            self._strip.addmm_(force, b, alpha=by)
 
 
 def whole(gradient: Gradient | None) -> tuple[Tensor | None, Tensor | None]:

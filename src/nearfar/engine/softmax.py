@@ -248,7 +248,7 @@ def _one_visit(
     """Row by row: all tiles of a strip of rows are kept until its sums are known."""
     a, b = request.a, request.columns
     valid, count = rule.counts(relation)
-    gradient = Gradient(a, b) if request.gradient else None
+    gradient = Gradient(a, b, request.finish) if request.gradient else None
     # One buffer for all strips; a batch that is one strip is done sooner in place.
     space = Space() if len(a) > shape[0] else None
 
@@ -313,7 +313,7 @@ def _two_passes(
         per_row = anchors.settle(valid, count, request.weight)
     if not request.gradient:
         return Answer(per_row, valid)
-    gradient = Gradient(a, b)
+    gradient = Gradient(a, b, request.finish)
     kept.reverse()
     for rows, columns, twice in visits:
         if kept:

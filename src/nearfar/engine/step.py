@@ -16,8 +16,9 @@ from torch import Tensor
 
 from nearfar.engine.budget import Limits, current_limits
 from nearfar.engine.places import exact
+from nearfar.engine.products import Finish
 from nearfar.observe import force_visitors
-from nearfar.parts import spans
+from nearfar.parts import part, spans
 from nearfar.reduction import Reduction, check_reduction, total_weight
 from nearfar.relation import Block
 
@@ -34,6 +35,8 @@ class Request:
         scale: by which the products of rows and columns were scaled.
         bound: no product of a row and a column is larger in size than this; None: not known.
         gradient: whether a gradient is wanted.
+        finish: takes the gradient of some rows of `a`, in whose place it may put it; None: that
+            of all rows is wanted at the end.
         limits: of memory.
     """
 
@@ -44,6 +47,7 @@ class Request:
     scale: Tensor | float
     bound: float | None
     gradient: bool
+    finish: Finish | None
     limits: Limits
 
     @property
@@ -59,7 +63,8 @@ class Answer:
         per_row: (n,) losses, 0 where nothing counts; of any precision.
         counts: (n,) how much each row counts in the mean: 1 or True; 0 where it has nothing to
             compare and is left out; its number of terms where the mean is over those. None: all 1.
-        da: (n, d) gradient of sum(weight * per_row) with respect to `a`; None unless asked for.
+        da: (n, d) gradient of sum(weight * per_row) with respect to `a`; None unless asked for,
+            and where the rows are finished.
         db: likewise for the columns; None where they are the rows, and `da` holds all.
         forces: the sum of all forces: the gradient of a bias.
     """
@@ -131,8 +136,7 @@ def _run(
     bias: Tensor | float | None,
     weight: Tensor | None,
 ) -> Tensor:
-    learned = [t for t in (x, y, scale, bias) if isinstance(t, Tensor) and t.requires_grad]
-    gradient = torch.is_grad_enabled() and bool(learned)
+    gradient = torch.is_grad_enabled() and any(map(_learned, (x, y, scale, bias)))
     job = _Job(executor, normalize, reduction, weight, current_limits(), gradient)
     loss: Tensor = _Step.apply(job, x, y, scale, bias)  # type: ignore[no-untyped-call]
     return loss
@@ -230,33 +234,35 @@ def _compute(
         a, b = rows.ready, None if columns is None else columns.ready
         if scale is not None:
             # In place where it can be, which spares a copy of the rows.
-            a, b = (a * scale, a) if b is None else (a.mul_(scale), b)
+            a, b = (a * scale, a) if b is None else (rows.times(scale), b)
         shift = None if bias is None else torch.as_tensor(bias, dtype=wide, device=a.device)
-        shift = None if shift is None else shift.reshape(())
-        bound = _bound(scale, x.device) if job.normalize else None
         answer = job.executor(
             Request(
-                a, b, shift, weight, 1.0 if scale is None else scale, bound, gradient, job.limits
+                a,
+                b,
+                None if shift is None else shift.reshape(()),
+                weight,
+                1.0 if scale is None else scale,
+                _bound(scale, x.device) if job.normalize else None,
+                gradient,
+                None if b is None or columns is None else rows.finish,
+                job.limits,
             )
         )
         if not gradient:
             return answer.per_row, answer.counts, None, None, None, None
-        da, db = answer.da, answer.db
+        dbias = answer.forces if _learned(bias) else None
+        if columns is not None:
+            assert answer.db is not None
+            dx = rows.ready if answer.da is None else rows.back(answer.da)
+            return answer.per_row, answer.counts, dx, columns.back(answer.db), rows.dscale, dbias
+        da, dscale = answer.da, None
         assert da is not None
-        if scale is not None and columns is not None:
-            rows.ready.div_(scale)
-        dscale = dbias = None
-        if isinstance(scale, Tensor) and scale.requires_grad:
-            dscale = torch.linalg.vecdot(da, rows.ready).sum(dtype=exact(da))
-        if isinstance(bias, Tensor) and bias.requires_grad:
-            dbias = answer.forces
         if scale is not None:
+            dscale = _along(da, rows.ready).sum(dtype=exact(da)) if _learned(scale) else None
             da = da.mul_(scale)
-        if columns is None:
-            da = da if db is None else da.add_(db)
-            return answer.per_row, answer.counts, rows.back(da), None, dscale, dbias
-        assert db is not None
-        return answer.per_row, answer.counts, rows.back(da), columns.back(db), dscale, dbias
+        da = da if answer.db is None else da.add_(answer.db)
+        return answer.per_row, answer.counts, rows.back(da), None, dscale, dbias
 
 
 def _wide(x: Tensor, y: Tensor | None) -> torch.dtype:
@@ -282,10 +288,17 @@ _TURNED = 1024  # so many rows of a gradient that may be laid out column by colu
 
 
 class _Rows:
-    """Rows ready for the tiles, at unit length if asked, and the way back for their gradient."""
+    """Rows ready for the tiles, at unit length if asked, and the way back for their gradient.
+
+    Attributes:
+        ready: (n, d) the rows, and in their place, once they are finished, their gradient.
+        dscale: the gradient of what they were multiplied with; None unless asked for.
+    """
 
     def __init__(self, x: Tensor, normalize: bool) -> None:
+        self.scale: Tensor | float | None = None
         self.size: Tensor | None = None
+        self.dscale: Tensor | None = None
         if not normalize:
             self.ready = torch.add(x, x, alpha=0)  # NaN where x is infinite; see inputs.lift
             return
@@ -302,18 +315,37 @@ class _Rows:
         size = size.masked_fill_(size < short, torch.inf)
         self.ready, self.size = x / size, size / down
 
+    def times(self, scale: Tensor | float) -> Tensor:
+        """The rows times the scale, which is taken back when they are finished."""
+        self.scale = scale
+        return self.ready.mul_(scale)
+
     def back(self, gradient: Tensor) -> Tensor:
         """From the gradient of `ready` to that of the rows; overwrites both."""
-        if len(gradient) <= _TURNED:
-            return self._back(gradient.contiguous(), self.ready, self.size)
-        # In the place of `ready`: the memory of the gradient is free before the backward pass.
         for at in spans(len(gradient), _TURNED):
-            size = None if self.size is None else self.size[at]
-            self.ready[at] = self._back(gradient[at].contiguous(), self.ready[at], size)
+            self.finish(at, part(gradient, at).contiguous())
         return self.ready
 
-    def _back(self, gradient: Tensor, ready: Tensor, size: Tensor | None) -> Tensor:
-        if size is None:
-            return gradient
-        along = torch.linalg.vecdot(gradient, ready)[:, None]
-        return gradient.addcmul_(ready, along, value=-1).div_(size)
+    def finish(self, at: slice, gradient: Tensor) -> None:
+        """Put the gradient (r, d) of some rows, carried back, in their place; overwrites it."""
+        ready = part(self.ready, at)
+        if self.scale is not None:
+            ready.div_(self.scale)
+            if _learned(self.scale):
+                more = _along(gradient, ready).sum(dtype=exact(ready))
+                self.dscale = more if self.dscale is None else self.dscale + more
+            gradient.mul_(self.scale)
+        if self.size is not None:
+            along = _along(gradient, ready)[:, None]
+            gradient.addcmul_(ready, along, value=-1).div_(part(self.size, at))
+        if ready is self.ready:
+            self.ready = gradient
+        else:
+            ready.copy_(gradient)
+
+
+_along: Callable[[Tensor, Tensor], Tensor] = torch.linalg.vecdot  # (n,) inner products of rows
+
+
+def _learned(value: Tensor | float | None) -> bool:
+    return isinstance(value, Tensor) and value.requires_grad

@@ -42,7 +42,7 @@ def blockwise(rule: BlockRule, closeness: Closeness, relation: Relation) -> Exec
         columns = a if b is None else b
         everyone = slice(0, len(columns))
         per_row, counts = a.new_zeros(len(a)), a.new_zeros(len(a), dtype=torch.int64)
-        gradient = Gradient(a, columns) if request.gradient else None
+        gradient = Gradient(a, columns, request.finish) if request.gradient else None
         space = Space()
         for rows, tile, who in row_blocks(closeness, relation, a, columns, request.limits):
             space.clear()

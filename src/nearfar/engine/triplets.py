@@ -169,4 +169,5 @@ class _ByClass:
         if self.gradient is None:
             return Answer(loss, valid), valid, active
         da, _ = self.gradient.whole()
+        assert da is not None  # of rows with themselves
         return Answer(loss, valid, da[place]), valid, active
