@@ -145,3 +145,37 @@ def test_large_tiles_do_go_to_one_dnn(monkeypatch: pytest.MonkeyPatch) -> None:
         inner(a.repeat(4, 1), a.repeat(4, 1))
     monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
     inner(a.repeat(4, 1), a.repeat(4, 1))  # it is not wanted
+
+
+@pytest.fixture
+def gaps(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether oneDNN was given rows with gaps between them, which take it a thousand times as long:
+    once a product, whatever its size."""
+    routine, seen = products._one_dnn, []
+    assert routine is not None
+
+    def watched(a: Tensor, b: Tensor, *rest: object) -> Tensor:
+        seen.append(not all(x.is_contiguous() or x.T.is_contiguous() for x in (a, b)))
+        return routine(a, b, *rest)
+
+    monkeypatch.setattr(products, "_FEWEST", 0)
+    monkeypatch.setattr(products, "_one_dnn", watched)
+    return seen
+
+
+@ONE_DNN
+def test_one_dnn_gets_no_rows_with_gaps(gaps: list[bool]) -> None:
+    inner(rows(30, 17, 1)[:, :9], rows(40, 17, 2)[:, 8:])
+    inner(rows(17, 60, 1).T[:30], rows(17, 60, 2).T[:40])
+    assert gaps == [False, False]
+
+
+@ONE_DNN
+@over(CASES)
+def test_nor_does_it_from_rows_that_lie_column_by_column(case: Case, gaps: list[bool]) -> None:
+    data = case.draw(24, 8, seed=5).to(torch.float32)
+    turned = {name: x.mT.contiguous().mT for name, x in data.rows.items() if x.ndim > 1}
+    with tile_shape(7, 10):
+        gradients(case.run, data.at(**turned))
+    assert gaps
+    assert not any(gaps)

@@ -173,4 +173,12 @@ def _gains(n: int, m: int, like: Tensor) -> bool:
 
 def _by_one_dnn(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     assert _one_dnn is not None
-    return _one_dnn(a, b, bias, "none", [], "")
+    return _one_dnn(_dense(a), _dense(b), bias, "none", [], "")
+
+
+def _dense(x: Tensor) -> Tensor:
+    """`x`, copied where neither its rows nor its columns follow each other without a gap.
+
+    Of such, oneDNN takes a thousand times as long.
+    """
+    return x if x.is_contiguous() or x.T.is_contiguous() else x.contiguous()

@@ -299,6 +299,7 @@ class _Rows:
         self.scale: Tensor | float | None = None
         self.size: Tensor | None = None
         self.dscale: Tensor | None = None
+        x = x.contiguous()  # or every tile of it would be copied
         if not normalize:
             self.ready = torch.add(x, x, alpha=0)  # NaN where x is infinite; see inputs.lift
             return
