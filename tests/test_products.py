@@ -149,8 +149,10 @@ def test_large_tiles_do_go_to_one_dnn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def gaps(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Whether oneDNN was given rows with gaps between them, which take it a thousand times as long:
-    once a product, whatever its size."""
+    """Whether a product, of whatever size, gave oneDNN rows with gaps between them.
+
+    Such take it a thousand times as long.
+    """
     routine, seen = products._one_dnn, []
     assert routine is not None
 
