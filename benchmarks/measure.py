@@ -30,23 +30,29 @@ class Timing:
 
 
 def in_turns(
-    calls: Mapping[str, Callable[[], object]], repeats: int, loops: int = 1
+    calls: Mapping[str, Callable[[], object]], repeats: int, seconds: float = 0.25
 ) -> dict[str, Timing]:
     """Time all calls in this process, one after the other in every repeat.
 
     A machine that gets slower while it works then slows all of them alike. A repeat of a call is
-    the mean of `loops` calls in a row; each is called once beforehand, to warm up.
+    the mean of as many in a row as take `seconds`, one at least: a single interruption decides
+    nothing then. Each is called once beforehand, to warm up.
     """
     for call in calls.values():
         call()
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    taken: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats):
         for name, call in calls.items():
-            start = time.perf_counter()
-            for _ in range(loops):
-                call()
-            seconds[name].append((time.perf_counter() - start) / loops)
-    return {name: Timing(median(taken), min(taken)) for name, taken in seconds.items()}
+            taken[name].append(_mean(call, seconds))
+    return {name: Timing(median(times), min(times)) for name, times in taken.items()}
+
+
+def _mean(call: Callable[[], object], seconds: float) -> float:
+    start, done, spent = time.perf_counter(), 0, 0.0
+    while not done or spent < seconds:
+        call()
+        done, spent = done + 1, time.perf_counter() - start
+    return spent / done
 
 
 def peak_growth(call: Callable[[], object]) -> int:

@@ -25,7 +25,7 @@ def measured(case: Case, n: int, repeats: int) -> dict[str, Any]:
     steps = {
         name: forward_backward(contenders[name](data), data) for name in ("nearfar", "textbook")
     }
-    times = in_turns(steps, repeats, loops=5)
+    times = in_turns(steps, repeats, seconds=0.005)
     return {
         "case": case.name,
         "n": n,

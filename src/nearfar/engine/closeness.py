@@ -122,8 +122,9 @@ class Euclidean:
         low, high = everything.amin(0), everything.amax(0)  # aminmax takes several times as long
         centre = low.lerp(high, 0.5)
         centre = centre.where(centre.abs() > high - low, 0)
-        if centre.device.type == "cpu" and not centre.any():  # asking would stall an accelerator
-            return a, b
+        if b is None and a.device.type == "cpu" and not centre.any():  # asking would stall a GPU
+            return a, None
+        # New tensors, so that `tile` takes no row for itself where the caller passed one array twice.
         return a - centre, None if b is None else b - centre
 
     def tile(self, a: Tensor, b: Tensor) -> Tile:
