@@ -124,7 +124,7 @@ class Euclidean:
         centre = centre.where(centre.abs() > high - low, 0)
         if b is None and a.device.type == "cpu" and not centre.any():  # asking would stall a GPU
             return a, None
-        # New tensors, so that `tile` takes no row for itself where the caller passed one array twice.
+        # New tensors: `tile` must not take an array passed twice for rows with themselves.
         return a - centre, None if b is None else b - centre
 
     def tile(self, a: Tensor, b: Tensor) -> Tile:
