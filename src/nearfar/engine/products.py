@@ -3,8 +3,8 @@
 `torch.mm` is MKL's on a CPU, which leaves a third of what an AMD processor can do unused; torch
 carries oneDNN too, whose product of float32 rows is 1.1 to 1.4 times as fast there (see
 docs/results.md). It adds up the terms of an entry one by one, where MKL adds up blocks of them: of
-500 terms its rounding error is 1.7 times as large, of 2,000 more than twice. So it is given long
-rows in pieces, and sums over the columns of a tile are left to MKL.
+128 terms the rounding error is the same, of 500 it is 1.7 times as large, of 2,000 more than twice.
+So the sums over the columns of a tile are left to MKL.
 """
 
 from collections.abc import Callable
@@ -13,26 +13,24 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from nearfar.parts import part, spans
+from nearfar.parts import part
 
 _one_dnn: Callable[..., Tensor] | None = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 # Without AVX-512 the two are alike.
 _THERE = _one_dnn is not None and torch.backends.cpu.get_cpu_capability() == "AVX512"
 # Measured: with fewer multiplications the call itself costs more than is gained.
 _FEWEST = 2**25
-# So many terms of a product it adds up at a time: more lose digits that a high scale shows.
-_TERMS = 256
 
 
 def products(a: Tensor, b: Tensor) -> Tensor:
     """(r, c) inner products of rows `a` (r, d) and `b` (c, d)."""
-    return _in_pieces(a, b) if _gains(len(a), len(b), a) else torch.mm(a, b.T)
+    return _by_one_dnn(a, b) if _gains(len(a), len(b), a) else torch.mm(a, b.T)
 
 
 def squares(a: Tensor, b: Tensor, of_a: Tensor, of_b: Tensor) -> Tensor:
     """(r, c) |a - b|^2 = |a|^2 + |b|^2 - 2ab of rows with these squared lengths (r,), (c,)."""
     if _gains(len(a), len(b), a):
-        return _in_pieces(a * -2, b, of_b).add_(of_a[:, None])
+        return _by_one_dnn(a * -2, b, of_b).add_(of_a[:, None])
     return torch.add(of_a[:, None], of_b).addmm_(a, b.T, alpha=-2)
 
 
@@ -172,15 +170,6 @@ def _gains(n: int, m: int, like: Tensor) -> bool:
         return False
     on = bool(torch.backends.mkldnn.enabled)  # a user may switch it off
     return on and like.dtype is torch.float32 and like.device.type == "cpu"
-
-
-def _in_pieces(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """By oneDNN, of long rows a piece at a time."""
-    first, *others = spans(a.shape[1], _TERMS)
-    total = _by_one_dnn(a[:, first], b[:, first], bias)
-    for piece in others:
-        total.add_(_by_one_dnn(a[:, piece], b[:, piece]))
-    return total
 
 
 def _by_one_dnn(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
