@@ -246,3 +246,22 @@ def test_the_measure_itself() -> None:
         (x[:, None] * x).sum().backward()
     assert allocations.largest == 4_000_000
     assert 8_000_000 <= allocations.peak <= 13_000_000
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda x, y: nearfar.clip_loss(x, y, scale=10.0),
+        lambda x, y: nearfar.info_nce_loss(x, y),
+        lambda x, y: nearfar.siglip_loss(x, y, scale=10.0, bias=-10.0),
+    ],
+    ids=["clip", "info_nce", "siglip"],
+)
+def test_the_rows_of_two_towers_make_room_for_their_gradient(
+    loss: Callable[[Tensor, Tensor], Tensor],
+) -> None:
+    """The forward pass holds both towers at unit length and the gradient of one, no fourth copy."""
+    x, y = (torch.randn(4096, 128).requires_grad_() for _ in range(2))
+    with memory_budget(2**18), Allocations(x, y) as allocations:
+        loss(x, y)
+    assert 3 * x.nbytes <= allocations.peak <= 3.75 * x.nbytes
