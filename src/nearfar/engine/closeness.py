@@ -170,7 +170,7 @@ def _cancelling(squares: Tensor, of_a: Tensor, of_b: Tensor, share: float) -> Te
     # or in a row.
     largest_b = of_b.amax()
     largest_a = largest_b if of_a is of_b else of_a.amax()
-    if squares.amin().item() > share * (largest_a.item() + largest_b.item()):
+    if squares.amin().item() > share * (largest_a + largest_b).item():
         return None
     rows = (squares.amin(1) <= share * (of_a + largest_b)).nonzero()[:, 0]
     if not len(rows):
