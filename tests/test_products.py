@@ -1,11 +1,14 @@
 """The products inside the engine give the same by either of torch's two routines."""
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
 from batch_cases import CASES, Case, gradients, near, over
 from torch import Tensor
 
-from nearfar import batch_triplet_loss, siglip_loss
+from nearfar import batch_triplet_loss, clip_loss, info_nce_loss, siglip_loss
 from nearfar.engine import products, step
 from nearfar.engine.budget import tile_shape
 from nearfar.engine.products import Gradient, squares
@@ -14,10 +17,22 @@ from nearfar.engine.products import products as inner
 ONE_DNN = pytest.mark.skipif(not products._THERE, reason="no oneDNN, or no AVX-512")
 
 
-@pytest.fixture(params=["torch.mm", pytest.param("oneDNN", marks=ONE_DNN)])
-def routine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def one_dnn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever it is exact enough, whatever the size."""
+    for name in ("_FEWEST", "_FEWEST_ROWS", "_LARGE"):
+        monkeypatch.setattr(products, name, 0)
+
+
+@pytest.fixture
+def torch_mm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_FEWEST", torch.inf)
+
+
+@pytest.fixture(params=["torch_mm", pytest.param("one_dnn", marks=ONE_DNN)])
+def routine(request: pytest.FixtureRequest) -> None:
     """Whatever the size, either the one or the other."""
-    monkeypatch.setattr(products, "_FEWEST", 0 if request.param == "oneDNN" else torch.inf)
+    request.getfixturevalue(request.param)
 
 
 def rows(n: int, d: int, seed: int) -> Tensor:
@@ -39,8 +54,9 @@ def close(found: Tensor | None, true: Tensor) -> None:
 
 
 @pytest.mark.usefixtures("routine")
+@pytest.mark.parametrize("even", [False, True])
 @pytest.mark.parametrize(("n", "m", "d"), [(1, 1, 1), (7, 5, 3), (64, 33, 17), (130, 257, 48)])
-def test_products_and_their_gradient(n: int, m: int, d: int) -> None:
+def test_products_and_their_gradient(n: int, m: int, d: int, even: bool) -> None:
     """Tile by tile, of which some are ragged."""
     a, b = rows(n, d, 1), rows(m, d, 2)
     true = a.double() @ b.double().T
@@ -50,8 +66,8 @@ def test_products_and_their_gradient(n: int, m: int, d: int) -> None:
     close(squares(a, b, of_a, of_b), (a.double()[:, None] - b.double()).square().sum(2))
     gradient, apart = Gradient(a, b), Gradient(a, b)
     for at in tiles(n, m):
-        gradient.add(force[at], *at, by=-0.5)
-        apart.add_apart(force[at], *at)
+        gradient.add(force[at], *at, by=-0.5, even=even)
+        apart.add_apart(force[at], *at, even=even)
     wide = force.double()
     da, db = wide @ b.double(), wide.T @ a.double()
     for found, expected in zip(gradient.whole(), (-0.5 * da, -0.5 * db), strict=True):
@@ -62,14 +78,15 @@ def test_products_and_their_gradient(n: int, m: int, d: int) -> None:
 
 
 @pytest.mark.usefixtures("routine")
+@pytest.mark.parametrize("even", [False, True])
 @pytest.mark.parametrize("n", [5, 48, 130])
-def test_the_gradient_of_rows_with_themselves(n: int) -> None:
+def test_the_gradient_of_rows_with_themselves(n: int, even: bool) -> None:
     """In one tile, in square ones alone, and in both kinds: all of it in the first part."""
     a, force = rows(n, 17, 1), rows(n, n, 2)
     gradient, apart = Gradient(a, a), Gradient(a, a)
     for at in tiles(n, n, 48):
-        gradient.add(force[at], *at)
-        apart.add_apart(force[at], *at)
+        gradient.add(force[at], *at, even=even)
+        apart.add_apart(force[at], *at, even=even)
     both = (force + force.T).double()
     for found, expected in (
         (gradient.whole(), both @ a.double()),
@@ -89,12 +106,12 @@ def test_what_is_not_finite_stays_so(bad: float) -> None:
 
 
 @ONE_DNN
+@pytest.mark.usefixtures("one_dnn")
 @over(CASES)
-def test_losses_are_the_same_by_either(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_losses_are_the_same_by_either(case: Case) -> None:
     data = case.draw(24, 8, seed=5)
     single = data.to(torch.float32)
     truth = gradients(case.run, data)
-    monkeypatch.setattr(products, "_FEWEST", 0)
     for shape in ((24, 24), (7, 10)):
         with tile_shape(*shape):
             near(gradients(case.run, single), truth, 2e-4, floor=2e-5)
@@ -115,15 +132,15 @@ def test_a_gradient_is_turned_a_few_rows_at_a_time(
 
 
 @ONE_DNN
+@pytest.mark.usefixtures("one_dnn")
 @pytest.mark.parametrize("distance", ["euclidean", "sqeuclidean", "cosine"])
-def test_triplets_are_the_same_by_either(distance: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_triplets_are_the_same_by_either(distance: str) -> None:
     """In a batch large enough to be put in the order of its classes."""
     labels = torch.arange(60) % 13
     wide = rows(60, 8, 6).double().requires_grad_()
     single = wide.detach().float().requires_grad_()
     with tile_shape(60, 60):
         batch_triplet_loss(wide, labels, distance=distance).backward()
-    monkeypatch.setattr(products, "_FEWEST", 0)
     for shape in ((16, 24), (60, 60)):
         single.grad = None
         with tile_shape(*shape):
@@ -132,23 +149,77 @@ def test_triplets_are_the_same_by_either(distance: str, monkeypatch: pytest.Monk
         torch.testing.assert_close(single.grad.double(), wide.grad, rtol=1e-4, atol=1e-6)
 
 
-@ONE_DNN
-def test_large_tiles_do_go_to_one_dnn(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise AssertionError("oneDNN was asked")
-
-    monkeypatch.setattr(products, "_one_dnn", refuse)
-    a = torch.zeros(512, 64)
-    inner(a, a)  # too small to gain
-    inner(a.double().repeat(4, 1), a.double().repeat(4, 1))  # it has no float64
-    with pytest.raises(AssertionError, match="oneDNN was asked"):
-        inner(a.repeat(4, 1), a.repeat(4, 1))
-    monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
-    inner(a.repeat(4, 1), a.repeat(4, 1))  # it is not wanted
+class AskedError(Exception):
+    """oneDNN was."""
 
 
 @pytest.fixture
-def gaps(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+def refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AskedError
+
+    monkeypatch.setattr(products, "_one_dnn", refuse)
+
+
+@ONE_DNN
+@pytest.mark.usefixtures("refused")
+def test_large_tiles_do_go_to_one_dnn(monkeypatch: pytest.MonkeyPatch) -> None:
+    a = torch.zeros(2048, 64)
+    inner(a[:512], a[:512])  # too small to gain
+    inner(a[:250].repeat(1, 4), a.repeat(1, 4))  # too few rows
+    inner(a.double(), a.double())  # it has no float64
+    with pytest.raises(AskedError):
+        inner(a, a)
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
+    inner(a, a)  # it is not wanted
+
+
+@ONE_DNN
+@pytest.mark.usefixtures("refused")
+def test_sums_in_which_one_dnn_loses_digits_do_not() -> None:
+    """Long ones, unless the product is large; and those with terms that outweigh the others."""
+    wide, wider = torch.zeros(512, 512), torch.zeros(512, 1025)
+    inner(wide, wide)
+    inner(wider, wider.repeat(4, 1))
+    a, force, everyone = wide.repeat(2, 1), torch.zeros(1024, 1024), slice(0, 1024)
+    with pytest.raises(AskedError):
+        inner(a, a)
+    Gradient(a, a.clone()).add(force, everyone, everyone)
+    with pytest.raises(AskedError):
+        Gradient(a, a.clone()).add(force, everyone, everyone, even=True)
+
+
+@ONE_DNN
+@pytest.mark.usefixtures("one_dnn")
+@pytest.mark.parametrize(
+    "loss",
+    [
+        partial(clip_loss, scale=5.0),
+        partial(info_nce_loss, hard_negatives=rows(30, 8, 3)),
+        partial(siglip_loss, scale=5.0, bias=-2.0),
+    ],
+)
+@pytest.mark.parametrize("height", [10, 30])
+def test_forces_on_positives_are_no_part_of_its_sums(
+    loss: Callable[..., Tensor], height: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They lie on a diagonal, which some tiles cross and others do not."""
+    forces = []
+
+    def watched(a: Tensor, b: Tensor, *_: object) -> Tensor:
+        forces.extend(x for x in (a, b) if 8 not in x.shape)
+        return a @ b.T
+
+    monkeypatch.setattr(products, "_one_dnn", watched)
+    x, y = rows(30, 8, 1).requires_grad_(), rows(30, 8, 2).requires_grad_()
+    with tile_shape(height, 12):
+        loss(x, y).backward()
+    assert all(force.min() >= 0 for force in forces)  # they push
+    assert forces or height == 30
+
+
+@pytest.fixture
+def gaps(one_dnn: None, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Whether a product, of whatever size, gave oneDNN rows with gaps between them.
 
     Such take it a thousand times as long.
@@ -160,7 +231,6 @@ def gaps(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
         seen.append(not all(x.is_contiguous() or x.T.is_contiguous() for x in (a, b)))
         return routine(a, b, *rest)
 
-    monkeypatch.setattr(products, "_FEWEST", 0)
     monkeypatch.setattr(products, "_one_dnn", watched)
     return seen
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-# Measured: narrower or lower, and the products are slower; wider, and all other steps are.
-_CPU_TILE = (512, 2048)
+# Measured: smaller, and the products are slower; larger, and all other steps are. Wider, and they
+# lose digits, or time (see products.py).
+_CPU_TILE = (1024, 1024)
 _CPU_BLOCK = 2**20  # elements of a block that spans all columns
 _BUDGET = {"cpu": 128 * 2**20}
 _ACCELERATOR_BUDGET = 2**30
@@ -87,6 +88,12 @@ def tile(limits: Limits, device: torch.device, itemsize: int, buffers: int) -> t
     return rows, max(columns, 1)
 
 
+def low_tile(limits: Limits, device: torch.device, itemsize: int, buffers: int) -> tuple[int, int]:
+    """Low and wide: for tiles that are kept, or cost more on the diagonal than elsewhere."""
+    rows, columns = tile(limits, device, itemsize, buffers)
+    return (rows, columns) if limits.tile else (max(rows // 2, 1), 2 * columns)
+
+
 def block(limits: Limits, device: torch.device, itemsize: int, buffers: int, columns: int) -> int:
     """Rows of a block that spans all `columns`, of which `buffers` copies fit the budget."""
     if limits.tile:
@@ -105,7 +112,7 @@ def strip_shape(
 
     Of what is kept there are `kept` copies, of the tile at work `buffers`.
     """
-    rows, width = tile(limits, device, itemsize, buffers)
+    rows, width = low_tile(limits, device, itemsize, buffers)
     if limits.tile:
         return rows, width
     half = _elements(limits, device, itemsize, 2 * kept)  # the other is for the tile at work

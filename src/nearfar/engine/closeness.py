@@ -48,7 +48,14 @@ class Closeness(Protocol):
         ...
 
     def pull_back(
-        self, force: Tensor, tile: Tile, gradient: Gradient, rows: slice, columns: slice
+        self,
+        force: Tensor,
+        tile: Tile,
+        gradient: Gradient,
+        rows: slice,
+        columns: slice,
+        *,
+        even: bool = False,
     ) -> None:
         """Add the gradient of sum(force * tile.values); may overwrite `force`.
 
@@ -58,6 +65,7 @@ class Closeness(Protocol):
             gradient: what to add to.
             rows: of the tile.
             columns: of the tile.
+            even: whether no force is far larger than the others, as those on positives are.
         """
         ...
 
@@ -79,9 +87,16 @@ class Product:
         return Tile(products(a, b))
 
     def pull_back(
-        self, force: Tensor, tile: Tile, gradient: Gradient, rows: slice, columns: slice
+        self,
+        force: Tensor,
+        tile: Tile,
+        gradient: Gradient,
+        rows: slice,
+        columns: slice,
+        *,
+        even: bool = False,
     ) -> None:
-        gradient.add(force, rows, columns)
+        gradient.add(force, rows, columns, even=even)
 
 
 class CosineDistance(Product):
@@ -93,9 +108,16 @@ class CosineDistance(Product):
         return Tile(products(a, b).neg_().add_(1))
 
     def pull_back(
-        self, force: Tensor, tile: Tile, gradient: Gradient, rows: slice, columns: slice
+        self,
+        force: Tensor,
+        tile: Tile,
+        gradient: Gradient,
+        rows: slice,
+        columns: slice,
+        *,
+        even: bool = False,
     ) -> None:
-        gradient.add(force, rows, columns, -1)
+        gradient.add(force, rows, columns, -1, even=even)
 
 
 class Euclidean:
@@ -144,7 +166,14 @@ class Euclidean:
         return Tile(apart if self.squared else apart.sqrt_(), close)
 
     def pull_back(
-        self, force: Tensor, tile: Tile, gradient: Gradient, rows: slice, columns: slice
+        self,
+        force: Tensor,
+        tile: Tile,
+        gradient: Gradient,
+        rows: slice,
+        columns: slice,
+        *,
+        even: bool = False,
     ) -> None:
         # The gradient of the distance is (a - b) / d, that of its square 2 (a - b).
         d = tile.values
@@ -155,7 +184,7 @@ class Euclidean:
             add_rows(gradient.of_rows(rows), i, pull)
             add_rows(gradient.of_columns(columns), j, pull.neg_())
             force[i, j], d[i, j] = 0, 1
-        gradient.add_apart(self._by_square(force, d), rows, columns)
+        gradient.add_apart(self._by_square(force, d), rows, columns, even=even)
 
     def _by_square(self, force: Tensor, d: Tensor) -> Tensor:
         """Twice the force on the square of a distance; overwrites that on the distance."""

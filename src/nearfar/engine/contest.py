@@ -110,7 +110,8 @@ def contest(rule: Contest, closeness: Closeness, relation: Relation) -> Executor
             for piece in strip.parts:
                 force, cols = strip.force(piece), piece.columns
                 show(request, rows, cols, piece.block, piece.tile.values, force, closeness.toward)
-                closeness.pull_back(force, piece.tile, gradient, rows, cols)
+                even = piece.block.positives is None
+                closeness.pull_back(force, piece.tile, gradient, rows, cols, even=even)
         counts = rule.counts(relation.n_positives(), relation.n_negatives())
         per_row = joined(losses, a) if losses else a.new_zeros(len(a))
         return Answer(per_row.masked_fill_(counts == 0, 0), counts, *whole(gradient))

@@ -82,7 +82,8 @@ def elementwise(rule: PairRule, closeness: Closeness, relation: Relation) -> Exe
             show(request, rows, cols, block, c.values, force, closeness.toward)
             if forces is not None:
                 forces += force.sum()
-            closeness.pull_back(force, c, gradient, rows, cols)
+            even = block.positives is None
+            closeness.pull_back(force, c, gradient, rows, cols, even=even)
         return Answer(per_row, None, *whole(gradient), forces)
 
     return execute

@@ -3,8 +3,9 @@
 `torch.mm` is MKL's on a CPU, which leaves a third of what an AMD processor can do unused; torch
 carries oneDNN too, whose product of float32 rows is 1.1 to 1.4 times as fast there (see
 docs/results.md). It adds up the terms of an entry one by one, where MKL adds up blocks of them: of
-128 terms the rounding error is the same, of 500 it is 1.7 times as large, of 2,000 more than twice.
-So the sums over the columns of a tile are left to MKL.
+128 terms the rounding error is the same, of 500 to 1,024 it is 1.7 times as large, of more it is
+more than twice, and one term that is far larger than the others takes their digits. So MKL keeps
+such sums, and all but the shortest where there is little time to gain.
 """
 
 from collections.abc import Callable
@@ -18,18 +19,21 @@ from nearfar.parts import part
 _one_dnn: Callable[..., Tensor] | None = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 # Without AVX-512 the two are alike.
 _THERE = _one_dnn is not None and torch.backends.cpu.get_cpu_capability() == "AVX512"
-# Measured: with fewer multiplications the call itself costs more than is gained.
-_FEWEST = 2**25
+# Measured: with fewer multiplications, or fewer rows of either kind, nothing is gained.
+_FEWEST, _FEWEST_ROWS = 2**25, 256
+# So many terms of a sum have as many digits as torch.mm's; of so many a fourth of them is lost to
+# rounding, which only a product of so many multiplications is worth.
+_SHORT, _LONG, _LARGE = 256, 1024, 2**28
 
 
 def products(a: Tensor, b: Tensor) -> Tensor:
     """(r, c) inner products of rows `a` (r, d) and `b` (c, d)."""
-    return _by_one_dnn(a, b) if _gains(len(a), len(b), a) else torch.mm(a, b.T)
+    return _by_one_dnn(a, b) if _gains(a, len(b)) else torch.mm(a, b.T)
 
 
 def squares(a: Tensor, b: Tensor, of_a: Tensor, of_b: Tensor) -> Tensor:
     """(r, c) |a - b|^2 = |a|^2 + |b|^2 - 2ab of rows with these squared lengths (r,), (c,)."""
-    if _gains(len(a), len(b), a):
+    if _gains(a, len(b)):
         return _by_one_dnn(a * -2, b, of_b).add_(of_a[:, None])
     return torch.add(of_a[:, None], of_b).addmm_(a, b.T, alpha=-2)
 
@@ -64,7 +68,7 @@ class Gradient:
     def db(self) -> Tensor:
         """(m, d) of the columns; not made where one tile holds rows and columns alike."""
         # oneDNN gives it transposed; so it is kept, until it is whole.
-        if _gains(len(self.a), len(self.b), self.a):
+        if self.a.shape[1] >= _FEWEST_ROWS and _gains(self.a, len(self.b)):
             return self.b.new_zeros(self.b.shape[::-1]).T
         return torch.zeros_like(self.b)
 
@@ -79,7 +83,9 @@ class Gradient:
         """(c, d) of the columns of a tile, to be added to."""
         return part(self.db, columns)
 
-    def add(self, force: Tensor, rows: slice, columns: slice, by: float = 1) -> None:
+    def add(
+        self, force: Tensor, rows: slice, columns: slice, by: float = 1, *, even: bool = False
+    ) -> None:
         """Add the gradient of by * sum(force * products(a[rows], b[columns])).
 
         Args:
@@ -87,12 +93,13 @@ class Gradient:
             rows: of the tile.
             columns: of the tile.
             by: a factor.
+            even: whether no force is far larger than the others, as those on positives are.
         """
         if self._halves(rows, columns):
-            self._add_to_rows(force + force.T, rows, columns, by)
+            self._add_to_rows(force + force.T, rows, columns, by, even)
             return
-        self._add_to_rows(force, rows, columns, by)
-        if _gains(force.shape[0], force.shape[1], self.a):
+        self._add_to_rows(force, rows, columns, by, even)
+        if even and _gains(force.T, self.a.shape[1]):
             if self._turned is None:  # (d, r), which the tiles beside this one ask for too
                 self._turned = part(self.a, rows).T.contiguous()
             self.of_columns(columns).T.add_(_by_one_dnn(self._turned, force.T), alpha=by)
@@ -101,13 +108,13 @@ class Gradient:
         else:
             self.of_columns(columns).addmm_(force.T, part(self.a, rows), alpha=by)
 
-    def add_apart(self, force: Tensor, rows: slice, columns: slice) -> None:
+    def add_apart(self, force: Tensor, rows: slice, columns: slice, *, even: bool = False) -> None:
         """Add that of sum(force * |a - b|^2) / 2; see `add`."""
         if self._halves(rows, columns):
             force = force + force.T
-            self._add_to_rows(force, rows, columns, -1)
+            self._add_to_rows(force, rows, columns, -1, even)
         else:
-            self.add(force, rows, columns, -1)
+            self.add(force, rows, columns, -1, even=even)
             if self._along is None:
                 self._along = self.b.new_zeros(len(self.b))
             part(self._along, columns).add_(force.sum(0))
@@ -149,14 +156,19 @@ class Gradient:
         else:
             part(self.da, before).add_(strip)
 
-    def _add_to_rows(self, force: Tensor, rows: slice, columns: slice, by: float) -> None:
+    def _add_to_rows(
+        self, force: Tensor, rows: slice, columns: slice, by: float, even: bool
+    ) -> None:
         b = part(self.b, columns)
         self._turn_to(rows)
-        # By torch.mm: oneDNN would add up as many terms as the tile has columns, one by one.
-        if self._strip is None:  # what comes first need not be added
+        strip = self._strip
+        if even and _gains(force, b.shape[1]):
+            more = _by_one_dnn(force, b.T)
+            self._strip = more.mul_(by) if strip is None else strip.add_(more, alpha=by)
+        elif strip is None:  # what comes first need not be added
             self._strip = torch.addmm(part(self.a, rows), force, b, beta=0, alpha=by)
         else:
-            self._strip.addmm_(force, b, alpha=by)
+            strip.addmm_(force, b, alpha=by)
 
 
 def whole(gradient: Gradient | None) -> tuple[Tensor | None, Tensor | None]:
@@ -164,12 +176,15 @@ def whole(gradient: Gradient | None) -> tuple[Tensor | None, Tensor | None]:
     return (None, None) if gradient is None else gradient.whole()
 
 
-def _gains(n: int, m: int, like: Tensor) -> bool:
-    """Whether oneDNN is faster for a tile of n x m products of rows like these."""
-    if not _THERE or n * m * like.shape[1] < _FEWEST:
+def _gains(a: Tensor, n: int) -> bool:
+    """Whether oneDNN is faster, and exact enough, for products of rows `a` (r, k) with n others."""
+    work, terms = a.numel() * n, a.shape[1]
+    if not _THERE or work < _FEWEST or min(len(a), n) < _FEWEST_ROWS:
+        return False
+    if terms > (_SHORT if work < _LARGE else _LONG):
         return False
     on = bool(torch.backends.mkldnn.enabled)  # a user may switch it off
-    return on and like.dtype is torch.float32 and like.device.type == "cpu"
+    return on and a.dtype is torch.float32 and a.device.type == "cpu"
 
 
 def _by_one_dnn(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:

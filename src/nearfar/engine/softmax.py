@@ -273,7 +273,7 @@ def _one_visit(
             for columns, block, z, terms in strip:
                 force = _forces(terms, block, side)
                 show(request, rows, columns, block, z, force, -1)
-                gradient.add(force, rows, columns)
+                gradient.add(force, rows, columns, even=block.positives is None)
         return loss
 
     per_row = joined([losses(rows) for rows in spans(len(a), shape[0])], a)
@@ -324,7 +324,7 @@ def _two_passes(
         sides = _sides(anchors, rows, columns, first, both or twice)
         force = _forces(terms, block, *sides)
         show(request, rows, columns, block, z, force, -1)
-        gradient.add(force, rows, columns)
+        gradient.add(force, rows, columns, even=block.positives is None)
     return Answer(per_row, valid, *whole(gradient))
 
 

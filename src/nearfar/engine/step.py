@@ -255,14 +255,31 @@ def _compute(
         if columns is not None:
             assert answer.db is not None
             dx = rows.ready if answer.da is None else rows.back(answer.da)
-            return answer.per_row, answer.counts, dx, columns.back(answer.db), rows.dscale, dbias
+            dscale = _mean_of_ends(rows.dscale, answer.db, columns.ready, scale)
+            return answer.per_row, answer.counts, dx, columns.back(answer.db), dscale, dbias
         da, dscale = answer.da, None
         assert da is not None
         if scale is not None:
-            dscale = _along(da, rows.ready).sum(dtype=exact(da)) if _learned(scale) else None
+            assert answer.db is not None  # the columns are not scaled
+            if _learned(scale):
+                dscale = _along(da, rows.ready).sum(dtype=exact(da))
+            dscale = _mean_of_ends(dscale, answer.db, rows.ready, scale)
             da = da.mul_(scale)
         da = da if answer.db is None else da.add_(answer.db)
         return answer.per_row, answer.counts, rows.back(da), None, dscale, dbias
+
+
+def _mean_of_ends(
+    of_rows: Tensor | None, db: Tensor, b: Tensor, scale: Tensor | float | None
+) -> Tensor | None:
+    """The gradient of the scale, of which that of the rows and that of the columns both tell.
+
+    They differ by rounding errors, of which their mean has fewer.
+    """
+    if of_rows is None or not isinstance(scale, Tensor):
+        return None
+    of_columns = _along(db, b).sum(dtype=exact(b)).div_(scale.reshape(()))
+    return (of_rows + of_columns) / 2
 
 
 def _wide(x: Tensor, y: Tensor | None) -> torch.dtype:
