@@ -102,6 +102,45 @@ def test_rows_whose_squares_leave_float32_keep_their_direction(case: Case, size:
         assert off <= 1e-3 * expected[name].norm(), name
 
 
+DISTANCES: dict[str, Callable[..., Tensor]] = {
+    "lifted structure": nearfar.lifted_structure_loss,
+    "contrastive": partial(nearfar.batch_contrastive_loss, margin=1e24),
+    "all triplets": partial(nearfar.batch_triplet_loss, margin=1.0),
+    "smooth triplets": partial(nearfar.batch_triplet_loss, smooth=True),
+    "quadruplets": nearfar.batch_quadruplet_loss,
+}
+
+
+@pytest.mark.parametrize("shape", [(12, 12), (5, 7)], ids=str)
+@pytest.mark.parametrize("apart", [0.0, 1.0], ids=["all far", "some near"])
+@pytest.mark.parametrize("name", DISTANCES)
+def test_distances_whose_squares_leave_float32(
+    name: str, apart: float, shape: tuple[int, int]
+) -> None:
+    """Rows of size 1e25, two of them alike, and, in between, rows of size 1."""
+    chance = torch.Generator().manual_seed(3)
+    x = torch.randn(12, 4, generator=chance)
+    far = torch.arange(12) % 3 != 0 if apart else torch.ones(12, dtype=torch.bool)
+    x[far] *= 1e25
+    x[5] = x[4]
+    labels = torch.arange(12) // 3
+
+    def of(rows: Tensor) -> tuple[Tensor, Tensor]:
+        rows = rows.clone().requires_grad_()
+        with tile_shape(*shape):
+            loss = DISTANCES[name](rows, labels)
+        (gradient,) = torch.autograd.grad(loss, rows)
+        return loss.detach().double(), gradient.double()
+
+    value, gradient = of(x)
+    true, expected = of(x.double())
+    if true < torch.finfo(torch.float32).max:
+        torch.testing.assert_close(value, true, rtol=1e-4, atol=0.0)
+    else:
+        assert value == math.inf
+    torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-3 * expected.abs().max())
+
+
 @pytest.mark.parametrize("low", [torch.float16, torch.bfloat16], ids=str)
 @over([case for case in CASES if case.kind != "batch"])
 def test_finite_where_dtypes_differ(case: Case, low: torch.dtype) -> None:

@@ -295,6 +295,22 @@ def test_finite_in_finite_out(
             assert gradient.dtype == dtype
 
 
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float64, 1e160), (torch.float32, 1e25)])
+@over_losses
+def test_rows_too_long_to_be_squared(
+    loss: Callable[..., Tensor], how: Settings, dtype: torch.dtype, size: float
+) -> None:
+    """A square of a distance, which batch_contrastive_loss is, does not fit, and is infinite."""
+    x, labels = draw(12, "random", seed=10)
+    leaf = (x * size).to(dtype).requires_grad_()
+    for reduction in ("mean", "sum", "none"):
+        value = loss(leaf, labels, reduction=reduction, **how)
+        assert not value.isnan().any()
+        assert value.isfinite().all() or loss is batch_contrastive_loss
+        (gradient,) = torch.autograd.grad(value.sum(), leaf)
+        assert gradient.isfinite().all()
+
+
 @pytest.mark.parametrize("few_positives", [True, False])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @over_losses

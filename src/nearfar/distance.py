@@ -5,6 +5,7 @@ has no direction, so its cosine with anything is 0 and no gradient reaches it.
 """
 
 from collections.abc import Callable
+from math import log2
 from typing import Literal
 
 import torch
@@ -36,8 +37,8 @@ def euclidean(x1: Tensor, x2: Tensor) -> Tensor:
 
 
 def sqeuclidean(x1: Tensor, x2: Tensor) -> Tensor:
-    """d = |x1 - x2|^2."""
-    return (x1 - x2).square().sum(-1)
+    """d = |x1 - x2|^2, at most the largest number of the dtype."""
+    return (x1 - x2).square().sum(-1).clamp(max=torch.finfo(x1.dtype).max)
 
 
 def cosine(x1: Tensor, x2: Tensor) -> Tensor:
@@ -95,22 +96,48 @@ def unit(x: Tensor) -> Tensor:
 
 def _unit(x: Tensor) -> tuple[Tensor, Tensor | None]:
     """The rows of `unit`, and which of them are too short; None: none is."""
-    size, too_short = length(x, keepdim=True), torch.finfo(x.dtype).tiny ** 0.5
-    if size.numel() and size.device.type == "cpu" and not tracing():
+    size, too_short = _plain_length(x, keepdim=True), torch.finfo(x.dtype).tiny ** 0.5
+    if _can_look(size):
         low, high = size.detach().aminmax()
         if low.item() >= too_short and high.item() < torch.inf:
             return x / size, None
-    # Rows too long to be squared come down first, by a power of two, which costs no digit.
-    x = x * torch.where(size.detach().isinf(), 2.0**-100, 1.0)
-    size = length(x, keepdim=True)
+    x, _ = brought_down(x, size)
+    size = _plain_length(x, keepdim=True)
     short = size < too_short
     return x / size.masked_fill(short, torch.inf), short[..., 0]
 
 
-def length(x: Tensor, *, keepdim: bool = False) -> Tensor:
-    """Euclidean length of each row, with gradient 0 at 0, where that of the square root is NaN."""
+def length(x: Tensor) -> Tensor:
+    """Euclidean length of each row, with gradient 0 at 0, where that of the square root is NaN.
+
+    At most the largest number of the dtype, also where the square of a length would be more.
+    """
+    size = _plain_length(x)
+    if _can_look(size) and size.detach().amax().item() < torch.inf:
+        return size
+    x, down = brought_down(x, size[..., None])
+    return (_plain_length(x) / down[..., 0]).clamp(max=torch.finfo(x.dtype).max)
+
+
+def _plain_length(x: Tensor, *, keepdim: bool = False) -> Tensor:
     size: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=keepdim)
     return size
+
+
+def _can_look(size: Tensor) -> bool:
+    """Whether asking for the numbers neither stalls an accelerator nor breaks a trace."""
+    return bool(size.numel()) and size.device.type == "cpu" and not tracing()
+
+
+def brought_down(x: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows, those too long to be squared times a power of two, which costs no digit; and that."""
+    down = torch.ones_like(size).masked_fill_(size.isinf(), modest(x.dtype))
+    return x * down, down
+
+
+def modest(dtype: torch.dtype) -> float:
+    """A power of two that brings every number down to where sums of its square are finite."""
+    return 2.0 ** -round(log2(torch.finfo(dtype).max) / 2 + 8)
 
 
 _DISTANCES: dict[Distance, Callable[[Tensor, Tensor], Tensor]] = {

@@ -74,7 +74,9 @@ def blend(similar: Tensor, if_similar: Tensor, if_dissimilar: Tensor) -> Tensor:
     """The term for similar pairs where they are similar, the other elsewhere, mixed by degree."""
     if similar.dtype is torch.bool:
         return torch.where(similar, if_similar, if_dissimilar)
-    return similar * if_similar + (1 - similar) * if_dissimilar
+    # A square beyond the largest number is infinite, and 0 times that would be NaN.
+    near = torch.where(similar > 0, similar * if_similar, 0)
+    return near + torch.where(similar < 1, (1 - similar) * if_dissimilar, 0)
 
 
 def class_ids(

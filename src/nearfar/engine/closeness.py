@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from nearfar.distance import Distance, largest
+from nearfar.distance import Distance, largest, modest
 from nearfar.engine.products import Gradient, products, squares
 from nearfar.parts import part, spans
 
@@ -137,14 +137,17 @@ class Euclidean:
 
     def prepare(self, a: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
         everything = a if b is None else torch.cat([a, b])
-        if not len(everything):
+        if not everything.numel():
             return a, b
         # No distance feels a common shift. A coordinate is centred where it lies on one side of 0,
         # far from it: there the subtraction is exact, so that close pairs keep their distance.
         low, high = everything.amin(0), everything.amax(0)  # aminmax takes several times as long
+        as_they_are = b is None and a.device.type == "cpu"  # asking would stall a GPU
+        if as_they_are and (low * high).amax().item() <= 0:  # none does: the quicker answer
+            return a, None
         centre = low.lerp(high, 0.5)
         centre = centre.where(centre.abs() > high - low, 0)
-        if b is None and a.device.type == "cpu" and not centre.any():  # asking would stall a GPU
+        if as_they_are and not centre.any():
             return a, None
         # New tensors: `tile` must not take an array passed twice for rows with themselves.
         return a - centre, None if b is None else b - centre
@@ -152,18 +155,46 @@ class Euclidean:
     def tile(self, a: Tensor, b: Tensor) -> Tile:
         of_a = torch.linalg.vecdot(a, a)
         of_b = of_a if same(a, b) else torch.linalg.vecdot(b, b)
+        if not (len(a) and len(b)):
+            return Tile(a.new_zeros(len(a), len(b)))
+        largest = of_a.amax()
+        reach = (largest + (largest if of_b is of_a else of_b.amax())).item()
+        if reach == inf and a.isfinite().all() and b.isfinite().all():
+            return self._beyond(a, b, of_a, of_b)
         apart = squares(a, b, of_a, of_b)
         if a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr():
             # Cut from the same rows: no loss compares one with itself, nor need that be repaired.
             own = apart.diagonal((a.storage_offset() - b.storage_offset()) // a.shape[1])
             own.fill_(inf)
-            close = _cancelling(apart, of_a, of_b, self.CANCELS)
+            close = _cancelling(apart, of_a, of_b, reach, self.CANCELS)
             own.fill_(1)  # as good as any number, and harmless
         else:
-            close = _cancelling(apart, of_a, of_b, self.CANCELS)
+            close = _cancelling(apart, of_a, of_b, reach, self.CANCELS)
         for rows, columns in _chunks(close, apart, a):
             apart[rows, columns] = (a[rows] - b[columns]).square().sum(1)
         return Tile(apart if self.squared else apart.sqrt_(), close)
+
+    def _beyond(self, a: Tensor, b: Tensor, of_a: Tensor, of_b: Tensor) -> Tile:
+        """A tile with rows too long to be squared: all brought down, but short pairs as they are.
+
+        They come down by a power of two, which costs no digit. A distance or square that is too
+        large for the dtype is its largest number.
+        """
+        largest, down = torch.finfo(a.dtype).max, modest(a.dtype)
+        far = self.tile(a * down, b * down)
+        values = far.values.div_(down).div_(down if self.squared else 1).clamp_(max=largest)
+        short_a, short_b = of_a < largest / 4, of_b < largest / 4
+        i, j = short_a.nonzero()[:, 0], short_b.nonzero()[:, 0]
+        near = self.tile(a[i], b[j])
+        values[i[:, None], j] = near.values
+        close = [torch.zeros(0, 2, dtype=torch.int64, device=a.device)]
+        if far.close is not None:
+            row, column = far.close.unbind(1)
+            close.append(far.close[~(short_a[row] & short_b[column])])
+        if near.close is not None:
+            row, column = near.close.unbind(1)
+            close.append(torch.stack([i[row], j[column]], 1))
+        return Tile(values, torch.cat(close))
 
     def pull_back(
         self,
@@ -191,17 +222,17 @@ class Euclidean:
         return force.mul_(2) if self.squared else force.div_(d)
 
 
-def _cancelling(squares: Tensor, of_a: Tensor, of_b: Tensor, share: float) -> Tensor | None:
-    """(k, 2) the pairs of which less than a share of |a|^2 + |b|^2 is left, or nothing at all."""
-    if not squares.numel():
+def _cancelling(
+    squares: Tensor, of_a: Tensor, of_b: Tensor, reach: float, share: float
+) -> Tensor | None:
+    """(k, 2) the pairs of which less than a share of |a|^2 + |b|^2 is left, or nothing at all.
+
+    No |a|^2 + |b|^2 is larger than `reach`.
+    """
+    # The smallest square mostly tells that there is no such pair: in the tile, or in a row.
+    if squares.amin().item() > share * reach:
         return None
-    # The smallest square and the largest |b|^2 mostly tell that there is no such pair: in the tile,
-    # or in a row.
-    largest_b = of_b.amax()
-    largest_a = largest_b if of_a is of_b else of_a.amax()
-    if squares.amin().item() > share * (largest_a + largest_b).item():
-        return None
-    rows = (squares.amin(1) <= share * (of_a + largest_b)).nonzero()[:, 0]
+    rows = (squares.amin(1) <= share * (of_a + of_b.amax())).nonzero()[:, 0]
     if not len(rows):
         return None
     row, column = (squares[rows] <= share * (of_a[rows, None] + of_b)).nonzero(as_tuple=True)

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.linalg import vecdot, vector_norm
+from torch.linalg import vecdot
 
-from nearfar.distance import Distance
+from nearfar.distance import Distance, length
 from nearfar.engine.budget import Limits, block
 from nearfar.engine.closeness import add_rows
 from nearfar.engine.hinge import Tally
@@ -128,10 +128,12 @@ def _turn(gap: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 _GAPS: dict[Distance, _Gap] = {
     "euclidean": _Gap(
-        lambda gap, x, y: vector_norm(gap, dim=1),
+        lambda gap, x, y: length(gap),
         lambda d: d.reciprocal().masked_fill_(d == 0, 0),
     ),
-    "sqeuclidean": _Gap(lambda gap, x, y: vecdot(gap, gap), lambda d: 2.0),
+    "sqeuclidean": _Gap(
+        lambda gap, x, y: vecdot(gap, gap).clamp_(max=torch.finfo(gap.dtype).max), lambda d: 2.0
+    ),
     "cosine": _Gap(_turn, lambda d: 1.0),
 }
 

@@ -80,7 +80,7 @@ def _masked(term: Term, where: Callable[[Tensor], Tensor]) -> Term:
     """A term and its derivative, 0 outside; NaN stays NaN."""
 
     def within(d: Tensor, weight: float | Tensor) -> tuple[Tensor, Tensor]:
-        (loss, force), inside = term(d, weight), where(d).to(d.dtype)
-        return loss * inside, force * inside
+        (loss, force), outside = term(d, weight), ~(where(d) | d.isnan())
+        return loss.masked_fill_(outside, 0), force.masked_fill_(outside, 0)
 
     return within

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nearfar.distance import brought_down
 from nearfar.engine.budget import Limits, current_limits
 from nearfar.engine.places import exact
 from nearfar.engine.products import Finish
@@ -326,8 +327,7 @@ class _Rows:
         if short <= low.item() and high.item() < torch.inf:
             self.ready, self.size = x / size, size
             return
-        down = torch.where(size.isinf(), 2.0**-100, 1.0).to(x.dtype)  # too long to square
-        x = x * down
+        x, down = brought_down(x, size)
         size = torch.linalg.vector_norm(x, dim=1, keepdim=True)
         # Too short to have a direction, as in distance.unit: the row and its gradient become 0.
         size = size.masked_fill_(size < short, torch.inf)

@@ -213,13 +213,13 @@ def nt_xent_loss(
     """
 
     def settle(far: Tensor, z: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        short = far[anchor] - z
+        short = far.index_select(0, anchor) - z
         wrong = short.sigmoid()
         return sum_of(softplus(short), anchor, len(far)), sum_of(wrong, anchor, len(far)), -wrong
 
     def settle_decoupled(far: Tensor, z: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        some = (far != -inf)[anchor]
-        loss = sum_of((far[anchor] - z).where(some, 0), anchor, len(far))
+        some = (far != -inf).index_select(0, anchor)
+        loss = sum_of((far.index_select(0, anchor) - z).where(some, 0), anchor, len(far))
         count = some.to(z.dtype)
         return loss, sum_of(count, anchor, len(far)), -count
 

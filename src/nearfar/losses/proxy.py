@@ -195,7 +195,7 @@ def proxy_anchor_loss(
         near, share = log_sum(-scale * (s - margin), anchor, len(far))
         loss = near_weight * softplus(near) + far_weight * softplus(far)
         pull = -scale * near_weight * near.sigmoid()
-        return loss, far_weight * far.sigmoid(), pull[anchor] * share
+        return loss, far_weight * far.sigmoid(), pull.index_select(0, anchor) * share
 
     rule = Contest(
         exponent=lambda s: (s + margin).mul_(scale),

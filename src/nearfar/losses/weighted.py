@@ -72,7 +72,7 @@ def multi_similarity_loss(
     def settle(far: Tensor, s: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         near, share = log_sum(-alpha * (s - base), anchor, len(far))
         loss = softplus(near) / alpha + softplus(far) / beta
-        return loss, far.sigmoid() / beta, near.sigmoid()[anchor] * -share
+        return loss, far.sigmoid() / beta, near.sigmoid().index_select(0, anchor) * -share
 
     rule = Contest(
         exponent=lambda s: (s * beta).sub_(beta * base),
@@ -152,7 +152,7 @@ def circle_loss(
         pull = (1 + margin - s.detach()).relu() * scale
         near, share = log_sum(-pull * (s - (1 - margin)), anchor, len(far))
         wrong = (near + far).sigmoid()
-        return softplus(near + far), wrong, wrong[anchor] * share * -pull
+        return softplus(near + far), wrong, wrong.index_select(0, anchor) * share * -pull
 
     rule = Contest(
         exponent=lambda s: push(s) * (s - margin), slope=push, settle=settle, counts=have_both
@@ -217,7 +217,7 @@ def lifted_structure_loss(
         near, share = log_sum(d, anchor, len(far))
         loss = (near + far).relu()
         active = loss.sign()
-        return loss, active, active[anchor] * share
+        return loss, active, active.index_select(0, anchor) * share
 
     rule = Contest(
         exponent=lambda d: margin - d, slope=lambda d: -1.0, settle=settle, counts=have_both
