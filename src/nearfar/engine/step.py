@@ -230,8 +230,9 @@ def _compute(
     """The per-row losses, how much each counts, and the gradients, in the dtype computed in."""
     with torch.no_grad(), _full_precision(x.device.type):
         wide = _wide(x, y)
-        rows = _Rows(x.to(wide), job.normalize)
-        columns = None if y is None else _Rows(y.to(wide), job.normalize)
+        tell = y is not None and _learned(scale)
+        rows = _Rows(x.to(wide), job.normalize, tell)
+        columns = None if y is None else _Rows(y.to(wide), job.normalize, tell)
         a, b = rows.ready, None if columns is None else columns.ready
         if scale is not None:
             # In place where it can be, which spares a copy of the rows.
@@ -256,31 +257,31 @@ def _compute(
         if columns is not None:
             assert answer.db is not None
             dx = rows.ready if answer.da is None else rows.back(answer.da)
-            dscale = _mean_of_ends(rows.dscale, answer.db, columns.ready, scale)
-            return answer.per_row, answer.counts, dx, columns.back(answer.db), dscale, dbias
+            dy = columns.back(answer.db)
+            dscale = _of_scale(scale, rows.along, columns.along)
+            return answer.per_row, answer.counts, dx, dy, dscale, dbias
         da, dscale = answer.da, None
         assert da is not None
         if scale is not None:
             assert answer.db is not None  # the columns are not scaled
             if _learned(scale):
-                dscale = _along(da, rows.ready).sum(dtype=exact(da))
-            dscale = _mean_of_ends(dscale, answer.db, rows.ready, scale)
+                ends = (_along(end, rows.ready).sum(dtype=exact(end)) for end in (da, answer.db))
+                dscale = _of_scale(scale, *ends)
             da = da.mul_(scale)
         da = da if answer.db is None else da.add_(answer.db)
         return answer.per_row, answer.counts, rows.back(da), None, dscale, dbias
 
 
-def _mean_of_ends(
-    of_rows: Tensor | None, db: Tensor, b: Tensor, scale: Tensor | float | None
+def _of_scale(
+    scale: Tensor | float | None, of_rows: Tensor | None, of_columns: Tensor | None
 ) -> Tensor | None:
-    """The gradient of the scale, of which that of the rows and that of the columns both tell.
+    """The gradient of the scale; the sums over either end of gradient times unit row tell it.
 
-    They differ by rounding errors, of which their mean has fewer.
+    They differ by rounding errors, of which their mean has fewer. Only the rows are scaled.
     """
-    if of_rows is None or not isinstance(scale, Tensor):
+    if not isinstance(scale, Tensor) or of_rows is None or of_columns is None:
         return None
-    of_columns = _along(db, b).sum(dtype=exact(b)).div_(scale.reshape(()))
-    return (of_rows + of_columns) / 2
+    return (of_rows + of_columns / scale.reshape(()).to(of_columns)) / 2
 
 
 def _wide(x: Tensor, y: Tensor | None) -> torch.dtype:
@@ -310,13 +311,14 @@ class _Rows:
 
     Attributes:
         ready: (n, d) the rows, and in their place, once they are finished, their gradient.
-        dscale: the gradient of what they were multiplied with; None unless asked for.
+        along: the sum of their inner products, before they are scaled, with their gradient; None
+            unless asked for.
     """
 
-    def __init__(self, x: Tensor, normalize: bool) -> None:
+    def __init__(self, x: Tensor, normalize: bool, tell: bool) -> None:
         self.scale: Tensor | float | None = None
         self.size: Tensor | None = None
-        self.dscale: Tensor | None = None
+        self.along = x.new_zeros((), dtype=exact(x)) if tell else None
         x = x.contiguous()  # or every tile of it would be copied
         if not normalize:
             self.ready = torch.add(x, x, alpha=0)  # NaN where x is infinite; see inputs.lift
@@ -349,9 +351,9 @@ class _Rows:
         ready = part(self.ready, at)
         if self.scale is not None:
             ready.div_(self.scale)
-            if _learned(self.scale):
-                more = _along(gradient, ready).sum(dtype=exact(ready))
-                self.dscale = more if self.dscale is None else self.dscale + more
+        if self.along is not None:
+            self.along.add_(_along(gradient, ready).sum(dtype=exact(ready)))
+        if self.scale is not None:
             gradient.mul_(self.scale)
         if self.size is not None:
             along = _along(gradient, ready)[:, None]
