@@ -296,7 +296,14 @@ def test_finite_in_finite_out(
 
 
 @pytest.mark.parametrize(("dtype", "size"), [(torch.float64, 1e160), (torch.float32, 1e25)])
-@over_losses
+@pytest.mark.parametrize(
+    ("loss", "how"),
+    [
+        *LOSSES,
+        (batch_triplet_loss, {"distance": "sqeuclidean"}),
+        (batch_triplet_loss, {"select": "semihard", "distance": "sqeuclidean"}),
+    ],
+)
 def test_rows_too_long_to_be_squared(
     loss: Callable[..., Tensor], how: Settings, dtype: torch.dtype, size: float
 ) -> None:

@@ -192,14 +192,14 @@ def test_sums_in_which_one_dnn_loses_digits_do_not() -> None:
 @ONE_DNN
 @pytest.mark.usefixtures("one_dnn")
 @pytest.mark.parametrize(
-    "loss",
+    ("loss", "height"),
     [
-        partial(clip_loss, scale=5.0),
-        partial(info_nce_loss, hard_negatives=rows(30, 8, 3)),
-        partial(siglip_loss, scale=5.0, bias=-2.0),
+        (partial(clip_loss, scale=5.0), 10),
+        (partial(siglip_loss, scale=5.0, bias=-2.0), 10),
+        (info_nce_loss, 10),
+        (partial(info_nce_loss, hard_negatives=rows(30, 8, 3)), 30),  # one strip
     ],
 )
-@pytest.mark.parametrize("height", [10, 30])
 def test_forces_on_positives_are_no_part_of_its_sums(
     loss: Callable[..., Tensor], height: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,8 +214,8 @@ def test_forces_on_positives_are_no_part_of_its_sums(
     x, y = rows(30, 8, 1).requires_grad_(), rows(30, 8, 2).requires_grad_()
     with tile_shape(height, 12):
         loss(x, y).backward()
+    assert forces
     assert all(force.min() >= 0 for force in forces)  # they push
-    assert forces or height == 30
 
 
 @pytest.fixture

@@ -96,7 +96,7 @@ class Product:
         *,
         even: bool = False,
     ) -> None:
-        gradient.add(force, rows, columns, even=even)
+        gradient.add(force, rows, columns, -self.toward, even=even)
 
 
 class CosineDistance(Product):
@@ -106,18 +106,6 @@ class CosineDistance(Product):
 
     def tile(self, a: Tensor, b: Tensor) -> Tile:
         return Tile(products(a, b).neg_().add_(1))
-
-    def pull_back(
-        self,
-        force: Tensor,
-        tile: Tile,
-        gradient: Gradient,
-        rows: slice,
-        columns: slice,
-        *,
-        even: bool = False,
-    ) -> None:
-        gradient.add(force, rows, columns, -1, even=even)
 
 
 class Euclidean:

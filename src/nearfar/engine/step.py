@@ -275,9 +275,9 @@ def _compute(
 def _of_scale(
     scale: Tensor | float | None, of_rows: Tensor | None, of_columns: Tensor | None
 ) -> Tensor | None:
-    """The gradient of the scale; the sums over either end of gradient times unit row tell it.
+    """The gradient of the scale, which `_Rows.along` of the rows and of the columns both tell.
 
-    They differ by rounding errors, of which their mean has fewer. Only the rows are scaled.
+    They differ by rounding errors, of which their mean has fewer, and by the scale of the rows.
     """
     if not isinstance(scale, Tensor) or of_rows is None or of_columns is None:
         return None
