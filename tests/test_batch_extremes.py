@@ -13,6 +13,7 @@ from torch import Tensor
 
 import nearfar
 from nearfar.engine.budget import tile_shape
+from nearfar.losses.weighted import softplus_and_slope
 
 
 def smallest(dtype: torch.dtype) -> float:
@@ -356,3 +357,22 @@ def test_near_duplicates_keep_their_distance(apart: float) -> None:
         for found, true in zip(*results, strict=True):
             off = (found.double() - true).reshape(40, -1).norm(dim=1)
             assert (off <= 1e-4 * true.reshape(40, -1).norm(dim=1)).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(8, 8), (300, 300)], ids=["small", "large"])
+@pytest.mark.parametrize(("low", "high"), [(-80, -20), (-20, 0), (-9, 30), (-80, 80), (5, 80)])
+def test_a_tile_of_sigmoids_keeps_its_digits(
+    low: float, high: float, shape: tuple[int, int], dtype: torch.dtype
+) -> None:
+    """Where all are up to 0, where only some are, where none is: log(1 + e^z) and its slope."""
+    z = torch.empty(shape, dtype=dtype).uniform_(
+        low, high, generator=torch.Generator().manual_seed(0)
+    )
+    e = z.double().abs().neg().exp()
+    series = e - e**2 / 2 + e**3 / 3  # exact where e is small
+    loss = z.double().clamp(min=0) + torch.where(e < 1e-4, series, (1 + e).log())
+    slope = torch.where(z > 0, 1, e) / (1 + e)
+    for found, true in zip(softplus_and_slope(z), (loss, slope), strict=True):
+        assert found.dtype == dtype
+        assert ((found - true).abs() / true).amax() < max(8 * torch.finfo(dtype).eps, 1e-11)

@@ -14,7 +14,7 @@ from nearfar.engine.step import Executor, run
 from nearfar.inputs import ArrayLike, above_zero, between, one_number
 from nearfar.losses.batch import compare, one_of, row_weight, towers
 from nearfar.losses.shell import as_module
-from nearfar.losses.weighted import softplus
+from nearfar.losses.weighted import softplus_and_slope
 from nearfar.reduction import Reduction
 from nearfar.relation import Relation, matched
 
@@ -205,7 +205,7 @@ def siglip_loss(
         return loss, force.neg_()
 
     def no_match(z: Tensor, weight: float | Tensor) -> tuple[Tensor, Tensor]:
-        return softplus(z), z.sigmoid()
+        return softplus_and_slope(z)
 
     relation = matched(len(rows), len(columns), rows.device)
     return run(

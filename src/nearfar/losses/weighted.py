@@ -238,6 +238,19 @@ def softplus(x: Tensor) -> Tensor:
     return torch.nn.functional.softplus(x, threshold=40.0)
 
 
+_MANY = 2**16  # of fewer values the softplus takes no longer than to ask for their largest
+
+
+def softplus_and_slope(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The softplus and its derivative, the sigmoid."""
+    slope = x.sigmoid()
+    # Up to 0 the softplus is -log(1 - sigmoid), which keeps all digits there and takes half as
+    # long. Asked on a CPU only: it would stall a GPU.
+    if x.device.type == "cpu" and x.numel() >= _MANY and x.amax().item() <= 0:
+        return slope.neg().log1p_().neg_(), slope
+    return softplus(x), slope
+
+
 def have_both(positives: Tensor, negatives: Tensor) -> Tensor:
     """Which anchors have a positive and a negative."""
     return positives * negatives > 0
