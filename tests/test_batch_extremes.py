@@ -1,6 +1,7 @@
 """The eight points of the numbers contract, for every whole-batch loss of the table."""
 
 import math
+import sys
 from collections.abc import Callable
 from functools import partial
 from itertools import product
@@ -10,6 +11,8 @@ import pytest
 import torch
 from batch_cases import CASES, DTYPES, IN_BATCH, LOW, PLAIN, Case, Data, gradients, over
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import nearfar
 from nearfar.engine.budget import tile_shape
@@ -376,3 +379,136 @@ def test_a_tile_of_sigmoids_keeps_its_digits(
     for found, true in zip(softplus_and_slope(z), (loss, slope), strict=True):
         assert found.dtype == dtype
         assert ((found - true).abs() / true).amax() < max(8 * torch.finfo(dtype).eps, 1e-11)
+
+
+@over(IN_BATCH)
+def test_labels_may_change_before_the_backward_pass(case: Case) -> None:
+    """A preallocated buffer that holds the next batch's labels by then."""
+    data = case.draw(300, 6)
+    if case.function is nearfar.batch_quadruplet_loss:
+        data = case.draw(40, 6)
+    found = []
+    for change in (False, True):
+        others = {name: value.clone() for name, value in data.others.items()}
+        leaves = {k: v.clone().requires_grad_() for k, v in data.rows.items()}
+        loss = case.run(type(data)(leaves, others), "none")
+        if change:
+            for value in others.values():
+                value.copy_(value.flip(0))
+        found.append(torch.autograd.grad(loss.sum(), list(leaves.values()), allow_unused=True))
+    for kept, changed in zip(*found, strict=True):
+        assert kept is None or torch.equal(kept, changed)
+
+
+@pytest.mark.parametrize("size", [2.0**70, 2.0**-60])
+@pytest.mark.parametrize("loss", [nearfar.batch_triplet_loss, nearfar.batch_quadruplet_loss])
+@pytest.mark.parametrize("select", ["hard", "semihard", "easy_positive"])
+def test_rows_of_any_size_are_picked_alike(
+    loss: Callable[..., Tensor], select: str, size: float
+) -> None:
+    if loss is nearfar.batch_quadruplet_loss and select != "hard":
+        pytest.skip("quadruplets know hard only")
+    x = torch.randn(24, 5, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(24) % 6
+    how: dict[str, Any] = {"select": select, "margin": 0.0, "reduction": "none"}
+    if loss is nearfar.batch_quadruplet_loss:
+        how["margin2"] = 0.0
+    expected, found = loss(x, labels, **how), loss(x * size, labels, **how) / size
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_learned_number_of_half_precision_is_computed_with_as_float32(dtype: torch.dtype) -> None:
+    x, labels = torch.randn(8, 4, generator=torch.Generator().manual_seed(0)), torch.arange(8) // 2
+    for value in (1e-5, 0.07):
+        given = torch.tensor(value, dtype=dtype, requires_grad=True)
+        for run in (
+            lambda t: nearfar.nt_xent_loss(x, labels, temperature=t),
+            lambda t: nearfar.sup_con_loss(x, labels, temperature=t),
+            lambda t: nearfar.info_nce_loss(x, x.flip(0), temperature=t),
+            lambda t: nearfar.info_nce_loss(x, x.flip(0), x.roll(1, 0), temperature=t),
+            lambda t: nearfar.proxy_nca_loss(x, x, torch.arange(8), scale=t),
+        ):
+            loss = run(given)
+            assert loss.item() == pytest.approx(run(given.item()).item(), rel=1e-5)
+            (gradient,) = torch.autograd.grad(loss, given)
+            assert gradient.dtype == dtype
+            assert gradient.isfinite()
+
+
+def test_no_rows_against_more_columns_than_the_budget_holds() -> None:
+    with nearfar.memory_budget(2**16):
+        nothing = torch.zeros(0, 4), torch.zeros(0, dtype=torch.long)
+        many = torch.randn(20_000, 4)
+        assert nearfar.proxy_softmax_loss(nothing[0], many, nothing[1]) == 0
+        labels = torch.arange(20_000)
+        assert nearfar.sup_con_loss(*nothing, reference=many, reference_labels=labels) == 0
+
+
+def test_two_classes_hold_no_quadruplet_and_feel_no_force() -> None:
+    x = torch.randn(64, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    labels = (torch.arange(64) > 30).long()
+    loss, stats = nearfar.batch_quadruplet_loss(x, labels, reduction="none", return_stats=True)
+    assert stats.valid == 0
+    assert not torch.autograd.grad(loss.sum(), x)[0].any()
+
+
+def test_a_mean_fits_where_its_sum_does_not() -> None:
+    x = torch.randn(60, 4, generator=torch.Generator().manual_seed(0)) * 1e37
+    labels = torch.arange(60) % 6
+    for loss in (
+        nearfar.lifted_structure_loss,
+        partial(nearfar.batch_triplet_loss, select="hard"),
+        partial(nearfar.batch_quadruplet_loss, select="hard"),
+    ):
+        true = loss(x.double(), labels).item()
+        assert loss(x, labels).item() == pytest.approx(true, rel=1e-4)
+
+
+@pytest.mark.parametrize("bias", [None, True, math.nan, -math.inf, "3", [1.0, 2.0]])
+def test_a_bias_is_a_finite_number(bias: Any) -> None:
+    with pytest.raises(ValueError, match="bias must be a finite number"):
+        nearfar.siglip_loss(torch.eye(3), torch.eye(3), scale=1.0, bias=bias)
+
+
+def test_what_is_not_learned_is_no_tensor() -> None:
+    """Its gradient would be None, and nobody would notice."""
+    learned = torch.nn.Parameter(torch.tensor(4.0))
+    x, labels = torch.eye(4), torch.arange(4) // 2
+    for run in (
+        lambda: nearfar.circle_loss(x, labels, scale=learned),
+        lambda: nearfar.multi_similarity_loss(x, labels, alpha=learned),
+        lambda: nearfar.multi_similarity_loss(x, labels, beta=learned),
+        lambda: nearfar.proxy_anchor_loss(x, x, labels, scale=learned),
+    ):
+        with pytest.raises(TypeError, match="It is not learned here"):
+            run()
+
+
+def test_transforms_of_torch_func_are_refused_in_words() -> None:
+    with pytest.raises(RuntimeError, match="compute their gradient themselves"):
+        torch.func.grad(lambda x: nearfar.clip_loss(x, x, scale=2.0))(torch.eye(3))
+
+
+class _NoFloat64(TorchDispatchMode):
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and tensor.ndim:
+                assert tensor.dtype is not torch.float64, func
+        return result
+
+
+@over(PLAIN)
+def test_a_device_without_float64_needs_none(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As MPS, where `places.exact` says float32."""
+    for module in list(sys.modules.values()):
+        if module.__name__.startswith("nearfar.") and hasattr(module, "exact"):
+            monkeypatch.setattr(module, "exact", lambda like: torch.float32)
+    data = case.draw(40, 6, dtype=torch.float32)
+    leaves = {k: v.float().requires_grad_() for k, v in data.rows.items()}
+    others = {k: v.float() if v.is_floating_point() else v for k, v in data.others.items()}
+    with _NoFloat64():
+        case.run(type(data)(leaves, others), "mean").backward()

@@ -85,3 +85,33 @@ def test_errors_teach():
         nf.forces(nf.sup_con_loss, x, labels, reduction="none")
     with pytest.raises(ValueError, match="k must be"):
         nf.forces(nf.sup_con_loss, x, labels, k=0)
+
+
+def test_one_comparison_at_a_time():
+    x, labels = batch()
+    with pytest.raises(ValueError, match="one comparison"):
+        nf.forces(nf.info_nce_loss, x[:9], x[9:18], hard_negatives=x[18:20], symmetric=True)
+    with pytest.raises(ValueError, match="one comparison"):
+        nf.forces(lambda *data: nf.sup_con_loss(*data) + nf.nt_xent_loss(*data), x, labels)
+
+
+def test_what_the_loss_takes_forces_takes():
+    x, labels = batch()
+    whole = (8 * x).round().long()
+    by_hand = nf.forces(nf.sup_con_loss, whole.float(), labels, k=3)
+    torch.testing.assert_close(nf.forces(nf.sup_con_loss, whole, labels, k=3).force, by_hand.force)
+    with_stats = nf.forces(nf.batch_triplet_loss, x, labels, k=3, return_stats=True)
+    without = nf.forces(nf.batch_triplet_loss, x, labels, k=3)
+    torch.testing.assert_close(with_stats.force, without.force)
+    with torch.inference_mode():
+        shown = nf.forces(nf.clip_loss, x.clone(), x.flip(0), k=3, scale=5.0)
+    torch.testing.assert_close(
+        shown.force, nf.forces(nf.clip_loss, x, x.flip(0), k=3, scale=5.0).force
+    )
+    for wrong in (2.5, "3"):
+        with pytest.raises(ValueError, match="whole number"):
+            nf.forces(nf.sup_con_loss, x, labels, k=wrong)
+    with pytest.raises(ValueError, match="the batch is empty"):
+        nf.forces(nf.sup_con_loss, x[:0], labels[:0])
+    with pytest.raises(TypeError, match="by position"):
+        nf.forces(nf.sup_con_loss, x=x, labels=labels)

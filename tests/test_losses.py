@@ -427,3 +427,15 @@ def test_softmax_keeps_its_digits_near_0() -> None:
     assert found == pytest.approx(
         [math.log1p(2 * math.exp(-2)), math.log1p(2 * math.exp(-40))], rel=1e-13, abs=0
     )
+
+
+def test_the_second_derivative_at_distance_0_is_finite() -> None:
+    x = torch.ones(3, 4, requires_grad=True)
+    other = torch.ones(3, 4)
+    other[1] += 1
+    (gradient,) = torch.autograd.grad(
+        nearfar.contrastive_loss(x, other, [True] * 3), x, create_graph=True
+    )
+    (second,) = torch.autograd.grad(gradient.sum(), x)
+    torch.testing.assert_close(second[1], torch.full((4,), 2 / 3))
+    assert not second[[0, 2]].any()  # a convention, as for the first derivative

@@ -49,6 +49,10 @@ class Allocations(TorchDispatchMode):
         self.peak = max(self.peak, sum(size for _, size in self._living.values()))
         return result
 
+    def living(self) -> list[tuple[StorageWeakRef, int]]:
+        """What has not been freed yet, and its bytes."""
+        return [(live, size) for live, size in self._living.values() if not live.expired()]
+
 
 def large(case: Case, *, n: int = N) -> Data:
     """As many proxies as rows, where there are proxies; float32, asking for gradients."""
@@ -265,3 +269,24 @@ def test_the_rows_of_two_towers_make_room_for_their_gradient(
     with memory_budget(2**18), Allocations(x, y) as allocations:
         loss(x, y)
     assert 3 * x.nbytes <= allocations.peak <= 3.75 * x.nbytes
+
+
+def test_what_a_sum_was_made_of_is_not_kept() -> None:
+    """At 256 rows the relation holds a mask of them all."""
+    x = torch.randn(256, D, requires_grad=True)
+    known = [x, labels := torch.arange(256) // 4]
+    with Allocations(*known) as allocations:
+        loss = nearfar.sup_con_loss(x, labels)
+        kept = sum(size for live, size in allocations.living() if size >= 256)
+    assert loss.grad_fn is not None
+    assert kept <= 2 * x.nbytes
+
+
+@pytest.mark.parametrize("n_classes", [1, 2])
+@over([case for case in PLAIN if case.kind == "batch" and not case.reference])
+def test_the_budget_is_kept_where_most_pairs_are_positive(case: Case, n_classes: int) -> None:
+    data = large(case)
+    data.others["labels"] = torch.arange(N) % n_classes
+    with memory_budget(2**23), Allocations(*data.rows.values(), *data.others.values()) as found:
+        case.run(data, "mean").backward()
+    assert found.peak <= 2**23 + 8 * size_of(*data.rows.values()) + 40 * 8 * N

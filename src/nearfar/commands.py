@@ -190,7 +190,7 @@ def train(
         typer.Option(help="auto, or your own as package.module:factory.", rich_help_panel=TRAINING),
     ] = None,
     embedding_dim: Annotated[
-        int | None, typer.Option(help="Numbers in an embedding.", rich_help_panel=TRAINING)
+        int | None, typer.Option(help="Numbers in an embedding (128).", rich_help_panel=TRAINING)
     ] = None,
     augment: Annotated[
         bool | None,
@@ -199,17 +199,18 @@ def train(
         ),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(help="Training steps.", rich_help_panel=TRAINING)
+        int | None, typer.Option(help="Training steps (450).", rich_help_panel=TRAINING)
     ] = None,
     identities: Annotated[
-        int | None, typer.Option(help="Identities in a batch.", rich_help_panel=TRAINING)
+        int | None, typer.Option(help="Identities in a batch (64).", rich_help_panel=TRAINING)
     ] = None,
     items: Annotated[
         int | None,
-        typer.Option(help="Items of each identity in a batch.", rich_help_panel=TRAINING),
+        typer.Option(help="Items of each identity in a batch (4).", rich_help_panel=TRAINING),
     ] = None,
     learning_rate: Annotated[
-        float | None, typer.Option(help="Highest of the schedule.", rich_help_panel=TRAINING)
+        float | None,
+        typer.Option(help="Highest of the schedule (0.003).", rich_help_panel=TRAINING),
     ] = None,
     far: Annotated[
         float | None,
@@ -217,8 +218,22 @@ def train(
             help="False-accept rate the threshold is fitted at (0.01).", rich_help_panel=TRAINING
         ),
     ] = None,
+    calibration_share: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the identities that the threshold is fitted on (0.2).",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    test_share: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the identities that the figures are measured on (0.2).",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Of everything random.", rich_help_panel=TRAINING)
+        int | None, typer.Option(help="Of everything random (0).", rich_help_panel=TRAINING)
     ] = None,
     accelerator: Annotated[
         str | None, typer.Option(help="auto, cpu, cuda, mps.", rich_help_panel=TRAINING)
@@ -242,6 +257,8 @@ def train(
         items=items,
         learning_rate=learning_rate,
         far=far,
+        calibration_share=calibration_share,
+        test_share=test_share,
         seed=seed,
         accelerator=accelerator,
     )
@@ -301,7 +318,8 @@ def evaluate(
         _show(found)
 
 
-@app.command(epilog=VERIFY_EXAMPLES)
+# A vector may start with a minus, which is no option.
+@app.command(epilog=VERIFY_EXAMPLES, context_settings={"ignore_unknown_options": True})
 def verify(
     run: RunFolder,
     a: Annotated[
@@ -330,14 +348,17 @@ def verify(
 def embed(
     run: RunFolder,
     data: Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)],
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="An .npz: x, y, names.")],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FILE", help="An .npz: x, y if known, names.")
+    ],
     overwrite: Overwrite = False,
 ) -> None:
     """Write the embedding of every item of DATA."""
     from nearfar.train.use import embed_data
 
-    n, d = embed_data(run, data, out, overwrite=overwrite)
-    typer.echo(f"wrote {out}: x ({n} x {d} embeddings), y (identities), names")
+    n, d, labelled = embed_data(run, data, out, overwrite=overwrite)
+    identities = "y (identities), " if labelled else ""
+    typer.echo(f"wrote {out}: x ({n} x {d} embeddings), {identities}names")
 
 
 @app.command(epilog=DOCTOR_EXAMPLES)
@@ -467,8 +488,16 @@ def sweep(
 
 @app.command(epilog=EXPLAIN_EXAMPLES)
 def explain(
-    path: Annotated[Path, typer.Argument(metavar="TABLE", help="A .csv, .parquet or .npz.")],
-    loss: Annotated[str, typer.Option(help="contrastive, cosine, triplet, quadruplet, ...")],
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="TABLE",
+            help="A .csv, .parquet or .npz; its columns are named as the data of the loss.",
+        ),
+    ],
+    loss: Annotated[
+        str, typer.Option(help="contrastive, cosine, triplet, quadruplet, info_nce or softmax.")
+    ],
     margin: Margin = None,
     margin2: Margin2 = None,
     temperature: Temperature = None,

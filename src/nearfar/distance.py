@@ -108,15 +108,20 @@ def _unit(x: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def length(x: Tensor) -> Tensor:
-    """Euclidean length of each row, with gradient 0 at 0, where that of the square root is NaN.
+    """Euclidean length of each row, with derivatives 0 at 0, where those of the root are NaN.
 
     At most the largest number of the dtype, also where the square of a length would be more.
     """
     size = _plain_length(x)
-    if _can_look(size) and size.detach().amax().item() < torch.inf:
-        return size
+    if _can_look(size):
+        low, high = size.detach().aminmax()
+        if low.item() > 0 and high.item() < torch.inf:
+            return size
     x, down = brought_down(x, size[..., None])
-    return (_plain_length(x) / down[..., 0]).clamp(max=torch.finfo(x.dtype).max)
+    # The first derivative of torch's length is 0 there, but not the second.
+    nothing = size == 0
+    size = _plain_length(x.masked_fill(nothing[..., None], 1)).masked_fill(nothing, 0)
+    return (size / down[..., 0]).clamp(max=torch.finfo(x.dtype).max)
 
 
 def _plain_length(x: Tensor, *, keepdim: bool = False) -> Tensor:

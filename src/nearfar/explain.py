@@ -124,7 +124,7 @@ class Explanation:
 
     def _more(self) -> list[str]:
         hidden = len(self.rows) - self.limit
-        return [f"... and {hidden} more rows, all in .rows"] if hidden > 0 else []
+        return [f"... and {hidden} more rows; a larger limit shows them"] if hidden > 0 else []
 
 
 def explain(loss: Callable[..., Tensor], *data: ArrayLike, **hyperparameters: Any) -> Explanation:

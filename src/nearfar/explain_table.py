@@ -1,7 +1,7 @@
 """`nearfar explain`: the columns of a table are the data arguments of a loss, by name."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,11 @@ def explain_table(path: Path, name: str, hyperparameters: Mapping[str, Any]) -> 
         InputError: the file, a column, a cell, the loss or a hyperparameter cannot be used.
     """
     if name not in LOSSES:
+        if callable(getattr(nearfar, f"{name}_loss", None)):
+            raise InputError(
+                f"{name} compares a whole batch; a table can be explained with: "
+                f"{', '.join(LOSSES)}. In Python use nearfar.forces."
+            )
         raise InputError(f"unknown loss {name!r}; the choices are: {', '.join(LOSSES)}.")
     data = read_arrays(path) if path.suffix.lower() == ".npz" else read_table(path)
     columns = data.columns if isinstance(data, Table) else data
@@ -52,7 +57,7 @@ def explain_table(path: Path, name: str, hyperparameters: Mapping[str, Any]) -> 
             has = ", ".join(settings)
             raise InputError(f"{loss.__name__} has no {key.replace('_', '-')!r}; it has: {has}.")
     given: list[Any] = [
-        _array(data, path, argument, needed) for argument, needed in arguments.items()
+        _array(data, path, argument, needed, arguments) for argument, needed in arguments.items()
     ]
     if "similar_label" in settings and given[-1] is not None:
         refuse_ambiguous_labels(path, given[-1], hyperparameters.get("similar_label"))
@@ -71,7 +76,11 @@ def _parameters(loss: Callable[..., Tensor]) -> tuple[dict[str, bool], list[str]
 
 
 def _array(
-    data: Table | Mapping[str, npt.NDArray[Any]], path: Path, argument: str, needed: bool
+    data: Table | Mapping[str, npt.NDArray[Any]],
+    path: Path,
+    argument: str,
+    needed: bool,
+    wanted: Iterable[str],
 ) -> npt.NDArray[Any] | None:
     columns = data.columns if isinstance(data, Table) else data
     if not _has(columns, argument):
@@ -79,7 +88,8 @@ def _array(
             return None
         either = f" (or {ALIASES[argument]!r})" if argument in ALIASES else ""
         raise InputError(
-            f"{path} has no column {argument!r}{either}; its columns are: {', '.join(columns)}."
+            f"{path} has no column {argument!r}{either}; its columns are: {', '.join(columns)}. "
+            f"The loss takes: {', '.join(wanted)}."
         )
     name = argument if argument in columns else ALIASES[argument]
     if isinstance(data, Table):

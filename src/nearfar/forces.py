@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nearfar.inputs import ArrayLike, tensor
+from nearfar.inputs import ArrayLike, lift, tensor
 from nearfar.observe import watch_forces
 from nearfar.relation import Block
 from nearfar.tabulate import Table
@@ -97,21 +97,31 @@ def forces(loss: Callable[..., Tensor], *data: ArrayLike, k: int = 10, **keyword
 
     Source: Wang et al., "Multi-Similarity Loss", CVPR 2019, section 3: general pair weighting.
     """
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k!r}.")
-    rows = [tensor(f"argument {i}", value) for i, value in enumerate(data)]
-    first = rows[0].detach()
-    if first.is_floating_point():
-        rows[0] = first.requires_grad_()  # a loss without gradient has no forces to show
+    if not isinstance(k, int) or k < 1:
+        raise ValueError(f"k must be a whole number, 1 or more, got {k!r}.")
+    if not data:
+        raise TypeError("forces takes the data by position, as in forces(loss, x, labels).")
     strongest = _Strongest(k)
-    with watch_forces(strongest):
+    with torch.inference_mode(False), watch_forces(strongest):
+        rows = [_normal(tensor(f"argument {i}", value)) for i, value in enumerate(data)]
+        if not len(rows[0]):
+            raise ValueError("forces needs a row at least: the batch is empty.")
+        # A loss without gradient has no forces to show.
+        rows[0] = lift("argument 0", rows[0].detach()).detach().requires_grad_()
         value = loss(*rows, **keywords)
+    if isinstance(value, tuple):  # the statistics come with it
+        value = value[0]
     if value.ndim or not strongest.best:
         raise TypeError(
             "forces knows nearfar's whole-batch losses with reduction mean or sum, such as "
             f"sup_con_loss or CLIPLoss(scale=20); got {loss!r}. For aligned rows use explain."
         )
     return strongest.result(float(value.detach()))
+
+
+def _normal(x: Tensor) -> Tensor:
+    """`x`, copied where it was made in inference mode and no gradient could go through it."""
+    return x.clone() if x.is_inference() else x
 
 
 class _Strongest:
@@ -121,6 +131,15 @@ class _Strongest:
         self.k = k
         self.best: list[Tensor] = []  # anchor, other, similar, closeness, pull
         self.pull = self.push = torch.zeros(0)
+        self.begun = False
+
+    def begin(self) -> None:
+        if self.begun:
+            raise ValueError(
+                "forces shows one comparison of rows and columns: ask for each part of a sum of "
+                "losses by itself; with hard_negatives leave symmetric out."
+            )
+        self.begun = True
 
     def tile(
         self,

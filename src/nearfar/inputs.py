@@ -47,7 +47,8 @@ def tensor(name: str, value: ArrayLike, *, device: torch.device | None = None) -
         if isinstance(value, np.ndarray):
             given, text = f"dtype {value.dtype}", value.dtype.kind in "US"
         else:
-            given = f"{type(value).__name__} {value!r:.60}"
+            shown = repr(value)
+            given = f"{type(value).__name__} {shown if len(shown) <= 60 else shown[:60] + ' ...'}"
             text = "'" in given
         fix = " Text becomes numbers with np.unique(text, return_inverse=True)[1]." if text else ""
         raise TypeError(
@@ -142,7 +143,12 @@ def lift(name: str, x: Tensor) -> Tensor:
 
 def tracing() -> bool:
     """Whether this runs inside a compiled or vectorised function, where no value can be read."""
-    return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+    return torch.compiler.is_compiling() or transformed()
+
+
+def transformed() -> bool:
+    """Whether this runs inside a transform of torch.func, such as vmap."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def same_device(name: str, x: Tensor, reference_name: str, reference: Tensor) -> None:
@@ -170,11 +176,29 @@ def above_zero(name: str, value: float | Tensor) -> float | Tensor:
     return value
 
 
+def positive_number(name: str, value: float) -> float:
+    """A number above 0 that is not learned."""
+    if isinstance(value, Tensor):
+        hint = f" It is not learned here: pass float({name})." if value.numel() == 1 else ""
+        raise TypeError(f"{name} must be a number above 0, got a tensor.{hint}")
+    return float(above_zero(name, value))
+
+
 def one_number(name: str, value: Tensor) -> Tensor:
-    """A tensor that holds one number, without its dimensions."""
+    """A tensor that holds one number, without its dimensions, in float32 or wider."""
     if value.numel() != 1:
         raise ValueError(f"{name} must be one number, got shape {tuple(value.shape)}.")
-    return value if value.ndim == 0 else value.reshape(())
+    value = value if value.ndim == 0 else value.reshape(())
+    return value if value.dtype in (torch.float32, torch.float64) else lift(name, value)
+
+
+def finite(name: str, value: float | Tensor) -> float | Tensor:
+    """A finite number, or a tensor that holds one."""
+    if isinstance(value, Tensor):
+        return one_number(name, value)
+    if not (_is_number(value) and isfinite(value)):
+        raise ValueError(f"{name} must be a finite number, got {value!r}.")
+    return value
 
 
 def between(name: str, value: float, low: float, high: float, why: str = "") -> float:
@@ -202,6 +226,8 @@ def _matrix(name: str, value: ArrayLike) -> Tensor:
 
 
 def _shaped(name: str, x: Tensor) -> Tensor:
+    if x.layout is not torch.strided:
+        raise ValueError(f"{name} must be dense, got {x.layout}. Pass {name}.to_dense().")
     if x.ndim != 2:
         raise ValueError(
             f"{name} must have shape (n, d), one embedding a row, got {tuple(x.shape)}."

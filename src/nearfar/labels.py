@@ -7,6 +7,7 @@ to say which of 0 and 1 is meant. Nothing guesses.
 
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,6 +42,11 @@ def pair_labels(
     >>> pair_labels([0.0, 0.25], like=torch.zeros(2), similar_label=0)
     tensor([1.0000, 0.7500])
     """
+    if not isinstance(y, Tensor) and np.asarray(y).dtype.kind in "US":
+        raise TypeError(
+            f"{name} holds text. Say which text means similar: pass np.asarray({name}) == 'same', "
+            "with your word for it."
+        )
     y = _one_per_row(name, y, like)
     if isinstance(similar_label, bool) or similar_label not in (0, 1, None):
         raise ValueError(f"similar_label must be 0, 1 or None, got {similar_label!r}.")
@@ -66,7 +72,7 @@ def pair_labels(
         refuse(name, y, ~((y >= 0) & (y <= 1)), "lie between 0 and 1, the degrees of similarity")
         return y if similar_label == 1 else 1 - y
     y = y.to(torch.int64)
-    refuse(name, y, (y != 0) & (y != 1), "be 0 or 1")
+    refuse(name, y, (y != 0) & (y != 1), f"be 0 or 1 (for -1 and 1 pass {name} > 0)")
     return y == similar_label
 
 
@@ -135,12 +141,19 @@ def batch_labels(labels: ArrayLike, *, like: Tensor, name: str = "labels") -> Te
     if labels.ndim != 2:
         return class_ids(labels, like=like, name=name)
     if labels.dtype is not torch.bool:
+        if labels.shape[1] == 1:
+            raise TypeError(f"{name} must be class ids of shape (n,): pass {name}.squeeze(1).")
         raise TypeError(
-            f"{name} of shape (n, c) are multi-labels and must be bool, got {labels.dtype}. "
-            f"Pass {name}.bool(), or class ids of shape (n,)."
+            f"{name} of shape (n, c) are multi-labels and must be bool, True where a row has a "
+            f"label; got {labels.dtype}. Class ids have shape (n,)."
         )
     _check_length(name, labels, like)
     return labels
+
+
+def own_copy(labels: Tensor) -> Tensor:
+    """What is asked again in the backward pass: the caller may do with his what he likes."""
+    return labels.clone()
 
 
 def share_label(rows: Tensor, columns: Tensor) -> Tensor:

@@ -46,8 +46,8 @@ _watchers: ContextVar[tuple[list[Measured], ...]] = ContextVar("watchers", defau
 
 
 def watched() -> bool:
-    """Whether somebody wants to see what a loss measures."""
-    return bool(_watchers.get())
+    """Whether somebody wants to see what a loss measures: it may not hide it in the engine."""
+    return not torch.compiler.is_compiling() and bool(_watchers.get())
 
 
 def measured(
@@ -61,11 +61,6 @@ def measured(
         values = values if values.requires_grad else values.detach().requires_grad_()
         record.append(Measured(role, closeness, values, similar))
     return values
-
-
-def someone_watches() -> bool:
-    """Whether a loss that could hide its distances in the engine should show them instead."""
-    return not torch.compiler.is_compiling() and bool(_watchers.get())
 
 
 @contextmanager
@@ -82,6 +77,10 @@ def watch() -> Iterator[list[Measured]]:
 
 class ForceVisitor(Protocol):
     """Who is shown the forces of a whole-batch loss."""
+
+    def begin(self) -> None:
+        """The forces of a comparison of rows and columns follow; a loss may be made of two."""
+        ...
 
     def tile(
         self,
@@ -105,7 +104,7 @@ class ForceVisitor(Protocol):
         ...
 
     def scale(self, by: Tensor | float) -> None:
-        """All forces of this loss are to be multiplied by this."""
+        """All forces since `begin` are to be multiplied by this."""
         ...
 
 

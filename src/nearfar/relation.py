@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nearfar.inputs import ArrayLike
-from nearfar.labels import batch_labels, class_ids, refuse, share_label
+from nearfar.labels import batch_labels, class_ids, own_copy, refuse, share_label
 from nearfar.marks import Diagonal, Listed, Marks, Masked, OneEach
 from nearfar.parts import part
 
@@ -230,7 +230,7 @@ def matched(n: int, m: int, device: torch.device) -> Relation:
 
 def within(labels: ArrayLike, x: Tensor) -> Relation:
     """Every row against every other row of the same batch."""
-    known = batch_labels(labels, like=x)
+    known = own_copy(batch_labels(labels, like=x))
     own = torch.arange(len(x), device=x.device)
     return Relation(len(x), len(x), x.device, known, known, own, symmetric=True)
 
@@ -254,8 +254,8 @@ def across(
     """
     if reference_labels is None:
         raise TypeError("reference_labels must be given with reference: one label a row of it.")
-    rows = batch_labels(labels, like=x)
-    columns = batch_labels(reference_labels, like=reference, name="reference_labels")
+    rows = own_copy(batch_labels(labels, like=x))
+    columns = own_copy(batch_labels(reference_labels, like=reference, name="reference_labels"))
     if rows.shape[1:] != columns.shape[1:]:
         raise ValueError(
             f"labels and reference_labels must be of one kind, class ids (n,) or multi-labels "
@@ -263,7 +263,7 @@ def across(
         )
     own = None
     if reference_self is not None:
-        own = class_ids(reference_self, like=x, name="reference_self")
+        own = own_copy(class_ids(reference_self, like=x, name="reference_self"))
         outside = (own < -1) | (own >= len(reference))
         expected = f"be a row of reference, 0 to {len(reference) - 1}, or -1 for none"
         refuse("reference_self", own, outside, expected)

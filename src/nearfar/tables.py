@@ -65,7 +65,7 @@ class Table:
             if value is None:
                 raise InputError(
                     f"{self.where(row)}: {name} is {_shown(cells[row])}, "
-                    "which is neither a number nor true or false."
+                    "which is neither a number nor true or false: write one of these."
                 )
         kinds = {type(value) for value in values}
         if bool in kinds and len(kinds) > 1:
@@ -181,6 +181,8 @@ def _read_csv(path: Path) -> Table:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file)
             header = [name.strip() for name in next(reader, [])]
+            if len(header) == 1 and (mark := next((m for m in ";\t" if m in header[0]), "")):
+                raise InputError(f"{path} has {mark!r} between cells. Save it with commas.")
             rows, lines = [], []
             for row in reader:
                 if not row:

@@ -108,7 +108,10 @@ def examine_split(**sides: tuple[ArrayLike, ArrayLike]) -> Diagnosis:
     those of a memory, and flatter. Split identities, never items or pairs.
     """
     found = {}
-    for name, (x, identities) in sides.items():
+    for name, side in sides.items():
+        if not isinstance(side, tuple | list) or len(side) != 2:
+            raise TypeError(f"{name} must be a pair (x, identities), got {type(side).__name__}.")
+        x, identities = side
         ids = tensor(f"{name} identities", identities).tolist()
         found[name] = Side(set(map(str, ids)), fingerprints(tensor(name, x)))
     return diagnose(Evidence(sides=found))

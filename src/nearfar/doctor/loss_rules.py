@@ -41,7 +41,8 @@ def dead_batches(evidence: Evidence) -> Finding | None:
     The share of active tuples falls as training succeeds (Hermans et al., "In defense of the
     triplet loss", 2017, section 3), which is why harder ones are mined.
     """
-    recent = evidence.history[-RECENT:]
+    told = [line for line in evidence.history if {"active_share", "loss"} <= line.keys()]
+    recent = told[-RECENT:]
     dead = sum(line["active_share"] == 0 and line["loss"] == 0 for line in recent)
     if dead < max(len(recent) / 2, 10):
         return None

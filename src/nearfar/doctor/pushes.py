@@ -19,6 +19,9 @@ class Pushes:
         self._open: Tensor | None = None  # (n, 3) push, strongest push, negatives
         self._done: list[Tensor] = []
 
+    def begin(self) -> None:
+        """`close` tells losses apart."""
+
     def tile(
         self,
         n_anchors: int,

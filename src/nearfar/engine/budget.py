@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from math import inf
 
 import torch
 
@@ -52,7 +53,7 @@ def memory_budget(budget: int) -> Iterator[None]:
     ...     clip_loss(x, x, scale=10.0)
     tensor(9.0796e-05)
     """
-    if not budget >= 2**16:
+    if not isinstance(budget, int | float) or not 2**16 <= budget < inf:
         raise ValueError(f"budget must be at least {2**16} bytes, got {budget!r}.")
     with _set(Limits(budget=int(budget))):
         yield

@@ -117,7 +117,7 @@ class Euclidean:
     """
 
     toward = 1
-    # Below this share of |a|^2 + |b|^2 less than 1e-4 of the distance would be left of float32.
+    # With less than this share of |a|^2 + |b|^2 left the distance is not sure to 1e-5 in float32.
     CANCELS = 0.02
 
     def __init__(self, squared: bool) -> None:

@@ -85,8 +85,11 @@ def sum_of(terms: Tensor, anchor: Tensor, n: int) -> Tensor:
     return total
 
 
-_KEPT = 4  # floats a pair of a strip: closeness, exponent, and the place of a positive
+# Floats a pair of a strip: closeness, exponent, and room; and what a positive takes besides: its
+# place in 64 bits, and its share and pull while they are worked out.
+_KEPT, _KEPT_A_POSITIVE = 4, 12
 _BUFFERS = 8
+_LARGE = 2**20  # pairs of a relation, from which on it is asked how many of them are positive
 
 
 def contest(rule: Contest, closeness: Closeness, relation: Relation) -> Executor:
@@ -97,8 +100,9 @@ def contest(rule: Contest, closeness: Closeness, relation: Relation) -> Executor
         columns = a if b is None else b
         losses = []
         gradient = Gradient(a, columns, request.finish) if request.gradient else None
+        kept = _kept(relation)
         shape = strip_shape(
-            request.limits, a.device, a.element_size(), _BUFFERS, len(columns), _KEPT
+            request.limits, a.device, a.element_size(), _BUFFERS, len(columns), kept
         )
         for rows in spans(len(a) if len(columns) else 0, max(shape[0], 1)):
             strip = _Strip(rule, rows)
@@ -118,6 +122,15 @@ def contest(rule: Contest, closeness: Closeness, relation: Relation) -> Executor
         return Answer(per_row.masked_fill_(counts == 0, 0), counts, *whole(gradient))
 
     return execute
+
+
+def _kept(relation: Relation) -> int:
+    """How many floats a pair of a strip takes; of an accelerator, which asking would stall, few."""
+    pairs = relation.n * relation.m
+    if pairs < _LARGE or relation.device.type != "cpu":
+        return _KEPT
+    share = relation.n_positives().sum().item() / pairs
+    return _KEPT + round(_KEPT_A_POSITIVE * share)
 
 
 @dataclass(eq=False)

@@ -10,11 +10,13 @@ from nearfar.engine.budget import Limits, tile
 from nearfar.engine.closeness import Closeness, Tile
 from nearfar.engine.products import Gradient, whole
 from nearfar.engine.step import Answer, Executor, Request, show
+from nearfar.marks import Masked
 from nearfar.observe import force_visitors
 from nearfar.parts import part, spans
 from nearfar.relation import Block, Relation
 
-# (closeness, weight) -> weight x (the loss of each pair, its derivative); overwrites nothing.
+# (closeness, weight of the rule) -> weight x (the loss of each pair, its derivative); overwrites
+# nothing.
 Term = Callable[[Tensor, float | Tensor], tuple[Tensor, Tensor]]
 
 
@@ -41,9 +43,13 @@ class PairRule:
         return near + far, torch.ones_like(near, dtype=torch.bool)
 
     def tile(self, closeness: Tensor, block: Block) -> tuple[Tensor, Tensor]:
-        """Losses and forces of a tile. Positives are few: theirs are put in one by one."""
+        """Losses and forces of a tile. Where positives are few, theirs are put in one by one."""
         loss, force = self.negative(closeness, self.negative_weight)
-        if block.positives is not None:
+        if isinstance(block.positives, Masked):
+            near, pull = self.positive(closeness, self.positive_weight)
+            similar = block.positives.mask()
+            loss, force = torch.where(similar, near, loss), torch.where(similar, pull, force)
+        elif block.positives is not None:
             i, j = block.positives.indices()
             loss[i, j], force[i, j] = self.positive(closeness[i, j], self.positive_weight)
         if block.selves is not None:
@@ -52,7 +58,7 @@ class PairRule:
         return loss, force
 
 
-_BUFFERS = 8
+_BUFFERS = 10
 
 
 def elementwise(rule: PairRule, closeness: Closeness, relation: Relation) -> Executor:

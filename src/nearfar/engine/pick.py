@@ -5,7 +5,7 @@ drops it. Where several are equally near, the first is picked.
 """
 
 from collections.abc import Iterator
-from math import inf
+from math import inf, log2
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from nearfar.engine.anchors import Anchors
 from nearfar.engine.budget import Limits, block
 from nearfar.engine.closeness import Closeness, Euclidean, by_distance
 from nearfar.engine.listed import Picker
-from nearfar.engine.places import above
+from nearfar.engine.places import above, exact
 from nearfar.engine.products import products
 from nearfar.engine.stream import row_blocks
 from nearfar.parts import spans
@@ -25,9 +25,32 @@ from nearfar.relation import Block, Relation
 _BUFFERS = 12
 
 
-def in_order_of(distance: Distance) -> Closeness:
-    """What puts pairs in the order of a distance, at the least cost: no root is taken."""
-    return by_distance("sqeuclidean" if distance == "euclidean" else distance)
+def in_order_of(
+    distance: Distance, a: Tensor, b: Tensor | None
+) -> tuple[Closeness, Tensor, Tensor | None]:
+    """What puts pairs in the order of a distance, at the least cost, and the rows for it.
+
+    No root is taken, and rows whose squares would leave the dtype come times a power of two.
+    """
+    if distance == "cosine":
+        return by_distance(distance), a, b
+    return Euclidean(squared=True), *_moderate(a, b)
+
+
+def _moderate(a: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Rows and columns times one power of two that puts the largest entry well into the dtype."""
+    given = [t for t in (a, b) if t is not None and t.numel()]
+    if not given:
+        return a, b
+    wanted = round(log2(torch.finfo(a.dtype).max) / 2) - 14  # sums of 2^28 squares are finite
+    largest = torch.stack([t.abs().amax() for t in given]).amax()
+    if a.device.type == "cpu" and 2.0**-wanted < largest.item() < 2.0**wanted:
+        return a, b
+    highest = round(log2(torch.finfo(a.dtype).max)) - 1
+    by = torch.ldexp(
+        torch.ones_like(largest), (wanted - largest.frexp().exponent).clamp(max=highest)
+    )
+    return a * by, None if b is None else b * by
 
 
 def walk(
@@ -51,7 +74,7 @@ def hardest(distance: Distance, relation: Relation, *, easy_positive: bool = Fal
         return torch.stack([positive, anchors.hide(d).argmin(1)], 1)
 
     def pick(a: Tensor, b: Tensor | None, limits: Limits) -> Iterator[Tensor]:
-        closeness = in_order_of(distance)
+        closeness, a, b = in_order_of(distance, a, b)
         a, b = closeness.prepare(a, b)
         columns = a if b is None else b
         everyone = slice(0, len(columns))
@@ -82,7 +105,8 @@ def semihard(distance: Distance, relation: Relation) -> Picker:
     """
 
     def pick(a: Tensor, b: Tensor | None, limits: Limits) -> Iterator[Tensor]:
-        for rows, d, who in walk(in_order_of(distance), relation, a, b, limits):
+        closeness, a, b = in_order_of(distance, a, b)
+        for rows, d, who in walk(closeness, relation, a, b, limits):
             anchors = Anchors.of(who)
             if not anchors.most:
                 continue
@@ -136,11 +160,11 @@ def distance_weight(squares: Tensor, dim: int, cutoff: float, nonzero_loss_cutof
 def draw(weight: Tensor, count: Tensor, chance: torch.Generator) -> Tensor:
     """(b, most) columns, `count` a row, drawn with replacement by their weights; the others any."""
     most = int(count.max()) if len(count) else 0
-    drawn = torch.rand(int(count.sum()), generator=chance, dtype=torch.float64).to(weight.device)
+    drawn = torch.rand(int(count.sum()), generator=chance, dtype=torch.float64)
     wanted = torch.arange(most, device=weight.device) < count[:, None]
-    share = torch.zeros(wanted.shape, dtype=torch.float64, device=weight.device)
-    share[wanted] = drawn
-    until = weight.cumsum(1, dtype=torch.float64)
+    share = torch.zeros(wanted.shape, dtype=exact(weight), device=weight.device)
+    share[wanted] = drawn.to(share)
+    until = weight.cumsum(1, dtype=share.dtype)
     # The last column that weighs anything, at most: a share may round up to the whole.
     last = torch.searchsorted(until, until[:, -1:].contiguous()).clamp(max=until.shape[1] - 1)
     return torch.searchsorted(until, share * until[:, -1:], right=True).minimum(last)

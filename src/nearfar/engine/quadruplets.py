@@ -87,6 +87,9 @@ def every_quadruplet(
     n_quadruplets = classes.quadruplets()
 
     def execute(request: Request) -> Answer:
+        if not (force_visitors() or n_quadruplets.any()):  # nor is a rounding error to be left
+            none = torch.zeros_like(request.a) if request.gradient else None
+            return Answer(request.a.new_zeros(len(request.a)), n_quadruplets, none)
         a, _ = closeness.prepare(request.a, None)
         everyone = slice(0, len(a))
         per_row = a.new_zeros(len(a), dtype=exact(a))
@@ -127,7 +130,7 @@ def every_quadruplet(
                     pull[chunk],
                 )
         per_row = torch.where(n_quadruplets > 0, per_row, 0)
-        return Answer(per_row.to(a.dtype), n_quadruplets, *whole(gradient))
+        return Answer(per_row, n_quadruplets, *whole(gradient))
 
     return execute
 
@@ -259,7 +262,8 @@ def hardest_quadruplets(labels: Tensor, relation: Relation, distance: Distance) 
 
     def pick(a: Tensor, b: Tensor | None, limits: Limits) -> Iterator[Tensor]:
         kept = []
-        for _, d, who in walk(in_order_of(distance), relation, a, b, limits):
+        closeness, a, b = in_order_of(distance, a, b)
+        for _, d, who in walk(closeness, relation, a, b, limits):
             anchors = Anchors.of(who)
             near = anchors.extreme(d, farthest=True)
             d_one, one = anchors.hide(d).min(1)

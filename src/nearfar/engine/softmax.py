@@ -83,7 +83,7 @@ class SoftmaxRule:
             return None, 1.0
         count = relation.n_positives()
         negatives = relation.n_negatives() if self.needs_negatives else count
-        return self._valid(count, negatives), count.clamp(min=1).double()
+        return self._valid(count, negatives), count.clamp(min=1).to(exact(count))
 
     def _valid(self, positives: Tensor, negatives: Tensor) -> Tensor:
         valid = positives > 0
@@ -235,7 +235,7 @@ def softmax(rule: SoftmaxRule, relation: Relation, *, both: bool = False) -> Exe
         bounded = request.bound is not None and request.bound <= _SAFE.get(a.dtype, 0)
         mirrored = relation.symmetric and not force_visitors()
         shape = strip_shape(request.limits, a.device, a.element_size(), _BUFFERS, len(b))
-        if both or mirrored or shape[0] < min(len(a), _FEWEST_ROWS):
+        if both or mirrored or shape[0] < min(max(len(a), 1), _FEWEST_ROWS):
             return _two_passes(rule, relation, request, both, mirrored, bounded)
         return _one_visit(rule, relation, request, shape, bounded)
 

@@ -18,6 +18,7 @@ from nearfar.distance import brought_down
 from nearfar.engine.budget import Limits, current_limits
 from nearfar.engine.places import exact
 from nearfar.engine.products import Finish
+from nearfar.inputs import transformed
 from nearfar.observe import force_visitors
 from nearfar.parts import part, spans
 from nearfar.reduction import Reduction, check_reduction, total_weight
@@ -137,6 +138,9 @@ def _run(
     bias: Tensor | float | None,
     weight: Tensor | None,
 ) -> Tensor:
+    _no_transform()
+    for visitor in force_visitors():
+        visitor.begin()
     gradient = torch.is_grad_enabled() and any(map(_learned, (x, y, scale, bias)))
     job = _Job(executor, normalize, reduction, weight, current_limits(), gradient)
     loss: Tensor = _Step.apply(job, x, y, scale, bias)  # type: ignore[no-untyped-call]
@@ -153,7 +157,8 @@ class _Step(torch.autograd.Function):
         scale: Tensor | float | None,
         bias: Tensor | float | None,
     ) -> Tensor:
-        ctx.job = job
+        # What the sum's gradient does not need, such as the labels, is not kept for it.
+        ctx.job = job if job.reduction == "none" else None
         ctx.given = tuple(_dtype_and_shape(t) for t in (x, y, scale, bias))
         per_row, counts, *gradients = _compute(
             job, x, y, scale, bias, job.weight, job.gradient and job.reduction != "none"
@@ -163,7 +168,8 @@ class _Step(torch.autograd.Function):
             ctx.inputs = scale, bias
             ctx.save_for_backward(*_tensors(x, y, scale, bias))
             return weighted.to(_wide(x, y))
-        total, ctx.whole = weighted.sum(), None
+        # A sum may be too large for the dtype of its mean.
+        total, ctx.whole = weighted.sum(dtype=exact(weighted)), None
         if job.reduction == "mean":
             ctx.whole = total_weight(job.weight, counts, per_row)
             total = total / ctx.whole
@@ -174,13 +180,14 @@ class _Step(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        _no_transform()
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "nearfar's whole-batch losses have no second derivative: call backward() or grad() "
                 "without create_graph=True, or use the loss on aligned rows, which has one."
             )
-        job: _Job = ctx.job
-        if job.reduction != "none":
+        job: _Job | None = ctx.job
+        if job is None:
             # In the wide dtype up to here, so that an upstream scale can save small gradients.
             by = upstream if ctx.whole is None else upstream / ctx.whole
             gradients = [None if g is None else g * by for g in ctx.saved_tensors]
@@ -193,6 +200,15 @@ class _Step(torch.autograd.Function):
         weight = upstream if job.weight is None else upstream * job.weight
         _, _, *gradients = _compute(job, x, y, scale, bias, weight, True)
         return None, *map(_fitted, gradients, ctx.given)
+
+
+def _no_transform() -> None:
+    if transformed():
+        raise RuntimeError(
+            "nearfar's whole-batch losses compute their gradient themselves, which torch.func "
+            "(vmap, grad, jvp) and batched gradients cannot look into: call backward() or "
+            "torch.autograd.grad, one gradient at a time."
+        )
 
 
 _Given = tuple[torch.dtype, torch.Size] | None

@@ -184,7 +184,7 @@ def _targets(same: Bools) -> tuple[float, float, float]:
 def _prior(prior: float | None, share: float) -> float:
     if prior is None:
         return share
-    return between("prior", prior, 1e-12, 1 - 1e-12, ", the share of similar pairs,")
+    return between("prior", prior, 1e-12, 1 - 1e-12, ", the share of similar pairs")
 
 
 def _shift(share: float, prior: float) -> float:

@@ -45,7 +45,8 @@ class AtThreshold:
         far: false-accept rate, the share of the dissimilar pairs that are called the same.
         tar: true-accept rate, the share of the similar pairs that are called the same.
         accuracy: the mean of `tar` and 1 - `far`: right decisions were both kinds equally many.
-        intervals: None without `groups`, or with fewer than 30 identities.
+        intervals: None without `groups`, or with fewer than 30 identities among the similar or
+            among the dissimilar pairs.
     """
 
     threshold: float

@@ -102,7 +102,8 @@ class Verification:
             dissimilar pairs than `needed`.
         best_accuracy: the best mean of the true-accept and the true-reject rate.
         best_f1: the best F1 of the similar pairs, which changes with their share of all pairs.
-        intervals: None without `groups`, or with fewer than 30 identities.
+        intervals: None without `groups`, or with fewer than 30 identities among the similar or
+            among the dissimilar pairs.
         curve: the points of the ROC and the DET curve.
     """
 

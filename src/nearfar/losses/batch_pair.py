@@ -10,8 +10,9 @@ from nearfar.distance import Distance
 from nearfar.engine.closeness import CosineDistance, Product, by_distance
 from nearfar.engine.elementwise import PairRule, elementwise
 from nearfar.engine.overlap import overlapping
+from nearfar.engine.places import exact
 from nearfar.engine.step import Executor, run
-from nearfar.inputs import ArrayLike, above_zero, between, one_number
+from nearfar.inputs import ArrayLike, above_zero, between, finite, tracing
 from nearfar.losses.batch import compare, one_of, row_weight, towers
 from nearfar.losses.shell import as_module
 from nearfar.losses.weighted import softplus_and_slope
@@ -204,7 +205,7 @@ def siglip_loss(
         loss, force = no_match(-z, weight)
         return loss, force.neg_()
 
-    def no_match(z: Tensor, weight: float | Tensor) -> tuple[Tensor, Tensor]:
+    def no_match(z: Tensor, weight: float | Tensor) -> tuple[Tensor, Tensor]:  # both weigh 1
         return softplus_and_slope(z)
 
     relation = matched(len(rows), len(columns), rows.device)
@@ -215,7 +216,7 @@ def siglip_loss(
         normalize=normalize,
         reduction=reduction,
         scale=above_zero("scale", scale),
-        bias=one_number("bias", bias) if isinstance(bias, Tensor) else bias,
+        bias=finite("bias", bias),
         weight=row_weight(weight, rows),
     )
 
@@ -241,9 +242,9 @@ def _kinds(relation: Relation, reduction: Reduction) -> tuple[Tensor | float, Te
 
 def _one_over(count: Tensor) -> Tensor | float:
     """1 / count, 1 for 0; a number where reading it does not stall an accelerator."""
-    if count.device.type == "cpu":
+    if count.device.type == "cpu" and not tracing():
         return 1 / max(count.item(), 1)
-    return count.clamp(min=1).double().reciprocal()
+    return count.clamp(min=1).to(exact(count)).reciprocal()
 
 
 BatchContrastiveLoss = as_module(batch_contrastive_loss)

@@ -21,7 +21,7 @@ from nearfar.losses.batch import row_weight, towers
 from nearfar.losses.contrast import DECOUPLED, ONE
 from nearfar.losses.shell import as_module
 from nearfar.losses.softmax import pick
-from nearfar.observe import measured, someone_watches
+from nearfar.observe import measured, watched
 from nearfar.reduction import Reduction, reduce
 from nearfar.relation import matched
 
@@ -98,7 +98,7 @@ def info_nce_loss(
             "leave negatives out, or pass them as hard_negatives."
         )
     temperature = above_zero("temperature", temperature)
-    if negatives is not None or someone_watches():
+    if negatives is not None or watched():
         if symmetric:
             raise ValueError("one direction at a time can be explained: leave symmetric out.")
         query, positive = embeddings(query=query, positive=positive)
@@ -147,7 +147,8 @@ def _listed(
     if not decoupled:
         return reduce(pick(near, far), reduction, weight)
     some = (far > -inf).any(1) | far.isnan().any(1)
-    gap = (far - near[:, None]).logsumexp(1)
+    # 0 stands in where there is nothing to compare, which no gradient turns into NaN.
+    gap = (far.masked_fill(~some[:, None], 0) - near[:, None]).logsumexp(1)
     return reduce(torch.where(some, gap, 0), reduction, weight, some)
 
 

@@ -9,8 +9,8 @@ from nearfar.engine.closeness import Product
 from nearfar.engine.contest import Contest, contest, log_sum
 from nearfar.engine.softmax import Combine, LogSum, Parts, SoftmaxRule, softmax
 from nearfar.engine.step import run
-from nearfar.inputs import ArrayLike, above_zero, batch, between
-from nearfar.labels import class_ids
+from nearfar.inputs import ArrayLike, above_zero, batch, between, positive_number
+from nearfar.labels import class_ids, own_copy
 from nearfar.losses.batch import row_weight
 from nearfar.losses.contrast import DECOUPLED, ONE, pick_one
 from nearfar.losses.shell import as_module
@@ -182,7 +182,7 @@ def proxy_anchor_loss(
     Source: Kim, Kim, Cho & Kwak, "Proxy Anchor Loss for Deep Metric Learning", CVPR 2020.
     """
     between("margin", margin, 0, 1)
-    above_zero("scale", scale)
+    positive_number("scale", scale)
     rows, columns, own = _to_proxies(x, proxies, labels)
     classes = torch.arange(len(columns), device=rows.device)
     relation = Relation(len(columns), len(rows), rows.device, classes, own)
@@ -215,7 +215,7 @@ def _to_proxies(
     """Rows, proxies, and (n,) the proxy of each row."""
     rows = batch("x", x)
     columns = batch("proxies", proxies, like=rows)
-    return rows, columns, class_ids(labels, like=rows, n_classes=len(columns))
+    return rows, columns, own_copy(class_ids(labels, like=rows, n_classes=len(columns)))
 
 
 def _each_to(own: Tensor, proxies: Tensor) -> Relation:

@@ -26,7 +26,9 @@ def as_module(loss: Callable[..., Tensor]) -> type[nn.Module]:
     name = _camel_case(loss.__name__)
     summary = (inspect.getdoc(loss) or "").partition("\n")[0]
 
-    def init(self: nn.Module, **hyperparameters: Any) -> None:
+    def init(self: nn.Module, *given: Any, **hyperparameters: Any) -> None:
+        if given:
+            raise TypeError(f"{name} takes {', '.join(defaults)} by name; got {given[0]!r} alone.")
         unknown = ", ".join(sorted(hyperparameters.keys() - defaults.keys()))
         if unknown:
             raise TypeError(f"{name} takes {', '.join(defaults)}; got {unknown}.")

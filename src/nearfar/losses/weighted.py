@@ -9,7 +9,7 @@ from nearfar.distance import Distance
 from nearfar.engine.closeness import Product, by_distance
 from nearfar.engine.contest import Contest, contest, log_sum
 from nearfar.engine.step import run
-from nearfar.inputs import ArrayLike, above_zero, between
+from nearfar.inputs import ArrayLike, between, positive_number
 from nearfar.losses.batch import compare, row_weight
 from nearfar.losses.shell import as_module
 from nearfar.reduction import Reduction
@@ -66,7 +66,7 @@ def multi_similarity_loss(
     Learning", CVPR 2019, equation 17; its mining of pairs is a separate step.
     """
     for name, value in (("alpha", alpha), ("beta", beta)):
-        above_zero(name, value)
+        positive_number(name, value)
     between("base", base, -inf, inf)
 
     def settle(far: Tensor, s: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -143,7 +143,7 @@ def circle_loss(
     CVPR 2020, equations 6 and 8.
     """
     between("margin", margin, 0, 1)
-    above_zero("scale", scale)
+    positive_number("scale", scale)
 
     def push(s: Tensor) -> Tensor:
         return (s.detach() + margin).relu_().mul_(scale)

@@ -151,7 +151,7 @@ class Contest:
     def _lines(self, name: str, title: str, caption: str, rows: Sequence[Row], unit: str) -> Figure:
         chart = self._drawn().encode(
             x=alt.X("step:Q", title="step", axis=alt.Axis(tickCount=6)),
-            y=alt.Y("value:Q", title=unit, axis=alt.Axis(tickCount=5, format="~g")),
+            y=alt.Y("value:Q", title=unit, axis=alt.Axis(tickCount=5, format=".4~g")),
         )
         ends = {row["of"]: row for row in rows}
         return Figure(

@@ -107,7 +107,7 @@ def forces(study: Study) -> Figure:
             x=alt.X(
                 "distance:Q", title=f"{study.results.distance} distance", scale=_zero(), axis=FEW
             ),
-            y=alt.Y("force:Q", title="push  ←  force  →  pull", axis=alt.Axis(format="~g")),
+            y=alt.Y("force:Q", title="push  ←  force  →  pull", axis=alt.Axis(format=".4~g")),
             color=alt.Color("kind:N", scale=KINDS),
         )
     )
@@ -212,7 +212,9 @@ def _lines(rows: Sequence[Row], title: str, colours: list[str]) -> dict[str, obj
     return spec(
         mark.encode(
             x=alt.X("step:Q", title="step", axis=alt.Axis(tickCount=6)),
-            y=alt.Y("value:Q", title=title, axis=alt.Axis(tickCount=5, format="~g"), scale=_zero()),
+            y=alt.Y(
+                "value:Q", title=title, axis=alt.Axis(tickCount=5, format=".4~g"), scale=_zero()
+            ),
             color=colour,
         ),
         rows,

@@ -221,6 +221,8 @@ def _readable(x: npt.NDArray[Any], path: Path) -> Tensor:
         raise InputError(f"{path}: x has dtype {x.dtype}; it must hold numbers.")
     if x.ndim == 3:
         x = x[:, None]
+    if x.ndim and not len(x):
+        raise InputError(f"{path}: x has no rows.")
     if x.ndim not in (2, 4) or 0 in x.shape:
         raise InputError(
             f"{path}: x has shape {x.shape}; it must be (n, d) vectors, or (n, h, w) or "

@@ -91,7 +91,10 @@ class _Every:
 
     def __init__(self) -> None:
         self.done: list[list[Tensor]] = []
-        self.open: list[list[Tensor]] = []  # of a loss that may still be scaled
+        self.open: list[list[Tensor]] = []  # that may still be scaled
+
+    def begin(self) -> None:
+        self.done, self.open = self.done + self.open, []
 
     def tile(
         self,

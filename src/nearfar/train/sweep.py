@@ -72,10 +72,18 @@ class Sweep:
 
     @property
     def tied(self) -> list[str]:
-        """Trials that chance may set apart from the best: their interval holds its figure."""
+        """Trials that chance may set apart from the best.
+
+        Those ranked by the same figure, and those whose interval holds the figure of the best.
+        """
         figure = self.best.test["learned"]["eer"]
-        spans = {f.trial.name: _interval(f) for f in self.finished[1:]}
-        return [name for name, s in spans.items() if s and s["low"] <= figure <= s["high"]]
+
+        def tied(other: Finished) -> bool:
+            s = _interval(other)
+            equal = other.chosen_by == self.best.chosen_by
+            return equal or (s is not None and s["low"] <= figure <= s["high"])
+
+        return [f.trial.name for f in self.finished[1:] if tied(f)]
 
     def table(self) -> Table:
         """A row a trial: the figure it is ranked by, and figures on the test identities."""

@@ -76,8 +76,8 @@ def evaluate_run(
     return _measure(run, data, torch.arange(len(items_of(data).identities))), notes
 
 
-def embed_data(path: Path, source: str, out: Path, *, overwrite: bool) -> tuple[int, int]:
-    """Write the embeddings of all items of some data as .npz; returns their shape.
+def embed_data(path: Path, source: str, out: Path, *, overwrite: bool) -> tuple[int, int, bool]:
+    """Write the embeddings of all items of some data as .npz; returns (n, d, identities known).
 
     The file has `x` (n, d), `names` (n,), and `y` (n,) with the identities where they are known.
     """
@@ -92,7 +92,7 @@ def embed_data(path: Path, source: str, out: Path, *, overwrite: bool) -> tuple[
     if bool((items.identity >= 0).all()):
         arrays["y"] = np.array(items.identities)[items.identity.numpy()]
     _write_npz(out, arrays)
-    return arrays["x"].shape
+    return (*arrays["x"].shape, "y" in arrays)
 
 
 def _own_data(run: Run) -> Items | Pairs:
@@ -102,7 +102,10 @@ def _own_data(run: Run) -> Items | Pairs:
             config.data, image_size=config.image_size, similar_label=config.similar_label
         )
     except InputError as error:
-        raise InputError(f"{run.path} was trained on {config.data}: {error}") from None
+        raise InputError(
+            f"{run.path} was trained on {config.data}: {error} A relative path is looked up from "
+            "here: run this from the folder where it was trained."
+        ) from None
     if data.digest() != run.summary["data"]["sha256"]:
         raise InputError(
             f"{config.data} has changed since {run.path} was trained on it, so its test identities "
