@@ -251,7 +251,7 @@ def test_a_terminated_run_leaves_nothing(vectors, tmp_path):
             assert line, "ended early"
         running.send_signal(signal.SIGTERM)
         _, said = running.communicate(timeout=30)
-    assert said == "nearfar: error: interrupted; nothing was written\n"
+    assert said == "nearfar: error: interrupted; nothing unfinished is left\n"
     assert running.returncode == 130
     assert list(tmp_path.iterdir()) == []
 

@@ -3,6 +3,7 @@
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -10,6 +11,7 @@ from types import FrameType
 from nearfar.errors import InputError
 
 INTERRUPTED = 130
+LISTS = ("--loss", "--margin", "--margin2", "--temperature", "--scale", "--distance")
 APP = (
     "altair",
     "jinja2",
@@ -44,9 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         return _fail(str(error))
     except KeyboardInterrupt:
-        return _fail("interrupted; nothing was written", INTERRUPTED)
+        return _fail("interrupted; nothing unfinished is left", INTERRUPTED)
     except OSError as error:  # no right to read, a full disk
         return _fail(f"{error.filename or 'a file'}: {error.strerror or error}")
+    except Exception:  # 1 would say "different", or "something was found"
+        traceback.print_exc()
+        return _fail("this is a mistake in nearfar, not in what you typed: please report it")
 
 
 def _run(arguments: list[str]) -> int:
@@ -79,7 +84,7 @@ def _one_option_a_value(given: list[str]) -> list[str]:
     for word in given:
         if word.startswith("--"):
             option, values = word, 0
-        elif option and "=" not in option:
+        elif option in LISTS:
             values += 1
             if values > 1:
                 spread.append(option)
@@ -103,11 +108,13 @@ def _ended_like_ctrl_c() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may set handlers
         return
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    ends = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    before = [signal.signal(end, _interrupt) for end in ends]
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for end, handler in zip(ends, before, strict=True):
+            signal.signal(end, handler)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

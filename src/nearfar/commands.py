@@ -389,7 +389,10 @@ def report(
         typer.Option("--out", metavar="FILE", help="An .html. Default: RUN/report.html."),
     ] = None,
     umap: Annotated[
-        bool, typer.Option("--umap", help="Map the embeddings by UMAP: nearfar[umap].")
+        bool,
+        typer.Option(
+            "--umap", help="Map the embeddings by UMAP, of pip install 'nearfar\\[umap]'."
+        ),
     ] = False,
     overwrite: Overwrite = False,
 ) -> None:

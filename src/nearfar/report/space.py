@@ -111,6 +111,8 @@ def path(study: Study) -> Figure:
 def principal(embeddings: Array) -> Array:
     """(n, 2) coordinates along the two directions of most variance, of a fixed sign."""
     x = torch.from_numpy(embeddings).double()
+    if x.shape[1] == 1:
+        x = torch.nn.functional.pad(x, (0, 1))  # there is one direction only
     left, values, right = torch.linalg.svd(x - x.mean(0), full_matrices=False)
     sign = right[:2].gather(1, right[:2].abs().argmax(1, keepdim=True)).sign()[:, 0]
     found: Array = (left[:, :2] * values[:2] * sign).numpy()

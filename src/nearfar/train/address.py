@@ -29,6 +29,8 @@ def read_item(address: str, shape: tuple[int, ...]) -> Tensor:
             f"{address!r:.60} has shape {tuple(x.shape[1:])}; the run was trained on items of "
             f"shape {shape}."
         )
+    if x.is_floating_point() and not x.isfinite().all():
+        raise InputError(f"{address!r:.60} holds a number that is too large, or none.")
     return x
 
 
@@ -44,7 +46,8 @@ def _read(address: str, shape: tuple[int, ...]) -> Tensor:
             raise InputError(f"{address} is a file of an image; the run was trained on vectors.")
         return read_images([path], Fit.to(shape))
     if looks_like_vector(address):
-        numbers = vector(address, repr(address)).astype(np.float32)
+        with np.errstate(over="ignore"):  # refused above
+            numbers = vector(address, repr(address)).astype(np.float32)
         return torch.from_numpy(numbers)[None]
     raise InputError(
         f"no such item: {address!r:.60}. Give an image file, a .npy file, a vector as text "
@@ -66,10 +69,9 @@ def _npy(path: Path) -> Tensor:
         array = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise InputError(f"no such file: {path}") from None
-    except (ValueError, OSError, EOFError):
+    except (ValueError, OSError, EOFError, MemoryError):
         raise InputError(f"{path} is no .npy file of numbers. Save it with numpy.save.") from None
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu" or array.ndim != 1:
         raise InputError(f"{path} must hold one vector, (d,) numbers.")
-    if not np.isfinite(array).all():
-        raise InputError(f"{path} holds NaN or infinity.")
-    return torch.from_numpy(array.astype(np.float32))[None]
+    with np.errstate(over="ignore"):  # refused by the caller
+        return torch.from_numpy(array.astype(np.float32))[None]

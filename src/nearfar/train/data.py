@@ -119,7 +119,9 @@ def _read(
     path = Path(source)
     if holds_pairs(source):
         resized = image_size is not None
-        return read_pairs(path, fit, similar_label=similar_label, images_only=resized)
+        return read_pairs(
+            path, fit, similar_label=similar_label, images_only=resized, labelled=labelled
+        )
     if similar_label is not None:
         raise InputError(f"--similar-label is for tables of pairs; {source} has identities.")
     if source != GLYPHS and path.is_dir():
@@ -187,7 +189,9 @@ def read_npz(path: Path, *, labelled: bool = True) -> Items:
             f"{path}: x has {len(x)} items and y {len(identity)} identities. Give one y an item."
         )
     names = arrays.get("names", np.array([f"{path.name}:{row}" for row in range(len(x))]))
-    return Items(x, torch.from_numpy(identity), names.astype(str).tolist(), identities)
+    if names.shape != (len(x),):
+        raise InputError(f"{path}: names has shape {names.shape}; give one an item, ({len(x)},).")
+    return Items(x, torch.from_numpy(identity), _text(names, path).tolist(), identities)
 
 
 def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
@@ -199,7 +203,7 @@ def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise InputError(f"{path} is a single array. Save it with numpy.savez(x=, y=).")
             return {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, KeyError) as error:
+    except (ValueError, OSError, EOFError, MemoryError, zipfile.BadZipFile, KeyError) as error:
         if isinstance(error, InputError):
             raise
         if "allow_pickle" in str(error) and zipfile.is_zipfile(path):
@@ -253,5 +257,14 @@ def _identities(y: npt.NDArray[Any], path: Path) -> tuple[list[str], npt.NDArray
             f"{path}: y has shape {y.shape} and dtype {y.dtype}; it must be (n,) integers or text, "
             "the identity of each item."
         )
-    names, identity = np.unique(y.astype(str) if y.dtype.kind == "S" else y, return_inverse=True)
+    known = y if y.dtype.kind in "iu" else _text(y, path)
+    names, identity = np.unique(known, return_inverse=True)
     return [str(name) for name in names], identity.astype(np.int64)
+
+
+def _text(array: npt.NDArray[Any], path: Path) -> npt.NDArray[Any]:
+    """Of bytes, what they say in UTF-8."""
+    try:
+        return np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array.astype(str)
+    except UnicodeDecodeError:
+        raise InputError(f"{path} holds bytes that are no UTF-8. Save text.") from None

@@ -130,7 +130,7 @@ def _find(name: str) -> Factory:
         sys.path.insert(0, str(Path.cwd()))  # as `python -m` does; a console script does not
     try:
         factory: Factory = getattr(importlib.import_module(module_name), factory_name)
-    except ImportError as error:
+    except (ImportError, TypeError, ValueError) as error:  # of a relative name, an empty one
         raise InputError(f"--encoder {name}: cannot import {module_name!r}: {error}") from None
     except AttributeError:
         raise InputError(f"--encoder {name}: {module_name!r} has no {factory_name!r}.") from None

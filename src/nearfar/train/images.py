@@ -1,5 +1,6 @@
 """Image files of any size and mode as arrays of one size."""
 
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +98,10 @@ def is_image(path: Path | str) -> bool:
     return path.suffix.lower() in Image.EXTENSION and not path.name.startswith(".")
 
 
+# What Pillow's readers raise for a damaged file.
+_BROKEN = (OSError, ValueError, SyntaxError, RuntimeError, struct.error)
+
+
 def _read(file: Path, fit: Fit) -> Pixels:
     """(1, h, w) for a grey image, (3, h, w) for any other, or as `fit.channels` says."""
     size = (fit.width, fit.height)
@@ -107,7 +112,7 @@ def _read(file: Path, fit: Fit) -> Pixels:
             plain = _flatten(upright)
     except FileNotFoundError:
         raise InputError(f"no such image: {file}") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (*_BROKEN, Image.DecompressionBombError) as error:
         # Pillow's own text may name the file again, or print an object's address.
         reason = "it is cut off" if "truncated" in str(error) else "it is damaged or no image"
         raise InputError(f"{file} cannot be read: {reason}. Repair or remove it.") from None

@@ -31,7 +31,7 @@ from nearfar.train.compare import (
     item_distances,
     pair_distances,
 )
-from nearfar.train.config import TrainConfig
+from nearfar.train.config import TrainConfig, to_toml
 from nearfar.train.data import Items, Pairs, as_input, items_of, read_data
 from nearfar.train.encoders import Embedder, build
 from nearfar.train.objectives import OBJECTIVES, WithProxies, objective, verifier_distance
@@ -60,6 +60,7 @@ def train(config: TrainConfig, out: Path, *, overwrite: bool, console: Console) 
     """
     say = partial(console.print, soft_wrap=True, highlight=False, markup=False)
     refuse_existing(out, overwrite=overwrite)
+    _refuse_unwritable(config, out)
 
     say(f"reading {config.data}")
     data = read_data(config.data, image_size=config.image_size, similar_label=config.similar_label)
@@ -70,7 +71,7 @@ def train(config: TrainConfig, out: Path, *, overwrite: bool, console: Console) 
     say(f"  {_split_in_words(data, split)}")
     checkup = Checkup(task, lambda finding: say(f"! {finding.in_short()}", style="yellow"))
 
-    with writing(out) as folder, deterministic():
+    with writing(out, overwrite=overwrite) as folder, deterministic():
         seed_everything(config.seed, verbose=False)
         embedder = make_embedder(config, items_of(data), split)
         fabric = _fabric(config.accelerator)
@@ -96,6 +97,17 @@ def train(config: TrainConfig, out: Path, *, overwrite: bool, console: Console) 
     if not diagnosis.healthy:
         say(f"what it means, and what to try: nearfar doctor {out}")
     return found
+
+
+def _refuse_unwritable(config: TrainConfig, out: Path) -> None:
+    """Refuse what could not be written after the training, before it."""
+    try:
+        to_toml(config).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{config.data!r} is no valid text: rename it.") from None
+    data = Path(config.data)
+    if data.is_dir() and out.resolve().is_relative_to(data.resolve()):
+        raise InputError(f"--out {out} lies inside the data, {data}. Choose one outside.")
 
 
 def _optimise(

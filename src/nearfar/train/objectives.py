@@ -158,7 +158,8 @@ def item_against_classes(loss: Loss, batch: Batch) -> Step:
 
 def given_pairs(loss: Loss, x1: Tensor, x2: Tensor, similar: Tensor) -> Step:
     """The pairs as they are labelled; batches hold as many similar as dissimilar ones."""
-    per_pair = loss(x1, x2, similar, reduction="none")
+    degrees = {"similar_label": 1} if similar.is_floating_point() else {}
+    per_pair = loss(x1, x2, similar, reduction="none", **degrees)
     return per_pair.mean(), _active(per_pair)
 
 

@@ -21,29 +21,50 @@ Cell = Path | tuple[float, ...]
 
 
 def read_pairs(
-    path: Path, fit: Fit, *, similar_label: int | None, images_only: bool = False
+    path: Path,
+    fit: Fit,
+    *,
+    similar_label: int | None,
+    images_only: bool = False,
+    labelled: bool = True,
 ) -> Pairs:
     """A table whose cells under a and b are image paths, relative to its folder, or vectors.
+
+    Where it need not be `labelled`, no label is read, and no identity is known.
 
     Raises:
         InputError: a column missing, labels that nothing says how to read, a cell that is neither
             a vector nor an image, with its line or row.
     """
     table = read_table(path)
-    first, second, _ = (table.column(name) for name in ("a", "b", "label"))
-    similar = _labels(table, similar_label)
+    first, second = table.column("a"), table.column("b")
+    if labelled:
+        table.column("label")
+    similar = _labels(table, similar_label) if labelled else torch.zeros(len(table)).bool()
     cells = [*first, *second]
     where = [table.where(row) for row in range(len(table))]
     at = [f"{place}: {side}" for side in "ab" for place in where]
-    if images_only and not is_image(str(first[0])):
+    if images_only and not is_image(str(first[0]).strip()):
         raise InputError(f"--image-size is for images; {path} holds vectors.")
     distinct, index = _distinct(_parsed(cells, at, path.parent))
     x = _read_items([cell for cell, _ in distinct], [at[row] for _, row in distinct], fit)
     a, b = torch.tensor(index).view(2, -1)
+    if not labelled:
+        unknown = torch.full((len(x),), -1)
+        return Pairs(
+            Items(x, unknown, _names(cells, distinct, at), ["unknown"]), a, b, similar, where
+        )
     identity = connected(len(x), a, b, similar > 0.5 if similar.is_floating_point() else similar)
     identities = [f"identity {i}" for i in range(int(identity.max()) + 1)]
-    names = [str(cells[row]) if is_image(str(cells[row])) else at[row] for _, row in distinct]
+    names = _names(cells, distinct, at)
     return Pairs(Items(x, identity, names, identities), a, b, similar, where)
+
+
+def _names(
+    cells: Sequence[Any], distinct: Sequence[tuple[Cell, int]], at: Sequence[str]
+) -> list[str]:
+    """The path of an image, the place of a vector."""
+    return [str(cells[row]) if isinstance(cell, Path) else at[row] for cell, row in distinct]
 
 
 def connected(n: int, a: Tensor, b: Tensor, joined: Tensor) -> Tensor:
@@ -122,4 +143,8 @@ def _read_items(items: Sequence[Cell], at: Sequence[str], fit: Fit) -> Tensor:
                 f"{place} has {len(item)} numbers and {at[0]} has {len(vectors[0])}; "
                 "all vectors must be of one length."
             )
-    return torch.tensor(vectors, dtype=torch.float32)
+    x = torch.tensor(vectors, dtype=torch.float32)
+    bad = (~x.isfinite()).any(1)
+    if bad.any():
+        raise InputError(f"{at[int(bad.int().argmax())]} holds a number that is too large.")
+    return x

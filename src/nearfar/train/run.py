@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from nearfar.train.objectives import verifier_distance
 CONFIG, MODEL, THRESHOLD = "config.toml", "model.safetensors", "threshold.json"
 METRICS, SUMMARY = "metrics.jsonl", "summary.json"
 FILES = (CONFIG, MODEL, THRESHOLD, METRICS, SUMMARY)
+BESIDE = ("record.npz", "report.html")  # what else a run folder may hold
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,21 +62,29 @@ def refuse_existing(out: Path, *, overwrite: bool) -> None:
     """Refuse to write over what is there, unless it is a run and may be replaced."""
     if not out.exists() and not out.is_symlink():
         return
+    if out.is_dir() and out.resolve() == Path.cwd():
+        raise InputError(f"--out {out} is the folder you are in. Name a new one inside it.")
     if out.is_dir() and not any(out.iterdir()):
         return
     if not overwrite:
         raise InputError(f"{out} exists. Choose another --out, or add --overwrite to replace it.")
     if not (out.is_dir() and (out / CONFIG).is_file() and (out / SUMMARY).is_file()):
         raise InputError(f"{out} is not a run folder and is not overwritten. Choose another --out.")
+    if foreign := sorted({entry.name for entry in out.iterdir()} - {*FILES, *BESIDE}):
+        raise InputError(
+            f"{out} holds {foreign[0]!r}, which is no part of a run, and is not overwritten. Move "
+            "it elsewhere, or choose another --out."
+        )
 
 
 @contextmanager
-def writing(out: Path) -> Iterator[Path]:
+def writing(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """A folder beside `out` that takes its place once the block ends without an error.
 
     Raises:
-        InputError: the folder cannot be made.
+        InputError: the folder cannot be made, or something else has come to stand at `out`.
     """
+    out = out.resolve()  # where `out` is a link, what it leads to is replaced
     made = [parent for parent in (out.parent, *out.parent.parents) if not parent.exists()]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -86,7 +96,7 @@ def writing(out: Path) -> Iterator[Path]:
     try:
         folder.chmod(0o755)  # mkdtemp's own is for its owner only
         yield folder
-        _replace(folder, out)
+        _replace(folder, out, overwrite=overwrite)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         for parent in made:
@@ -107,7 +117,10 @@ def write_run(
     state = {name: value.contiguous() for name, value in embedder.cpu().state_dict().items()}
     # One key only: safetensors keeps several in an order that changes from process to process.
     shape = json.dumps({"format": FORMAT, "input_shape": list(embedder.input_shape)})
-    save_file(state, folder / MODEL, metadata={"nearfar": shape})
+    try:
+        save_file(state, folder / MODEL, metadata={"nearfar": shape})
+    except SafetensorError as error:  # how a full disk is reported
+        raise InputError(f"{folder / MODEL} cannot be written: {error}") from None
     (folder / MODEL).chmod(0o644)
     _write_json(
         folder / THRESHOLD,
@@ -149,6 +162,9 @@ def read_results(path: Path) -> Results:
         )
     config = read_config(path / CONFIG)
     threshold, summary = _read_json(path / THRESHOLD), _read_json(path / SUMMARY)
+    for part in ("data", "split", "test", "versions"):
+        if not isinstance(summary.get(part), dict):
+            raise InputError(f"{path / SUMMARY} is damaged: it has no {part!r}. Train again.")
     try:
         thresholds = Thresholds(
             float(threshold["threshold"]),
@@ -158,8 +174,17 @@ def read_results(path: Path) -> Results:
         distance = threshold["distance"]
     except (KeyError, TypeError, ValueError):
         raise InputError(f"{path / THRESHOLD} is damaged. Train again.") from None
-    if distance not in ("euclidean", "sqeuclidean", "cosine"):
-        raise InputError(f"{path / THRESHOLD} is damaged: no distance {distance!r}. Train again.")
+    right = verifier_distance(config.loss, config.hyperparameters)
+    if distance != right:
+        raise InputError(
+            f"{path / THRESHOLD} is damaged: its distance is {distance!r}, but the run compares by "
+            f"{right!r}. Train again."
+        )
+    if not (isfinite(thresholds.learned + thresholds.raw) and 0 <= thresholds.far <= 1):
+        raise InputError(
+            f"{path / THRESHOLD} is damaged: a threshold is not finite, or its far is no rate. "
+            "Train again."
+        )
     return Results(path, config, distance, thresholds, summary)
 
 
@@ -171,9 +196,12 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     """
     try:
         lines = (path / METRICS).read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines]
+        found = [json.loads(line) for line in lines]
     except (OSError, ValueError):
         raise InputError(f"{path / METRICS} is damaged: it is not JSON. Train again.") from None
+    if not found or not all(isinstance(line, dict) and "loss" in line for line in found):
+        raise InputError(f"{path / METRICS} is damaged: a step has no loss. Train again.")
+    return found
 
 
 def _read_model(path: Path, config: TrainConfig) -> Embedder:
@@ -195,9 +223,19 @@ def _read_model(path: Path, config: TrainConfig) -> Embedder:
     return embedder.eval()
 
 
-def _replace(folder: Path, out: Path) -> None:
+def _replace(folder: Path, out: Path, *, overwrite: bool) -> None:
     """Put `folder` where `out` is; what was there goes only once the new one is in place."""
+    try:
+        refuse_existing(out, overwrite=overwrite)  # hours may have passed since it was asked
+    except InputError as error:
+        kept = folder.with_name(f"{out.name}-{folder.suffixes[-2].lstrip('.')}")
+        folder.rename(kept)
+        raise InputError(f"{error} The new run is in {kept}.") from None
     if not out.exists():
+        folder.rename(out)
+        return
+    if not any(out.iterdir()):
+        out.rmdir()
         folder.rename(out)
         return
     old = folder.with_suffix(".replaced")

@@ -16,6 +16,7 @@ from rich.console import Console
 from nearfar.errors import InputError
 from nearfar.tabulate import Table
 from nearfar.train.config import Setting, TrainConfig
+from nearfar.train.data import read_data
 from nearfar.train.loop import train
 from nearfar.train.objectives import belonging, objective, resolve
 from nearfar.train.record import RECORD, read_record
@@ -177,6 +178,7 @@ def sweep(trials: Sequence[Trial], out: Path, *, minutes: float, console: Consol
         run = out / trial.name
         begun = time.monotonic()
         if _is_there(run, trial):
+            _refuse_changed(run, trial)
             console.print(f"{trial.name}: there already", markup=False, highlight=False)
         elif finished and begun - start + longest > 60 * minutes:
             skipped.append(trial)
@@ -203,6 +205,16 @@ def _is_there(run: Path, trial: Trial) -> bool:
     if read_results(run).config == trial.config:
         return True
     raise InputError(f"{run} is a run of another config. Choose another --out, or remove it.")
+
+
+def _refuse_changed(run: Path, trial: Trial) -> None:
+    """Trials on other data say nothing about these."""
+    config = trial.config
+    data = read_data(config.data, image_size=config.image_size, similar_label=config.similar_label)
+    if data.digest() != read_results(run).summary["data"].get("sha256"):
+        raise InputError(
+            f"{config.data} has changed since {run} was trained on it. Choose another --out."
+        )
 
 
 def _finished(trial: Trial, run: Path) -> Finished:

@@ -3,6 +3,7 @@
 import os
 import tempfile
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,8 @@ def verify_items(path: Path, a: str, b: str) -> Decision:
     items = [read_item(address, run.embedder.input_shape) for address in (a, b)]
     x1, x2 = (embed(run.embedder, item) for item in items)
     distance = float(between_rows(x1, x2, run.distance))
+    if not isfinite(distance):
+        raise InputError(f"the network of {path} gives no number for these. Train again.")
     threshold = run.thresholds.learned
     return Decision(distance <= threshold, distance, threshold, run.thresholds.far, run.distance)
 
@@ -60,6 +63,8 @@ def evaluate_run(
         InputError: the run or the data cannot be used, or the run's own data has changed.
     """
     run = read_run(path)
+    if source is None and similar_label is not None:
+        raise InputError("--similar-label is for a table that is named; the run has its own.")
     if source is None:
         data = _own_data(run)
         identities = split_data(data, run.config).test

@@ -1,0 +1,264 @@
+"""What a user must not lose to the tool, and what no script may take for an answer."""
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import QUICK, make_vectors, write_csv
+from PIL import Image
+
+from nearfar.errors import InputError
+from nearfar.train.run import FILES, writing
+
+TINY = ("--steps", "2", *QUICK[2:])
+
+
+def vectors_file(path: Path, **more) -> Path:
+    x, y = make_vectors(n_identities=12, n_items=4)
+    np.savez(path, **{"x": x, "y": y, **more})
+    return path
+
+
+@pytest.fixture
+def run(vector_run, tmp_path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(vector_run, tmp_path / "damaged"))
+
+
+def change(run: Path, name: str, **values) -> None:
+    content = json.loads((run / name).read_text())
+    for key, value in values.items():
+        if value is None:
+            del content[key]
+        else:
+            content[key] = value
+    (run / name).write_text(json.dumps(content))
+
+
+ONE, OTHER = "-0.5 0.2 1 1 1 1 1 1", "0.5 0.2 1 1 1 1 1 1"
+
+
+def test_what_appears_at_out_during_training_is_kept(tmp_path):
+    out = tmp_path / "run"
+
+    def late() -> None:
+        with writing(out) as folder:
+            (folder / "config.toml").write_text("new")
+            out.mkdir()
+            (out / "thesis.txt").write_text("precious")
+
+    with pytest.raises(InputError, match="The new run is in"):
+        late()
+    assert (out / "thesis.txt").read_text() == "precious"
+    (kept,) = (path for path in tmp_path.iterdir() if path != out)
+    assert (kept / "config.toml").read_text() == "new"
+    assert not kept.name.startswith(".")
+
+
+def test_overwrite_replaces_runs_only(nearfar, vectors, run):
+    (run / "notes.txt").write_text("mine")
+    done = nearfar("train", vectors, "--out", run, "--overwrite", *TINY)
+    assert "'notes.txt', which is no part of a run" in done.error
+    assert (run / "notes.txt").read_text() == "mine"
+
+
+def test_overwrite_through_a_link_replaces_what_it_leads_to(nearfar, vectors, run, tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to(run)
+    before = (run / "model.safetensors").read_bytes()
+    done = nearfar("train", vectors, "--out", link, "--overwrite", *TINY)
+    assert done.status == 0, done.err
+    assert link.is_symlink()
+    assert (run / "model.safetensors").read_bytes() != before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged", "link"]
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_training(
+    nearfar, vectors, folder, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert "the folder you are in" in nearfar("train", vectors, "--out", ".", *TINY).error
+    inside = nearfar("train", folder, "--out", folder / "run", *TINY)
+    assert "lies inside the data" in inside.error
+    odd = vectors_file(tmp_path / os.fsdecode(b"d\xff.npz"))
+    assert "no valid text" in nearfar("train", odd, "--out", "odd", *TINY).error
+
+
+def test_degrees_of_similarity_train(nearfar, tmp_path):
+    x, y = make_vectors(n_identities=12, n_items=4)
+    cells = [" ".join(f"{value:.4f}" for value in row) for row in x]
+    pairs = [(i, j) for i in range(len(y)) for j in range(i + 1, len(y))]
+    rows = [(cells[i], cells[j], 0.9 if y[i] == y[j] else 0.2) for i, j in pairs]
+    table = write_csv(tmp_path / "degrees.csv", ("a", "b", "label"), rows)
+    for loss in ("contrastive", "cosine"):
+        done = nearfar(
+            "train", table, "--similar-label", 1, "--loss", loss, "--out", tmp_path / loss, *TINY
+        )
+        assert done.status == 0, done.err
+
+
+def test_vectors_may_begin_with_a_minus(nearfar, vector_run):
+    assert nearfar("verify", vector_run, ONE, OTHER).status in (0, 1)
+    assert json.loads(nearfar("verify", vector_run, ONE, OTHER, "--json").out)["distance"] > 0
+
+
+@pytest.mark.parametrize(
+    ("change_of", "named"),
+    [
+        ({"threshold": float("nan")}, "not finite"),
+        ({"threshold": float("inf")}, "not finite"),
+        ({"far": -1}, "no rate"),
+        ({"distance": "sqeuclidean"}, "the run compares by"),
+    ],
+)
+def test_a_damaged_threshold_decides_nothing(nearfar, run, change_of, named):
+    change(run, "threshold.json", **change_of)
+    done = nearfar("verify", run, ONE, OTHER)
+    assert done.status == 2
+    assert named in done.error
+
+
+@pytest.mark.parametrize("part", ["data", "split", "test", "versions"])
+def test_a_damaged_summary_is_named(nearfar, run, part):
+    change(run, "summary.json", **{part: None})
+    for command in ("doctor", "report", "evaluate"):
+        assert f"it has no '{part}'" in nearfar(command, run).error
+
+
+@pytest.mark.parametrize("lines", ["", "{}\n", "5\n"])
+def test_damaged_metrics_are_named(nearfar, run, lines):
+    (run / "metrics.jsonl").write_text(lines)
+    for command in ("doctor", "report"):
+        assert "a step has no loss" in nearfar(command, run).error
+
+
+def test_numbers_beyond_float32_are_no_items(nearfar, run, tmp_path):
+    assert nearfar("verify", run, "1e300" + " 1" * 7, OTHER).status == 2
+    np.save(tmp_path / "huge.npy", np.full(8, 1e300))
+    assert nearfar("verify", run, tmp_path / "huge.npy", OTHER).status == 2
+    table = write_csv(
+        tmp_path / "p.csv",
+        ("a", "b", "label"),
+        [("1 2", "3 4", "true"), ("1 1e300", "3 4", "false")],
+    )
+    done = nearfar("train", table, "--out", tmp_path / "out", *TINY)
+    assert "line 3: a holds a number that is too large" in done.err
+
+
+def test_a_network_without_numbers_decides_nothing(nearfar, run):
+    from safetensors.torch import load_file, save_file
+
+    from nearfar.train.run import read_run
+
+    path = run / "model.safetensors"
+    described = {
+        "nearfar": json.dumps(
+            {"format": 1, "input_shape": list(read_run(run).embedder.input_shape)}
+        )
+    }
+    state = load_file(path)
+    name = next(name for name, value in state.items() if value.ndim == 2)
+    state[name][0] = torch.nan
+    save_file(state, path, metadata=described)
+    done = nearfar("verify", run, ONE, OTHER)
+    assert done.status == 2
+    assert "gives no number" in done.error
+
+
+def test_a_mistake_of_ours_is_no_answer(nearfar, vector_run, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("oops")
+
+    monkeypatch.setattr("nearfar.train.use.verify_items", broken)
+    done = nearfar("verify", vector_run, ONE, OTHER)
+    assert done.status == 2
+    assert "please report it" in done.err
+
+
+def test_names_and_text_of_arrays_are_checked_before_training(nearfar, tmp_path):
+    short = vectors_file(tmp_path / "short.npz", names=np.array(["a", "b"]))
+    done = nearfar("train", short, "--out", tmp_path / "out", *TINY)
+    assert "names has shape (2,)" in done.err
+    y = np.array([f"é{i // 4}".encode() for i in range(48)])
+    assert (
+        nearfar(
+            "train", vectors_file(tmp_path / "b.npz", y=y), "--out", tmp_path / "b", *TINY
+        ).status
+        == 0
+    )
+    bad = vectors_file(tmp_path / "bad.npz", y=np.array([b"\xff%d" % (i // 4) for i in range(48)]))
+    assert "no UTF-8" in nearfar("train", bad, "--out", tmp_path / "c", *TINY).err
+
+
+def test_an_embedding_of_one_number_has_a_report(nearfar, vectors, tmp_path):
+    options = ("--steps", "2", "--items", "4", "--embedding-dim", "1")
+    assert nearfar("train", vectors, "--out", tmp_path / "one", *options).status == 0
+    assert (tmp_path / "one" / "report.html").is_file()
+
+
+def test_a_sweep_does_not_mix_data(nearfar, tmp_path):
+    data = vectors_file(tmp_path / "v.npz")
+    command = ("sweep", data, "--loss", "triplet", "--out", tmp_path / "sweep", "--steps", "2")
+    assert nearfar(*command, "--margin", "0.2").status == 0
+    vectors_file(data, x=make_vectors(n_identities=12, n_items=4, seed=1)[0])
+    done = nearfar(*command, "--margin", "0.2", "0.4")
+    assert done.status == 2
+    assert "has changed since" in done.err
+
+
+def test_options_may_stand_before_the_data_of_a_sweep(nearfar, vectors, tmp_path):
+    done = nearfar(
+        "sweep", "--out", tmp_path / "s", "--seed", 1, vectors, "--loss", "triplet", "--steps", 2
+    )
+    assert done.status == 0, done.err
+
+
+def test_pairs_are_embedded_without_their_labels(nearfar, vector_run, pairs_csv, tmp_path):
+    done = nearfar("embed", vector_run, pairs_csv, "--out", tmp_path / "e.npz")
+    assert done.status == 0, done.err
+    with np.load(tmp_path / "e.npz") as found:
+        assert set(found.files) == {"x", "names"}
+    assert "y (identities)" not in done.out
+
+
+def test_an_image_that_its_reader_stumbles_over_is_named(nearfar, image_run, tmp_path, monkeypatch):
+    import struct
+
+    path = tmp_path / "odd.png"
+    Image.new("L", (8, 8)).save(path)
+
+    def stumble(_):
+        raise struct.error("odd tag")
+
+    monkeypatch.setattr("nearfar.train.images.ImageOps.exif_transpose", stumble)
+    assert "odd.png cannot be read" in nearfar("verify", image_run, path, path).error
+
+
+def test_a_hang_up_clears_up_too(tmp_path):
+    from nearfar.cli import _ended_like_ctrl_c
+
+    def hung_up() -> None:
+        with _ended_like_ctrl_c(), writing(tmp_path / "run"):
+            os.kill(os.getpid(), signal.SIGHUP)
+
+    with pytest.raises(KeyboardInterrupt):
+        hung_up()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_table_with_other_separators_is_told_so(nearfar, tmp_path):
+    (tmp_path / "semi.csv").write_text("a;b;label\n1;2;true\n")
+    done = nearfar("explain", tmp_path / "semi.csv", "--loss", "contrastive")
+    assert "';' between cells" in done.error
+
+
+def test_every_file_of_a_run_is_known(vector_run):
+    """Or --overwrite would refuse it."""
+    from nearfar.train.run import BESIDE
+
+    assert {path.name for path in vector_run.iterdir()} <= {*FILES, *BESIDE}
