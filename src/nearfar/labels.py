@@ -145,7 +145,7 @@ def batch_labels(labels: ArrayLike, *, like: Tensor, name: str = "labels") -> Te
             raise TypeError(f"{name} must be class ids of shape (n,): pass {name}.squeeze(1).")
         raise TypeError(
             f"{name} of shape (n, c) are multi-labels and must be bool, True where a row has a "
-            f"label; got {labels.dtype}. Class ids have shape (n,)."
+            f"label; got {labels.dtype}. Pass {name}.bool(), or class ids of shape (n,)."
         )
     _check_length(name, labels, like)
     return labels
