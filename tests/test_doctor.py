@@ -44,6 +44,7 @@ NAMES = (
     "few-positives",
     "temperature-too-low",
     "exploding-norms",
+    "no-better-than-chance",
     "overfit-threshold",
     "coarse-threshold",
     "imbalance",
@@ -282,6 +283,14 @@ def test_a_threshold_that_does_not_hold(test_far, n_identities, fires):
     far = {"test_far": test_far, "n_identities": n_identities, "test_identities": n_identities}
     fitted = replace(FITTED, **far, n_pairs=10**6, test_pairs=10**6)
     assert names(diagnose(Evidence(fitted=fitted))) == ["overfit-threshold"] * fires
+
+
+@pytest.mark.parametrize(
+    ("auc", "fires"), [(None, False), (0.3, False), (0.5, True), (0.54, True), (0.56, False)]
+)
+def test_a_verifier_that_is_a_coin(auc, fires):
+    found = names(diagnose(Evidence(fitted=replace(FITTED, test_auc=auc))))
+    assert found == ["no-better-than-chance"] * fires
 
 
 def test_chance_does_not_overfit_a_threshold():

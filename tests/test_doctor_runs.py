@@ -136,6 +136,12 @@ def test_a_run_made_to_have_a_fault(nearfar, trained, vectors, name, options):
     assert finding["advice"].split(";")[0] in later.out
 
 
+def test_noise_is_called_noise(trained, tmp_path):
+    x = np.random.default_rng(0).normal(size=(400, 8)).astype(np.float32)
+    run, _ = trained(saved(tmp_path / "noise.npz", x, np.arange(400) // 4), *QUICK)
+    assert "no-better-than-chance" in found(run)
+
+
 def test_dimensional_collapse(trained, tmp_path):
     data = saved(tmp_path / "many.npz", *make_vectors(n_identities=100, n_items=4))
     size = ("--steps", 40, "--identities", 48, "--embedding-dim", 64)

@@ -76,7 +76,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A threshold, and what became of its false-accept rate.
+    """A threshold, and what became of it on test pairs.
 
     Attributes:
         far: the rate it was fitted at.
@@ -85,6 +85,7 @@ class Fitted:
         test_far: the rate on the test pairs.
         test_pairs: dissimilar test pairs.
         test_identities: test identities.
+        test_auc: how often a similar test pair is the closer one of two; None: not known.
     """
 
     far: float
@@ -93,6 +94,7 @@ class Fitted:
     test_far: float
     test_pairs: int
     test_identities: int
+    test_auc: float | None = None
 
 
 @dataclass(frozen=True, eq=False)

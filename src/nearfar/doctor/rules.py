@@ -25,7 +25,11 @@ from nearfar.doctor.loss_rules import (
     temperature_too_low,
     unreachable_margin,
 )
-from nearfar.doctor.threshold_rules import coarse_threshold, overfit_threshold
+from nearfar.doctor.threshold_rules import (
+    coarse_threshold,
+    no_better_than_chance,
+    overfit_threshold,
+)
 
 RULES: tuple[Callable[[Evidence], Finding | None], ...] = (
     not_a_number,
@@ -42,6 +46,7 @@ RULES: tuple[Callable[[Evidence], Finding | None], ...] = (
     few_positives,
     temperature_too_low,
     exploding_norms,
+    no_better_than_chance,
     overfit_threshold,
     coarse_threshold,
     imbalance,

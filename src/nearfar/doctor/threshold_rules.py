@@ -1,9 +1,29 @@
-"""What can be wrong with a fitted threshold."""
+"""What can be wrong with a verifier and its threshold."""
 
 from math import sqrt
 
 from nearfar.doctor.evidence import Evidence
 from nearfar.doctor.finding import Finding
+
+
+def no_better_than_chance(evidence: Evidence) -> Finding | None:
+    """On test identities, distance tells similar pairs from others hardly better than a coin.
+
+    Fires where a similar pair is the closer one in less than 55 % of comparisons (an AUC of 0.55);
+    below 40 % the labels are turned round, and `flipped-labels` says so.
+    """
+    found = evidence.fitted
+    if found is None or found.test_auc is None or not 0.4 < found.test_auc < 0.55:
+        return None
+    return Finding(
+        "no-better-than-chance",
+        f"Of a similar and a different test pair, the similar one is closer {found.test_auc:.0%} of "
+        "the time; a coin says 50 %.",
+        "What was learned on the training identities does not carry over to others, or there was "
+        "nothing to learn.",
+        "Check that items of one identity have something in common that the encoder can see; then "
+        "train longer, on more identities.",
+    )
 
 
 def overfit_threshold(evidence: Evidence) -> Finding | None:

@@ -189,6 +189,7 @@ def fitted(test: Mapping[str, Any], n_identities: int, n_pairs: int | None) -> F
         test_far=test["learned"]["at_threshold"]["far"],
         test_pairs=test["n_dissimilar"],
         test_identities=test["n_identities"],
+        test_auc=test["learned"]["auc"],
     )
 
 
