@@ -161,6 +161,18 @@ def test_counts_of_many_multi_labels() -> None:
     assert torch.equal(relation.n_positives(), share.sum(1))
 
 
+def test_a_row_declared_under_another_label_is_no_positive_to_lose() -> None:
+    """In a relation too large for one mask, where positives are counted from sorted labels."""
+    n, m = 300, 400
+    labels, others = torch.arange(n) % 10, torch.arange(m) % 10
+    others[:5] = 11  # of rows 0 to 4, which have another label here
+    own = torch.arange(n)
+    relation = across(labels, torch.zeros(n, 1), torch.zeros(m, 1), others, own)
+    similar = labels[:, None] == others
+    similar[own, own] = False
+    assert torch.equal(relation.n_positives(), similar.sum(1))
+
+
 def test_a_row_is_not_similar_to_itself_even_with_labels_of_its_own() -> None:
     block = within([4, 4, 5], torch.zeros(3, 1)).block(slice(0, 3), slice(0, 3))
     positive, negative = block.masks()

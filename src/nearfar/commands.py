@@ -576,6 +576,11 @@ def _show(found: Comparison) -> None:
         f"fitted at FAR {found.fitted_far:.3g}"
     )
     _print_table(table(found))
+    if found.learned.intervals is None or None in found.learned.tar_at_far.values():
+        typer.echo(
+            "-: too few to tell. Intervals take 30 identities among the similar and 30 among the "
+            "dissimilar pairs, a rate at FAR f takes 30 / f dissimilar pairs."
+        )
 
 
 def _print_table(shown: Table) -> None:

@@ -17,8 +17,8 @@ def no_better_than_chance(evidence: Evidence) -> Finding | None:
         return None
     return Finding(
         "no-better-than-chance",
-        f"Of a similar and a different test pair, the similar one is closer {found.test_auc:.0%} of "
-        "the time; a coin says 50 %.",
+        f"Of a similar and a different test pair, the similar one is closer {found.test_auc:.0%} "
+        "of the time; a coin says 50 %.",
         "What was learned on the training identities does not carry over to others, or there was "
         "nothing to learn.",
         "Check that items of one identity have something in common that the encoder can see; then "
