@@ -262,3 +262,16 @@ def test_every_file_of_a_run_is_known(vector_run):
     from nearfar.train.run import BESIDE
 
     assert {path.name for path in vector_run.iterdir()} <= {*FILES, *BESIDE}
+
+
+def test_loose_images_are_embedded(nearfar, image_run, folder, tmp_path):
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for i, file in enumerate(sorted(folder.rglob("*.jpg"))[:3]):
+        shutil.copy(file, flat / f"{i}.jpg")
+    done = nearfar("embed", image_run, flat, "--out", tmp_path / "e.npz")
+    assert done.status == 0, done.err
+    with np.load(tmp_path / "e.npz") as found:
+        assert found["names"].tolist() == ["0.jpg", "1.jpg", "2.jpg"]
+        assert "y" not in found
+    assert "no subfolders" in nearfar("train", flat, "--out", tmp_path / "run").err

@@ -125,7 +125,7 @@ def _read(
     if similar_label is not None:
         raise InputError(f"--similar-label is for tables of pairs; {source} has identities.")
     if source != GLYPHS and path.is_dir():
-        return read_folder(path, fit)
+        return read_folder(path, fit, labelled=labelled)
     if image_size is not None:
         raise InputError(
             f"--image-size is for image files; the arrays of {source} keep their size."

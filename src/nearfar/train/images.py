@@ -47,8 +47,10 @@ class Fit:
         return Fit(width, height, channels)
 
 
-def read_folder(folder: Path, fit: Fit) -> Items:
+def read_folder(folder: Path, fit: Fit, *, labelled: bool = True) -> Items:
     """A folder with one subfolder of images per identity.
+
+    Where it need not be `labelled`, loose images will do, whose identities are not known.
 
     Raises:
         InputError: no subfolders, a subfolder without images, an image that cannot be read.
@@ -57,7 +59,10 @@ def read_folder(folder: Path, fit: Fit) -> Items:
         path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
     )
     if not identities:
-        loose = any(is_image(path) for path in folder.iterdir())
+        loose = sorted(path for path in folder.iterdir() if is_image(path))
+        if loose and not labelled:
+            names = [path.name for path in loose]
+            return Items(read_images(loose, fit), torch.full((len(loose),), -1), names, ["unknown"])
         raise InputError(
             f"{folder} "
             + ("has images but no subfolders." if loose else "is empty.")
