@@ -151,11 +151,6 @@ def batch_labels(labels: ArrayLike, *, like: Tensor, name: str = "labels") -> Te
     return labels
 
 
-def own_copy(labels: Tensor) -> Tensor:
-    """What is asked again in the backward pass: the caller may do with his what he likes."""
-    return labels.clone()
-
-
 def share_label(rows: Tensor, columns: Tensor) -> Tensor:
     """Which row is similar to which column: same class id, or at least one label in common.
 

@@ -415,7 +415,9 @@ def _compare(
         labels = torch.arange(n)
         if reference is not None:
             reference_labels = torch.arange(n, n + len(tensor("reference", reference)))
-    rows, columns, relation = compare(x, labels, reference, reference_labels, reference_self)
+    rows, columns, relation = compare(
+        x, labels, reference, reference_labels, reference_self, "mean"
+    )
     rows = lift("x", rows.detach())
     columns = None if columns is None else lift("reference", columns.detach())
     if columns is not None and columns.dtype != rows.dtype:

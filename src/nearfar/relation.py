@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nearfar.inputs import ArrayLike
-from nearfar.labels import batch_labels, class_ids, own_copy, refuse, share_label
+from nearfar.labels import batch_labels, class_ids, refuse, share_label
 from nearfar.marks import Diagonal, Listed, Marks, Masked, OneEach
 from nearfar.parts import part
 
@@ -69,9 +69,9 @@ class Relation:
             row is similar to one column and to no other, to `match` or, without it, row i to
             column i.
         column_labels: likewise for the columns.
-        own: (n,) int64, the column that is the row itself, -1 where there is none; None: no row
-            meets itself. Declared by the caller, never guessed from equal values.
-        symmetric: the columns are the rows; `own` is then 0 .. n - 1.
+        declared: (n,) int64, the column that is the row itself, -1 where there is none; None: the
+            caller named none. Never guessed from equal values.
+        symmetric: the columns are the rows, each of which meets itself.
         one_positive: every row has exactly one positive.
         match: (n,) int64, which column that is; given instead of labels.
         device: where the data is.
@@ -82,10 +82,15 @@ class Relation:
     device: torch.device
     row_labels: Tensor | None = None
     column_labels: Tensor | None = None
-    own: Tensor | None = None
+    declared: Tensor | None = None
     symmetric: bool = False
     one_positive: bool = False
     match: Tensor | None = None
+
+    @cached_property
+    def own(self) -> Tensor | None:
+        """(n,) the column that is the row itself, -1 where there is none; None: none is."""
+        return torch.arange(self.n, device=self.device) if self.symmetric else self.declared
 
     def block(self, rows: slice, columns: slice) -> Block:
         """The relation of a slice of rows to a slice of columns."""
@@ -116,21 +121,22 @@ class Relation:
         ordered = self.column_labels.sort().values
         end = torch.searchsorted(ordered, self.row_labels, right=True)
         count = end - torch.searchsorted(ordered, self.row_labels)
-        if self.own is None:
-            return count
         if self.symmetric:
             return count - 1
-        own_label = self.column_labels[self.own.clamp(min=0)] if self.m else self.own
-        return count - ((self.own >= 0) & (own_label == self.row_labels)).long()
+        own = self.declared
+        if own is None:
+            return count
+        own_label = self.column_labels[own.clamp(min=0)] if self.m else own
+        return count - ((own >= 0) & (own_label == self.row_labels)).long()
 
     def n_negatives(self) -> Tensor:
         """(n,) how many columns are dissimilar to each row."""
         return self.m - self._n_own() - self.n_positives()
 
     def _n_own(self) -> Tensor | int:
-        if self.own is None or self.symmetric:
+        if self.declared is None:
             return int(self.symmetric)
-        return (self.own >= 0).long()
+        return (self.declared >= 0).long()
 
     def _positives(
         self, rows: slice, columns: slice, shape: tuple[int, int], selves: Marks | None
@@ -164,11 +170,11 @@ class Relation:
         return similar
 
     def _selves(self, rows: slice, columns: slice, shape: tuple[int, int]) -> Marks | None:
-        if self.own is None:
-            return None
         if self.symmetric:
             return self._diagonal(rows, columns, shape)
-        return _one_each(self.own[rows], columns, shape)
+        if self.declared is None:
+            return None
+        return _one_each(self.declared[rows], columns, shape)
 
     def _diagonal(self, rows: slice, columns: slice, shape: tuple[int, int]) -> Diagonal | None:
         """The part of the diagonal that crosses the block."""
@@ -230,9 +236,8 @@ def matched(n: int, m: int, device: torch.device) -> Relation:
 
 def within(labels: ArrayLike, x: Tensor) -> Relation:
     """Every row against every other row of the same batch."""
-    known = own_copy(batch_labels(labels, like=x))
-    own = torch.arange(len(x), device=x.device)
-    return Relation(len(x), len(x), x.device, known, known, own, symmetric=True)
+    known = batch_labels(labels, like=x)
+    return Relation(len(x), len(x), x.device, known, known, symmetric=True)
 
 
 def across(
@@ -254,8 +259,8 @@ def across(
     """
     if reference_labels is None:
         raise TypeError("reference_labels must be given with reference: one label a row of it.")
-    rows = own_copy(batch_labels(labels, like=x))
-    columns = own_copy(batch_labels(reference_labels, like=reference, name="reference_labels"))
+    rows = batch_labels(labels, like=x)
+    columns = batch_labels(reference_labels, like=reference, name="reference_labels")
     if rows.shape[1:] != columns.shape[1:]:
         raise ValueError(
             f"labels and reference_labels must be of one kind, class ids (n,) or multi-labels "
@@ -263,7 +268,7 @@ def across(
         )
     own = None
     if reference_self is not None:
-        own = own_copy(class_ids(reference_self, like=x, name="reference_self"))
+        own = class_ids(reference_self, like=x, name="reference_self")
         outside = (own < -1) | (own >= len(reference))
         expected = f"be a row of reference, 0 to {len(reference) - 1}, or -1 for none"
         refuse("reference_self", own, outside, expected)

@@ -308,7 +308,7 @@ def _two_passes(
     if both:  # a row's loss is the mean of both, so each direction weighs half
         weight = 0.5 if request.weight is None else request.weight / 2
         of_both = anchors.settle(_twice(valid), _twice(count), _twice(weight))
-        per_row = (of_both[:first] + of_both[first:]) / 2
+        per_row = of_both.view(2, first).mean(0)
     else:
         per_row = anchors.settle(valid, count, request.weight)
     if not request.gradient:

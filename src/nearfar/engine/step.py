@@ -168,15 +168,14 @@ class _Step(torch.autograd.Function):
             ctx.inputs = scale, bias
             ctx.save_for_backward(*_tensors(x, y, scale, bias))
             return weighted.to(_wide(x, y))
-        # A sum may be too large for the dtype of its mean.
-        total, ctx.whole = weighted.sum(dtype=exact(weighted)), None
+        ctx.whole = None
         if job.reduction == "mean":
             ctx.whole = total_weight(job.weight, counts, per_row)
-            total = total / ctx.whole
+            weighted = weighted / ctx.whole  # before they are added: the sum may be too large
             for visitor in force_visitors():
                 visitor.scale(1 / ctx.whole)
         ctx.save_for_backward(*gradients)
-        return total.to(_wide(x, y))
+        return weighted.sum().to(_wide(x, y))
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
@@ -297,7 +296,7 @@ def _of_scale(
     """
     if not isinstance(scale, Tensor) or of_rows is None or of_columns is None:
         return None
-    return (of_rows + of_columns / scale.reshape(()).to(of_columns)) / 2
+    return (of_rows + of_columns / scale) / 2
 
 
 def _wide(x: Tensor, y: Tensor | None) -> torch.dtype:
@@ -327,14 +326,15 @@ class _Rows:
 
     Attributes:
         ready: (n, d) the rows, and in their place, once they are finished, their gradient.
-        along: the sum of their inner products, before they are scaled, with their gradient; None
-            unless asked for.
+        along: the sum of the inner products of finished rows, before they are scaled, with their
+            gradient; None unless asked for.
     """
 
     def __init__(self, x: Tensor, normalize: bool, tell: bool) -> None:
         self.scale: Tensor | float | None = None
         self.size: Tensor | None = None
-        self.along = x.new_zeros((), dtype=exact(x)) if tell else None
+        self.along: Tensor | None = None
+        self.tell = tell
         x = x.contiguous()  # or every tile of it would be copied
         if not normalize:
             self.ready = torch.add(x, x, alpha=0)  # NaN where x is infinite; see inputs.lift
@@ -367,13 +367,15 @@ class _Rows:
         ready = part(self.ready, at)
         if self.scale is not None:
             ready.div_(self.scale)
-        if self.along is not None:
-            self.along.add_(_along(gradient, ready).sum(dtype=exact(ready)))
+        if self.tell or self.size is not None:
+            along = _along(gradient, ready)
+            if self.tell:
+                more = along.sum(dtype=exact(ready))
+                self.along = more if self.along is None else self.along + more
+            if self.size is not None:
+                gradient.addcmul_(ready, along[:, None], value=-1).div_(part(self.size, at))
         if self.scale is not None:
             gradient.mul_(self.scale)
-        if self.size is not None:
-            along = _along(gradient, ready)[:, None]
-            gradient.addcmul_(ready, along, value=-1).div_(part(self.size, at))
         if ready is self.ready:
             self.ready = gradient
         else:

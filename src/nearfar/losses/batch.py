@@ -1,5 +1,6 @@
 """What every whole-batch loss does with its arguments before the engine takes over."""
 
+from copy import deepcopy
 from typing import get_args
 
 import torch
@@ -16,15 +17,23 @@ def compare(
     reference: ArrayLike | None,
     reference_labels: ArrayLike | None,
     reference_self: ArrayLike | None,
+    reduction: str,
 ) -> tuple[Tensor, Tensor | None, Relation]:
     """Rows, columns (None: the rows themselves), and who is similar to whom."""
-    rows = batch("x", x)
+    rows, labels = batch("x", x), kept(labels, reduction)
     if reference is None:
         if reference_labels is not None or reference_self is not None:
             raise TypeError("reference_labels and reference_self describe reference: pass it too.")
         return rows, None, within(labels, rows)
     columns = batch("reference", reference, like=rows)
-    return rows, columns, across(labels, rows, columns, reference_labels, reference_self)
+    others = None if reference_labels is None else kept(reference_labels, reduction)
+    own = None if reference_self is None else kept(reference_self, reduction)
+    return rows, columns, across(labels, rows, columns, others, own)
+
+
+def kept(labels: ArrayLike, reduction: str) -> ArrayLike:
+    """The labels, copied where the backward pass asks for them again: a buffer may change."""
+    return deepcopy(labels) if reduction == "none" else labels
 
 
 def towers(**given: ArrayLike) -> tuple[Tensor, Tensor]:

@@ -83,7 +83,9 @@ def batch_contrastive_loss(
     """
     between("margin", margin, 0, inf, ", a distance")
     one_of("select", select, Selection)
-    rows, columns, relation = compare(x, labels, reference, reference_labels, reference_self)
+    rows, columns, relation = compare(
+        x, labels, reference, reference_labels, reference_self, reduction
+    )
 
     def near(d: Tensor, weight: float | Tensor) -> tuple[Tensor, Tensor]:
         force = d * (2 * weight)
@@ -144,7 +146,9 @@ def batch_cosine_loss(
     Source: as `cosine_loss`, over all pairs.
     """
     between("margin", margin, -1, 1, ", a cosine")
-    rows, columns, relation = compare(x, labels, reference, reference_labels, reference_self)
+    rows, columns, relation = compare(
+        x, labels, reference, reference_labels, reference_self, reduction
+    )
 
     def near(d: Tensor, weight: float | Tensor) -> tuple[Tensor, Tensor]:
         return d * weight, torch.ones_like(d) * weight

@@ -188,7 +188,9 @@ def batch_triplet_loss(
     between("margin", margin, 0, inf, ', a difference of distances, or "soft"')
     one_of("select", select, Triplets)
     one_of("reduction", reduction, TripletReduction)
-    rows, columns, relation = compare(x, labels, reference, reference_labels, reference_self)
+    rows, columns, relation = compare(
+        x, labels, reference, reference_labels, reference_self, reduction
+    )
     tally, of_active = Tally(), reduction == "active"
     if select == "all":
         if swap:
@@ -292,7 +294,7 @@ def batch_quadruplet_loss(
     between("margin", margin, 0, inf, ", a difference of distances")
     between("margin2", margin2, 0, inf, ", a difference of distances")
     one_of("select", select, Quadruplets)
-    rows, _, relation = compare(x, labels, None, None, None)
+    rows, _, relation = compare(x, labels, None, None, None, reduction)
     classes = relation.row_labels
     assert classes is not None
     if classes.ndim == 2:

@@ -144,7 +144,9 @@ def sup_con_loss(
 
     Source: Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020, equation 2 (L_out).
     """
-    rows, columns, relation = compare(x, labels, reference, reference_labels, reference_self)
+    rows, columns, relation = compare(
+        x, labels, reference, reference_labels, reference_self, reduction
+    )
     rule = DECOUPLED if decoupled else ALL
     if not decoupled and not (relation.n_positives() > 1).any():
         rule = ONE  # the same with one positive an anchor, with all digits of a small loss
@@ -229,7 +231,9 @@ def nt_xent_loss(
         settle=settle_decoupled if decoupled else settle,
         counts=lambda near, far: near * (far > 0) if decoupled else near,
     )
-    rows, columns, relation = compare(x, labels, reference, reference_labels, reference_self)
+    rows, columns, relation = compare(
+        x, labels, reference, reference_labels, reference_self, reduction
+    )
     return run(
         contest(rule, Product(), relation),
         rows,

@@ -10,8 +10,8 @@ from nearfar.engine.contest import Contest, contest, log_sum
 from nearfar.engine.softmax import Combine, LogSum, Parts, SoftmaxRule, softmax
 from nearfar.engine.step import run
 from nearfar.inputs import ArrayLike, above_zero, batch, between, positive_number
-from nearfar.labels import class_ids, own_copy
-from nearfar.losses.batch import row_weight
+from nearfar.labels import class_ids
+from nearfar.losses.batch import kept, row_weight
 from nearfar.losses.contrast import DECOUPLED, ONE, pick_one
 from nearfar.losses.shell import as_module
 from nearfar.losses.weighted import softplus
@@ -74,7 +74,7 @@ def proxy_softmax_loss(
     scale = above_zero("scale", scale)
     between("angle_margin", angle_margin, 0, pi / 2, ", radians")
     between("cosine_margin", cosine_margin, 0, 1)
-    rows, columns, own = _to_proxies(x, proxies, labels)
+    rows, columns, own = _to_proxies(x, proxies, labels, reduction)
     rule = ONE
     if angle_margin or cosine_margin:
         if isinstance(scale, Tensor) and scale.requires_grad:
@@ -129,7 +129,7 @@ def proxy_nca_loss(
     Source: Movshovitz-Attias et al., "No Fuss Distance Metric Learning using Proxies", ICCV 2017,
     equation 6.
     """
-    rows, columns, own = _to_proxies(x, proxies, labels)
+    rows, columns, own = _to_proxies(x, proxies, labels, reduction)
     return run(
         softmax(DECOUPLED, _each_to(own, columns)),
         rows,
@@ -184,7 +184,7 @@ def proxy_anchor_loss(
     """
     between("margin", margin, 0, 1)
     positive_number("scale", scale)
-    rows, columns, own = _to_proxies(x, proxies, labels)
+    rows, columns, own = _to_proxies(x, proxies, labels, reduction)
     classes = torch.arange(len(columns), device=rows.device)
     relation = Relation(len(columns), len(rows), rows.device, classes, own)
     near_weight = far_weight = 1.0
@@ -211,12 +211,12 @@ def proxy_anchor_loss(
 
 
 def _to_proxies(
-    x: ArrayLike, proxies: ArrayLike, labels: ArrayLike
+    x: ArrayLike, proxies: ArrayLike, labels: ArrayLike, reduction: Reduction
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Rows, proxies, and (n,) the proxy of each row."""
     rows = batch("x", x)
     columns = batch("proxies", proxies, like=rows)
-    return rows, columns, own_copy(class_ids(labels, like=rows, n_classes=len(columns)))
+    return rows, columns, class_ids(kept(labels, reduction), like=rows, n_classes=len(columns))
 
 
 def _each_to(own: Tensor, proxies: Tensor) -> Relation:

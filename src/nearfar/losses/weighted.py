@@ -80,7 +80,9 @@ def multi_similarity_loss(
         settle=settle,
         counts=lambda positives, negatives: positives + negatives > 0,
     )
-    rows, columns, relation = compare(x, labels, reference, reference_labels, reference_self)
+    rows, columns, relation = compare(
+        x, labels, reference, reference_labels, reference_self, reduction
+    )
     return run(
         contest(rule, Product(), relation),
         rows,
@@ -157,7 +159,9 @@ def circle_loss(
     rule = Contest(
         exponent=lambda s: push(s) * (s - margin), slope=push, settle=settle, counts=have_both
     )
-    rows, columns, relation = compare(x, labels, reference, reference_labels, reference_self)
+    rows, columns, relation = compare(
+        x, labels, reference, reference_labels, reference_self, reduction
+    )
     return run(
         contest(rule, Product(), relation),
         rows,
@@ -222,7 +226,9 @@ def lifted_structure_loss(
     rule = Contest(
         exponent=lambda d: margin - d, slope=lambda d: -1.0, settle=settle, counts=have_both
     )
-    rows, columns, relation = compare(x, labels, reference, reference_labels, reference_self)
+    rows, columns, relation = compare(
+        x, labels, reference, reference_labels, reference_self, reduction
+    )
     return run(
         contest(rule, by_distance(distance), relation),
         rows,
