@@ -168,14 +168,15 @@ class _Step(torch.autograd.Function):
             ctx.inputs = scale, bias
             ctx.save_for_backward(*_tensors(x, y, scale, bias))
             return weighted.to(_wide(x, y))
-        ctx.whole = None
+        # A sum may be too large for the dtype of its mean.
+        total, ctx.whole = weighted.sum(dtype=exact(weighted)), None
         if job.reduction == "mean":
             ctx.whole = total_weight(job.weight, counts, per_row)
-            weighted = weighted / ctx.whole  # before they are added: the sum may be too large
+            total = total / ctx.whole
             for visitor in force_visitors():
                 visitor.scale(1 / ctx.whole)
         ctx.save_for_backward(*gradients)
-        return weighted.sum().to(_wide(x, y))
+        return total.to(_wide(x, y))
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
@@ -358,7 +359,7 @@ class _Rows:
 
     def back(self, gradient: Tensor) -> Tensor:
         """From the gradient of `ready` to that of the rows; overwrites both."""
-        for at in spans(len(gradient), _TURNED):
+        for at in spans(len(gradient), _TURNED) if len(gradient) else (slice(0, 0),):
             self.finish(at, part(gradient, at).contiguous())
         return self.ready
 
