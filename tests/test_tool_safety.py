@@ -147,7 +147,7 @@ def test_numbers_beyond_float32_are_no_items(nearfar, run, tmp_path):
         [("1 2", "3 4", "true"), ("1 1e300", "3 4", "false")],
     )
     done = nearfar("train", table, "--out", tmp_path / "out", *TINY)
-    assert "line 3: a holds a number that is too large" in done.err
+    assert "line 3: a holds a number beyond float32" in done.err
 
 
 def test_a_network_without_numbers_decides_nothing(nearfar, run):

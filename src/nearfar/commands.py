@@ -12,7 +12,7 @@ from rich.console import Console
 import nearfar
 from nearfar.errors import InputError
 from nearfar.tabulate import Table
-from nearfar.train.compare import Comparison, table
+from nearfar.train.compare import Comparison, dashes, table
 from nearfar.train.config import Setting, TrainConfig, read_config
 from nearfar.train.data import GLYPHS, holds_pairs
 from nearfar.train.objectives import FOR_ITEMS, FOR_PAIRS, OBJECTIVES, resolve
@@ -289,7 +289,8 @@ def train(
     _show(found)
     wrote = f"wrote {out}"
     if with_report:
-        from nearfar.report import REPORT, write_report
+        from nearfar.report import write_report
+        from nearfar.train.run import REPORT
 
         typer.echo(f"\n{write_report(out, out / REPORT)}")
         wrote += f" and its report, {out / REPORT}"
@@ -397,7 +398,8 @@ def report(
     overwrite: Overwrite = False,
 ) -> None:
     """Write what a run learned, and how that is known, as one HTML file that opens offline."""
-    from nearfar.report import REPORT, space, write_report
+    from nearfar.report import space, write_report
+    from nearfar.train.run import REPORT
 
     page = _page(out, overwrite) if out else run / REPORT
     verdict = write_report(run, page, space.umap if umap else space.principal)
@@ -576,11 +578,8 @@ def _show(found: Comparison) -> None:
         f"fitted at FAR {found.fitted_far:.3g}"
     )
     _print_table(table(found))
-    if found.learned.intervals is None or None in found.learned.tar_at_far.values():
-        typer.echo(
-            "-: too few to tell. Intervals take 30 identities among the similar and 30 among the "
-            "dissimilar pairs, a rate at FAR f takes 30 / f dissimilar pairs."
-        )
+    if dashes(found):
+        typer.echo(dashes(found))
 
 
 def _print_table(shown: Table) -> None:

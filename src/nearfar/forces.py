@@ -83,7 +83,8 @@ def forces(loss: Callable[..., Tensor], *data: ArrayLike, k: int = 10, **keyword
 
     Raises:
         TypeError: a loss on aligned rows or no loss of nearfar's; `explain` shows the former.
-        ValueError: as the loss itself.
+        ValueError: as the loss itself; no rows; a loss made of two comparisons, as InfoNCE both
+            ways with hard negatives.
 
     >>> from nearfar import sup_con_loss
     >>> x = torch.tensor([[1.0, 0], [0.8, 0.6], [0, 1], [-0.5, 0.9]])

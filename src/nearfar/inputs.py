@@ -6,7 +6,7 @@ refused with a message that names the argument and the fix.
 """
 
 import warnings
-from math import isfinite
+from math import inf, isfinite
 from typing import Any
 
 import numpy as np
@@ -196,16 +196,15 @@ def finite(name: str, value: float | Tensor) -> float | Tensor:
     """A finite number, or a tensor that holds one."""
     if isinstance(value, Tensor):
         return one_number(name, value)
-    if not (_is_number(value) and isfinite(value)):
-        raise ValueError(f"{name} must be a finite number, got {value!r}.")
-    return value
+    return between(name, value, -inf, inf)
 
 
 def between(name: str, value: float, low: float, high: float, why: str = "") -> float:
     """A finite number with low <= value <= high."""
     if not (_is_number(value) and low <= value <= high and isfinite(value)):
-        limits = f"at least {low:g}" if high == float("inf") else f"from {low:g} to {high:g}"
-        raise ValueError(f"{name} must be a number {limits}{why}, got {value!r}.")
+        limits = f" at least {low:g}" if high == inf else f" from {low:g} to {high:g}"
+        wanted = "a finite number" if low == -inf else f"a number{limits}"
+        raise ValueError(f"{name} must be {wanted}{why}, got {value!r}.")
     return value
 
 

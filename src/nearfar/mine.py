@@ -416,7 +416,12 @@ def _compare(
         if reference is not None:
             reference_labels = torch.arange(n, n + len(tensor("reference", reference)))
     rows, columns, relation = compare(
-        x, labels, reference, reference_labels, reference_self, "mean"
+        x,
+        labels,
+        reference,
+        reference_labels,
+        reference_self,
+        "mean",  # no backward pass follows
     )
     rows = lift("x", rows.detach())
     columns = None if columns is None else lift("reference", columns.detach())

@@ -15,13 +15,12 @@ from markupsafe import Markup
 
 import nearfar
 from nearfar.errors import InputError
+from nearfar.evaluate.intervals import FEWEST_IDENTITIES
 from nearfar.report import decision, space, training
 from nearfar.report.compare import Contest
 from nearfar.report.gallery import hardest_pairs
 from nearfar.report.study import Study, read_study
 from nearfar.report.words import decided, figures_table, percent, verdict
-
-REPORT = "report.html"
 
 
 def write_report(run: Path, out: Path, project: space.Projection = space.principal) -> str:
@@ -118,6 +117,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     made.filters |= {"percent": percent, "json": _json}
+    made.globals["fewest"] = FEWEST_IDENTITIES
     return made
 
 

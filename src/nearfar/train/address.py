@@ -30,7 +30,9 @@ def read_item(address: str, shape: tuple[int, ...]) -> Tensor:
             f"shape {shape}."
         )
     if x.is_floating_point() and not x.isfinite().all():
-        raise InputError(f"{address!r:.60} holds a number that is too large, or none.")
+        raise InputError(
+            f"{address!r:.60} holds NaN, infinity or a number beyond float32. Repair it."
+        )
     return x
 
 
@@ -46,7 +48,7 @@ def _read(address: str, shape: tuple[int, ...]) -> Tensor:
             raise InputError(f"{address} is a file of an image; the run was trained on vectors.")
         return read_images([path], Fit.to(shape))
     if looks_like_vector(address):
-        with np.errstate(over="ignore"):  # refused above
+        with np.errstate(over="ignore"):  # the caller refuses it
             numbers = vector(address, repr(address)).astype(np.float32)
         return torch.from_numpy(numbers)[None]
     raise InputError(
@@ -73,5 +75,5 @@ def _npy(path: Path) -> Tensor:
         raise InputError(f"{path} is no .npy file of numbers. Save it with numpy.save.") from None
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu" or array.ndim != 1:
         raise InputError(f"{path} must hold one vector, (d,) numbers.")
-    with np.errstate(over="ignore"):  # refused by the caller
+    with np.errstate(over="ignore"):  # the caller refuses it
         return torch.from_numpy(array.astype(np.float32))[None]

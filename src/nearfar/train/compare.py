@@ -16,7 +16,9 @@ from nearfar.evaluate import (
     sample_pairs,
     verification,
 )
+from nearfar.evaluate.intervals import FEWEST_IDENTITIES
 from nearfar.evaluate.plain import number
+from nearfar.evaluate.verification import ERRORS_NEEDED
 from nearfar.tabulate import Table
 from nearfar.train.data import Items, Pairs, as_input
 
@@ -170,6 +172,17 @@ def table(found: Comparison) -> Table:
     ]
     level = f"{of.level:.0%} interval" if of else "interval"
     return Table(("figure", "learned", level, "raw input"), rows)
+
+
+def dashes(found: Comparison) -> str:
+    """What the dashes of `table` mean; empty where it has none."""
+    if found.learned.intervals and None not in found.learned.tar_at_far.values():
+        return ""
+    return (
+        f"-: too few to tell. Intervals take {FEWEST_IDENTITIES} identities among the similar and "
+        f"{FEWEST_IDENTITIES} among the dissimilar pairs, a rate at FAR f takes "
+        f"{ERRORS_NEEDED} / f dissimilar pairs."
+    )
 
 
 def _distances(

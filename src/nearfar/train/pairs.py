@@ -146,5 +146,5 @@ def _read_items(items: Sequence[Cell], at: Sequence[str], fit: Fit) -> Tensor:
     x = torch.tensor(vectors, dtype=torch.float32)
     bad = (~x.isfinite()).any(1)
     if bad.any():
-        raise InputError(f"{at[int(bad.int().argmax())]} holds a number that is too large.")
+        raise InputError(f"{at[int(bad.int().argmax())]} holds a number beyond float32. Repair it.")
     return x

@@ -19,11 +19,13 @@ from nearfar.train.compare import Thresholds
 from nearfar.train.config import FORMAT, TrainConfig, check_format, read_config, to_toml
 from nearfar.train.encoders import Embedder, build
 from nearfar.train.objectives import verifier_distance
+from nearfar.train.record import RECORD
 
 CONFIG, MODEL, THRESHOLD = "config.toml", "model.safetensors", "threshold.json"
 METRICS, SUMMARY = "metrics.jsonl", "summary.json"
 FILES = (CONFIG, MODEL, THRESHOLD, METRICS, SUMMARY)
-BESIDE = ("record.npz", "report.html")  # what else a run folder may hold
+REPORT = "report.html"
+BESIDE = (RECORD, REPORT)  # what else a run folder may hold
 
 
 @dataclass(frozen=True, eq=False)

@@ -173,12 +173,17 @@ def sweep(trials: Sequence[Trial], out: Path, *, minutes: float, console: Consol
     finished: list[Finished] = []
     skipped: list[Trial] = []
     failed: list[tuple[Trial, str]] = []
-    start, longest = time.monotonic(), 0.0
+    start, longest, digest = time.monotonic(), 0.0, ""
     for number, trial in enumerate(trials, 1):
         run = out / trial.name
         begun = time.monotonic()
         if _is_there(run, trial):
-            _refuse_changed(run, trial)
+            digest = digest or _digest(trial.config)
+            if read_results(run).summary["data"].get("sha256") != digest:
+                raise InputError(
+                    f"{trial.config.data} has changed since {run} was trained on it. Choose "
+                    "another --out."
+                )
             console.print(f"{trial.name}: there already", markup=False, highlight=False)
         elif finished and begun - start + longest > 60 * minutes:
             skipped.append(trial)
@@ -207,14 +212,10 @@ def _is_there(run: Path, trial: Trial) -> bool:
     raise InputError(f"{run} is a run of another config. Choose another --out, or remove it.")
 
 
-def _refuse_changed(run: Path, trial: Trial) -> None:
-    """Trials on other data say nothing about these."""
-    config = trial.config
+def _digest(config: TrainConfig) -> str:
+    """Of the data, which all trials share: those on other data say nothing about these."""
     data = read_data(config.data, image_size=config.image_size, similar_label=config.similar_label)
-    if data.digest() != read_results(run).summary["data"].get("sha256"):
-        raise InputError(
-            f"{config.data} has changed since {run} was trained on it. Choose another --out."
-        )
+    return data.digest()
 
 
 def _finished(trial: Trial, run: Path) -> Finished:
