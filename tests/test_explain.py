@@ -262,3 +262,11 @@ def test_a_whole_batch_shows_its_strongest_forces():
     json.dumps(explanation.as_dict(), allow_nan=False)
     apart = nf.explain(nf.batch_contrastive_loss, 100 * torch.eye(4), [0, 1, 2, 3])
     assert finding_names(apart) == ["dead-batch"]
+
+
+def test_a_decoupled_loss_with_nothing_to_compare_has_no_force() -> None:
+    """The log-sum-exp of no negatives has no derivative; the loss, which is 0, has."""
+    x = torch.randn(1, 3, generator=torch.Generator().manual_seed(0))
+    found = nf.explain(nf.info_nce_loss, x, x.flip(1), decoupled=True)
+    assert found.rows[0].loss == 0
+    assert "nan" not in str(found)

@@ -105,6 +105,8 @@ def test_degrees_of_similarity_train(nearfar, tmp_path):
 def test_vectors_may_begin_with_a_minus(nearfar, vector_run):
     assert nearfar("verify", vector_run, ONE, OTHER).status in (0, 1)
     assert json.loads(nearfar("verify", vector_run, ONE, OTHER, "--json").out)["distance"] > 0
+    assert nearfar("verify", "--json", "--", vector_run, ONE, OTHER).status in (0, 1)
+    assert "No such option: --jsno" in nearfar("verify", vector_run, ONE, OTHER, "--jsno").error
 
 
 @pytest.mark.parametrize(

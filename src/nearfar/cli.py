@@ -35,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: what follows `nearfar`; None: those of this process.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    given = _one_option_a_value(given) if given[:1] == ["sweep"] else given
+    if given[:1] in (["sweep"], ["verify"]):
+        given = _one_option_a_value(given) if given[0] == "sweep" else _items_after_options(given)
     try:
         with _ended_like_ctrl_c():
             return _run(given)
@@ -90,6 +91,20 @@ def _one_option_a_value(given: list[str]) -> list[str]:
                 spread.append(option)
         spread.append(word)
     return spread
+
+
+def _items_after_options(given: list[str]) -> list[str]:
+    """A vector may begin with a minus, which typer takes for an option.
+
+    >>> _items_after_options(["verify", "RUN", "-1 2", "0 2", "--json"])
+    ['verify', '--json', '--', 'RUN', '-1 2', '0 2']
+    """
+    command, *words = given
+    if "--" in words:
+        return given
+    options = [word for word in words if word.startswith("--")]
+    items = [word for word in words if not word.startswith("--")]
+    return [command, *options, "--", *items]
 
 
 def _fail(message: str, status: int = 2) -> int:

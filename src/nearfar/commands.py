@@ -319,8 +319,7 @@ def evaluate(
         _show(found)
 
 
-# A vector may start with a minus, which is no option.
-@app.command(epilog=VERIFY_EXAMPLES, context_settings={"ignore_unknown_options": True})
+@app.command(epilog=VERIFY_EXAMPLES)
 def verify(
     run: RunFolder,
     a: Annotated[
