@@ -139,6 +139,8 @@ def test_dead_steps_of_a_training(losses, dead):
     # A loss below 0 has no tuple that "costs", and learns all the same.
     below = [{"loss": -1.0, "active_share": 0.0}] * 50
     assert diagnose(Evidence(history=below)).healthy
+    # A training by another tool may not tell how many tuples were active.
+    assert diagnose(Evidence(history=[{"loss": 0.0}] * 50)).healthy
 
 
 def test_flipped_labels():
@@ -406,6 +408,8 @@ def test_errors_teach():
         examine(x, labels, loss=torch.nn.functional.mse_loss)
     with pytest.raises(ValueError, match="got 3 labels for 64 rows"):
         examine(x, [0, 1, 2])
+    with pytest.raises(TypeError, match=r"train must be a pair \(x, identities\), got Tensor"):
+        examine_split(train=x)
 
 
 def test_a_watch_says_everything_once():

@@ -225,6 +225,8 @@ def test_shell_repr_and_unknown_hyperparameter() -> None:
     assert repr(ContrastiveLoss(margin=2.0)) == (
         "ContrastiveLoss(margin=2.0, distance='euclidean', similar_label=None, reduction='mean')"
     )
+    with pytest.raises(TypeError, match=r"ContrastiveLoss takes margin, .* by name; got 2.0 alone"):
+        shell_of(contrastive_loss)(2.0)
     with pytest.raises(TypeError, match=r"ContrastiveLoss takes margin, .*; got margins"):
         ContrastiveLoss(margins=2.0)
 

@@ -1,5 +1,6 @@
 """The pieces of training: splits, batches, how a loss's arguments are formed, the encoders."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -10,6 +11,7 @@ from conftest import make_vectors
 import nearfar as nf
 from nearfar.errors import InputError
 from nearfar.train import batches, objectives
+from nearfar.train.compare import Comparison, Distances, Thresholds, compare, dashes, table
 from nearfar.train.config import TrainConfig, read_config, to_toml
 from nearfar.train.data import Items, Pairs, read_glyphs
 from nearfar.train.encoders import Embedder, build
@@ -250,6 +252,28 @@ def test_input_is_standardised_and_constant_columns_are_left():
     spread = z.std(0, correction=0)
     assert spread[3] < 1e-2
     torch.testing.assert_close(spread[[0, 1, 2, 4, 5, 6, 7]], torch.ones(7), rtol=1e-3, atol=0)
+
+
+def test_dashes_are_explained_where_there_are_any():
+    def found(n_identities: int) -> Comparison:
+        generator = torch.Generator().manual_seed(0)
+        similar = torch.arange(1500) < 600
+        first = torch.randint(n_identities, (1500,), generator=generator)
+        second = torch.where(similar, first, (first + 1) % n_identities)
+        apart = torch.rand(1500, generator=generator) + ~similar
+        identities, nothing = torch.stack([first, second], 1), torch.zeros(0)
+        test = Distances(nothing, identities, similar, apart, apart, nothing, nothing)
+        return compare(test, Thresholds(0.9, 0.9, 0.01), n_identities)
+
+    def without_rare_rates(of: Comparison) -> Comparison:
+        told = {far: tar for far, tar in of.learned.tar_at_far.items() if tar is not None}
+        return replace(of, learned=replace(of.learned, tar_at_far=told))
+
+    few, many = found(20), found(60)  # of 900 dissimilar pairs, too few for the rarest rates
+    dashed = [(few, True), (many, True), (without_rare_rates(few), True)]
+    for shown, any_dash in [*dashed, (without_rare_rates(many), False)]:
+        assert any("-" in row for row in table(shown).rows) == any_dash
+        assert (dashes(shown) != "") == any_dash
 
 
 def test_a_users_encoder(nearfar, tmp_path, monkeypatch):

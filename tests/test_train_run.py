@@ -112,6 +112,11 @@ def test_evaluate_repeats_the_figures_of_the_summary(nearfar, vector_run, vector
     everything = nearfar("evaluate", vector_run, vectors, "--json")
     assert "flatter" in everything.err
     assert json.loads(everything.out)["n_identities"] == 40
+    # A dash in the table is told what it means: at few identities, and at few dissimilar pairs.
+    for data in ([], [vectors]):
+        shown = nearfar("evaluate", vector_run, *data).out
+        assert " - " in shown
+        assert "-: too few to tell" in shown
 
 
 def test_evaluate_notices_that_the_data_changed(nearfar, tmp_path):

@@ -111,14 +111,9 @@ def test_a_file_in_place_of_the_folder_is_refused_before_anything_is_read(tmp_pa
 
 
 def test_a_tie_is_called_one() -> None:
-    def finished(name: str, eer: float, low: float, high: float) -> Finished:
-        test = {
-            "learned": {
-                "eer": eer,
-                "auc": 1 - eer,
-                "intervals": {"eer": {"low": low, "high": high}},
-            }
-        }
+    def finished(name: str, eer: float, low: float = 0, high: float = 0) -> Finished:
+        intervals = {"eer": {"low": low, "high": high}} if high else None
+        test = {"learned": {"eer": eer, "auc": 1 - eer, "intervals": intervals}}
         return Finished(Trial(name, TrainConfig(data="d", loss="sup_con")), Path(name), eer, test)
 
     found = Sweep(
@@ -130,3 +125,5 @@ def test_a_tie_is_called_one() -> None:
     )
     assert found.tied == ["b"]
     assert "0.0700 to 0.2000" in found.table().plain()
+    # Too few identities for intervals: only the same figure ties.
+    assert Sweep((finished("a", 0.1), finished("b", 0.1), finished("c", 0.2))).tied == ["b"]
