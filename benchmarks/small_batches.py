@@ -57,7 +57,7 @@ def shown(results: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    asked = arguments(__doc__, repeats=100).parse_args()
+    asked = arguments(__doc__, repeats=300).parse_args()
     torch.set_num_threads(asked.threads)
     header("Small batches")
     results = []

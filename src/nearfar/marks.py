@@ -42,7 +42,7 @@ class Marks(Protocol):
         ...
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Diagonal:
     """Where row i meets column i + offset."""
 
@@ -82,7 +82,7 @@ class Diagonal:
             crossed.add_(part(by_column, columns))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class OneEach:
     """The column of each row's only one, (r,) int64."""
 
@@ -117,7 +117,7 @@ class OneEach:
         tile.scatter_add_(1, self._at, more[:, None])
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Listed:
     """Row and column of each, (k,) int64, row by row."""
 
@@ -149,7 +149,7 @@ class Listed:
         tile.index_put_((self.row, self.column), more, accumulate=True)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Masked:
     """(r, c) bool."""
 

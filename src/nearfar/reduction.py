@@ -30,7 +30,7 @@ def reduce(
     if weight is not None:
         per_row = per_row * weight
     if reduction == "mean":
-        if weight is None and counts is None and len(per_row):
+        if weight is None and counts is None and per_row.shape[0]:
             return per_row.mean()
         return per_row.sum() / total_weight(weight, counts, per_row)
     if reduction == "sum":
@@ -47,7 +47,7 @@ def check_reduction(reduction: str) -> None:
 def total_weight(weight: Tensor | None, counts: Tensor | None, per_row: Tensor) -> Tensor | int:
     """What the mean divides by: the weight of the rows that have something to compare."""
     if weight is None and counts is None:
-        return max(len(per_row), 1)
+        return max(per_row.shape[0], 1)
     if weight is None:
         assert counts is not None
         return counts.sum(dtype=per_row.dtype).clamp(min=1)  # counts are whole numbers

@@ -16,7 +16,7 @@ from nearfar.marks import Diagonal, Listed, Marks, Masked, OneEach
 from nearfar.parts import part
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Block:
     """Who is similar to whom in one block; everyone else is dissimilar.
 
@@ -59,7 +59,7 @@ _SMALL = 2**14
 _WHOLE = 2**16
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Relation:
     """Who is positive and who is negative for whom; answers one block at a time.
 
@@ -237,7 +237,7 @@ def matched(n: int, m: int, device: torch.device) -> Relation:
 def within(labels: ArrayLike, x: Tensor) -> Relation:
     """Every row against every other row of the same batch."""
     known = batch_labels(labels, like=x)
-    return Relation(len(x), len(x), x.device, known, known, symmetric=True)
+    return Relation(x.shape[0], x.shape[0], x.device, known, known, symmetric=True)
 
 
 def across(
@@ -272,4 +272,4 @@ def across(
         outside = (own < -1) | (own >= len(reference))
         expected = f"be a row of reference, 0 to {len(reference) - 1}, or -1 for none"
         refuse("reference_self", own, outside, expected)
-    return Relation(len(x), len(reference), x.device, rows, columns, own)
+    return Relation(x.shape[0], reference.shape[0], x.device, rows, columns, own)

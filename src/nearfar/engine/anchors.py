@@ -12,7 +12,7 @@ from torch import Tensor
 from nearfar.relation import Block
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Anchors:
     """Some rows and their positives, row by row, each row's in order of their columns.
 

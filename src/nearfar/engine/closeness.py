@@ -17,7 +17,7 @@ from nearfar.engine.products import Gradient, products, squares
 from nearfar.parts import part, spans
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Tile:
     """What is between some rows and some columns.
 
@@ -143,8 +143,8 @@ class Euclidean:
     def tile(self, a: Tensor, b: Tensor) -> Tile:
         of_a = torch.linalg.vecdot(a, a)
         of_b = of_a if same(a, b) else torch.linalg.vecdot(b, b)
-        if not (len(a) and len(b)):
-            return Tile(a.new_zeros(len(a), len(b)))
+        if not (a.shape[0] and b.shape[0]):
+            return Tile(a.new_zeros(a.shape[0], b.shape[0]))
         largest = of_a.amax()
         reach = (largest + (largest if of_b is of_a else of_b.amax())).item()
         if reach == inf and a.isfinite().all() and b.isfinite().all():

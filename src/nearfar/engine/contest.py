@@ -25,7 +25,7 @@ from nearfar.relation import Block, Relation
 Settle = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Contest:
     """A loss of an anchor's positives and of the log-sum-exp of its negatives.
 
@@ -102,11 +102,11 @@ def contest(rule: Contest, closeness: Closeness, relation: Relation) -> Executor
         gradient = Gradient(a, columns, request.finish) if request.gradient else None
         kept = _kept(relation)
         shape = strip_shape(
-            request.limits, a.device, a.element_size(), _BUFFERS, len(columns), kept
+            request.limits, a.device, a.element_size(), _BUFFERS, columns.shape[0], kept
         )
-        for rows in spans(len(a) if len(columns) else 0, max(shape[0], 1)):
+        for rows in spans(a.shape[0] if columns.shape[0] else 0, max(shape[0], 1)):
             strip = _Strip(rule, rows)
-            for cols in spans(len(columns), shape[1]):
+            for cols in spans(columns.shape[0], shape[1]):
                 block = relation.block(rows, cols)
                 strip.add(cols, closeness.tile(part(a, rows), part(columns, cols)), block)
             losses.append(strip.settle(part(a, rows), request.weight))
@@ -118,7 +118,7 @@ def contest(rule: Contest, closeness: Closeness, relation: Relation) -> Executor
                 even = piece.block.positives is None
                 closeness.pull_back(force, piece.tile, gradient, rows, cols, even=even)
         counts = rule.counts(relation.n_positives(), relation.n_negatives())
-        per_row = joined(losses, a) if losses else a.new_zeros(len(a))
+        per_row = joined(losses, a) if losses else a.new_zeros(a.shape[0])
         return Answer(per_row.masked_fill_(counts == 0, 0), counts, *whole(gradient))
 
     return execute

@@ -20,7 +20,7 @@ from nearfar.relation import Block, Relation
 Term = Callable[[Tensor, float | Tensor], tuple[Tensor, Tensor]]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class PairRule:
     """A loss that adds up over pairs: one term for positives, one for negatives.
 
@@ -67,7 +67,7 @@ def elementwise(rule: PairRule, closeness: Closeness, relation: Relation) -> Exe
     def execute(request: Request) -> Answer:
         a, b = closeness.prepare(request.a, request.b)
         columns = a if b is None else b
-        per_row, forces = a.new_zeros(len(a)), None if request.bias is None else a.new_zeros(())
+        per_row, forces = a.new_zeros(a.shape[0]), None if request.bias is None else a.new_zeros(())
         gradient = Gradient(a, columns, request.finish) if request.gradient else None
         for visit in visits(closeness, relation, a, columns, request.limits):
             rows, cols, twice = visit.rows, visit.columns, visit.twice
@@ -95,7 +95,7 @@ def elementwise(rule: PairRule, closeness: Closeness, relation: Relation) -> Exe
     return execute
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Visit:
     """A tile that stands before us, and whether it also stands for its mirror image."""
 
@@ -112,7 +112,7 @@ def visits(
     """Every tile of prepared rows and columns, one after the other."""
     mirrored = relation.symmetric and not force_visitors()
     shape = tile(limits, a.device, a.element_size(), _BUFFERS)
-    for rows, cols, twice in tiles(len(a), len(columns), shape, mirrored):
+    for rows, cols, twice in tiles(a.shape[0], columns.shape[0], shape, mirrored):
         between = closeness.tile(part(a, rows), part(columns, cols))
         yield Visit(rows, cols, twice, between, relation.block(rows, cols))
 

@@ -34,7 +34,7 @@ class Tally:
         self.valid, self.active = self.valid + valid, self.active + active
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Hinges:
     """All triplets of a block of anchors.
 

@@ -29,7 +29,7 @@ Picker = Callable[[Tensor, Tensor | None, Limits], Iterator[Tensor]]
 _BUFFERS = 4
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class TupleRule:
     """A loss on tuples.
 
@@ -107,7 +107,7 @@ def _together(found: Iterator[Tensor], size: int) -> Iterator[Tensor]:
         yield torch.cat(waiting)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Gap:
     """A distance of x - y.
 

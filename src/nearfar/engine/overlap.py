@@ -37,7 +37,7 @@ def overlapping(rule: PairRule, closeness: Closeness, relation: Relation, mean: 
     return execute
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Overlap:
     """Where the distances of similar and of dissimilar pairs overlap.
 

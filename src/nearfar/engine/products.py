@@ -28,12 +28,12 @@ _SHORT, _LONG, _LARGE = 256, 1024, 2**28
 
 def products(a: Tensor, b: Tensor) -> Tensor:
     """(r, c) inner products of rows `a` (r, d) and `b` (c, d)."""
-    return _by_one_dnn(a, b) if _gains(a, len(b)) else torch.mm(a, b.T)
+    return _by_one_dnn(a, b) if _gains(a, b.shape[0]) else torch.mm(a, b.T)
 
 
 def squares(a: Tensor, b: Tensor, of_a: Tensor, of_b: Tensor) -> Tensor:
     """(r, c) |a - b|^2 = |a|^2 + |b|^2 - 2ab of rows with these squared lengths (r,), (c,)."""
-    if _gains(a, len(b)):
+    if _gains(a, b.shape[0]):
         return _by_one_dnn(a * -2, b, of_b).add_(of_a[:, None])
     return torch.add(of_a[:, None], of_b).addmm_(a, b.T, alpha=-2)
 
@@ -68,7 +68,7 @@ class Gradient:
     def db(self) -> Tensor:
         """(m, d) of the columns; not made where one tile holds rows and columns alike."""
         # oneDNN gives it transposed; so it is kept, until it is whole.
-        if self.a.shape[1] >= _FEWEST_ROWS and _gains(self.a, len(self.b)):
+        if self.a.shape[1] >= _FEWEST_ROWS and _gains(self.a, self.b.shape[0]):
             return self.b.new_zeros(self.b.shape[::-1]).T
         return torch.zeros_like(self.b)
 
@@ -116,7 +116,7 @@ class Gradient:
         else:
             self.add(force, rows, columns, -1, even=even)
             if self._along is None:
-                self._along = self.b.new_zeros(len(self.b))
+                self._along = self.b.new_zeros(self.b.shape[0])
             part(self._along, columns).add_(force.sum(0))
         self.of_rows(rows).addcmul_(force.sum(1)[:, None], part(self.a, rows))
 
@@ -126,7 +126,7 @@ class Gradient:
         Of rows with themselves the first is all, and the second None.
         """
         if self._finish is not None and self._rows is None:  # there are no columns
-            self._finish(slice(0, len(self.a)), torch.zeros_like(self.a))
+            self._finish(slice(0, self.a.shape[0]), torch.zeros_like(self.a))
         self._turn_to(None)
         if self._along is not None:
             self.db.addcmul_(self._along[:, None], self.b)
@@ -179,7 +179,7 @@ def whole(gradient: Gradient | None) -> tuple[Tensor | None, Tensor | None]:
 def _gains(a: Tensor, n: int) -> bool:
     """Whether oneDNN is faster, and exact enough, for products of rows `a` (r, k) with n others."""
     work, terms = a.numel() * n, a.shape[1]
-    if not _THERE or work < _FEWEST or min(len(a), n) < _FEWEST_ROWS:
+    if not _THERE or work < _FEWEST or min(a.shape[0], n) < _FEWEST_ROWS:
         return False
     if terms > (_SHORT if work < _LARGE else _LONG):
         return False

@@ -34,7 +34,7 @@ from nearfar.relation import Relation
 _BUFFERS = 6
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Classes:
     """The classes of a batch, numbered.
 
@@ -89,10 +89,10 @@ def every_quadruplet(
     def execute(request: Request) -> Answer:
         if not (force_visitors() or n_quadruplets.any()):  # nor is a rounding error to be left
             none = torch.zeros_like(request.a) if request.gradient else None
-            return Answer(request.a.new_zeros(len(request.a)), n_quadruplets, none)
+            return Answer(request.a.new_zeros(request.a.shape[0]), n_quadruplets, none)
         a, _ = closeness.prepare(request.a, None)
-        everyone = slice(0, len(a))
-        per_row = a.new_zeros(len(a), dtype=exact(a))
+        everyone = slice(0, a.shape[0])
+        per_row = a.new_zeros(a.shape[0], dtype=exact(a))
         gradient = Gradient(a, a) if request.gradient else None
         pairs = _Pairs.of(classes, a, distance, margin2, request)
         space = Space()
@@ -274,7 +274,7 @@ def hardest_quadruplets(labels: Tensor, relation: Relation, distance: Distance) 
         if not kept:
             return
         positive, one, two, d_one, d_two, valid = map(torch.cat, zip(*kept, strict=True))
-        anchor = torch.arange(len(a), device=a.device)
+        anchor = torch.arange(a.shape[0], device=a.device)
         second = _nearest_two(classes, one, two, d_one, d_two)
         yield torch.stack([anchor, positive, one, *second], 1)[valid]
 

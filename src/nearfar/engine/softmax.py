@@ -29,7 +29,7 @@ from nearfar.parts import joined, part, spans
 from nearfar.relation import Block, Relation
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class LogSum:
     """(n,) log-sum-exps, kept in two parts so that a difference of two large ones is exact.
 
@@ -53,7 +53,7 @@ Parts = tuple[Tensor, Tensor, Tensor]
 Combine = Callable[[LogSum, Tensor, Tensor | float], Parts]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class SoftmaxRule:
     """A loss of an anchor's log-sum-exp and its positives.
 
@@ -165,7 +165,7 @@ class _Anchors:
         return loss
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Side:
     """The anchors along one dimension of a tile: which of them, and along which they sum."""
 
@@ -234,8 +234,8 @@ def softmax(rule: SoftmaxRule, relation: Relation, *, both: bool = False) -> Exe
         a, b = request.a, request.columns
         bounded = request.bound is not None and request.bound <= _SAFE.get(a.dtype, 0)
         mirrored = relation.symmetric and not force_visitors()
-        shape = strip_shape(request.limits, a.device, a.element_size(), _BUFFERS, len(b))
-        if both or mirrored or shape[0] < min(max(len(a), 1), _FEWEST_ROWS):
+        shape = strip_shape(request.limits, a.device, a.element_size(), _BUFFERS, b.shape[0])
+        if both or mirrored or shape[0] < min(max(a.shape[0], 1), _FEWEST_ROWS):
             return _two_passes(rule, relation, request, both, mirrored, bounded)
         return _one_visit(rule, relation, request, shape, bounded)
 
@@ -250,7 +250,7 @@ def _one_visit(
     valid, count = rule.counts(relation)
     gradient = Gradient(a, b, request.finish) if request.gradient else None
     # One buffer for all strips; a batch that is one strip is done sooner in place.
-    space = Space() if len(a) > shape[0] else None
+    space = Space() if a.shape[0] > shape[0] else None
 
     def taken(rows: slice, columns: slice, side: _Side) -> tuple[slice, Block, Tensor, Tensor]:
         z, block = products(part(a, rows), part(b, columns)), relation.block(rows, columns)
@@ -263,7 +263,7 @@ def _one_visit(
         side = _Side(anchors, slice(0, rows.stop - rows.start), 1)
         if space is not None:
             space.clear()
-        strip = [taken(rows, columns, side) for columns in spans(len(b), shape[1])]
+        strip = [taken(rows, columns, side) for columns in spans(b.shape[0], shape[1])]
         loss = anchors.settle(
             None if valid is None else part(valid, rows),
             part(count, rows) if isinstance(count, Tensor) else count,
@@ -276,7 +276,7 @@ def _one_visit(
                 gradient.add(force, rows, columns, even=block.positives is None)
         return loss
 
-    per_row = joined([losses(rows) for rows in spans(len(a), shape[0])], a)
+    per_row = joined([losses(rows) for rows in spans(a.shape[0], shape[0])], a)
     return Answer(per_row, valid, *whole(gradient))
 
 
@@ -291,10 +291,10 @@ def _two_passes(
     """One pass over the tiles for the sums, and one, with the products taken again, for forces."""
     a, b = request.a, request.columns
     shape = tile_shape(request.limits, a.device, a.element_size(), _BUFFERS)
-    visits = tiles(len(a), len(b), shape, mirrored)
+    visits = tiles(a.shape[0], b.shape[0], shape, mirrored)
     # Where the columns are anchors too, they come after the rows; mirrored, they are the rows.
-    anchors = _Anchors(rule, len(a) + (len(b) if both else 0), a, bounded)
-    first = len(a) if both else 0
+    anchors = _Anchors(rule, a.shape[0] + (b.shape[0] if both else 0), a, bounded)
+    first = a.shape[0] if both else 0
     room = kept_elements(request.limits, a.device, a.element_size(), shape)
     kept: list[tuple[Tensor, Block, Tensor]] = []
     for rows, columns, twice in visits:

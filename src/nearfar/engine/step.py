@@ -25,7 +25,7 @@ from nearfar.reduction import Reduction, check_reduction, total_weight
 from nearfar.relation import Block
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Request:
     """What an executor is asked.
 
@@ -57,7 +57,7 @@ class Request:
         return self.a if self.b is None else self.b
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Answer:
     """What an executor returns.
 
@@ -91,13 +91,13 @@ def show(
     for visitor in force_visitors():
         plain = values if request.bias is None else values - request.bias
         pull = force * toward * request.scale
-        visitor.tile(len(request.a), rows, columns, block, plain / request.scale, pull)
+        visitor.tile(request.a.shape[0], rows, columns, block, plain / request.scale, pull)
 
 
 Executor = Callable[[Request], Answer]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Job:
     executor: Executor
     normalize: bool
@@ -244,7 +244,7 @@ def _compute(
     gradient: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """The per-row losses, how much each counts, and the gradients, in the dtype computed in."""
-    with torch.no_grad(), _full_precision(x.device.type):
+    with _full_precision(x.device.type):  # autograd is off, as in every Function
         wide = _wide(x, y)
         tell = y is not None and _learned(scale)
         rows = _Rows(x.to(wide), job.normalize, tell)
@@ -342,7 +342,7 @@ class _Rows:
             return
         size = torch.linalg.vector_norm(x, dim=1, keepdim=True)
         short = torch.finfo(x.dtype).tiny ** 0.5
-        low, high = size.aminmax() if len(x) else (size.sum(), size.sum())
+        low, high = size.aminmax() if x.shape[0] else (size.sum(), size.sum())
         if short <= low.item() and high.item() < torch.inf:
             self.ready, self.size = x / size, size
             return
@@ -359,7 +359,7 @@ class _Rows:
 
     def back(self, gradient: Tensor) -> Tensor:
         """From the gradient of `ready` to that of the rows; overwrites both."""
-        for at in spans(len(gradient), _TURNED) if len(gradient) else (slice(0, 0),):
+        for at in spans(gradient.shape[0], _TURNED) if gradient.shape[0] else (slice(0, 0),):
             self.finish(at, part(gradient, at).contiguous())
         return self.ready
 

@@ -57,7 +57,7 @@ def every_triplet(
 
     def execute(request: Request) -> Answer:
         shape = low_tile(request.limits, request.a.device, request.a.element_size(), _BUFFERS)
-        if smooth or len(request.a) <= shape[0] or force_visitors() or not _pays(relation):
+        if smooth or request.a.shape[0] <= shape[0] or force_visitors() or not _pays(relation):
             return by_blocks(request)
         work = _ByClass(closeness, relation, margin, request)
         answer, valid, active = work.answer(shape)
@@ -88,7 +88,7 @@ class _ByClass:
         self.weight = None if request.weight is None else request.weight[self.order]
         self.gradient = Gradient(self.a, self.a) if request.gradient else None
         self.space, self.limits = Space(), request.limits
-        n, most = len(self.a), int(relation.n_positives().max())
+        n, most = self.a.shape[0], int(relation.n_positives().max())
         self.reach = self.a.new_full((n, most), -torch.inf)
         self.pull = self.a.new_zeros((n, most), dtype=exact(self.a))
         self.loss = self.a.new_zeros(n, dtype=exact(self.a))
@@ -107,7 +107,7 @@ class _ByClass:
             room -= square.values.numel()
             kept.append(square if room >= 0 else None)
         for rows in squares:
-            for at in spans(len(self.a) - rows.stop, shape[1]):
+            for at in spans(self.a.shape[0] - rows.stop, shape[1]):
                 self._both_ends(rows, slice(rows.stop + at.start, rows.stop + at.stop))
         for rows, anchors in zip(squares, everyones, strict=True):
             self._own(rows, kept.pop(0) or self._tile(rows, rows), anchors)
@@ -116,7 +116,7 @@ class _ByClass:
     def _squares(self, step: int) -> list[slice]:
         """Rows of about so many at a time, which share no class."""
         cuts = [0]
-        while cuts[-1] < len(self.a):
+        while cuts[-1] < self.a.shape[0]:
             fits = bisect_right(self.ends, cuts[-1] + step) - 1
             cuts.append(self.ends[max(fits, bisect_right(self.ends, cuts[-1]))])
         return [slice(*cut) for cut in pairwise(cuts)]

@@ -216,12 +216,12 @@ def _to_proxies(
     """Rows, proxies, and (n,) the proxy of each row."""
     rows = batch("x", x)
     columns = batch("proxies", proxies, like=rows)
-    return rows, columns, class_ids(kept(labels, reduction), like=rows, n_classes=len(columns))
+    return rows, columns, class_ids(kept(labels, reduction), like=rows, n_classes=columns.shape[0])
 
 
 def _each_to(own: Tensor, proxies: Tensor) -> Relation:
     """Each row is similar to its own proxy and to no other."""
-    return Relation(len(own), len(proxies), own.device, one_positive=True, match=own)
+    return Relation(own.shape[0], proxies.shape[0], own.device, one_positive=True, match=own)
 
 
 def _with_margins(
