@@ -131,7 +131,7 @@ def _plain_length(x: Tensor, *, keepdim: bool = False) -> Tensor:
 
 def _can_look(size: Tensor) -> bool:
     """Whether asking for the numbers neither stalls an accelerator nor breaks a trace."""
-    return bool(size.numel()) and size.device.type == "cpu" and not tracing()
+    return bool(size.numel()) and size.is_cpu and not tracing()
 
 
 def brought_down(x: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:

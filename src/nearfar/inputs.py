@@ -130,7 +130,7 @@ def lift(name: str, x: Tensor) -> Tensor:
     so that no later `max(0, margin - distance)` can hide a bad row behind a finite loss.
     """
     if x.dtype in (torch.float32, torch.float64):
-        if x.device.type == "cpu" and not tracing() and isfinite(x.detach().sum().item()):
+        if x.is_cpu and not tracing() and isfinite(x.detach().sum().item()):
             return x  # as it is: every entry is finite, or the sum were not
         return torch.add(x, x, alpha=0)  # x + 0 x: NaN where x is infinite, and one cheap step
     if x.dtype is torch.bool or x.is_complex():
@@ -168,7 +168,7 @@ def above_zero(name: str, value: float | Tensor) -> float | Tensor:
     """
     if isinstance(value, Tensor):
         value = one_number(name, value)
-        if value.device.type == "cpu" and not tracing() and value.item() > 0:
+        if value.is_cpu and not tracing() and value.item() > 0:
             return value
         return torch.where(value > 0, value, torch.nan)
     if not _is_number(value) or not 0 < value < float("inf"):

@@ -223,7 +223,7 @@ class Relation:
 
 def _one_each(column: Tensor, columns: slice, shape: tuple[int, int]) -> Marks | None:
     """Each row with one column of all, (r,), where that lies in the block."""
-    if column.device.type != "cpu":  # a list would stall an accelerator
+    if not column.is_cpu:  # a list would stall an accelerator
         return Masked(column[:, None] == torch.arange(columns.start, columns.stop).to(column))
     (row,) = ((column >= columns.start) & (column < columns.stop)).nonzero(as_tuple=True)
     return Listed(shape, row, column[row] - columns.start) if len(row) else None

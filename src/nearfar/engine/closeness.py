@@ -130,7 +130,7 @@ class Euclidean:
         # No distance feels a common shift. A coordinate is centred where it lies on one side of 0,
         # far from it: there the subtraction is exact, so that close pairs keep their distance.
         low, high = everything.amin(0), everything.amax(0)  # aminmax takes several times as long
-        as_they_are = b is None and a.device.type == "cpu"  # asking would stall a GPU
+        as_they_are = b is None and a.is_cpu  # asking would stall a GPU
         if as_they_are and (low * high).amax().item() <= 0:  # none does: the quicker answer
             return a, None
         centre = low.lerp(high, 0.5)
@@ -243,7 +243,7 @@ def by_distance(distance: Distance) -> Closeness:
 
 def add_rows(to: Tensor, index: Tensor, rows: Tensor, by: float = 1) -> None:
     """Add by * rows[k] to to[index[k]], the same bits every time."""
-    if to.device.type == "cpu":
+    if to.is_cpu:
         to.index_add_(0, index, rows, alpha=by)
     else:  # there index_add_ adds in any order; this one sorts first
         to.index_put_((index,), rows * by, accumulate=True)

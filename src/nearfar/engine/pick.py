@@ -44,7 +44,7 @@ def _moderate(a: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return a, b
     wanted = round(log2(torch.finfo(a.dtype).max) / 2) - 14  # sums of 2^28 squares are finite
     largest = torch.stack([t.abs().amax() for t in given]).amax()
-    if a.device.type == "cpu" and 2.0**-wanted < largest.item() < 2.0**wanted:
+    if a.is_cpu and 2.0**-wanted < largest.item() < 2.0**wanted:
         return a, b
     highest = round(log2(torch.finfo(a.dtype).max)) - 1
     by = torch.ldexp(

@@ -73,4 +73,4 @@ def look_up(
 
 def exact(d: Tensor) -> torch.dtype:
     """What sums are kept in: float64 where the device has it."""
-    return torch.float32 if d.device.type == "mps" else torch.float64
+    return torch.float32 if d.is_mps else torch.float64

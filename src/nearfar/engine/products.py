@@ -184,7 +184,7 @@ def _gains(a: Tensor, n: int) -> bool:
     if terms > (_SHORT if work < _LARGE else _LONG):
         return False
     on = bool(torch.backends.mkldnn.enabled)  # a user may switch it off
-    return on and a.dtype is torch.float32 and a.device.type == "cpu"
+    return on and a.dtype is torch.float32 and a.is_cpu
 
 
 def _by_one_dnn(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -246,7 +246,7 @@ def _kinds(relation: Relation, reduction: Reduction) -> tuple[Tensor | float, Te
 
 def _one_over(count: Tensor) -> Tensor | float:
     """1 / count, 1 for 0; a number where reading it does not stall an accelerator."""
-    if count.device.type == "cpu" and not tracing():
+    if count.is_cpu and not tracing():
         return 1 / max(count.item(), 1)
     return count.clamp(min=1).to(exact(count)).reciprocal()
 

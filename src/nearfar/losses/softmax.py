@@ -72,7 +72,7 @@ def softmax_loss(
     ids = class_ids(target, like=logits, name="target")
     between("label_smoothing", label_smoothing, 0, 1)
     check_reduction(reduction)
-    if logits.device.type == "cpu" and not tracing() and not watched():
+    if logits.is_cpu and not tracing() and not watched():
         # Torch's fused formula is several times as fast, and right where the loss is not near 0.
         try:
             fused = cross_entropy(

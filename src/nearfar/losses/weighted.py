@@ -252,7 +252,7 @@ def softplus_and_slope(x: Tensor) -> tuple[Tensor, Tensor]:
     slope = x.sigmoid()
     # Up to 0 the softplus is -log(1 - sigmoid), which keeps all digits there and takes half as
     # long. Asked on a CPU only: it would stall a GPU.
-    if x.device.type == "cpu" and x.numel() >= _MANY and x.amax().item() <= 0:
+    if x.is_cpu and x.numel() >= _MANY and x.amax().item() <= 0:
         return slope.neg().log1p_().neg_(), slope
     return softplus(x), slope
 
