@@ -90,9 +90,15 @@ def tile(limits: Limits, device: torch.device, itemsize: int, buffers: int) -> t
 
 
 def low_tile(limits: Limits, device: torch.device, itemsize: int, buffers: int) -> tuple[int, int]:
-    """Low and wide: for tiles that are kept, or cost more on the diagonal than elsewhere."""
+    """Half as high: for tiles of which a strip is kept."""
     rows, columns = tile(limits, device, itemsize, buffers)
-    return (rows, columns) if limits.tile else (max(rows // 2, 1), 2 * columns)
+    return (rows, columns) if limits.tile else (max(rows // 2, 1), columns)
+
+
+def wide_tile(limits: Limits, device: torch.device, itemsize: int, buffers: int) -> tuple[int, int]:
+    """Low and twice as wide: where there is more to do for each tile, or on the diagonal."""
+    rows, columns = low_tile(limits, device, itemsize, buffers)
+    return (rows, columns) if limits.tile else (rows, 2 * columns)
 
 
 def block(limits: Limits, device: torch.device, itemsize: int, buffers: int, columns: int) -> int:
@@ -107,17 +113,21 @@ def block(limits: Limits, device: torch.device, itemsize: int, buffers: int, col
 
 
 def strip_shape(
-    limits: Limits, device: torch.device, itemsize: int, buffers: int, columns: int, kept: int = 1
+    shape: tuple[int, int],
+    limits: Limits,
+    device: torch.device,
+    itemsize: int,
+    columns: int,
+    kept: int = 1,
 ) -> tuple[int, int]:
-    """Rows of a strip whose tiles over all `columns` are kept at once, and columns of its tiles.
+    """The shape of a tile with so few rows that their tiles over all `columns` can be kept at once.
 
-    Of what is kept there are `kept` copies, of the tile at work `buffers`.
+    Of what is kept there are `kept` copies.
     """
-    rows, width = low_tile(limits, device, itemsize, buffers)
     if limits.tile:
-        return rows, width
+        return shape
     half = _elements(limits, device, itemsize, 2 * kept)  # the other is for the tile at work
-    return min(rows, half // max(columns, 1)), width
+    return min(shape[0], half // max(columns, 1)), shape[1]
 
 
 def kept_elements(

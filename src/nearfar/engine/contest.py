@@ -13,7 +13,7 @@ from math import inf
 import torch
 from torch import Tensor
 
-from nearfar.engine.budget import strip_shape
+from nearfar.engine.budget import strip_shape, wide_tile
 from nearfar.engine.closeness import Closeness, Tile, add_rows
 from nearfar.engine.products import Gradient, whole
 from nearfar.engine.step import Answer, Executor, Request, show
@@ -100,13 +100,12 @@ def contest(rule: Contest, closeness: Closeness, relation: Relation) -> Executor
         columns = a if b is None else b
         losses = []
         gradient = Gradient(a, columns, request.finish) if request.gradient else None
-        kept = _kept(relation)
-        shape = strip_shape(
-            request.limits, a.device, a.element_size(), _BUFFERS, columns.shape[0], kept
-        )
-        for rows in spans(a.shape[0] if columns.shape[0] else 0, max(shape[0], 1)):
+        limits, device, itemsize, m = request.limits, a.device, a.element_size(), columns.shape[0]
+        shape = wide_tile(limits, device, itemsize, _BUFFERS)
+        shape = strip_shape(shape, limits, device, itemsize, m, _kept(relation))
+        for rows in spans(a.shape[0] if m else 0, max(shape[0], 1)):
             strip = _Strip(rule, rows)
-            for cols in spans(columns.shape[0], shape[1]):
+            for cols in spans(m, shape[1]):
                 block = relation.block(rows, cols)
                 strip.add(cols, closeness.tile(part(a, rows), part(columns, cols)), block)
             losses.append(strip.settle(part(a, rows), request.weight))

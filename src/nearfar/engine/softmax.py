@@ -16,12 +16,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from nearfar.engine.budget import kept_elements, strip_shape
+from nearfar.engine.budget import kept_elements, low_tile, strip_shape
 from nearfar.engine.budget import tile as tile_shape
 from nearfar.engine.elementwise import tiles
 from nearfar.engine.places import exact
 from nearfar.engine.products import Gradient, products, whole
-from nearfar.engine.space import Space
 from nearfar.engine.step import Answer, Executor, Request, show
 from nearfar.marks import Marks
 from nearfar.observe import force_visitors
@@ -234,7 +233,9 @@ def softmax(rule: SoftmaxRule, relation: Relation, *, both: bool = False) -> Exe
         a, b = request.a, request.columns
         bounded = request.bound is not None and request.bound <= _SAFE.get(a.dtype, 0)
         mirrored = relation.symmetric and not force_visitors()
-        shape = strip_shape(request.limits, a.device, a.element_size(), _BUFFERS, b.shape[0])
+        limits, device, itemsize = request.limits, a.device, a.element_size()
+        shape = low_tile(limits, device, itemsize, _BUFFERS)
+        shape = strip_shape(shape, limits, device, itemsize, b.shape[0])
         if both or mirrored or shape[0] < min(max(a.shape[0], 1), _FEWEST_ROWS):
             return _two_passes(rule, relation, request, both, mirrored, bounded)
         return _one_visit(rule, relation, request, shape, bounded)
@@ -250,19 +251,20 @@ def _one_visit(
     valid, count = rule.counts(relation)
     gradient = Gradient(a, b, request.finish) if request.gradient else None
     # One buffer for all strips; a batch that is one strip is done sooner in place.
-    space = Space() if a.shape[0] > shape[0] else None
+    room = a.new_empty(shape[0] * b.shape[0]) if a.shape[0] > shape[0] else None
 
     def taken(rows: slice, columns: slice, side: _Side) -> tuple[slice, Block, Tensor, Tensor]:
         z, block = products(part(a, rows), part(b, columns)), relation.block(rows, columns)
-        to = _place(z) if space is None else space.like(z)
+        if room is None:
+            to = _place(z)
+        else:
+            to = room[z.shape[0] * columns.start : z.shape[0] * columns.stop].view(z.shape)
         terms = _collect(z, block, rule, bounded, to, side)
         return columns, block, z if force_visitors() else terms, terms
 
     def losses(rows: slice) -> Tensor:
         anchors = _Anchors(rule, rows.stop - rows.start, a, bounded)
         side = _Side(anchors, slice(0, rows.stop - rows.start), 1)
-        if space is not None:
-            space.clear()
         strip = [taken(rows, columns, side) for columns in spans(b.shape[0], shape[1])]
         loss = anchors.settle(
             None if valid is None else part(valid, rows),

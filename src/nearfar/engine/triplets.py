@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nearfar.engine import places
 from nearfar.engine.anchors import Anchors
-from nearfar.engine.budget import kept_elements, low_tile
+from nearfar.engine.budget import kept_elements, wide_tile
 from nearfar.engine.closeness import Closeness, Tile
 from nearfar.engine.hinge import Tally, counted, hinges, of_negatives, of_positives
 from nearfar.engine.places import exact
@@ -56,7 +56,7 @@ def every_triplet(
     by_blocks = blockwise(rule, closeness, relation)
 
     def execute(request: Request) -> Answer:
-        shape = low_tile(request.limits, request.a.device, request.a.element_size(), _BUFFERS)
+        shape = wide_tile(request.limits, request.a.device, request.a.element_size(), _BUFFERS)
         if smooth or request.a.shape[0] <= shape[0] or force_visitors() or not _pays(relation):
             return by_blocks(request)
         work = _ByClass(closeness, relation, margin, request)
