@@ -9,7 +9,7 @@ from batch_cases import CASES, Case, gradients, near, over
 from torch import Tensor
 
 from nearfar import batch_triplet_loss, clip_loss, info_nce_loss, siglip_loss
-from nearfar.engine import products, step
+from nearfar.engine import products, softmax, step
 from nearfar.engine.budget import tile_shape
 from nearfar.engine.products import Gradient, squares
 from nearfar.engine.products import products as inner
@@ -218,6 +218,26 @@ def test_forces_on_positives_are_no_part_of_its_sums(
     assert all(force.min() >= 0 for force in forces)  # they push
 
 
+@ONE_DNN
+@pytest.mark.parametrize(("scale", "any_by_one_dnn"), [(39.0, True), (41.0, False)])
+def test_large_logits_are_no_part_of_them_either(
+    scale: float, any_by_one_dnn: bool, one_dnn: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    routine, seen = products._one_dnn, []
+    assert routine is not None
+
+    def watched(a: Tensor, b: Tensor, *rest: object) -> Tensor:
+        seen.append(len(b))
+        return routine(a, b, *rest)
+
+    monkeypatch.setattr(products, "_one_dnn", watched)
+    for loss in (clip_loss, info_nce_loss):
+        given = {"scale": scale} if loss is clip_loss else {"temperature": 1 / scale}
+        seen.clear()
+        loss(rows(24, 8, 1), rows(24, 8, 2), **given)  # without gradients: the logits alone
+        assert bool(seen) == any_by_one_dnn
+
+
 @pytest.fixture
 def gaps(one_dnn: None, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Whether a product, of whatever size, gave oneDNN rows with gaps between them.
@@ -244,7 +264,10 @@ def test_one_dnn_gets_no_rows_with_gaps(gaps: list[bool]) -> None:
 
 @ONE_DNN
 @over(CASES)
-def test_nor_does_it_from_rows_that_lie_column_by_column(case: Case, gaps: list[bool]) -> None:
+def test_nor_does_it_from_rows_that_lie_column_by_column(
+    case: Case, gaps: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(softmax, "fine_products", products.products)  # large logits too
     data = case.draw(24, 8, seed=5).to(torch.float32)
     turned = {name: x.mT.contiguous().mT for name, x in data.rows.items() if x.ndim > 1}
     with tile_shape(7, 10):
