@@ -32,7 +32,7 @@ def products(a: Tensor, b: Tensor) -> Tensor:
 
 
 def fine_products(a: Tensor, b: Tensor) -> Tensor:
-    """The same by MKL always, for logits so large that what oneDNN loses shows in their softmax."""
+    """The same by torch.mm always: of large logits, what oneDNN loses shows in their softmax."""
     return torch.mm(a, b.T)
 
 
