@@ -4,6 +4,7 @@ Every bound here would be broken by one N x N matrix, be it of single bytes.
 """
 
 from collections.abc import Callable
+from math import inf
 from typing import Any
 from weakref import WeakSet
 
@@ -17,6 +18,8 @@ from torch.utils._pytree import tree_leaves
 
 import nearfar
 from nearfar import memory_budget
+from nearfar.engine import products
+from nearfar.engine.budget import tile_shape
 
 N, D, BUDGET = 2048, 16, 2**20
 
@@ -27,11 +30,13 @@ class Allocations(TorchDispatchMode):
     Attributes:
         peak: the most bytes that lived at once.
         largest: the largest single storage, in bytes.
+        made: the bytes of each, in the order of their making.
     """
 
     def __init__(self, *known: Tensor) -> None:
         super().__init__()
         self.peak = self.largest = 0
+        self.made: list[int] = []
         self._known = {a.untyped_storage()._cdata for a in known}
         self._living: dict[int, tuple[StorageWeakRef, int]] = {}
 
@@ -43,6 +48,8 @@ class Allocations(TorchDispatchMode):
             if isinstance(tensor, Tensor):
                 storage = tensor.untyped_storage()
                 if storage._cdata not in self._known:
+                    if storage._cdata not in self._living:
+                        self.made.append(storage.nbytes())
                     self._living[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
                     self.largest = max(self.largest, storage.nbytes())
         self._living = {k: v for k, v in self._living.items() if not v[0].expired()}
@@ -269,6 +276,16 @@ def test_the_rows_of_two_towers_make_room_for_their_gradient(
     with memory_budget(2**18), Allocations(x, y) as allocations:
         loss(x, y)
     assert 3 * x.nbytes <= allocations.peak <= 3.75 * x.nbytes
+
+
+def test_a_strip_is_computed_where_it_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not tile by tile elsewhere: the allocator would keep gaps of up to half the memory taken."""
+    monkeypatch.setattr(products, "_FEWEST", inf)  # oneDNN takes no place to put them
+    x, y = (torch.randn(1024, 4).requires_grad_() for _ in range(2))
+    with tile_shape(64, 256), Allocations(x, y) as allocations:
+        nearfar.info_nce_loss(x, y).backward()
+    assert allocations.largest == 64 * 1024 * 4
+    assert sum(size >= 64 * 256 * 4 for size in allocations.made) == 1
 
 
 def test_what_a_sum_was_made_of_is_not_kept() -> None:

@@ -8,18 +8,29 @@ import torch
 from batch_cases import CASES, Case, gradients, near, over
 from torch import Tensor
 
-from nearfar import batch_triplet_loss, clip_loss, info_nce_loss, siglip_loss
-from nearfar.engine import products, softmax, step
+from nearfar import (
+    batch_triplet_loss,
+    circle_loss,
+    clip_loss,
+    info_nce_loss,
+    multi_similarity_loss,
+    nt_xent_loss,
+    proxy_anchor_loss,
+    siglip_loss,
+    sup_con_loss,
+)
+from nearfar.engine import products, step
 from nearfar.engine.budget import tile_shape
 from nearfar.engine.products import Gradient, squares
 from nearfar.engine.products import products as inner
 
-ONE_DNN = pytest.mark.skipif(not products._THERE, reason="no oneDNN, or no AVX-512")
+ONE_DNN = pytest.mark.skipif(products._one_dnn is None, reason="no oneDNN")
 
 
 @pytest.fixture
 def one_dnn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wherever it is exact enough, whatever the size."""
+    """Wherever it is exact enough, whatever the size, on a CPU that gains nothing by it too."""
+    monkeypatch.setattr(products, "_THERE", True)
     for name in ("_FEWEST", "_FEWEST_ROWS", "_LARGE"):
         monkeypatch.setattr(products, name, 0)
 
@@ -158,6 +169,7 @@ def refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AskedError
 
+    monkeypatch.setattr(products, "_THERE", True)
     monkeypatch.setattr(products, "_one_dnn", refuse)
 
 
@@ -218,11 +230,31 @@ def test_forces_on_positives_are_no_part_of_its_sums(
     assert all(force.min() >= 0 for force in forces)  # they push
 
 
+LABELS = torch.arange(24) // 2
+BY_SCALE: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+    "clip": lambda x, y, scale: clip_loss(x, y, scale=scale),
+    "siglip": lambda x, y, scale: siglip_loss(x, y, scale=scale, bias=-2.0),
+    "info_nce": lambda x, y, scale: info_nce_loss(x, y, temperature=1 / scale),
+    "sup_con": lambda x, _, scale: sup_con_loss(x, LABELS, temperature=1 / scale),
+    "nt_xent": lambda x, _, scale: nt_xent_loss(x, LABELS, temperature=1 / scale),
+    "circle": lambda x, _, scale: circle_loss(x, LABELS, margin=0, scale=scale),
+    "attracting": lambda x, _, scale: multi_similarity_loss(x, LABELS, alpha=scale, beta=1.0),
+    "repelling": lambda x, _, scale: multi_similarity_loss(x, LABELS, alpha=1.0, beta=scale),
+    "proxy_anchor": lambda x, y, scale: proxy_anchor_loss(x, y, LABELS, scale=scale),
+}
+LOGITS = {  # loss, whether by oneDNN
+    **{f"{name} {scale}": (partial(f, scale=scale), scale < 16)
+       for name, f in BY_SCALE.items() for scale in (15.0, 17.0)},
+    "unknown": (partial(clip_loss, scale=1.0, normalize=False), False),
+}  # fmt: skip
+
+
 @ONE_DNN
-@pytest.mark.parametrize(("scale", "any_by_one_dnn"), [(39.0, True), (41.0, False)])
+@pytest.mark.parametrize("name", LOGITS)
 def test_large_logits_are_no_part_of_them_either(
-    scale: float, any_by_one_dnn: bool, one_dnn: None, monkeypatch: pytest.MonkeyPatch
+    name: str, one_dnn: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Unless they are sums so short that it loses nothing."""
     routine, seen = products._one_dnn, []
     assert routine is not None
 
@@ -231,11 +263,13 @@ def test_large_logits_are_no_part_of_them_either(
         return routine(a, b, *rest)
 
     monkeypatch.setattr(products, "_one_dnn", watched)
-    for loss in (clip_loss, info_nce_loss):
-        given = {"scale": scale} if loss is clip_loss else {"temperature": 1 / scale}
-        seen.clear()
-        loss(rows(24, 8, 1), rows(24, 8, 2), **given)  # without gradients: the logits alone
-        assert bool(seen) == any_by_one_dnn
+    loss, by_one_dnn = LOGITS[name]
+    loss(rows(24, 8, 1), rows(24, 8, 2))  # without gradients: the logits alone
+    assert seen
+    seen.clear()
+    monkeypatch.setattr(products, "_ALIKE", 7)
+    loss(rows(24, 8, 1), rows(24, 8, 2))
+    assert bool(seen) == by_one_dnn
 
 
 @pytest.fixture
@@ -267,7 +301,6 @@ def test_one_dnn_gets_no_rows_with_gaps(gaps: list[bool]) -> None:
 def test_nor_does_it_from_rows_that_lie_column_by_column(
     case: Case, gaps: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(softmax, "fine_products", products.products)  # large logits too
     data = case.draw(24, 8, seed=5).to(torch.float32)
     turned = {name: x.mT.contiguous().mT for name, x in data.rows.items() if x.ndim > 1}
     with tile_shape(7, 10):

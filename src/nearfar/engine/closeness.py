@@ -43,8 +43,14 @@ class Closeness(Protocol):
         """Rows and columns (None: the rows themselves) as `tile` wants them."""
         ...
 
-    def tile(self, a: Tensor, b: Tensor) -> Tile:
-        """The closeness of rows `a` (r, d) to columns `b` (c, d)."""
+    def tile(self, a: Tensor, b: Tensor, bound: float = 1.0) -> Tile:
+        """How close rows are to columns.
+
+        Args:
+            a: (r, d) prepared rows.
+            b: (c, d) prepared columns.
+            bound: no exponent made of the closeness is larger in size than this; inf: not known.
+        """
         ...
 
     def pull_back(
@@ -83,8 +89,8 @@ class Product:
     def prepare(self, a: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return a, b
 
-    def tile(self, a: Tensor, b: Tensor) -> Tile:
-        return Tile(products(a, b))
+    def tile(self, a: Tensor, b: Tensor, bound: float = 1.0) -> Tile:
+        return Tile(products(a, b, bound))
 
     def pull_back(
         self,
@@ -104,8 +110,8 @@ class CosineDistance(Product):
 
     toward = 1
 
-    def tile(self, a: Tensor, b: Tensor) -> Tile:
-        return Tile(products(a, b).neg_().add_(1))
+    def tile(self, a: Tensor, b: Tensor, bound: float = 1.0) -> Tile:
+        return Tile(products(a, b, bound).neg_().add_(1))
 
 
 class Euclidean:
@@ -140,7 +146,7 @@ class Euclidean:
         # New tensors: `tile` must not take an array passed twice for rows with themselves.
         return a - centre, None if b is None else b - centre
 
-    def tile(self, a: Tensor, b: Tensor) -> Tile:
+    def tile(self, a: Tensor, b: Tensor, bound: float = 1.0) -> Tile:
         of_a = torch.linalg.vecdot(a, a)
         of_b = of_a if same(a, b) else torch.linalg.vecdot(b, b)
         if not (a.shape[0] and b.shape[0]):

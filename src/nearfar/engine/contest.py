@@ -34,12 +34,14 @@ class Contest:
         slope: closeness of negatives -> the derivative of the exponent.
         settle: what the loss makes of the sum and the positives.
         counts: (n,) numbers of positives and of negatives -> how much each anchor counts.
+        scale: by which an exponent is at most larger than its closeness.
     """
 
     exponent: Callable[[Tensor], Tensor]
     slope: Callable[[Tensor], Tensor | float]
     settle: Settle
     counts: Callable[[Tensor, Tensor], Tensor]
+    scale: float = 1.0
 
     def rows(self, closeness: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
         """The same as a `rows` rule, for the dense and the streaming executor."""
@@ -98,7 +100,7 @@ def contest(rule: Contest, closeness: Closeness, relation: Relation) -> Executor
     def execute(request: Request) -> Answer:
         a, b = closeness.prepare(request.a, request.b)
         columns = a if b is None else b
-        losses = []
+        losses, bound = [], request.bound * rule.scale
         gradient = Gradient(a, columns, request.finish) if request.gradient else None
         limits, device, itemsize, m = request.limits, a.device, a.element_size(), columns.shape[0]
         shape = wide_tile(limits, device, itemsize, _BUFFERS)
@@ -106,8 +108,8 @@ def contest(rule: Contest, closeness: Closeness, relation: Relation) -> Executor
         for rows in spans(a.shape[0] if m else 0, max(shape[0], 1)):
             strip = _Strip(rule, rows)
             for cols in spans(m, shape[1]):
-                block = relation.block(rows, cols)
-                strip.add(cols, closeness.tile(part(a, rows), part(columns, cols)), block)
+                tile = closeness.tile(part(a, rows), part(columns, cols), bound)
+                strip.add(cols, tile, relation.block(rows, cols))
             losses.append(strip.settle(part(a, rows), request.weight))
             if gradient is None:
                 continue

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nearfar.engine.budget import Limits, tile
+from nearfar.engine.budget import tile
 from nearfar.engine.closeness import Closeness, Tile
 from nearfar.engine.products import Gradient, whole
 from nearfar.engine.step import Answer, Executor, Request, show
@@ -69,7 +69,7 @@ def elementwise(rule: PairRule, closeness: Closeness, relation: Relation) -> Exe
         columns = a if b is None else b
         per_row, forces = a.new_zeros(a.shape[0]), None if request.bias is None else a.new_zeros(())
         gradient = Gradient(a, columns, request.finish) if request.gradient else None
-        for visit in visits(closeness, relation, a, columns, request.limits):
+        for visit in visits(closeness, relation, a, columns, request):
             rows, cols, twice = visit.rows, visit.columns, visit.twice
             c, block = visit.tile, visit.block
             if request.bias is not None:
@@ -107,13 +107,13 @@ class Visit:
 
 
 def visits(
-    closeness: Closeness, relation: Relation, a: Tensor, columns: Tensor, limits: Limits
+    closeness: Closeness, relation: Relation, a: Tensor, columns: Tensor, request: Request
 ) -> Iterator[Visit]:
     """Every tile of prepared rows and columns, one after the other."""
     mirrored = relation.symmetric and not force_visitors()
-    shape = tile(limits, a.device, a.element_size(), _BUFFERS)
+    shape = tile(request.limits, a.device, a.element_size(), _BUFFERS)
     for rows, cols, twice in tiles(a.shape[0], columns.shape[0], shape, mirrored):
-        between = closeness.tile(part(a, rows), part(columns, cols))
+        between = closeness.tile(part(a, rows), part(columns, cols), request.bound)
         yield Visit(rows, cols, twice, between, relation.block(rows, cols))
 
 

@@ -22,7 +22,7 @@ def overlapping(rule: PairRule, closeness: Closeness, relation: Relation, mean: 
 
     def execute(request: Request) -> Answer:
         a, b = closeness.prepare(request.a, request.b)
-        walk = partial(visits, closeness, relation, a, a if b is None else b, request.limits)
+        walk = partial(visits, closeness, relation, a, a if b is None else b, request)
         overlap = _find(walk(), a)
         within = replace(
             rule,

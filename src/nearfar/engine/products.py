@@ -21,19 +21,27 @@ _one_dnn: Callable[..., Tensor] | None = getattr(torch.ops.mkldnn, "_linear_poin
 _THERE = _one_dnn is not None and torch.backends.cpu.get_cpu_capability() == "AVX512"
 # Measured: with fewer multiplications, or fewer rows of either kind, nothing is gained.
 _FEWEST, _FEWEST_ROWS = 2**25, 256
-# Sums of so many terms have up to 1.4 times the rounding error of torch.mm's, of so many up to 1.7
-# times, which only a product of so many multiplications is worth.
-_SHORT, _LONG, _LARGE = 256, 1024, 2**28
+# Sums of so many terms have the rounding error of torch.mm's, of so many up to 1.4 times, of so many
+# up to 1.7 times, which only a product of so many multiplications is worth.
+_ALIKE, _SHORT, _LONG, _LARGE = 128, 256, 1024, 2**28
+# Of exponents that may be larger, the rounding errors are most of what their exponentials have.
+_MODEST = 16.0
 
 
-def products(a: Tensor, b: Tensor) -> Tensor:
-    """(r, c) inner products of rows `a` (r, d) and `b` (c, d)."""
-    return _by_one_dnn(a, b) if _gains(a, b.shape[0]) else torch.mm(a, b.T)
+def products(a: Tensor, b: Tensor, bound: float = 1.0, *, out: Tensor | None = None) -> Tensor:
+    """The inner products of rows.
 
+    Args:
+        a: (r, d).
+        b: (c, d).
+        bound: no exponent made of them is larger in size than this; inf: not known.
+        out: (r, c) where they may be put, and are where that costs nothing.
 
-def fine_products(a: Tensor, b: Tensor) -> Tensor:
-    """The same by torch.mm always: of large logits, what oneDNN loses shows in their softmax."""
-    return torch.mm(a, b.T)
+    Returns:
+        (r, c).
+    """
+    fine = bound <= _MODEST or a.shape[1] <= _ALIKE
+    return _by_one_dnn(a, b) if fine and _gains(a, b.shape[0]) else torch.mm(a, b.T, out=out)
 
 
 def squares(a: Tensor, b: Tensor, of_a: Tensor, of_b: Tensor) -> Tensor:

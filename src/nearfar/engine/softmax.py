@@ -20,7 +20,7 @@ from nearfar.engine.budget import kept_elements, low_tile, strip_shape
 from nearfar.engine.budget import tile as tile_shape
 from nearfar.engine.elementwise import tiles
 from nearfar.engine.places import exact
-from nearfar.engine.products import Gradient, fine_products, products, whole
+from nearfar.engine.products import Gradient, products, whole
 from nearfar.engine.step import Answer, Executor, Request, show
 from nearfar.marks import Marks
 from nearfar.observe import force_visitors
@@ -231,7 +231,7 @@ def softmax(rule: SoftmaxRule, relation: Relation, *, both: bool = False) -> Exe
 
     def execute(request: Request) -> Answer:
         a, b = request.a, request.columns
-        bounded = request.bound is not None and request.bound <= _SAFE.get(a.dtype, 0)
+        bounded = request.bound <= _SAFE.get(a.dtype, 0)
         mirrored = relation.symmetric and not force_visitors()
         limits, device, itemsize = request.limits, a.device, a.element_size()
         shape = low_tile(limits, device, itemsize, _BUFFERS)
@@ -243,30 +243,23 @@ def softmax(rule: SoftmaxRule, relation: Relation, *, both: bool = False) -> Exe
     return execute
 
 
-def _multiply(request: Request, bounded: bool) -> Callable[[Tensor, Tensor], Tensor]:
-    """How the logits are taken: finely where they are known to be large."""
-    return products if bounded or request.bound is None else fine_products
-
-
 def _one_visit(
     rule: SoftmaxRule, relation: Relation, request: Request, shape: tuple[int, int], bounded: bool
 ) -> Answer:
     """Row by row: all tiles of a strip of rows are kept until its sums are known."""
     a, b = request.a, request.columns
-    multiply = _multiply(request, bounded)
     valid, count = rule.counts(relation)
     gradient = Gradient(a, b, request.finish) if request.gradient else None
     # One buffer for all strips; a batch that is one strip is done sooner in place.
     room = a.new_empty(shape[0] * b.shape[0]) if a.shape[0] > shape[0] else None
 
     def taken(rows: slice, columns: slice, side: _Side) -> tuple[slice, Block, Tensor, Tensor]:
-        z, block = multiply(part(a, rows), part(b, columns)), relation.block(rows, columns)
-        if room is None:
-            to = _place(z)
-        else:
-            to = room[z.shape[0] * columns.start : z.shape[0] * columns.stop].view(z.shape)
-        terms = _collect(z, block, rule, bounded, to, side)
-        return columns, block, z if force_visitors() else terms, terms
+        n, block, seen = rows.stop - rows.start, relation.block(rows, columns), force_visitors()
+        to = None if room is None else room[n * columns.start : n * columns.stop].view(n, -1)
+        given = None if seen else to  # who watches sees the logits too
+        z = products(part(a, rows), part(b, columns), request.bound, out=given)
+        terms = _collect(z, block, rule, bounded, _place(z) if to is None else to, side)
+        return columns, block, z if seen else terms, terms
 
     def losses(rows: slice) -> Tensor:
         anchors = _Anchors(rule, rows.stop - rows.start, a, bounded)
@@ -298,7 +291,6 @@ def _two_passes(
 ) -> Answer:
     """One pass over the tiles for the sums, and one, with the products taken again, for forces."""
     a, b = request.a, request.columns
-    multiply = _multiply(request, bounded)
     shape = tile_shape(request.limits, a.device, a.element_size(), _BUFFERS)
     visits = tiles(a.shape[0], b.shape[0], shape, mirrored)
     # Where the columns are anchors too, they come after the rows; mirrored, they are the rows.
@@ -307,7 +299,8 @@ def _two_passes(
     room = kept_elements(request.limits, a.device, a.element_size(), shape)
     kept: list[tuple[Tensor, Block, Tensor]] = []
     for rows, columns, twice in visits:
-        z, block = multiply(part(a, rows), part(b, columns)), relation.block(rows, columns)
+        z = products(part(a, rows), part(b, columns), request.bound)
+        block = relation.block(rows, columns)
         sides = _sides(anchors, rows, columns, first, both or twice)
         terms = _collect(z, block, rule, bounded, _place(z), *sides)
         room -= terms.numel()
@@ -328,7 +321,8 @@ def _two_passes(
         if kept:
             z, block, terms = kept.pop()
         else:
-            z, block = multiply(part(a, rows), part(b, columns)), relation.block(rows, columns)
+            z = products(part(a, rows), part(b, columns), request.bound)
+            block = relation.block(rows, columns)
             terms = _terms(z, block, rule, bounded, _place(z))
         sides = _sides(anchors, rows, columns, first, both or twice)
         force = _forces(terms, block, *sides)

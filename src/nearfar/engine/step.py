@@ -9,6 +9,7 @@ through the normalisation: the gradient of a scalar is finished in the forward p
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ class Request:
         bias: added to every closeness.
         weight: (n,) by which each row's loss counts in the gradient; None: all by 1.
         scale: by which the products of rows and columns were scaled.
-        bound: no product of a row and a column is larger in size than this; None: not known.
+        bound: no product of a row and a column is larger in size than this; inf: not known.
         gradient: whether a gradient is wanted.
         finish: takes the gradient of some rows of `a`, in whose place it may put it; None: that
             of all rows is wanted at the end.
@@ -47,7 +48,7 @@ class Request:
     bias: Tensor | None
     weight: Tensor | None
     scale: Tensor | float
-    bound: float | None
+    bound: float
     gradient: bool
     finish: Finish | None
     limits: Limits
@@ -261,7 +262,7 @@ def _compute(
                 None if shift is None else shift.reshape(()),
                 weight,
                 1.0 if scale is None else scale,
-                _bound(scale, x.device) if job.normalize else None,
+                _bound(scale, x.device) if job.normalize else inf,
                 gradient,
                 None if b is None or columns is None else rows.finish,
                 job.limits,
@@ -312,10 +313,10 @@ def _full_precision(device: str) -> AbstractContextManager[object]:
     return torch.autocast(device, enabled=False) if on else nullcontext()
 
 
-def _bound(scale: Tensor | float | None, device: torch.device) -> float | None:
+def _bound(scale: Tensor | float | None, device: torch.device) -> float:
     """How large a product of unit rows can be; unknown where reading it would stall a GPU."""
     if isinstance(scale, Tensor):
-        return abs(scale.item()) if device.type == "cpu" else None
+        return abs(scale.item()) if device.type == "cpu" else inf
     return 1.0 if scale is None else abs(scale)
 
 

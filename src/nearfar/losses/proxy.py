@@ -203,6 +203,7 @@ def proxy_anchor_loss(
         slope=lambda s: scale,
         settle=settle,
         counts=lambda positives, negatives: torch.ones_like(positives),
+        scale=scale,
     )
     over_rows: Reduction = "sum" if reduction == "mean" else reduction
     return run(

@@ -79,6 +79,7 @@ def multi_similarity_loss(
         slope=lambda s: beta,
         settle=settle,
         counts=lambda positives, negatives: positives + negatives > 0,
+        scale=max(alpha, beta),
     )
     rows, columns, relation = compare(
         x, labels, reference, reference_labels, reference_self, reduction
@@ -157,7 +158,11 @@ def circle_loss(
         return softplus(near + far), wrong, wrong.index_select(0, anchor) * share * -pull
 
     rule = Contest(
-        exponent=lambda s: push(s) * (s - margin), slope=push, settle=settle, counts=have_both
+        exponent=lambda s: push(s) * (s - margin),
+        slope=push,
+        settle=settle,
+        counts=have_both,
+        scale=scale * (1 + margin),
     )
     rows, columns, relation = compare(
         x, labels, reference, reference_labels, reference_self, reduction
