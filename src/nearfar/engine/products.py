@@ -21,8 +21,8 @@ _one_dnn: Callable[..., Tensor] | None = getattr(torch.ops.mkldnn, "_linear_poin
 _THERE = _one_dnn is not None and torch.backends.cpu.get_cpu_capability() == "AVX512"
 # Measured: with fewer multiplications, or fewer rows of either kind, nothing is gained.
 _FEWEST, _FEWEST_ROWS = 2**25, 256
-# Sums of so many terms have the rounding error of torch.mm's, of so many up to 1.4 times, of so many
-# up to 1.7 times, which only a product of so many multiplications is worth.
+# Sums of so many terms have the rounding error of torch.mm's, of so many up to 1.4 times, and of so
+# many up to 1.7 times, which only a product of so many multiplications is worth.
 _ALIKE, _SHORT, _LONG, _LARGE = 128, 256, 1024, 2**28
 # Of exponents that may be larger, the rounding errors are most of what their exponentials have.
 _MODEST = 16.0
