@@ -7,6 +7,7 @@ from functools import partial
 from itertools import product
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from batch_cases import CASES, DTYPES, IN_BATCH, LOW, PLAIN, Case, Data, gradients, over
@@ -398,6 +399,34 @@ def test_labels_may_change_before_the_backward_pass(case: Case) -> None:
         found.append(torch.autograd.grad(loss.sum(), list(leaves.values()), allow_unused=True))
     for kept, changed in zip(*found, strict=True):
         assert kept is None or torch.equal(kept, changed)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda x, y: nearfar.clip_loss(x, y, scale=5.0, reduction="none"),
+        lambda x, y: nearfar.siglip_loss(y, x, scale=5.0, bias=-1.0, reduction="none"),
+        lambda x, y: nearfar.sup_con_loss(
+            x, range(9), reference=y, reference_labels=range(9), reduction="none"
+        ),
+        lambda x, y: nearfar.proxy_softmax_loss(x, y, range(9), reduction="none"),
+    ],
+)
+def test_arrays_may_change_before_the_backward_pass(
+    loss: Callable[[Tensor, np.ndarray[Any, Any]], Tensor],
+) -> None:
+    """Of them autograd does not notice it."""
+    x, y = torch.randn(2, 9, 4, generator=torch.Generator().manual_seed(0)).unbind()
+    found = []
+    for change in (False, True):
+        array = y.numpy().copy()
+        leaf = x.clone().requires_grad_()
+        value = loss(leaf, array).sum()
+        if change:
+            array[:] = 0.5
+        value.backward()
+        found.append(leaf.grad)
+    assert torch.equal(*found)
 
 
 @pytest.mark.parametrize("size", [2.0**70, 2.0**-60])

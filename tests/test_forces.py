@@ -95,6 +95,27 @@ def test_one_comparison_at_a_time():
         nf.forces(lambda *data: nf.sup_con_loss(*data) + nf.nt_xent_loss(*data), x, labels)
 
 
+def test_the_loss_as_called():
+    """What is done with the loss before it is returned counts too."""
+    x, labels = batch()
+    plain = nf.forces(nf.sup_con_loss, x, labels, k=3)
+
+    def called(x, labels):
+        return 3 * nf.sup_con_loss(x, labels) + x.square().sum()
+
+    shown = nf.forces(called, x, labels, k=3)
+    for name in ("force", "pull", "push"):
+        torch.testing.assert_close(getattr(shown, name), 3 * getattr(plain, name))
+    assert shown.loss == pytest.approx(3 * plain.loss + x.square().sum().item())
+    with torch.inference_mode():
+        torch.testing.assert_close(nf.forces(called, x, labels, k=3).force, shown.force)
+    with pytest.raises(TypeError, match="mean or sum"):
+        nf.forces(lambda *data: nf.sup_con_loss(*data, reduction="none").sum(), x, labels)
+    nothing = {"reference": x[:0], "reference_labels": labels[:0]}
+    with pytest.raises(ValueError, match="nothing to compare with"):
+        nf.forces(nf.sup_con_loss, x, labels, **nothing)
+
+
 def test_what_the_loss_takes_forces_takes():
     x, labels = batch()
     whole = (8 * x).round().long()

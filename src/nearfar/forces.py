@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nearfar.engine.step import upstream
 from nearfar.inputs import ArrayLike, lift, tensor
 from nearfar.observe import watch_forces
 from nearfar.relation import Block
@@ -70,7 +71,8 @@ def forces(loss: Callable[..., Tensor], *data: ArrayLike, k: int = 10, **keyword
     r"""The strongest pulls and pushes of a whole-batch loss, and their totals an anchor.
 
     The loss is run once and shows its forces tile by tile, :math:`\partial L / \partial d_{ij}`
-    for the loss as called, its reduction included; the matrix is never stored.
+    for the loss as called, its reduction and what it is multiplied with included; the matrix is
+    never stored.
 
     Args:
         loss: a whole-batch, two-tower or proxy loss, as a function or a module.
@@ -83,8 +85,8 @@ def forces(loss: Callable[..., Tensor], *data: ArrayLike, k: int = 10, **keyword
 
     Raises:
         TypeError: a loss on aligned rows or no loss of nearfar's; `explain` shows the former.
-        ValueError: as the loss itself; no rows; a loss made of two comparisons, as InfoNCE both
-            ways with hard negatives.
+        ValueError: as the loss itself; no rows, or nothing to compare them with; a loss made of
+            two comparisons, as InfoNCE both ways with hard negatives.
 
     >>> from nearfar import sup_con_loss
     >>> x = torch.tensor([[1.0, 0], [0.8, 0.6], [0, 1], [-0.5, 0.9]])
@@ -110,13 +112,17 @@ def forces(loss: Callable[..., Tensor], *data: ArrayLike, k: int = 10, **keyword
         # A loss without gradient has no forces to show.
         rows[0] = lift("argument 0", rows[0].detach()).detach().requires_grad_()
         value = loss(*rows, **keywords)
-    if isinstance(value, tuple):  # the statistics come with it
-        value = value[0]
-    if value.ndim or not strongest.best:
+        if isinstance(value, tuple):  # the statistics come with it
+            value = value[0]
+        by = None if value.ndim else upstream(value)
+    if by is None or by.ndim:
         raise TypeError(
             "forces knows nearfar's whole-batch losses with reduction mean or sum, such as "
             f"sup_con_loss or CLIPLoss(scale=20); got {loss!r}. For aligned rows use explain."
         )
+    if not strongest.best:
+        raise ValueError("forces needs a pair at least: there is nothing to compare with.")
+    strongest.scale(by)
     return strongest.result(float(value.detach()))
 
 

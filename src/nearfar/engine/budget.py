@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from math import inf
+from numbers import Real
 
 import torch
 
@@ -36,8 +37,9 @@ def current_limits() -> Limits:
 def memory_budget(budget: int) -> Iterator[None]:
     """Bound the working memory of every whole-batch loss called inside the block.
 
-    The work buffers stay below `budget` bytes; what must be there whatever the tile (the
-    gradients, and the unit rows where rows are normalised) comes on top. The default is 128 MiB on
+    The work buffers stay below `budget` bytes; what must be there whatever the tile comes on top:
+    the gradients, the unit rows where rows are normalised, a few numbers for each column that a
+    row is compared with, and a mebibyte where multi-labels are counted. The default is 128 MiB on
     a CPU and 1 GiB on an accelerator. The budget changes speed and memory, never the result beyond
     rounding.
 
@@ -53,8 +55,8 @@ def memory_budget(budget: int) -> Iterator[None]:
     ...     clip_loss(x, x, scale=10.0)
     tensor(9.0796e-05)
     """
-    if not isinstance(budget, int | float) or not 2**16 <= budget < inf:
-        raise ValueError(f"budget must be at least {2**16} bytes, got {budget!r}.")
+    if not isinstance(budget, Real) or not 2**16 <= budget < inf:
+        raise ValueError(f"budget must be a number of bytes, at least {2**16}, got {budget!r}.")
     with _set(Limits(budget=int(budget))):
         yield
 

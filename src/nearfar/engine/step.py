@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from nearfar.distance import brought_down
 from nearfar.engine.budget import Limits, current_limits
@@ -167,7 +168,7 @@ class _Step(torch.autograd.Function):
         weighted = per_row if job.weight is None else per_row * job.weight
         if job.reduction == "none":
             ctx.inputs = scale, bias
-            ctx.save_for_backward(*_tensors(x, y, scale, bias))
+            ctx.save_for_backward(*map(_owned, _tensors(x, y, scale, bias)))
             return weighted.to(_wide(x, y))
         # A sum may be too large for the dtype of its mean.
         total, ctx.whole = weighted.sum(dtype=exact(weighted)), None
@@ -203,6 +204,23 @@ class _Step(torch.autograd.Function):
         return None, *map(_fitted, gradients, ctx.given)
 
 
+def upstream(value: Tensor) -> Tensor | None:
+    """The derivative of `value` by the loss that the step before it returned; None: there is none.
+
+    1 where `value` is that loss itself.
+    """
+    seen, open_nodes = set(), [value.grad_fn]
+    while open_nodes:
+        node = open_nodes.pop()
+        if node is None or node in seen:
+            continue
+        if isinstance(node, _Step._backward_cls):
+            return torch.autograd.grad(value, GradientEdge(node, 0), retain_graph=True)[0]
+        seen.add(node)
+        open_nodes += [before for before, _ in node.next_functions]
+    return None
+
+
 def _no_transform() -> None:
     if transformed():
         raise RuntimeError(
@@ -229,6 +247,13 @@ def _fitted(gradient: Tensor | None, given: _Given) -> Tensor | None:
         gradient = gradient.clamp_(-largest, largest)
     gradient = gradient.to(dtype)
     return gradient if gradient.shape == shape else gradient.reshape(shape)
+
+
+def _owned(value: Tensor | None) -> Tensor | None:
+    """A copy of what lies in memory that is not torch's, as an array's: it may change unseen."""
+    if value is None or value.untyped_storage().resizable():
+        return value
+    return value.clone()
 
 
 def _tensors(*values: Tensor | float | None) -> tuple[Tensor | None, ...]:
