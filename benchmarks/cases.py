@@ -4,20 +4,24 @@ A new loss is one more row: its function, its formula in `textbook.py`, what its
 hyperparameters, and its peers.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import exp
+from shutil import which
 from typing import Any
 
 import peers
 import textbook
 import torch
+from measure import installed
 from peers import Loss
 from torch import Tensor
 
 import nearfar
 
 PER_CLASS = 8
+COMPILED = "compiled textbook"
 
 
 @dataclass(frozen=True)
@@ -107,8 +111,20 @@ class Case:
         def built(peer: Peer) -> Callable[[Data], Loss]:
             return lambda data: peer.build(*data.embeddings, *data.labels, **data.hyper)
 
-        theirs = {name: built(peer) for name, peer in self.peers.items()}
-        return {"nearfar": plain(self.ours), "textbook": plain(self.textbook), **theirs}
+        return {
+            "nearfar": plain(self.ours),
+            "textbook": plain(self.textbook),
+            COMPILED: lambda data: plain(torch.compile(self.textbook))(data),
+            **{name: built(peer) for name, peer in self.peers.items()},
+        }
+
+    def missing(self, contender: str) -> str | None:
+        """What has to be installed before a contender can run; None: nothing."""
+        if contender == COMPILED:
+            compiler = which(os.environ.get("CXX", "g++")) or which("clang++")
+            return None if compiler else "a C++ compiler"
+        package = self.peers[contender].package if contender in self.peers else None
+        return None if package is None or installed(package) else f"pip install {package}"
 
 
 def forward_backward(loss: Loss, data: Data) -> Callable[[], float]:

@@ -1,7 +1,7 @@
 """How much faster and smaller than the peers? Forward and backward, float32, on the CPU.
 
-Peers: the textbook formula in plain torch (for CLIP also with a product for each direction, as
-open_clip has it), pytorch-metric-learning, sentence-transformers.
+Peers: the textbook formula in plain torch, as it is and by torch.compile (for CLIP also with a
+product for each direction, as open_clip has it), pytorch-metric-learning, sentence-transformers.
 
     pip install nearfar pytorch-metric-learning sentence-transformers
     python benchmarks/speed.py [--large] [--only clip] [--json speed.json]
@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from cases import CASES, Case, forward_backward
-from measure import Timing, arguments, header, in_turns, installed, save, table, verdict
+from measure import Timing, arguments, header, in_turns, save, table, verdict
 from peak import in_fresh_processes
 
 PRODUCT = (4096, 4096, 512)
@@ -132,11 +132,10 @@ def answers(question: Question, result: dict[str, Any]) -> list[str]:
 
 
 def _is_there(case: Case, contender: str) -> bool:
-    package = case.peers[contender].package if contender in case.peers else None
-    there = package is None or installed(package) is not None
-    if not there:
-        print(f"\n(left out: pip install {package})")
-    return there
+    missing = case.missing(contender)
+    if missing:
+        print(f"\n({contender} is left out: {missing})")
+    return missing is None
 
 
 def _product() -> Any:
