@@ -133,14 +133,18 @@ def strip_shape(
 
 
 def kept_elements(
-    limits: Limits, device: torch.device, itemsize: int, shape: tuple[int, int]
+    limits: Limits, device: torch.device, itemsize: int, shape: tuple[int, int], copies: int = 1
 ) -> int:
-    """How many elements of the tiles of a first pass may be kept for a second."""
+    """How many elements of the tiles of a first pass, so many copies each, a second may find."""
     if limits.tile:
         return shape[0] * shape[1]  # one tile, so that a test sees both
-    return _elements(limits, device, itemsize, 3)
+    return _elements(limits, device, itemsize, 3 * copies)
+
+
+def budget_of(limits: Limits, device: torch.device) -> int:
+    """The bytes that work buffers may take."""
+    return limits.budget or _BUDGET.get(device.type, _ACCELERATOR_BUDGET)
 
 
 def _elements(limits: Limits, device: torch.device, itemsize: int, buffers: int) -> int:
-    budget = limits.budget or _BUDGET.get(device.type, _ACCELERATOR_BUDGET)
-    return max(1, budget // (itemsize * buffers))
+    return max(1, budget_of(limits, device) // (itemsize * buffers))

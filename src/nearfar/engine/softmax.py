@@ -91,7 +91,7 @@ class SoftmaxRule:
 
 # Logits that lie within this of 0 have an exponential, and sums of millions of these, that are
 # normal numbers of the dtype: such are summed as they come.
-_SAFE = {torch.float32: 40.0, torch.float64: 300.0}
+SAFE = {torch.float32: 40.0, torch.float64: 300.0}
 
 
 def _terms(z: Tensor, block: Block, rule: SoftmaxRule, bounded: bool, to: Tensor) -> Tensor:
@@ -231,7 +231,7 @@ def softmax(rule: SoftmaxRule, relation: Relation, *, both: bool = False) -> Exe
 
     def execute(request: Request) -> Answer:
         a, b = request.a, request.columns
-        bounded = request.bound <= _SAFE.get(a.dtype, 0)
+        bounded = request.bound <= SAFE.get(a.dtype, 0)
         mirrored = relation.symmetric and not force_visitors()
         limits, device, itemsize = request.limits, a.device, a.element_size()
         shape = low_tile(limits, device, itemsize, _BUFFERS)
