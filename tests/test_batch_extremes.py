@@ -429,6 +429,18 @@ def test_arrays_may_change_before_the_backward_pass(
     assert torch.equal(*found)
 
 
+@pytest.mark.parametrize("tile", [(8, 8), (96, 96)])
+def test_sums_of_positives_may_leave_the_dtype_where_their_mean_does_not(
+    tile: tuple[int, int],
+) -> None:
+    x = torch.randn(96, 4, generator=torch.Generator().manual_seed(0))
+    x, labels = 1e19 * torch.nn.functional.normalize(x), torch.arange(96) % 3
+    for decoupled in (False, True):
+        loss = partial(nearfar.sup_con_loss, normalize=False, temperature=1.0, decoupled=decoupled)
+        with tile_shape(*tile):
+            torch.testing.assert_close(loss(x, labels).double(), loss(x.double(), labels))
+
+
 @pytest.mark.parametrize("size", [2.0**70, 2.0**-60])
 @pytest.mark.parametrize("loss", [nearfar.batch_triplet_loss, nearfar.batch_quadruplet_loss])
 @pytest.mark.parametrize("select", ["hard", "semihard", "easy_positive"])

@@ -999,6 +999,13 @@ LEARNED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+def test_a_module_keeps_no_number_whose_graph_is_gone_after_one_step() -> None:
+    log_scale = nn.Parameter(torch.tensor(2.0))
+    with pytest.raises(ValueError, match=r"nn.Parameter, or call nearfar.clip_loss\(..., scale="):
+        nearfar.CLIPLoss(scale=log_scale.exp())
+    assert nearfar.CLIPLoss(scale=log_scale.exp().detach())
+
+
 @pytest.mark.parametrize("name", LEARNED)
 def test_a_learned_number_may_have_shape_1_and_no_other(name: str) -> None:
     """`nn.Parameter(torch.ones(1))` is how many people write it."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import tuple_oracle as oracle
@@ -718,6 +719,21 @@ ERRORS: list[tuple[Callable[..., Any], Settings, str]] = [
     (batch_quadruplet_loss, {"margin2": -0.1}, r"margin2 must be"),
     (batch_quadruplet_loss, {"distance": "l2"}, r"distance must be one of"),
     (batch_contrastive_loss, {"select": "semihard"}, r"select must be one of 'all', 'hard'"),
+    (batch_triplet_loss, {"margin": np.ones(3)}, r"margin must be a number"),
+    (
+        batch_triplet_loss,
+        {"select": "distance_weighted", "generator": 3},
+        r"generator must be a torch.Generator, got 3.*manual_seed",
+    ),
+    *(
+        (loss, {"distance": "l2", "select": select}, r"distance must be one of .*'l2'")
+        for loss, select in (
+            (batch_triplet_loss, "hard"),
+            (batch_triplet_loss, "semihard"),
+            (batch_triplet_loss, "distance_weighted"),
+            (batch_quadruplet_loss, "hard"),
+        )
+    ),
 ]
 
 

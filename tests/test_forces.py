@@ -85,6 +85,31 @@ def test_errors_teach():
         nf.forces(nf.sup_con_loss, x, labels, reduction="none")
     with pytest.raises(ValueError, match="k must be"):
         nf.forces(nf.sup_con_loss, x, labels, k=0)
+    with pytest.raises(ValueError, match="k must be"):
+        nf.forces(nf.sup_con_loss, x, labels, k=True)
+
+
+def test_a_positive_pair_of_quadruplets_is_shown_once():
+    """Though two terms pull it: with what both do together."""
+    x, labels = batch(n=20, d=3)
+    d = (x[:, None] - x).norm(dim=2).requires_grad_()
+    same = labels[:, None] == labels
+    near, far = same & ~torch.eye(20, dtype=torch.bool), ~same
+    loss = 0.0
+    for i, j in near.nonzero().tolist():
+        for k in far[i].nonzero().flatten().tolist():
+            others = (far[k] & far[i]).nonzero().flatten().tolist()
+            for m in others:
+                loss += (d[i, j] - d[i, k] + 1).relu() + (d[i, j] - d[k, m] + 0.5).relu()
+    (expected,) = torch.autograd.grad(loss, d)
+    shown = nf.forces(nf.batch_quadruplet_loss, x, labels, k=20 * 20, reduction="sum")
+    pairs = list(zip(shown.anchor.tolist(), shown.other.tolist(), strict=True))
+    assert len(set(pairs)) == len(pairs)
+    found = torch.zeros(20, 20, dtype=torch.float64)
+    found[shown.anchor, shown.other] = shown.force
+    assert shown.loss == pytest.approx(loss.item())
+    torch.testing.assert_close(found[near], expected[near])
+    torch.testing.assert_close(found + found.T, expected + expected.T)
 
 
 def test_one_comparison_at_a_time():

@@ -138,6 +138,16 @@ def test_known_positives_count_for_the_margin() -> None:
     assert mine.hard_negatives(x, [0, 0, 1, 2, 3], margin=0.0, exclude=known).indices[0] == 4
 
 
+def test_a_row_that_excludes_itself_is_no_positive_of_its_own() -> None:
+    """As the best of a search that finds the query itself."""
+    x, labels = draw()
+    known = torch.arange(len(x))[:, None]
+    for how in ({}, {"reference": x, "reference_labels": labels, "reference_self": known[:, 0]}):
+        plain = mine.hard_negatives(x, labels, margin=0.0, **how)
+        found = mine.hard_negatives(x, labels, margin=0.0, exclude=known, **how)
+        agree(found, plain.indices, plain.distances)
+
+
 def test_without_labels_only_exclude_says_who_is_similar() -> None:
     """Questions and a corpus: question i is answered by passage i."""
     questions, passages = draw(4, seed=4)[0], draw(7, seed=5)[0]
@@ -350,7 +360,13 @@ ERRORS: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (mine.hard_negatives, {"exclude": [[0.5]]}, "integer dtype"),
     (mine.hard_negatives, {"exclude": [[0]]}, r"exclude must have shape \(4, e\)"),
     (mine.hard_negatives, {"exclude": [[4]] * 4}, r"exclude must hold rows from 0 to 3, or -1"),
-    (mine.hard_negatives, {"distance": "l2"}, "distance must be one of"),
+    (mine.hard_negatives, {"exclude": [[0, 4]] * 4}, r"exclude\[0\] is \[0, 4\]"),
+    (mine.hard_negatives, {"score_range": 3}, r"score_range must be two numbers .*got 3"),
+    (mine.hard_negatives, {"score_range": ("a", 2)}, r"score_range must be two numbers"),
+    *(
+        (miner, {"distance": "Cosine"}, "distance must be one of")
+        for miner in (mine.hard_negatives, mine.hard_positives, mine.semihard_triplets)
+    ),
     (mine.semihard_triplets, {"max": 0}, "max must be an integer of at least 1"),
     (mine.multi_similarity_pairs, {"epsilon": inf}, "epsilon must be"),
     (mine.distance_weighted_negatives, {"cutoff": 0}, "cutoff must be"),

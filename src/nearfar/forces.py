@@ -100,7 +100,7 @@ def forces(loss: Callable[..., Tensor], *data: ArrayLike, k: int = 10, **keyword
 
     Source: Wang et al., "Multi-Similarity Loss", CVPR 2019, section 3: general pair weighting.
     """
-    if not isinstance(k, int) or k < 1:
+    if not isinstance(k, int) or isinstance(k, bool) or k < 1:
         raise ValueError(f"k must be a whole number, 1 or more, got {k!r}.")
     if not data:
         raise TypeError("forces takes the data by position, as in forces(loss, x, labels).")

@@ -200,6 +200,6 @@ def refuse(name: str, labels: Tensor, bad: Tensor, expected: str) -> None:
     if bad.any():
         row = int(bad.nonzero()[0])
         raise ValueError(
-            f"{name} must {expected}; {name}[{row}] is {labels[row].item()!r}"
+            f"{name} must {expected}; {name}[{row}] is {labels[row].tolist()!r}"
             f" ({int(bad.sum())} of {len(labels)} entries are out of range)."
         )

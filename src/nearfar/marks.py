@@ -166,7 +166,7 @@ class Masked:
         return tile.where(self.marked, 0)
 
     def add_sums(self, taken: Tensor, to: Tensor, dim: int) -> None:
-        to.add_(taken.sum(dim))
+        to.add_(taken.sum(dim, dtype=to.dtype))
 
     def fill(self, tile: Tensor, value: float) -> None:
         tile.masked_fill_(self.marked, value)

@@ -12,7 +12,7 @@ from math import inf
 import torch
 from torch import Tensor
 
-from nearfar.distance import Distance, unit
+from nearfar.distance import Distance, largest, unit
 from nearfar.engine.budget import current_limits
 from nearfar.engine.closeness import by_distance
 from nearfar.engine.pick import distance_weight, draw, semihard, walk
@@ -131,6 +131,8 @@ def hard_negatives(
         positive, negative = who.masks()
         if known is not None:
             also = _mark(known[where], d)
+            if who.selves is not None:  # no row is a positive of its own
+                also &= ~who.selves.mask()
             positive, negative = positive | also, negative & ~also
         score = 1 - d if distance == "cosine" else -d
         if not d.shape[1]:
@@ -408,13 +410,16 @@ def _compare(
     distance: Distance,
 ) -> tuple[Tensor, Tensor | None, Relation]:
     """Rows and columns without gradient, at unit length for cosines, and who is similar to whom."""
+    largest(distance)  # refuses an unknown name
     if labels is None:
         if reference_labels is not None:
             raise TypeError("reference_labels belong to labels: pass both or neither.")
-        n = len(tensor("x", x))
-        labels = torch.arange(n)
+        items = tensor("x", x)
+        n, device = len(items), items.device
+        labels = torch.arange(n, device=device)
         if reference is not None:
-            reference_labels = torch.arange(n, n + len(tensor("reference", reference)))
+            others = len(tensor("reference", reference))
+            reference_labels = torch.arange(n, n + others, device=device)
     rows, columns, relation = compare(
         x,
         labels,
@@ -490,9 +495,14 @@ def _mark(known: Tensor, d: Tensor) -> Tensor:
 def _range(score_range: tuple[float, float] | None) -> tuple[float, float]:
     if score_range is None:
         return -inf, inf
-    low, high = score_range
+    try:
+        low, high = map(float, score_range)
+    except (TypeError, ValueError):
+        low, high = inf, -inf
     if not low <= high:
-        raise ValueError(f"score_range must be (low, high) with low <= high, got {score_range!r}.")
+        raise ValueError(
+            f"score_range must be two numbers (low, high), low <= high, got {score_range!r}."
+        )
     return low, high
 
 

@@ -95,6 +95,7 @@ def every_quadruplet(
         per_row = a.new_zeros(a.shape[0], dtype=exact(a))
         gradient = Gradient(a, a) if request.gradient else None
         pairs = _Pairs.of(classes, a, distance, margin2, request)
+        of_first = torch.zeros_like(pairs.d)
         space = Space()
         for rows, tile, who in row_blocks(closeness, relation, a, a, request.limits):
             space.clear()
@@ -112,14 +113,18 @@ def every_quadruplet(
             if request.weight is not None:
                 force = force.mul_(request.weight[rows, None])
             force -= push
-            show(request, rows, everyone, who, d, force, 1)
+            if force_visitors():  # a positive pair is shown once, with what both terms do to it
+                here, where = pairs.within(rows)
+                of_first[here] = force[where]
+                show(request, rows, everyone, who, d, force.index_put(where, d.new_zeros(())), 1)
             closeness.pull_back(force, tile, gradient, rows, everyone)
         loss, count, pull = pairs.settle()
         per_row.index_add_(0, pairs.anchor, loss)
         first.add(n_quadruplets.sum(), 0)
         second.add(n_quadruplets.sum(), count.sum().long())
         if gradient is not None:
-            show_listed(request, relation, pairs.anchor, pairs.positive, pairs.d, pull)
+            both = pull + of_first
+            show_listed(request, relation, pairs.anchor, pairs.positive, pairs.d, both)
             for chunk in pairs.chunks(a, request.limits):
                 _pull(
                     a,
@@ -169,6 +174,11 @@ class _Pairs:
 
     def chunks(self, a: Tensor, limits: Limits) -> Iterator[slice]:
         return _chunks(len(self.anchor), a, limits)
+
+    def within(self, rows: slice) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Which of them have their anchor among these rows, and where in a block of them."""
+        here = ((self.anchor >= rows.start) & (self.anchor < rows.stop)).nonzero()[:, 0]
+        return here, (self.anchor[here] - rows.start, self.positive[here])
 
     def meet(self, rows: slice, d: Tensor, hidden: Tensor | None) -> Tensor:
         """(b, n) how hard a block of negative pairs is pushed by the positive pairs it touches not.

@@ -182,7 +182,8 @@ def siglip_loss(
     Args:
         x: (n, d) embeddings of the first tower, any floating dtype.
         y: (n, d) embeddings of the second; row i matches row i of `x` and no other.
-        scale: t, above 0; the paper learns log t from log 10: pass `log_t.exp()`.
+        scale: t, above 0; the paper learns log t from log 10: pass `log_t.exp()`
+            in each step, to the function, not to the module.
         bias: b; the paper learns it from -10.
         normalize: scale all rows to length 1 first, so that the products are cosines.
         weight: (n,) how much each row of `x` counts, 0 or more.

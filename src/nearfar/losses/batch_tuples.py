@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from nearfar.distance import Distance
+from nearfar.distance import Distance, largest
 from nearfar.engine.closeness import by_distance
 from nearfar.engine.hinge import Tally
 from nearfar.engine.listed import Picker, TupleRule, listed
@@ -184,8 +184,10 @@ def batch_triplet_loss(
     Embeddings with Easy Positive Triplet Mining", WACV 2020; Wu, Manmatha, Smola & Krähenbühl,
     "Sampling Matters in Deep Embedding Learning", ICCV 2017.
     """
-    smooth, margin = smooth or margin == "soft", 0.0 if margin == "soft" else margin
+    if isinstance(margin, str) and margin == "soft":
+        smooth, margin = True, 0.0
     between("margin", margin, 0, inf, ', a difference of distances, or "soft"')
+    largest(distance)  # refuses an unknown name
     one_of("select", select, Triplets)
     one_of("reduction", reduction, TripletReduction)
     rows, columns, relation = compare(
@@ -293,6 +295,7 @@ def batch_quadruplet_loss(
     """
     between("margin", margin, 0, inf, ", a difference of distances")
     between("margin2", margin2, 0, inf, ", a difference of distances")
+    largest(distance)  # refuses an unknown name
     one_of("select", select, Quadruplets)
     rows, _, relation = compare(x, labels, None, None, None, reduction)
     classes = relation.row_labels
@@ -320,6 +323,11 @@ def batch_quadruplet_loss(
 
 def seed(generator: torch.Generator | None) -> int:
     """One draw from a generator, to seed one whose draws can be repeated."""
+    if not isinstance(generator, torch.Generator | None):
+        raise TypeError(
+            f"generator must be a torch.Generator, got {generator!r}. For a seed pass "
+            "torch.Generator().manual_seed(seed)."
+        )
     device = None if generator is None else generator.device
     return int(torch.randint(2**62, (), generator=generator, device=device))
 

@@ -59,7 +59,7 @@ def clip_loss(
         x: (n, d) embeddings of the first tower, any floating dtype.
         y: (n, d) embeddings of the second; row i matches row i of `x` and no other.
         scale: t = 1 / temperature, above 0; the paper learns log t, from log(1 / 0.07) up to
-            log 100: pass `log_t.exp()`.
+            log 100: pass `log_t.exp()` in each step, to the function, not to the module.
         normalize: scale all rows to length 1 first, so that the products are cosines.
         decoupled: leave the match out of both denominators (Yeh et al. 2022).
         weight: (n,) how much each match counts, 0 or more.

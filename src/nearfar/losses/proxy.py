@@ -183,7 +183,7 @@ def proxy_anchor_loss(
     Source: Kim, Kim, Cho & Kwak, "Proxy Anchor Loss for Deep Metric Learning", CVPR 2020.
     """
     between("margin", margin, 0, 1)
-    positive_number("scale", scale)
+    scale = positive_number("scale", scale)
     rows, columns, own = _to_proxies(x, proxies, labels, reduction)
     classes = torch.arange(len(columns), device=rows.device)
     relation = Relation(len(columns), len(rows), rows.device, classes, own)

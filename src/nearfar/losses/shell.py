@@ -38,6 +38,12 @@ def as_module(loss: Callable[..., Tensor]) -> type[nn.Module]:
             if value is inspect.Parameter.empty:
                 raise TypeError(f"{name} needs {key}: there is no default that suits everyone.")
             if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+                if value.grad_fn is not None:
+                    raise ValueError(
+                        f"{name} keeps {key} from step to step, and got one computed from another "
+                        f"tensor, whose graph is gone after one step. Give an nn.Parameter, or "
+                        f"call nearfar.{loss.__name__}(..., {key}=...) with it in each step."
+                    )
                 self.register_buffer(key, value)
             else:
                 setattr(self, key, value)

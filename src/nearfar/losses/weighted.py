@@ -65,8 +65,7 @@ def multi_similarity_loss(
     Source: Wang et al., "Multi-Similarity Loss with General Pair Weighting for Deep Metric
     Learning", CVPR 2019, equation 17; its mining of pairs is a separate step.
     """
-    for name, value in (("alpha", alpha), ("beta", beta)):
-        positive_number(name, value)
+    alpha, beta = positive_number("alpha", alpha), positive_number("beta", beta)
     between("base", base, -inf, inf)
 
     def settle(far: Tensor, s: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -146,7 +145,7 @@ def circle_loss(
     CVPR 2020, equations 6 and 8.
     """
     between("margin", margin, 0, 1)
-    positive_number("scale", scale)
+    scale = positive_number("scale", scale)
 
     def push(s: Tensor) -> Tensor:
         return (s.detach() + margin).relu_().mul_(scale)
