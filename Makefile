@@ -45,10 +45,11 @@ $(PEERS): $(READY)
 
 bench: $(PEERS)
 	$(BIN)/python benchmarks/speed.py --json runs/bench/speed.json
-	$(BIN)/python benchmarks/memory.py --json runs/bench/memory.json
+	$(BIN)/python benchmarks/memory.py --large --json runs/bench/memory.json
 	$(BIN)/python benchmarks/small_batches.py --json runs/bench/small_batches.json
 	$(BIN)/python benchmarks/tuples.py --large --json runs/bench/tuples.json
 	$(BIN)/python benchmarks/accuracy.py --json runs/bench/accuracy.json
+	$(BIN)/python benchmarks/accuracy.py --large --d 512 --json runs/bench/accuracy-large.json
 
 clean:
 	rm -rf .venv runs build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

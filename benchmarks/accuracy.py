@@ -3,7 +3,7 @@
 Peer: the textbook formula in plain torch. Both are measured against the formula in float64.
 
     pip install nearfar
-    python benchmarks/accuracy.py [--large] [--only clip] [--json accuracy.json]
+    python benchmarks/accuracy.py [--large] [--d 512] [--only clip] [--json accuracy.json]
 
 Errors are relative: of the loss, of the gradients of the embeddings (largest error by largest
 entry, the worst of the towers) and of the gradient of the scale or temperature; averaged over
@@ -54,16 +54,16 @@ def settings(only: str) -> Iterator[tuple[Case, str]]:
             )
 
 
-def measured(case: Case, setting: str, kind: str, n: int) -> dict[str, Any]:
+def measured(case: Case, setting: str, kind: str, n: int, d: int) -> dict[str, Any]:
     sums: dict[str, Errors] = {"nearfar": {}, "textbook": {}}
     for seed in range(SEEDS):
-        data = case.data(n, D, seed=seed, noise=NOISE[kind])
+        data = case.data(n, d, seed=seed, noise=NOISE[kind])
         truth = _outcome(EXACT.get(case.name, case.textbook), data.to(torch.float64))
         for name, function in (("nearfar", case.ours), ("textbook", case.textbook)):
             for of, error in _errors(_outcome(function, data.to(torch.float32)), truth).items():
                 sums[name][of] = sums[name].get(of, 0.0) + error / SEEDS
     return {
-        "case": case.name, "setting": setting, "batch": kind, "n": n, "d": D,
+        "case": case.name, "setting": setting, "batch": kind, "n": n, "d": d,
         **sums, "reached": all(_enough(sums, of) for of in sums["nearfar"]),
     }  # fmt: skip
 
@@ -162,12 +162,16 @@ assert EXACT.keys() <= CASES.keys()
 
 
 def main() -> None:
-    asked = arguments(__doc__, repeats=1).parse_args()
+    parser = arguments(__doc__, repeats=1)
+    parser.add_argument("--d", type=int, default=D, help="the length of a row")
+    asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     header("Error against float64")
     n = LARGE if asked.large else N
     results = [
-        measured(case, setting, kind, n) for case, setting in settings(asked.only) for kind in NOISE
+        measured(case, setting, kind, n, asked.d)
+        for case, setting in settings(asked.only)
+        for kind in NOISE
     ]
     print(shown(results))
     save(asked.json, results)

@@ -180,8 +180,9 @@ def measured(question: Question, n: int, repeats: int, threads: int) -> dict[str
 
 def answers(question: Question, n: int, took: dict[str, Any]) -> list[str]:
     """What was asked at this size, what came, and whether that is enough."""
+    notes = [f"* {question.differs}"] if question.differs and PEER in took else []
     if n != question.n:
-        return []
+        return notes
     mine, peer, lines = took["nearfar"], took.get(PEER), []
     if question.seconds:
         reached = verdict(mine["median_s"] <= question.seconds)
@@ -201,7 +202,7 @@ def answers(question: Question, n: int, took: dict[str, Any]) -> list[str]:
         lines.append(
             f"1/{ratio:.0f} of its extra memory, at most 1/{1 / question.memory:g}: {reached}"
         )
-    return lines + ([f"* {question.differs}"] if question.differs else [])
+    return lines + notes
 
 
 def growth(case: str, repeats: int) -> dict[str, Any]:
