@@ -1,0 +1,78 @@
+"""How long does exact search take among many references, and how much memory?
+
+Peer: `util.semantic_search` of sentence-transformers, which finds the ten nearest and takes no
+figures of them.
+
+    pip install nearfar sentence-transformers
+    python benchmarks/retrieval.py [--large] [--json retrieval.json]
+
+1,000 queries of 128 numbers against 100,000 references; with `--large` against 1,000,000 too.
+Memory is the extra peak of the first call in this process, ours before theirs.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from measure import arguments, header, in_turns, installed, peak_growth, save, table
+from torch import Tensor
+
+from nearfar.evaluate import retrieval
+
+QUERIES, D, PER_CLASS = 1_000, 128, 10
+PEER = "sentence-transformers"
+
+
+def contenders(x: Tensor, reference: Tensor, labels: Tensor) -> dict[str, Callable[[], object]]:
+    own = labels[: len(x)]
+
+    def ours() -> object:
+        return retrieval(x, own, reference=reference, reference_labels=labels)
+
+    if installed(PEER) is None:
+        print(f"\n({PEER} is left out: pip install {PEER})")
+        return {"nearfar": ours}
+    from sentence_transformers.util import semantic_search
+
+    return {"nearfar": ours, PEER: lambda: semantic_search(x, reference, top_k=10)}
+
+
+def measured(references: int, repeats: int) -> dict[str, Any]:
+    torch.manual_seed(0)
+    labels = torch.arange(references) // PER_CLASS
+    reference = torch.randn(references, D)
+    x = reference[:QUERIES] + torch.randn(QUERIES, D)
+    calls = contenders(x, reference, labels)
+    extra = {name: peak_growth(call) for name, call in calls.items()}
+    times = in_turns(calls, repeats)
+    return {
+        "references": references,
+        "contenders": {
+            name: {"median_s": t.median, "min_s": t.minimum, "extra_bytes": extra[name]}
+            for name, t in times.items()
+        },
+    }
+
+
+def shown(result: dict[str, Any]) -> str:
+    lines = [
+        (name, f"{t['median_s']:.2f} s", f"{t['min_s']:.2f} s", f"{t['extra_bytes'] / 1e6:.0f}")
+        for name, t in result["contenders"].items()
+    ]
+    title = f"\n{QUERIES} queries, {result['references']} references"
+    return f"{title}\n{table(('', 'median', 'min', 'extra MB'), lines)}"
+
+
+def main() -> None:
+    asked = arguments(__doc__, repeats=3).parse_args()
+    torch.set_num_threads(asked.threads)
+    header("Exact search")
+    results = []
+    for references in (100_000, 1_000_000) if asked.large else (100_000,):
+        results.append(measured(references, asked.repeats))
+        print(shown(results[-1]), flush=True)
+    save(asked.json, results)
+
+
+if __name__ == "__main__":
+    main()
