@@ -1086,7 +1086,7 @@ def test_a_margin_is_exact_where_a_row_is_its_proxy(dtype: torch.dtype) -> None:
 
 
 def test_bounded_logits_are_summed_without_overflow() -> None:
-    for dtype, safe in nearfar.engine.softmax._SAFE.items():
+    for dtype, safe in nearfar.engine.softmax.SAFE.items():
         assert math.log(1e9) + safe < math.log(torch.finfo(dtype).max)
         assert -safe > math.log(torch.finfo(dtype).tiny)
 

@@ -91,6 +91,22 @@ def tile(limits: Limits, device: torch.device, itemsize: int, buffers: int) -> t
     return rows, max(columns, 1)
 
 
+_SHORT_ROWS = 256  # from here on large tiles have faster products, see products.py
+
+
+def triangle_tile(
+    limits: Limits, device: torch.device, itemsize: int, buffers: int, d: int
+) -> tuple[int, int]:
+    """For a batch of rows of length `d` with itself, whose tiles on the diagonal hold pairs twice.
+
+    Smaller, since less of the batch lies in these then.
+    """
+    rows, columns = tile(limits, device, itemsize, buffers)
+    if limits.tile or device.type != "cpu" or d >= _SHORT_ROWS:
+        return rows, columns
+    return max(rows // 2, 1), max(columns // 2, 1)
+
+
 def low_tile(limits: Limits, device: torch.device, itemsize: int, buffers: int) -> tuple[int, int]:
     """Half as high: for tiles of which a strip is kept."""
     rows, columns = tile(limits, device, itemsize, buffers)

@@ -15,7 +15,13 @@ from math import inf
 import torch
 from torch import Tensor
 
-from nearfar.engine.budget import budget_of, kept_elements, low_tile, strip_shape, wide_tile
+from nearfar.engine.budget import (
+    budget_of,
+    kept_elements,
+    strip_shape,
+    triangle_tile,
+    wide_tile,
+)
 from nearfar.engine.closeness import Closeness, Tile, add_rows
 from nearfar.engine.elementwise import tiles
 from nearfar.engine.places import exact
@@ -257,7 +263,7 @@ def _pays(field: _Field) -> bool:
 
 def _pair_shape(field: _Field) -> tuple[int, int]:
     a = field.a
-    return low_tile(field.request.limits, a.device, a.element_size(), _BUFFERS)
+    return triangle_tile(field.request.limits, a.device, a.element_size(), _BUFFERS, a.shape[1])
 
 
 def _by_pairs(field: _Field) -> Tensor:

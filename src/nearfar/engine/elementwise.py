@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nearfar.engine.budget import tile
+from nearfar.engine.budget import tile, triangle_tile
 from nearfar.engine.closeness import Closeness, Tile
 from nearfar.engine.products import Gradient, whole
 from nearfar.engine.step import Answer, Executor, Request, show
@@ -111,7 +111,8 @@ def visits(
 ) -> Iterator[Visit]:
     """Every tile of prepared rows and columns, one after the other."""
     mirrored = relation.symmetric and not force_visitors()
-    shape = tile(request.limits, a.device, a.element_size(), _BUFFERS)
+    room = request.limits, a.device, a.element_size(), _BUFFERS
+    shape = triangle_tile(*room, a.shape[1]) if mirrored else tile(*room)
     for rows, cols, twice in tiles(a.shape[0], columns.shape[0], shape, mirrored):
         between = closeness.tile(part(a, rows), part(columns, cols), request.bound)
         yield Visit(rows, cols, twice, between, relation.block(rows, cols))

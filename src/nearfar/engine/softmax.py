@@ -16,7 +16,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from nearfar.engine.budget import kept_elements, low_tile, strip_shape
+from nearfar.engine.budget import kept_elements, low_tile, strip_shape, triangle_tile
 from nearfar.engine.budget import tile as tile_shape
 from nearfar.engine.elementwise import tiles
 from nearfar.engine.places import exact
@@ -291,20 +291,21 @@ def _two_passes(
 ) -> Answer:
     """One pass over the tiles for the sums, and one, with the products taken again, for forces."""
     a, b = request.a, request.columns
-    shape = tile_shape(request.limits, a.device, a.element_size(), _BUFFERS)
+    room = request.limits, a.device, a.element_size(), _BUFFERS
+    shape = triangle_tile(*room, a.shape[1]) if mirrored else tile_shape(*room)
     visits = tiles(a.shape[0], b.shape[0], shape, mirrored)
     # Where the columns are anchors too, they come after the rows; mirrored, they are the rows.
     anchors = _Anchors(rule, a.shape[0] + (b.shape[0] if both else 0), a, bounded)
     first = a.shape[0] if both else 0
-    room = kept_elements(request.limits, a.device, a.element_size(), shape)
+    left = kept_elements(request.limits, a.device, a.element_size(), shape)
     kept: list[tuple[Tensor, Block, Tensor]] = []
     for rows, columns, twice in visits:
         z = products(part(a, rows), part(b, columns), request.bound)
         block = relation.block(rows, columns)
         sides = _sides(anchors, rows, columns, first, both or twice)
         terms = _collect(z, block, rule, bounded, _place(z), *sides)
-        room -= terms.numel()
-        if room >= 0 and request.gradient:
+        left -= terms.numel()
+        if left >= 0 and request.gradient:
             kept.append((z, block, terms))
     valid, count = rule.counts(relation)
     if both:  # a row's loss is the mean of both, so each direction weighs half
