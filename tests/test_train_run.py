@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import QUICK, pair_rows, write_csv
+from conftest import QUICK, make_vectors, pair_rows, write_csv
 
 from nearfar.errors import InputError
 from nearfar.train.objectives import OBJECTIVES
@@ -108,6 +109,7 @@ def test_a_config_repeats_its_run(nearfar, vector_run, tmp_path):
 
 def test_evaluate_repeats_the_figures_of_the_summary(nearfar, vector_run, vectors):
     found = json.loads(nearfar("evaluate", vector_run, "--json").out)
+    assert found.pop("notes") == []
     assert found == json.loads((vector_run / "summary.json").read_text())["test"]
     everything = nearfar("evaluate", vector_run, vectors, "--json")
     assert "flatter" in everything.err
@@ -117,6 +119,50 @@ def test_evaluate_repeats_the_figures_of_the_summary(nearfar, vector_run, vector
         shown = nearfar("evaluate", vector_run, *data).out
         assert " - " in shown
         assert "-: too few to tell" in shown
+
+
+def test_evaluate_notices_what_the_run_has_learned_from(nearfar, vector_run, tmp_path):
+    x, y = make_vectors()
+    split = json.loads((vector_run / "summary.json").read_text())["split"]
+    train, test = (np.isin(y, [int(name) for name in split[side]]) for side in ("train", "test"))
+    shutil.copytree(vector_run, old := tmp_path / "old")  # a run from before runs kept marks
+    with np.load(old / RECORD, allow_pickle=False) as held:
+        arrays = {name: held[name] for name in held.files if name != "learned_from"}
+    np.savez(old / RECORD, **arrays)
+
+    def notes(run, rows, names=y, by=0.0) -> list[str]:
+        np.savez(tmp_path / "data.npz", x=x[rows] + np.float32(by), y=names[rows])
+        done = nearfar("evaluate", run, tmp_path / "data.npz", "--json")
+        found: list[str] = json.loads(done.out)["notes"]
+        assert done.err.count("note: ") == len(found)
+        return found
+
+    assert notes(vector_run, test) == []
+    (seen,) = notes(vector_run, train, names=y + 1000)
+    assert f"has learned from {train.sum()} of the {train.sum()} items" in seen
+    (both,) = notes(vector_run, train | test)
+    assert f"has learned from {train.sum()} of the {(train | test).sum()} items" in both
+    assert notes(vector_run, train, names=y + 1000, by=1.0) == []
+    n = len(split["train"])
+    for run, by in ((vector_run, 1.0), (old, 0.0)):
+        (names,) = notes(run, train, by=by)
+        assert f"{n} of the {n} identities" in names
+        assert "if they are the same ones" in names
+    assert notes(old, test) == []
+
+
+def test_evaluate_knows_pairs_by_their_items(nearfar, pairs_csv, tmp_path):
+    run = tmp_path / "run"
+    assert nearfar("train", pairs_csv, "--out", run, *TINY).status == 0
+    lines = pairs_csv.read_text().splitlines()
+    (tmp_path / "some.csv").write_text("\n".join(lines[:-1]))
+    assert "has learned from" in nearfar("evaluate", run, tmp_path / "some.csv").err
+    other = write_csv(
+        tmp_path / "other.csv",
+        ("a", "b", "label"),
+        [("1 " * 8, "2 " * 8, "true"), ("1 " * 8, "3 " * 8, "false")],
+    )
+    assert nearfar("evaluate", run, other).err == ""  # though all call their items "identity 0"
 
 
 def test_evaluate_notices_that_the_data_changed(nearfar, tmp_path):

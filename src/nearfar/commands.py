@@ -314,7 +314,7 @@ def evaluate(
     for note in notes:
         typer.echo(f"note: {note}", err=True)
     if as_json:
-        typer.echo(json.dumps(found.as_dict(), indent=2))
+        typer.echo(json.dumps({**found.as_dict(), "notes": notes}, indent=2))
     else:
         _show(found)
 

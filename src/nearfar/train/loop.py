@@ -93,7 +93,7 @@ def train(config: TrainConfig, out: Path, *, overwrite: bool, console: Console) 
         diagnosis = checkup.end(ended, found.as_dict(), int((~calibration.similar).sum()))
         summary = _summary(data, split, last, found, diagnosis)
         write_run(folder, config, embedder, thresholds, summary)
-        write_record(folder, Record(course, ended))
+        write_record(folder, Record(course, ended), _learned_from(items_of(data), split))
     if not diagnosis.healthy:
         say(f"what it means, and what to try: nearfar doctor {out}")
     return found
@@ -158,6 +158,11 @@ def _optimise(
             recorder.after(step, network)
             show(loss=line["loss"], active=line["active_share"], items=len(rows))
     return line, recorder.course()
+
+
+def _learned_from(items: Items, split: Split) -> Tensor:
+    """The items that the network or the threshold has seen."""
+    return items.x[torch.isin(items.identity, torch.cat([split.train, split.calibration]))]
 
 
 def make_embedder(config: TrainConfig, items: Items, split: Split) -> Embedder:

@@ -1,7 +1,8 @@
 """What a run remembers of itself, so that a report needs neither the data nor the network.
 
 One file of plain arrays in the run folder: how the verifier changed at a dozen moments of its
-training (`Course`), and what it made of the test pairs (`Outcome`).
+training (`Course`), what it made of the test pairs (`Outcome`), and a mark of each item that it has
+learned from, so that it knows them again.
 """
 
 import zipfile
@@ -12,10 +13,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
+from nearfar.doctor.examine import fingerprints
 from nearfar.errors import InputError
 
 RECORD = "record.npz"
+LEARNED_FROM = "learned_from"
 Array = npt.NDArray[Any]
 
 
@@ -97,12 +101,14 @@ class Record:
     outcome: Outcome
 
 
-def write_record(folder: Path, record: Record) -> None:
+def write_record(folder: Path, record: Record, learned_from: Tensor) -> None:
+    """All of it; `learned_from` are the items that the network or the threshold has seen."""
     arrays = {
         f"{part.name}.{field.name}": getattr(getattr(record, part.name), field.name)
         for part in fields(Record)
         for field in fields(part.type)  # type: ignore[arg-type]
     }
+    arrays[LEARNED_FROM] = _marks(learned_from)
     np.savez_compressed(folder / RECORD, **arrays)
 
 
@@ -123,6 +129,29 @@ def read_record(run: Path) -> Record:
             return Record(_part(Course, arrays, "course"), _part(Outcome, arrays, "outcome"))
     except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error):
         raise InputError(f"{path} is damaged. Train again.") from None
+
+
+def n_learned_from(run: Path, x: Tensor) -> int | None:
+    """How many of these items (n, ...) a run has learned from; None where it does not remember.
+
+    Raises:
+        InputError: the record is damaged.
+    """
+    path = run / RECORD
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            if LEARNED_FROM not in arrays:
+                return None
+            return int(np.isin(_marks(x), arrays[LEARNED_FROM]).sum())
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error):
+        raise InputError(f"{path} is damaged. Train again.") from None
+
+
+def _marks(x: Tensor) -> Array:
+    """(n,) uint64 of items (n, ...), equal where all their bits are; of others hardly ever."""
+    return np.frombuffer(b"".join(mark[:8] for mark in fingerprints(x)), dtype="<u8")
 
 
 Part = TypeVar("Part", Course, Outcome)

@@ -15,6 +15,7 @@ from nearfar.train.address import read_item
 from nearfar.train.compare import Comparison, compare, embed
 from nearfar.train.data import Items, Pairs, items_of, read_data
 from nearfar.train.loop import distances_within, split_data
+from nearfar.train.record import n_learned_from
 from nearfar.train.run import Run, read_run
 
 
@@ -71,14 +72,9 @@ def evaluate_run(
         return _measure(run, data, identities), []
     shape = run.embedder.input_shape
     data = read_data(source, similar_label=similar_label, shape=shape)
-    notes = []
-    if data.digest() == run.summary["data"]["sha256"]:
-        notes.append(
-            f"{source} is what {path} was trained on, so these figures flatter it; "
-            f"`nearfar evaluate {path}` measures the identities it has not seen."
-        )
     _refuse_unmeasurable(source, data)
-    return _measure(run, data, torch.arange(len(items_of(data).identities))), notes
+    found = _measure(run, data, torch.arange(len(items_of(data).identities)))
+    return found, _flattery(run, source, data)
 
 
 def embed_data(path: Path, source: str, out: Path, *, overwrite: bool) -> tuple[int, int, bool]:
@@ -118,6 +114,31 @@ def _own_data(run: Run) -> Items | Pairs:
             f"{run.path} DATA"
         )
     return data
+
+
+def _flattery(run: Run, source: str, data: Items | Pairs) -> list[str]:
+    """A note where the run may know the data already, by all of it, by its items, by its names."""
+    if data.digest() == run.summary["data"]["sha256"]:
+        return [
+            f"{source} is what {run.path} was trained on, so these figures flatter it; "
+            f"`nearfar evaluate {run.path}` measures the identities it has not seen."
+        ]
+    items = items_of(data)
+    known = n_learned_from(run.path, items.x)
+    if known:
+        return [
+            f"{run.path} has learned from {known:,} of the {len(items.x):,} items of {source}, "
+            "which are the same bit by bit, so these figures flatter it. Evaluate on others."
+        ]
+    split = run.summary["split"]
+    names = {*split["train"], *split["calibration"]}.intersection(items.identities)
+    if names and not isinstance(data, Pairs):  # whose identities have numbers for names
+        return [
+            f"{len(names):,} of the {len(items.identities):,} identities of {source} have names "
+            f"that {run.path} has learned from ({min(names)!r}); if they are the same ones, these "
+            "figures flatter it. Evaluate on others."
+        ]
+    return []
 
 
 def _measure(run: Run, data: Items | Pairs, identities: torch.Tensor) -> Comparison:
