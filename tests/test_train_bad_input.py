@@ -156,6 +156,17 @@ def all_similar(tmp):
     return [csv(tmp, [[a, b, "true"] for a, b, _ in good_rows()])]
 
 
+def both_labels(tmp):
+    (a, b, _), *rows = good_rows()
+    return [csv(tmp, [[a, b, "true"], *rows, [b, a, "false"], [a, b, "false"]])]
+
+
+def unlike_itself(tmp):
+    rows = good_rows()
+    rows[5] = [rows[5][0], rows[5][0], "false"]
+    return [csv(tmp, rows)]
+
+
 def no_number(tmp):
     rows = good_rows()
     rows[5][1] = "0.1 zero 0.3"
@@ -229,6 +240,8 @@ CASES = [
     (label_of_two, ["pairs.csv, line 7: label is 2", "between 0 and 1"]),
     (label_yes, ["pairs.csv, line 7: label is 'yes'"]),
     (all_similar, ["every pair is labelled similar"]),
+    (both_labels, ["pairs.csv, line 2 and ", "pairs.csv, line 282: the same pair", "(1 pairs of"]),
+    (unlike_itself, ["pairs.csv, line 7: an item is labelled dissimilar to itself", "(1 of 280"]),
     (no_number, ["pairs.csv, line 7: b holds 'zero'", "not a number"]),
     (nan_cell, ["pairs.csv, line 7: b holds nan"]),
     (short_vector, ["pairs.csv, line 7: b has 2 numbers", "has 8"]),

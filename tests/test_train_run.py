@@ -165,6 +165,19 @@ def test_evaluate_knows_pairs_by_their_items(nearfar, pairs_csv, tmp_path):
     assert nearfar("evaluate", run, other).err == ""  # though all call their items "identity 0"
 
 
+def test_dissimilar_pairs_within_an_identity_are_noted(nearfar, pairs_csv, tmp_path):
+    header, *lines = pairs_csv.read_text().splitlines()
+    (first, _), (_, third) = (line.split(",")[:2] for line in lines[:2])
+    odd = tmp_path / "odd.csv"
+    odd.write_text("\n".join([header, *lines, f"{third},{first},false"]))
+    note = f"note: 1 of {len(lines) + 1} pairs are labelled dissimilar, but other pairs connect"
+    done = nearfar("train", odd, "--out", tmp_path / "run", *TINY)
+    assert done.out.count(note) == 1
+    assert f"odd.csv, line {len(lines) + 2})" in done.out
+    assert note in nearfar("evaluate", tmp_path / "run", odd).err
+    assert "note:" not in nearfar("train", pairs_csv, "--out", tmp_path / "fine", *TINY).out
+
+
 def test_evaluate_notices_that_the_data_changed(nearfar, tmp_path):
     data = tmp_path / "v.npz"
     random = np.random.default_rng(0)

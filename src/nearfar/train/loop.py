@@ -35,6 +35,7 @@ from nearfar.train.config import TrainConfig, to_toml
 from nearfar.train.data import Items, Pairs, as_input, items_of, read_data
 from nearfar.train.encoders import Embedder, build
 from nearfar.train.objectives import OBJECTIVES, WithProxies, objective, verifier_distance
+from nearfar.train.pairs import doubtful
 from nearfar.train.progress import progress
 from nearfar.train.record import Course, Record, write_record
 from nearfar.train.recorder import Norms, Recorder, outcome
@@ -68,6 +69,8 @@ def train(config: TrainConfig, out: Path, *, overwrite: bool, console: Console) 
     task = Task(config, objective(config.loss), data, split)
     _refuse_unsuitable(task)
     say(f"  {_data_in_words(data)}")
+    if isinstance(data, Pairs) and (note := doubtful(data)):
+        say(f"note: {note}", style="yellow")
     say(f"  {_split_in_words(data, split)}")
     checkup = Checkup(task, lambda finding: say(f"! {finding.in_short()}", style="yellow"))
 

@@ -49,14 +49,14 @@ def read_pairs(
     distinct, index = _distinct(_parsed(cells, at, path.parent))
     x = _read_items([cell for cell, _ in distinct], [at[row] for _, row in distinct], fit)
     a, b = torch.tensor(index).view(2, -1)
+    names = _names(cells, distinct, at)
     if not labelled:
         unknown = torch.full((len(x),), -1)
-        return Pairs(
-            Items(x, unknown, _names(cells, distinct, at), ["unknown"]), a, b, similar, where
-        )
-    identity = connected(len(x), a, b, similar > 0.5 if similar.is_floating_point() else similar)
+        return Pairs(Items(x, unknown, names, ["unknown"]), a, b, similar, where)
+    joined = similar > 0.5 if similar.is_floating_point() else similar
+    _refuse_contradictions(path, a, b, joined, where)
+    identity = connected(len(x), a, b, joined)
     identities = [f"identity {i}" for i in range(int(identity.max()) + 1)]
-    names = _names(cells, distinct, at)
     return Pairs(Items(x, identity, names, identities), a, b, similar, where)
 
 
@@ -72,6 +72,46 @@ def connected(n: int, a: Tensor, b: Tensor, joined: Tensor) -> Tensor:
     edges = (np.ones(int(joined.sum())), (a[joined].numpy(), b[joined].numpy()))
     _, component = connected_components(coo_array(edges, shape=(n, n)), directed=False)
     return torch.from_numpy(component.astype(np.int64))
+
+
+def doubtful(pairs: Pairs) -> str:
+    """A note on dissimilar pairs whose items similar pairs connect; empty where there are none."""
+    identity = pairs.items.identity
+    rows = (~pairs.is_similar() & (identity[pairs.a] == identity[pairs.b])).nonzero()[:, 0]
+    if not len(rows):
+        return ""
+    return (
+        f"{len(rows):,} of {len(pairs.a):,} pairs are labelled dissimilar, but other pairs connect "
+        f"their items as similar (the first: {pairs.where[int(rows[0])]}). They stay dissimilar; "
+        "check these labels."
+    )
+
+
+def _refuse_contradictions(
+    path: Path, a: Tensor, b: Tensor, similar: Tensor, where: Sequence[str]
+) -> None:
+    """Refuse an item that is dissimilar to itself, and a pair that is both, in either order."""
+    itself = ((a == b) & ~similar).nonzero()[:, 0]
+    if len(itself):
+        raise InputError(
+            f"{where[int(itself[0])]}: an item is labelled dissimilar to itself ({len(itself):,} "
+            f"of {len(a):,} pairs of {path} are). Remove them, or check --similar-label."
+        )
+    first: dict[tuple[int, int, bool], int] = {}  # row of each pair under each label
+    columns = zip(a.tolist(), b.tolist(), similar.tolist(), strict=True)
+    for row, (one, other, same) in enumerate(columns):
+        first.setdefault((min(one, other), max(one, other), same), row)
+    both = [
+        (row, first[one, other, False])
+        for (one, other, same), row in first.items()
+        if same and (one, other, False) in first
+    ]
+    if both:
+        lines = " and ".join(where[row] for row in sorted(both[0]))
+        raise InputError(
+            f"{lines}: the same pair is labelled similar and dissimilar ({len(both):,} "
+            f"pairs of {path} are). Keep one label for each."
+        )
 
 
 def _labels(table: Table, similar_label: int | None) -> Tensor:

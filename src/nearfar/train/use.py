@@ -15,6 +15,7 @@ from nearfar.train.address import read_item
 from nearfar.train.compare import Comparison, compare, embed
 from nearfar.train.data import Items, Pairs, items_of, read_data
 from nearfar.train.loop import distances_within, split_data
+from nearfar.train.pairs import doubtful
 from nearfar.train.record import n_learned_from
 from nearfar.train.run import Run, read_run
 
@@ -74,7 +75,8 @@ def evaluate_run(
     data = read_data(source, similar_label=similar_label, shape=shape)
     _refuse_unmeasurable(source, data)
     found = _measure(run, data, torch.arange(len(items_of(data).identities)))
-    return found, _flattery(run, source, data)
+    notes = [doubtful(data)] if isinstance(data, Pairs) else []
+    return found, [*filter(None, notes), *_flattery(run, source, data)]
 
 
 def embed_data(path: Path, source: str, out: Path, *, overwrite: bool) -> tuple[int, int, bool]:
