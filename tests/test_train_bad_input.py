@@ -167,6 +167,18 @@ def unlike_itself(tmp):
     return [csv(tmp, rows)]
 
 
+def turned_round(tmp):
+    rows = [[a, b, int(label == "true")] for a, b, label in good_rows()]
+    return [csv(tmp, rows), "--similar-label", 0]
+
+
+def turned_round_within_groups(tmp):
+    """One crowd that wrong labels connect, beside identities enough for a split."""
+    crowd = [[f"{i} 0", f"{i + 1} 0", 0] for i in range(60)]
+    others = [[f"0 {i}", f"0 {i + 0.5}", 0] for i in range(1, 9)]
+    return [csv(tmp, [*crowd, *others, ["0 1", "0 2", 1]]), "--similar-label", 0]
+
+
 def no_number(tmp):
     rows = good_rows()
     rows[5][1] = "0.1 zero 0.3"
@@ -242,6 +254,8 @@ CASES = [
     (all_similar, ["every pair is labelled similar"]),
     (both_labels, ["pairs.csv, line 2 and ", "pairs.csv, line 282: the same pair", "(1 pairs of"]),
     (unlike_itself, ["pairs.csv, line 7: an item is labelled dissimilar to itself", "(1 of 280"]),
+    (turned_round, ["too few to split", "of 120 items are one identity", "check --similar-label"]),
+    (turned_round_within_groups, ["left without a", "61 of 77 items", "check --similar-label"]),
     (no_number, ["pairs.csv, line 7: b holds 'zero'", "not a number"]),
     (nan_cell, ["pairs.csv, line 7: b holds nan"]),
     (short_vector, ["pairs.csv, line 7: b has 2 numbers", "has 8"]),

@@ -59,7 +59,11 @@ def split_pairs(pairs: Pairs, *, calibration: float, test: float, seed: int) -> 
     if similar.all() or not similar.any():
         only, other = ("similar", "dissimilar") if similar.any() else ("dissimilar", "similar")
         raise InputError(f"every pair is labelled {only}. Add {other} pairs, or check the labels.")
-    found = _split(_clusters(pairs), calibration=calibration, test=test, seed=seed)
+    turned = _turned_round(pairs)
+    try:
+        found = _split(_clusters(pairs), calibration=calibration, test=test, seed=seed)
+    except InputError as error:
+        raise InputError(f"{error}{turned}") from None
     for side in SIDES:
         rows = rows_within(pairs, getattr(found, side))
         for kind, n in (
@@ -70,9 +74,20 @@ def split_pairs(pairs: Pairs, *, calibration: float, test: float, seed: int) -> 
                 raise InputError(
                     f"the {side} identities are left without a {kind} pair: the {len(similar)} "
                     f"pairs form {len(pairs.items.identities)} identities, and pairs across the "
-                    "split are dropped. Add pairs, or try another --seed."
+                    f"split are dropped. Add pairs, or try another --seed.{turned}"
                 )
     return found
+
+
+def _turned_round(pairs: Pairs) -> str:
+    """A sentence for an error where most items are one identity; empty elsewhere."""
+    n, most = len(pairs.items.x), int(pairs.items.identity.bincount().max())
+    if most <= n / 2:
+        return ""
+    return (
+        f" But {most:,} of {n:,} items are one identity, by similar pairs that connect them: the "
+        "labels may be the other way round; check --similar-label."
+    )
 
 
 def rows_within(pairs: Pairs, identities: Tensor) -> Tensor:
