@@ -89,6 +89,24 @@ def test_a_place_that_cannot_be_written_is_refused_before_training(
     assert "no valid text" in nearfar("train", odd, "--out", "odd", *TINY).error
 
 
+def test_data_are_not_written_over(nearfar, run, folder, tmp_path, monkeypatch):
+    data = vectors_file(tmp_path / "v.npz")
+    before = data.read_bytes()
+    (link := tmp_path / "link.npz").symlink_to(data)
+    for out in (data, link):
+        done = nearfar("embed", run, data, "--out", out, "--overwrite")
+        assert f"--out {out} is the data" in done.error
+    assert "is the data" in nearfar("train", data, "--out", data, "--overwrite", *TINY).error
+    assert data.read_bytes() == before
+    for command in (("embed", run), ("sweep",)):
+        done = nearfar(*command, folder, "--out", folder / "e.npz")
+        assert "lies inside the data" in done.error
+        assert done.out == ""
+    monkeypatch.chdir(tmp_path)  # where a folder may have the name of the built-in letters
+    (tmp_path / "glyphs").mkdir()
+    assert nearfar("embed", run, "glyphs", "--out", "glyphs/e.npz").error.endswith("(8,).")
+
+
 def test_degrees_of_similarity_train(nearfar, tmp_path):
     x, y = make_vectors(n_identities=12, n_items=4)
     cells = [" ".join(f"{value:.4f}" for value in row) for row in x]

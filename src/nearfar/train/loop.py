@@ -39,7 +39,7 @@ from nearfar.train.pairs import doubtful
 from nearfar.train.progress import progress
 from nearfar.train.record import Course, Record, write_record
 from nearfar.train.recorder import Norms, Recorder, outcome
-from nearfar.train.run import METRICS, refuse_existing, write_run, writing
+from nearfar.train.run import METRICS, refuse_existing, refuse_inside, write_run, writing
 from nearfar.train.split import Split, rows_within, split_items, split_pairs
 from nearfar.train.task import Task
 
@@ -60,8 +60,8 @@ def train(config: TrainConfig, out: Path, *, overwrite: bool, console: Console) 
         InputError: the data, the config or `out` cannot be used. Nothing is written then.
     """
     say = partial(console.print, soft_wrap=True, highlight=False, markup=False)
-    refuse_existing(out, overwrite=overwrite)
     _refuse_unwritable(config, out)
+    refuse_existing(out, overwrite=overwrite)
 
     say(f"reading {config.data}")
     data = read_data(config.data, image_size=config.image_size, similar_label=config.similar_label)
@@ -108,9 +108,7 @@ def _refuse_unwritable(config: TrainConfig, out: Path) -> None:
         to_toml(config).encode()
     except UnicodeEncodeError:
         raise InputError(f"{config.data!r} is no valid text: rename it.") from None
-    data = Path(config.data)
-    if data.is_dir() and out.resolve().is_relative_to(data.resolve()):
-        raise InputError(f"--out {out} lies inside the data, {data}. Choose one outside.")
+    refuse_inside(out, config.data)
 
 
 def _optimise(

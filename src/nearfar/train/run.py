@@ -17,6 +17,7 @@ from nearfar.distance import Distance
 from nearfar.errors import InputError
 from nearfar.train.compare import Thresholds
 from nearfar.train.config import FORMAT, TrainConfig, check_format, read_config, to_toml
+from nearfar.train.data import GLYPHS
 from nearfar.train.encoders import Embedder, build
 from nearfar.train.objectives import verifier_distance
 from nearfar.train.record import RECORD
@@ -58,6 +59,14 @@ class Results:
     distance: Distance
     thresholds: Thresholds
     summary: Mapping[str, Any]
+
+
+def refuse_inside(out: Path, data: str) -> None:
+    """Refuse to write over the data that is read, or among it."""
+    source = Path(data)
+    if data != GLYPHS and source.exists() and out.resolve().is_relative_to(source.resolve()):
+        lies = "is" if source.is_file() else "lies inside"
+        raise InputError(f"--out {out} {lies} the data, {data}. Choose another --out.")
 
 
 def refuse_existing(out: Path, *, overwrite: bool) -> None:

@@ -20,7 +20,7 @@ from nearfar.train.data import read_data
 from nearfar.train.loop import train
 from nearfar.train.objectives import belonging, objective, resolve
 from nearfar.train.record import RECORD, read_record
-from nearfar.train.run import SUMMARY, read_results
+from nearfar.train.run import SUMMARY, read_results, refuse_inside
 
 
 @dataclass(frozen=True)
@@ -170,6 +170,7 @@ def sweep(trials: Sequence[Trial], out: Path, *, minutes: float, console: Consol
         raise InputError("a sweep needs at least one loss.")
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file. Name a folder as --out: a sweep writes one a trial.")
+    refuse_inside(out, trials[0].config.data)
     finished: list[Finished] = []
     skipped: list[Trial] = []
     failed: list[tuple[Trial, str]] = []
