@@ -200,6 +200,40 @@ def test_a_mistake_of_ours_is_no_answer(nearfar, vector_run, monkeypatch):
     assert "please report it" in done.err
 
 
+def out_of_gpu_memory():
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+@pytest.mark.parametrize(
+    "allocate",
+    [lambda: np.empty(10**16), lambda: torch.empty(10**16), out_of_gpu_memory],
+    ids=["numpy", "torch", "a GPU"],
+)
+def test_memory_that_ran_out_is_no_mistake_of_ours(
+    nearfar, vectors, tmp_path, monkeypatch, allocate
+):
+    def greedy(*_):
+        allocate()
+
+    monkeypatch.setattr("nearfar.train.loop._optimise", greedy)
+    done = nearfar("train", vectors, "--out", tmp_path / "run", *TINY)
+    assert done.status == 2
+    assert done.error.startswith("nearfar: error: memory ran out. ")
+    for option in ("--identities", "--items", "--image-size", "--embedding-dim"):
+        assert option in done.error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_array_larger_than_memory_is_named(nearfar, tmp_path, monkeypatch):
+    def greedy(*_, **__):
+        raise MemoryError
+
+    data = vectors_file(tmp_path / "v.npz")
+    monkeypatch.setattr("nearfar.train.data.np.load", greedy)
+    done = nearfar("train", data, "--out", tmp_path / "run", *TINY)
+    assert "v.npz is larger than the memory that is free" in done.error
+
+
 def test_names_and_text_of_arrays_are_checked_before_training(nearfar, tmp_path):
     short = vectors_file(tmp_path / "short.npz", names=np.array(["a", "b"]))
     done = nearfar("train", short, "--out", tmp_path / "out", *TINY)

@@ -50,7 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail("interrupted; nothing unfinished is left", INTERRUPTED)
     except OSError as error:  # no right to read, a full disk
         return _fail(f"{error.filename or 'a file'}: {error.strerror or error}")
-    except Exception:  # 1 would say "different", or "something was found"
+    except Exception as error:  # 1 would say "different", or "something was found"
+        if _memory_ran_out(error):
+            return _fail(
+                "memory ran out. Smaller --identities and --items take less for a batch, a smaller "
+                "--image-size for the data, a smaller --embedding-dim for the network."
+            )
         traceback.print_exc()
         return _fail("this is a mistake in nearfar, not in what you typed: please report it")
 
@@ -110,6 +115,15 @@ def _items_after_options(given: list[str]) -> list[str]:
 def _fail(message: str, status: int = 2) -> int:
     print("nearfar: error: " + " ".join(message.split()), file=sys.stderr)
     return status
+
+
+def _memory_ran_out(error: Exception) -> bool:
+    """Torch has a class for a GPU's, asked by name to load no torch here, and none for a CPU's."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )
 
 
 def _help(error: Exception) -> str:

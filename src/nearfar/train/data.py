@@ -203,7 +203,9 @@ def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise InputError(f"{path} is a single array. Save it with numpy.savez(x=, y=).")
             return {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError, MemoryError, zipfile.BadZipFile, KeyError) as error:
+    except MemoryError:
+        raise InputError(f"{path} is larger than the memory that is free, or damaged.") from None
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, KeyError) as error:
         if isinstance(error, InputError):
             raise
         if "allow_pickle" in str(error) and zipfile.is_zipfile(path):
