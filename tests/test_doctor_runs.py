@@ -42,6 +42,14 @@ def trained(nearfar, tmp_path):
     return train
 
 
+def test_a_run_is_examined_without_the_code_of_its_encoder(nearfar, vector_run, tmp_path):
+    shutil.copytree(vector_run, run := tmp_path / "run")
+    config = run / "config.toml"
+    config.write_text(config.read_text().replace('"auto"', '"gone:make"', 1))
+    assert "gone:make" in nearfar("evaluate", run).error
+    assert nearfar("doctor", run).out == nearfar("doctor", vector_run).out
+
+
 # -- false alarms ---------------------------------------------------------------------------------
 
 HEALTHY = (

@@ -10,7 +10,7 @@ from nearfar.errors import InputError
 from nearfar.train.checkup import examine_record
 from nearfar.train.data import read_arrays
 from nearfar.train.record import RECORD, read_record
-from nearfar.train.run import read_metrics, read_run
+from nearfar.train.run import read_metrics, read_results
 
 
 def examine_path(path: Path) -> Diagnosis:
@@ -30,7 +30,7 @@ def examine_path(path: Path) -> Diagnosis:
             f"{path} is neither a run folder nor an .npz of embeddings. Name the folder given to "
             "`nearfar train --out`, or what `nearfar embed` wrote."
         )
-    run = read_run(path)
+    run = read_results(path)  # the network is not looked at, and may need code that is not there
     outcome = read_record(path).outcome if (path / RECORD).is_file() else None
     return examine_record(run.config, run.summary, read_metrics(path), outcome)
 
