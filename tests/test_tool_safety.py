@@ -107,6 +107,28 @@ def test_data_are_not_written_over(nearfar, run, folder, tmp_path, monkeypatch):
     assert nearfar("embed", run, "glyphs", "--out", "glyphs/e.npz").error.endswith("(8,).")
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("train", "DATA", "--out", "RUN/again", *TINY),
+        ("sweep", "DATA", "--out", "RUN", "--steps", 2),
+        ("sweep", "DATA", "--out", "RUN/sweep", "--steps", 2),
+        ("embed", "RUN", "DATA", "--out", "RUN/record.npz", "--overwrite"),
+        ("report", "RUN", "--out", "RUN/other.html"),
+    ],
+    ids=lambda command: " ".join(command[:4:3]),
+)
+def test_nothing_is_written_into_a_run(nearfar, run, tmp_path, command):
+    places = {"DATA": vectors_file(tmp_path / "v.npz")}
+    held = {path.name: path.read_bytes() for path in run.iterdir()}
+    done = nearfar(*(places.get(word, str(word).replace("RUN", str(run))) for word in command))
+    assert done.status == 2
+    assert f"lies inside the run {run}" in done.error
+    assert done.out == ""
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == held
+    assert nearfar("report", run, "--out", run / "report.html").status == 0
+
+
 def test_degrees_of_similarity_train(nearfar, tmp_path):
     x, y = make_vectors(n_identities=12, n_items=4)
     cells = [" ".join(f"{value:.4f}" for value in row) for row in x]

@@ -541,8 +541,12 @@ def explain(
 
 def _page(out: Path, overwrite: bool) -> Path:
     """Where a page may be written."""
+    from nearfar.train.run import REPORT, refuse_inside_run
+
     if out.suffix.lower() != ".html":
         raise InputError(f"--out {out} must end in .html.")
+    if out.name != REPORT:
+        refuse_inside_run(out)
     if out.exists() and not overwrite:
         raise InputError(f"{out} exists. Choose another --out, or add --overwrite to replace it.")
     return out

@@ -39,7 +39,14 @@ from nearfar.train.pairs import doubtful
 from nearfar.train.progress import progress
 from nearfar.train.record import Course, Record, write_record
 from nearfar.train.recorder import Norms, Recorder, outcome
-from nearfar.train.run import METRICS, refuse_existing, refuse_inside, write_run, writing
+from nearfar.train.run import (
+    METRICS,
+    refuse_existing,
+    refuse_inside,
+    refuse_inside_run,
+    write_run,
+    writing,
+)
 from nearfar.train.split import Split, rows_within, split_items, split_pairs
 from nearfar.train.task import Task
 
@@ -109,6 +116,7 @@ def _refuse_unwritable(config: TrainConfig, out: Path) -> None:
     except UnicodeEncodeError:
         raise InputError(f"{config.data!r} is no valid text: rename it.") from None
     refuse_inside(out, config.data)
+    refuse_inside_run(out)
 
 
 def _optimise(

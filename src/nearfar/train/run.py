@@ -69,6 +69,13 @@ def refuse_inside(out: Path, data: str) -> None:
         raise InputError(f"--out {out} {lies} the data, {data}. Choose another --out.")
 
 
+def refuse_inside_run(out: Path) -> None:
+    """Refuse to write into a run, which could not be replaced any more with more than its files."""
+    for folder in out.resolve().parents:
+        if (folder / CONFIG).is_file() and (folder / SUMMARY).is_file():
+            raise InputError(f"--out {out} lies inside the run {folder}. Choose one outside.")
+
+
 def refuse_existing(out: Path, *, overwrite: bool) -> None:
     """Refuse to write over what is there, unless it is a run and may be replaced."""
     if not out.exists() and not out.is_symlink():

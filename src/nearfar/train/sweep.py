@@ -20,7 +20,7 @@ from nearfar.train.data import read_data
 from nearfar.train.loop import train
 from nearfar.train.objectives import belonging, objective, resolve
 from nearfar.train.record import RECORD, read_record
-from nearfar.train.run import SUMMARY, read_results, refuse_inside
+from nearfar.train.run import SUMMARY, read_results, refuse_inside, refuse_inside_run
 
 
 @dataclass(frozen=True)
@@ -171,6 +171,7 @@ def sweep(trials: Sequence[Trial], out: Path, *, minutes: float, console: Consol
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file. Name a folder as --out: a sweep writes one a trial.")
     refuse_inside(out, trials[0].config.data)
+    refuse_inside_run(out / trials[0].name)
     finished: list[Finished] = []
     skipped: list[Trial] = []
     failed: list[tuple[Trial, str]] = []

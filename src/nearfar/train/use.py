@@ -17,7 +17,7 @@ from nearfar.train.data import Items, Pairs, items_of, read_data
 from nearfar.train.loop import distances_within, split_data
 from nearfar.train.pairs import doubtful
 from nearfar.train.record import n_learned_from
-from nearfar.train.run import Run, read_run, refuse_inside
+from nearfar.train.run import Run, read_run, refuse_inside, refuse_inside_run
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,7 @@ def embed_data(path: Path, source: str, out: Path, *, overwrite: bool) -> tuple[
     if out.suffix.lower() != ".npz":
         raise InputError(f"--out {out} must end in .npz.")
     refuse_inside(out, source)
+    refuse_inside_run(out)
     if out.exists() and not overwrite:
         raise InputError(f"{out} exists. Choose another --out, or add --overwrite to replace it.")
     run = read_run(path)
