@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import make_vectors
 from rich.console import Console
 
 from nearfar.cli import main
@@ -15,11 +16,11 @@ from nearfar.train.sweep import Finished, Sweep, Trial, sweep, trials_of
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Vectors of 30 identities in 4 of 12 coordinates, the rest noise."""
+    """Vectors of 150 identities in 4 of 12 coordinates, the rest noise."""
     random = np.random.default_rng(0)
-    y = np.repeat(np.arange(30), 12)
-    x = random.normal(size=(360, 12)).astype(np.float32)
-    x[:, :4] += 1.5 * random.normal(size=(30, 4))[y]
+    y = np.repeat(np.arange(150), 4)
+    x = random.normal(size=(600, 12)).astype(np.float32)
+    x[:, :4] += 1.5 * random.normal(size=(150, 4))[y]
     path = tmp_path_factory.mktemp("sweep") / "vectors.npz"
     np.savez(path, x=x, y=y)
     return path
@@ -125,5 +126,23 @@ def test_a_tie_is_called_one() -> None:
     )
     assert found.tied == ["b"]
     assert "0.0700 to 0.2000" in found.table().plain()
-    # Too few identities for intervals: only the same figure ties.
-    assert Sweep((finished("a", 0.1), finished("b", 0.1), finished("c", 0.2))).tied == ["b"]
+    assert found.decided
+    assert found.as_dict()["best"] == "a"
+    # Too few identities for intervals: all of them tie, and none is the best.
+    few = Sweep((finished("a", 0.1), finished("b", 0.1), finished("c", 0.2)))
+    assert few.tied == ["b", "c"]
+    assert not few.decided
+    assert few.as_dict()["best"] is None
+    assert Sweep((finished("a", 0.1),)).decided
+
+
+def test_too_few_identities_choose_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    x, y = make_vectors(n_identities=12, n_items=4)
+    np.savez(tmp_path / "few.npz", x=x, y=y)
+    assert main(command(tmp_path / "few.npz", tmp_path / "out")) == 0
+    said = capsys.readouterr().out
+    assert "too few identities to tell them apart" in said
+    assert "keep " not in said
+    assert "side by side: nearfar compare" in said

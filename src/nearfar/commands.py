@@ -11,6 +11,7 @@ from rich.console import Console
 
 import nearfar
 from nearfar.errors import InputError
+from nearfar.evaluate.intervals import FEWEST_IDENTITIES
 from nearfar.tabulate import Table
 from nearfar.train.compare import Comparison, dashes, table
 from nearfar.train.config import Setting, TrainConfig, read_config
@@ -478,8 +479,12 @@ def sweep(
         typer.echo(json.dumps(found.as_dict(), indent=2))
         return
     _print_table(found.table())
-    typer.echo(f"\nkeep {found.best.run}, the best on the calibration identities")
-    if found.tied:
+    if not found.decided:
+        few = "too few identities to tell them apart"
+        typer.echo(f"\n{few}: intervals take {FEWEST_IDENTITIES} test identities")
+    else:
+        typer.echo(f"\nkeep {found.best.run}, the best on the calibration identities")
+    if found.decided and found.tied:
         typer.echo(f"chance may set it apart from: {', '.join(found.tied)}")
     for trial, why in found.failed:
         typer.echo(f"{trial.name} failed: {why}")

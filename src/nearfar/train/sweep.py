@@ -72,17 +72,23 @@ class Sweep:
         return self.finished[0]
 
     @property
+    def decided(self) -> bool:
+        """Whether there were identities enough to tell the trials apart, or only one of them."""
+        return len(self.finished) == 1 or _interval(self.best) is not None
+
+    @property
     def tied(self) -> list[str]:
         """Trials that chance may set apart from the best.
 
-        Those ranked by the same figure, and those whose interval holds the figure of the best.
+        Those ranked by the same figure, and those whose interval holds the figure of the best;
+        without an interval, all of them.
         """
         figure = self.best.test["learned"]["eer"]
 
         def tied(other: Finished) -> bool:
             s = _interval(other)
             equal = other.chosen_by == self.best.chosen_by
-            return equal or (s is not None and s["low"] <= figure <= s["high"])
+            return equal or s is None or s["low"] <= figure <= s["high"]
 
         return [f.trial.name for f in self.finished[1:] if tied(f)]
 
@@ -103,7 +109,7 @@ class Sweep:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
-            "best": self.best.trial.name,
+            "best": self.best.trial.name if self.decided else None,
             "tied": self.tied,
             "trials": [
                 {
