@@ -1,7 +1,9 @@
 """The pieces of training: splits, batches, how a loss's arguments are formed, the encoders."""
 
+import json
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import torch
 from conftest import make_vectors
 
 import nearfar as nf
+from nearfar import commands
 from nearfar.errors import InputError
 from nearfar.train import batches, objectives
 from nearfar.train.compare import Comparison, Distances, Thresholds, compare, dashes, table
@@ -18,6 +21,7 @@ from nearfar.train.encoders import Embedder, build
 from nearfar.train.pairs import connected
 from nearfar.train.split import rows_within, split_items, split_pairs
 
+DATA_PAGE = Path(__file__).parents[1] / "docs" / "data.md"
 SHARES = {"calibration": 0.2, "test": 0.2}
 
 
@@ -35,6 +39,20 @@ def pairs_of(rows, n):
     a, b, similar = (torch.tensor(column) for column in zip(*rows, strict=True))
     identity = connected(n, a, b, similar)
     return Pairs(items_of(identity), a, b, similar, [""] * len(a))
+
+
+def test_the_page_names_the_defaults_of_every_loss():
+    rows = [
+        f"| {name} | {', '.join(f'{k} {json.dumps(v)}' for k, v in o.hyperparameters.items())} "
+        f"| {'yes' if o.from_pairs else 'no'} |".replace('"', "")
+        for name, o in objectives.OBJECTIVES.items()
+    ]
+    _, found = DATA_PAGE.read_text(encoding="utf-8").split(
+        "| trains on given pairs |\n|---|---|---|\n"
+    )
+    assert found.split("\n\n")[0].splitlines() == rows
+    for option in ("Margin", "Temperature", "Scale", "Values"):
+        assert "docs/data.md" in getattr(commands, option).__metadata__[0].help
 
 
 @pytest.mark.parametrize("n", [6, 7, 10, 61])

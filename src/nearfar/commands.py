@@ -81,6 +81,7 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
+BY_LOSS = "Default: by loss; those of train are in the table of docs/data.md."
 LOSS, TRAINING, DATA = "The loss", "The training", "The data"  # panels of the help
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that train wrote.")]
@@ -96,17 +97,20 @@ SimilarLabel = Annotated[
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what --out names.")]
 Margin = Annotated[
-    float | None, typer.Option(help="Of the losses that have one.", rich_help_panel=LOSS)
+    float | None,
+    typer.Option(help=f"Of the losses that have one. {BY_LOSS}", rich_help_panel=LOSS),
 ]
 Margin2 = Annotated[
     float | None, typer.Option(help="Second margin (quadruplet).", rich_help_panel=LOSS)
 ]
 Temperature = Annotated[
-    float | None, typer.Option(help="Of the softmax losses.", rich_help_panel=LOSS)
+    float | None, typer.Option(help=f"Of the softmax losses. {BY_LOSS}", rich_help_panel=LOSS)
 ]
 Scale = Annotated[
     float | None,
-    typer.Option(help="1 / temperature (circle, clip, siglip, proxies).", rich_help_panel=LOSS),
+    typer.Option(
+        help=f"1 / temperature (circle, clip, siglip, proxies). {BY_LOSS}", rich_help_panel=LOSS
+    ),
 ]
 Bias = Annotated[float | None, typer.Option(help="Of siglip.", rich_help_panel=LOSS)]
 Alpha = Annotated[
@@ -140,7 +144,7 @@ LabelSmoothing = Annotated[
 ]
 Values = Annotated[
     list[float] | None,
-    typer.Option(metavar="X...", help="Values to try.", rich_help_panel=LOSS),
+    typer.Option(metavar="X...", help=f"Values to try. {BY_LOSS}", rich_help_panel=LOSS),
 ]
 
 
