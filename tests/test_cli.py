@@ -1,8 +1,12 @@
 """The command itself: help, errors, explain, and what it does without its libraries."""
 
 import json
+import re
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -47,6 +51,21 @@ def test_without_its_libraries_the_command_says_what_to_install(missing):
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert missing in done.stderr
     assert "pip install 'nearfar[app]'" in done.stderr
+
+
+def test_what_the_tool_imports_is_declared():
+    from nearfar import cli, commands
+
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    extra = tomllib.loads(text)["project"]["optional-dependencies"]["app"]
+    declared = {re.split("[<>=]", requirement)[0] for requirement in extra}
+    distributions = packages_distributions()
+    used = {distributions[module][0].lower().replace("_", "-") for module in cli.APP}
+    assert used == declared
+    (comment,) = re.findall("# The command line tool: (.*)\\.", text)
+    assert set(comment.split(", ")) == {
+        c.callback.__name__ for c in commands.app.registered_commands
+    }
 
 
 def test_unwritable_places_are_one_line(nearfar, vectors, tmp_path):
