@@ -12,6 +12,8 @@ from conftest import make_vectors
 
 import nearfar as nf
 from nearfar import commands
+from nearfar.doctor import Evidence, Fitted
+from nearfar.doctor.threshold_rules import coarse_threshold
 from nearfar.errors import InputError
 from nearfar.train import batches, objectives
 from nearfar.train.compare import Comparison, Distances, Thresholds, compare, dashes, table
@@ -39,6 +41,16 @@ def pairs_of(rows, n):
     a, b, similar = (torch.tensor(column) for column in zip(*rows, strict=True))
     identity = connected(n, a, b, similar)
     return Pairs(items_of(identity), a, b, similar, [""] * len(a))
+
+
+def test_the_page_says_when_pairs_are_too_few():
+    def finding(n_pairs):
+        return coarse_threshold(Evidence(fitted=Fitted(0.01, n_pairs, 100, 0.01, 1000, 100)))
+
+    page = DATA_PAGE.read_text(encoding="utf-8")
+    assert "at least 3 / f different calibration pairs, 300 for 0.01" in page
+    assert finding(300) is None
+    assert finding(299).name == "coarse-threshold"
 
 
 def test_the_page_names_the_defaults_of_every_loss():
