@@ -271,8 +271,7 @@ def _by_pairs(field: _Field) -> Tensor:
     a, n, shape = field.a, field.a.shape[0], _pair_shape(field)
     visits = tiles(n, n, shape, True)
     far = a.new_full((n,), -inf, dtype=exact(a))
-    near: list[Tensor] = []
-    anchors: list[Tensor] = []
+    positives = _Positives(int(field.relation.n_positives().sum()), far)
     bases: list[float | None] = []
     kept: list[_Piece] = []
     room = kept_elements(field.request.limits, a.device, a.element_size(), shape, copies=2)
@@ -282,16 +281,15 @@ def _by_pairs(field: _Field) -> Tensor:
         bases.append(base)
         for at, dim, anchor in _ends(piece, twice):
             torch.logaddexp(far[at], _log_sums(piece.terms, base, dim), out=far[at])
-            near.append(values)
-            anchors.append(anchor + at.start)
+            positives.add(values, anchor, at.start)
         room -= piece.terms.numel()
         if room >= 0 and field.gradient is not None:
             kept.append(piece)
-    of_positives, everyone = torch.cat(near).to(far.dtype), slice(0, n)
-    loss, by_far, by_near = field.settle(far, of_positives, torch.cat(anchors), everyone)
+    everyone = slice(0, n)
+    loss, by_far, by_near = field.settle(far, positives.near, positives.anchor, everyone)
     if field.gradient is None:
         return loss
-    pulls = iter(by_near.to(a.dtype).split_with_sizes([len(anchor) for anchor in anchors]))
+    pulls = iter(by_near.to(a.dtype).split_with_sizes(positives.counts))
     kept.reverse()
     for (rows, columns, twice), base in zip(visits, bases, strict=True):
         if kept:
@@ -303,6 +301,28 @@ def _by_pairs(field: _Field) -> Tensor:
         factor = _factor(piece, base, [(by_far[at], far[at], dim) for at, dim, _ in ends])
         field.pull(piece, factor, reduce(torch.add, [next(pulls) for _ in ends]))
     return loss
+
+
+class _Positives:
+    """How close all positives are, and to whom, as the tiles tell it.
+
+    Their room is made at once: a small array that stays behind each tile breaks up the memory which
+    the next would have used again.
+    """
+
+    def __init__(self, k: int, like: Tensor) -> None:
+        self.near = like.new_empty(k)
+        self.anchor = like.new_empty(k, dtype=torch.int64)
+        self.counts: list[int] = []
+        self._taken = 0
+
+    def add(self, values: Tensor, anchor: Tensor, start: int) -> None:
+        """Add positives (k,) of a tile whose first anchor is `start`."""
+        here = slice(self._taken, self._taken + anchor.shape[0])
+        self.near[here] = values
+        torch.add(anchor, start, out=self.anchor[here])
+        self.counts.append(anchor.shape[0])
+        self._taken = here.stop
 
 
 def _ends(piece: _Piece, twice: bool) -> list[tuple[slice, int, Tensor]]:
