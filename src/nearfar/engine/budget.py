@@ -91,7 +91,8 @@ def tile(limits: Limits, device: torch.device, itemsize: int, buffers: int) -> t
     return rows, max(columns, 1)
 
 
-_SHORT_ROWS = 256  # from here on large tiles have faster products, see products.py
+# Rows that are no shorter have faster products in large tiles, see products.py.
+_SHORT_ROWS, _TRIANGLE = 256, 512
 
 
 def triangle_tile(
@@ -104,7 +105,7 @@ def triangle_tile(
     rows, columns = tile(limits, device, itemsize, buffers)
     if limits.tile or device.type != "cpu" or d >= _SHORT_ROWS:
         return rows, columns
-    return max(rows // 2, 1), max(columns // 2, 1)
+    return min(rows, _TRIANGLE), min(columns, _TRIANGLE)
 
 
 def low_tile(limits: Limits, device: torch.device, itemsize: int, buffers: int) -> tuple[int, int]:
