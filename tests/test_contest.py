@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 from batch_cases import near
+from test_memory import Allocations
 from torch import Tensor
 
 import nearfar as nf
@@ -144,6 +145,17 @@ def test_where_most_are_positive_strips_need_less(monkeypatch: pytest.MonkeyPatc
     x = torch.randn(300, 4)
     for labels, by_pairs in ((torch.arange(300) // 2, True), (torch.zeros(300).long(), False)):
         chosen.clear()
-        with nf.memory_budget(2**20):
+        with nf.memory_budget(2**21):
             nf.nt_xent_loss(x, labels)
         assert bool(chosen) == by_pairs
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_memory_of_pairs_is_linear_in_the_batch(name: str, bases: list[float | None]) -> None:
+    """One matrix of all pairs would be twice the budget."""
+    x = torch.randn(2048, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    labels, budget = torch.arange(2048) // 8, 2**23
+    with nf.memory_budget(budget), Allocations(x, labels) as allocations:
+        LOSSES[name](x, labels).backward()
+    assert bases
+    assert allocations.peak <= budget + 8 * x.nbytes + 60 * 8 * len(x)

@@ -246,8 +246,9 @@ def _of_strip(field: _Field, rows: slice, columns: Sequence[slice]) -> Tensor:
     return loss
 
 
-# Bytes that a positive takes while all are settled at once, of which there may be a budget's half.
-_A_POSITIVE = 128
+# Bytes that a positive takes while all are settled at once, of which there may be a budget's half;
+# and from which height on tiles are so few that two visits cost no more steps than strips.
+_A_POSITIVE, _FEWEST_ROWS = 128, 256
 
 
 def _pays(field: _Field) -> bool:
@@ -255,7 +256,8 @@ def _pays(field: _Field) -> bool:
     a, limits = field.a, field.request.limits
     if not field.relation.symmetric or not a.is_cpu or force_visitors():
         return False
-    if a.shape[0] <= _pair_shape(field)[0]:
+    high = _pair_shape(field)[0]
+    if a.shape[0] <= high or (high < _FEWEST_ROWS and limits.tile is None):
         return False
     positives = int(field.relation.n_positives().sum())
     return positives * _A_POSITIVE <= budget_of(limits, a.device) // 2
