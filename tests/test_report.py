@@ -11,10 +11,11 @@ import pytest
 from conftest import make_vectors
 
 from nearfar.errors import InputError
+from nearfar.evaluate import at_threshold, verification
 from nearfar.report import contest_of, write_comparison, write_report
-from nearfar.report.decision import _thinned
 from nearfar.report.study import read_study
 from nearfar.report.words import decided, percent, verdict
+from nearfar.train import recorder
 from nearfar.train.record import RECORD
 
 SECTIONS = [
@@ -218,22 +219,27 @@ def test_the_verdict_is_one_honest_sentence(learned, raw, says):
 
 def test_the_decisions_add_up(vector_run):
     study = read_study(vector_run)
-    threshold = study.results.thresholds.learned
-    accepted = study.outcome.learned.astype(np.float64) <= threshold
-    same = study.outcome.similar
+    at = study.test["learned"]["at_threshold"]
+    assert at["threshold"] == study.results.thresholds.learned
     said = decided(study.test)
-    assert f"{(accepted & ~same).sum():,} of {(~same).sum():,} different pairs" in said
-    assert f"{(~accepted & same).sum():,} of {same.sum():,} same pairs" in said
-    assert percent(float((~accepted & same).sum() / same.sum())) in said
+    assert said.startswith(f"{percent(at['far'])} of different pairs are accepted")
+    assert f"{percent(1 - at['tar'])} of same pairs are rejected" in said
 
 
-def test_a_thinned_curve_keeps_its_shape(vector_run):
-    found = read_study(vector_run).raw
-    points = np.array(_thinned(found))
-    assert len(points) < len(found.curve.far)
-    assert (np.diff(points, axis=0) >= 0).all()
-    nearest = np.abs(found.curve.far[:, None] - points[:, 0]).min(1)
-    assert nearest.max() < 0.01
+def test_a_drawn_curve_keeps_its_shape():
+    random = np.random.default_rng(0)
+    same = np.arange(8000) < 3000
+    d = random.normal(size=8000) + ~same
+    curve = verification(d, same, higher_is_closer=False).curve
+    at = at_threshold(d, same, 0.25, higher_is_closer=False)
+    points = recorder.drawn(curve, at)
+    assert points.shape[1] < len(curve.far) / 4
+    assert (np.diff(points) >= 0).all()
+    assert (points[:, -1] == [d.max(), 1, 1]).all()
+    assert [0.25, at.far, at.tar] in points.T.tolist()
+    for kind in (1, 2):
+        every = (curve.threshold, curve.far, curve.tar)[kind]
+        assert np.abs(every[:, None] - points[kind]).min(1).max() < 0.01
 
 
 @pytest.fixture(scope="module")

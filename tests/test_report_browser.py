@@ -8,7 +8,7 @@ from browser import browser, needs_chromium
 
 from nearfar.report import contest_of, write_comparison, write_report
 from nearfar.report.study import read_study
-from nearfar.report.words import decided
+from nearfar.report.words import decided, percent
 
 pytestmark = [
     pytest.mark.browser,
@@ -107,8 +107,8 @@ def test_the_threshold_slider_changes_the_figures(page, pages, glyphs_run):
     marks = page.text(".gallery")
 
     page.move("#threshold-slider", 0)
-    rates = re.findall(r"(FAR|FRR) ([\d.]+)", page.text("#decided"))
-    assert dict(rates) == {"FAR": "0", "FRR": "100"}
+    rates = re.findall(r"([\d.]+)\s% of", page.text("#decided"))
+    assert rates == ["0", "100"]
     page.script("return new Promise(requestAnimationFrame)")
     for name, svg in before.items():
         assert drawn(page, name) != svg, name
@@ -116,13 +116,14 @@ def test_the_threshold_slider_changes_the_figures(page, pages, glyphs_run):
 
     largest = float(page.script("return document.querySelector('#threshold-slider').max"))
     page.move("#threshold-slider", largest)
-    rates = re.findall(r"(FAR|FRR) ([\d.]+)", page.text("#decided"))
-    assert dict(rates) == {"FAR": "100", "FRR": "0"}
+    rates = re.findall(r"([\d.]+)\s% of", page.text("#decided"))
+    assert rates == ["100", "0"]
 
-    middle = float(study.outcome.learned[study.outcome.similar].mean())
-    page.move("#threshold-slider", middle)
-    accepted = int((study.outcome.learned[~study.outcome.similar] <= middle).sum())
-    assert page.text("#decided").startswith(f"{accepted:,} of ")
+    threshold, far, tar = study.outcome.learned_curve
+    place = len(threshold) // 2
+    page.move("#threshold-slider", float(threshold[place : place + 2].mean()))
+    assert page.text("#decided").startswith(f"{percent(far[place])} of different pairs")
+    assert f"{percent(1 - tar[place])} of same pairs" in page.text("#decided")
 
     page.script("document.querySelector('#reset').click()")
     assert page.text("#decided") == decided(study.test)

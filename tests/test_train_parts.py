@@ -16,10 +16,11 @@ from nearfar.doctor import Evidence, Fitted
 from nearfar.doctor.threshold_rules import coarse_threshold
 from nearfar.errors import InputError
 from nearfar.train import batches, objectives
-from nearfar.train.compare import Comparison, Distances, Thresholds, compare, dashes, table
+from nearfar.train.compare import Comparison, Thresholds, compare, dashes, table
 from nearfar.train.config import TrainConfig, read_config, to_toml
 from nearfar.train.data import Items, Pairs, read_glyphs
 from nearfar.train.encoders import Embedder, build
+from nearfar.train.measure import GivenPairs, Measured, Sample
 from nearfar.train.pairs import connected
 from nearfar.train.split import rows_within, split_items, split_pairs
 
@@ -292,8 +293,10 @@ def test_dashes_are_explained_where_there_are_any():
         second = torch.where(similar, first, (first + 1) % n_identities)
         apart = torch.rand(1500, generator=generator) + ~similar
         identities, nothing = torch.stack([first, second], 1), torch.zeros(0)
-        test = Distances(nothing, identities, similar, apart, apart, nothing, nothing)
-        return compare(test, Thresholds(0.9, 0.9, 0.01), n_identities)
+        pairs = GivenPairs(identities, identities, similar, apart)
+        sample = Sample(nothing, nothing, nothing, nothing)
+        test = Measured(pairs, pairs, "cosine", n_identities, 0, nothing, nothing, sample)
+        return compare(test, Thresholds(0.9, 0.9, 0.01, "cosine"))
 
     def without_rare_rates(of: Comparison) -> Comparison:
         told = {far: tar for far, tar in of.learned.tar_at_far.items() if tar is not None}

@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 from nearfar.distance import unit
 from nearfar.errors import InputError
 from nearfar.evaluate import verification
-from nearfar.train import force_sample, recorder
+from nearfar.train import force_sample, record, recorder
 from nearfar.train.config import TrainConfig
 from nearfar.train.data import Items
 from nearfar.train.objectives import OBJECTIVES, objective, resolve
@@ -38,12 +38,21 @@ def test_snapshots_run_from_the_beginning_to_the_end(vector_run):
 def test_the_outcome_gives_the_figures_of_the_summary(vector_run):
     outcome = read_record(vector_run).outcome
     test = json.loads((vector_run / "summary.json").read_text())["test"]
+    groups = outcome.identity[outcome.pairs]
+    options = {"higher_is_closer": False, "groups": groups, "average": "identities"}
     for side in ("learned", "raw"):
-        found = verification(getattr(outcome, side), outcome.similar, higher_is_closer=False)
-        assert found.auc == pytest.approx(test[side]["auc"], abs=1e-12)
-        assert found.eer == pytest.approx(test[side]["eer"], abs=1e-12)
-    same = outcome.groups[:, 0] == outcome.groups[:, 1]
-    assert (same == outcome.similar).all()
+        threshold, far, tar = getattr(outcome, f"{side}_curve")
+        wide = np.diff(far, prepend=0)
+        auc = (wide * (tar + np.append(0, tar[:-1]))).sum() / 2
+        assert auc == pytest.approx(test[side]["auc"], abs=2e-3)
+        at = test[side]["at_threshold"]
+        place = threshold.tolist().index(at["threshold"])
+        assert (far[place], tar[place]) == (at["far"], at["tar"])
+        assert (np.diff(threshold) >= 0).all()
+        # The sample holds all similar pairs here, and many of the dissimilar ones.
+        sampled = verification(getattr(outcome, side), outcome.similar, **options)
+        assert sampled.auc == pytest.approx(test[side]["auc"], abs=0.02)
+    assert ((groups[:, 0] == groups[:, 1]) == outcome.similar).all()
     assert len(outcome.identities) == test["n_identities"]
     kept = dict(zip(outcome.mapped.tolist(), outcome.embeddings.astype(np.float32), strict=True))
     a, b = (np.stack([kept[i] for i in side.tolist()]) for side in outcome.pairs.T)
@@ -52,10 +61,15 @@ def test_the_outcome_gives_the_figures_of_the_summary(vector_run):
 
 def test_the_shown_items_are_those_of_the_hardest_pairs(image_run):
     outcome = read_record(image_run).outcome
-    order = np.argsort(outcome.learned, kind="stable")
-    similar = outcome.similar[order]
-    hardest = [*order[~similar][: recorder.HARDEST], *order[similar][-recorder.HARDEST :]]
-    assert set(outcome.shown.tolist()) == set(outcome.pairs[hardest].ravel().tolist())
+    assert set(outcome.shown.tolist()) == set(outcome.hardest.ravel().tolist())
+    same = outcome.identity[outcome.hardest[:, 0]] == outcome.identity[outcome.hardest[:, 1]]
+    assert (same == outcome.hardest_similar).all()
+    far, near = outcome.hardest_distance[same], outcome.hardest_distance[~same]
+    assert (np.diff(far) <= 0).all()
+    assert (np.diff(near) >= 0).all()
+    # Nothing in the sample is harder.
+    assert outcome.learned[outcome.similar].max() == pytest.approx(far[0], abs=1e-6)
+    assert outcome.learned[~outcome.similar].min() >= near[0] - 1e-6
     assert outcome.inputs.dtype == np.uint8
     assert outcome.inputs.shape == (len(outcome.shown), 3, 16, 16)
 
@@ -86,11 +100,11 @@ def test_looking_changes_nothing(nearfar, vector_run, vectors, tmp_path, monkeyp
 def test_given_pairs_have_a_record_too(nearfar, pairs_csv, tmp_path):
     done = nearfar("train", pairs_csv, "--out", tmp_path / "run", *QUICK)
     assert done.status == 0, done.err
-    record = read_record(tmp_path / "run")
-    assert record.course.auc[-1] > 0.9
-    assert record.course.similar.any()
-    assert not record.course.similar.all()
-    assert len(record.outcome.pairs) == len(record.outcome.similar)
+    found = read_record(tmp_path / "run")
+    assert found.course.auc[-1] > 0.9
+    assert found.course.similar.any()
+    assert not found.course.similar.all()
+    assert len(found.outcome.pairs) == len(found.outcome.similar)
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b[::-1]])
@@ -108,6 +122,18 @@ def test_a_record_without_a_part_is_refused(vector_run, tmp_path):
     np.savez(tmp_path / RECORD, **arrays)
     with pytest.raises(InputError, match="damaged"):
         read_record(tmp_path)
+
+
+def test_a_record_before_0_1_1_has_its_curves_made(vector_run, tmp_path):
+    new = ("learned_curve", "raw_curve", "hardest", "hardest_similar", "hardest_distance")
+    with np.load(vector_run / RECORD, allow_pickle=False) as held:
+        arrays = {n: held[n] for n in held.files if n.removeprefix("outcome.") not in new}
+    np.savez(tmp_path / RECORD, **arrays)
+    outcome = read_record(tmp_path).outcome
+    found = verification(outcome.learned, outcome.similar, higher_is_closer=False)
+    np.testing.assert_array_equal(outcome.learned_curve[1], found.curve.far)
+    assert outcome.hardest_distance[0] == outcome.learned[~outcome.similar].min()
+    assert outcome.hardest_similar.sum() == (~outcome.hardest_similar).sum() == record.HARDEST
 
 
 def test_a_run_older_than_records_is_read_but_has_none(nearfar, vector_run, tmp_path):

@@ -4,6 +4,7 @@ All of it computes on torch and NumPy; only the two calibrated probabilities loa
 only `approximate_nearest` loads usearch.
 """
 
+from nearfar.evaluate.every_pair import EveryPair, FarPair, every_pair
 from nearfar.evaluate.intervals import Interval
 from nearfar.evaluate.nearest import approximate_nearest, nearest
 from nearfar.evaluate.neighbours import Neighbours, Pair, Suspect, neighbours
@@ -25,6 +26,8 @@ __all__ = [
     "Best",
     "Curve",
     "DecisionIntervals",
+    "EveryPair",
+    "FarPair",
     "Figures",
     "Interval",
     "Intervals",
@@ -38,6 +41,7 @@ __all__ = [
     "Verification",
     "approximate_nearest",
     "at_threshold",
+    "every_pair",
     "fit_threshold",
     "isotonic_probability",
     "nearest",

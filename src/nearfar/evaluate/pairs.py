@@ -1,5 +1,6 @@
 """Balanced pairs of labelled items, drawn by seed."""
 
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,15 @@ from torch import Tensor
 
 from nearfar.inputs import ArrayLike, tensor
 
+_EVEN = 20  # rounds in which identities are drawn, before items are
+
 
 def sample_pairs(identity: ArrayLike, n: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """n pairs of items by seed, half of them similar, all distinct.
 
-    Where there are fewer than n / 2 similar (or dissimilar) pairs, all there are.
+    Identities are drawn first, then items, so that those of many items have no more pairs than the
+    others, unless the others have no more. Where there are fewer than n / 2 similar (or dissimilar)
+    pairs, all there are.
 
     Args:
         identity: (m,) int64, which identity each item shows.
@@ -40,39 +45,81 @@ def sample_pairs(identity: ArrayLike, n: int, seed: int) -> tuple[Tensor, Tensor
 def _similar_pairs(
     labels: npt.NDArray[Any], n: int, random: np.random.Generator
 ) -> npt.NDArray[np.int64]:
-    """(min(n, all), 2). The pairs of all identities are numbered, then numbers are drawn."""
-    order = np.argsort(labels, kind="stable")
-    _, first, counts = np.unique(labels[order], return_index=True, return_counts=True)
-    ends = np.cumsum(counts * (counts - 1) // 2)
-    total = int(ends[-1]) if len(ends) else 0
-    numbers = np.sort(random.choice(total, size=min(n, total), replace=False))
-    which = np.searchsorted(ends, numbers, side="right")
-    within = numbers - (ends - counts * (counts - 1) // 2)[which]
+    """(min(n, all), 2). The pairs of an identity are numbered, then numbers are drawn."""
+    order, first, counts = _in_order(labels)
+    there = counts * (counts - 1) // 2
+    wanted = _shared_out(there, n, random)
+    drawn = [
+        np.sort(random.choice(there[i], wanted[i], replace=False)) for i in wanted.nonzero()[0]
+    ]
+    within = np.concatenate([np.zeros(0, dtype=np.int64), *drawn])
     # Pair number k of an identity is (i, j), i < j, with k = j (j - 1) / 2 + i.
     j = ((1 + np.sqrt(1 + 8 * within)) // 2).astype(np.int64)
     j -= j * (j - 1) // 2 > within  # the square root of a large number may round up
     i = within - j * (j - 1) // 2
-    pairs: npt.NDArray[np.int64] = order[np.stack([first[which] + i, first[which] + j], 1)]
+    start = np.repeat(first, wanted)
+    pairs: npt.NDArray[np.int64] = order[np.stack([start + i, start + j], 1)]
     return pairs
+
+
+def _shared_out(
+    there: npt.NDArray[np.int64], n: int, random: np.random.Generator
+) -> npt.NDArray[np.int64]:
+    """How many of each to take, so that there are n: the same of all, or all where there are fewer.
+
+    >>> _shared_out(np.array([1, 3, 100]), 8, np.random.default_rng(0)).tolist()
+    [1, 3, 4]
+    """
+    n = min(n, int(there.sum()))
+    low, high = 0, int(there.max(initial=0))  # the largest level that takes no more than n
+    while low < high:
+        level = (low + high + 1) // 2
+        low, high = (level, high) if np.minimum(there, level).sum() <= n else (low, level - 1)
+    taken = np.minimum(there, low)
+    more = random.permutation((there > low).nonzero()[0])[: n - taken.sum()]
+    taken[more] += 1
+    return taken
 
 
 def _dissimilar_pairs(
     labels: npt.NDArray[Any], n: int, random: np.random.Generator
 ) -> npt.NDArray[np.int64]:
-    """(min(n, all), 2), by drawing pairs until enough distinct ones are dissimilar."""
+    """(min(n, all), 2), by drawing two identities and an item of each, until n are distinct."""
+    order, first, counts = _in_order(labels)
     m = len(labels)
-    _, counts = np.unique(labels, return_counts=True)
     total = int(m * (m - 1) // 2 - (counts * (counts - 1) // 2).sum())
     if total <= 4 * n:
+        size = np.repeat(counts, counts)  # of the identity of each item, in order
         a, b = np.triu_indices(m, k=1)
-        numbers = np.flatnonzero(labels[a] != labels[b])
-        chosen = np.sort(random.choice(numbers, size=min(n, total), replace=False))
-        return np.stack([a[chosen], b[chosen]], 1).astype(np.int64)
+        who = np.repeat(np.arange(len(counts)), counts)
+        apart = who[a] != who[b]
+        a, b = a[apart], b[apart]
+        even = 1 / (size[a] * size[b])
+        chosen = random.choice(len(a), size=min(n, total), replace=False, p=even / even.sum())
+        chosen.sort()
+        listed: npt.NDArray[np.int64] = np.sort(order[np.stack([a[chosen], b[chosen]], 1)], 1)
+        return listed
     found = np.zeros((0, 2), dtype=np.int64)
-    while len(found) < n:
-        drawn = np.sort(random.integers(0, m, size=(2 * n, 2)), axis=1)
+    for attempt in count():
+        if attempt < _EVEN:
+            who = random.integers(0, len(counts), size=(2 * n, 2))
+            drawn = first[who] + (random.random(who.shape) * counts[who]).astype(np.int64)
+        else:  # what is left are pairs of few identities
+            drawn = random.integers(0, m, size=(2 * n, 2))
+        drawn = np.sort(order[drawn], axis=1)
         drawn = drawn[labels[drawn[:, 0]] != labels[drawn[:, 1]]]
         found = np.concatenate([found, drawn])
         _, earliest = np.unique(found, axis=0, return_index=True)
         found = found[np.sort(earliest)]
+        if len(found) >= n:
+            break
     return found[:n]
+
+
+def _in_order(
+    labels: npt.NDArray[Any],
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Rows identity by identity, where each identity begins among them, and its size."""
+    order = np.argsort(labels, kind="stable")
+    _, first, counts = np.unique(labels[order], return_index=True, return_counts=True)
+    return order, first, counts

@@ -1,6 +1,5 @@
-"""Scores of labelled pairs as every figure wants them, and in the order from close to far."""
+"""Scores of labelled pairs as every figure wants them."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,51 +11,6 @@ from nearfar.inputs import ArrayLike, tensor
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 Integers = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, eq=False)
-class Ranking:
-    """Pairs from the closest to the farthest; pairs of equal score make one step.
-
-    Attributes:
-        order: (n,) int64, which pair is at each place.
-        similar: (n,) bool, whether that pair is similar.
-        ends: (s,) int64, the place of the last pair of each step.
-        closeness: (s,) the score of each step, higher = closer.
-    """
-
-    order: Integers
-    similar: Bools
-    ends: Integers
-    closeness: Floats
-
-    def rates(self, weights: Floats) -> tuple[Floats, Floats]:
-        """False-accept and true-accept rate with a threshold at each step, for b sets of weights.
-
-        Args:
-            weights: (b, n) of the pairs in the order of this ranking.
-
-        Returns:
-            (b, s) both; NaN where the pairs of one kind weigh nothing.
-        """
-        accepted = np.cumsum(weights, 1)[:, self.ends]
-        true = np.cumsum(weights * self.similar, 1)[:, self.ends]
-        false = accepted - true
-        with np.errstate(invalid="ignore"):
-            return false / false[:, -1:], true / true[:, -1:]
-
-
-def ranking(closeness: Floats, similar: Bools) -> Ranking:
-    """The order from close to far.
-
-    >>> found = ranking(np.array([0.5, 0.9, 0.5]), np.array([True, False, False]))
-    >>> found.order.tolist(), found.ends.tolist(), found.closeness.tolist()
-    ([1, 0, 2], [0, 2], [0.9, 0.5])
-    """
-    order = np.argsort(-closeness, kind="stable")
-    ordered = closeness[order]
-    ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
-    return Ranking(order, similar[order], ends, ordered[ends])
 
 
 def checked(scores: ArrayLike, similar: ArrayLike, higher_is_closer: bool) -> tuple[Floats, Bools]:

@@ -8,13 +8,14 @@ import numpy as np
 from nearfar.evaluate.intervals import (
     FEWEST_IDENTITIES,
     Interval,
+    check_average,
     check_draws,
     intervals,
-    n_identities,
     pair_groups,
 )
 from nearfar.evaluate.plain import number, plain
 from nearfar.evaluate.scores import Floats, checked
+from nearfar.evaluate.tally import Average, Tally, tally_at, tally_of
 from nearfar.inputs import ArrayLike
 from nearfar.tabulate import Table
 
@@ -76,7 +77,13 @@ class AtThreshold:
 
 
 def fit_threshold(
-    scores: ArrayLike, similar: ArrayLike, *, higher_is_closer: bool, far: float
+    scores: ArrayLike,
+    similar: ArrayLike,
+    *,
+    higher_is_closer: bool,
+    far: float,
+    groups: ArrayLike | None = None,
+    average: Average = "pairs",
 ) -> float:
     """The loosest threshold whose false-accept rate on these pairs is at most `far`.
 
@@ -91,6 +98,8 @@ def fit_threshold(
         similar: (n,) bool.
         higher_is_closer: True for similarities, False for distances.
         far: the false-accept rate, from 0 up to but not including 1.
+        groups: (n, 2) or (n,) identities of the pairs, where rates are averages over those.
+        average: what the rate is an average over, as in `verification`.
 
     Raises:
         ValueError: no similar or no dissimilar pairs, scores that are not finite, wrong shapes.
@@ -101,13 +110,29 @@ def fit_threshold(
     >>> round(fit_threshold(d, same, higher_is_closer=False, far=0.34), 6)
     0.6
     """
+    check_far(far)
+    check_average(average, groups)
+    closeness, same = checked(scores, similar, higher_is_closer)
+    known = None if groups is None else pair_groups(groups, len(same))
+    tally = tally_of(-closeness, same, known, average)
+    place = first_rejected(tally.dissimilar, far * tally.dissimilar.sum())
+    threshold = float(np.nextafter(tally.distance[place], -np.inf))
+    return -threshold if higher_is_closer else threshold
+
+
+def check_far(far: float) -> None:
+    """Refuse what is no rate that a threshold can be fitted at."""
     if not 0 <= far < 1:
         raise ValueError(f"far must be a rate from 0 to below 1, got {far!r}.")
-    closeness, same = checked(scores, similar, higher_is_closer)
-    dissimilar = np.sort(closeness[~same])[::-1]
-    allowed = int(far * len(dissimilar) + 1e-9)  # 0.29 * 100 is 28.999999999999996
-    threshold = float(np.nextafter(dissimilar[allowed], np.inf))
-    return threshold if higher_is_closer else -threshold
+
+
+def first_rejected(weights: Floats, allowed: float) -> int:
+    """The first place at which more than the allowed weight would be accepted.
+
+    >>> first_rejected(np.ones(100), 0.29 * 100)  # which is 28.999999999999996
+    29
+    """
+    return int(np.searchsorted(np.cumsum(weights), allowed * (1 + 1e-9), side="right"))
 
 
 def at_threshold(
@@ -117,6 +142,7 @@ def at_threshold(
     *,
     higher_is_closer: bool,
     groups: ArrayLike | None = None,
+    average: Average = "pairs",
     level: float = 0.95,
     resamples: int = 1000,
     seed: int = 0,
@@ -129,6 +155,7 @@ def at_threshold(
         threshold: from `fit_threshold` on other identities.
         higher_is_closer: True for similarities, False for distances.
         groups: (n, 2) or (n,) identities of the pairs, for intervals; as in `verification`.
+        average: what a rate is an average over, as in `verification`.
         level: how often such an interval holds the truth.
         resamples: of the bootstrap.
         seed: of the bootstrap.
@@ -139,21 +166,29 @@ def at_threshold(
     AtThreshold(threshold=0.35, far=0.5, tar=0.5, accuracy=0.5, intervals=None)
     """
     check_draws(level, resamples)
+    check_average(average, groups)
     closeness, same = checked(scores, similar, higher_is_closer)
-    accepted = closeness >= (threshold if higher_is_closer else -threshold)
+    cut = -threshold if higher_is_closer else threshold
+    known = None if groups is None else pair_groups(groups, len(same))
+    rejected = (-closeness > cut).astype(np.int64)
+    tally = tally_at(np.array([cut, np.inf]), rejected, same, known, average)
+    return decisions_of(tally, threshold, level=level, resamples=resamples, seed=seed)
 
-    def figures(weights: Floats) -> Floats:
-        with np.errstate(invalid="ignore"):  # a resample without pairs of one kind is left out
-            far = (weights * accepted) @ ~same / (weights @ ~same)
-            tar = (weights * accepted) @ same / (weights @ same)
+
+def decisions_of(
+    tally: Tally, threshold: float, *, level: float, resamples: int, seed: int
+) -> AtThreshold:
+    """The figures of pairs that were counted in two steps, accepted and rejected."""
+
+    def figures(false: Floats, true: Floats) -> Floats:
+        far, tar = false[:, 0], true[:, 0]
         return np.stack([far, tar, (tar + 1 - far) / 2], 1)
 
-    far, tar, accuracy = figures(np.ones((1, len(same))))[0].tolist()
+    estimate = figures(*(rate[None] for rate in tally.rates()))[0]
     found = None
-    if groups is not None:
-        known = pair_groups(groups, len(same))
-        n = n_identities(known, same)
-        if n >= FEWEST_IDENTITIES:
-            spans = intervals(figures, known, n, level=level, resamples=resamples, seed=seed)
-            found = DecisionIntervals(level, n, *spans)
+    if tally.by_identity is not None and tally.by_identity.n >= FEWEST_IDENTITIES:
+        options = {"level": level, "resamples": resamples, "seed": seed}
+        spans = intervals(figures, tally, estimate, **options)  # type: ignore[arg-type]
+        found = DecisionIntervals(level, tally.by_identity.n, *spans)
+    far, tar, accuracy = estimate.tolist()
     return AtThreshold(threshold, far, tar, accuracy, found)

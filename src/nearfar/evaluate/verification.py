@@ -11,15 +11,15 @@ from torch import Tensor
 
 from nearfar.evaluate.intervals import (
     FEWEST_IDENTITIES,
-    Figures,
     Interval,
+    check_average,
     check_draws,
     intervals,
-    n_identities,
     pair_groups,
 )
 from nearfar.evaluate.plain import number, plain
-from nearfar.evaluate.scores import Floats, Integers, Ranking, checked, ranking
+from nearfar.evaluate.scores import Floats, checked
+from nearfar.evaluate.tally import Average, Tally, tally_of
 from nearfar.inputs import ArrayLike
 from nearfar.tabulate import Table
 
@@ -94,16 +94,17 @@ class Verification:
     """Figures of a score over labelled pairs, without a threshold.
 
     Attributes:
-        n_similar: similar pairs.
-        n_dissimilar: dissimilar pairs.
+        n_similar: how many similar pairs there are.
+        n_dissimilar: how many dissimilar pairs.
         auc: area under the ROC curve: how often a similar pair is closer than a dissimilar one.
         eer: equal error rate, where the false-accept and the false-reject rate meet.
-        tar_at_far: false-accept rate -> the true-accept rate it allows; None where there are fewer
-            dissimilar pairs than `needed`.
+        tar_at_far: false-accept rate -> the true-accept rate it allows; None where `n_trials` are
+            fewer than `needed`.
         best_accuracy: the best mean of the true-accept and the true-reject rate.
         best_f1: the best F1 of the similar pairs, which changes with their share of all pairs.
         intervals: None without `groups`, or with fewer than 30 identities among the similar or
             among the dissimilar pairs.
+        n_trials: dissimilar pairs; pairs of identities where the rates are averages over those.
         curve: the points of the ROC and the DET curve.
     """
 
@@ -115,6 +116,7 @@ class Verification:
     best_accuracy: Best
     best_f1: Best
     intervals: Intervals | None = None
+    n_trials: int = field(kw_only=True)
     curve: Curve = field(repr=False, compare=False, kw_only=True)
 
     def table(self) -> Table:
@@ -152,14 +154,17 @@ class Verification:
         name, tar, least = f"TAR at FAR {far:g}", self.tar_at_far[far], needed(far)
         if tar is None:
             wants = "more than any number of" if least is None else f"{least:,}"
-            has = f"too few: needs {wants} dissimilar pairs, has {self.n_dissimilar:,}"
+            trials = "dissimilar pairs"
+            if self.n_trials != self.n_dissimilar:
+                trials = "pairs of identities"
+            has = f"too few: needs {wants} {trials}, has {self.n_trials:,}"
             return name, "-", has
         span = self.intervals.tar_at_far[far] if self.intervals else None
         return name, number(tar), str(span) if span else "-"
 
 
 def needed(far: float) -> int | None:
-    """How many dissimilar pairs it takes to speak of a false-accept rate; None: no number does.
+    """How many dissimilar trials it takes to speak of a false-accept rate; None: no number does.
 
     >>> needed(0.001)
     30000
@@ -174,6 +179,7 @@ def verification(
     higher_is_closer: bool,
     far: Sequence[float] = (0.1, 0.01, 0.001),
     groups: ArrayLike | None = None,
+    average: Average = "pairs",
     level: float = 0.95,
     resamples: int = 1000,
     seed: int = 0,
@@ -187,11 +193,15 @@ def verification(
         far: the false-accept rates to give a true-accept rate for. The rate given is that of the
             loosest threshold on these pairs whose false-accept rate is not above it; nothing is
             interpolated, and pairs of equal score are accepted or rejected together. A rate f takes
-            30 / f dissimilar pairs (Doddington's rule of 30); with fewer there is None.
+            30 / f dissimilar pairs, or pairs of identities if rates are averages over those
+            (Doddington's rule of 30); with fewer there is None.
         groups: (n, 2) integers, the two identities of each pair, twice the same for pairs of one
             identity; or (n,) where a pair has only one. Gives intervals, by bootstrap over
             identities: pairs that share an identity are not independent, and intervals that take
             them so are too narrow, often by half. See `intervals`.
+        average: what a rate is an average over: "pairs", or "identities", where the pairs of an
+            identity weigh 1 together, as do those of any two identities, so that one identity of
+            many items does not make the figures. That takes `groups`.
         level: how often such an interval holds the truth.
         resamples: of the bootstrap.
         seed: of the bootstrap.
@@ -215,55 +225,49 @@ def verification(
     see `intervals`.
     """
     check_draws(level, resamples)
+    check_average(average, groups)
     closeness, same = checked(scores, similar, higher_is_closer)
-    ranked = ranking(closeness, same)
-    far = tuple(float(f) for f in far)
+    known = None if groups is None else pair_groups(groups, len(same))
+    tally = tally_of(-closeness, same, known, average)
+    sign = -1 if higher_is_closer else 1
+    return figures_of(tally, far, level=level, resamples=resamples, seed=seed, sign=sign)
 
-    def figures(weights: Floats) -> Floats:
-        false, true = ranked.rates(weights)
+
+def figures_of(
+    tally: Tally, far: Sequence[float], *, level: float, resamples: int, seed: int, sign: int = 1
+) -> Verification:
+    """The figures of counted pairs; `sign` is -1 where their distances are negated similarities."""
+    far = tuple(float(f) for f in far)
+    enough = [tally.n_trials >= (needed(f) or inf) for f in far]
+
+    def figures(false: Floats, true: Floats) -> Floats:
         return np.stack([_auc(false, true), _eer(false, true), *_tars(false, true, far)], 1)
 
-    everyone = np.ones((1, len(same)))
-    auc, eer, *tars = figures(everyone)[0].tolist()
-    false, true = (rates[0] for rates in ranked.rates(everyone))
-    n_similar, n_dissimilar = int(same.sum()), int((~same).sum())
-    enough = [n_dissimilar >= (needed(f) or inf) for f in far]
-    sign = 1 if higher_is_closer else -1
+    def if_enough(values: Sequence[Any]) -> dict[float, Any]:
+        return {f: v if known else None for f, v, known in zip(far, values, enough, strict=True)}
+
+    false, true = tally.rates()
+    rows = false[None], true[None]
+    estimate = np.stack([_auc(*rows), _eer(*rows), *_tars(*rows, far, between=False)], 1)[0]
     found = None
-    if groups is not None:
-        known = pair_groups(groups, len(same))[ranked.order]
-        found = _intervals(figures, known, ranked, far, enough, level, resamples, seed)
+    if tally.by_identity is not None and tally.by_identity.n >= FEWEST_IDENTITIES:
+        options = {"level": level, "resamples": resamples, "seed": seed}
+        auc, eer, *tars = intervals(figures, tally, estimate, **options)  # type: ignore[arg-type]
+        found = Intervals(level, tally.by_identity.n, auc, eer, if_enough(tars))
+    thresholds = sign * tally.distance
+    n_similar, weight = float(tally.similar.sum()), float(tally.dissimilar.sum())
     return Verification(
-        n_similar,
-        n_dissimilar,
-        auc,
-        eer,
-        {f: tar if known else None for f, tar, known in zip(far, tars, enough, strict=True)},
-        _best((true + 1 - false) / 2, sign * ranked.closeness),
-        _best(_f1(false * n_dissimilar, true * n_similar, n_similar), sign * ranked.closeness),
+        tally.n_similar,
+        tally.n_dissimilar,
+        float(estimate[0]),
+        float(estimate[1]),
+        if_enough(estimate[2:].tolist()),
+        _best((true + 1 - false) / 2, thresholds),
+        _best(_f1(false * weight, true * n_similar, n_similar), thresholds),
         found,
-        curve=Curve(sign * ranked.closeness, false, true, 1 - true),
+        n_trials=tally.n_trials,
+        curve=Curve(thresholds, false, true, 1 - true),
     )
-
-
-def _intervals(
-    figures: Figures,
-    groups: Integers,
-    ranked: Ranking,
-    far: Sequence[float],
-    enough: Sequence[bool],
-    level: float,
-    resamples: int,
-    seed: int,
-) -> Intervals | None:
-    n = n_identities(groups, ranked.similar)
-    if n < FEWEST_IDENTITIES:
-        return None
-    auc, eer, *tars = intervals(figures, groups, n, level=level, resamples=resamples, seed=seed)
-    tar_at_far = {
-        f: tar if known else None for f, tar, known in zip(far, tars, enough, strict=True)
-    }
-    return Intervals(level, n, auc, eer, tar_at_far)
 
 
 def _auc(false: Floats, true: Floats) -> Floats:
@@ -285,13 +289,25 @@ def _eer(false: Floats, true: Floats) -> Floats:
     return rate
 
 
-def _tars(false: Floats, true: Floats, far: Sequence[float]) -> list[Floats]:
-    allowed = ((false <= f + 1e-12).sum(1) for f in far)
-    row, true = np.arange(len(true)), np.pad(true, ((0, 0), (1, 0)))
-    return [true[row, index] for index in allowed]
+def _tars(
+    false: Floats, true: Floats, far: Sequence[float], *, between: bool = True
+) -> list[Floats]:
+    """The true-accept rate at each false-accept rate: on the curve, or straight `between` bins."""
+    false, true = (np.pad(rates, ((0, 0), (1, 0))) for rates in (false, true))
+    row, found = np.arange(len(true)), []
+    for f in far:
+        before = (false <= f + 1e-12).sum(1) - 1
+        reached = true[row, before]
+        if between:
+            after = np.minimum(before + 1, true.shape[1] - 1)
+            wide = false[row, after] - false[row, before]
+            share = np.divide(f - false[row, before], wide, out=np.zeros_like(wide), where=wide > 0)
+            reached = reached + share * (true[row, after] - reached)
+        found.append(reached)
+    return found
 
 
-def _f1(false_accepts: Floats, true_accepts: Floats, n_similar: int) -> Floats:
+def _f1(false_accepts: Floats, true_accepts: Floats, n_similar: float) -> Floats:
     return 2 * true_accepts / (true_accepts + false_accepts + n_similar)
 
 

@@ -93,7 +93,7 @@ class Contest:
 
     def _roc(self) -> Figure:
         pairs = list(zip(self.labels, self.studies, strict=True))
-        least = min(1 / study.learned.n_dissimilar for study in self.studies)
+        least = min(1 / study.n_trials for study in self.studies)
         rows = [row for label, study in pairs for row in curve_rows(study.learned, label, least)]
         chart = self._drawn().encode(
             x=false_accepts(least),
@@ -113,7 +113,11 @@ class Contest:
             f"One rising curve for each of {len(pairs)} runs.",
             Table(
                 ("run", "AUC", "equal error rate"),
-                [(label, f"{s.learned.auc:.4f}", percent(s.learned.eer)) for label, s in pairs],
+                [
+                    (label, f"{test['auc']:.4f}", percent(test["eer"]))
+                    for label, study in pairs
+                    for test in [study.test["learned"]]
+                ],
             ),
             spec(chart, rows, height=340),
         )

@@ -4,7 +4,6 @@ import altair as alt
 import numpy as np
 import torch
 
-from nearfar.evaluate import Verification
 from nearfar.report.chart import (
     ROWS,
     SOURCES,
@@ -16,7 +15,7 @@ from nearfar.report.chart import (
     signal,
     spec,
 )
-from nearfar.report.study import Study
+from nearfar.report.study import Side, Study
 from nearfar.report.words import percent
 from nearfar.tabulate import Table
 from nearfar.train.record import Array
@@ -25,7 +24,7 @@ TICKS = (0.001, 0.01, 0.05, 0.2, 0.5, 0.8, 0.95, 0.99, 0.999)
 
 
 def roc(study: Study) -> Figure:
-    least = 1 / study.learned.n_dissimilar
+    least = 1 / study.n_trials
     rows = [row for name, found in _both(study) for row in curve_rows(found, name, least)]
     tar = alt.Y(
         "tar:Q",
@@ -57,7 +56,7 @@ def det(study: Study) -> Figure:
     rows: list[Row] = [
         {"x": short(_probit(far)), "y": short(_probit(1 - tar)), "of": name}
         for name, found in _both(study)
-        for far, tar in _thinned(found)
+        for far, tar in _points(found)
         if 0 < far < 1 and 0 < tar < 1
     ]
     shown = [row[axis] for row in rows for axis in ("x", "y")]
@@ -87,31 +86,28 @@ def det(study: Study) -> Figure:
         "The same thresholds, as the two ways to be wrong. Nearer to the lower left corner is "
         "better. Normally distributed distances give straight lines on these scales.",
         f"Two falling curves. They cross the diagonal at the equal error rates, "
-        f"{percent(study.learned.eer)} for the embeddings and {percent(study.raw.eer)} for the "
-        "raw input.",
+        f"{percent(study.learned.figures['eer'])} for the embeddings and "
+        f"{percent(study.raw.figures['eer'])} for the raw input.",
         _rates(study),
         spec(alt.layer(lines, point).add_params(*_signals(study)), rows, height=300),
     )
 
 
-def curve_rows(found: Verification, name: str, least: float) -> list[Row]:
+def curve_rows(found: Side, name: str, least: float) -> list[Row]:
     """The ROC curve for a plot whose false accepts begin at `least`."""
     return [
         {"far": short(max(far, least)), "tar": short(tar), "of": name}
-        for far, tar in _thinned(found)
+        for far, tar in _points(found)
     ]
 
 
-def _both(study: Study) -> list[tuple[str, Verification]]:
+def _both(study: Study) -> list[tuple[str, Side]]:
     return [("learned", study.learned), ("raw input", study.raw)]
 
 
-def _thinned(found: Verification) -> list[tuple[float, float]]:
-    """The points of the curve that a plot can tell apart, (far, tar)."""
-    far, tar = found.curve.far, found.curve.tar
-    places = np.stack([_deviates(far), _deviates(tar)]).round(2)
-    _, first = np.unique(places, axis=1, return_index=True)
-    return [(float(far[i]), float(tar[i])) for i in np.sort(first)]
+def _points(found: Side) -> list[tuple[float, float]]:
+    """(far, tar) along the curve."""
+    return list(zip(found.far.tolist(), found.tar.tolist(), strict=True))
 
 
 def _deviates(rates: Array) -> Array:
@@ -137,21 +133,21 @@ def _signals(study: Study) -> list[alt.Parameter]:
     return [signal("far", at["far"]), signal("frr", 1 - at["tar"])]
 
 
-def _tar(found: Verification) -> str:
-    rate = found.tar_at_far[0.01]
+def _tar(found: Side) -> str:
+    rate = found.figures["tar_at_far"].get("0.01")
     return "an unknown share" if rate is None else percent(rate)
 
 
 def _rates(study: Study) -> Table:
     """What each curve says at a few false-accept rates."""
 
-    def rate(found: Verification, far: float) -> str:
-        reached = found.curve.tar[found.curve.far <= far]
+    def rate(found: Side, far: float) -> str:
+        reached = found.tar[found.far <= far]
         return percent(float(reached.max()) if len(reached) else 0.0)
 
     rows = [
         (percent(far), rate(study.learned, far), rate(study.raw, far))
         for far in (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
-        if far * study.learned.n_dissimilar >= 1
+        if far * study.n_trials >= 1
     ]
     return Table(("false accepts at most", "true accepts, learned", "true accepts, raw"), rows)

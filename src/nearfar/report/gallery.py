@@ -4,12 +4,10 @@ from base64 import b64encode
 from dataclasses import dataclass
 from io import BytesIO
 
-import numpy as np
 from PIL import Image
 
 from nearfar.report.study import Study
 from nearfar.train.record import Array
-from nearfar.train.recorder import HARDEST
 
 NUMBERS = 6  # of a vector
 
@@ -36,8 +34,6 @@ class HardPair:
 def hardest_pairs(study: Study) -> tuple[list[HardPair], list[HardPair]]:
     """The closest different pairs, and the same pairs that are farthest apart."""
     outcome = study.outcome
-    order = np.argsort(outcome.learned, kind="stable")
-    similar = outcome.similar[order]
     items = {int(item): row for row, item in enumerate(outcome.shown)}
 
     def item(index: int) -> Item:
@@ -48,13 +44,15 @@ def hardest_pairs(study: Study) -> tuple[list[HardPair], list[HardPair]]:
             return Item(str(outcome.names[index]), identity, None, numbers)
         return Item(str(outcome.names[index]), identity, _data_address(x), ())
 
-    def pair(row: int) -> HardPair:
-        a, b = outcome.pairs[row]
-        return HardPair(float(outcome.learned[row]), item(int(a)), item(int(b)))
-
-    different = [pair(int(row)) for row in order[~similar][:HARDEST]]
-    same = [pair(int(row)) for row in order[similar][::-1][:HARDEST]]
-    return different, same
+    pairs = [
+        HardPair(float(distance), item(int(a)), item(int(b)))
+        for (a, b), distance in zip(outcome.hardest, outcome.hardest_distance, strict=True)
+    ]
+    same = outcome.hardest_similar
+    return (
+        [pair for pair, similar in zip(pairs, same, strict=True) if not similar],
+        [pair for pair, similar in zip(pairs, same, strict=True) if similar],
+    )
 
 
 def _data_address(x: Array) -> str:

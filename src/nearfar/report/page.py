@@ -7,7 +7,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import vl_convert
 from altair import SCHEMA_VERSION
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -16,6 +15,7 @@ from markupsafe import Markup
 import nearfar
 from nearfar.errors import InputError
 from nearfar.evaluate.intervals import FEWEST_IDENTITIES
+from nearfar.evaluate.plain import plain
 from nearfar.report import decision, space, training
 from nearfar.report.compare import Contest
 from nearfar.report.gallery import hardest_pairs
@@ -51,7 +51,7 @@ def write_comparison(contest: Contest, out: Path) -> None:
 
 def _contents(study: Study, project: space.Projection) -> dict[str, Any]:
     """What the template of a report shows."""
-    outcome, course = study.outcome, study.course
+    course = study.course
     threshold = study.results.thresholds.learned
     figures = [
         training.distances(study),
@@ -67,7 +67,8 @@ def _contents(study: Study, project: space.Projection) -> dict[str, Any]:
         f"Step {step:,} of {course.step[-1]:,}: AUC {auc:.4f}, equal error rate {percent(eer)}"
         for step, auc, eer in zip(course.step, course.auc, course.eer, strict=True)
     ]
-    largest = 1.001 * max(float(outcome.learned.max()), 2 * threshold)  # beyond the last pair
+    curve = study.learned
+    largest = 1.001 * max(float(curve.threshold[-1]), 2 * threshold)  # beyond the last pair
     return {
         "study": study,
         "figures": {figure.name: figure for figure in figures},
@@ -81,8 +82,7 @@ def _contents(study: Study, project: space.Projection) -> dict[str, Any]:
         "decided": decided(study.test),
         "signals": {
             "threshold": threshold,
-            "same": _sorted(outcome.learned[outcome.similar]),
-            "different": _sorted(outcome.learned[~outcome.similar]),
+            "curve": {"threshold": curve.threshold, "far": curve.far, "tar": curve.tar},
             "moments": moments,
         },
     }
@@ -134,10 +134,5 @@ def _bundle() -> str:
 
 def _json(value: Any) -> Markup:
     """JSON that may stand in a script element."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = json.dumps(plain(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return Markup(text.replace("<", "\\u003c"))
-
-
-def _sorted(values: Any) -> list[float]:
-    """The shortest numbers that are these float32 ones."""
-    return [float(str(value)) for value in np.sort(values.astype(np.float32))]

@@ -2,14 +2,29 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from nearfar.evaluate import Verification, verification
 from nearfar.train.config import TrainConfig, to_toml
-from nearfar.train.record import Course, Outcome, read_record
+from nearfar.train.record import Array, Course, Outcome, read_record
 from nearfar.train.run import Results, read_metrics, read_results
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """What one distance is worth on the test pairs.
+
+    Attributes:
+        figures: as in `summary.json`.
+        threshold: (p,) of the points of the curve, rising.
+        far: (p,) false-accept rates.
+        tar: (p,) true-accept rates.
+    """
+
+    figures: Mapping[str, Any]
+    threshold: Array
+    far: Array
+    tar: Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,15 +59,25 @@ class Study:
         found: list[Mapping[str, Any]] | None = self.results.summary.get("findings")
         return found
 
-    @cached_property
-    def learned(self) -> Verification:
-        """Figures and curves of the embeddings' distance."""
-        return verification(self.outcome.learned, self.outcome.similar, higher_is_closer=False)
+    @property
+    def learned(self) -> Side:
+        """Figures and curve of the embeddings' distance."""
+        return Side(self.test["learned"], *self.outcome.learned_curve)
 
-    @cached_property
-    def raw(self) -> Verification:
+    @property
+    def raw(self) -> Side:
         """Those of the raw input's."""
-        return verification(self.outcome.raw, self.outcome.similar, higher_is_closer=False)
+        return Side(self.test["raw"], *self.outcome.raw_curve)
+
+    @property
+    def raw_distance(self) -> str:
+        """By which the raw input was compared; runs before 0.1.1 knew one only."""
+        return str(self.test["raw"].get("distance", "euclidean"))
+
+    @property
+    def n_trials(self) -> int:
+        """Pairs of different identities; of different items in runs before 0.1.1."""
+        return int(self.test.get("n_identity_pairs", self.test["n_dissimilar"]))
 
     @property
     def margin(self) -> float | None:

@@ -4,49 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from nearfar.distance import Distance, between_rows
-from nearfar.evaluate import (
-    AtThreshold,
-    Verification,
-    at_threshold,
-    fit_threshold,
-    sample_pairs,
-    verification,
-)
+from nearfar.evaluate import AtThreshold, Verification
 from nearfar.evaluate.intervals import FEWEST_IDENTITIES
 from nearfar.evaluate.plain import number
 from nearfar.evaluate.verification import ERRORS_NEEDED
 from nearfar.tabulate import Table
-from nearfar.train.data import Items, Pairs, as_input
-
-N_PAIRS = 8000
-CHUNK = 512  # items or pairs at a time
-
-
-@dataclass(frozen=True, eq=False)
-class Distances:
-    """Labelled pairs and how far apart they are, twice.
-
-    Attributes:
-        pairs: (n, 2) int64, the two items of each pair.
-        identities: (n, 2) int64, the identities of the two.
-        similar: (n,) bool.
-        learned: (n,) distances of the embeddings.
-        raw: (n,) Euclidean distances of the raw input.
-        items: (m,) int64, the items that are in these pairs, each once.
-        embeddings: (m, d) of those.
-    """
-
-    pairs: Tensor
-    identities: Tensor
-    similar: Tensor
-    learned: Tensor
-    raw: Tensor
-    items: Tensor
-    embeddings: Tensor
+from nearfar.train.measure import Measured, RawDistance
 
 
 @dataclass(frozen=True)
@@ -57,11 +20,13 @@ class Thresholds:
         learned: of the embeddings' distance.
         raw: of the raw input's.
         far: the rate.
+        raw_distance: by which the raw input is compared.
     """
 
     learned: float
     raw: float
     far: float
+    raw_distance: RawDistance = "euclidean"
 
 
 @dataclass(frozen=True)
@@ -75,6 +40,7 @@ class Comparison:
         learned_at: those at the fitted threshold.
         raw_at: those at the raw input's fitted threshold.
         fitted_far: the false-accept rate both thresholds were fitted at.
+        raw_distance: by which the raw input is compared.
     """
 
     n_identities: int
@@ -83,6 +49,7 @@ class Comparison:
     learned_at: AtThreshold
     raw_at: AtThreshold
     fitted_far: float
+    raw_distance: RawDistance
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -90,67 +57,36 @@ class Comparison:
             "n_identities": self.n_identities,
             "n_similar": self.learned.n_similar,
             "n_dissimilar": self.learned.n_dissimilar,
+            "n_identity_pairs": self.learned.n_trials,
             "fitted_far": self.fitted_far,
             "learned": _figures(self.learned, self.learned_at),
-            "raw": _figures(self.raw, self.raw_at),
+            "raw": {"distance": self.raw_distance, **_figures(self.raw, self.raw_at)},
         }
 
 
-def embed(embedder: nn.Module, x: Tensor) -> Tensor:
-    """(n, d) embeddings of items, as they were read; the embedder is left in evaluation mode."""
-    embedder.eval()
-    device = next(iter([*embedder.parameters(), *embedder.buffers()])).device
-    with torch.no_grad():
-        return torch.cat([embedder(as_input(part).to(device)).cpu() for part in _chunks(x)])
-
-
-def item_distances(
-    embedder: nn.Module, items: Items, identities: Tensor, distance: Distance, *, seed: int
-) -> Distances:
-    """Balanced pairs of the items of these identities, chosen by seed."""
-    rows = torch.isin(items.identity, identities).nonzero()[:, 0]
-    a, b, similar = sample_pairs(items.identity[rows], N_PAIRS, seed)
-    return _distances(embedder, items, torch.stack([rows[a], rows[b]], 1), similar, distance)
-
-
-def pair_distances(
-    embedder: nn.Module, pairs: Pairs, rows: Tensor, distance: Distance
-) -> Distances:
-    """These rows of the given pairs."""
-    both = torch.stack([pairs.a[rows], pairs.b[rows]], 1)
-    return _distances(embedder, pairs.items, both, pairs.is_similar()[rows], distance)
-
-
-def fit(calibration: Distances, far: float) -> Thresholds:
+def fit(calibration: Measured, far: float) -> Thresholds:
     """The thresholds that calibration pairs give."""
-    learned, raw = (
-        fit_threshold(distances, calibration.similar, higher_is_closer=False, far=far)
-        for distances in (calibration.learned, calibration.raw)
-    )
-    return Thresholds(learned, raw, far)
+    learned, raw = (side.fit_threshold(far=far) for side in (calibration.learned, calibration.raw))
+    return Thresholds(learned, raw, far, calibration.raw_distance)
 
 
-def compare(test: Distances, thresholds: Thresholds, n_identities: int) -> Comparison:
+def compare(test: Measured, thresholds: Thresholds) -> Comparison:
     """All figures of both distances, with intervals where there are identities enough."""
-    given: dict[str, Any] = {
-        "similar": test.similar,
-        "groups": test.identities,
-        "higher_is_closer": False,
-    }
     return Comparison(
-        n_identities,
-        verification(test.learned, **given),
-        verification(test.raw, **given),
-        at_threshold(test.learned, threshold=thresholds.learned, **given),
-        at_threshold(test.raw, threshold=thresholds.raw, **given),
+        test.n_identities,
+        test.learned.verification(),
+        test.raw.verification(),
+        test.learned.at_threshold(thresholds.learned),
+        test.raw.at_threshold(thresholds.raw),
         thresholds.far,
+        thresholds.raw_distance,
     )
 
 
 def table(found: Comparison) -> Table:
     """Each figure of the embeddings, where it is likely to lie, and the same one of the raw input.
 
-    A figure that takes more dissimilar pairs than there are is a dash.
+    A figure that takes more identities than there are is a dash.
     """
     learned, raw = found.learned, found.raw
     at, raw_at = found.learned_at, found.raw_at
@@ -171,7 +107,7 @@ def table(found: Comparison) -> Table:
         for name, value, span, other in figures
     ]
     level = f"{of.level:.0%} interval" if of else "interval"
-    return Table(("figure", "learned", level, "raw input"), rows)
+    return Table(("figure", "learned", level, f"raw input, {found.raw_distance}"), rows)
 
 
 def dashes(found: Comparison) -> str:
@@ -181,28 +117,8 @@ def dashes(found: Comparison) -> str:
     return (
         f"-: too few to tell. Intervals take {FEWEST_IDENTITIES} identities among the similar and "
         f"{FEWEST_IDENTITIES} among the dissimilar pairs, a rate at FAR f takes "
-        f"{ERRORS_NEEDED} / f dissimilar pairs."
+        f"{ERRORS_NEEDED} / f pairs of identities."
     )
-
-
-def _distances(
-    embedder: nn.Module, items: Items, pairs: Tensor, similar: Tensor, distance: Distance
-) -> Distances:
-    used, index = pairs.unique(return_inverse=True)  # type: ignore[no-untyped-call]
-    embeddings = embed(embedder, items.x[used])
-    learned = between_rows(embeddings[index[:, 0]], embeddings[index[:, 1]], distance)
-    raw = [raw_distance(items.x[part[:, 0]], items.x[part[:, 1]]) for part in _chunks(pairs)]
-    identities = items.identity[pairs]
-    return Distances(pairs, identities, similar, learned, torch.cat(raw), used, embeddings)
-
-
-def raw_distance(x1: Tensor, x2: Tensor) -> Tensor:
-    """Euclidean distance of items as they were read."""
-    return between_rows(as_input(x1).flatten(1), as_input(x2).flatten(1), "euclidean")
-
-
-def _chunks(rows: Tensor) -> list[Tensor]:
-    return [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
 
 
 def _figures(found: Verification, at: AtThreshold) -> Mapping[str, Any]:

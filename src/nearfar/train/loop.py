@@ -23,17 +23,11 @@ from nearfar.doctor import Diagnosis
 from nearfar.errors import InputError
 from nearfar.train.batches import distort
 from nearfar.train.checkup import Checkup
-from nearfar.train.compare import (
-    Comparison,
-    Distances,
-    compare,
-    fit,
-    item_distances,
-    pair_distances,
-)
+from nearfar.train.compare import Comparison, compare, fit
 from nearfar.train.config import TrainConfig, to_toml
 from nearfar.train.data import Items, Pairs, as_input, items_of, read_data
 from nearfar.train.encoders import Embedder, build
+from nearfar.train.measure import Measured, measure
 from nearfar.train.objectives import OBJECTIVES, WithProxies, objective, verifier_distance
 from nearfar.train.pairs import doubtful
 from nearfar.train.progress import progress
@@ -91,17 +85,21 @@ def train(config: TrainConfig, out: Path, *, overwrite: bool, console: Console) 
 
         say(f"fitting the threshold on {len(split.calibration)} calibration identities")
         distance = verifier_distance(config.loss, config.hyperparameters)
-        distances = partial(distances_within, embedder, data, distance=distance, seed=config.seed)
-        calibration = distances(split.calibration)
+        on = partial(measure, embedder, data, distance=distance, seed=config.seed)
+        calibration = on(split.calibration, raw_distance=None)
         thresholds = fit(calibration, config.far)
-        say(f"  {_threshold_in_words(calibration, thresholds.learned, config.far)}")
+        chosen_by = calibration.learned.verification()
+        n_trials = chosen_by.n_trials
+        say(f"  {_threshold_in_words(thresholds.learned, config.far, n_trials)}")
 
         say(f"measuring on {len(split.test)} test identities, never seen so far")
-        test = distances(split.test)
-        found = compare(test, thresholds, len(split.test))
-        ended = outcome(items_of(data), test)
-        diagnosis = checkup.end(ended, found.as_dict(), int((~calibration.similar).sum()))
-        summary = _summary(data, split, last, found, diagnosis)
+        test = on(split.test, raw_distance=thresholds.raw_distance)
+        say(f"  {_pairs_in_words(test)}")
+        found = compare(test, thresholds)
+        ended = outcome(items_of(data), test, found)
+        diagnosis = checkup.end(ended, found.as_dict(), n_trials)
+        calibrated = {"auc": chosen_by.auc, "eer": chosen_by.eer}
+        summary = _summary(data, split, last, calibrated, found, diagnosis)
         write_run(folder, config, embedder, thresholds, summary)
         write_record(folder, Record(course, ended), _learned_from(items_of(data), split))
     if not diagnosis.healthy:
@@ -188,15 +186,6 @@ def split_data(data: Items | Pairs, config: TrainConfig) -> Split:
     if isinstance(data, Pairs):
         return split_pairs(data, **shares, seed=config.seed)
     return split_items(data, **shares, seed=config.seed)
-
-
-def distances_within(
-    embedder: Embedder, data: Items | Pairs, identities: Tensor, *, distance: Any, seed: int
-) -> Distances:
-    """Labelled distances among these identities: the given pairs, or pairs sampled by seed."""
-    if isinstance(data, Pairs):
-        return pair_distances(embedder, data, rows_within(data, identities), distance)
-    return item_distances(embedder, data, identities, distance, seed=seed)
 
 
 @contextmanager
@@ -289,11 +278,19 @@ def _task_in_words(
     )
 
 
-def _threshold_in_words(calibration: Distances, threshold: float, far: float) -> str:
-    n = int((~calibration.similar).sum())
-    words = f"same up to distance {threshold:.4f}: at most {far:.3g} of {n:,} dissimilar pairs"
-    if far * n < 1:
-        words += f" (too few to speak of a rate of {far:.3g}: none of them is accepted)"
+def _threshold_in_words(threshold: float, far: float, n_trials: int) -> str:
+    words = f"same up to distance {threshold:.4f}: at most {far:.3g} of dissimilar pairs"
+    if far * n_trials < 1:
+        words += f" ({n_trials:,} pairs of identities are too few to speak of such a rate)"
+    return words
+
+
+def _pairs_in_words(measured: Measured) -> str:
+    pairs = measured.learned
+    words = f"{pairs.n_similar:,} similar and {pairs.n_dissimilar:,} dissimilar pairs"
+    if measured.n_left_out:
+        n = len(measured.items)
+        words += f" of {n:,} items, drawn from {n + measured.n_left_out:,}"
     return words
 
 
@@ -301,6 +298,7 @@ def _summary(
     data: Items | Pairs,
     split: Split,
     last: dict[str, float],
+    calibrated: dict[str, float],
     found: Comparison,
     diagnosis: Diagnosis,
 ) -> dict[str, Any]:
@@ -319,6 +317,7 @@ def _summary(
             for side in ("train", "calibration", "test")
         },
         "last_step": last,
+        "calibration": calibrated,
         "test": found.as_dict(),
         "findings": [finding.as_dict() for finding in diagnosis.findings],
     }

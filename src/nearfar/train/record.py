@@ -17,9 +17,11 @@ from torch import Tensor
 
 from nearfar.doctor.examine import fingerprints
 from nearfar.errors import InputError
+from nearfar.evaluate import verification
 
 RECORD = "record.npz"
 LEARNED_FROM = "learned_from"
+HARDEST = 12  # pairs of each kind that are shown
 Array = npt.NDArray[Any]
 
 
@@ -56,10 +58,16 @@ class Course:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """The test pairs, and the items they are of.
+    """Some of the test pairs, the curves of all of them, and the items they are of.
 
     Attributes:
-        pairs: (n, 2) int32, the two items of each pair.
+        learned_curve: (3, p) thresholds, false-accept and true-accept rates of the embeddings'
+            distance, over all test pairs.
+        raw_curve: (3, q) those of the raw input's.
+        hardest: (h, 2) int32, the two items of the closest dissimilar and farthest similar pairs.
+        hardest_similar: (h,) bool.
+        hardest_distance: (h,) float32, of the embeddings.
+        pairs: (n, 2) int32, the two items of each pair of a sample.
         similar: (n,) bool.
         learned: (n,) float32 distances of the embeddings.
         raw: (n,) float32 distances of the raw input.
@@ -73,6 +81,11 @@ class Outcome:
         inputs: (j, d) float32 vectors, or (j, c, h, w) uint8 thumbnails, of what those are.
     """
 
+    learned_curve: Array
+    raw_curve: Array
+    hardest: Array
+    hardest_similar: Array
+    hardest_distance: Array
     pairs: Array
     similar: Array
     learned: Array
@@ -85,12 +98,6 @@ class Outcome:
     singular_values: Array
     shown: Array
     inputs: Array
-
-    @property
-    def groups(self) -> Array:
-        """(n, 2) the identities of the two items of each pair."""
-        found: Array = self.identity[self.pairs]
-        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +133,8 @@ def read_record(run: Path) -> Record:
         )
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return Record(_part(Course, arrays, "course"), _part(Outcome, arrays, "outcome"))
+            held = _with_curves({name: arrays[name] for name in arrays.files})
+            return Record(_part(Course, held, "course"), _part(Outcome, held, "outcome"))
     except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error):
         raise InputError(f"{path} is damaged. Train again.") from None
 
@@ -152,6 +160,25 @@ def n_learned_from(run: Path, x: Tensor) -> int | None:
 def _marks(x: Tensor) -> Array:
     """(n,) uint64 of items (n, ...), equal where all their bits are; of others hardly ever."""
     return np.frombuffer(b"".join(mark[:8] for mark in fingerprints(x)), dtype="<u8")
+
+
+def _with_curves(arrays: dict[str, Array]) -> dict[str, Array]:
+    """What a record before 0.1.1 lacks; all pairs that it was measured on are in its sample."""
+    if "outcome.learned_curve" in arrays:
+        return arrays
+    similar, learned = arrays["outcome.similar"], arrays["outcome.learned"]
+    added = {}
+    for side in ("learned", "raw"):
+        distance = arrays[f"outcome.{side}"]
+        curve = verification(distance, similar, higher_is_closer=False).curve
+        added[f"outcome.{side}_curve"] = np.stack([curve.threshold, curve.far, curve.tar])
+    order = np.argsort(learned, kind="stable")
+    same = similar[order]
+    hardest = np.concatenate([order[~same][:HARDEST], order[same][::-1][:HARDEST]])
+    added["outcome.hardest"] = arrays["outcome.pairs"][hardest]
+    added["outcome.hardest_similar"] = similar[hardest]
+    added["outcome.hardest_distance"] = learned[hardest]
+    return {**arrays, **added}
 
 
 Part = TypeVar("Part", Course, Outcome)

@@ -10,19 +10,19 @@ from torch.nn.functional import interpolate
 
 from nearfar.distance import between_rows
 from nearfar.errors import InputError
-from nearfar.evaluate import sample_pairs, shape, verification
-from nearfar.train.compare import Distances, embed
+from nearfar.evaluate import AtThreshold, Curve, sample_pairs, shape, verification
+from nearfar.train.compare import Comparison
 from nearfar.train.data import Items, Pairs
 from nearfar.train.force_sample import ForceSample, sample_forces
+from nearfar.train.measure import Measured, embed
 from nearfar.train.objectives import WithProxies, verifier_distance
-from nearfar.train.record import Array, Course, Outcome
+from nearfar.train.record import HARDEST, Array, Course, Outcome
 from nearfar.train.split import rows_within
 from nearfar.train.task import Task
 
 MOMENTS = 12  # of a run, its beginning and its end among them
 IDENTITIES, ITEMS, PAIRS = 64, 8, 2000  # of the calibration sample, at most
 MAPPED = 1500  # embeddings that are kept
-HARDEST = 12  # pairs of each kind that are shown
 SIDE = 96  # of a thumbnail, at most
 COLUMNS = 64  # of a vector that is shown, at most
 
@@ -143,17 +143,24 @@ def moments(steps: int) -> frozenset[int]:
     return frozenset(round(steps * (k / last) ** 2) for k in range(MOMENTS))
 
 
-def outcome(items: Items, test: Distances) -> Outcome:
+def outcome(items: Items, test: Measured, found: Comparison) -> Outcome:
     """What the test pairs showed."""
-    used, pairs = test.items, torch.searchsorted(test.items, test.pairs)
+    used, sample = test.items, test.sample
     identities, identity = torch.unique(items.identity[used], return_inverse=True)
     mapped = identity.argsort(stable=True)[:MAPPED]  # whole identities, for a map of them
-    shown = torch.unique(pairs[hardest(test)])
+    near, far = test.learned.hardest(HARDEST)
+    hardest = torch.tensor([(pair.a, pair.b) for pair in (*near, *far)])
+    shown = hardest.unique()  # type: ignore[no-untyped-call]
     return Outcome(
-        pairs=pairs.numpy().astype(np.int32),
-        similar=test.similar.numpy(),
-        learned=test.learned.float().numpy(),
-        raw=test.raw.float().numpy(),
+        learned_curve=drawn(found.learned.curve, found.learned_at),
+        raw_curve=drawn(found.raw.curve, found.raw_at),
+        hardest=hardest.numpy().astype(np.int32),
+        hardest_similar=np.array([False] * len(near) + [True] * len(far)),
+        hardest_distance=np.array([p.distance for p in (*near, *far)], dtype=np.float32),
+        pairs=sample.pairs.numpy().astype(np.int32),
+        similar=sample.similar.numpy(),
+        learned=sample.learned.float().numpy(),
+        raw=sample.raw.float().numpy(),
         identity=identity.numpy().astype(np.int32),
         identities=np.array([items.identities[int(i)] for i in identities]),
         names=np.array([items.names[int(i)] for i in used]),
@@ -165,12 +172,17 @@ def outcome(items: Items, test: Distances) -> Outcome:
     )
 
 
-def hardest(test: Distances) -> Tensor:
-    """Rows of the closest dissimilar pairs, then of the farthest similar ones."""
-    order = test.learned.argsort(stable=True)
-    far = order[~test.similar[order]][:HARDEST]
-    near = order[test.similar[order]].flip(0)[:HARDEST]
-    return torch.cat([far, near])
+def drawn(curve: Curve, at: AtThreshold) -> Array:
+    """(3, p) the points of a curve that a plot can tell apart, and that of the fitted threshold."""
+    deviates = torch.special.ndtri(
+        torch.from_numpy(np.stack([curve.far, curve.tar])).clamp(1e-6, 1 - 1e-6)
+    )
+    _, first = np.unique(deviates.numpy().round(2), axis=1, return_index=True)
+    kept = np.unique(np.append(first, len(curve.far) - 1))
+    points = np.stack([curve.threshold, curve.far, curve.tar])[:, kept]
+    shipped = np.array([[at.threshold], [at.far], [at.tar]])
+    place = int(np.searchsorted(points[0], at.threshold))
+    return np.concatenate([points[:, :place], shipped, points[:, place:]], 1)
 
 
 def _sample(task: Task) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ from nearfar.train.compare import Thresholds
 from nearfar.train.config import FORMAT, TrainConfig, check_format, read_config, to_toml
 from nearfar.train.data import GLYPHS
 from nearfar.train.encoders import Embedder, build
+from nearfar.train.measure import RAW_DISTANCES
 from nearfar.train.objectives import verifier_distance
 from nearfar.train.record import RECORD
 
@@ -148,6 +149,7 @@ def write_run(
             "threshold": thresholds.learned,
             "far": thresholds.far,
             "raw_threshold": thresholds.raw,
+            "raw_distance": thresholds.raw_distance,
         },
     )
     _write_json(folder / SUMMARY, {"format": FORMAT, **summary})
@@ -188,6 +190,7 @@ def read_results(path: Path) -> Results:
             float(threshold["threshold"]),
             float(threshold["raw_threshold"]),
             float(threshold["far"]),
+            threshold.get("raw_distance", "euclidean"),  # of runs before 0.1.1
         )
         distance = threshold["distance"]
     except (KeyError, TypeError, ValueError):
@@ -197,6 +200,11 @@ def read_results(path: Path) -> Results:
         raise InputError(
             f"{path / THRESHOLD} is damaged: its distance is {distance!r}, but the run compares by "
             f"{right!r}. Train again."
+        )
+    if thresholds.raw_distance not in RAW_DISTANCES:
+        raise InputError(
+            f"{path / THRESHOLD} is damaged: its raw_distance is {thresholds.raw_distance!r}. "
+            "Train again."
         )
     if not (isfinite(thresholds.learned + thresholds.raw) and 0 <= thresholds.far <= 1):
         raise InputError(

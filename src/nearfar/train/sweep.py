@@ -227,8 +227,12 @@ def _digest(config: TrainConfig) -> str:
 
 
 def _finished(trial: Trial, run: Path) -> Finished:
-    eer = float(read_record(run).course.eer[-1])
-    return Finished(trial, run, eer, read_results(run).summary["test"])
+    summary = read_results(run).summary
+    if "calibration" in summary:
+        eer = float(summary["calibration"]["eer"])
+    else:  # a run before 0.1.1
+        eer = float(read_record(run).course.eer[-1])
+    return Finished(trial, run, eer, summary["test"])
 
 
 def _interval(finished: Finished) -> Mapping[str, float] | None:

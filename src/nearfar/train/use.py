@@ -12,9 +12,10 @@ import torch
 from nearfar.distance import Distance, between_rows
 from nearfar.errors import InputError
 from nearfar.train.address import read_item
-from nearfar.train.compare import Comparison, compare, embed
+from nearfar.train.compare import Comparison, compare
 from nearfar.train.data import Items, Pairs, items_of, read_data
-from nearfar.train.loop import distances_within, split_data
+from nearfar.train.loop import split_data
+from nearfar.train.measure import embed, measure
 from nearfar.train.pairs import doubtful
 from nearfar.train.record import n_learned_from
 from nearfar.train.run import Run, read_run, refuse_inside, refuse_inside_run
@@ -146,9 +147,15 @@ def _flattery(run: Run, source: str, data: Items | Pairs) -> list[str]:
 
 
 def _measure(run: Run, data: Items | Pairs, identities: torch.Tensor) -> Comparison:
-    seed = run.config.seed
-    found = distances_within(run.embedder, data, identities, distance=run.distance, seed=seed)
-    return compare(found, run.thresholds, len(identities))
+    found = measure(
+        run.embedder,
+        data,
+        identities,
+        distance=run.distance,
+        raw_distance=run.thresholds.raw_distance,
+        seed=run.config.seed,
+    )
+    return compare(found, run.thresholds)
 
 
 def _refuse_unmeasurable(source: str, data: Items | Pairs) -> None:

@@ -4,7 +4,6 @@
   const views = [];
   const state = {};
   const all = (selector) => [...document.querySelectorAll(selector)];
-  const count = (number) => number.toLocaleString("en-US");
 
   function percent(rate) {
     if (rate === 0 || rate === 1) return `${100 * rate}\u00a0%`;
@@ -43,16 +42,14 @@
 
   function moveThreshold(threshold) {
     const slider = document.getElementById("threshold-slider");
-    const accepted = upTo(held.different, threshold);
-    const rejected = held.same.length - upTo(held.same, threshold);
-    const far = accepted / held.different.length, frr = rejected / held.same.length;
+    const point = upTo(held.curve.threshold, threshold) - 1;
+    const far = point < 0 ? 0 : held.curve.far[point], frr = point < 0 ? 1 : 1 - held.curve.tar[point];
     slider.value = threshold;
     slider.setAttribute("aria-valuetext", threshold.toFixed(4));
     all('[data-says="threshold"]').forEach((output) => { output.textContent = threshold.toFixed(4); });
     document.getElementById("decided").textContent =
-      `${count(accepted)} of ${count(held.different.length)} different pairs are accepted (FAR ` +
-      `${percent(far)}), ${count(rejected)} of ${count(held.same.length)} same pairs are rejected ` +
-      `(FRR ${percent(frr)}).`;
+      `${percent(far)} of different pairs are accepted (FAR), ${percent(frr)} of same pairs are ` +
+      "rejected (FRR).";
     all(".gallery li").forEach((pair) => mark(pair, threshold));
     set({ threshold, far, frr });
   }

@@ -1,0 +1,462 @@
+"""Every pair of labelled embeddings, measured a tile at a time and never held at once."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nearfar.distance import Distance, between_rows, unit
+from nearfar.engine.budget import current_limits, tile
+from nearfar.engine.closeness import by_distance
+from nearfar.evaluate.intervals import check_draws
+from nearfar.evaluate.pairs import sample_pairs
+from nearfar.evaluate.scores import Floats, Integers
+from nearfar.evaluate.tally import ByIdentity, Tally, bin_ends, counted
+from nearfar.evaluate.threshold import AtThreshold, check_far, decisions_of, first_rejected
+from nearfar.evaluate.verification import Verification, figures_of
+from nearfar.inputs import ArrayLike, batch, lift
+from nearfar.labels import class_ids
+from nearfar.parts import spans
+
+MOST_ITEMS = 10_000  # which make 50 million pairs
+MOST_SIMILAR = 4_000_000  # pairs, whose distances are held
+_DRAWN = 20_000  # dissimilar distances, drawn at random, that are steps of the curve
+_BUFFERS = 16  # copies of a tile, in float32, that live at once
+
+
+@dataclass(frozen=True, eq=False)
+class FarPair:
+    """A pair of items, and how far apart it is.
+
+    Attributes:
+        a, b: the rows of the two.
+        distance: between them.
+    """
+
+    a: int
+    b: int
+    distance: float
+
+
+@dataclass(frozen=True, eq=False)
+class _Measured:
+    """Some pairs: (k,) distances, and (k,) the places of their two items in the order of labels."""
+
+    distance: Tensor
+    a: Tensor
+    b: Tensor
+
+    def where(self, wanted: Tensor) -> "_Measured":
+        return _Measured(self.distance[wanted], self.a[wanted], self.b[wanted])
+
+
+class EveryPair:
+    """The pairs of labelled embeddings; `every_pair` makes it.
+
+    Rates are averages over identities: the pairs of an identity weigh 1 together, as do those of
+    any two identities. So every identity has its say, however many items it has.
+
+    Attributes:
+        distance: by which pairs are measured.
+        n_items: how many items are compared.
+        n_left_out: how many were left out, at random, because there are too many pairs.
+        n_identities: of the items compared.
+        n_similar: how many similar pairs.
+        n_dissimilar: how many dissimilar pairs.
+    """
+
+    def __init__(
+        self, x: Tensor, rows: Tensor, identity: Tensor, never: Tensor | None, distance: Distance
+    ) -> None:
+        order = identity[rows].argsort(stable=True)
+        rows = rows[order]
+        self.distance, self.n_items, self.n_left_out = distance, len(rows), len(x) - len(rows)
+        self._rows = rows.cpu()  # what is compared, identity by identity
+        _, self._identity = identity[rows].cpu().unique_consecutive(return_inverse=True)  # type: ignore[no-untyped-call]
+        self._never = None if never is None else never[rows].cpu()
+        x = x[rows]
+        self._x = unit(x) if distance == "cosine" else x
+        self._closeness = by_distance(distance)
+        self._prepared, _ = self._closeness.prepare(self._x, None)
+        sizes = torch.bincount(self._identity)
+        self.n_identities = len(sizes)
+        self._counts = _pairs_of_identities(sizes, self._identity, self._never)
+        own = self._counts.diagonal()
+        self.n_similar = int(own.sum())
+        self.n_dissimilar = int((self._counts.sum() - own.sum()) // 2)
+        if not self.n_similar or not self.n_dissimilar:
+            kind = "dissimilar" if self.n_similar else "similar"
+            raise ValueError(
+                f"labels must give pairs of both kinds to compare; there is no {kind} pair."
+            )
+
+    def verification(
+        self,
+        *,
+        far: Sequence[float] = (0.1, 0.01, 0.001),
+        level: float = 0.95,
+        resamples: int = 1000,
+        seed: int = 0,
+    ) -> Verification:
+        """AUC, EER, TAR at each FAR, best accuracy and F1, the curves, and how sure they are.
+
+        Args:
+            far: the false-accept rates to give a true-accept rate for; a rate f takes 30 / f pairs
+                of identities.
+            level: how often an interval holds the truth.
+            resamples: of the bootstrap over identities.
+            seed: of the bootstrap.
+        """
+        check_draws(level, resamples)
+        return figures_of(self._tally, far, level=level, resamples=resamples, seed=seed)
+
+    def at_threshold(
+        self, threshold: float, *, level: float = 0.95, resamples: int = 1000, seed: int = 0
+    ) -> AtThreshold:
+        """What a threshold, fitted on other identities, does on these pairs."""
+        check_draws(level, resamples)
+        tally = self._two_steps(threshold)
+        return decisions_of(tally, threshold, level=level, resamples=resamples, seed=seed)
+
+    def fit_threshold(self, *, far: float) -> float:
+        """The loosest threshold whose false-accept rate on these pairs is at most `far`."""
+        check_far(far)
+        tally = self._tally
+        allowed = far * tally.dissimilar.sum()
+        step = first_rejected(tally.dissimilar, allowed)
+        low = float(tally.distance[step - 1]) if step else -np.inf
+        high = float(tally.distance[step])
+        between = [
+            part.where((part.distance > low) & (part.distance <= high))
+            for part in self._dissimilar()
+        ]
+        distance = torch.cat([part.distance for part in between]).numpy()
+        weight = np.concatenate([self._weight(*self._identities(part)) for part in between])
+        order = np.argsort(distance, kind="stable")
+        place = first_rejected(weight[order], allowed - float(tally.dissimilar[:step].sum()))
+        return float(np.nextafter(distance[order[min(place, len(order) - 1)]], -np.inf))
+
+    def hardest(self, n: int) -> tuple[list[FarPair], list[FarPair]]:
+        """The n closest dissimilar and the n farthest similar pairs, hardest first."""
+        near = _Nearest(n)
+        for measured in self._dissimilar():
+            near.see(measured)
+        far = _Nearest(n)
+        for measured in self._similar():
+            far.see(_Measured(-measured.distance, measured.a, measured.b))
+        return self._named(near.kept, 1), self._named(far.kept, -1)
+
+    def _named(self, kept: _Measured, sign: int) -> list[FarPair]:
+        rows = zip(
+            self._rows[kept.a].tolist(),
+            self._rows[kept.b].tolist(),
+            (sign * kept.distance).tolist(),
+            strict=True,
+        )
+        return [FarPair(a, b, d) for a, b, d in rows]
+
+    @cached_property
+    def _tally(self) -> Tally:
+        similar, own = self._of_similar()
+        steps, drawn = self._steps(similar)
+        step, weight = steps.of(similar).numpy(), self._weight(own, own)
+        near = counted(step, len(steps), weight)
+        guess = counted(steps.of(drawn).numpy(), len(steps))
+        bins = _Bins(bin_ends(near, guess), len(steps), self.n_identities)
+        bins.add(1, step, own, weight)
+        far, last = torch.zeros(len(steps), dtype=torch.float64), 0.0
+        for part in self._dissimilar():
+            a, b = self._identities(part)
+            place, weight = steps.of(part.distance), self._weight(a, b)
+            far.index_add_(0, place, torch.from_numpy(weight))
+            bins.add(0, place.numpy(), a, weight)
+            bins.add(0, place.numpy(), b, weight)
+            last = max(last, float(part.distance.amax()))
+        return self._counted(steps.upper_ends(last), near, far.numpy(), bins)
+
+    def _counted(self, distance: Floats, near: Floats, far: Floats, bins: "_Bins") -> Tally:
+        known = ByIdentity(bins.ends, (bins.weight.numpy(),), self._n_to_learn_from, True)
+        return Tally(distance, near, far, self.n_similar, self.n_dissimilar, self._n_trials, known)
+
+    def _two_steps(self, threshold: float) -> Tally:
+        """Accepted, and rejected."""
+        bins = _Bins(np.arange(2), 2, self.n_identities)
+        similar, own = self._of_similar()
+        weight, step = self._weight(own, own), (similar > threshold).long().numpy()
+        near = counted(step, 2, weight)
+        bins.add(1, step, own, weight)
+        accepted = 0.0
+        for part in self._dissimilar():
+            a, b = self._identities(part.where(part.distance <= threshold))
+            weight, step = self._weight(a, b), np.zeros(len(a), dtype=np.int64)
+            accepted += float(weight.sum())
+            bins.add(0, step, a, weight)
+            bins.add(0, step, b, weight)
+        trials = (self._counts > 0).sum(1) - (self._counts.diagonal() > 0).long()
+        bins.weight[:, 0, 1] = trials - bins.weight[:, 0, 0]
+        far = np.array([accepted, self._n_trials - accepted])
+        return self._counted(np.array([threshold, np.inf]), near, far, bins)
+
+    @cached_property
+    def _n_trials(self) -> int:
+        """Pairs of identities with something to compare."""
+        return int(((self._counts > 0).sum() - (self._counts.diagonal() > 0).sum()) // 2)
+
+    @cached_property
+    def _n_to_learn_from(self) -> int:
+        own = self._counts.diagonal() > 0
+        others = (self._counts > 0).sum(1) - own.long() > 0
+        return min(int(own.sum()), int(others.sum()))
+
+    def _steps(self, similar: Tensor) -> tuple["_Steps", Tensor]:
+        """The steps of the curve, and the distances of some dissimilar pairs.
+
+        Between two similar distances the curve is flat, however the dissimilar ones lie there, so
+        that those of similar pairs give every figure exactly. Some dissimilar ones beside them
+        leave little between two steps to search a threshold in.
+        """
+        a, b, same = sample_pairs(self._identity, 2 * _DRAWN, seed=0)
+        drawn = between_rows(self._x[a[~same]], self._x[b[~same]], self.distance).cpu()
+        return _Steps(torch.cat([similar, drawn]).unique()), drawn  # type: ignore[no-untyped-call]
+
+    def _of_similar(self) -> tuple[Tensor, Integers]:
+        """(p,) distances of the similar pairs, and (p,) whose pairs they are."""
+        parts = list(self._similar())
+        who = self._identity[torch.cat([part.a for part in parts])]
+        return torch.cat([part.distance for part in parts]), who.numpy()
+
+    def _identities(self, part: _Measured) -> tuple[Integers, Integers]:
+        return self._identity[part.a].numpy(), self._identity[part.b].numpy()
+
+    def _weight(self, a: Integers, b: Integers) -> Floats:
+        """(k,) what a pair of these identities counts."""
+        found: Floats = self._share.ravel()[a * self.n_identities + b]
+        return found
+
+    @cached_property
+    def _share(self) -> Floats:
+        with np.errstate(divide="ignore"):  # where there is no pair, nobody asks
+            found: Floats = 1 / self._counts.numpy().astype(np.float64)
+        return found
+
+    def _similar(self) -> Iterator[_Measured]:
+        return self._measured(similar=True)
+
+    def _dissimilar(self) -> Iterator[_Measured]:
+        return self._measured(similar=False)
+
+    def _measured(self, *, similar: bool) -> Iterator[_Measured]:
+        """The pairs of one kind, a tile at a time, each once."""
+        x, who = self._prepared, self._identity
+        height, width = tile(current_limits(), x.device, x.element_size(), _BUFFERS)
+        for rows in spans(self.n_items, height):
+            for columns in spans(self.n_items, width):
+                apart = who[rows.stop - 1] < who[columns.start]  # all dissimilar
+                if columns.stop <= rows.start or (similar and apart):
+                    continue
+                wanted = self._wanted(rows, columns, similar)
+                if not wanted.any():
+                    continue
+                values = self._closeness.tile(x[rows], x[columns]).values.cpu()
+                if wanted.all():
+                    i = torch.arange(rows.start, rows.stop).repeat_interleave(values.shape[1])
+                    j = torch.arange(columns.start, columns.stop).repeat(values.shape[0])
+                    yield _Measured(values.flatten(), i, j)
+                else:
+                    i, j = wanted.nonzero(as_tuple=True)
+                    yield _Measured(values[i, j], i + rows.start, j + columns.start)
+
+    def _wanted(self, rows: slice, columns: slice, similar: bool) -> Tensor:
+        """(r, c) the pairs of one kind in a tile, each once, that may be compared."""
+        wanted: Tensor = (self._identity[rows, None] == self._identity[columns]) == similar
+        if columns.start < rows.stop:
+            place = torch.arange(max(rows.stop, columns.stop))
+            wanted.logical_and_(place[rows, None] < place[columns])
+        if self._never is not None:
+            group = self._never[rows, None]
+            wanted.logical_and_((group != self._never[columns]) | (group < 0))
+        return wanted
+
+
+def every_pair(
+    x: ArrayLike,
+    labels: ArrayLike,
+    *,
+    distance: Distance = "cosine",
+    never_within: ArrayLike | None = None,
+    seed: int = 0,
+) -> EveryPair:
+    """Every pair of labelled embeddings, to measure verification on.
+
+    All pairs are counted, in memory that does not grow with their number: 13 million take a few
+    seconds. Above 10,000 items (50 million pairs), or 4 million similar pairs, as many items of
+    each identity are drawn by seed as stay within both, and fewer identities where even two items
+    of each are too many.
+
+    Args:
+        x: (n, d) embeddings.
+        labels: (n,) class ids, the identity of each.
+        distance: "cosine", "euclidean" or "sqeuclidean".
+        never_within: (n,) ids of groups within which items are never compared, as the camera or the
+            session of a recording; -1 for none.
+        seed: of the choice, where there are too many pairs.
+
+    Raises:
+        ValueError: no similar or no dissimilar pairs, rows that are not finite, wrong shapes.
+
+    >>> x = torch.tensor([[0.0], [1], [10], [13], [4], [3]])
+    >>> pairs = every_pair(x, [0, 0, 1, 1, 2, 2], distance="euclidean")
+    >>> pairs.n_similar, pairs.n_dissimilar
+    (3, 12)
+    >>> found = pairs.verification()
+    >>> round(found.auc, 4), round(pairs.fit_threshold(far=0.2), 4)
+    (0.9444, 3.0)
+    """
+    rows = lift("x", batch("x", x).detach())
+    if not rows.isfinite().all():
+        bad = (~rows.isfinite().all(1)).nonzero()[:, 0]
+        raise ValueError(
+            f"x[{int(bad[0])}] is not finite ({len(bad)} of {len(rows)} rows are not)."
+        )
+    identity = class_ids(labels, like=rows)
+    never = None
+    if never_within is not None:
+        never = class_ids(never_within, like=rows, name="never_within")
+    return EveryPair(rows, within_bounds(identity.cpu(), seed), identity, never, distance)
+
+
+def within_bounds(identity: Tensor, seed: int, most_items: int = MOST_ITEMS) -> Tensor:
+    """The rows to compare: all, or as many of each identity as there is room for, by seed."""
+    _, who, sizes = identity.unique(return_inverse=True, return_counts=True)  # type: ignore[no-untyped-call]
+    each = _most_each(sizes, most_items)
+    if each == 0:
+        return torch.arange(len(identity))
+    random = np.random.default_rng([seed, 4])
+    order = torch.from_numpy(random.permutation(len(identity)))
+    order = order[who[order].argsort(stable=True)]  # identity by identity, at random within each
+    place = torch.arange(len(order)) - (sizes.cumsum(0) - sizes)[who[order]]
+    kept = place < each
+    if int(sizes.clamp(max=each).sum()) > most_items:  # even two of each are too many
+        lot = torch.from_numpy(random.permutation(len(sizes)))
+        chosen = lot[sizes[lot].clamp(max=each).cumsum(0) <= most_items]
+        kept &= torch.isin(who[order], chosen)
+    return order[kept].sort().values
+
+
+def _most_each(sizes: Tensor, most_items: int) -> int:
+    """How many items of an identity may be compared, at least 2; 0 for all."""
+
+    def fits(each: int) -> bool:
+        kept = sizes.clamp(max=each).double()
+        similar = float((kept * (kept - 1)).sum()) / 2
+        return float(kept.sum()) <= most_items and similar <= MOST_SIMILAR
+
+    low, high = 2, max(int(sizes.max()) if len(sizes) else 0, 2)
+    if fits(high):
+        return 0
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+def _pairs_of_identities(sizes: Tensor, who: Tensor, never: Tensor | None) -> Tensor:
+    """(k, k) how many pairs may be compared of each two identities, and within each."""
+    n = sizes.double()
+    counts = n[:, None] * n
+    if never is not None:
+        inside = never >= 0
+        groups, group = never[inside].unique(return_inverse=True)  # type: ignore[no-untyped-call]
+        held = torch.zeros(len(sizes), len(groups))
+        held.index_put_((who[inside], group), torch.ones(len(group)), accumulate=True)
+        counts -= (held @ held.T).double()
+        alone = torch.bincount(who[~inside], minlength=len(sizes))
+        own = counts.diagonal() - alone  # an item of no group met itself
+    else:
+        own = counts.diagonal() - n
+    counts.diagonal().copy_(own / 2)
+    return counts.round().long()
+
+
+class _Steps:
+    """Which step of the curve a distance is at: 2k below the k-th number, 2k + 1 at it.
+
+    A table of equal cells leaves so few numbers to compare with that it takes a tenth of the time
+    of a search among all of them.
+    """
+
+    CELLS, ROUNDS = 2**18, 4
+
+    def __init__(self, numbers: Tensor) -> None:
+        self._numbers = numbers
+        just_after = numbers.nextafter(numbers.new_tensor(torch.inf))
+        self._ends = torch.stack([numbers, just_after], 1).flatten()
+        self._low = numbers[0]
+        self._by = self.CELLS / (numbers[-1] - numbers[0]).clamp(min=1e-30)
+        self._first = torch.searchsorted(self._cell(self._ends), torch.arange(self.CELLS))
+        self._padded = torch.cat([self._ends, numbers.new_tensor([torch.inf])])
+
+    def __len__(self) -> int:
+        return self._ends.shape[0] + 1
+
+    def of(self, distance: Tensor) -> Tensor:
+        """(k,) int64."""
+        step = self._first[self._cell(distance)]
+        for _ in range(self.ROUNDS):
+            step += self._padded[step] <= distance
+        rest = (self._padded[step] <= distance).nonzero()[:, 0]
+        step[rest] = torch.searchsorted(self._ends, distance[rest], right=True)
+        return step
+
+    def upper_ends(self, last: float) -> Floats:
+        """The largest distance at each step, `last` at the last one."""
+        below = self._numbers.nextafter(self._numbers.new_tensor(-torch.inf))
+        ends = torch.stack([below, self._numbers], 1).flatten().double().numpy()
+        return np.append(ends, max(last, float(self._numbers[-1])))
+
+    def _cell(self, distance: Tensor) -> Tensor:
+        """The same or a later one for a larger distance, rounding or not."""
+        return ((distance - self._low) * self._by).clamp_(0, self.CELLS - 1).long()
+
+
+class _Bins:
+    """The weight of the pairs of each identity in each bin, as `ByIdentity` wants it.
+
+    Attributes:
+        ends: (c,) the last step of each bin.
+        weight: (k, 2, c) float64, see `ByIdentity.parts`.
+    """
+
+    def __init__(self, ends: Integers, n_steps: int, n_identities: int) -> None:
+        self.ends = ends
+        self._bin = np.searchsorted(ends, np.arange(n_steps))
+        self.weight = torch.zeros(n_identities, 2, len(ends), dtype=torch.float64)
+
+    def add(self, kind: int, step: Integers, identity: Integers, weight: Floats) -> None:
+        """Kind 0: dissimilar pairs, 1: similar ones."""
+        c = len(self.ends)
+        place = torch.from_numpy((2 * identity + kind) * c + self._bin[step])
+        self.weight.view(-1).index_add_(0, place, torch.from_numpy(weight))
+
+
+class _Nearest:
+    """Keeps the n closest pairs of all it sees; of equally close ones the first."""
+
+    def __init__(self, n: int) -> None:
+        nothing = torch.zeros(0, dtype=torch.int64)
+        self._n, self.kept = n, _Measured(torch.zeros(0), nothing, nothing)
+
+    def see(self, measured: _Measured) -> None:
+        kept = self.kept
+        if len(kept.a) == self._n:
+            closer = measured.distance < kept.distance[-1]
+            measured = measured.where(closer)
+        if not len(measured.a):
+            return
+        distance = torch.cat([kept.distance.to(measured.distance.dtype), measured.distance])
+        order = distance.argsort(stable=True)[: self._n]
+        a, b = (torch.cat([getattr(kept, s), getattr(measured, s)])[order] for s in "ab")
+        self.kept = _Measured(distance[order], a, b)

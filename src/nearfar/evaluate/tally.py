@@ -1,0 +1,195 @@
+"""Labelled pairs counted from the closest to the farthest, and by identity.
+
+Every figure of verification is made of these counts, whether the pairs were given as arrays or are
+all those of a set of embeddings, which are never held at once.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from nearfar.evaluate.scores import Bools, Floats, Integers
+
+Average = Literal["pairs", "identities"]
+
+BINS = 512  # of each kind of pair, for how much each identity contributes
+_ELEMENTS = 2**22  # numbers held at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Tally:
+    """Pairs at each step of a threshold that moves from strict to loose.
+
+    Attributes:
+        distance: (s,) distances, rising; a threshold there accepts the steps up to it.
+        similar: (s,) weight of the similar pairs at each step.
+        dissimilar: (s,) weight of the dissimilar pairs.
+        n_similar: how many similar pairs there are.
+        n_dissimilar: how many dissimilar pairs.
+        n_trials: dissimilar pairs, or pairs of identities where each of those counts once.
+        by_identity: what each identity contributes; None where it is not known.
+    """
+
+    distance: Floats
+    similar: Floats
+    dissimilar: Floats
+    n_similar: int
+    n_dissimilar: int
+    n_trials: int
+    by_identity: "ByIdentity | None" = None
+
+    def rates(self) -> tuple[Floats, Floats]:
+        """(s,) false-accept and (s,) true-accept rate of a threshold at each step."""
+        return _risen(self.dissimilar), _risen(self.similar)
+
+
+@dataclass(frozen=True, eq=False)
+class ByIdentity:
+    """The weight of the pairs that each identity takes part in, in bins of neighbouring steps.
+
+    Attributes:
+        ends: (c,) int64, the last step of each bin.
+        parts: some identities at a time, (k, 2, c): the dissimilar, then the similar pairs.
+        n: how many identities there are to learn from: of the similar or of the dissimilar pairs,
+            whichever have fewer.
+        crossed: whether any pair is of two identities.
+    """
+
+    ends: Integers
+    parts: tuple[Floats, ...]
+    n: int
+    crossed: bool
+
+
+def tally_of(distance: Floats, similar: Bools, groups: Integers | None, average: Average) -> Tally:
+    """Count pairs that are given one by one.
+
+    Args:
+        distance: (n,) of the pairs.
+        similar: (n,) bool.
+        groups: (n, 2) int64 identities, named 0, 1, ...
+        average: whether each pair counts once, or each identity and each pair of identities.
+
+    >>> found = tally_of(np.array([0.5, 0.1, 0.5]), np.array([True, True, False]), None, "pairs")
+    >>> found.distance, found.similar, found.dissimilar
+    (array([0.1, 0.5]), array([1., 1.]), array([0., 1.]))
+    """
+    distances, step = np.unique(distance, return_inverse=True)
+    return tally_at(distances, step.astype(np.int64), similar, groups, average)
+
+
+def tally_at(
+    distances: Floats, step: Integers, similar: Bools, groups: Integers | None, average: Average
+) -> Tally:
+    """Count pairs whose steps are known: (n,) places in `distances`."""
+    weight = np.ones(len(step))
+    n_trials = int((~similar).sum())
+    if groups is not None and average == "identities":
+        weight, n_trials = _one_each(groups, similar)
+    n = len(distances)
+    near = counted(step[similar], n, weight[similar])
+    far = counted(step[~similar], n, weight[~similar])
+    found = None
+    if groups is not None:
+        ends = bin_ends(near, far)
+        found = _by_identity(groups, np.searchsorted(ends, step), similar, weight, ends)
+    n_similar = int(similar.sum())
+    return Tally(distances, near, far, n_similar, len(step) - n_similar, n_trials, found)
+
+
+def bin_ends(similar: Floats, dissimilar: Floats) -> Integers:
+    """(c,) the steps that end bins: all, or those that follow both curves closely at their ends.
+
+    Few errors are what the figures of a good verifier are made of, so the bins lie at even
+    distances on a logistic scale of each kind's share.
+    """
+    n = len(similar)
+    if n <= BINS:
+        return np.arange(n)
+    share = 1 / (1 + np.exp(-np.linspace(-9.5, 9.5, BINS // 2 - 1)))
+    places = [
+        np.searchsorted(_risen(weights), share)
+        for weights in (similar, dissimilar)
+        if weights.any()
+    ]
+    return np.unique(np.concatenate([*places, [n - 1]])).clip(max=n - 1)
+
+
+def counted(places: Integers, n: int, weight: Floats | None = None) -> Floats:
+    """(n,) the weight at each place; None: 1 each."""
+    return np.bincount(places, weight, minlength=n).astype(np.float64)
+
+
+def _one_each(groups: Integers, similar: Bools) -> tuple[Floats, int]:
+    """(n,) weights that add up to 1 over the pairs of an identity, or of two; and how many two."""
+    low, high = groups.min(1), groups.max(1)
+    cell = (low * (int(groups.max()) + 1) + high) * 2 + similar
+    _, first, which, counts = np.unique(
+        cell, return_index=True, return_inverse=True, return_counts=True
+    )
+    return 1 / counts[which], int((~similar[first]).sum())
+
+
+def _by_identity(
+    groups: Integers, bins: Integers, similar: Bools, weight: Floats, ends: Integers
+) -> ByIdentity:
+    a, b = groups.T
+    crossed = a != b
+    who = np.concatenate([a, b[crossed]])
+    order = np.argsort(who, kind="stable")
+    who = who[order]
+    place = bins + len(ends) * similar
+    place = np.concatenate([place, place[crossed]])[order]
+    weight = np.concatenate([weight, weight[crossed]])[order]
+    size, n, parts = 2 * len(ends), int(groups.max()) + 1, []
+    for start in range(0, n, max(1, _ELEMENTS // size)):
+        stop = min(start + max(1, _ELEMENTS // size), n)
+        low, high = np.searchsorted(who, [start, stop])
+        cell = (who[low:high] - start) * size + place[low:high]
+        held = counted(cell, (stop - start) * size, weight[low:high])
+        parts.append(held.reshape(stop - start, 2, len(ends)))
+    return ByIdentity(ends, tuple(parts), n_identities(groups, similar), bool(crossed.any()))
+
+
+def n_identities(groups: Integers, similar: Bools) -> int:
+    """Of the similar or of the dissimilar pairs, whichever have fewer."""
+    return min(len(np.unique(groups[similar])), len(np.unique(groups[~similar])))
+
+
+def replicates(tally: Tally, resamples: int, seed: int) -> Iterator[tuple[Floats, Floats]]:
+    r"""(b, c) false- and true-accept rates at the ends of the bins, of b resamples at a time.
+
+    Each resample draws how often each identity counts, :math:`w_i \sim` Poisson(1), and gives a
+    pair of i and j the weight :math:`1 + (w_i - 1) + (w_j - 1)`, a pair within i the weight
+    :math:`w_i`. What all pairs weigh is then a sum over identities, so that no pair is looked at
+    again.
+    """
+    known = tally.by_identity
+    assert known is not None
+    random = np.random.default_rng([seed, 3])
+    whole = np.stack(
+        [
+            np.add.reduceat(weights, np.append(0, known.ends[:-1] + 1))
+            for weights in (tally.dissimilar, tally.similar)
+        ]
+    )
+    c, step = len(known.ends), max(1, _ELEMENTS // (2 * len(known.ends)))
+    for start in range(0, resamples, step):
+        n = min(step, resamples - start)
+        total = np.broadcast_to(whole.reshape(-1), (n, 2 * c)).copy()
+        for part in known.parts:
+            drawn = random.poisson(1.0, (n, len(part))) - 1.0
+            total += drawn @ part.reshape(len(part), -1)
+        dissimilar, similar = total.reshape(n, 2, c).swapaxes(0, 1)
+        # Weights below 0 may let a rate fall a little where it cannot.
+        yield tuple(np.maximum.accumulate(_risen(w), 1) for w in (dissimilar, similar))  # type: ignore[misc]
+
+
+def _risen(weights: Floats) -> Floats:
+    """The share of the weight up to each step; NaN where there is none."""
+    total = np.cumsum(weights, -1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share: Floats = total / total[..., -1:]
+    return share
