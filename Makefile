@@ -49,6 +49,7 @@ bench: $(PEERS)
 	$(BIN)/python benchmarks/small_batches.py --json runs/bench/small_batches.json
 	$(BIN)/python benchmarks/tuples.py --large --json runs/bench/tuples.json
 	$(BIN)/python benchmarks/retrieval.py --json runs/bench/retrieval.json
+	$(BIN)/python benchmarks/verification.py --json runs/bench/verification.json
 	$(BIN)/python benchmarks/accuracy.py --json runs/bench/accuracy.json
 	$(BIN)/python benchmarks/accuracy.py --large --d 512 --json runs/bench/accuracy-large.json
 

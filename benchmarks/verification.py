@@ -1,0 +1,66 @@
+"""How long do the figures of every pair take, with their intervals, and how much memory?
+
+Peer: every distance in one array, then scikit-learn's `roc_curve`, which weighs pairs alike and
+gives no interval.
+
+    pip install nearfar scikit-learn
+    python benchmarks/verification.py [--json verification.json]
+
+5,180 items of 370 identities, 128 numbers each: 33,670 similar and 13.4 million dissimilar pairs.
+Memory is the extra peak of the first call in this process, ours before theirs.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from measure import arguments, header, in_turns, installed, peak_growth, save, table
+from torch import Tensor
+
+from nearfar.evaluate import every_pair
+
+IDENTITIES, ITEMS, D = 370, 14, 128
+PEER = "scikit-learn"
+
+
+def ours(x: Tensor, labels: Tensor) -> object:
+    pairs = every_pair(x, labels)
+    found = pairs.verification()
+    return found, pairs.at_threshold(pairs.fit_threshold(far=0.01))
+
+
+def theirs(x: Tensor, labels: Tensor) -> object:
+    from sklearn.metrics import auc, roc_curve
+
+    unit = torch.nn.functional.normalize(x)
+    a, b = torch.triu_indices(len(x), len(x), 1)
+    far, tar, _ = roc_curve((labels[a] == labels[b]).numpy(), (unit @ unit.T)[a, b].numpy())
+    return auc(far, tar), float(far[np.argmin(np.abs(far - (1 - tar)))])
+
+
+def main() -> None:
+    asked = arguments(__doc__, repeats=3).parse_args()
+    torch.set_num_threads(asked.threads)
+    header("Every pair")
+    torch.manual_seed(0)
+    labels = torch.arange(IDENTITIES).repeat_interleave(ITEMS)
+    x = torch.randn(IDENTITIES, D)[labels] + 1.2 * torch.randn(len(labels), D)
+    calls = {"nearfar": lambda: ours(x, labels)}
+    if installed(PEER) is not None:
+        calls[f"{PEER}, no intervals"] = lambda: theirs(x, labels)
+    extra = {name: peak_growth(call) for name, call in calls.items()}
+    times = in_turns(calls, asked.repeats)
+    results: dict[str, Any] = {
+        name: {"median_s": t.median, "min_s": t.minimum, "extra_bytes": extra[name]}
+        for name, t in times.items()
+    }
+    rows = [
+        (name, f"{t['median_s']:.2f} s", f"{t['min_s']:.2f} s", f"{t['extra_bytes'] / 1e6:.0f}")
+        for name, t in results.items()
+    ]
+    print(table(("", "median", "min", "extra MB"), rows))
+    save(asked.json, results)
+
+
+if __name__ == "__main__":
+    main()
