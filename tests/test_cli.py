@@ -33,7 +33,8 @@ def test_version_and_help(nearfar):
 
 def test_importing_the_library_loads_nothing_of_the_tool():
     done = run_python(
-        "import sys, nearfar; app = ['lightning_fabric', 'typer', 'sklearn', 'scipy', 'matplotlib',"
+        "import sys\nfrom nearfar import *\n"
+        "app = ['lightning_fabric', 'typer', 'sklearn', 'scipy', 'matplotlib',"
         "'rich', 'PIL', 'pyarrow', 'safetensors', 'tomli_w', 'nearfar.cli', 'nearfar.train',"
         "'nearfar.evaluate', 'torch._dynamo']; print([name for name in app if name in sys.modules])"
     )

@@ -4,25 +4,25 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 import nearfar
 from nearfar.errors import InputError
-from nearfar.evaluate.intervals import FEWEST_IDENTITIES
-from nearfar.tabulate import Table
-from nearfar.train.compare import Comparison, dashes, table
-from nearfar.train.config import Setting, TrainConfig, read_config
-from nearfar.train.data import GLYPHS, holds_pairs
-from nearfar.train.objectives import FOR_ITEMS, FOR_PAIRS, OBJECTIVES, resolve
+from nearfar.train.names import FOR_ITEMS, FOR_PAIRS, GLYPHS, LOSSES
+
+# Help and a mistyped option answer at once: what is heavy is imported by the command that needs it.
+if TYPE_CHECKING:
+    from nearfar.tabulate import Table
+    from nearfar.train.compare import Comparison
+    from nearfar.train.config import Setting, TrainConfig
 
 DATA_HELP = (
     f"'{GLYPHS}' (built in), a folder with a subfolder of images per identity, an .npz with x and "
     "y, or a .csv or .parquet of pairs with columns a, b and label."
 )
-LOSS_HELP = f"One of {', '.join(OBJECTIVES)}. Default: {FOR_ITEMS}; for pairs {FOR_PAIRS}."
+LOSS_HELP = f"One of {', '.join(LOSSES)}. Default: {FOR_ITEMS}; for pairs {FOR_PAIRS}."
 TRAIN_EXAMPLES = """Examples:
 
   nearfar train glyphs --out runs/demo
@@ -283,6 +283,8 @@ def train(
         angle_margin=angle_margin,
         cosine_margin=cosine_margin,
     )
+    from rich.console import Console
+
     from nearfar.train import loop
 
     found = loop.train(
@@ -374,6 +376,8 @@ def doctor(
     as_json: AsJson = False,
 ) -> None:
     """What is wrong with it, and what to try? Exit status 0 if nothing is, 1 if something is."""
+    from rich.console import Console
+
     from nearfar.train.examine import examine_path
 
     found = examine_path(path)
@@ -468,7 +472,12 @@ def sweep(
 
     Ranked on the calibration identities, so that the test figures of the best stay honest.
     """
+    from rich.console import Console
+
+    from nearfar.evaluate.intervals import FEWEST_IDENTITIES
     from nearfar.train import sweep as sweeping
+    from nearfar.train.config import TrainConfig
+    from nearfar.train.data import holds_pairs
 
     usual = FOR_PAIRS if holds_pairs(data) else FOR_ITEMS
     given = _given(steps=steps, embedding_dim=embedding_dim, similar_label=similar_label, seed=seed)
@@ -523,6 +532,8 @@ def explain(
     as_json: AsJson = False,
 ) -> None:
     """Show what a loss does to every row of a table: distance, loss, force, and what it means."""
+    from rich.console import Console
+
     from nearfar.explain_table import explain_table
 
     hyperparameters = _given(
@@ -567,11 +578,16 @@ def _given(**options: Any) -> dict[str, Any]:
 
 
 def _config(
-    path: Path | None, given: Mapping[str, Any], hyperparameters: Mapping[str, Setting]
-) -> TrainConfig:
+    path: Path | None, given: Mapping[str, Any], hyperparameters: "Mapping[str, Setting]"
+) -> "TrainConfig":
     """The config of the command line, over that of a file where one is named."""
     if path is None and "data" not in given:
         raise InputError("train needs DATA, for instance: nearfar train glyphs --out runs/demo")
+
+    from nearfar.train.config import TrainConfig, read_config
+    from nearfar.train.data import holds_pairs
+    from nearfar.train.objectives import resolve
+
     if path is None:
         loss = FOR_PAIRS if holds_pairs(given["data"]) else FOR_ITEMS
         config = TrainConfig(data=given["data"], loss=loss)
@@ -582,8 +598,10 @@ def _config(
     return replace(config, hyperparameters=resolve(config.loss, {**kept, **hyperparameters}))
 
 
-def _show(found: Comparison) -> None:
+def _show(found: "Comparison") -> None:
     """The verification table, richly in a terminal."""
+    from nearfar.train.compare import dashes, table
+
     typer.echo(
         f"\n{found.learned.n_similar:,} similar and {found.learned.n_dissimilar:,} dissimilar "
         f"pairs of {found.n_identities:,} identities; threshold {found.learned_at.threshold:.4f}, "
@@ -594,7 +612,9 @@ def _show(found: Comparison) -> None:
         typer.echo(dashes(found))
 
 
-def _print_table(shown: Table) -> None:
+def _print_table(shown: "Table") -> None:
+    from rich.console import Console
+
     if (console := Console()).is_terminal:
         console.print(shown.rich())
     else:

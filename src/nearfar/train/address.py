@@ -8,8 +8,9 @@ from torch import Tensor
 
 from nearfar.errors import InputError
 from nearfar.tables import looks_like_vector, vector
-from nearfar.train.data import GLYPHS, read_glyphs, read_npz
+from nearfar.train.data import read_glyphs, read_npz
 from nearfar.train.images import Fit, is_image, read_images
+from nearfar.train.names import GLYPHS
 
 
 def read_item(address: str, shape: tuple[int, ...]) -> Tensor:

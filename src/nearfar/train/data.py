@@ -15,8 +15,7 @@ from torch import Tensor
 
 from nearfar.errors import InputError
 from nearfar.tables import SUFFIXES as TABLES
-
-GLYPHS = "glyphs"
+from nearfar.train.names import GLYPHS
 
 
 @dataclass(frozen=True, eq=False)

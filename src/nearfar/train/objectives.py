@@ -241,8 +241,6 @@ OBJECTIVES: Mapping[str, Objective] = {
     ),
 }
 
-FOR_ITEMS, FOR_PAIRS = "sup_con", "contrastive"  # where no loss is named
-
 
 class WithProxies(nn.Module):
     """An embedder, and beside it the embeddings that a loss learns for the training identities.

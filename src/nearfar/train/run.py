@@ -17,9 +17,9 @@ from nearfar.distance import Distance
 from nearfar.errors import InputError
 from nearfar.train.compare import Thresholds
 from nearfar.train.config import FORMAT, TrainConfig, check_format, read_config, to_toml
-from nearfar.train.data import GLYPHS
 from nearfar.train.encoders import Embedder, build
 from nearfar.train.measure import RAW_DISTANCES
+from nearfar.train.names import GLYPHS
 from nearfar.train.objectives import verifier_distance
 from nearfar.train.record import RECORD
 

@@ -1,0 +1,154 @@
+"""What is loaded when, and the names of the package, which are loaded when they are used."""
+
+import ast
+import inspect
+import pickle
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import nearfar
+from nearfar.train import names
+from nearfar.train.objectives import OBJECTIVES
+
+HEAVY = (
+    "torch",
+    "numpy",
+    "scipy",
+    "sklearn",
+    "PIL",
+    "pyarrow",
+    "altair",
+    "jinja2",
+    "safetensors",
+    "lightning_fabric",
+)
+
+
+def run_python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def loaded_by(code: str) -> list[str]:
+    """Which of the heavy libraries a new process has loaded after this code."""
+    last = f"import sys; print(); print([name for name in {HEAVY} if name in sys.modules])"
+    done = run_python(f"{code}\n{last}")
+    assert done.returncode == 0, done.stderr
+    found: list[str] = ast.literal_eval(done.stdout.splitlines()[-1])
+    return found
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    assert loaded_by("import nearfar; nearfar.__version__; dir(nearfar)") == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["--nonsense"],
+        ["nonsense"],
+        *([command, "--help"] for command in ("train", "sweep", "explain", "report")),
+        ["train", "glyphs", "--nonsense"],
+        ["train"],
+        ["train", "glyphs", "--out", "run", "--steps", "many"],
+    ],
+    ids=" ".join,
+)
+def test_help_and_a_wrong_word_load_nothing_heavy(arguments):
+    assert loaded_by(f"from nearfar.cli import main; main({arguments})") == []
+
+
+def test_the_names_of_the_losses_are_those_of_the_objectives():
+    assert tuple(OBJECTIVES) == names.LOSSES
+    assert OBJECTIVES[names.FOR_PAIRS].from_pairs
+    assert not OBJECTIVES[names.FOR_ITEMS].from_pairs
+
+
+def stub() -> ast.Module:
+    path = Path(inspect.getfile(nearfar)).with_suffix(".pyi")
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def test_the_stub_says_what_the_package_loads():
+    """Each name from the same module, so that editors and type checkers see what runs."""
+    imported, listed = {}, None
+    for node in stub().body:
+        if isinstance(node, ast.ImportFrom):
+            assert all(alias.asname is None for alias in node.names)
+            imported |= {alias.name: node.module for alias in node.names}
+        elif isinstance(node, ast.Assign):
+            assert ast.unparse(node.targets[0]) == "__all__"
+            listed = ast.literal_eval(node.value)
+    assert listed == nearfar.__all__
+    assert sorted(imported) == nearfar.__all__
+    for name, module in imported.items():
+        there = f"nearfar.{name}" if module == "nearfar" else module
+        found = getattr(nearfar, name)
+        assert found is (
+            import_module(there) if module == "nearfar" else getattr(import_module(there), name)
+        )
+
+
+def test_every_public_name_is_there_and_the_same_wherever_it_is_asked_for():
+    assert set(nearfar.__all__) <= set(dir(nearfar))
+    everything: dict[str, object] = {}
+    exec("from nearfar import *", everything)
+    for name in nearfar.__all__:
+        found = getattr(nearfar, name)
+        assert everything[name] is found is getattr(nearfar, name)
+        if not inspect.ismodule(found):
+            assert pickle.loads(pickle.dumps(found)) is found
+
+
+WAYS = [
+    "import nearfar",
+    "import nearfar.explain, nearfar.forces",
+    "from nearfar.explain import Explanation; from nearfar.forces import Forces",
+    "import nearfar.explain as found; import inspect; assert inspect.isfunction(found)",
+    "import importlib; importlib.import_module('nearfar.explain')",
+    "from nearfar import explain_table, forces, explain",
+    "import importlib, nearfar; importlib.reload(nearfar); import nearfar.forces",
+]
+
+
+def test_a_function_stays_one_when_its_submodule_of_that_name_is_imported():
+    """In one new process, which forgets nearfar, but not torch, before each way."""
+    done = run_python(
+        f"""
+import inspect, sys, torch
+for way in {WAYS}:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "nearfar"]:
+        del sys.modules[name]
+    exec(way, {{}})
+    import nearfar
+    for name in ("explain", "forces"):
+        found = getattr(nearfar, name)
+        assert inspect.isfunction(found), (way, found)
+        assert found is getattr(sys.modules[f"nearfar.{{name}}"], name), way
+"""
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_submodules_are_there_without_an_import_of_their_own():
+    assert run_python("import nearfar; print(nearfar.errors.__name__)").stdout == "nearfar.errors\n"
+
+
+def test_a_wrong_name_is_told_as_python_tells_it():
+    with pytest.raises(AttributeError, match="'nearfar' has no attribute 'contrastive_los'"):
+        _ = nearfar.contrastive_los
+    with pytest.raises(ImportError, match="cannot import name 'contrastive_los' from 'nearfar'"):
+        exec("from nearfar import contrastive_los")
+    assert not hasattr(nearfar, "__wrapped__")
+    hint = run_python("import nearfar; nearfar.contrastive_los").stderr
+    assert "Did you mean: 'contrastive_loss'?" in hint
+
+
+def test_a_submodule_that_lacks_its_library_says_which():
+    code = "import sys; sys.modules['typer'] = None\nimport nearfar; nearfar.commands"
+    assert "import of typer halted" in run_python(code).stderr
