@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 PEERS := .venv/.peers
+# Threads that wait for others do not spin; set it yourself to have it otherwise.
+export OMP_WAIT_POLICY ?= passive
 
 .PHONY: help demo test test-all check format bench clean
 help:

@@ -17,6 +17,7 @@ from dataclasses import replace
 from math import inf
 from typing import Any
 
+import passive  # noqa: F401
 import torch
 import torch.nn.functional as F  # noqa: N812
 from cases import CASES, WHOLE_BATCH, Case, Data

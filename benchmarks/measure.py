@@ -111,6 +111,7 @@ def machine() -> dict[str, Any]:
         "cpu": _cpu(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "waiting": os.environ.get("OMP_WAIT_POLICY", "as OpenMP likes"),
         "system": platform.system(),
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -12,6 +12,7 @@ them, d = 128. It may grow 2.3 times where n doubles, and NT-Xent may take 200 M
 
 from typing import Any
 
+import passive  # noqa: F401
 import torch
 from cases import WHOLE_BATCH
 from measure import arguments, header, save, table, verdict

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import TypedDict
 
+import passive  # noqa: F401
 import torch
 from cases import CASES, forward_backward
 from measure import peak_growth

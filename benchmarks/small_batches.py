@@ -11,6 +11,7 @@ times as long as the formula. `--large` adds n = 256 and n = 1,024.
 
 from typing import Any
 
+import passive  # noqa: F401
 import torch
 from cases import CASES, Case, forward_backward
 from measure import arguments, header, in_turns, save, table, verdict

@@ -16,6 +16,7 @@ that rate, did it do nothing else.
 from dataclasses import dataclass
 from typing import Any
 
+import passive  # noqa: F401
 import torch
 from cases import CASES, Case, forward_backward
 from measure import Timing, arguments, header, in_turns, save, table, verdict

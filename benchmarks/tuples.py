@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import passive  # noqa: F401
 import torch
 from measure import (
     arguments,

@@ -2,11 +2,14 @@
 
 import ast
 import inspect
+import os
 import pickle
+import re
 import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from shutil import which
 
 import pytest
 
@@ -152,3 +155,61 @@ def test_a_wrong_name_is_told_as_python_tells_it():
 def test_a_submodule_that_lacks_its_library_says_which():
     code = "import sys; sys.modules['typer'] = None\nimport nearfar; nearfar.commands"
     assert "import of typer halted" in run_python(code).stderr
+
+
+NAME = "OMP_WAIT_POLICY"
+
+
+@pytest.mark.parametrize(("given", "seen"), [({}, "passive"), ({NAME: "active"}, "active")])
+@pytest.mark.parametrize("start", ["main(['train', 'glyphs', '--out', 'run'])", "runpy"])
+def test_waiting_threads_do_not_spin_unless_the_user_wants_them_to(given, seen, start, tmp_path):
+    """OpenMP reads the policy when torch is loaded, so that is when it must be there."""
+    environment = {k: v for k, v in os.environ.items() if k != NAME} | given
+    if start == "runpy":
+        start = (
+            "import runpy; sys.argv[1:] = ['train', 'glyphs', '--out', 'run']\n"
+            "runpy.run_module('nearfar', run_name='__main__')"
+        )
+    code = f"""
+import os, sys
+class Witness:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            print(os.environ.get({NAME!r}), flush=True)
+            os._exit(0)
+sys.meta_path.insert(0, Witness())
+from nearfar.cli import main
+{start}
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.stderr) == (f"{seen}\n", "")
+
+
+def test_benchmarks_wait_as_the_tool_does():
+    """Each script that can be started sets the policy before it loads torch."""
+    scripts = [
+        path
+        for path in (Path(__file__).parents[1] / "benchmarks").glob("*.py")
+        if "__main__" in path.read_text(encoding="utf-8")
+    ]
+    assert len(scripts) >= 7
+    for path in scripts:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        imports = [line.split()[1] for line in lines if line.startswith(("import ", "from "))]
+        first = next(k for k, name in enumerate(imports) if name in ("torch", "cases", "measure"))
+        assert "passive" in imports[:first], path
+
+
+@pytest.mark.skipif(not which("make"), reason="needs make")
+@pytest.mark.parametrize(("given", "seen"), [({}, "passive"), ({NAME: "active"}, "active")])
+def test_make_and_so_ci_waits_as_the_tool_does(given, seen):
+    environment = {k: v for k, v in os.environ.items() if k != NAME} | given
+    command = ["make", "--no-print-directory", f"--eval=show:;@echo $${NAME}", "show"]
+    root = Path(__file__).parents[1]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    assert done.stdout == f"{seen}\n", done.stderr
+    targets = re.findall(r"^make (\S+)$", (root / ".ci" / "run").read_text(), re.MULTILINE)
+    assert {"check", "test"} <= set(targets)

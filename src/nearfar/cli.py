@@ -1,5 +1,6 @@
 """The command `nearfar`: runs one of `commands.py` and turns what goes wrong into one line."""
 
+import os
 import signal
 import sys
 import threading
@@ -34,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: what follows `nearfar`; None: those of this process.
     """
+    # Threads that wait for others spin by default, which takes the cores from whatever else runs.
+    # OpenMP reads this once, when torch is loaded, which only the commands do.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] in (["sweep"], ["verify"]):
         given = _one_option_a_value(given) if given[0] == "sweep" else _items_after_options(given)
