@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import QUICK, make_vectors, pair_rows, write_csv
+from conftest import QUICK, Ran, make_vectors, pair_rows, write_csv
 
 from nearfar.errors import InputError
 from nearfar.train.objectives import OBJECTIVES
@@ -280,6 +280,47 @@ def test_a_run_is_replaced_only_when_the_new_one_is_complete(
     assert nearfar("train", vectors, "--out", out, *TINY, "--seed", 1, "--overwrite").status == 0
     assert content(out)["model.safetensors"] != before["model.safetensors"]
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def overwritten(nearfar, vectors, run, monkeypatch, ends) -> Ran:
+    """Train over a run that has a report, where writing the new one ends in its own way."""
+    (run / "report.html").write_text("the old report")
+    monkeypatch.setattr("nearfar.report.write_report", ends)
+    return nearfar("train", vectors, "--out", run, "--overwrite", *TINY[:-1])
+
+
+def test_a_run_takes_its_place_with_its_report(nearfar, vector_run, vectors, tmp_path, monkeypatch):
+    """Whoever is killed while it is written has the old run, and its report."""
+    run = Path(shutil.copytree(vector_run, tmp_path / "run"))
+    seen = []
+
+    def killed(folder: Path, page: Path) -> str:
+        seen.append((page.parent == folder, sorted(content(folder)), content(run)))
+        raise KeyboardInterrupt
+
+    done = overwritten(nearfar, vectors, run, monkeypatch, killed)
+    assert done.status == 130
+    ((inside, written, before),) = seen
+    assert inside
+    assert written == sorted([*FILES, RECORD])
+    assert before["report.html"] == b"the old report"
+    assert before["model.safetensors"] == content(vector_run)["model.safetensors"]
+    assert content(run) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_report_that_fails_costs_no_run(nearfar, vector_run, vectors, tmp_path, monkeypatch):
+    run = Path(shutil.copytree(vector_run, tmp_path / "run"))
+
+    def failing(folder: Path, page: Path) -> str:
+        raise InputError("no room for a report")
+
+    done = overwritten(nearfar, vectors, run, monkeypatch, failing)
+    assert done.status == 2
+    assert done.error == "nearfar: error: no room for a report"
+    assert f"wrote {run} without its report; to try again: nearfar report {run}" in done.out
+    assert sorted(content(run)) == sorted([*FILES, RECORD])
+    assert content(run)["model.safetensors"] != content(vector_run)["model.safetensors"]
 
 
 def test_only_runs_are_overwritten(nearfar, vectors, tmp_path):

@@ -1,7 +1,8 @@
 """The commands of `nearfar`: their arguments, and printing what they found."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -286,20 +287,22 @@ def train(
     from rich.console import Console
 
     from nearfar.train import loop
+    from nearfar.train.run import REPORT
 
+    write_report, verdict = _reporting() if with_report else (None, None)
     found = loop.train(
         _config(config, given, hyperparameters),
         out,
         overwrite=overwrite,
         console=Console(),
+        finish=write_report,
     )
     _show(found)
     wrote = f"wrote {out}"
-    if with_report:
-        from nearfar.report import write_report
-        from nearfar.train.run import REPORT
-
-        typer.echo(f"\n{write_report(out, out / REPORT)}")
+    if verdict:
+        if verdict.exception():
+            typer.echo(f"\n{wrote} without its report; to try again: nearfar report {out}")
+        typer.echo(f"\n{verdict.result()}")
         wrote += f" and its report, {out / REPORT}"
     typer.echo(f"\n{wrote}; next: nearfar verify {out} A B")
 
@@ -557,6 +560,25 @@ def explain(
         console.print(explanation)
     else:
         typer.echo(str(explanation))
+
+
+def _reporting() -> tuple[Callable[[Path], None], Future[str]]:
+    """What writes the report into the folder of a run, and the verdict that comes of it.
+
+    A report that fails does not cost the run: asking for the verdict raises what went wrong.
+    """
+    from nearfar.report import write_report  # a library that is missing is told before training
+    from nearfar.train.run import REPORT
+
+    verdict: Future[str] = Future()
+
+    def write(folder: Path) -> None:
+        try:
+            verdict.set_result(write_report(folder, folder / REPORT))
+        except Exception as error:
+            verdict.set_exception(error)
+
+    return write, verdict
 
 
 def _page(out: Path, overwrite: bool) -> Path:

@@ -35,6 +35,7 @@ from nearfar.train.record import Course, Record, write_record
 from nearfar.train.recorder import Norms, Recorder, outcome
 from nearfar.train.run import (
     METRICS,
+    Finish,
     refuse_existing,
     refuse_inside,
     refuse_inside_run,
@@ -45,7 +46,9 @@ from nearfar.train.split import Split, rows_within, split_items, split_pairs
 from nearfar.train.task import Task
 
 
-def train(config: TrainConfig, out: Path, *, overwrite: bool, console: Console) -> Comparison:
+def train(
+    config: TrainConfig, out: Path, *, overwrite: bool, console: Console, finish: Finish = None
+) -> Comparison:
     """Read, split, train, fit the threshold, measure, write; each stage says what it does.
 
     Args:
@@ -53,6 +56,7 @@ def train(config: TrainConfig, out: Path, *, overwrite: bool, console: Console) 
         out: the run folder to write.
         overwrite: whether a run that is there may be replaced.
         console: where to say what happens.
+        finish: as in `writing`.
 
     Returns:
         The figures on the test identities.
@@ -75,7 +79,7 @@ def train(config: TrainConfig, out: Path, *, overwrite: bool, console: Console) 
     say(f"  {_split_in_words(data, split)}")
     checkup = Checkup(task, lambda finding: say(f"! {finding.in_short()}", style="yellow"))
 
-    with writing(out, overwrite=overwrite) as folder, deterministic():
+    with writing(out, overwrite=overwrite, finish=finish) as folder, deterministic():
         seed_everything(config.seed, verbose=False)
         embedder = make_embedder(config, items_of(data), split)
         fabric = _fabric(config.accelerator)

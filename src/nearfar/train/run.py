@@ -3,7 +3,7 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isfinite
@@ -28,6 +28,8 @@ METRICS, SUMMARY = "metrics.jsonl", "summary.json"
 FILES = (CONFIG, MODEL, THRESHOLD, METRICS, SUMMARY)
 REPORT = "report.html"
 BESIDE = (RECORD, REPORT)  # what else a run folder may hold
+
+Finish = Callable[[Path], None] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,8 +99,14 @@ def refuse_existing(out: Path, *, overwrite: bool) -> None:
 
 
 @contextmanager
-def writing(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def writing(out: Path, *, overwrite: bool = False, finish: Finish = None) -> Iterator[Path]:
     """A folder beside `out` that takes its place once the block ends without an error.
+
+    Args:
+        out: where it is to be.
+        overwrite: whether a run that is there may be replaced.
+        finish: adds to the folder what needs all of it, such as a report, before it takes its
+            place: whoever is killed meanwhile keeps what was there, whole.
 
     Raises:
         InputError: the folder cannot be made, or something else has come to stand at `out`.
@@ -115,6 +123,8 @@ def writing(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
     try:
         folder.chmod(0o755)  # mkdtemp's own is for its owner only
         yield folder
+        if finish:
+            finish(folder)
         _replace(folder, out, overwrite=overwrite)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
