@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from batch_cases import CASES, PLAIN, Case, Data, over
-from torch import Tensor
+from torch import Tensor, UntypedStorage
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -41,6 +41,7 @@ class Allocations(TorchDispatchMode):
         self.made: list[int] = []
         self._known = {a.untyped_storage()._cdata for a in known}
         self._living: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._at_most = 0  # what lives, and what was freed since it was last counted
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -48,15 +49,26 @@ class Allocations(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                if storage._cdata not in self._known:
-                    if storage._cdata not in self._living:
-                        self.made.append(storage.nbytes())
-                    self._living[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
-                    self.largest = max(self.largest, storage.nbytes())
-        self._living = {k: v for k, v in self._living.items() if not v[0].expired()}
-        self.peak = max(self.peak, sum(size for _, size in self._living.values()))
+                self._meet(tensor.untyped_storage())
+        if self._at_most > self.peak:  # to count after each operation would take most of the time
+            self._living = {k: v for k, v in self._living.items() if not v[0].expired()}
+            self._at_most = sum(size for _, size in self._living.values())
+            self.peak = max(self.peak, self._at_most)
         return result
+
+    def _meet(self, storage: UntypedStorage) -> None:
+        """Its address is its own as long as there is a weak reference to it, freed or not."""
+        address, size = storage._cdata, storage.nbytes()
+        if address in self._known:
+            return
+        if address not in self._living:
+            self.made.append(size)
+            self._living[address] = StorageWeakRef(storage), 0
+        weak, before = self._living[address]
+        if size != before:  # new, or resized
+            self._living[address] = weak, size
+            self._at_most += size - before
+            self.largest = max(self.largest, size)
 
     def living(self) -> list[tuple[StorageWeakRef, int]]:
         """What has not been freed yet, and its bytes."""
@@ -257,6 +269,15 @@ def test_the_measure_itself() -> None:
         for _ in range(5):
             x.detach() * 2
     assert allocations.peak == 4000
+    with Allocations() as allocations:
+        first, second = torch.ones(1000), torch.ones(500)
+        del first
+        third = torch.ones(1200)  # beside the second
+        del second, third
+        kept = torch.ones(1600)
+    assert allocations.made == [4000, 2000, 4800, 6400]
+    assert allocations.peak == 6800
+    assert [size for _, size in allocations.living()] == [kept.nbytes]
     with Allocations(x) as allocations:
         (x[:, None] * x).sum().backward()
     assert allocations.largest == 4_000_000
