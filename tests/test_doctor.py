@@ -17,6 +17,7 @@ from nearfar.doctor import (
     Commonest,
     Diagnosis,
     Evidence,
+    Figure,
     Finding,
     Fitted,
     Side,
@@ -27,6 +28,7 @@ from nearfar.doctor import (
     examine_split,
 )
 from nearfar.doctor.examine import ROWS, fingerprints, of_embeddings
+from nearfar.doctor.rules import name_of
 from nearfar.spectrum import effective_rank
 
 DOCS = Path(__file__).parent.parent / "docs" / "doctor.md"
@@ -39,13 +41,17 @@ NAMES = (
     "unreachable-margin",
     "idle-margin",
     "collapsed-embedding",
+    "unpaired-towers",
     "dimensional-collapse",
     "one-kind-only",
     "few-positives",
     "temperature-too-low",
     "exploding-norms",
     "no-better-than-chance",
+    "no-better-than-raw-input",
+    "few-identities",
     "overfit-threshold",
+    "strict-threshold",
     "coarse-threshold",
     "imbalance",
 )
@@ -100,7 +106,7 @@ def test_a_module_and_its_function_are_one():
 
 
 def test_nothing_known_is_nothing_found():
-    assert diagnose(Evidence()) == Diagnosis(())
+    assert diagnose(Evidence()).healthy
     assert examine(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long)).healthy
     assert examine(torch.zeros(1, 4), [0]).healthy
 
@@ -188,6 +194,35 @@ def test_a_collapsed_embedding(loss, settings):
     assert "collapsed-embedding" in names(examine(10 * point + 1e-3 * x, labels))
 
 
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.zeros(100, 16),
+        torch.ones(100, 16),
+        1 + 1e-3 * torch.randn(100, 16, generator=torch.Generator().manual_seed(0)),
+        torch.ones(100, 16) + 1e-4 * torch.arange(100)[:, None],
+    ],
+)
+@pytest.mark.parametrize("labels", [None, torch.arange(100) // 10])
+def test_a_collapsed_embedding_with_and_without_labels(x, labels):
+    assert names(examine(x, labels))[0] == "collapsed-embedding"
+    assert names(examine(x, labels, distance="euclidean"))[0] == "collapsed-embedding"
+    assert names(examine(x[:2], None if labels is None else [0, 1])) == [
+        "collapsed-embedding",
+        *["one-kind-only"] * (labels is not None),
+    ]
+
+
+def test_classes_that_are_points_are_no_collapse_where_nobody_named_them():
+    """Of two even classes nearly half of the pairs are similar; of ten, a tenth."""
+    for n_classes in (2, 10):
+        x, _ = clusters(n_classes, 200 // n_classes, d=10, noise=1e-5)
+        assert examine(x).healthy
+    one_astray = torch.ones(100, 10)
+    one_astray[:3] = torch.eye(10)[:3]
+    assert names(examine(one_astray)) == ["collapsed-embedding"]
+
+
 def test_what_training_should_have_achieved_is_not_asked_at_its_beginning():
     apart = Apart(torch.full((9,), 1e-6), torch.full((9,), 1e-5))
     spectrum = Spectrum(torch.eye(100)[0], 1000, 100)
@@ -209,6 +244,100 @@ def test_a_loss_that_stands_where_identical_embeddings_put_it():
     assert "as for identical embeddings" in stuck.findings[-1].seen
     # As near, but where so small a margin makes a difference, they are on their way.
     assert "collapsed-embedding" not in names(examine(near, labels, **check | {"margin": 0.1}))
+
+
+TOWERS = [
+    (nf.clip_loss, {"scale": 14}),
+    (nf.CLIPLoss(scale=14.0), {}),
+    (nf.siglip_loss, {"scale": 10.0, "bias": -10.0}),
+    (nf.info_nce_loss, {"temperature": 0.07}),
+    (nf.info_nce_loss, {"temperature": 0.07, "symmetric": True}),
+    (nf.info_nce_loss, {"temperature": 0.07, "hard_negatives": torch.eye(5, 32)}),
+]
+
+
+def two_towers(noise=0.5, n=64, d=32, seed=0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x, other = torch.randn(2, n, d, generator=generator)
+    return x, x + noise * other
+
+
+def explained(*towers, loss, **settings) -> list[str]:
+    return [finding.name for finding in nf.explain(loss, *towers, **settings).findings]
+
+
+@pytest.mark.parametrize(("loss", "settings"), TOWERS)
+def test_towers_that_are_paired_are_left_in_peace(loss, settings):
+    for noise in (0.1, 0.5, 2.0):
+        assert examine(*two_towers(noise), loss=loss, **settings).healthy
+    if "symmetric" not in settings:
+        assert explained(*two_towers(), loss=loss, **settings) == []
+
+
+@pytest.mark.parametrize(("loss", "settings"), TOWERS)
+def test_towers_whose_pairs_were_shuffled(loss, settings):
+    x, y = two_towers()
+    shuffled = y[torch.randperm(len(y), generator=torch.Generator().manual_seed(1))]
+    (found,) = examine(x, shuffled, loss=loss, **settings).findings
+    assert found.name == "unpaired-towers"
+    assert "are each other's nearest" in found.seen
+    assert "in different orders" in found.means
+    (found,) = examine(x, two_towers(seed=9)[1], loss=loss, **settings).findings
+    assert found.name == "unpaired-towers"
+    assert "each other's nearest" not in found.seen
+    assert "or nothing was learned yet" in found.means
+    if "symmetric" not in settings:
+        assert explained(x, shuffled, loss=loss, **settings) == ["unpaired-towers"]
+
+
+@pytest.mark.parametrize(("loss", "settings"), TOWERS)
+def test_towers_that_collapsed(loss, settings):
+    """Together, each at a place of its own, or one of them."""
+    x, y = two_towers()
+    points = 10 * torch.randn(2, 32, generator=torch.Generator().manual_seed(5))
+    for a, b, which in (
+        (points[0] + 1e-3 * x, points[0] + 1e-3 * y, "{} and of {}"),
+        (points[0] + 1e-3 * x, points[1] + 1e-3 * y, "{} and of {}"),
+        (points[0] + 1e-3 * x, y, "{}"),
+        (x, points[1] + 1e-3 * y, "{1}"),
+    ):
+        (found,) = examine(a, b, loss=loss, **settings).findings
+        assert found.name == "collapsed-embedding"
+        known_as = ("query", "positive") if loss is nf.info_nce_loss else ("x", "y")
+        assert f"pairs of rows of {which.format(*known_as)} are apart" in found.seen
+        if "symmetric" not in settings:
+            assert explained(a, b, loss=loss, **settings) == ["collapsed-embedding"]
+
+
+def test_a_loss_of_two_towers_that_stands_at_log_n():
+    x, y = two_towers(noise=0.0)
+    near = [torch.nn.functional.normalize(20 * x[:1] + tower) for tower in (x, y)]  # 5 % apart
+    (found,) = examine(*near, loss=nf.clip_loss, scale=0.1).findings
+    assert found.name == "collapsed-embedding"
+    assert "The loss is 4.159, as for identical embeddings." in found.seen  # log 64
+    apart = torch.zeros(2, 64, 64)  # each tower spreads where the other is flat
+    apart[0, :, :32], apart[1, :, 32:] = x, y
+    (found,) = examine(*apart, loss=nf.clip_loss, scale=14.0).findings
+    assert found.name == "unpaired-towers"
+    assert "in 50% of comparisons" in found.seen
+    assert "The loss is 4.159, as if all were the same." in found.seen
+
+
+def test_one_flat_tower_of_two():
+    x, y = two_towers(n=256)
+    y = torch.cat([y[:, :1], 1e-3 * y[:, 1:]], 1)
+    (found,) = examine(x, y, loss=nf.clip_loss, scale=14).findings
+    assert found.name == "dimensional-collapse"
+    assert "256 rows of 32 numbers in y have effective rank" in found.seen
+
+
+def test_rows_of_two_towers_that_are_not_finite():
+    x, y = two_towers()
+    x[5, 0], y[9, 0] = torch.nan, torch.inf
+    assert names(examine(x, y, loss=nf.clip_loss, scale=14)) == ["not-a-number"]
+    few = examine(x[:4], y[:4], loss=nf.clip_loss, scale=10)
+    assert few.healthy
+    assert few.not_asked["16 matches"] == ("unpaired-towers",)
 
 
 def test_dimensional_collapse():
@@ -288,11 +417,20 @@ def test_a_threshold_that_does_not_hold(test_far, n_identities, fires):
 
 
 @pytest.mark.parametrize(
-    ("auc", "fires"), [(None, False), (0.3, False), (0.5, True), (0.54, True), (0.56, False)]
+    ("auc", "fires"), [(None, False), (0.3, True), (0.5, True), (0.54, True), (0.56, False)]
 )
 def test_a_verifier_that_is_a_coin(auc, fires):
-    found = names(diagnose(Evidence(fitted=replace(FITTED, test_auc=auc))))
-    assert found == ["no-better-than-chance"] * fires
+    fitted = replace(FITTED, test_auc=auc)
+    assert names(diagnose(Evidence(fitted=fitted))) == ["no-better-than-chance"] * fires
+
+
+def test_a_verifier_that_is_worse_than_a_coin_is_told_once():
+    """By the labels where they are surely flipped, and else as one that knows nothing."""
+    near, far = torch.rand(2, 200, generator=torch.Generator().manual_seed(0))
+    evidence = Evidence(fitted=replace(FITTED, test_auc=0.3), apart=Apart(near + 0.5, far))
+    assert names(diagnose(evidence)) == ["flipped-labels"]
+    unsure = replace(evidence, apart=Apart(near + 0.5, far, n_rows=6))
+    assert names(diagnose(unsure)) == ["no-better-than-chance"]
 
 
 def test_chance_does_not_overfit_a_threshold():
@@ -310,13 +448,84 @@ def test_chance_does_not_overfit_a_threshold():
     assert fired == 0
 
 
-def test_too_few_pairs_for_a_rate():
-    assert diagnose(Evidence(fitted=FITTED)).healthy
-    (found,) = diagnose(Evidence(fitted=replace(FITTED, n_pairs=299))).findings
+@pytest.mark.parametrize(
+    ("n", "largest"), [(1, "0.95"), (2, "0.78"), (10, "0.26"), (100, "0.03"), (298, "0.01")]
+)
+def test_too_few_pairs_for_a_rate(n, largest):
+    """None of n accepted: at a rate of `largest` that has a chance of 5 %."""
+    (found,) = diagnose(Evidence(fitted=replace(FITTED, n_pairs=n))).findings
     assert found.name == "coarse-threshold"
-    assert "at least 300 dissimilar pairs" in found.advice
-    assert diagnose(Evidence(fitted=replace(FITTED, n_pairs=300))).healthy
-    assert diagnose(Evidence(fitted=replace(FITTED, far=0.0, n_pairs=10))).healthy
+    assert found.means.endswith(f"the rate may be {largest}.")
+    assert (1 - float(largest)) ** n == pytest.approx(0.05, abs=0.01)
+    assert "at least 299 dissimilar pairs" in found.advice
+
+
+def test_pairs_that_are_enough_for_a_rate():
+    assert diagnose(Evidence(fitted=FITTED)).healthy
+    assert diagnose(Evidence(fitted=replace(FITTED, n_pairs=299))).healthy
+    assert diagnose(Evidence(fitted=replace(FITTED, far=0.5, test_far=0.5, n_pairs=5))).healthy
+    asked_for_none = replace(FITTED, far=0.0, test_far=0.0, n_pairs=10**6)
+    (found,) = diagnose(Evidence(fitted=asked_for_none)).findings
+    assert "No number of pairs shows a rate of 0" in found.advice
+
+
+@pytest.mark.parametrize(
+    ("learned", "raw", "fires"),
+    [
+        (Figure(0.80), Figure(0.82), True),
+        (Figure(0.82), Figure(0.82), True),
+        (Figure(0.80, 0.75, 0.84), Figure(0.82, 0.78, 0.86), True),
+        (Figure(0.85, 0.80, 0.89), Figure(0.82, 0.78, 0.86), True),  # 0.03, sure to 0.064
+        (Figure(0.93, 0.90, 0.95), Figure(0.89, 0.85, 0.91), False),  # 0.04, sure to 0.036
+        (Figure(0.99, 0.985, 0.995), Figure(0.82, 0.78, 0.86), False),
+    ],
+)
+def test_a_verifier_that_is_no_better_than_the_raw_input(learned, raw, fires):
+    found = diagnose(Evidence(learned_auc=learned, raw_auc=raw))
+    assert names(found) == ["no-better-than-raw-input"] * fires
+    if fires:
+        chance = "which chance can explain" in found.findings[0].seen
+        assert chance == (learned.value > raw.value)
+
+
+def test_better_than_the_raw_input_without_an_interval_is_not_judged():
+    found = diagnose(Evidence(learned_auc=Figure(0.9), raw_auc=Figure(0.8)))
+    assert found.healthy
+    reason = "enough identities to tell from chance"
+    assert "no-better-than-raw-input" in found.not_asked[reason]
+
+
+STRICT = {"test_far": 0.003, "test_far_high": 0.006, "test_tar": 0.88, "test_tar_at_far": 0.95}
+
+
+@pytest.mark.parametrize(
+    ("change", "fires"),
+    [
+        ({}, True),
+        ({"test_far": 0.0, "test_far_high": 0.004}, True),
+        ({"test_tar_at_far": None}, True),  # what it costs is not known
+        ({"test_tar_at_far": 0.885}, False),  # costs next to nothing
+        ({"test_far_high": 0.011}, False),  # chance can explain it
+        ({"test_far": 0.0055}, False),  # not so far below
+    ],
+)
+def test_a_threshold_that_is_far_too_strict(change, fires):
+    found = diagnose(Evidence(fitted=replace(FITTED, **STRICT | change)))
+    assert names(found) == ["strict-threshold"] * fires
+    if not change:
+        assert "accepts 0.003 of those of 100 test identities" in found.findings[0].seen
+        assert "88.0% of the similar ones" in found.findings[0].seen
+        assert "would accept 95.0%" in found.findings[0].seen
+
+
+def test_what_so_few_identities_cannot_show_is_said():
+    """With 4 a side even a rate of 1 would be chance, and there is no interval."""
+    few = replace(FITTED, n_identities=4, test_identities=4, test_far=0.001)
+    asked = diagnose(Evidence(fitted=few))
+    reason = "enough identities to tell from chance"
+    assert asked.not_asked[reason] == ("overfit-threshold", "strict-threshold")
+    more = diagnose(Evidence(fitted=replace(few, n_identities=100, test_identities=100)))
+    assert more.not_asked[reason] == ("strict-threshold",)
 
 
 def test_imbalance():
@@ -330,20 +539,30 @@ def test_imbalance():
 
 
 def test_leaks_and_duplicates_across_splits():
-    x, labels = clusters()
-    train, test = (x[:32], labels[:32]), (x[32:], labels[32:])
-    assert examine_split(train=train, test=test).healthy
-    assert names(examine_split(train=train, test=(x[32:], labels[31:63]))) == ["identity-leak"]
-    copied = x[32:].clone()
+    x, labels = clusters(n_classes=28)
+    train, test = (x[:80], labels[:80]), (x[80:], labels[80:])
+    assert examine_split(train=train, test=test) == Diagnosis(())
+    assert names(examine_split(train=train, test=(x[80:], labels[79:111]))) == ["identity-leak"]
+    copied = x[80:].clone()
     copied[3] = x[4]
-    (found,) = examine_split(train=train, test=(copied, labels[32:])).findings
+    (found,) = examine_split(train=train, test=(copied, labels[80:])).findings
     assert found.name == "duplicates-across-splits"
     assert "1 of 32 items of test are also in train" in found.seen
 
 
+def test_few_identities_to_learn_from():
+    x, labels = clusters(n_classes=40)
+    for n, fires in ((19, True), (20, False)):
+        seen, new = labels < n, labels >= n
+        split = {"train": (x[seen], labels[seen]), "test": (x[new], labels[new])}
+        assert names(examine_split(**split)) == ["few-identities"] * fires
+    split["learned"] = split.pop("train")  # nobody knows which side is learned from
+    assert examine_split(**split).not_asked == {'a side named "train"': ("few-identities",)}
+
+
 def test_a_few_duplicates_in_thousands_are_no_finding():
     items = [bytes([i // 256, i % 256]) for i in range(4000)]
-    sides = {"train": Side(["a"], items[:2000]), "test": Side(["b"], items[1999:])}
+    sides = {"one": Side(["a"], items[:2000]), "test": Side(["b"], items[1999:])}
     assert diagnose(Evidence(sides=sides)).healthy
     sides["test"] = Side(["b"], items[1990:])
     assert names(diagnose(Evidence(sides=sides))) == ["duplicates-across-splits"]
@@ -355,6 +574,79 @@ def test_fingerprints_are_those_of_the_bits():
     prints = fingerprints(images)
     assert prints[7] == prints[2]
     assert len(set(prints)) == len(images.unique(dim=0))
+
+
+# -- rules that cannot be asked --------------------------------------------------------------------
+
+
+def silent(diagnosis: Diagnosis) -> set[str]:
+    return {name for names in diagnosis.not_asked.values() for name in names}
+
+
+def test_a_rule_without_evidence_says_so():
+    everything = diagnose(Evidence())
+    assert silent(everything) == set(NAMES) - {"unpaired-towers"}  # nobody spoke of two towers
+    x, labels = clusters()
+    assert examine(x).not_asked["labels"] == (
+        "flipped-labels",
+        "one-kind-only",
+        "few-positives",
+        "imbalance",
+    )
+    assert "labels" not in examine(x, labels).not_asked
+    assert examine(x, labels).not_asked["a loss"] == (
+        "dead-batch",
+        "unreachable-margin",
+        "idle-margin",
+        "temperature-too-low",
+    )
+    with_loss = examine(x, labels, loss=nf.sup_con_loss, temperature=0.1)
+    assert silent(with_loss) == {
+        "identity-leak",
+        "duplicates-across-splits",
+        "few-identities",
+        "exploding-norms",
+        *NAMES[NAMES.index("no-better-than-chance") : -1],
+    }
+
+
+@pytest.mark.parametrize(
+    ("found", "name", "reason"),
+    [
+        (examine(torch.eye(4), [0, 1, 2, 3]), "flipped-labels", "two similar and"),
+        (examine(torch.eye(4), [0, 1, 2, 2]), "few-positives", "8 anchors"),
+        (examine(torch.eye(8), torch.arange(8) // 2), "imbalance", "20 labels"),
+        (examine(torch.eye(9), torch.eye(9).bool()), "imbalance", "class ids"),
+        (examine(torch.eye(11)), "dimensional-collapse", "more than 10 dimensions"),
+        (examine(torch.eye(1)), "collapsed-embedding", "two finite rows"),
+        (examine(torch.eye(4), [0] * 4), "collapsed-embedding", "two dissimilar pairs"),
+        (diagnose(Evidence(history=[{"loss": 1.0}])), "exploding-norms", "20 steps with"),
+        (diagnose(Evidence(sides={"a": Side("x"), "b": Side("y")})), "duplicates-", "the items"),
+        (diagnose(Evidence(fitted=replace(FITTED, n_pairs=None))), "coarse-threshold", "the numb"),
+        (
+            examine(*clusters(2, 3), loss=nf.sup_con_loss, temperature=0.1),
+            "temperature-too-low",
+            "anchors with 8 negatives",
+        ),
+    ],
+)
+def test_too_little_evidence_is_told_from_none(found, name, reason):
+    why = [what for what, names in found.not_asked.items() if any(name in n for n in names)]
+    assert len(why) == 1
+    assert why[0].startswith(reason)
+
+
+def test_every_rule_finds_what_it_is_called():
+    assert [name_of(rule) for rule in RULES] == list(NAMES)
+
+
+def test_a_watch_knows_which_rules_were_never_asked():
+    watch = Watch()
+    watch.see(Evidence(active=torch.ones(4, dtype=torch.bool)), step=1)
+    assert "dead-batch" not in silent(watch.diagnosis())
+    watch.see(Evidence(positives=torch.ones(9), progress=0.1), step=2)
+    assert {"dead-batch", "few-positives"}.isdisjoint(silent(watch.diagnosis()))
+    assert "flipped-labels" in silent(watch.diagnosis())
 
 
 # -- what all of it looks like --------------------------------------------------------------------
@@ -387,6 +679,8 @@ def test_a_diagnosis_prints_and_goes_to_json_and_back():
     assert str(found).startswith("! collapsed-embedding: Half of the dissimilar rows")
     plain = json.loads(json.dumps(found.as_dict(), allow_nan=False))
     assert [Finding.of(item) for item in plain["findings"]] == list(found.findings)
+    assert plain["not_asked"] == {what: list(names) for what, names in found.not_asked.items()}
+    assert "\nnot looked at, without a loss: dead-batch, unreachable-margin, " in str(found)
     assert str(Diagnosis(())).startswith("healthy")
     from rich.console import Console
 
@@ -396,6 +690,7 @@ def test_a_diagnosis_prints_and_goes_to_json_and_back():
         console.print(Diagnosis(()))
     assert "! collapsed-embedding: Half" in shown.get()
     assert "healthy" in shown.get()
+    assert "not looked at, without a split: identity-leak" in shown.get()
 
 
 def test_errors_teach():
@@ -409,7 +704,19 @@ def test_errors_teach():
     with pytest.raises(ValueError, match="got 3 labels for 64 rows"):
         examine(x, [0, 1, 2])
     with pytest.raises(TypeError, match=r"train must be a pair \(x, identities\), got Tensor"):
-        examine_split(train=x)
+        examine_split(train=x, test=(x, labels))
+    with pytest.raises(ValueError, match="give two at least"):
+        examine_split(train=(x, labels))
+    with pytest.raises(TypeError, match=r"contrastive_loss over \(x1, x2, y\) is explained by"):
+        examine(x, x, loss=nf.contrastive_loss)
+    with pytest.raises(TypeError, match="info_nce_loss over"):
+        examine(x, x, loss=nf.info_nce_loss, negatives=x)
+    with pytest.raises(TypeError, match="the second tower must be given with loss"):
+        examine(x, loss=nf.clip_loss, scale=10)
+    with pytest.raises(ValueError, match="progress must be a number from 0 to 1, the share"):
+        Evidence(progress=50)
+    with pytest.raises(ValueError, match="far must be a number from 0 to 1, got 5"):
+        replace(FITTED, far=5)
 
 
 def test_a_watch_says_everything_once():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import QUICK, make_vectors, write_csv
+from sklearn.datasets import load_digits
 from torch import nn
 
 from nearfar.train.config import TrainConfig
@@ -150,6 +151,18 @@ def test_noise_is_called_noise(trained, tmp_path):
     assert "no-better-than-chance" in found(run)
 
 
+def test_ten_digits_are_too_few_identities(nearfar, trained, tmp_path):
+    x, y = load_digits(return_X_y=True)
+    run, out = trained(saved(tmp_path / "digits.npz", x, y), "--steps", 150, "--no-report")
+    assert found(run) == ["few-identities", "no-better-than-raw-input"]
+    assert "There are 6 identities to learn from." in out
+    assert out.index("! few-identities") < out.index("training")  # before time is spent on it
+    later = nearfar("doctor", run)
+    assert later.status == 1
+    assert "Add identities: dozens at least" in later.out
+    assert "without enough identities to tell from chance: overfit-threshold" in later.out
+
+
 def test_dimensional_collapse(trained, tmp_path):
     data = saved(tmp_path / "many.npz", *make_vectors(n_identities=100, n_items=4))
     size = ("--steps", 40, "--identities", 48, "--embedding-dim", 64)
@@ -161,9 +174,8 @@ def test_dimensional_collapse(trained, tmp_path):
 def test_dead_batches(trained, tmp_path):
     data = saved(tmp_path / "easy.npz", *make_vectors(dim=64, noise=0))
     run, _ = trained(data, *QUICK, "--loss", "triplet", "--margin", 0.05)
-    (finding,) = findings(run)
-    assert finding["name"] == "dead-batch"
-    assert finding["step"] > 1
+    assert found(run) == ["dead-batch", "no-better-than-raw-input"]  # what costs nothing is easy
+    assert findings(run)[0]["step"] > 1
 
 
 def separate_pairs(n, *, flipped=False, similar_share=0.5):
@@ -184,8 +196,10 @@ def test_flipped_labels(trained, tmp_path, flipped):
     rows = separate_pairs(400, flipped=flipped)
     table = write_csv(tmp_path / "pairs.csv", ("a", "b", "label"), rows)
     run, _ = trained(table, *QUICK, "--far", 0.1)
-    assert found(run) == ["flipped-labels"] * flipped
-    assert [finding["step"] for finding in findings(run)] == [10] * flipped  # a quarter of them
+    # The raw input says it all, or the opposite.
+    assert found(run) == [*["flipped-labels"] * flipped, "no-better-than-raw-input"]
+    steps = [finding["step"] for finding in findings(run)]
+    assert steps == [*[10] * flipped, None]  # a quarter of them
 
 
 def test_few_positives_and_imbalance(trained, tmp_path):
@@ -193,7 +207,7 @@ def test_few_positives_and_imbalance(trained, tmp_path):
     table = write_csv(tmp_path / "pairs.csv", ("a", "b", "label"), rows)
     options = ("--steps", 40, "--identities", 32, "--embedding-dim", 16, "--far", 0.1)
     run, _ = trained(table, *options)
-    assert found(run) == ["imbalance", "few-positives"]
+    assert found(run) == ["imbalance", "few-positives", "no-better-than-raw-input"]
     assert "285 of 300 labels are 'dissimilar'" in findings(run)[0]["seen"]
 
 
@@ -214,7 +228,33 @@ def test_a_threshold_that_does_not_hold(trained, tmp_path):
     alike = torch.isin(torch.from_numpy(y), split.test).numpy()
     x[alike] = 0.05 * x[alike] + x[0]
     run, _ = trained(saved(data, x, y), *QUICK)
-    assert found(run) == ["overfit-threshold"]
+    assert found(run) == ["no-better-than-raw-input", "overfit-threshold"]
+
+
+def test_a_threshold_that_is_too_strict(trained, tmp_path):
+    """The identities to calibrate on come in twos that are all but the same."""
+    x, y = make_vectors(n_identities=250, n_items=3, noise=1)
+    data = saved(tmp_path / "twins.npz", x, y)
+    split = split_items(read_npz(data), calibration=0.2, test=0.2, seed=0)
+    for one, twin in split.calibration.view(-1, 2).tolist():
+        x[y == twin] = x[y == one] + 0.01
+    run, _ = trained(saved(data, x, y), *QUICK)
+    assert found(run) == ["strict-threshold"]
+
+
+def test_what_a_run_could_not_be_asked(nearfar, vector_run, tmp_path):
+    """What training saw is not held against the files, which know less."""
+    summary = json.loads((vector_run / "summary.json").read_text())
+    few = "enough identities to tell from chance"
+    assert few in summary["not_asked"]
+    assert not any("dead-batch" in names for names in summary["not_asked"].values())
+    said = json.loads(nearfar("doctor", vector_run, "--json").out)
+    assert said["not_asked"] == summary["not_asked"]
+    run = shutil.copytree(vector_run, tmp_path / "run")
+    del summary["not_asked"]  # older than that
+    (run / "summary.json").write_text(json.dumps(summary))
+    said = json.loads(nearfar("doctor", run, "--json").out)
+    assert "coarse-threshold" in said["not_asked"]["the number of calibration pairs"]
 
 
 def test_an_identity_leak_in_a_run_that_says_so_itself(nearfar, vector_run, tmp_path):
@@ -249,6 +289,11 @@ def test_a_file_of_embeddings(nearfar, vector_run, vectors, tmp_path):
     said = json.loads(collapsed.out)
     assert not said["healthy"]
     assert [finding["name"] for finding in said["findings"]] == ["collapsed-embedding"]
+    np.savez(tmp_path / "unlabelled.npz", x=1 + 1e-4 * x)
+    unlabelled = nearfar("doctor", tmp_path / "unlabelled.npz")
+    assert unlabelled.status == 1
+    assert unlabelled.out.startswith("! collapsed-embedding: Nine in ten pairs of rows are apart")
+    assert "\nnot looked at, without labels: flipped-labels, " in unlabelled.out
     x[3] = np.nan
     np.savez(tmp_path / "nan.npz", x=x)
     assert nearfar("doctor", tmp_path / "nan.npz").out.startswith("! not-a-number: 1 of")

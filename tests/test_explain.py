@@ -261,7 +261,7 @@ def test_a_whole_batch_shows_its_strongest_forces():
     assert "other" in str(explanation)
     json.dumps(explanation.as_dict(), allow_nan=False)
     apart = nf.explain(nf.batch_contrastive_loss, 100 * torch.eye(4), [0, 1, 2, 3])
-    assert finding_names(apart) == ["dead-batch"]
+    assert finding_names(apart) == ["dead-batch", "one-kind-only"]
 
 
 def test_a_decoupled_loss_with_nothing_to_compare_has_no_force() -> None:

@@ -1,7 +1,7 @@
 """What a loss does to each row, in numbers and in words."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from html import escape
 from math import exp, inf, isnan
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,9 @@ from torch import Tensor
 
 from nearfar.distance import length
 from nearfar.doctor.evidence import Apart, Evidence
+from nearfar.doctor.examine import examined, of_batch
 from nearfar.doctor.finding import Finding
+from nearfar.doctor.pushes import FEWEST
 from nearfar.doctor.rules import diagnose
 from nearfar.forces import forces, way
 from nearfar.inputs import ArrayLike, tensor
@@ -223,12 +225,10 @@ def _explain_batch(
             *(column.tolist() for column in columns), strict=True
         )
     )
-    evidence = Evidence(
-        loss=function.__name__,
-        settings=settings,
-        broken=acting.isnan(),
-        active=acting > 0,
-    )
+    evidence = Evidence(loss=function.__name__, settings=settings, broken=acting.isnan())
+    if examined(function):
+        evidence = of_batch(function, data, settings)
+    evidence = replace(evidence, active=acting > 0)
     return Explanation(
         loss=function.__name__,
         hyperparameters=_plain(settings),
@@ -313,6 +313,9 @@ def _evidence(
     settings: dict[str, Any],
     seen: _Seen,
 ) -> Evidence:
+    listed = settings.get("negatives") is not None or any(part is not None for part in data[2:])
+    if examined(function) and not listed:  # two towers
+        return replace(of_batch(function, data, settings), active=seen.active)
     rows = tensor("data", data[0])
     closeness = next(iter(seen.measured.values())).closeness
     embedded = rows.ndim == 2 and closeness != "logit"
@@ -342,12 +345,17 @@ def _wakes(name: str, seen: _Seen) -> float | None:
 
 
 def _held(seen: _Seen) -> Tensor | None:
-    """The share of its push that one negative holds, for each row where that is contested."""
+    """The share of its push that one negative holds, for each row where that is contested.
+
+    None: no row has as many negatives as it takes to tell.
+    """
     push = seen.forces.get("negative")
     if push is None or push.ndim != 2 or not push.shape[1]:
         return None
     others = (seen.measured["negative"].values > -inf).sum(1)
-    contested = (seen.per_row > 0.05) & (others >= 8)  # elsewhere there is nothing to share
+    if not (others >= FEWEST).any():
+        return None
+    contested = (seen.per_row > 0.05) & (others >= FEWEST)  # elsewhere there is nothing to share
     return -push.min(1).values[contested] / -push.sum(1)[contested]
 
 

@@ -3,13 +3,22 @@
 `examine` looks at embeddings, a batch and its loss; `examine_split` at the sides of a split;
 `Watch` listens to a training. All of them gather `Evidence`, which `diagnose` shows to every rule,
 and return findings: what was seen, in numbers, what it usually means, and what to try. A rule is a
-function from evidence to a `Finding` or None, and silent where its evidence is missing.
+function from evidence to a `Finding` or None, and raises `Missing` where it has nothing to look at.
 `docs/doctor.md` describes them one by one.
 """
 
-from nearfar.doctor.evidence import Apart, Commonest, Evidence, Fitted, Side, Spectrum
+from nearfar.doctor.evidence import (
+    Apart,
+    Commonest,
+    Evidence,
+    Figure,
+    Fitted,
+    Matches,
+    Side,
+    Spectrum,
+)
 from nearfar.doctor.examine import examine, examine_split
-from nearfar.doctor.finding import Diagnosis, Finding
+from nearfar.doctor.finding import Diagnosis, Finding, Missing
 from nearfar.doctor.rules import RULES, diagnose
 from nearfar.doctor.watch import Watch
 
@@ -19,8 +28,11 @@ __all__ = [
     "Commonest",
     "Diagnosis",
     "Evidence",
+    "Figure",
     "Finding",
     "Fitted",
+    "Matches",
+    "Missing",
     "Side",
     "Spectrum",
     "Watch",

@@ -1,19 +1,23 @@
 """What can be wrong with the embeddings."""
 
 import torch
+from torch import Tensor
 
-from nearfar.doctor.evidence import SETTLED, Evidence
-from nearfar.doctor.finding import Finding
+from nearfar.doctor.evidence import METRICS, Evidence, fires, known
+from nearfar.doctor.finding import Finding, Missing
+from nearfar.observe import Closeness
 from nearfar.spectrum import effective_rank
 
 EARLY = 10  # steps that say how it began
+FEWEST_MATCHES = 16  # of two towers, to tell them from chance
 _POWER = {"euclidean": 1, "sqeuclidean": 2, "cosine": 0}  # of the length, in a distance
+_MOST = 0.9  # of the pairs of rows that nobody labelled
 
 
 def not_a_number(evidence: Evidence) -> Finding | None:
     """One such row is one too many: it makes the whole batch's loss NaN."""
-    bad = evidence.broken
-    if bad is None or not bad.any():
+    bad = known(evidence.broken, "embeddings")
+    if not bad.any():
         return None
     rows = ", ".join(str(int(row)) for row in bad.nonzero()[:5])
     return Finding(
@@ -33,20 +37,29 @@ def collapsed_embedding(evidence: Evidence) -> Finding | None:
     loss, :math:`\log N` of a softmax. That value is a stationary point in which training gets
     stuck (Schroff et al., "FaceNet", CVPR 2015, section 3.2; Xuan et al., "Hard negative examples
     are hard, but useful", ECCV 2020).
+
+    Without labels, and within each of two towers, some pairs may be similar and rightly close: of
+    two even classes every second one is. There nine pairs in ten must be as close, which takes one
+    class of 95 % of the rows. A tower is looked at by itself, since two that collapse need not do
+    so in the same place.
     """
-    apart = evidence.apart
-    if apart is None or evidence.progress < SETTLED or len(apart.dissimilar) < 2:
-        return None
-    if apart.closeness == "logit" or not apart.dissimilar.isfinite().all():
-        return None
-    distance = _in_lengths(evidence, float(apart.dissimilar.median()))
+    measured = _rows_that_should_differ(evidence)
+    evidence.wait_until_settled()
     stuck = _stuck(evidence)
-    if distance > (0.1 if stuck else 0.01):
+    near = {
+        of: distance
+        for of, (distance, _) in measured.items()
+        if distance <= (0.1 if stuck else 0.01)
+    }
+    if not near:
         return None
+    of = " and of ".join(name for name in near if name)
+    share = next(iter(measured.values()))[1]
     value = f" The loss is {evidence.value:.4g}, as for identical embeddings." if stuck else ""
     return Finding(
         "collapsed-embedding",
-        f"Half of the dissimilar rows are apart by at most {distance:.1%} of their length.{value}",
+        f"{share}{f' of {of}' if of else ''} are apart by at most {max(near.values()):.1%} of "
+        f"their length.{value}",
         "The encoder gives nearly the same embedding to everything: the pull wins, or the "
         "learning rate was too high for the hardest negatives.",
         "Lower the learning rate, begin with random or semi-hard negatives, check that the margin "
@@ -54,11 +67,38 @@ def collapsed_embedding(evidence: Evidence) -> Finding | None:
     )
 
 
-def _in_lengths(evidence: Evidence, measured: float) -> float:
+def _rows_that_should_differ(evidence: Evidence) -> dict[str, tuple[float, str]]:
+    """How far apart they are in units of their length, by tower, and which share of them is.
+
+    Raises:
+        Missing: there are no such rows, or no distance is known of them.
+    """
+    if evidence.spread:
+        return {
+            of: (_quantile(evidence, distances), "Nine in ten pairs of rows")
+            for of, distances in evidence.spread.items()
+        }
+    apart = known(evidence.apart, "embeddings")
+    if len(apart.dissimilar) < 2:
+        raise Missing("two dissimilar pairs")
+    if apart.closeness == "logit" or not apart.dissimilar.isfinite().all():
+        raise Missing("finite distances")
+    distance = _in_lengths(evidence, float(apart.dissimilar.median()), apart.closeness)
+    return {"": (distance, "Half of the dissimilar rows")}
+
+
+def _quantile(evidence: Evidence, distances: Tensor) -> float:
+    """The distance that nine in ten do not exceed."""
+    if not len(distances) or not distances.isfinite().all():
+        raise Missing("two finite rows")
+    rank = max(int(_MOST * len(distances) + 0.5), 1)
+    return _in_lengths(evidence, float(distances.kthvalue(rank).values), "distance")
+
+
+def _in_lengths(evidence: Evidence, measured: float, closeness: Closeness) -> float:
     """A distance or similarity of rows as Euclidean distance, in units of their length."""
-    assert evidence.apart is not None
     scale = _length(evidence)
-    if evidence.apart.closeness == "similarity":  # a cosine, or a product; negated
+    if closeness == "similarity":  # a cosine, or a product; negated
         return _chord(1 + measured / scale**2)
     distance = str(evidence.settings.get("distance", "cosine"))
     measured /= scale ** _POWER[distance]
@@ -91,29 +131,35 @@ def dimensional_collapse(evidence: Evidence) -> Finding | None:
     :math:`p_k = \sigma_k / \sum \sigma` (Roy & Vetterli, EUSIPCO 2007; Garrido et al., "RankMe",
     ICML 2023), of the rows less their mean. It cannot exceed d, nor n - 1, and a loss that brings
     each of C classes to a point leaves C - 1 (Papyan et al., PNAS 2020). Fires below a tenth of the
-    smallest of those, never if that is below 10; trained runs of every loss here have half of it.
+    smallest of those, and cannot be asked where that is 10 or less; trained runs of every loss here
+    have half of it. Of two towers the flatter one is looked at.
 
     Source: Jing et al., "Understanding dimensional collapse in contrastive self-supervised
     learning", ICLR 2022.
     """
-    found = evidence.spectrum
-    if found is None or evidence.progress < SETTLED:
-        return None
+    found = known(evidence.spectrum, "embeddings")
+    evidence.wait_until_settled()
     room = min(found.d, found.n - 1, (found.n_classes or found.n) - 1)
+    if room <= 10:
+        raise Missing("more than 10 dimensions, rows and classes")
     total = float(found.values.sum())
-    if not 0 < total < torch.inf:
+    if total == 0:  # that the rows are all the same is collapsed_embedding's to say
         return None
+    if not total < torch.inf:
+        raise Missing("finite distances")
     rank = effective_rank(found.values)
     if rank >= room / 10:
         return None
     energy = found.values.square().cumsum(0) / found.values.square().sum()
     most = int((energy < 0.99).sum()) + 1
+    of = f" in {found.of}" if found.of else ""
+    unsure = " That is no fault if there are so few classes." if found.n_classes is None else ""
     return Finding(
         "dimensional-collapse",
-        f"{found.n} rows of {found.d} numbers have effective rank {rank:.1f} of {room} there could "
-        f"be; {most} direction{'s' * (most > 1)} hold{'s' * (most == 1)} 99 % of the variance.",
+        f"{found.n} rows of {found.d} numbers{of} have effective rank {rank:.1f} of {room} there "
+        f"could be; {most} direction{'s hold' if most > 1 else ' holds'} 99 % of the variance.",
         "Most of the embedding is unused, so identities that differ elsewhere cannot be told "
-        "apart.",
+        f"apart.{unsure}",
         "Push more (more negatives, a lower temperature, a larger margin), lower the weight decay, "
         "or use a smaller embedding.",
     )
@@ -133,7 +179,7 @@ def exploding_norms(evidence: Evidence) -> Finding | None:
     """
     norms = [line["embedding_norm"] for line in evidence.history if "embedding_norm" in line]
     if len(norms) < 2 * EARLY:
-        return None
+        raise Missing(f"{2 * EARLY} steps with embedding_norm" if evidence.history else METRICS)
     first, last = sum(norms[:EARLY]) / EARLY, sum(norms[-EARLY:]) / EARLY
     if last < 10 * first:
         return None
@@ -144,4 +190,42 @@ def exploding_norms(evidence: Evidence) -> Finding | None:
         "count, training diverges.",
         "Lower the learning rate, raise the weight decay, or bound the length (normalise, or "
         "penalise it).",
+    )
+
+
+def unpaired_towers(evidence: Evidence) -> Finding | None:
+    r"""Rows of two towers are hardly nearer to their match than to the match of another row.
+
+    Fires where they are in less than 55 % of comparisons (an AUC of 0.55), or in no more than
+    chance explains: up to two standard errors, :math:`1 / \sqrt{12 n}` each (Mann & Whitney, 1947),
+    above one half. A loss over such towers ends at :math:`\log n`, where no row is nearer.
+
+    Where at least 80 % of the rows have, in the other tower, a row that is not their match and each
+    other's nearest with them, the towers know each other, and their rows are in different orders:
+    of random similarities half of the rows have one.
+    """
+    found = evidence.matches
+    if found is None:  # one tower: nothing to pair
+        return None
+    evidence.wait_until_settled()
+    if found.n < FEWEST_MATCHES:
+        raise Missing(f"{FEWEST_MATCHES} matches")
+    chance = 0.5 + max(0.05, 2 / (12 * found.n) ** 0.5)
+    if found.nearer >= chance or fires(collapsed_embedding, evidence):  # in one place all are near
+        return None
+    shuffled = found.elsewhere >= 0.8
+    stuck = f" The loss is {evidence.value:.4g}, as if all were the same." * _stuck(evidence)
+    order = (
+        f" But {found.elsewhere:.0%} of the rows and a row that is not their match are each "
+        "other's nearest."
+    )
+    return Finding(
+        "unpaired-towers",
+        f"Rows are nearer to their match than to another's in {found.nearer:.0%} of comparisons; a "
+        f"coin says 50 %.{order * shuffled}{stuck}",
+        "The towers know each other, and their rows are in different orders."
+        if shuffled
+        else "The pairs were shuffled, one tower apart from the other, or nothing was learned yet.",
+        "Check that row i of both is one pair: how the data is shuffled, sorted, filtered and "
+        "gathered.",
     )

@@ -1,7 +1,8 @@
 """Evidence from embeddings, a batch or a split."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,16 +10,21 @@ import torch
 from torch import Tensor
 
 from nearfar.distance import Distance, length, unit
-from nearfar.doctor.evidence import Apart, Commonest, Evidence, Side, Spectrum
+from nearfar.doctor.evidence import Apart, Commonest, Evidence, Matches, Side, Spectrum
 from nearfar.doctor.finding import Diagnosis
 from nearfar.doctor.pushes import watch_pushes
 from nearfar.doctor.rules import diagnose
 from nearfar.inputs import ArrayLike, batch, tensor
 from nearfar.labels import batch_labels, share_label
+from nearfar.losses.batch import towers
 from nearfar.losses.shell import unwrap
 from nearfar.relation import within
+from nearfar.spectrum import effective_rank
 
 ROWS = 1024  # as many are compared with each other; of more, whole classes are drawn by seed
+TOWERS = ("clip_loss", "siglip_loss", "info_nce_loss")
+OF_SPLITS = ("identity-leak", "duplicates-across-splits", "few-identities")  # rules about them
+_ALSO = ("reference", "hard_negatives")  # rows that a loss takes by keyword
 
 
 def examine(
@@ -29,84 +35,155 @@ def examine(
     distance: Distance | None = None,
     **hyperparameters: Any,
 ) -> Diagnosis:
-    r"""Look for faults in embeddings, or in a batch and its loss.
+    r"""Look for faults in embeddings, in a batch and its loss, or in two towers.
 
     Args:
         x: (n, d) embeddings.
-        labels: (n,) class ids, or (n, c) bool multi-labels; None: rules about labels stay silent.
-        loss: a whole-batch loss of nearfar's that takes (x, labels), as a function or module; with
-            it, rules about the loss speak too.
+        labels: (n,) class ids, or (n, c) bool multi-labels; None: rules about labels cannot speak.
+            With a loss of two towers, (n, d) embeddings of the second one, row i of which matches
+            row i of `x`.
+        loss: with it, rules about the loss speak too: a whole-batch loss of nearfar's that takes
+            (x, labels), or one of two towers (`clip_loss`, `siglip_loss`, `info_nce_loss`), as a
+            function or module. `nearfar.explain` knows the other losses.
         distance: what the embeddings are compared with; None: what the loss does, else "cosine".
         hyperparameters: of the loss.
 
     Returns:
-        A `Diagnosis`: print it, or read its findings.
+        A `Diagnosis`: print it, or read its findings. It names the rules that could not be asked.
 
     Raises:
-        TypeError: a loss that is not nearfar's, or hyperparameters without one.
+        TypeError: a loss that takes other data or is not nearfar's, or hyperparameters without one.
         ValueError: shapes that do not fit, or as the loss itself.
 
     >>> import nearfar as nf
     >>> x, labels = torch.eye(64).repeat_interleave(2, 0), torch.arange(64).repeat_interleave(2)
-    >>> print(examine(x, labels, loss=nf.batch_contrastive_loss, margin=1.0))
-    ! dead-batch: No force acts in any of 128 rows: every gradient is 0. Similar rows coincide and
+    >>> found = examine(x, labels, loss=nf.batch_contrastive_loss, margin=1.0)
+    >>> print(found.findings[0])
+    dead-batch: No force acts in any of 128 rows: every gradient is 0. Similar rows coincide and
     dissimilar ones lie beyond the margin, or no row can move. Add dissimilar rows that differ and
     are near, or change the margin.
+    >>> image, text = torch.eye(16), torch.eye(16).roll(1, 0)
+    >>> print(examine(image, text, loss=nf.clip_loss, scale=14).findings[0].seen)
+    Rows are nearer to their match than to another's in 47% of comparisons; a coin says 50 %. But
+    100% of the rows and a row that is not their match are each other's nearest.
 
     Source: each rule names its own; see `docs/doctor.md`.
     """
-    rows = batch("x", x).detach()
-    known = None if labels is None else batch_labels(labels, like=rows)
     if loss is None:
         if hyperparameters:
             raise TypeError(f"{', '.join(hyperparameters)} belong to a loss: pass loss= too.")
-        settings: dict[str, Any] = {"distance": distance or "cosine"}
-        return diagnose(of_embeddings(rows, known, settings))
-    if known is None:
-        raise TypeError("labels must be given with loss: it is over labelled rows.")
+        rows = batch("x", x).detach()
+        known = None if labels is None else batch_labels(labels, like=rows)
+        return diagnose(of_embeddings(rows, known, {"distance": distance or "cosine"}))
     asked = {} if distance is None else {"distance": distance}
     function, settings = unwrap(loss, asked | hyperparameters)
-    evidence = of_embeddings(rows, known, settings)
-    with torch.no_grad():
-        per_anchor = function(rows, known, **settings, reduction="none")
-        value = float(function(rows, known, **settings))
-        alike = rows[:1].expand_as(rows)
-        collapsed = float(function(alike, known, **settings)) if len(rows) else 0.0
-    broken = per_anchor.isnan() | ~rows.isfinite().all(1)
-    return diagnose(
-        replace(
-            evidence,
-            loss=function.__name__,
-            broken=broken.cpu(),
-            active=(per_anchor != 0).cpu(),
-            value=value,
-            collapsed_value=collapsed,
-            held=_held(evidence, function, rows, known),
+    takes = _data_of(function)
+    if not examined(function) or "negatives" in settings:
+        raise TypeError(
+            f"{function.__name__} over ({', '.join(takes)}) is explained by nearfar.explain; "
+            "examine looks at losses over (x, labels), and at two towers that match row by row."
         )
+    if labels is None:
+        second = "labels" if takes[1] == "labels" else "the second tower"
+        raise TypeError(f"{second} must be given with loss: {function.__name__} is over both.")
+    return diagnose(of_batch(function, (x, labels), settings))
+
+
+def of_batch(
+    function: Callable[..., Tensor], data: Sequence[ArrayLike], settings: Mapping[str, Any]
+) -> Evidence:
+    """What a batch and its loss say.
+
+    Args:
+        function: a loss over (x, labels), or over two towers.
+        data: its two arguments.
+        settings: all else it is called with.
+    """
+    settings = {name: value for name, value in settings.items() if name != "return_stats"}
+    if function.__name__ in TOWERS:
+        both = towers(**dict(zip(_data_of(function), data, strict=False)))
+        rows, other = (tower.detach() for tower in both)
+        evidence = of_towers(rows, other, settings, _data_of(function))
+    else:
+        rows = batch("x", data[0]).detach()
+        other = batch_labels(data[1], like=rows)
+        evidence = of_embeddings(rows, other, settings)
+    assert evidence.broken is not None
+    with torch.no_grad():
+        per_anchor = function(rows, other, **settings, reduction="none")
+        value = float(function(rows, other, **settings))
+    return replace(
+        evidence,
+        loss=function.__name__,
+        broken=evidence.broken | per_anchor.isnan().cpu(),
+        active=(per_anchor != 0).cpu(),
+        value=value,
+        collapsed_value=_collapsed_value(function, rows, other, settings),
+        held=_held(evidence, function, rows, other),
     )
 
 
+def examined(function: Callable[..., Tensor]) -> bool:
+    """Whether `of_batch` knows what the arguments of a loss are."""
+    return function.__name__ in TOWERS or _data_of(function)[1:] == ["labels"]
+
+
+def _data_of(function: Callable[..., Tensor]) -> list[str]:
+    """The names of what a loss takes as data."""
+    parameters = inspect.signature(function).parameters.values()
+    return [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+
+
+def _collapsed_value(
+    function: Callable[..., Tensor], x: Tensor, other: Tensor, settings: Mapping[str, Any]
+) -> float | None:
+    """What the loss would be if all embeddings were the same."""
+    whole = x[x.isfinite().all(1)][:1]
+    if not len(whole):
+        return None
+
+    def alike(rows: ArrayLike) -> Tensor:
+        return whole.expand_as(tensor("embeddings", rows))
+
+    others = {name: alike(settings[name]) for name in _ALSO if settings.get(name) is not None}
+    if function.__name__ in TOWERS:
+        other = alike(other)
+    with torch.no_grad():
+        return float(function(alike(x), other, **{**settings, **others}))
+
+
 def _held(
-    evidence: Evidence, loss: Callable[..., Tensor], x: Tensor, labels: Tensor
+    evidence: Evidence, loss: Callable[..., Tensor], x: Tensor, other: Tensor
 ) -> Tensor | None:
     temperature = evidence.temperature()
     if temperature is None:
         return None
     x = x.clone().requires_grad_()  # a loss without gradient has no forces to show
-    pushes = watch_pushes(lambda summed: summed(x, labels, **evidence.settings), loss)
+    pushes = watch_pushes(lambda summed: summed(x, other, **evidence.settings), loss)
     return pushes.held(temperature)
 
 
 def examine_split(**sides: tuple[ArrayLike, ArrayLike]) -> Diagnosis:
-    """Look for identities and items that two sides of a split share.
+    """Look for identities and items that two sides of a split share, and for too few of them.
 
     Args:
-        sides: each (x, identities): (n, ...) items as they were read, and (n,) whose they are.
+        sides: each (x, identities): (n, ...) items as they were read, and (n,) whose they are. The
+            one that is learned from is called `train`.
 
-    >>> print(examine_split(train=([[1.0], [2.0]], [0, 1]), test=([[3.0]], [1])))
+    Raises:
+        TypeError: a side that is no such pair.
+        ValueError: fewer than two sides.
+
+    >>> items, ids = torch.arange(20.0)[:, None], torch.arange(20)
+    >>> print(examine_split(train=(items, ids), test=([[30.0]], [1])))
     ! identity-leak: 1 of 1 identities of test are also in train ('1'). Figures measured there are
     those of a memory, and flatter. Split identities, never items or pairs.
     """
+    if len(sides) < 2:
+        raise ValueError(
+            f"examine_split compares sides of a split: give two at least, as in train=(x, ids), "
+            f"test=(x, ids); got {len(sides)}."
+        )
     found = {}
     for name, side in sides.items():
         if not isinstance(side, tuple | list) or len(side) != 2:
@@ -114,7 +191,10 @@ def examine_split(**sides: tuple[ArrayLike, ArrayLike]) -> Diagnosis:
         x, identities = side
         ids = tensor(f"{name} identities", identities).tolist()
         found[name] = Side(set(map(str, ids)), fingerprints(tensor(name, x)))
-    return diagnose(Evidence(sides=found))
+    diagnosis = diagnose(Evidence(sides=found))
+    # The other rules have nothing to do with a split.
+    asked = {what: names for what, names in diagnosis.not_asked.items() if names[0] in OF_SPLITS}
+    return replace(diagnosis, not_asked=asked)
 
 
 def of_embeddings(x: Tensor, labels: Tensor | None, settings: Mapping[str, Any]) -> Evidence:
@@ -132,16 +212,65 @@ def of_embeddings(x: Tensor, labels: Tensor | None, settings: Mapping[str, Any])
     if not len(x):
         return evidence
     evidence = replace(evidence, lengths=length(x).cpu(), spectrum=spectrum(x, labels))
+    distance = settings.get("distance", "cosine")
     if labels is None:
-        return evidence
+        return replace(evidence, spread={"": _spread(x, distance)})
     positives = within(labels, x).n_positives()
     chosen = _some(labels)
     x, few = x[chosen], labels[chosen]
     similar = share_label(few, few)
     itself = torch.eye(len(x), dtype=torch.bool, device=x.device)
-    distances = _all_distances(x, settings.get("distance", "cosine"))
+    distances = _all_distances(x, distance)
     apart = Apart(distances[similar & ~itself].cpu(), distances[~similar].cpu(), "distance", len(x))
     return replace(evidence, apart=apart, positives=positives.cpu(), commonest=_commonest(labels))
+
+
+def of_towers(x: Tensor, y: Tensor, settings: Mapping[str, Any], names: Sequence[str]) -> Evidence:
+    """What two towers say by themselves.
+
+    Args:
+        x: (n, d) embeddings of the first.
+        y: (n, d) embeddings of the second; row i matches row i of `x`.
+        settings: what the loss is called with.
+        names: what the caller knows them by.
+    """
+    broken = ~(x.isfinite().all(1) & y.isfinite().all(1))
+    evidence = Evidence(settings=settings, broken=broken.cpu())
+    x, y = x.detach()[~broken].float(), y.detach()[~broken].float()
+    if not len(x):
+        return evidence
+    both = dict(zip(names, (x, y), strict=False))
+    spectra = [replace(spectrum(rows, None), of=name) for name, rows in both.items()]
+    return replace(
+        evidence,
+        lengths=length(torch.cat([x, y])).cpu(),
+        spread={name: _spread(rows, "cosine") for name, rows in both.items()},
+        spectrum=min(spectra, key=lambda found: effective_rank(found.values)),
+        matches=_matches(x, y),
+    )
+
+
+def _spread(x: Tensor, distance: Distance) -> Tensor:
+    """Distances between any two rows."""
+    x = x[_drawn(len(x)).to(x.device)]
+    first, second = torch.triu_indices(len(x), len(x), offset=1, device=x.device)
+    return _all_distances(x, distance)[first, second].cpu()
+
+
+def _matches(x: Tensor, y: Tensor) -> Matches:
+    chosen = _drawn(len(x)).to(x.device)
+    closeness = unit(x[chosen]) @ unit(y[chosen]).T  # (n, n), row i matches column i
+    n = len(closeness)
+    match = closeness.diagonal()[:, None]
+    # Towards the others' matches, and from the others to the own one; a tie is half of it.
+    nearer = sum(
+        float((match > others).sum() + (match == others).sum() / 2) - n / 2
+        for others in (closeness, closeness.T)
+    )
+    there, back = closeness.argmax(1), closeness.argmax(0)
+    rows = torch.arange(n, device=x.device)
+    elsewhere = (back[there] == rows) & (there != rows)
+    return Matches(n, nearer / max(2 * n * (n - 1), 1), float(elsewhere.float().mean()))
 
 
 def fingerprints(x: Tensor) -> list[bytes]:
@@ -170,16 +299,21 @@ def _some(labels: Tensor) -> Tensor:
 
     Drawing rows one by one would leave hardly a similar pair.
     """
-    generator = torch.Generator().manual_seed(0)
     n = len(labels)
     if n <= ROWS or labels.ndim == 2:
-        return torch.randperm(n, generator=generator)[:ROWS].to(labels.device)
+        return _drawn(n).to(labels.device)
+    generator = torch.Generator().manual_seed(0)
     classes, index = labels.unique(return_inverse=True)  # type: ignore[no-untyped-call]
     rank = torch.randperm(len(classes), generator=generator)[index.cpu()]
     order, sizes = rank.argsort(stable=True), rank.bincount()
     place = torch.arange(n) - (sizes.cumsum(0) - sizes)[rank[order]]  # within its class
     # At most 32 of a class, or a frequent one would be all there is.
     return order[place < 32][:ROWS].to(labels.device)
+
+
+def _drawn(n: int) -> Tensor:
+    """Rows to compare with each other, drawn by seed where there are many."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(0))[:ROWS]
 
 
 def _all_distances(x: Tensor, distance: Distance) -> Tensor:

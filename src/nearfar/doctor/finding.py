@@ -1,7 +1,7 @@
 """What the doctor says: a finding, and all of them."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -50,33 +50,73 @@ class Finding:
         return cls(**{name: found[name] for name in ("name", "seen", "means", "advice", "step")})
 
 
+class Missing(Exception):  # noqa: N818 - no error: a rule cannot speak, and the others can
+    """Raised by a rule that cannot be asked.
+
+    Args:
+        what: it would take, in words that follow "without".
+    """
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what)
+        self.what = what
+
+
 @dataclass(frozen=True)
 class Diagnosis:
     """What all rules have to say; prints, and goes to JSON.
 
     Attributes:
-        findings: in order of importance; empty where all is well.
+        findings: in order of importance; empty where no rule found anything.
+        not_asked: what was missing -> the names of the rules that cannot speak without it. That
+            they found nothing says nothing.
     """
 
     findings: tuple[Finding, ...]
+    not_asked: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
 
     @property
     def healthy(self) -> bool:
+        """Whether none of the rules that could be asked found anything."""
         return not self.findings
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {"healthy": self.healthy, "findings": [found.as_dict() for found in self.findings]}
+        return {
+            "healthy": self.healthy,
+            "findings": [found.as_dict() for found in self.findings],
+            "not_asked": {what: list(names) for what, names in self.not_asked.items()},
+        }
 
     def __str__(self) -> str:
-        return "\n".join(f"! {finding}" for finding in self.findings) or _NOTHING
+        found = [f"! {finding}" for finding in self.findings] or [_NOTHING]
+        return "\n".join([*found, *self._silent()])
 
     def __rich__(self) -> "Group":
         from rich.console import Group
         from rich.text import Text
 
         said = [Text.assemble((f"! {f.name}: ", "bold yellow"), f.text) for f in self.findings]
-        return Group(*said or [Text(_NOTHING, "green")])
+        silent = [Text(line, "dim") for line in self._silent()]
+        return Group(*said or [Text(_NOTHING, "green")], *silent)
+
+    def _silent(self) -> list[str]:
+        return [
+            f"not looked at, without {what}: {', '.join(names)}"
+            for what, names in self.not_asked.items()
+        ]
+
+
+def grouped(missing: Iterable[tuple[str, str]]) -> dict[str, tuple[str, ...]]:
+    """What is missing -> the rules that miss it, from (rule, what is missing).
+
+    >>> grouped([("imbalance", "labels"), ("dead-batch", "a loss"), ("flipped-labels", "labels")])
+    {'labels': ('imbalance', 'flipped-labels'), 'a loss': ('dead-batch',)}
+    """
+    groups: dict[str, tuple[str, ...]] = {}
+    for name, what in missing:
+        groups[what] = (*groups.get(what, ()), name)
+    return groups
 
 
 _NOTHING = "healthy: no rule found anything wrong in what there was to look at"

@@ -5,8 +5,10 @@ from math import sqrt
 
 import torch
 
-from nearfar.doctor.evidence import SETTLED, Apart, Evidence
-from nearfar.doctor.finding import Finding
+from nearfar.doctor.evidence import LABELS, SPLIT, Apart, Evidence, Side, known
+from nearfar.doctor.finding import Finding, Missing
+
+FEWEST_IDENTITIES = 20  # to learn from
 
 
 def flipped_labels(evidence: Evidence) -> Finding | None:
@@ -16,14 +18,13 @@ def flipped_labels(evidence: Evidence) -> Finding | None:
     is 3 standard errors above one half (Mann & Whitney, 1947). Pairs that share rows are not
     independent, so no more of them are counted than there are rows.
     """
-    apart = evidence.apart
-    if apart is None or evidence.progress < SETTLED:
-        return None
+    apart = known(evidence.apart, LABELS)
+    evidence.wait_until_settled()
     n1, n2 = len(apart.similar), len(apart.dissimilar)
-    if min(n1, n2) < 2 or not (
-        apart.similar.isfinite().all() and apart.dissimilar.isfinite().all()
-    ):
-        return None
+    if min(n1, n2) < 2:
+        raise Missing("two similar and two dissimilar pairs")
+    if not (apart.similar.isfinite().all() and apart.dissimilar.isfinite().all()):
+        raise Missing("finite distances")
     share = _share_farther(apart)
     most = apart.n_rows or max(n1, n2)
     n1, n2 = min(n1, most), min(n2, most)
@@ -52,9 +53,9 @@ def _share_farther(apart: Apart) -> float:
 
 def one_kind_only(evidence: Evidence) -> Finding | None:
     """Without similar rows nothing is pulled, without dissimilar ones nothing is pushed."""
-    apart = evidence.apart
-    if apart is None or len(apart.similar) + len(apart.dissimilar) < 2:
-        return None
+    apart = known(evidence.apart, LABELS)
+    if len(apart.similar) + len(apart.dissimilar) < 2:
+        raise Missing("two pairs")
     if not len(apart.dissimilar):
         means = "With nothing to push apart, the loss is smallest when every row is the same."
         return Finding("one-kind-only", "Every row is similar.", means, "Add dissimilar rows.")
@@ -71,9 +72,9 @@ def few_positives(evidence: Evidence) -> Finding | None:
     with a quarter of them its noise doubles. Batches of n random items of C even classes leave
     :math:`(1 - 1 / C)^{n - 1}` of the anchors without one, 77 % for 256 items of 1,000 classes.
     """
-    positives = evidence.positives
-    if positives is None or len(positives) < 8:
-        return None
+    positives = known(evidence.positives, LABELS)
+    if len(positives) < 8:
+        raise Missing("8 anchors")
     without = int((positives == 0).sum())
     if without == len(positives) or without <= 0.75 * len(positives):  # of none, one_kind_only says
         return None
@@ -92,8 +93,10 @@ def imbalance(evidence: Evidence) -> Finding | None:
     A classifier that always gives it is then at 90 % or more (Provost, Fawcett & Kohavi, "The case
     against accuracy estimation", ICML 1998). Needs 20 labels, and both kinds.
     """
-    most = evidence.commonest
-    if most is None or most.total < 20 or not 0.9 * most.total <= most.count < most.total:
+    most = known(evidence.commonest, LABELS if evidence.positives is None else "class ids")
+    if most.total < 20:
+        raise Missing("20 labels")
+    if not 0.9 * most.total <= most.count < most.total:
         return None
     return Finding(
         "imbalance",
@@ -106,7 +109,7 @@ def imbalance(evidence: Evidence) -> Finding | None:
 
 def identity_leak(evidence: Evidence) -> Finding | None:
     """One identity on two sides is enough: its figures are those of a memory."""
-    for (one, a), (two, b) in combinations(evidence.sides.items(), 2):
+    for (one, a), (two, b) in _two_sides(evidence):
         shared = sorted(set(a.identities) & set(b.identities))
         if shared:
             return Finding(
@@ -126,9 +129,12 @@ def duplicates_across_splits(evidence: Evidence) -> Finding | None:
     test data?", 2020) find 3 to 10 % of near duplicates in the test sets of CIFAR; this rule sees
     exact ones only.
     """
-    for (one, a), (two, b) in combinations(evidence.sides.items(), 2):
-        known = set(a.items)
-        shared = sum(item in known for item in b.items)
+    sides = _two_sides(evidence)
+    if not any(a.items and b.items for (_, a), (_, b) in sides):
+        raise Missing("the items of a split")
+    for (one, a), (two, b) in sides:
+        there = set(a.items)
+        shared = sum(item in there for item in b.items)
         if shared and shared >= len(b.items) / 1000:
             return Finding(
                 "duplicates-across-splits",
@@ -137,3 +143,32 @@ def duplicates_across_splits(evidence: Evidence) -> Finding | None:
                 "Remove the copies, or give them one identity, and split again.",
             )
     return None
+
+
+def few_identities(evidence: Evidence) -> Finding | None:
+    """Fewer than 20 identities to learn from.
+
+    What is learned is what tells these few apart, and not what tells any two apart. That 20 are few
+    is a convention: benchmarks with classes that training has not seen learn from 64 and more.
+
+    Source: miniImageNet has 64 (Vinyals et al., "Matching networks for one shot learning", NeurIPS
+    2016), Omniglot 964 (Lake, Salakhutdinov & Tenenbaum, Science 2015).
+    """
+    train = known(evidence.sides.get("train"), 'a side named "train"' if evidence.sides else SPLIT)
+    n = len(set(train.identities))
+    if n >= FEWEST_IDENTITIES:
+        return None
+    return Finding(
+        "few-identities",
+        f"There {'are' if n != 1 else 'is'} {n} identit{'ies' if n != 1 else 'y'} to learn from.",
+        "What tells these few apart says little about others, and neither more steps nor more "
+        "items of the same identities change that.",
+        "Add identities: dozens at least, hundreds are better. Until then bring a network that was "
+        "trained on more (--encoder), or compare the raw input.",
+    )
+
+
+def _two_sides(evidence: Evidence) -> list[tuple[tuple[str, Side], tuple[str, Side]]]:
+    if len(evidence.sides) < 2:
+        raise Missing(SPLIT)
+    return list(combinations(evidence.sides.items(), 2))

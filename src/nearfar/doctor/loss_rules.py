@@ -1,8 +1,11 @@
 """What can be wrong with a loss: no force, a margin that is out of reach, a single force."""
 
+from collections.abc import Mapping, Sequence
+
 from nearfar.distance import largest
-from nearfar.doctor.evidence import SETTLED, Evidence
-from nearfar.doctor.finding import Finding
+from nearfar.doctor.embedding_rules import unpaired_towers
+from nearfar.doctor.evidence import LOSS, Evidence, fires, known
+from nearfar.doctor.finding import Finding, Missing
 
 COSINE = ("cosine_loss", "batch_cosine_loss")
 CONTRASTIVE = ("contrastive_loss", "contrastive_loss_from_distance", "batch_contrastive_loss")
@@ -10,7 +13,20 @@ RECENT = 50  # steps that say what training does now
 
 
 def dead_batch(evidence: Evidence) -> Finding | None:
-    """No pair or tuple of the batch is active: the gradient is exactly 0."""
+    """The gradient is exactly 0, in this batch or in half of the recent steps.
+
+    A single such step of a training is chance. From ten on, a loss of exactly 0 in every second one
+    is half of the computation lost. The share of active tuples falls as training succeeds (Hermans
+    et al., "In defense of the triplet loss", 2017, section 3), which is why harder ones are mined.
+    """
+    told = [line for line in evidence.history if {"active_share", "loss"} <= line.keys()]
+    if evidence.active is None and not told:
+        raise Missing(LOSS)
+    return _dead_now(evidence) or _dead_for_long(told[-RECENT:])
+
+
+def _dead_now(evidence: Evidence) -> Finding | None:
+    """No pair or tuple of the batch is active."""
     active = evidence.active
     if active is None or not len(active) or active.any():
         return None
@@ -34,15 +50,8 @@ def _way_out(evidence: Evidence) -> str:
     return f"A margin {side} {evidence.wakes:.4g} would activate the closest dissimilar row."
 
 
-def dead_batches(evidence: Evidence) -> Finding | None:
-    """Half of the recent steps, and ten at least, cost exactly 0 and so taught nothing.
-
-    One such batch is chance; a loss of exactly 0 in every second is half of the computation lost.
-    The share of active tuples falls as training succeeds (Hermans et al., "In defense of the
-    triplet loss", 2017, section 3), which is why harder ones are mined.
-    """
-    told = [line for line in evidence.history if {"active_share", "loss"} <= line.keys()]
-    recent = told[-RECENT:]
+def _dead_for_long(recent: Sequence[Mapping[str, float]]) -> Finding | None:
+    """Half of the recent steps, and ten at least, cost exactly 0."""
     dead = sum(line["active_share"] == 0 and line["loss"] == 0 for line in recent)
     if dead < max(len(recent) / 2, 10):
         return None
@@ -64,7 +73,10 @@ def unreachable_margin(evidence: Evidence) -> Finding | None:
     """
     margin, distance = evidence.setting("margin"), evidence.settings.get("distance")
     if margin is None or distance is None:
+        _refuse_unknown_loss(evidence)
         return None
+    if evidence.lengths is None and distance != "cosine":
+        raise Missing("embeddings")
     reach, why = largest(distance), f"{distance} distance never exceeds 2"
     if distance != "cosine" and _all_of_length_one(evidence):
         reach = 2.0 if distance == "euclidean" else 4.0
@@ -89,6 +101,7 @@ def idle_margin(evidence: Evidence) -> Finding | None:
     margin = evidence.setting("margin")
     of_cosine = evidence.loss in COSINE
     if margin is None or not (of_cosine or evidence.loss in CONTRASTIVE):
+        _refuse_unknown_loss(evidence)
         return None
     if (margin < 1) if of_cosine else (margin > 0):
         return None
@@ -98,6 +111,16 @@ def idle_margin(evidence: Evidence) -> Finding | None:
         "Dissimilar rows are never pushed apart, so everything is pulled into one point.",
         f"Use a margin from {'0 to 0.5' if of_cosine else '0.5 to 1.4, for rows of length 1'}.",
     )
+
+
+def _refuse_unknown_loss(evidence: Evidence) -> None:
+    """Called before a rule says that it does not concern this loss.
+
+    Raises:
+        Missing: nobody told which loss it is.
+    """
+    if not evidence.loss:
+        raise Missing(LOSS)
 
 
 def _all_of_length_one(evidence: Evidence) -> bool:
@@ -115,11 +138,14 @@ def temperature_too_low(evidence: Evidence) -> Finding | None:
     8 negatives or more each. A quarter of the training is waited for: on vectors a temperature of
     0.01 begins at 99 % and, as the network learns, falls to 45 %.
     """
-    held, temperature = evidence.held, evidence.temperature()
-    if held is None or temperature is None or evidence.progress < SETTLED:
+    temperature = evidence.temperature()
+    if temperature is None or evidence.loss == "circle_loss":  # whose scale is to single one out
+        _refuse_unknown_loss(evidence)
         return None
-    if evidence.loss == "circle_loss":  # its scale is meant to single out the hardest
+    evidence.wait_until_settled()
+    if fires(unpaired_towers, evidence):  # then the nearest negative is most likely the match
         return None
+    held = known(evidence.held, "anchors with 8 negatives")
     if len(held) < 8 or float(held.median()) < 0.99:
         return None
     return Finding(

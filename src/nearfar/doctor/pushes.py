@@ -53,11 +53,14 @@ class Pushes:
         """(a,) the share that one negative holds, of the anchors whose negatives matter.
 
         The force of a softmax loss is the probability of a negative by the temperature. Where all
-        of them together have less than 5 %, there is nothing to share.
+        of them together have less than 5 %, there is nothing to share. None: no anchor has as many
+        negatives as it takes to tell.
         """
         if not self._done:
             return None
         push, strongest, negatives = torch.cat(self._done).unbind(1)
+        if not (negatives >= FEWEST).any():
+            return None
         matters = (push * temperature > 0.05) & (negatives >= FEWEST)
         return (strongest[matters] / push[matters]).cpu()
 

@@ -7,11 +7,13 @@ from nearfar.doctor.embedding_rules import (
     dimensional_collapse,
     exploding_norms,
     not_a_number,
+    unpaired_towers,
 )
 from nearfar.doctor.evidence import Evidence
-from nearfar.doctor.finding import Diagnosis, Finding
+from nearfar.doctor.finding import Diagnosis, Finding, Missing, grouped
 from nearfar.doctor.label_rules import (
     duplicates_across_splits,
+    few_identities,
     few_positives,
     flipped_labels,
     identity_leak,
@@ -20,7 +22,6 @@ from nearfar.doctor.label_rules import (
 )
 from nearfar.doctor.loss_rules import (
     dead_batch,
-    dead_batches,
     idle_margin,
     temperature_too_low,
     unreachable_margin,
@@ -28,31 +29,54 @@ from nearfar.doctor.loss_rules import (
 from nearfar.doctor.threshold_rules import (
     coarse_threshold,
     no_better_than_chance,
+    no_better_than_raw_input,
     overfit_threshold,
+    strict_threshold,
 )
 
 RULES: tuple[Callable[[Evidence], Finding | None], ...] = (
     not_a_number,
     dead_batch,
-    dead_batches,
     flipped_labels,
     identity_leak,
     duplicates_across_splits,
     unreachable_margin,
     idle_margin,
     collapsed_embedding,
+    unpaired_towers,
     dimensional_collapse,
     one_kind_only,
     few_positives,
     temperature_too_low,
     exploding_norms,
     no_better_than_chance,
+    no_better_than_raw_input,
+    few_identities,
     overfit_threshold,
+    strict_threshold,
     coarse_threshold,
     imbalance,
 )
 
 
 def diagnose(evidence: Evidence) -> Diagnosis:
-    """Ask every rule; one whose evidence is missing stays silent."""
-    return Diagnosis(tuple(found for rule in RULES if (found := rule(evidence)) is not None))
+    """Ask every rule; those that miss something are named, with what they miss."""
+    found, missing = ask(evidence)
+    return Diagnosis(tuple(found), grouped(missing.items()))
+
+
+def ask(evidence: Evidence) -> tuple[list[Finding], dict[str, str]]:
+    """The findings; and, for each rule that cannot be asked, by name, what it misses."""
+    found, missing = [], {}
+    for rule in RULES:
+        try:
+            if (finding := rule(evidence)) is not None:
+                found.append(finding)
+        except Missing as why:
+            missing[name_of(rule)] = why.what
+    return found, missing
+
+
+def name_of(rule: Callable[[Evidence], Finding | None]) -> str:
+    """What the findings of a rule are called."""
+    return rule.__name__.replace("_", "-")

@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from nearfar.doctor.evidence import Evidence
-from nearfar.doctor.finding import Diagnosis, Finding
-from nearfar.doctor.rules import diagnose
+from nearfar.doctor.finding import Diagnosis, Finding, grouped
+from nearfar.doctor.rules import ask
 
 
 class Watch:
@@ -21,6 +21,7 @@ class Watch:
 
     def __init__(self) -> None:
         self._found: dict[str, Finding] = {}
+        self._missing: dict[str, str] | None = None  # of the rules that were never asked yet
 
     def see(self, evidence: Evidence, *, step: int | None = None) -> tuple[Finding, ...]:
         """The findings that are new.
@@ -29,14 +30,15 @@ class Watch:
             evidence: what is known now; its `progress` says how much of the training is done.
             step: of the training, kept with what is found.
         """
+        found, missing = ask(evidence)
         new = tuple(
-            replace(finding, step=step)
-            for finding in diagnose(evidence).findings
-            if finding.name not in self._found
+            replace(finding, step=step) for finding in found if finding.name not in self._found
         )
         self._found |= {finding.name: finding for finding in new}
+        never = missing.keys() if self._missing is None else missing.keys() & self._missing.keys()
+        self._missing = {name: what for name, what in missing.items() if name in never}
         return new
 
     def diagnosis(self) -> Diagnosis:
-        """All that was found so far, in the order in which it was."""
-        return Diagnosis(tuple(self._found.values()))
+        """All that was found so far, in the order in which it was, and who was never asked."""
+        return Diagnosis(tuple(self._found.values()), grouped((self._missing or {}).items()))

@@ -15,6 +15,7 @@ from nearfar.doctor import (
     Commonest,
     Diagnosis,
     Evidence,
+    Figure,
     Finding,
     Fitted,
     Side,
@@ -86,6 +87,8 @@ class Checkup:
         evidence = replace(
             at_the_end(self._task.config, outcome),
             fitted=fitted(test, n_identities, n_calibration_pairs),
+            learned_auc=_figure(test["learned"], "auc"),
+            raw_auc=_figure(test["raw"], "auc"),
         )
         self._see(evidence, None)
         return self._watch.diagnosis()
@@ -154,10 +157,24 @@ def examine_record(
         history=history,
         sides={side: Side(split[side]) for side in SIDES},
         fitted=fitted(summary["test"], len(split["calibration"]), None),
+        learned_auc=_figure(summary["test"]["learned"], "auc"),
+        raw_auc=_figure(summary["test"]["raw"], "auc"),
     )
+    found = diagnose(evidence)
     known = {finding.name for finding in recorded}
-    more = [finding for finding in diagnose(evidence).findings if finding.name not in known]
-    return Diagnosis((*recorded, *more))
+    more = [finding for finding in found.findings if finding.name not in known]
+    return Diagnosis((*recorded, *more), _never_asked(found, summary.get("not_asked")))
+
+
+def _never_asked(
+    found: Diagnosis, in_training: Mapping[str, Sequence[str]] | None
+) -> dict[str, tuple[str, ...]]:
+    """The rules that could not be asked now, nor in training where it recorded that."""
+    if in_training is None:
+        return dict(found.not_asked)
+    never = {name for names in found.not_asked.values() for name in names}
+    left = {what: tuple(n for n in names if n in never) for what, names in in_training.items()}
+    return {what: names for what, names in left.items() if names}
 
 
 def at_the_end(config: TrainConfig, outcome: Outcome) -> Evidence:
@@ -182,15 +199,27 @@ def settings(config: TrainConfig) -> dict[str, Any]:
 
 def fitted(test: Mapping[str, Any], n_identities: int, n_pairs: int | None) -> Fitted:
     """The threshold of a run and its rate on the test pairs."""
+    learned = test["learned"]
+    at, far = learned["at_threshold"], test["fitted_far"]
+    possible = {float(rate): tar for rate, tar in learned["tar_at_far"].items()}
     return Fitted(
-        far=test["fitted_far"],
+        far=far,
         n_pairs=n_pairs,
         n_identities=n_identities,
-        test_far=test["learned"]["at_threshold"]["far"],
+        test_far=at["far"],
         test_pairs=test["n_dissimilar"],
         test_identities=test["n_identities"],
-        test_auc=test["learned"]["auc"],
+        test_auc=learned["auc"],
+        test_far_high=_figure(at, "far").high,
+        test_tar=at["tar"],
+        test_tar_at_far=possible.get(far),
     )
+
+
+def _figure(figures: Mapping[str, Any], name: str) -> Figure:
+    """One of some figures, with its interval where they have intervals."""
+    span = (figures.get("intervals") or {}).get(name) or {}
+    return Figure(figures[name], span.get("low"), span.get("high"))
 
 
 def _sides(task: Task) -> dict[str, Side]:

@@ -324,4 +324,5 @@ def _summary(
         "calibration": calibrated,
         "test": found.as_dict(),
         "findings": [finding.as_dict() for finding in diagnosis.findings],
+        "not_asked": diagnosis.as_dict()["not_asked"],
     }
