@@ -14,9 +14,14 @@ def distances(x, reference, distance):
 
 def ranked(d, own):
     """The references of each query, nearest first and of equal ones by index, without its own."""
+    return ranked_without(d, [[mine] for mine in own])
+
+
+def ranked_without(d, left_out):
+    """Likewise, without some for each query."""
     return [
-        [j for j in np.argsort(row, kind="stable") if j != mine]
-        for row, mine in zip(d, own, strict=True)
+        [int(j) for j in np.argsort(row, kind="stable") if j not in hidden]
+        for row, hidden in zip(d, left_out, strict=True)
     ]
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from retrieval_oracle import distances, figures, ranked
+from retrieval_oracle import distances, figures, ranked, ranked_without
 from sklearn.metrics import ndcg_score
 from test_memory import Allocations
 from torchmetrics.retrieval import (
@@ -99,11 +99,105 @@ def test_a_row_itself_is_left_out_only_where_it_is_declared(n, m, seed, width):
 
 def test_equal_values_are_not_taken_for_the_same_item():
     x, labels = np.zeros((4, 2)), np.array([0, 1, 0, 1])
-    found = retrieval(x, labels, reference=x, reference_labels=labels, k=(1,), distance="euclidean")
+    against = {"reference": x, "reference_labels": labels}
+    with pytest.warns(UserWarning, match="reference_self="):
+        found = retrieval(x, labels, **against, k=(1,), distance="euclidean")
     assert found.overall.hit_rate == {1: 0.5}  # all tied: row 0 is nearest to all
     found = retrieval(x, labels, k=(1,), distance="euclidean")
     assert found.overall.hit_rate == {1: 0.25}  # row 0 finds row 1, the others find row 0
     assert found.n_references == 3
+
+
+@pytest.mark.parametrize("distance", ["euclidean", "sqeuclidean", "cosine"])
+@pytest.mark.parametrize("whole", [False, True])
+def test_queries_that_find_themselves_are_warned_of(distance, whole):
+    """300 rows of 30 classes that know nothing: everyone is his own nearest."""
+    generator = torch.Generator().manual_seed(0)
+    x, labels = torch.randn(300, 32, generator=generator), torch.arange(300) % 30
+    queries = slice(None) if whole else slice(0, 40)
+    for reference in (x, x.clone(), x.double(), 2 * x if distance == "cosine" else x.numpy()):
+        against = {"reference": reference, "reference_labels": labels, "distance": distance}
+        with pytest.warns(UserWarning, match=r"reference_self=, torch\.arange\(len\(x\)\)"):
+            found = retrieval(x[queries], labels[queries], k=(1,), **against)
+        assert found.overall.hit_rate == {1: 1.0}
+        own = torch.arange(300)[queries]
+        true = retrieval(x[queries], labels[queries], k=(1,), reference_self=own, **against)
+        assert true.overall.hit_rate[1] < 0.2
+        near = nearest(x[queries], k=3, reference=reference, distance=distance)
+        if reference is x:
+            with pytest.warns(UserWarning, match="reference_self="):
+                retrieval_of(near, labels[queries], reference_labels=labels, k=(1,))
+
+
+def test_a_reference_that_holds_some_queries_is_no_cause_to_warn():
+    x, labels, reference, others = draw(20, 30)
+    reference[:19] = x[:19]  # `filterwarnings = error` would tell
+    retrieval(x, labels, reference=reference, reference_labels=others, k=(1,))
+    empty = {"reference": reference[:0], "reference_labels": others[:0]}
+    with pytest.raises(ValueError, match="nothing to find"):
+        retrieval(x, labels, **empty)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(2, 12),
+    st.sampled_from([None, 1, 5, 14]),
+    st.integers(0, 4),
+    st.integers(0, 10**6),
+    st.booleans(),
+    st.booleans(),
+)
+def test_what_is_excluded_is_neither_found_nor_relevant(n, m, e, seed, multi, declared):
+    random = np.random.default_rng(seed)
+    x, labels, *others = draw(n, m, seed=seed, classes=3, whole=True, multi=multi)
+    reference, columns = others or (x, labels)
+    exclude = random.integers(-1, len(reference), (n, e))  # some of them twice
+    own, against = np.arange(n) if m is None else np.full(n, -1), {}
+    if m is not None:
+        own = random.integers(-1, m, n) if declared else np.full(n, -1)
+        against = {"reference": reference, "reference_labels": columns, "reference_self": own}
+    hidden = [{int(mine), *row} for mine, row in zip(own, exclude.tolist(), strict=True)]
+    positive = similar(labels, columns)
+    for i, row in enumerate(hidden):
+        positive[i, [j for j in row if j >= 0]] = False
+    search = {"distance": "euclidean", "exclude": exclude}
+    if not positive.any():
+        with pytest.raises(ValueError, match=r"nothing to find.*exclude"):
+            retrieval(x, labels, **search, **against)
+        return
+    with tile_shape(3, 2):
+        found = retrieval(x, labels, k=K, **search, **against)
+        sides = {k: v for k, v in against.items() if k != "reference_labels"}
+        near = nearest(x, k=len(reference), **search, **sides)
+    order = ranked_without(distances(x, reference, "euclidean"), hidden)
+    agree(found, figures(positive, order, K))
+    assert [[j for j in row if j >= 0] for row in near.indices.tolist()] == order
+    sides = {k: v for k, v in against.items() if k != "reference"}
+    k = tuple(size for size in K if size <= len(reference))
+    of = retrieval_of(near, labels, k=k, exclude=exclude, **sides)
+    agree(of, figures(positive, order, k), k)
+
+
+def test_images_of_one_camera_are_excluded():
+    """The nearest is one person by one camera; the match that counts is by the other one."""
+    x = [[0.0], [0.1], [0.3], [5.0], [5.1], [5.4]]
+    person, camera = torch.tensor([0, 0, 1, 1, 1, 0]), torch.tensor([0, 0, 1, 0, 0, 1])
+    assert retrieval(x, person, k=(1,), distance="euclidean").overall.hit_rate[1] == 4 / 6
+    junk = (person[:, None] == person) & (camera[:, None] == camera)
+    exclude = torch.nn.utils.rnn.pad_sequence(
+        [row.nonzero()[:, 0] for row in junk], batch_first=True, padding_value=-1
+    )
+    found = retrieval(x, person, k=(1,), distance="euclidean", exclude=exclude)
+    assert found.overall.hit_rate[1] == 0.0
+
+
+def test_approximate_search_finds_nothing_excluded():
+    x = torch.randn(500, 8, generator=torch.Generator().manual_seed(0))
+    exclude = nearest(x, k=6).indices
+    found = approximate_nearest(x, k=5, exclude=exclude)
+    assert not (found.indices[:, :, None] == exclude[:, None, :]).any()
+    exact = nearest(x, k=5, exclude=exclude).indices
+    assert (found.indices[:, :, None] == exact[:, None, :]).any(2).float().mean() > 0.9
 
 
 def test_figures_equal_torchmetrics_and_scikit_learn():
@@ -154,7 +248,7 @@ def test_the_first_relevant_reference_counts_however_far_down():
     found = retrieval(
         [[0.0]],
         [7],
-        reference=torch.arange(m)[:, None].float(),
+        reference=1 + torch.arange(m)[:, None].float(),
         reference_labels=torch.where(torch.arange(m) == 431, 7, 1),
         k=(1,),
         distance="euclidean",
@@ -167,7 +261,7 @@ def test_class_ids_are_never_floats():
     found = retrieval(
         [[0.0], [0.1]],
         [big, big + 1],
-        reference=[[0.0], [0.1]],
+        reference=[[0.01], [0.11]],
         reference_labels=[big + 1, big],
         k=(1,),
         distance="euclidean",
@@ -234,6 +328,12 @@ def test_errors_teach():
         retrieval(x, labels, k=(0,))
     with pytest.raises(ValueError, match="k must be a sequence"):
         retrieval(x, labels, k=5)
+    with pytest.raises(TypeError, match="exclude must hold row indices of an integer dtype"):
+        nearest(x, k=1, exclude=np.zeros((6, 1)))
+    with pytest.raises(ValueError, match=r"exclude must have shape \(6, e\)"):
+        retrieval(x, labels, exclude=[0, 1])
+    with pytest.raises(ValueError, match="exclude must hold rows from 0 to 5, or -1 for none"):
+        retrieval(x, labels, exclude=np.full((6, 1), 6))
     with pytest.raises(TypeError, match="reference_labels must be given"):
         retrieval(x, labels, reference=x)
     with pytest.raises(TypeError, match="pass it too"):

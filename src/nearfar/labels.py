@@ -170,6 +170,37 @@ def share_label(rows: Tensor, columns: Tensor) -> Tensor:
     return rows.float() @ columns.float().T > 0
 
 
+def listed_rows(name: str, listed: ArrayLike, n: int, m: int, device: torch.device) -> Tensor:
+    """Some rows of a reference for each of n rows.
+
+    Args:
+        name: what the caller called them.
+        listed: (n, e) integers from 0 to m - 1, or -1 for none.
+        n: how many rows they are listed for.
+        m: how many rows the reference has.
+        device: where they go.
+
+    Returns:
+        (n, e) int64.
+
+    Raises:
+        TypeError: no integers.
+        ValueError: a wrong shape, or a row that is not there.
+    """
+    known = tensor(name, listed)
+    if known.is_floating_point() or known.dtype is torch.bool or known.is_complex():
+        raise TypeError(f"{name} must hold row indices of an integer dtype, got {known.dtype}.")
+    if known.ndim != 2 or len(known) != n:
+        raise ValueError(
+            f"{name} must have shape ({n}, e), rows of the reference for each row, -1 for none; "
+            f"got {tuple(known.shape)}."
+        )
+    known = known.to(device, torch.int64)
+    outside = ((known < -1) | (known >= m)).any(1)
+    refuse(name, known, outside, f"hold rows from 0 to {m - 1}, or -1 for none")
+    return known
+
+
 def _one_per_row(name: str, labels: ArrayLike, like: Tensor) -> Tensor:
     labels = tensor(name, labels, device=like.device)
     if labels.ndim != 1:

@@ -17,7 +17,7 @@ from nearfar.engine.budget import current_limits
 from nearfar.engine.closeness import by_distance
 from nearfar.engine.pick import distance_weight, draw, semihard, walk
 from nearfar.inputs import ArrayLike, between, lift, tensor
-from nearfar.labels import refuse
+from nearfar.labels import listed_rows
 from nearfar.losses.batch import compare
 from nearfar.losses.batch_tuples import CUTOFF, NONZERO_LOSS_CUTOFF, seed
 from nearfar.relation import Block, Relation
@@ -125,7 +125,9 @@ def hard_negatives(
     rows, columns, relation = _compare(
         x, labels, reference, reference_labels, reference_self, distance
     )
-    known = _known(exclude, relation, rows)
+    known = None
+    if exclude is not None:
+        known = listed_rows("exclude", exclude, len(rows), relation.m, rows.device)
 
     def in_block(where: slice, d: Tensor, who: Block) -> tuple[Tensor, Tensor]:
         positive, negative = who.masks()
@@ -465,24 +467,6 @@ def _nearest(d: Tensor, k: int) -> tuple[Tensor, Tensor]:
     distances[:, : d.shape[1]] = least.values
     indices[:, : d.shape[1]] = least.indices.masked_fill(least.values == inf, -1)
     return distances, indices
-
-
-def _known(exclude: ArrayLike | None, relation: Relation, rows: Tensor) -> Tensor | None:
-    """(n, e) int64 columns that are positives, -1 for none."""
-    if exclude is None:
-        return None
-    known = tensor("exclude", exclude)
-    if known.is_floating_point() or known.dtype is torch.bool or known.is_complex():
-        raise TypeError(f"exclude must hold row indices of an integer dtype, got {known.dtype}.")
-    if known.ndim != 2 or len(known) != len(rows):
-        raise ValueError(
-            f"exclude must have shape ({len(rows)}, e), the known positives of each row, -1 for "
-            f"none; got {tuple(known.shape)}."
-        )
-    known = known.to(rows.device, torch.int64)
-    outside = ((known < -1) | (known >= relation.m)).any(1)
-    refuse("exclude", known, outside, f"hold rows from 0 to {relation.m - 1}, or -1 for none")
-    return known
 
 
 def _mark(known: Tensor, d: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from nearfar.distance import Distance, largest, unit
 from nearfar.engine.budget import Limits, current_limits, tile
 from nearfar.engine.closeness import Euclidean
 from nearfar.inputs import ArrayLike, batch, lift
-from nearfar.labels import class_ids, refuse
+from nearfar.labels import class_ids, listed_rows, refuse
 from nearfar.mine import Found
 from nearfar.parts import spans
 
@@ -26,13 +26,14 @@ class Space:
     Attributes:
         rows: (n, d), at unit length for cosine distance.
         columns: (m, d) likewise.
-        own: (n,) int64, the column that is the row itself, -1 for none.
+        hidden: (n, h) int64, the columns that are never found: first the row itself, then those
+            that are excluded, each once; -1 for none.
         distance: whose order it is.
     """
 
     rows: Tensor
     columns: Tensor
-    own: Tensor
+    hidden: Tensor
     distance: Distance
 
     def distances(self, squares: Tensor) -> Tensor:
@@ -46,6 +47,7 @@ def space(
     x: ArrayLike,
     reference: ArrayLike | None,
     reference_self: ArrayLike | None,
+    exclude: ArrayLike | None,
     distance: Distance,
 ) -> Space:
     """Check and lift rows and references.
@@ -60,7 +62,8 @@ def space(
     if reference is None:
         if reference_self is not None:
             raise TypeError("reference_self describes reference: pass it too.")
-        columns, own = rows, torch.arange(len(rows), device=rows.device)
+        columns = rows
+        own: Tensor | None = torch.arange(len(rows), device=rows.device)
     else:
         columns = lift("reference", batch("reference", reference, like=rows).detach())
         _refuse_non_finite("reference", columns)
@@ -71,13 +74,14 @@ def space(
         same, rows = columns is rows, unit(rows)
         columns = rows if same else unit(columns)
     a, b = Euclidean(squared=True).prepare(rows, None if columns is rows else columns)
-    return Space(a, a if b is None else b, own, distance)
+    hidden = hidden_columns(own, exclude, len(rows), len(columns), rows.device)
+    return Space(a, a if b is None else b, hidden, distance)
 
 
 def squares(
     where: Space, rows: slice, limits: Limits, at_least: int = 0
 ) -> Iterator[tuple[slice, Tensor]]:
-    """|a - b|^2 of these rows to one block of columns after the other; infinite to themselves.
+    """|a - b|^2 of these rows to one block of columns after the other; infinite to hidden ones.
 
     Walking twice with the same arguments gives the same bits.
     """
@@ -85,9 +89,9 @@ def squares(
     width = max(_tile(where, limits)[1], at_least)
     for columns in spans(len(where.columns), width):
         values = closeness.tile(where.rows[rows], where.columns[columns]).values
-        own = where.own[rows] - columns.start
-        inside = ((own >= 0) & (own < values.shape[1])).nonzero()[:, 0]
-        values[inside, own[inside]] = inf
+        place = where.hidden[rows] - columns.start
+        row, which = ((place >= 0) & (place < values.shape[1])).nonzero(as_tuple=True)
+        values[row, place[row, which]] = inf
         yield columns, values
 
 
@@ -151,6 +155,7 @@ def nearest(
     distance: Distance = "cosine",
     reference: ArrayLike | None = None,
     reference_self: ArrayLike | None = None,
+    exclude: ArrayLike | None = None,
 ) -> Found:
     """The k nearest references of each row, exactly, in memory that does not grow with them.
 
@@ -163,6 +168,8 @@ def nearest(
         distance: "cosine", "euclidean" or "sqeuclidean".
         reference: (m, d) embeddings to search. None: the other rows of x.
         reference_self: (n,) which row of `reference` is row i itself, -1 for none; it is not found.
+        exclude: (n, e) integers, rows of the reference or of x that row i is not compared with,
+            such as those of its own camera or session; -1 for none.
 
     Returns:
         `Found`, nearest first; -1 and infinity where there are fewer than k.
@@ -176,7 +183,7 @@ def nearest(
             [1, 0]])
     """
     check_k("k", k)
-    where, limits = space(x, reference, reference_self, distance), current_limits()
+    where, limits = space(x, reference, reference_self, exclude, distance), current_limits()
     values = where.rows.new_full((len(where.rows), k), inf)
     index = torch.full((len(where.rows), k), -1, device=where.rows.device)
     for rows in row_spans(where, limits, k):
@@ -191,6 +198,7 @@ def approximate_nearest(
     distance: Distance = "cosine",
     reference: ArrayLike | None = None,
     reference_self: ArrayLike | None = None,
+    exclude: ArrayLike | None = None,
 ) -> Found:
     """Most of the k nearest references of each row, by a graph of neighbours (HNSW).
 
@@ -205,6 +213,8 @@ def approximate_nearest(
         distance: "cosine", "euclidean" or "sqeuclidean".
         reference: (m, d) embeddings to search. None: the other rows of x.
         reference_self: (n,) which row of `reference` is row i itself, -1 for none; it is not found.
+        exclude: (n, e) integers, rows of the reference or of x that row i is not compared with,
+            such as those of its own camera or session; -1 for none.
 
     Returns:
         `Found`, nearest first; -1 and infinity where there are fewer than k.
@@ -224,17 +234,19 @@ def approximate_nearest(
             "approximate_nearest needs usearch: pip install 'nearfar[search]'. `nearest` finds the "
             "same without it, exactly."
         ) from error
-    where = space(x, reference, reference_self, distance)
+    where = space(x, reference, reference_self, exclude, distance)
     rows, columns = (part.float().cpu() for part in (where.rows, where.columns))
     values, index = torch.full((len(rows), k), inf), torch.full((len(rows), k), -1)
     if len(rows) and len(columns):
         graph = Index(ndim=columns.shape[1], metric="l2sq", dtype="f32")
         graph.add(torch.arange(len(columns)).numpy(), columns.numpy())
-        wanted = min(k + 1, len(columns))  # one more, since the row itself may be among them
+        # More than k, since the row itself and what is excluded may be among them.
+        wanted = min(k + where.hidden.shape[1], len(columns))
         matches = graph.search(rows.numpy(), wanted)
         near = torch.from_numpy(matches.distances).float().reshape(len(rows), wanted)
         place = torch.from_numpy(matches.keys.astype("int64")).reshape(len(rows), wanted)
-        near = near.masked_fill(place == where.own.cpu()[:, None], inf)
+        for hidden in where.hidden.cpu().unbind(1):
+            near = near.masked_fill(place == hidden[:, None], inf)
         near, order = near.sort(dim=1, stable=True)
         values[:, : min(k, wanted)] = near[:, :k]
         index[:, : min(k, wanted)] = place.gather(1, order)[:, :k]
@@ -249,13 +261,35 @@ def check_k(name: str, k: object) -> None:
         raise ValueError(f"{name} must be an integer of at least 1, got {k!r}.")
 
 
-def _own(reference_self: ArrayLike | None, rows: Tensor, columns: Tensor) -> Tensor:
+def _own(reference_self: ArrayLike | None, rows: Tensor, columns: Tensor) -> Tensor | None:
     if reference_self is None:
-        return torch.full((len(rows),), -1, device=rows.device)
+        return None
     own = class_ids(reference_self, like=rows, name="reference_self")
     outside = (own < -1) | (own >= len(columns))
     refuse("reference_self", own, outside, f"be a row of reference, 0 to {len(columns) - 1}, or -1")
     return own
+
+
+def hidden_columns(
+    own: Tensor | None, exclude: ArrayLike | None, n: int, m: int, device: torch.device
+) -> Tensor:
+    """See `Space.hidden`.
+
+    Args:
+        own: (n,) the column that is the row itself, -1 for none; None: none is.
+        exclude: (n, e) other columns, -1 for none.
+        n: rows.
+        m: columns.
+        device: where they are.
+    """
+    own = torch.full((n,), -1, device=device) if own is None else own
+    if exclude is None:
+        return own[:, None]
+    listed = listed_rows("exclude", exclude, n, m, device).sort(1).values
+    again = torch.zeros_like(listed, dtype=torch.bool)
+    again[:, 1:] = listed[:, 1:] == listed[:, :-1]
+    again |= listed == own[:, None]
+    return torch.cat([own[:, None], listed.masked_fill(again, -1)], 1)
 
 
 def _refuse_non_finite(name: str, x: Tensor) -> None:

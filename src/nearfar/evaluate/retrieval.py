@@ -1,5 +1,6 @@
 """How well nearest references share the label of the query."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf, isnan
@@ -10,7 +11,15 @@ from torch import Tensor
 
 from nearfar.distance import Distance
 from nearfar.engine.budget import Limits, current_limits
-from nearfar.evaluate.nearest import Space, check_k, k_nearest, row_spans, space, squares
+from nearfar.evaluate.nearest import (
+    Space,
+    check_k,
+    hidden_columns,
+    k_nearest,
+    row_spans,
+    space,
+    squares,
+)
 from nearfar.evaluate.plain import number, plain
 from nearfar.inputs import ArrayLike, tensor
 from nearfar.mine import Found
@@ -110,6 +119,7 @@ def retrieval(
     reference: ArrayLike | None = None,
     reference_labels: ArrayLike | None = None,
     reference_self: ArrayLike | None = None,
+    exclude: ArrayLike | None = None,
     k: Sequence[int] = (1, 5, 10),
     distance: Distance = "cosine",
 ) -> Retrieval:
@@ -136,7 +146,11 @@ def retrieval(
         reference: (m, d) embeddings to search. None: the other rows of x.
         reference_labels: (m,) or (m, c), their labels.
         reference_self: (n,) which row of `reference` is row i itself, -1 for none; it is neither
-            found nor relevant. Rows of equal values are not taken for the same.
+            found nor relevant. Rows of equal values are not taken for the same; but a warning says
+            so where every query has a reference at distance 0 and nobody named its own.
+        exclude: (n, e) integers, rows of the reference or of x that row i is not compared with,
+            -1 for none: neither found nor relevant. In re-identification, images of the same
+            person by the same camera.
         k: the numbers of nearest references to look at.
         distance: "cosine", "euclidean" or "sqeuclidean". The last two give the same figures.
 
@@ -162,18 +176,17 @@ def retrieval(
     Järvelin & Kekäläinen, 2002; Recall@k as a hit rate: Jégou, Douze & Schmid, 2011.
     """
     sizes = _sizes(k)
-    where, limits = space(x, reference, reference_self, distance), current_limits()
+    where, limits = space(x, reference, reference_self, exclude, distance), current_limits()
     relation = _relation(where, labels, reference is None, reference_labels, reference_self)
-    relevant = relation.n_positives()
-    depth = min(max(*sizes, int(relevant.max()) if len(relevant) else 0), relation.m)
-    scored = [
-        _Scored.of(
-            *_search(where, relation, rows, depth, limits),
-            relevant[rows],
-            sizes,
-        )
-        for rows in row_spans(where, limits, depth)
-    ]
+    relevant = _n_relevant(relation, where.hidden)
+    depth = max(min(max(*sizes, int(relevant.max()) if len(relevant) else 0), relation.m), 1)
+    scored, meet_themselves = [], True
+    for rows in row_spans(where, limits, depth):
+        hits, first, nearest = _search(where, relation, rows, depth, limits)
+        scored.append(_Scored.of(hits, first, relevant[rows], sizes))
+        meet_themselves = meet_themselves and _at_no_distance(where.rows[rows], nearest)
+    if reference is not None and reference_self is None and meet_themselves:
+        _warn_of_selves()
     return _gather(scored, relevant, relation, sizes)
 
 
@@ -183,6 +196,7 @@ def retrieval_of(
     *,
     reference_labels: ArrayLike | None = None,
     reference_self: ArrayLike | None = None,
+    exclude: ArrayLike | None = None,
     k: Sequence[int] = (1, 5, 10),
 ) -> Retrieval:
     """The figures of `retrieval` for neighbours found elsewhere, as by `approximate_nearest`.
@@ -196,6 +210,7 @@ def retrieval_of(
         labels: (n,) class ids, or (n, c) bool multi-labels, where sharing one makes relevant.
         reference_labels: (m,) or (m, c), labels of the references. None: those were the other rows.
         reference_self: (n,) which reference is row i itself, -1 for none.
+        exclude: (n, e) references that row i was not compared with, -1 for none.
         k: the numbers of nearest references to look at, no more than were found.
 
     Raises:
@@ -219,16 +234,26 @@ def retrieval_of(
     else:
         columns = tensor("reference_labels", reference_labels, device=rows.device)
         relation = across(labels, rows, columns, reference_labels, reference_self)
-    relevant = relation.n_positives()
+    hidden = hidden_columns(relation.own, exclude, relation.n, relation.m, rows.device)
+    relevant = _n_relevant(relation, hidden)
+    if relation.own is None and len(rows) and bool((found.distances[:, 0] == 0).all()):
+        _warn_of_selves()
     hits = _hits(relation, slice(0, len(rows)), rows)
+    for column in hidden.unbind(1):
+        hits &= rows != column[:, None]
     first = torch.where(hits.any(1), hits.int().argmax(1) + 1.0, inf)
     return _gather([_Scored.of(hits, first, relevant, sizes)], relevant, relation, sizes)
 
 
 def _search(
     where: Space, relation: Relation, rows: slice, depth: int, limits: Limits
-) -> tuple[Tensor, Tensor]:
-    """(b, depth) whether those found are relevant, and (b,) the rank of the first that is."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What these rows find.
+
+    Returns:
+        (b, depth) whether those found are relevant; (b,) the rank of the first that is; (b, depth)
+        the squares of their distances.
+    """
     closest = where.rows.new_full((rows.stop - rows.start,), inf)
     place = torch.full_like(closest, relation.m, dtype=torch.int64)
 
@@ -241,17 +266,43 @@ def _search(
         closest[nearer] = least.values[nearer]
         place[nearer] = least.indices[nearer] + columns.start
 
-    _, index = k_nearest(where, rows, depth, limits, closest_positive)
+    nearest, index = k_nearest(where, rows, depth, limits, closest_positive)
     hits = _hits(relation, rows, index)
     first = torch.where(hits.any(1), hits.int().argmax(1) + 1.0, inf)
     if not (closest.isfinite() & first.isinf()).any():
-        return hits, first
+        return hits, first, nearest
     ahead = torch.zeros_like(place)
     for columns, d in squares(where, rows, limits, at_least=depth):
         numbers = torch.arange(columns.start, columns.stop, device=d.device)
         before = (d == closest[:, None]) & (numbers < place[:, None])
         ahead += ((d < closest[:, None]) | before).sum(1)
-    return hits, torch.where(closest.isfinite(), ahead + 1.0, inf)
+    return hits, torch.where(closest.isfinite(), ahead + 1.0, inf), nearest
+
+
+def _n_relevant(relation: Relation, hidden: Tensor) -> Tensor:
+    """(n,) how many references there are to find, without those that are hidden."""
+    among_hidden = _hits(relation, slice(0, relation.n), hidden).sum(1)
+    return relation.n_positives() - among_hidden
+
+
+def _at_no_distance(rows: Tensor, nearest: Tensor) -> bool:
+    """Whether all of these rows have a reference where they are, but for rounding.
+
+    Args:
+        rows: (b, d).
+        nearest: (b, k) squares of the distances to their nearest references.
+    """
+    near = (16 * torch.finfo(torch.float32).eps) ** 2 * rows.square().sum(1)
+    return bool((nearest[:, 0] <= near).all())
+
+
+def _warn_of_selves() -> None:
+    warnings.warn(
+        "Every query has a reference at distance 0. If that is the query itself, it finds itself "
+        "and the figures mean nothing: say which row of the reference it is with reference_self=, "
+        "torch.arange(len(x)) where the reference is x, or leave reference out.",
+        stacklevel=3,
+    )
 
 
 def _hits(relation: Relation, rows: slice, index: Tensor) -> Tensor:
@@ -321,7 +372,7 @@ def _gather(
     if not used.any():
         raise ValueError(
             f"None of the {relation.n} queries has a reference that shares its label, so there is "
-            "nothing to find. Check labels and reference_labels."
+            "nothing to find. Check labels, reference_labels and exclude."
         )
     at_k = torch.cat([block.at_k for block in scored])[used]
     whole = torch.cat([block.whole for block in scored])[used]
