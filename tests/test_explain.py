@@ -264,6 +264,36 @@ def test_a_whole_batch_shows_its_strongest_forces():
     assert finding_names(apart) == ["dead-batch", "one-kind-only"]
 
 
+BATCHES = [
+    (nf.sup_con_loss, {"temperature": 0.5}),
+    (nf.batch_triplet_loss, {"margin": 5.0, "return_stats": True}),
+    (nf.multi_similarity_loss, {}),
+]
+
+
+@pytest.mark.parametrize(("loss", "settings"), BATCHES)
+def test_a_whole_batch_has_the_findings_of_the_doctor(loss, settings):
+    x, labels = clusters().flatten(0, 1), torch.arange(8).repeat_interleave(4)
+    assert finding_names(nf.explain(loss, x, labels, **settings)) == []
+    one_place = nf.explain(loss, 1 + 1e-4 * x, labels, **settings)
+    assert finding_names(one_place) == ["collapsed-embedding"]
+    alone = nf.explain(loss, x, torch.arange(32), **settings)
+    assert "one-kind-only" in finding_names(alone)
+
+
+def test_items_against_proxies_have_them_too():
+    x, labels = clusters().flatten(0, 1), torch.arange(8).repeat_interleave(4)
+    proxies = x[::4]
+    healthy = nf.explain(nf.proxy_softmax_loss, x, proxies, labels, scale=10.0)
+    assert finding_names(healthy) == []
+    collapsed = nf.explain(nf.proxy_softmax_loss, 1 + 1e-4 * x, proxies, labels, scale=10.0)
+    assert finding_names(collapsed) == ["collapsed-embedding"]
+    bad = x.clone()
+    bad[3, 0] = torch.nan
+    broken = nf.explain(nf.proxy_softmax_loss, bad, proxies, labels, scale=10.0)
+    assert finding_names(broken) == ["not-a-number"]
+
+
 def test_a_decoupled_loss_with_nothing_to_compare_has_no_force() -> None:
     """The log-sum-exp of no negatives has no derivative; the loss, which is 0, has."""
     x = torch.randn(1, 3, generator=torch.Generator().manual_seed(0))

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from nearfar.distance import length
 from nearfar.doctor.evidence import Apart, Evidence
-from nearfar.doctor.examine import examined, of_batch
+from nearfar.doctor.examine import examined, of_batch, of_embeddings
 from nearfar.doctor.finding import Finding
 from nearfar.doctor.pushes import FEWEST
 from nearfar.doctor.rules import diagnose
 from nearfar.forces import forces, way
-from nearfar.inputs import ArrayLike, tensor
+from nearfar.inputs import ArrayLike, batch, tensor
+from nearfar.labels import batch_labels
 from nearfar.losses.shell import unwrap
 from nearfar.observe import Measured, watch
 from nearfar.tabulate import Table
@@ -225,10 +226,6 @@ def _explain_batch(
             *(column.tolist() for column in columns), strict=True
         )
     )
-    evidence = Evidence(loss=function.__name__, settings=settings, broken=acting.isnan())
-    if examined(function):
-        evidence = of_batch(function, data, settings)
-    evidence = replace(evidence, active=acting > 0)
     return Explanation(
         loss=function.__name__,
         hyperparameters=_plain(settings),
@@ -239,8 +236,30 @@ def _explain_batch(
         active_share=active / max(n, 1),
         pull=float(shown.pull.sum()),
         push=float(shown.push.sum()),
-        findings=diagnose(evidence).findings,
+        findings=diagnose(_batch_evidence(function, data, settings, acting)).findings,
     )
+
+
+def _batch_evidence(
+    function: Callable[..., Tensor],
+    data: tuple[ArrayLike, ...],
+    settings: dict[str, Any],
+    acting: Tensor,
+) -> Evidence:
+    """What a whole batch says.
+
+    Args:
+        function: the loss, over (x, labels), two towers, or (x, proxies, labels).
+        data: that.
+        settings: what it is called with.
+        acting: (n,) the forces of each anchor, added up in size.
+    """
+    if examined(function):
+        evidence = of_batch(function, data, settings)
+    else:
+        x = batch("x", data[0])
+        evidence = of_embeddings(x, batch_labels(data[-1], like=x), settings)
+    return replace(evidence, loss=function.__name__, broken=acting.isnan(), active=acting > 0)
 
 
 def _read_force(similar: bool, force: float) -> str:

@@ -6,6 +6,7 @@ refused with a message that names the argument and the fix.
 """
 
 import warnings
+from collections.abc import Sequence
 from math import inf, isfinite
 from typing import Any
 
@@ -206,6 +207,23 @@ def between(name: str, value: float, low: float, high: float, why: str = "") -> 
         wanted = "a finite number" if low == -inf else f"a number{limits}"
         raise ValueError(f"{name} must be {wanted}{why}, got {value!r}.")
     return value
+
+
+def rates(name: str, values: Sequence[float]) -> tuple[float, ...]:
+    """Rates from 0 up to but not including 1, as floats.
+
+    Raises:
+        TypeError: no sequence.
+        ValueError: one that is out of range, such as a percentage.
+    """
+    if not isinstance(values, Sequence | np.ndarray) or isinstance(values, str):
+        raise TypeError(f"{name} must be a sequence of rates, as (0.1, 0.01); got {values!r}.")
+    for value in values:
+        if not (_is_number(value) and 0 <= value < 1):
+            raise ValueError(
+                f"{name} must hold rates from 0 to below 1, got {value!r}; 5 % is 0.05."
+            )
+    return tuple(float(value) for value in values)
 
 
 def _is_number(value: object) -> bool:

@@ -78,7 +78,7 @@ def examine(
     asked = {} if distance is None else {"distance": distance}
     function, settings = unwrap(loss, asked | hyperparameters)
     takes = _data_of(function)
-    if not examined(function) or "negatives" in settings:
+    if not examined(function) or settings.get("negatives") is not None:
         raise TypeError(
             f"{function.__name__} over ({', '.join(takes)}) is explained by nearfar.explain; "
             "examine looks at losses over (x, labels), and at two towers that match row by row."
@@ -99,7 +99,6 @@ def of_batch(
         data: its two arguments.
         settings: all else it is called with.
     """
-    settings = {name: value for name, value in settings.items() if name != "return_stats"}
     if function.__name__ in TOWERS:
         both = towers(**dict(zip(_data_of(function), data, strict=False)))
         rows, other = (tower.detach() for tower in both)

@@ -29,6 +29,9 @@ class PlattProbability:
     share: float
     prior: float
 
+    def __post_init__(self) -> None:
+        _check_shares(self.share, self.prior)
+
     def __call__(self, scores: ArrayLike) -> Tensor:
         """(n,) float64 probabilities of "same"."""
         log_odds = self.slope * torch.from_numpy(as_floats("scores", scores)) + self.intercept
@@ -55,6 +58,9 @@ class IsotonicProbability:
     values: tuple[float, ...]
     share: float
     prior: float
+
+    def __post_init__(self) -> None:
+        _check_shares(self.share, self.prior)
 
     def __call__(self, scores: ArrayLike) -> Tensor:
         """(n,) float64 probabilities of "same"."""
@@ -89,8 +95,9 @@ def platt_probability(
 
     Raises:
         TypeError: labels that are not bool.
-        ValueError: no similar or no dissimilar pairs, scores that are not finite, wrong shapes;
-            scores that are closer for dissimilar pairs, which no such curve fits.
+        ValueError: no similar or no dissimilar pairs, scores that are not finite, wrong shapes, a
+            prior out of range; scores that are closer for dissimilar pairs, which no such curve
+            fits.
 
     >>> d, same = [0.1, 0.2, 0.6, 0.4, 0.7, 0.9], [True, True, True, False, False, False]
     >>> platt_probability(d, same, higher_is_closer=False)([0.1, 0.5, 0.9]).round(decimals=3)
@@ -103,6 +110,7 @@ def platt_probability(
 
     closeness, same = checked(scores, similar, higher_is_closer)
     share, low, high = _targets(same)
+    prior = share if prior is None else prior
     # Each pair stands in both classes, weighted by its target.
     target = np.where(same, high, low)
     centre, scale = closeness.mean(), closeness.std() or 1.0
@@ -117,7 +125,7 @@ def platt_probability(
         )
     sign = 1 if higher_is_closer else -1
     intercept = float(model.intercept_[0] - steep * centre / scale)
-    return PlattProbability(sign * steep / float(scale), intercept, share, _prior(prior, share))
+    return PlattProbability(sign * steep / float(scale), intercept, share, prior)
 
 
 def isotonic_probability(
@@ -138,7 +146,8 @@ def isotonic_probability(
 
     Raises:
         TypeError: labels that are not bool.
-        ValueError: no similar or no dissimilar pairs, scores that are not finite, wrong shapes.
+        ValueError: no similar or no dissimilar pairs, scores that are not finite, wrong shapes, a
+            prior out of range.
 
     >>> d, same = [0.1, 0.2, 0.6, 0.4, 0.7, 0.9], [True, True, True, False, False, False]
     >>> isotonic_probability(d, same, higher_is_closer=False)([0.1, 0.5, 0.9])
@@ -152,14 +161,13 @@ def isotonic_probability(
 
     closeness, same = checked(scores, similar, higher_is_closer)
     share, low, high = _targets(same)
+    prior = share if prior is None else prior
     model = IsotonicRegression(y_min=low, y_max=high).fit(closeness, same.astype(float))
     knots: Floats = model.X_thresholds_
     values: Floats = model.y_thresholds_
     if not higher_is_closer:
         knots, values = -knots[::-1], values[::-1]
-    return IsotonicProbability(
-        tuple(knots.tolist()), tuple(values.tolist()), share, _prior(prior, share)
-    )
+    return IsotonicProbability(tuple(knots.tolist()), tuple(values.tolist()), share, prior)
 
 
 def probability_from(plain: Mapping[str, Any]) -> PlattProbability | IsotonicProbability:
@@ -181,10 +189,9 @@ def _targets(same: Bools) -> tuple[float, float, float]:
     return float(same.mean()), 1 / (n_dissimilar + 2), (n_similar + 1) / (n_similar + 2)
 
 
-def _prior(prior: float | None, share: float) -> float:
-    if prior is None:
-        return share
-    return between("prior", prior, 1e-12, 1 - 1e-12, ", the share of similar pairs")
+def _check_shares(share: float, prior: float) -> None:
+    between("share", share, 1e-12, 1 - 1e-12, ", that of similar calibration pairs")
+    between("prior", prior, 1e-12, 1 - 1e-12, ", the share of similar pairs")
 
 
 def _shift(share: float, prior: float) -> float:

@@ -20,7 +20,7 @@ from nearfar.evaluate.intervals import (
 from nearfar.evaluate.plain import number, plain
 from nearfar.evaluate.scores import Floats, checked
 from nearfar.evaluate.tally import Average, Tally, tally_of
-from nearfar.inputs import ArrayLike
+from nearfar.inputs import ArrayLike, rates
 from nearfar.tabulate import Table
 
 # Doddington's rule of 30: with 30 errors an error rate is known to within 30 % of itself, 9 times
@@ -208,7 +208,8 @@ def verification(
 
     Raises:
         TypeError: labels that are not bool, identities that are not integers.
-        ValueError: no similar or no dissimilar pairs, scores that are not finite, wrong shapes.
+        ValueError: no similar or no dissimilar pairs, scores that are not finite, wrong shapes, a
+            rate in `far` that is below 0 or not below 1.
 
     >>> d, same = [0.1, 0.4, 0.3, 0.9], [True, True, False, False]
     >>> print(verification(d, same, higher_is_closer=False, far=(0.1,)))
@@ -237,7 +238,7 @@ def figures_of(
     tally: Tally, far: Sequence[float], *, level: float, resamples: int, seed: int, sign: int = 1
 ) -> Verification:
     """The figures of counted pairs; `sign` is -1 where their distances are negated similarities."""
-    far = tuple(float(f) for f in far)
+    far = rates("far", far)
     enough = [tally.n_trials >= (needed(f) or inf) for f in far]
 
     def figures(false: Floats, true: Floats) -> Floats:

@@ -73,7 +73,9 @@ def as_module(loss: Callable[..., Tensor]) -> type[nn.Module]:
 def unwrap(
     loss: Callable[..., Tensor], hyperparameters: dict[str, Any]
 ) -> tuple[Callable[..., Tensor], dict[str, Any]]:
-    """The function behind a loss or its module, and all it takes by keyword but the reduction.
+    """The function behind a loss or its module, and what it takes by keyword.
+
+    The reduction and the wish for statistics are left out: they shape what comes, not the loss.
 
     Raises:
         TypeError: `loss` is not one of nearfar's, or a reduction is given.
@@ -91,7 +93,9 @@ def unwrap(
     settings.pop("reduction", None)
     if isinstance(loss, nn.Module):
         settings = {name: getattr(loss, name, default) for name, default in settings.items()}
-    return function, settings | hyperparameters
+    settings |= hyperparameters
+    settings.pop("return_stats", None)
+    return function, settings
 
 
 def _camel_case(function_name: str) -> str:
