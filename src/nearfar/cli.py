@@ -7,9 +7,11 @@ import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import TextIOWrapper
 from types import FrameType
 
 from nearfar.errors import InputError
+from nearfar.text import printable
 
 INTERRUPTED = 130
 LISTS = ("--loss", "--margin", "--margin2", "--temperature", "--scale", "--distance")
@@ -41,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] in (["sweep"], ["verify"]):
         given = _one_option_a_value(given) if given[0] == "sweep" else _items_after_options(given)
+    _write_any_text()
     try:
         with _ended_like_ctrl_c():
             return _run(given)
@@ -117,8 +120,15 @@ def _items_after_options(given: list[str]) -> list[str]:
 
 
 def _fail(message: str, status: int = 2) -> int:
-    print("nearfar: error: " + " ".join(message.split()), file=sys.stderr)
+    print("nearfar: error: " + printable(" ".join(message.split())), file=sys.stderr)
     return status
+
+
+def _write_any_text() -> None:
+    """A path that is no UTF-8, or a letter that the terminal lacks, ends no command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _memory_ran_out(error: Exception) -> bool:

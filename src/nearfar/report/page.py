@@ -98,7 +98,7 @@ def _write(out: Path, template: str, **contents: Any) -> None:
     except OSError as error:
         raise InputError(f"--out {out} cannot be written: {error.strerror}.") from None
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
         Path(name).chmod(0o644)
         Path(name).replace(out)

@@ -3,7 +3,7 @@
 import hashlib
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nearfar.errors import InputError
 from nearfar.tables import SUFFIXES as TABLES
+from nearfar.text import printable
 from nearfar.train.names import GLYPHS
 
 
@@ -96,6 +97,10 @@ def read_data(
             kind of data does not take.
     """
     data = _read(source, image_size, similar_label, shape, labelled)
+    if isinstance(data, Pairs):
+        data = replace(data, items=_printable(data.items))
+    else:
+        data = _printable(data)
     found = tuple(items_of(data).x.shape[1:])
     if shape is not None and found != shape:
         raise InputError(
@@ -137,6 +142,15 @@ def _read(
         known = "a folder of images, .npz, .csv or .parquet"
         raise InputError(f"{source} is of no kind that is known here: it must be {known}.")
     raise InputError(f"no such file or folder: {source} (the built-in letters are called {GLYPHS})")
+
+
+def _printable(items: Items) -> Items:
+    """With names that every report, file and terminal can take, whoever gave them."""
+    return replace(
+        items,
+        names=[printable(name) for name in items.names],
+        identities=[printable(name) for name in items.identities],
+    )
 
 
 def holds_pairs(source: str) -> bool:
