@@ -311,8 +311,8 @@ def test_an_image_that_its_reader_stumbles_over_is_named(nearfar, image_run, tmp
     def stumble(_):
         raise struct.error("odd tag")
 
-    monkeypatch.setattr("nearfar.train.images.ImageOps.exif_transpose", stumble)
-    assert "odd.png cannot be read" in nearfar("verify", image_run, path, path).error
+    monkeypatch.setattr("nearfar.train.pixels.depth", lambda _, image: stumble(image))
+    assert "odd.png cannot be read: it is damaged" in nearfar("verify", image_run, path, path).error
 
 
 def test_a_hang_up_clears_up_too(tmp_path):

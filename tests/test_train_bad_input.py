@@ -225,7 +225,7 @@ def not_parquet(tmp):
 
 CASES = [
     (truncated_image, ["photos/id3/1.png", "cut off", "Repair or remove"]),
-    (not_an_image, ["photos/id3/1.png", "damaged or no image"]),
+    (not_an_image, ["photos/id3/1.png", "holds text", "no image"]),
     (empty_folder, ["photos is empty", "one subfolder per identity"]),
     (no_subfolders, ["no subfolders", "one subfolder per identity"]),
     (empty_subfolder, ["nobody holds no images"]),

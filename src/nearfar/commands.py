@@ -96,6 +96,15 @@ SimilarLabel = Annotated[
         rich_help_panel=DATA,
     ),
 ]
+IdentityDepth = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=9,
+        help="In a folder: 1 if its subfolders are the identities, 2 if theirs are.",
+        rich_help_panel=DATA,
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what --out names.")]
 Margin = Annotated[
     float | None,
@@ -191,6 +200,7 @@ def train(
         int | None,
         typer.Option(help="Side that image files are resized to (32).", rich_help_panel=DATA),
     ] = None,
+    identity_depth: IdentityDepth = None,
     encoder: Annotated[
         str | None,
         typer.Option(help="auto, or your own as package.module:factory.", rich_help_panel=TRAINING),
@@ -255,6 +265,7 @@ def train(
         loss=loss,
         similar_label=similar_label,
         image_size=image_size,
+        identity_depth=identity_depth,
         encoder=encoder,
         embedding_dim=embedding_dim,
         augment=augment,
@@ -315,12 +326,15 @@ def evaluate(
         typer.Argument(metavar="[DATA]", help="All of it; without, the run's test identities."),
     ] = None,
     similar_label: SimilarLabel = None,
+    identity_depth: IdentityDepth = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure a run, on its test identities or on other data, beside the raw input's distance."""
     from nearfar.train.use import evaluate_run
 
-    found, notes = evaluate_run(run, data, similar_label=similar_label)
+    found, notes = evaluate_run(
+        run, data, similar_label=similar_label, identity_depth=identity_depth
+    )
     for note in notes:
         typer.echo(f"note: {note}", err=True)
     if as_json:
@@ -361,14 +375,17 @@ def embed(
     out: Annotated[
         Path, typer.Option("--out", metavar="FILE", help="An .npz: x, y if known, names.")
     ],
+    identity_depth: IdentityDepth = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Write the embedding of every item of DATA."""
     from nearfar.train.use import embed_data
 
-    n, d, labelled = embed_data(run, data, out, overwrite=overwrite)
-    identities = "y (identities), " if labelled else ""
-    typer.echo(f"wrote {out}: x ({n} x {d} embeddings), {identities}names")
+    wrote = embed_data(run, data, out, overwrite=overwrite, identity_depth=identity_depth)
+    for note in wrote.notes:
+        typer.echo(f"note: {note}", err=True)
+    identities = "y (identities), " if wrote.labelled else ""
+    typer.echo(f"wrote {out}: x ({wrote.n} x {wrote.d} embeddings), {identities}names")
 
 
 @app.command(epilog=DOCTOR_EXAMPLES)
@@ -466,6 +483,7 @@ def sweep(
         int | None, typer.Option(help="Numbers in an embedding.", rich_help_panel=TRAINING)
     ] = None,
     similar_label: SimilarLabel = None,
+    identity_depth: IdentityDepth = None,
     seed: Annotated[
         int | None, typer.Option(help="Of everything random.", rich_help_panel=TRAINING)
     ] = None,
@@ -483,7 +501,13 @@ def sweep(
     from nearfar.train.data import holds_pairs
 
     usual = FOR_PAIRS if holds_pairs(data) else FOR_ITEMS
-    given = _given(steps=steps, embedding_dim=embedding_dim, similar_label=similar_label, seed=seed)
+    given = _given(
+        steps=steps,
+        embedding_dim=embedding_dim,
+        similar_label=similar_label,
+        identity_depth=identity_depth,
+        seed=seed,
+    )
     settings = _given(
         margin=margin, margin2=margin2, temperature=temperature, scale=scale, distance=distance
     )

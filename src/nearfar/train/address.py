@@ -47,7 +47,7 @@ def _read(address: str, shape: tuple[int, ...]) -> Tensor:
     if is_image(path) or path.is_file():
         if len(shape) != 3:
             raise InputError(f"{address} is a file of an image; the run was trained on vectors.")
-        return read_images([path], Fit.to(shape))
+        return read_images([path], Fit.to(shape))[0]
     if looks_like_vector(address):
         with np.errstate(over="ignore"):  # the caller refuses it
             numbers = vector(address, repr(address)).astype(np.float32)

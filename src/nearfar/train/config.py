@@ -23,6 +23,7 @@ class TrainConfig:
         loss: a name of `objectives.OBJECTIVES`.
         similar_label: which of 0 and 1 means similar, for pairs with numeric labels.
         image_size: side that the images of a folder or table are resized to; None: 32.
+        identity_depth: of a folder, at which depth its identities are; see `folder.read_folder`.
         hyperparameters: of that loss.
         encoder: "auto", or package.module:factory.
         embedding_dim: d of the embeddings.
@@ -43,6 +44,7 @@ class TrainConfig:
     loss: str
     similar_label: int | None = None
     image_size: int | None = None
+    identity_depth: int | None = None
     hyperparameters: Mapping[str, Setting] = field(default_factory=dict)
     encoder: str = "auto"
     embedding_dim: int = 128
@@ -71,6 +73,7 @@ class TrainConfig:
 
 _RANGES = (
     ("image_size", 8, 1024),
+    ("identity_depth", 1, 9),
     ("embedding_dim", 1, 65536),
     ("steps", 1, 10**9),
     ("identities", 2, 10**6),

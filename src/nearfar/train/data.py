@@ -29,6 +29,7 @@ class Items:
         names: n names, for messages.
         identities: the name of each identity.
         groups: for each identity, what must stay on one side of a split, or None.
+        notes: what a reader should know about how it was read.
     """
 
     x: Tensor
@@ -36,6 +37,7 @@ class Items:
     names: Sequence[str]
     identities: Sequence[str]
     groups: Sequence[str] | None = None
+    notes: Sequence[str] = ()
 
     def digest(self) -> str:
         """A fingerprint of the data, to notice that a file has changed."""
@@ -81,6 +83,7 @@ def read_data(
     similar_label: int | None = None,
     shape: tuple[int, ...] | None = None,
     labelled: bool = True,
+    identity_depth: int | None = None,
 ) -> Items | Pairs:
     """Read DATA: "glyphs", a folder, an .npz, or a .csv or .parquet table of pairs.
 
@@ -91,12 +94,13 @@ def read_data(
         shape: of the items a trained network takes; image files are made to fit it, and other
             items must.
         labelled: whether an .npz must say which identity each item shows.
+        identity_depth: of a folder, at which depth its identities are; see `read_folder`.
 
     Raises:
         InputError: it cannot be read, with the file or row and the fix; or an option that this
             kind of data does not take.
     """
-    data = _read(source, image_size, similar_label, shape, labelled)
+    data = _read(source, image_size, similar_label, shape, labelled, identity_depth)
     if isinstance(data, Pairs):
         data = replace(data, items=_printable(data.items))
     else:
@@ -115,12 +119,17 @@ def _read(
     similar_label: int | None,
     shape: tuple[int, ...] | None,
     labelled: bool,
+    identity_depth: int | None,
 ) -> Items | Pairs:
-    from nearfar.train.images import Fit, read_folder
+    from nearfar.train.folder import read_folder
+    from nearfar.train.images import Fit
     from nearfar.train.pairs import read_pairs
 
     fit = Fit.to(shape) if shape and len(shape) == 3 else Fit.square(image_size)
     path = Path(source)
+    is_folder = source != GLYPHS and path.is_dir()
+    if identity_depth is not None and not is_folder:
+        raise InputError(f"--identity-depth is for folders of images; {source} is none.")
     if holds_pairs(source):
         resized = image_size is not None
         return read_pairs(
@@ -128,8 +137,8 @@ def _read(
         )
     if similar_label is not None:
         raise InputError(f"--similar-label is for tables of pairs; {source} has identities.")
-    if source != GLYPHS and path.is_dir():
-        return read_folder(path, fit, labelled=labelled)
+    if is_folder:
+        return read_folder(path, fit, labelled=labelled, identity_depth=identity_depth)
     if image_size is not None:
         raise InputError(
             f"--image-size is for image files; the arrays of {source} keep their size."
@@ -150,6 +159,7 @@ def _printable(items: Items) -> Items:
         items,
         names=[printable(name) for name in items.names],
         identities=[printable(name) for name in items.identities],
+        notes=[printable(note) for note in items.notes],
     )
 
 

@@ -1,21 +1,26 @@
 """Image files of any size and mode as arrays of one size."""
 
-import struct
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from nearfar.errors import InputError
-from nearfar.train.data import Items
+from nearfar.train.deep import EIGHT, FLOAT, LARGEST
+from nearfar.train.pixels import read_picture
+from nearfar.train.unreadable import FORMATS
 
 SIDE = 32
-Pixels = npt.NDArray[np.uint8]
+# Pillow knows them by name alone, or asks another program.
+_NAMED_ONLY = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
 
 
 @dataclass(frozen=True)
@@ -47,95 +52,55 @@ class Fit:
         return Fit(width, height, channels)
 
 
-def read_folder(folder: Path, fit: Fit, *, labelled: bool = True) -> Items:
-    """A folder with one subfolder of images per identity.
+def read_images(files: Sequence[Path], fit: Fit) -> tuple[Tensor, list[str]]:
+    """Images, and what a reader should know about them.
 
-    Where it need not be `labelled`, loose images will do, whose identities are not known.
-
-    Raises:
-        InputError: no subfolders, a subfolder without images, an image that cannot be read.
-    """
-    identities = sorted(
-        path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
-    )
-    if not identities:
-        loose = sorted(path for path in folder.iterdir() if is_image(path))
-        if loose and not labelled:
-            names = [path.name for path in loose]
-            return Items(read_images(loose, fit), torch.full((len(loose),), -1), names, ["unknown"])
-        raise InputError(
-            f"{folder} "
-            + ("has images but no subfolders." if loose else "is empty.")
-            + " Make one subfolder per identity and put its images there."
-        )
-    files, identity = [], []
-    for index, path in enumerate(identities):
-        images = sorted(file for file in path.rglob("*") if is_image(file))
-        if not images:
-            raise InputError(f"{path} holds no images. Put some there, or remove the folder.")
-        files += images
-        identity += [index] * len(images)
-    return Items(
-        x=read_images(files, fit),
-        identity=torch.tensor(identity),
-        names=[str(file.relative_to(folder)) for file in files],
-        identities=[path.name for path in identities],
-    )
-
-
-def read_images(files: Sequence[Path], fit: Fit) -> Tensor:
-    """(n, c, h, w) uint8.
+    Returns:
+        (n, c, h, w): uint8 where all files have 8 bits a channel, else float32 of the unit that
+        `pixels.Picture` names; and notes.
 
     Raises:
-        InputError: a file that is missing or damaged; the message names it.
+        InputError: a file that is missing or cannot be read; the message says which and why.
     """
-    arrays = [_read(file, fit) for file in files]
+    pictures = [read_picture(file, (fit.width, fit.height), fit.channels) for file in files]
+    depths = Counter(picture.depth for picture in pictures)
+    arrays = [picture.pixels for picture in pictures]
+    if depths.keys() != {EIGHT}:
+        arrays = [
+            array.astype(np.float32) / LARGEST[EIGHT] if array.dtype == np.uint8 else array
+            for array in arrays
+        ]
     channels = max(array.shape[0] for array in arrays)
-    return torch.from_numpy(
-        np.stack([np.broadcast_to(array, (channels, *array.shape[1:])) for array in arrays])
+    shape = (channels, fit.height, fit.width)
+    x = torch.from_numpy(np.stack([np.broadcast_to(array, shape) for array in arrays]))
+    return x, [_of_depths(depths)] if len(depths) > 1 else []
+
+
+def _of_depths(depths: Counter[str]) -> str:
+    """How files of several depths are brought together."""
+    scaled = ", ".join(
+        f"{n:,} {depth} (as it is)" if depth == FLOAT else f"{n:,} {depth} (/ {LARGEST[depth]:,})"
+        for depth, n in sorted(depths.items())
     )
+    return f"the images are of several depths, each scaled by its own: {scaled}"
 
 
 def is_image(path: Path | str) -> bool:
-    """By its name, so that a damaged image is an error and not overlooked."""
+    """By its name, so that one that cannot be read is an error, and not overlooked."""
     path = Path(path)
+    return not path.name.startswith(".") and (is_readable(path) or path.suffix.lower() in FORMATS)
+
+
+def is_readable(path: Path | str) -> bool:
+    """Whether its name is that of an image of a format that is read here."""
+    return Path(path).suffix.lower() in _readable()
+
+
+@cache
+def _readable() -> frozenset[str]:
+    """The endings of the formats that Pillow reads."""
+    with suppress(ImportError):  # not required: it brings a decoder of its own
+        import_module("pillow_heif").register_heif_opener()
     Image.init()
-    return path.suffix.lower() in Image.EXTENSION and not path.name.startswith(".")
-
-
-# What Pillow's readers raise for a damaged file.
-_BROKEN = (OSError, ValueError, SyntaxError, RuntimeError, struct.error)
-
-
-def _read(file: Path, fit: Fit) -> Pixels:
-    """(1, h, w) for a grey image, (3, h, w) for any other, or as `fit.channels` says."""
-    size = (fit.width, fit.height)
-    try:
-        with Image.open(file) as image:
-            image.draft(None, size)  # lets JPEG decode at a fraction of its size
-            upright = ImageOps.exif_transpose(image)
-            plain = _flatten(upright)
-    except FileNotFoundError:
-        raise InputError(f"no such image: {file}") from None
-    except (*_BROKEN, Image.DecompressionBombError) as error:
-        # Pillow's own text may name the file again, or print an object's address.
-        reason = "it is cut off" if "truncated" in str(error) else "it is damaged or no image"
-        raise InputError(f"{file} cannot be read: {reason}. Repair or remove it.") from None
-    if fit.channels is not None:
-        plain = plain.convert("L" if fit.channels == 1 else "RGB")
-    resized = plain.resize(size, Image.Resampling.BILINEAR, reducing_gap=3.0)
-    array = np.asarray(resized, dtype=np.uint8)
-    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
-
-
-def _flatten(image: Image.Image) -> Image.Image:
-    """Any mode as L or RGB; what is transparent is put on white, 16 bits are scaled to 8."""
-    if image.mode.startswith(("I", "F")):
-        deep = np.asarray(image, dtype=np.float64)
-        top = 65535 if image.mode.startswith("I") else max(float(deep.max(initial=0)), 1e-30)
-        return Image.fromarray((deep / top * 255).clip(0, 255).round().astype(np.uint8))
-    grey = image.mode in ("1", "L", "LA", "La")
-    if image.mode in ("LA", "La", "RGBA", "RGBa", "PA") or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    return image.convert("L" if grey else "RGB")
+    read = Image.OPEN.keys() - _NAMED_ONLY | {"MPO"}  # which is opened as JPEG
+    return frozenset(ending for ending, form in Image.EXTENSION.items() if form in read)

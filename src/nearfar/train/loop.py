@@ -69,11 +69,13 @@ def train(
     refuse_existing(out, overwrite=overwrite)
 
     say(f"reading {config.data}")
-    data = read_data(config.data, image_size=config.image_size, similar_label=config.similar_label)
+    data = read_own(config)
     split = split_data(data, config)
     task = Task(config, objective(config.loss), data, split)
     _refuse_unsuitable(task)
     say(f"  {_data_in_words(data)}")
+    for note in items_of(data).notes:
+        say(f"note: {note}", style="yellow")
     if isinstance(data, Pairs) and (note := doubtful(data)):
         say(f"note: {note}", style="yellow")
     say(f"  {_split_in_words(data, split)}")
@@ -182,6 +184,16 @@ def make_embedder(config: TrainConfig, items: Items, split: Split) -> Embedder:
     rows = torch.isin(items.identity, split.train)
     embedder.standardise(as_input(items.x[rows]))
     return embedder
+
+
+def read_own(config: TrainConfig) -> Items | Pairs:
+    """The data that a config names."""
+    return read_data(
+        config.data,
+        image_size=config.image_size,
+        similar_label=config.similar_label,
+        identity_depth=config.identity_depth,
+    )
 
 
 def split_data(data: Items | Pairs, config: TrainConfig) -> Split:

@@ -47,17 +47,18 @@ def read_pairs(
     if images_only and not is_image(str(first[0]).strip()):
         raise InputError(f"--image-size is for images; {path} holds vectors.")
     distinct, index = _distinct(_parsed(cells, at, path.parent))
-    x = _read_items([cell for cell, _ in distinct], [at[row] for _, row in distinct], fit)
+    places = [at[row] for _, row in distinct]
+    x, notes = _read_items([cell for cell, _ in distinct], places, fit)
     a, b = torch.tensor(index).view(2, -1)
     names = _names(cells, distinct, at)
     if not labelled:
         unknown = torch.full((len(x),), -1)
-        return Pairs(Items(x, unknown, names, ["unknown"]), a, b, similar, where)
+        return Pairs(Items(x, unknown, names, ["unknown"], notes=notes), a, b, similar, where)
     joined = similar > 0.5 if similar.is_floating_point() else similar
     _refuse_contradictions(path, a, b, joined, where)
     identity = connected(len(x), a, b, joined)
     identities = [f"identity {i}" for i in range(int(identity.max()) + 1)]
-    return Pairs(Items(x, identity, names, identities), a, b, similar, where)
+    return Pairs(Items(x, identity, names, identities, notes=notes), a, b, similar, where)
 
 
 def _names(
@@ -171,8 +172,8 @@ def _distinct(parsed: Sequence[Cell]) -> tuple[list[tuple[Cell, int]], list[int]
     return distinct, [number[item] for item in parsed]
 
 
-def _read_items(items: Sequence[Cell], at: Sequence[str], fit: Fit) -> Tensor:
-    """(n, c, h, w) uint8 images, or (n, d) float32 vectors."""
+def _read_items(items: Sequence[Cell], at: Sequence[str], fit: Fit) -> tuple[Tensor, Sequence[str]]:
+    """(n, c, h, w) images, uint8 or float32, or (n, d) float32 vectors; and notes about them."""
     files = [item for item in items if isinstance(item, Path)]
     if files:
         return read_images(files, fit)
@@ -187,4 +188,4 @@ def _read_items(items: Sequence[Cell], at: Sequence[str], fit: Fit) -> Tensor:
     bad = (~x.isfinite()).any(1)
     if bad.any():
         raise InputError(f"{at[int(bad.int().argmax())]} holds a number beyond float32. Repair it.")
-    return x
+    return x, ()

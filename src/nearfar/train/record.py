@@ -13,11 +13,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from nearfar.doctor.examine import fingerprints
 from nearfar.errors import InputError
 from nearfar.evaluate import verification
+from nearfar.train.data import as_input
 
 RECORD = "record.npz"
 LEARNED_FROM = "learned_from"
@@ -158,8 +160,17 @@ def n_learned_from(run: Path, x: Tensor) -> int | None:
 
 
 def _marks(x: Tensor) -> Array:
-    """(n,) uint64 of items (n, ...), equal where all their bits are; of others hardly ever."""
-    return np.frombuffer(b"".join(mark[:8] for mark in fingerprints(x)), dtype="<u8")
+    """(n,) uint64 of items (n, ...), equal where all their bits are; of others hardly ever.
+
+    An 8-bit image among deeper ones, which make it float32, has the mark that it has by itself.
+    """
+    marks = np.frombuffer(b"".join(mark[:8] for mark in fingerprints(x)), dtype="<u8").copy()
+    if x.ndim == 4 and x.is_floating_point():
+        bytes_ = (255 * x).round().clamp(0, 255).to(torch.uint8)
+        eight_bit = (as_input(bytes_) == x).flatten(1).all(1)
+        if eight_bit.any():
+            marks[eight_bit.numpy()] = _marks(bytes_[eight_bit])
+    return marks
 
 
 def _with_curves(arrays: dict[str, Array]) -> dict[str, Array]:

@@ -16,8 +16,7 @@ from rich.console import Console
 from nearfar.errors import InputError
 from nearfar.tabulate import Table
 from nearfar.train.config import Setting, TrainConfig
-from nearfar.train.data import read_data
-from nearfar.train.loop import train
+from nearfar.train.loop import read_own, train
 from nearfar.train.objectives import belonging, objective, resolve
 from nearfar.train.record import RECORD, read_record
 from nearfar.train.run import SUMMARY, read_results, refuse_inside, refuse_inside_run
@@ -222,8 +221,7 @@ def _is_there(run: Path, trial: Trial) -> bool:
 
 def _digest(config: TrainConfig) -> str:
     """Of the data, which all trials share: those on other data say nothing about these."""
-    data = read_data(config.data, image_size=config.image_size, similar_label=config.similar_label)
-    return data.digest()
+    return read_own(config).digest()
 
 
 def _finished(trial: Trial, run: Path) -> Finished:

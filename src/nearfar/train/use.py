@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -14,7 +15,7 @@ from nearfar.errors import InputError
 from nearfar.train.address import read_item
 from nearfar.train.compare import Comparison, compare
 from nearfar.train.data import Items, Pairs, items_of, read_data
-from nearfar.train.loop import split_data
+from nearfar.train.loop import read_own, split_data
 from nearfar.train.measure import embed, measure
 from nearfar.train.pairs import doubtful
 from nearfar.train.record import n_learned_from
@@ -53,7 +54,11 @@ def verify_items(path: Path, a: str, b: str) -> Decision:
 
 
 def evaluate_run(
-    path: Path, source: str | None, *, similar_label: int | None = None
+    path: Path,
+    source: str | None,
+    *,
+    similar_label: int | None = None,
+    identity_depth: int | None = None,
 ) -> tuple[Comparison, list[str]]:
     """The figures of a run, and what a reader should know about them.
 
@@ -61,6 +66,7 @@ def evaluate_run(
         path: the run folder.
         source: the data to measure on, all of it; None: the test identities of the run.
         similar_label: for a table of pairs with numeric labels.
+        identity_depth: for a folder, at which depth its identities are.
 
     Raises:
         InputError: the run or the data cannot be used, or the run's own data has changed.
@@ -68,20 +74,45 @@ def evaluate_run(
     run = read_run(path)
     if source is None and similar_label is not None:
         raise InputError("--similar-label is for a table that is named; the run has its own.")
+    if source is None and identity_depth is not None:
+        raise InputError("--identity-depth is for a folder that is named; the run has its own.")
     if source is None:
         data = _own_data(run)
         identities = split_data(data, run.config).test
         return _measure(run, data, identities), []
-    shape = run.embedder.input_shape
-    data = read_data(source, similar_label=similar_label, shape=shape)
+    data = read_data(
+        source,
+        similar_label=similar_label,
+        shape=run.embedder.input_shape,
+        identity_depth=identity_depth,
+    )
     _refuse_unmeasurable(source, data)
     found = _measure(run, data, torch.arange(len(items_of(data).identities)))
-    notes = [doubtful(data)] if isinstance(data, Pairs) else []
+    notes = [*items_of(data).notes, doubtful(data) if isinstance(data, Pairs) else ""]
     return found, [*filter(None, notes), *_flattery(run, source, data)]
 
 
-def embed_data(path: Path, source: str, out: Path, *, overwrite: bool) -> tuple[int, int, bool]:
-    """Write the embeddings of all items of some data as .npz; returns (n, d, identities known).
+@dataclass(frozen=True)
+class Embedded:
+    """What was written.
+
+    Attributes:
+        n: items.
+        d: numbers in an embedding.
+        labelled: whether the identities are known.
+        notes: what a reader should know about how the data were read.
+    """
+
+    n: int
+    d: int
+    labelled: bool
+    notes: Sequence[str]
+
+
+def embed_data(
+    path: Path, source: str, out: Path, *, overwrite: bool, identity_depth: int | None = None
+) -> Embedded:
+    """Write the embeddings of all items of some data as .npz.
 
     The file has `x` (n, d), `names` (n,), and `y` (n,) with the identities where they are known.
     """
@@ -92,21 +123,21 @@ def embed_data(path: Path, source: str, out: Path, *, overwrite: bool) -> tuple[
     if out.exists() and not overwrite:
         raise InputError(f"{out} exists. Choose another --out, or add --overwrite to replace it.")
     run = read_run(path)
-    data = read_data(source, shape=run.embedder.input_shape, labelled=False)
+    shape = run.embedder.input_shape
+    data = read_data(source, shape=shape, labelled=False, identity_depth=identity_depth)
     items = items_of(data)
     arrays = {"x": embed(run.embedder, items.x).numpy(), "names": np.array(items.names)}
     if bool((items.identity >= 0).all()):
         arrays["y"] = np.array(items.identities)[items.identity.numpy()]
     _write_npz(out, arrays)
-    return (*arrays["x"].shape, "y" in arrays)
+    n, d = arrays["x"].shape
+    return Embedded(n, d, "y" in arrays, items.notes)
 
 
 def _own_data(run: Run) -> Items | Pairs:
     config = run.config
     try:
-        data = read_data(
-            config.data, image_size=config.image_size, similar_label=config.similar_label
-        )
+        data = read_own(config)
     except InputError as error:
         raise InputError(
             f"{run.path} was trained on {config.data}: {error} A relative path is looked up from "
