@@ -11,7 +11,7 @@ from torch import Tensor
 import nearfar
 from nearfar.errors import InputError
 from nearfar.explain import Explanation, explain
-from nearfar.tables import Table, read_table, refuse_ambiguous_labels
+from nearfar.tables import Table, read_table, refuse_bad_labels
 from nearfar.train.data import read_arrays
 
 LOSSES: Mapping[str, Callable[..., Tensor]] = {
@@ -60,7 +60,7 @@ def explain_table(path: Path, name: str, hyperparameters: Mapping[str, Any]) -> 
         _array(data, path, argument, needed, arguments) for argument, needed in arguments.items()
     ]
     if "similar_label" in settings and given[-1] is not None:
-        refuse_ambiguous_labels(path, given[-1], hyperparameters.get("similar_label"))
+        _refuse_bad_labels(data, path, given[-1], hyperparameters.get("similar_label"))
     try:
         return explain(loss, *given, **hyperparameters)
     except (TypeError, ValueError) as error:
@@ -95,6 +95,20 @@ def _array(
     if isinstance(data, Table):
         return data.numbers(name) if argument in NUMBERS else data.vectors(name)
     return data[name]
+
+
+def _refuse_bad_labels(
+    data: Table | Mapping[str, npt.NDArray[Any]],
+    path: Path,
+    labels: npt.NDArray[Any],
+    similar_label: int | None,
+) -> None:
+    if labels.ndim != 1 or labels.dtype.kind not in "biuf":
+        return  # the loss says what is wrong with the array
+    columns = data.columns if isinstance(data, Table) else data
+    name = "y" if "y" in columns else ALIASES["y"]
+    where = data.where if isinstance(data, Table) else lambda row: f"{path}, row {row}"
+    refuse_bad_labels(labels, name, where, path, similar_label)
 
 
 def _has(columns: Mapping[str, Any], argument: str) -> bool:

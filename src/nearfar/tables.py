@@ -2,12 +2,14 @@
 
 A CSV cell is text; nothing is guessed from a column as a whole before it is asked for. A vector
 is text like "0.1 0.2 0.3" or "[0.1, 0.2, 0.3]", or a list in Parquet; an array of vectors is a list
-of lists, or vectors separated by semicolons.
+of lists, or vectors separated by semicolons. A comma may also be part of a number, as in "0,5": a
+cell that can be read in two ways is refused.
 """
 
 import csv
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,8 +66,7 @@ class Table:
         for row, value in enumerate(values):
             if value is None:
                 raise InputError(
-                    f"{self.where(row)}: {name} is {_shown(cells[row])}, "
-                    "which is neither a number nor true or false: write one of these."
+                    f"{self.where(row)}: {name} is {_shown(cells[row])}{_no_number(cells[row])}"
                 )
         kinds = {type(value) for value in values}
         if bool in kinds and len(kinds) > 1:
@@ -79,7 +80,8 @@ class Table:
     def vectors(self, name: str) -> Floats:
         """A column of vectors as (n, d), or of arrays of m vectors as (n, m, d)."""
         cells = self.columns[name]
-        arrays = [vector(cell, f"{self.where(row)}: {name}") for row, cell in enumerate(cells)]
+        n = known_length(cells)
+        arrays = [vector(cell, f"{self.where(row)}: {name}", n) for row, cell in enumerate(cells)]
         for row, array in enumerate(arrays):
             if array.shape != arrays[0].shape:
                 raise InputError(
@@ -103,11 +105,17 @@ def read_table(path: Path) -> Table:
     return table
 
 
-def vector(cell: Any, what: str) -> Floats:
+def vector(cell: Any, what: str, n: int | None = None) -> Floats:
     """A cell as (d,) or (m, d) numbers.
 
+    Args:
+        cell: text, or a list.
+        what: names the cell in a message.
+        n: how many numbers a vector must have, if that is known: commas that may separate numbers
+            or be part of them separate those of a cell that has n numbers only so.
+
     Raises:
-        InputError: `what` names the cell in the message.
+        InputError: it is no vector, or can be read in two ways.
 
     >>> vector("[0.1, 2]", "x")
     array([0.1, 2. ])
@@ -115,7 +123,7 @@ def vector(cell: Any, what: str) -> Floats:
     (2, 2)
     """
     if isinstance(cell, str):
-        rows = [_floats(text, what) for text in cell.split(";")]
+        rows = [_floats(text, what, n) for text in cell.split(";")]
         cell = rows if len(rows) > 1 else rows[0]
     try:
         array = np.asarray(cell, dtype=np.float64)
@@ -128,15 +136,53 @@ def vector(cell: Any, what: str) -> Floats:
     return array
 
 
-def refuse_ambiguous_labels(
-    path: Path, labels: npt.NDArray[Any], similar_label: int | None
+def known_length(cells: Iterable[Any]) -> int | None:
+    """How many numbers the first cell has that can be read in one way only; None: there is none."""
+    for cell in cells:
+        text = cell.split(";")[0] if isinstance(cell, str) else ""
+        if not (is_blank(text) or _with_commas_inside(text)):
+            return len(_tokens(text))
+    return None
+
+
+def refuse_bad_labels(
+    labels: npt.NDArray[Any],
+    name: str,
+    where: Callable[[int], str],
+    path: Path,
+    similar_label: int | None,
 ) -> None:
-    """Numbers that nothing says how to read."""
-    if labels.dtype != bool and similar_label is None:
+    """Refuse labels of pairs that are no degrees, or numbers that nothing says how to read.
+
+    Args:
+        labels: (n,) bool or numbers.
+        name: of their column.
+        where: the place of a row, for a message.
+        path: the file they come from.
+        similar_label: which of 0 and 1 means similar; None: it was not said.
+    """
+    if labels.dtype == bool:
+        return
+    outside = ~((labels >= 0) & (labels <= 1))
+    if outside.any():
+        row = int(outside.argmax())
+        signs = bool(np.isin(labels, (-1, 1)).all())
+        fix = (
+            "write 1 and 0, or true and false, in place of 1 and -1"
+            if signs
+            else "it must lie between 0 and 1"
+        )
+        raise InputError(f"{where(row)}: {name} is {labels[row]}; {fix}.")
+    if similar_label is None:
         raise InputError(
             f"{path}: the labels are numbers, and nothing says which means similar. Add "
             "--similar-label 1 if 1 marks similar pairs, --similar-label 0 if 0 does."
         )
+
+
+def is_blank(cell: Any) -> bool:
+    """Whether a cell holds nothing: as text, as a list, or as the NaN that stands for nothing."""
+    return cell is None or cell != cell or (isinstance(cell, str) and not cell.strip())
 
 
 def looks_like_vector(cell: Any) -> bool:
@@ -147,12 +193,74 @@ def looks_like_vector(cell: Any) -> bool:
     return bool(first) and _is_float(first[0])
 
 
-def _floats(text: str, what: str) -> list[float]:
-    tokens = text.strip().removeprefix("[").removesuffix("]").replace(",", " ").split()
+def _tokens(text: str) -> list[str]:
+    """What commas and spaces separate."""
+    return text.strip().removeprefix("[").removesuffix("]").replace(",", " ").split()
+
+
+def _floats(text: str, what: str, n: int | None) -> list[float]:
+    tokens = _tokens(text)
     for token in tokens:
         if not _is_float(token):
             raise InputError(f"{what} holds {token!r}, which is not a number.")
+    other = _with_commas_inside(text)
+    if other and not (len(tokens) == n != len(other)):
+        raise InputError(
+            f"{what} holds {_shown(text.strip())}, which can be read in two ways: "
+            f"{_listed(tokens)}, or {_listed(other)}. Write decimals with a point, and only spaces "
+            "between numbers."
+        )
     return [float(token) for token in tokens]
+
+
+# 0,5 has a decimal comma; 1.234,5 has one too; 1,234 and 1,234.5 have commas between thousands.
+_DECIMAL = re.compile(r"[+-]?(\d+|\d{1,3}(\.\d{3})+),\d+([eE][+-]?\d+)?")
+_THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?")
+
+
+def _readings(number: str) -> list[str]:
+    """What one number with commas inside may say, in the notation of Python."""
+    found = []
+    if _DECIMAL.fullmatch(number):
+        found.append(number.replace(".", "").replace(",", "."))
+    if _THOUSANDS.fullmatch(number):
+        found.append(number.replace(",", ""))
+    return found
+
+
+def _with_commas_inside(text: str) -> list[str]:
+    """The numbers of a cell if its commas are parts of them; empty where they cannot be.
+
+    >>> _with_commas_inside("0,693 -0,470 1")
+    ['0.693', '-0.470', '1']
+    >>> _with_commas_inside("0.1,0.2 0.3"), _with_commas_inside("1, 2, 3")
+    ([], [])
+    """
+    if "," not in text:
+        return []
+    inner = text.strip().removeprefix("[").removesuffix("]")
+    chunks = [chunk for word in inner.split() if (chunk := word.strip(","))]
+    if inner != text.strip() and len(chunks) == 1:  # [1,2] is a list, as programs write it
+        return []
+    found = [[chunk] if _is_float(chunk) else _readings(chunk) for chunk in chunks]
+    if not all(found) or not any("," in chunk for chunk in chunks):
+        return []
+    return [readings[0] for readings in found]
+
+
+def _listed(numbers: Sequence[str]) -> str:
+    first = ", ".join(numbers[:4]) + ", ..." * (len(numbers) > 4)
+    return f"{len(numbers)} number{'s' * (len(numbers) > 1)} ({first})"
+
+
+def _no_number(cell: Any) -> str:
+    """Why a cell is no number, and what to write."""
+    readings = _readings(cell.strip()) if isinstance(cell, str) else []
+    if len(readings) > 1:
+        return f", which can be read in two ways: write {' or '.join(readings)}."
+    if readings:
+        return f", with a comma: write {readings[0]}."
+    return ", which is neither a number nor true or false: write one of these."
 
 
 def _is_float(token: str) -> bool:
@@ -179,26 +287,56 @@ def _read_csv(path: Path) -> Table:
     csv.field_size_limit(sys.maxsize)  # a cell may hold a long vector
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            header = [name.strip() for name in next(reader, [])]
+            filled = _filled_rows(file)
+            _, named = next(filled, (0, []))
+            header = _without_blank_end([name.strip() for name in named])
             if len(header) == 1 and (mark := next((m for m in ";\t" if m in header[0]), "")):
                 raise InputError(f"{path} has {mark!r} between cells. Save it with commas.")
-            rows, lines = [], []
-            for row in reader:
-                if not row:
-                    continue
-                if len(row) != len(header):
-                    raise InputError(
-                        f"{path}, line {reader.line_num}: {len(row)} cells under "
-                        f"{len(header)} headers. Put a vector with commas in quotes."
-                    )
-                rows.append(row)
-                lines.append(reader.line_num)
+            lines, rows = [], []
+            for line, row in filled:
+                rows.append(_under(header, row, f"{path}, line {line}"))
+                lines.append(line)
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} cannot be read as CSV: {error}. Save it as UTF-8.") from None
-    _refuse_repeated(path, header)
-    columns = {name: [row[i] for row in rows] for i, name in enumerate(header)}
+    _refuse_repeated(path, [name for name in header if name])
+    columns = {name: [row[i] for row in rows] for i, name in enumerate(header) if name}
     return Table(path, dict(columns), lines)
+
+
+def _filled_rows(file: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
+    """Each row with anything in it, and the line it ends on.
+
+    Spreadsheets write empty rows, ",,", as far as they were ever scrolled or formatted.
+    """
+    reader = csv.reader(file)
+    for row in reader:
+        if not all(map(is_blank, row)):
+            yield reader.line_num, row
+
+
+def _under(header: Sequence[str], row: Sequence[str], where: str) -> list[str]:
+    """The cells of a row, as many as the header has; what is beyond must be empty.
+
+    The first column may be without a name, as the row numbers of pandas are; another is empty.
+    """
+    cells = [*row[: len(header)], *_without_blank_end(row[len(header) :])]
+    if len(cells) != len(header):
+        raise InputError(
+            f"{where}: {len(cells)} cells under {len(header)} headers. "
+            "Put a vector with commas in quotes."
+        )
+    for i, (name, cell) in enumerate(zip(header, cells, strict=True)):
+        if i and not name and not is_blank(cell):
+            raise InputError(
+                f"{where}: {_shown(cell)} stands in column {i + 1}, which has no name. Name the "
+                "column, or empty it."
+            )
+    return cells
+
+
+def _without_blank_end(cells: Sequence[str]) -> list[str]:
+    n = max((i for i, cell in enumerate(cells, 1) if not is_blank(cell)), default=0)
+    return list(cells[:n])
 
 
 def _read_parquet(path: Path) -> Table:

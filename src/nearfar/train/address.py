@@ -50,7 +50,8 @@ def _read(address: str, shape: tuple[int, ...]) -> Tensor:
         return read_images([path], Fit.to(shape))[0]
     if looks_like_vector(address):
         with np.errstate(over="ignore"):  # the caller refuses it
-            numbers = vector(address, repr(address)).astype(np.float32)
+            n = shape[0] if len(shape) == 1 else None
+            numbers = vector(address, repr(address), n).astype(np.float32)
         return torch.from_numpy(numbers)[None]
     raise InputError(
         f"no such item: {address!r:.60}. Give an image file, a .npy file, a vector as text "

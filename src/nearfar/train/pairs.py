@@ -13,7 +13,15 @@ from torch import Tensor
 
 from nearfar.errors import InputError
 from nearfar.labels import pair_labels
-from nearfar.tables import Table, looks_like_vector, read_table, refuse_ambiguous_labels, vector
+from nearfar.tables import (
+    Table,
+    is_blank,
+    known_length,
+    looks_like_vector,
+    read_table,
+    refuse_bad_labels,
+    vector,
+)
 from nearfar.train.data import Items, Pairs
 from nearfar.train.images import Fit, is_image, read_images
 
@@ -118,11 +126,7 @@ def _refuse_contradictions(
 def _labels(table: Table, similar_label: int | None) -> Tensor:
     """(p,) bool, or float32 degrees where some lie in between."""
     y = table.numbers("label")
-    refuse_ambiguous_labels(table.path, y, similar_label)
-    outside = (y < 0) | (y > 1) if y.dtype != bool else np.zeros(len(y), dtype=bool)
-    if outside.any():
-        row = int(outside.argmax())
-        raise InputError(f"{table.where(row)}: label is {y[row]}; it must lie between 0 and 1.")
+    refuse_bad_labels(y, "label", table.where, table.path, similar_label)
     try:
         similar = pair_labels(y, like=torch.empty(len(y)), similar_label=similar_label)  # type: ignore[arg-type]
     except ValueError:
@@ -139,6 +143,7 @@ def _labels(table: Table, similar_label: int | None) -> Tensor:
 def _parsed(cells: Sequence[Any], at: Sequence[str], folder: Path) -> list[Cell]:
     """Each cell as the path of an image or the numbers of a vector; all of one kind."""
     parsed: list[Cell] = []
+    n = known_length(cells)
     for cell, place in zip(cells, at, strict=True):
         if isinstance(cell, str) and is_image(cell.strip()):
             file = folder / os.path.normpath(cell.strip())
@@ -146,13 +151,13 @@ def _parsed(cells: Sequence[Any], at: Sequence[str], folder: Path) -> list[Cell]
                 raise InputError(f"{place}: no such image: {file} (paths start at the table)")
             parsed.append(file)
         elif looks_like_vector(cell):
-            numbers = vector(cell, place)
+            numbers = vector(cell, place, n)
             if numbers.ndim != 1:
                 raise InputError(f"{place} holds {len(numbers)} vectors; it must hold one.")
             parsed.append(tuple(numbers.tolist()))
         else:
             raise InputError(
-                f"{place} is {'empty' if cell in (None, '') else repr(cell)}; it must be the path "
+                f"{place} is {'empty' if is_blank(cell) else repr(cell)}; it must be the path "
                 'of an image, relative to the table, or a vector such as "0.1 0.2 0.3".'
             )
         if type(parsed[-1]) is not type(parsed[0]):
