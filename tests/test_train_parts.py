@@ -20,8 +20,8 @@ from nearfar.train.compare import Comparison, Thresholds, compare, dashes, table
 from nearfar.train.config import TrainConfig, read_config, to_toml
 from nearfar.train.data import Items, Pairs, read_glyphs
 from nearfar.train.encoders import Embedder, build
+from nearfar.train.groups import connected
 from nearfar.train.measure import GivenPairs, Measured, Sample
-from nearfar.train.pairs import connected
 from nearfar.train.split import rows_within, split_items, split_pairs
 
 DATA_PAGE = Path(__file__).parents[1] / "docs" / "data.md"

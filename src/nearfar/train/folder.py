@@ -9,6 +9,7 @@ import torch
 
 from nearfar.errors import InputError
 from nearfar.train.data import Items
+from nearfar.train.files import once_each
 from nearfar.train.images import Fit, is_readable, read_images
 from nearfar.train.unreadable import FORMATS
 
@@ -75,7 +76,9 @@ def read_folder(
     _refuse_sides(folder, paths, identity_depth)
     if identity_depth is None:
         _refuse_folders_of_folders(folder, paths, images)
-    kept = _once(images, identity, left_out)
+    kept = once_each(images, [paths[index].name for index in identity])
+    if len(kept) < len(images):
+        left_out["second path", "to a file that is there already"] += len(images) - len(kept)
     x, notes = read_images([images[row] for row in kept], fit)
     return Items(
         x=x,
@@ -147,22 +150,6 @@ def _look(place: Place, left_out: LeftOut) -> tuple[list[Place], list[Path]]:
             what = f"{ending} file" if ending else "file without an ending"
             left_out[what, FORMATS.get(ending, "not an image")] += 1
     return folders, images
-
-
-def _once(images: Sequence[Path], identity: Sequence[int], left_out: LeftOut) -> list[int]:
-    """The rows of the images without a second path to a file that is there already."""
-    first: dict[Path, int] = {}
-    for row, path in enumerate(images):
-        true = path.resolve()
-        known = first.setdefault(true, row)
-        if identity[known] != identity[row]:
-            raise InputError(
-                f"{images[known]} and {path} are one file, {true}, under two identities. "
-                "Keep one of them."
-            )
-        if known != row:
-            left_out["second path", "to a file that is there already"] += 1
-    return list(first.values())
 
 
 def _refuse_folders_of_folders(

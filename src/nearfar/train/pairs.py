@@ -1,14 +1,10 @@
 """Tables of pairs: columns a, b and label."""
 
-import os.path
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from scipy.sparse import coo_array  # type: ignore[import-untyped]
-from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
 from torch import Tensor
 
 from nearfar.errors import InputError
@@ -23,6 +19,8 @@ from nearfar.tables import (
     vector,
 )
 from nearfar.train.data import Items, Pairs
+from nearfar.train.files import file_key, find_file
+from nearfar.train.groups import connected
 from nearfar.train.images import Fit, is_image, read_images
 
 Cell = Path | tuple[float, ...]
@@ -52,7 +50,7 @@ def read_pairs(
     cells = [*first, *second]
     where = [table.where(row) for row in range(len(table))]
     at = [f"{place}: {side}" for side in "ab" for place in where]
-    if images_only and not is_image(str(first[0]).strip()):
+    if images_only and not names_image(first[0]):
         raise InputError(f"--image-size is for images; {path} holds vectors.")
     distinct, index = _distinct(_parsed(cells, at, path.parent))
     places = [at[row] for _, row in distinct]
@@ -63,6 +61,7 @@ def read_pairs(
         unknown = torch.full((len(x),), -1)
         return Pairs(Items(x, unknown, names, ["unknown"], notes=notes), a, b, similar, where)
     joined = similar > 0.5 if similar.is_floating_point() else similar
+    _refuse_unlike_itself(table, a, b, joined)
     _refuse_contradictions(path, a, b, joined, where)
     identity = connected(len(x), a, b, joined)
     identities = [f"identity {i}" for i in range(int(identity.max()) + 1)]
@@ -74,13 +73,6 @@ def _names(
 ) -> list[str]:
     """The path of an image, the place of a vector."""
     return [str(cells[row]) if isinstance(cell, Path) else at[row] for cell, row in distinct]
-
-
-def connected(n: int, a: Tensor, b: Tensor, joined: Tensor) -> Tensor:
-    """(n,) int64: which of the sets connected by the joined pairs each of n items lies in."""
-    edges = (np.ones(int(joined.sum())), (a[joined].numpy(), b[joined].numpy()))
-    _, component = connected_components(coo_array(edges, shape=(n, n)), directed=False)
-    return torch.from_numpy(component.astype(np.int64))
 
 
 def doubtful(pairs: Pairs) -> str:
@@ -96,16 +88,27 @@ def doubtful(pairs: Pairs) -> str:
     )
 
 
+def _refuse_unlike_itself(table: Table, a: Tensor, b: Tensor, similar: Tensor) -> None:
+    """Refuse an item that is dissimilar to itself, be it under two names."""
+    itself = ((a == b) & ~similar).nonzero()[:, 0]
+    if not len(itself):
+        return
+    row = int(itself[0])
+    names = [str(table.columns[side][row]).strip() for side in "ab"]
+    if names[0] == names[1] or looks_like_vector(names[0]):
+        what = "an item is labelled dissimilar to itself"
+    else:
+        what = f"{names[0]} and {names[1]} are one file, and labelled dissimilar"
+    raise InputError(
+        f"{table.where(row)}: {what} ({len(itself):,} of {len(a):,} pairs of {table.path} are). "
+        "Remove them, or check --similar-label."
+    )
+
+
 def _refuse_contradictions(
     path: Path, a: Tensor, b: Tensor, similar: Tensor, where: Sequence[str]
 ) -> None:
-    """Refuse an item that is dissimilar to itself, and a pair that is both, in either order."""
-    itself = ((a == b) & ~similar).nonzero()[:, 0]
-    if len(itself):
-        raise InputError(
-            f"{where[int(itself[0])]}: an item is labelled dissimilar to itself ({len(itself):,} "
-            f"of {len(a):,} pairs of {path} are). Remove them, or check --similar-label."
-        )
+    """Refuse a pair that is labelled both, in either order."""
     first: dict[tuple[int, int, bool], int] = {}  # row of each pair under each label
     columns = zip(a.tolist(), b.tolist(), similar.tolist(), strict=True)
     for row, (one, other, same) in enumerate(columns):
@@ -145,11 +148,11 @@ def _parsed(cells: Sequence[Any], at: Sequence[str], folder: Path) -> list[Cell]
     parsed: list[Cell] = []
     n = known_length(cells)
     for cell, place in zip(cells, at, strict=True):
-        if isinstance(cell, str) and is_image(cell.strip()):
-            file = folder / os.path.normpath(cell.strip())
-            if not file.is_file():
-                raise InputError(f"{place}: no such image: {file} (paths start at the table)")
-            parsed.append(file)
+        if names_image(cell):
+            try:
+                parsed.append(find_file(folder, cell.strip()))
+            except InputError as error:
+                raise InputError(f"{place}: {error} (paths start at the table)") from None
         elif looks_like_vector(cell):
             numbers = vector(cell, place, n)
             if numbers.ndim != 1:
@@ -166,15 +169,25 @@ def _parsed(cells: Sequence[Any], at: Sequence[str], folder: Path) -> list[Cell]
     return parsed
 
 
+def names_image(cell: Any) -> bool:
+    """Whether a cell names an image, with slashes or backslashes."""
+    return isinstance(cell, str) and is_image(cell.strip().replace("\\", "/"))
+
+
 def _distinct(parsed: Sequence[Cell]) -> tuple[list[tuple[Cell, int]], list[int]]:
-    """Each item once, with the first row it is in; and for each row, which item it holds."""
-    number: dict[Cell, int] = {}
+    """Each item once, with the first row it is in; and for each row, which item it holds.
+
+    A file is one item, by whatever paths it is named.
+    """
+    path_keys = {item: file_key(item) for item in set(parsed) if isinstance(item, Path)}
+    keys = [path_keys[item] if isinstance(item, Path) else item for item in parsed]
+    number: dict[Hashable, int] = {}
     distinct: list[tuple[Cell, int]] = []
-    for row, item in enumerate(parsed):
-        if item not in number:
-            number[item] = len(number)
+    for row, (item, key) in enumerate(zip(parsed, keys, strict=True)):
+        if key not in number:
+            number[key] = len(number)
             distinct.append((item, row))
-    return distinct, [number[item] for item in parsed]
+    return distinct, [number[key] for key in keys]
 
 
 def _read_items(items: Sequence[Cell], at: Sequence[str], fit: Fit) -> tuple[Tensor, Sequence[str]]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nearfar.errors import InputError
 from nearfar.train.data import Items, Pairs
-from nearfar.train.pairs import connected
+from nearfar.train.groups import connected
 
 FEWEST = 2  # identities of a side: with one there is no dissimilar pair
 SIDES = ("train", "calibration", "test")
