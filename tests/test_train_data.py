@@ -24,9 +24,9 @@ def test_glyphs_are_letters_of_many_writing_systems():
     assert items.x.shape[1:] == (1, 32, 32)
     assert len(items.x) == len(items.identity) == len(items.names)
     counts = items.identity.bincount()
-    assert len(counts) == len(items.identities) == len(items.groups) >= 800
+    assert len(counts) == len(items.identities) == len(items.split_groups) >= 800
     assert 2 <= counts.min() <= counts.max() <= 20
-    assert len(set(items.groups)) >= 10
+    assert len(set(items.split_groups)) >= 10
 
 
 def test_grey_images_stay_grey_and_one_of_colour_makes_rgb(tmp_path):

@@ -32,10 +32,10 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def items_of(identity, groups=None):
+def items_of(identity, **groups):
     identity = torch.as_tensor(identity)
     names = [str(i) for i in range(int(identity.max()) + 1)]
-    return Items(torch.zeros(len(identity), 2), identity, [""] * len(identity), names, groups)
+    return Items(torch.zeros(len(identity), 2), identity, [""] * len(identity), names, **groups)
 
 
 def pairs_of(rows, n):
@@ -85,7 +85,7 @@ def test_writing_systems_stay_whole():
     for seed in range(3):
         split = split_items(items, **SHARES, seed=seed)
         systems = [
-            {items.groups[int(i)] for i in side}
+            {items.split_groups[int(i)] for i in side}
             for side in (split.train, split.calibration, split.test)
         ]
         assert sum(map(len, systems)) == len(set.union(*systems))

@@ -2,7 +2,7 @@
 
 import hashlib
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -16,6 +16,7 @@ from torch import Tensor
 from nearfar.errors import InputError
 from nearfar.tables import SUFFIXES as TABLES
 from nearfar.text import printable
+from nearfar.train.groups import bound, numbered
 from nearfar.train.names import GLYPHS
 
 
@@ -28,7 +29,10 @@ class Items:
         identity: (n,) int64, which identity each item shows; -1 throughout if it is not known.
         names: n names, for messages.
         identities: the name of each identity.
-        groups: for each identity, what must stay on one side of a split, or None.
+        groups: (n,) int64; items of one number, such as those of one camera or session, are never
+            compared with each other when something is measured. None: any two are.
+        split_groups: for each identity, the name of what must stay on one side of a split; empty
+            where nothing must. None: nothing must.
         notes: what a reader should know about how it was read.
     """
 
@@ -36,14 +40,29 @@ class Items:
     identity: Tensor
     names: Sequence[str]
     identities: Sequence[str]
-    groups: Sequence[str] | None = None
+    groups: Tensor | None = None
+    split_groups: Sequence[str] | None = None
     notes: Sequence[str] = ()
+
+    def comparable(self, a: Tensor, b: Tensor) -> Tensor:
+        """(p,) bool: whether the items of rows a and b, (p,) each, may be measured as a pair."""
+        if self.groups is None:
+            return torch.ones(len(a), dtype=torch.bool)
+        return self.groups[a] != self.groups[b]
+
+    def can_be_similar(self) -> Tensor:
+        """(i,) bool: the identities that have two items that may be measured as a pair."""
+        counted = self.groups if self.groups is not None else torch.arange(len(self.identity))
+        distinct = torch.stack([self.identity, counted], 1).unique(dim=0)  # type: ignore[no-untyped-call]
+        return torch.bincount(distinct[:, 0], minlength=len(self.identities)) > 1
 
     def digest(self) -> str:
         """A fingerprint of the data, to notice that a file has changed."""
         digest = hashlib.sha256(str((tuple(self.x.shape), self.x.dtype)).encode())
         digest.update(self.x.contiguous().numpy().tobytes())
         digest.update(self.identity.numpy().tobytes())
+        if self.groups is not None:
+            digest.update(self.groups.numpy().tobytes())
         return digest.hexdigest()
 
 
@@ -188,14 +207,15 @@ def read_glyphs() -> Items:
             for y, t in zip(arrays["y"], arrays["typeface"], strict=True)
         ],
         identities=characters,
-        groups=arrays["systems"].tolist(),
+        split_groups=arrays["systems"].tolist(),
     )
 
 
 def read_npz(path: Path, *, labelled: bool = True) -> Items:
     """An .npz with `x` and `y`: (n, d) vectors, or (n, h, w) or (n, c, h, w) images.
 
-    `y` holds identities as integers or text; `names`, where there, a name for each item.
+    `y` holds identities as integers or text; `names`, where there, a name for each item; `groups`
+    and `split_groups`, a group for each item, as integers or text, empty where it has none.
     """
     arrays = read_arrays(path)
     if "x" not in arrays:
@@ -214,7 +234,36 @@ def read_npz(path: Path, *, labelled: bool = True) -> Items:
     names = arrays.get("names", np.array([f"{path.name}:{row}" for row in range(len(x))]))
     if names.shape != (len(x),):
         raise InputError(f"{path}: names has shape {names.shape}; give one an item, ({len(x)},).")
-    return Items(x, torch.from_numpy(identity), _text(names, path).tolist(), identities)
+    items = Items(x, torch.from_numpy(identity), _text(names, path).tolist(), identities)
+    return _grouped(items, arrays, path) if "y" in arrays else items
+
+
+def _grouped(items: Items, arrays: dict[str, npt.NDArray[Any]], path: Path) -> Items:
+    """The items with the groups that an .npz names."""
+    named: dict[str, list[str]] = {}
+    for name in ("groups", "split_groups"):
+        if name not in arrays:
+            continue
+        array = arrays[name]
+        if array.shape != (len(items.x),) or array.dtype.kind not in "iuUS":
+            raise InputError(
+                f"{path}: {name} has shape {array.shape} and dtype {array.dtype}; it must be "
+                f"({len(items.x)},) integers or text, the group of each item."
+            )
+        named[name] = [group.strip() for group in _text(array, path).tolist()]
+    return with_groups(items, named)
+
+
+def with_groups(items: Items, named: Mapping[str, Sequence[str]]) -> Items:
+    """The items with `groups`, `split_groups` or both, of which `named` has a name an item."""
+    groups, split_groups = named.get("groups"), named.get("split_groups")
+    return replace(
+        items,
+        groups=None if groups is None else numbered(groups),
+        split_groups=None
+        if split_groups is None
+        else bound(items.identity, split_groups, len(items.identities)),
+    )
 
 
 def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:

@@ -1,4 +1,6 @@
-"""Which items belong together."""
+"""What items have in common beside their identity: whom they were taken with, what binds them."""
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -13,3 +15,38 @@ def connected(n: int, a: Tensor, b: Tensor, joined: Tensor) -> Tensor:
     edges = (np.ones(int(joined.sum())), (a[joined].numpy(), b[joined].numpy()))
     _, component = connected_components(coo_array(edges, shape=(n, n)), directed=False)
     return torch.from_numpy(component.astype(np.int64))
+
+
+def numbered(names: Sequence[str]) -> Tensor:
+    """(n,) int64, equal where names are; an empty name is no group, and has a number of its own.
+
+    >>> numbered(["left", "", "right", "left", ""])
+    tensor([0, 2, 1, 0, 3])
+    """
+    known = {name: i for i, name in enumerate(dict.fromkeys(filter(None, names)))}
+    alone = iter(range(len(known), len(known) + len(names)))
+    numbers = [known[name] if name else next(alone) for name in names]
+    return torch.tensor(numbers, dtype=torch.int64)
+
+
+def bound(identity: Tensor, names: Sequence[str], n_identities: int) -> list[str]:
+    """For each identity, the name of what must stay on its side of a split; empty: nothing.
+
+    An identity with items of two groups binds these together.
+
+    Args:
+        identity: (n,) int64 of n items.
+        names: the group of each item; empty where it has none.
+        n_identities: how many identities there are.
+
+    >>> bound(torch.tensor([0, 0, 1, 2, 3]), ["x", "y", "y", "z", ""], 4)
+    ['x + y', 'x + y', 'z', '']
+    """
+    group = numbered(names)
+    there = torch.tensor([bool(name) for name in names])
+    n = n_identities + (int(group.max()) + 1 if len(group) else 0)
+    together = connected(n, identity, n_identities + group, there)
+    members: dict[int, set[str]] = {}
+    for component, name in zip(together[identity].tolist(), names, strict=True):
+        members.setdefault(component, set()).update(filter(None, [name]))
+    return [" + ".join(sorted(members.get(c, ()))) for c in together[:n_identities].tolist()]

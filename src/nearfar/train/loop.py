@@ -42,7 +42,13 @@ from nearfar.train.run import (
     write_run,
     writing,
 )
-from nearfar.train.split import Split, rows_within, split_items, split_pairs
+from nearfar.train.split import (
+    Split,
+    rows_to_measure,
+    rows_within,
+    split_items,
+    split_pairs,
+)
 from nearfar.train.task import Task
 
 
@@ -199,9 +205,9 @@ def read_own(config: TrainConfig) -> Items | Pairs:
 def split_data(data: Items | Pairs, config: TrainConfig) -> Split:
     """The split of a config, the same each time."""
     shares = {"calibration": config.calibration_share, "test": config.test_share}
-    if isinstance(data, Pairs):
-        return split_pairs(data, **shares, seed=config.seed)
-    return split_items(data, **shares, seed=config.seed)
+    if isinstance(data, Items):
+        return split_items(data, **shares, seed=config.seed)
+    return split_pairs(data, **shares, seed=config.seed)
 
 
 @contextmanager
@@ -269,12 +275,14 @@ def _split_in_words(data: Items | Pairs, split: Split) -> str:
     words = "identities split into {} to train, {} to calibrate, {} to test".format(
         *map(len, sides)
     )
-    if isinstance(data, Items) and data.groups is not None:
-        names = {data.groups[int(i)] for i in split.test}
-        words += f" (test: {', '.join(sorted(names))})"
+    if (of := items_of(data).split_groups) is not None:
+        names = sorted({of[int(i)] for i in split.test} - {""})
+        words += f" (test: {', '.join(names[:10])}{', ...' * (len(names) > 10)})"
     if isinstance(data, Pairs):
         dropped = len(data.a) - sum(len(rows_within(data, side)) for side in sides)
         words += f"; {dropped:,} dissimilar pairs join two sides and are left out"
+        if n := int((~data.items.comparable(data.a, data.b)).sum()):
+            words += f"; {n:,} pairs lie within one group and are measured nowhere"
     return words
 
 

@@ -1,6 +1,7 @@
 """The labelled pairs of some identities, measured by the embeddings and by the raw input."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, Protocol, get_args
 
 import torch
@@ -21,7 +22,7 @@ from nearfar.evaluate.every_pair import MOST_ITEMS, within_bounds
 from nearfar.parts import spans
 from nearfar.train.data import Items, Pairs, as_input, items_of
 from nearfar.train.encoders import Embedder
-from nearfar.train.split import rows_within
+from nearfar.train.split import rows_to_measure
 
 SAMPLE = 8000  # pairs that are kept for a report and to choose the raw distance by
 CHUNK = 512  # items or pairs at a time
@@ -181,16 +182,18 @@ def measure(
     items = items_of(data)
     used, n_left_out, given = _compared(data, identities, seed)
     identity = items.identity[used]
-    pairs, similar = _sample(identity, given, seed)
+    pairs, similar = _sample(items, used, given, seed)
     x, raw = embed(embedder, items.x[used]), _Raw(items.x[used], embedder)
     raw_distance = raw_distance or raw.best(pairs, identity[pairs], similar)
     learned, by_raw = x[pairs], raw.between(pairs, raw_distance)
     sample = Sample(pairs, similar, between_rows(learned[:, 0], learned[:, 1], distance), by_raw)
     sides: tuple[LabelledPairs, LabelledPairs]
     if given is None:
+        groups = None if items.groups is None else items.groups[used]
+        among = partial(every_pair, labels=identity, never_within=groups)
         sides = (
-            every_pair(x, identity, distance=distance),
-            every_pair(raw.rows(raw_distance), identity, distance=raw.measure(raw_distance)),
+            among(x, distance=distance),
+            among(raw.rows(raw_distance), distance=raw.measure(raw_distance)),
         )
     else:
         of = given.pairs, identity[given.pairs], given.similar
@@ -216,7 +219,7 @@ def _compared(
 ) -> tuple[Tensor, int, _Given | None]:
     """The items to compare, how many are left out, and the given pairs."""
     if isinstance(data, Pairs):
-        rows = rows_within(data, identities)
+        rows = rows_to_measure(data, identities)
         pairs = torch.stack([data.a[rows], data.b[rows]], 1)
         used, place = pairs.unique(return_inverse=True)  # type: ignore[no-untyped-call]
         return used, 0, _Given(place, data.is_similar()[rows])
@@ -226,15 +229,19 @@ def _compared(
     return used, len(there) - len(used), None
 
 
-def _sample(identity: Tensor, given: _Given | None, seed: int) -> tuple[Tensor, Tensor]:
+def _sample(items: Items, used: Tensor, given: _Given | None, seed: int) -> tuple[Tensor, Tensor]:
     """(n, 2) some pairs, half of them similar where there are enough; (n,) whether they are."""
-    if given is None:
-        a, b, similar = sample_pairs(identity, SAMPLE, seed)
-        return torch.stack([a, b], 1), similar
-    order = torch.randperm(len(given.similar), generator=torch.Generator().manual_seed(seed))
-    kinds = given.similar[order]
-    kept = torch.cat([order[kinds][: SAMPLE // 2], order[~kinds][: SAMPLE // 2]]).sort().values
-    return given.pairs[kept], given.similar[kept]
+    if given is not None:
+        order = torch.randperm(len(given.similar), generator=torch.Generator().manual_seed(seed))
+        pairs, similar = given.pairs[order], given.similar[order]
+    else:
+        n = SAMPLE if items.groups is None else 4 * SAMPLE  # some must not be compared
+        a, b, similar = sample_pairs(items.identity[used], n, seed)
+        kept = items.comparable(used[a], used[b])
+        pairs, similar = torch.stack([a, b], 1)[kept], similar[kept]
+    kinds = [kind.nonzero()[: SAMPLE // 2, 0] for kind in (similar, ~similar)]
+    chosen = torch.cat(kinds)
+    return pairs[chosen], similar[chosen]
 
 
 class _Raw:

@@ -1,6 +1,6 @@
-"""Tables of pairs: columns a, b and label."""
+"""Tables of pairs: columns a, b and label, and maybe what the items of a pair belong to."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from nearfar.tables import (
     refuse_bad_labels,
     vector,
 )
-from nearfar.train.data import Items, Pairs
+from nearfar.train.data import Items, Pairs, with_groups
 from nearfar.train.files import file_key, find_file
 from nearfar.train.groups import connected
 from nearfar.train.images import Fit, is_image, read_images
@@ -65,7 +65,9 @@ def read_pairs(
     _refuse_contradictions(path, a, b, joined, where)
     identity = connected(len(x), a, b, joined)
     identities = [f"identity {i}" for i in range(int(identity.max()) + 1)]
-    return Pairs(Items(x, identity, names, identities, notes=notes), a, b, similar, where)
+    items = Items(x, identity, names, identities, notes=notes)
+    items = with_groups(items, _groups(table, index, len(x)))
+    return Pairs(items, a, b, similar, where)
 
 
 def _names(
@@ -73,6 +75,41 @@ def _names(
 ) -> list[str]:
     """The path of an image, the place of a vector."""
     return [str(cells[row]) if isinstance(cell, Path) else at[row] for cell, row in distinct]
+
+
+def _groups(table: Table, index: Sequence[int], n: int) -> Mapping[str, list[str]]:
+    """`groups` and `split_groups` of n items, where there are such columns; empty for no group.
+
+    Either is one column, of both items of a pair, or two, one for each: `groups_a` and `groups_b`.
+
+    Raises:
+        InputError: one column of two, or an item that lies in two groups.
+    """
+    found: dict[str, list[str]] = {}
+    for name in ("groups", "split_groups"):
+        both = [f"{name}_{side}" for side in "ab"]
+        if not table.columns.keys() & {name, *both}:
+            continue
+        columns = [name, name] if name in table.columns else both
+        if columns != both and table.columns.keys() & {*both}:
+            raise InputError(f"{table.path} has {name!r} and {both[0]!r} or {both[1]!r}. Drop one.")
+        cells = [cell for column in columns for cell in table.column(column)]
+        found[name] = [""] * n
+        first: dict[int, int] = {}  # row of the cell that says the group of an item
+        for row, (cell, item) in enumerate(zip(cells, index, strict=True)):
+            if is_blank(cell):
+                continue
+            group = str(cell).strip()
+            if found[name][item] not in ("", group):
+                places = [table.where(r % len(table)) for r in (first[item], row)]
+                raise InputError(
+                    f"{places[0]} and {places[1]}: an item is in the group {found[name][item]!r} "
+                    f"of {name}, and in {group!r}. Name one group for each item"
+                    + ("." if columns == both else f", in two columns, {' and '.join(both)}.")
+                )
+            found[name][item] = group
+            first.setdefault(item, row)
+    return found
 
 
 def doubtful(pairs: Pairs) -> str:

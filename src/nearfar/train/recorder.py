@@ -1,5 +1,6 @@
 """Looks at the network now and then while it trains, and once when it is done."""
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from nearfar.train.force_sample import ForceSample, sample_forces
 from nearfar.train.measure import Measured, embed
 from nearfar.train.objectives import WithProxies, verifier_distance
 from nearfar.train.record import HARDEST, Array, Course, Outcome
-from nearfar.train.split import rows_within
+from nearfar.train.split import rows_to_measure
 from nearfar.train.task import Task
 
 MOMENTS = 12  # of a run, its beginning and its end among them
@@ -190,14 +191,34 @@ def _sample(task: Task) -> tuple[Tensor, Tensor]:
     seed, chosen = task.config.seed, task.split.calibration
     if isinstance(task.data, Pairs):
         data = task.data
-        rows = rows_within(data, chosen)
+        rows = rows_to_measure(data, chosen)
         similar = data.is_similar()[rows]
         kept = torch.cat([rows[similar][: PAIRS // 2], rows[~similar][: PAIRS // 2]])
         return torch.stack([data.a[kept], data.b[kept]], 1), data.is_similar()[kept]
-    identity = task.items.identity
-    rows = torch.cat([(identity == i).nonzero()[:ITEMS, 0] for i in chosen[:IDENTITIES]])
-    a, b, similar = sample_pairs(identity[rows], PAIRS, seed)
-    return torch.stack([rows[a], rows[b]], 1), similar
+    items, able = task.items, task.items.can_be_similar()[chosen]
+    rows = torch.cat(
+        [_by_turns(items, i)[:ITEMS] for i in chosen[able][:IDENTITIES]]
+        + [_by_turns(items, i)[:1] for i in chosen[~able][:IDENTITIES]]
+    )
+    a, b, similar = sample_pairs(items.identity[rows], PAIRS, seed)
+    kept = items.comparable(rows[a], rows[b])
+    return torch.stack([rows[a[kept]], rows[b[kept]]], 1), similar[kept]
+
+
+def _by_turns(items: Items, identity: Tensor) -> Tensor:
+    """The items of an identity, one of each of its groups, a second of each, and so on.
+
+    So the first few hold pairs that may be measured.
+    """
+    rows = (items.identity == identity).nonzero()[:, 0]
+    if items.groups is None:
+        return rows
+    met: Counter[int] = Counter()
+    turns = []
+    for group in items.groups[rows].tolist():
+        turns.append(met[group])
+        met[group] += 1
+    return rows[torch.tensor(turns).argsort(stable=True)]
 
 
 def _thumbnails(x: Tensor) -> Tensor:

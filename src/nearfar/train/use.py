@@ -78,8 +78,7 @@ def evaluate_run(
         raise InputError("--identity-depth is for a folder that is named; the run has its own.")
     if source is None:
         data = _own_data(run)
-        identities = split_data(data, run.config).test
-        return _measure(run, data, identities), []
+        return _measure(run, data, _tested(run, data)), []
     data = read_data(
         source,
         similar_label=similar_label,
@@ -152,6 +151,15 @@ def _own_data(run: Run) -> Items | Pairs:
     return data
 
 
+def _tested(run: Run, data: Items | Pairs) -> torch.Tensor:
+    """The test identities, as the run recorded them: a later version may split in another way."""
+    number = {name: i for i, name in enumerate(items_of(data).identities)}
+    tested = run.summary["split"]["test"]
+    if all(name in number for name in tested):
+        return torch.tensor([number[name] for name in tested])
+    return split_data(data, run.config).test  # of identities that were renamed
+
+
 def _flattery(run: Run, source: str, data: Items | Pairs) -> list[str]:
     """A note where the run may know the data already, by all of it, by its items, by its names."""
     if data.digest() == run.summary["data"]["sha256"]:
@@ -192,15 +200,15 @@ def _measure(run: Run, data: Items | Pairs, identities: torch.Tensor) -> Compari
 def _refuse_unmeasurable(source: str, data: Items | Pairs) -> None:
     """Rates need similar and dissimilar pairs."""
     if isinstance(data, Pairs):
-        similar = data.is_similar()
+        similar = data.is_similar()[data.items.comparable(data.a, data.b)]
         n_similar, n_dissimilar = int(similar.sum()), int((~similar).sum())
     else:
-        counts = torch.bincount(data.identity)
-        n_similar, n_dissimilar = int((counts > 1).sum()), len(counts) - 1
+        n_similar, n_dissimilar = int(data.can_be_similar().sum()), len(data.identities) - 1
+    of = " of items of different groups" * (items_of(data).groups is not None)
     if not n_similar:
-        raise InputError(f"{source} has no similar pairs to measure on. Add some.")
+        raise InputError(f"{source} has no similar pairs{of} to measure on. Add some.")
     if not n_dissimilar:
-        raise InputError(f"{source} has no dissimilar pairs to measure on. Add some.")
+        raise InputError(f"{source} has no dissimilar pairs{of} to measure on. Add some.")
 
 
 def _write_npz(out: Path, arrays: dict[str, np.ndarray]) -> None:
