@@ -251,6 +251,21 @@ def test_pairs_within_a_group_are_not_measured(nearfar, tmp_path, suffix):
     assert found["n_similar"] + found["n_dissimilar"] == across.sum()
 
 
+def test_one_column_of_groups_is_of_both_items(nearfar, tmp_path):
+    held = pair_columns()
+    here = [index % 3 == 0 for index in range(len(held["a"]))]
+    lone = ["", "session 1"]
+    rows = {**held, "groups": [lone[same] for same in here]}
+    rows["a"] = [f"{a} {row}" for row, a in enumerate(held["a"])]  # each item in one pair only
+    rows["b"] = [f"{b} {-row}" for row, b in enumerate(held["b"])]
+    pairs = read_data(table(tmp_path / "p.csv", rows))
+    measured = rows_to_measure(pairs, torch.arange(len(pairs.items.identities)))
+    assert measured.tolist() == [row for row, same in enumerate(here) if not same]
+    every = table(tmp_path / "q.csv", {**held, "groups": ["session 1"] * len(held["a"])})
+    done = nearfar("train", every, "--out", tmp_path / "run", *TINY)
+    assert "those within one group are not measured" in done.err
+
+
 def test_an_empty_group_is_no_group(tmp_path):
     held = pair_columns(groups=np.full(96, " "))
     assert read_data(table(tmp_path / "p.csv", held)).items.groups.unique().shape == (96,)

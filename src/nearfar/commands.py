@@ -11,7 +11,7 @@ import typer
 
 import nearfar
 from nearfar.errors import InputError
-from nearfar.train.names import FOR_ITEMS, FOR_PAIRS, GLYPHS, LOSSES
+from nearfar.train.names import FOR_ITEMS, FOR_PAIRS, GLYPHS, LOSSES, SINGLE
 
 # Help and a mistyped option answer at once: what is heavy is imported by the command that needs it.
 if TYPE_CHECKING:
@@ -102,6 +102,15 @@ IdentityDepth = Annotated[
         min=1,
         max=9,
         help="In a folder: 1 if its subfolders are the identities, 2 if theirs are.",
+        rich_help_panel=DATA,
+    ),
+]
+Single = Annotated[
+    str | None,
+    typer.Option(
+        metavar="|".join(SINGLE),
+        help="Identities with a single item: use as dissimilar examples, leave out, or refuse "
+        "(refuse).",
         rich_help_panel=DATA,
     ),
 ]
@@ -196,6 +205,7 @@ def train(
     angle_margin: AngleMargin = None,
     cosine_margin: CosineMargin = None,
     similar_label: SimilarLabel = None,
+    single: Single = None,
     image_size: Annotated[
         int | None,
         typer.Option(help="Side that image files are resized to (32).", rich_help_panel=DATA),
@@ -264,6 +274,7 @@ def train(
         data=data,
         loss=loss,
         similar_label=similar_label,
+        single=single,
         image_size=image_size,
         identity_depth=identity_depth,
         encoder=encoder,
@@ -484,6 +495,7 @@ def sweep(
     ] = None,
     similar_label: SimilarLabel = None,
     identity_depth: IdentityDepth = None,
+    single: Single = None,
     seed: Annotated[
         int | None, typer.Option(help="Of everything random.", rich_help_panel=TRAINING)
     ] = None,
@@ -506,6 +518,7 @@ def sweep(
         embedding_dim=embedding_dim,
         similar_label=similar_label,
         identity_depth=identity_depth,
+        single=single,
         seed=seed,
     )
     settings = _given(

@@ -16,17 +16,29 @@ def balanced_items(
 ) -> Iterator[Tensor]:
     """Without end: rows of P identities x K items, (P * K,), the items of an identity together.
 
+    Identities with a single item give it once, as a dissimilar example, after all others: repeated,
+    it would be similar to itself. Identities come in random order until P with several items are
+    there; of those with a single one that come on the way, P are kept at most.
+
     Args:
         identity: (n,) int64 of all items.
         chosen: (i,) the identities to take from.
         n_identities: P; all of `chosen` where those are fewer.
-        n_items: K; an identity with fewer items repeats some.
+        n_items: K; an identity with fewer items, but several, repeats some.
         generator: of the random choices.
     """
     rows_of = [(identity == i).nonzero()[:, 0] for i in chosen]
+    several = torch.tensor([len(rows) > 1 for rows in rows_of])
     while True:
-        picked = torch.randperm(len(rows_of), generator=generator)[:n_identities]
-        yield torch.cat([_some(rows_of[int(i)], n_items, generator) for i in picked])
+        order = torch.randperm(len(rows_of), generator=generator)
+        is_several = several[order]
+        before = is_several.cumsum(0) - is_several.long()  # identities with several items
+        picked = order[is_several & (before < n_identities)]
+        alone = order[~is_several & (before < n_identities)][:n_identities]
+        yield torch.cat(
+            [_some(rows_of[int(i)], n_items, generator) for i in picked]
+            + [rows_of[int(i)] for i in alone]
+        )
 
 
 def balanced_pairs(

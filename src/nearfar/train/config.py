@@ -8,6 +8,7 @@ from pathlib import Path
 import tomli_w
 
 from nearfar.errors import InputError
+from nearfar.train.names import SINGLE
 
 FORMAT = 1  # of the run folder; raised when an older nearfar could no longer read it
 
@@ -24,6 +25,7 @@ class TrainConfig:
         similar_label: which of 0 and 1 means similar, for pairs with numeric labels.
         image_size: side that the images of a folder or table are resized to; None: 32.
         identity_depth: of a folder, at which depth its identities are; see `folder.read_folder`.
+        single: what becomes of identities with a single item, one of `SINGLE`; None: "refuse".
         hyperparameters: of that loss.
         encoder: "auto", or package.module:factory.
         embedding_dim: d of the embeddings.
@@ -45,6 +47,7 @@ class TrainConfig:
     similar_label: int | None = None
     image_size: int | None = None
     identity_depth: int | None = None
+    single: str | None = None
     hyperparameters: Mapping[str, Setting] = field(default_factory=dict)
     encoder: str = "auto"
     embedding_dim: int = 128
@@ -67,6 +70,8 @@ class TrainConfig:
                 raise InputError(f"{name} must lie between {low:g} and {high:g}, got {value:g}.")
         if self.similar_label not in (0, 1, None):
             raise InputError(f"similar_label must be 0 or 1, got {self.similar_label!r}.")
+        if self.single not in (*SINGLE, None):
+            raise InputError(f"single must be one of {', '.join(SINGLE)}; got {self.single!r}.")
         if self.calibration_share + self.test_share >= 1:
             raise InputError("calibration_share and test_share must leave identities to train on.")
 
@@ -139,6 +144,7 @@ _KINDS: dict[object, tuple[str, tuple[type, ...]]] = {
     float: ("a number", (int, float)),
     bool: ("true or false", (bool,)),
     str: ("text", (str,)),
+    str | None: ("text", (str,)),
     Mapping[str, Setting]: ("a table", (dict,)),
 }
 

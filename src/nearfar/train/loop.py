@@ -28,6 +28,7 @@ from nearfar.train.config import TrainConfig, to_toml
 from nearfar.train.data import Items, Pairs, as_input, items_of, read_data
 from nearfar.train.encoders import Embedder, build
 from nearfar.train.measure import Measured, measure
+from nearfar.train.names import KEEP
 from nearfar.train.objectives import OBJECTIVES, WithProxies, objective, verifier_distance
 from nearfar.train.pairs import doubtful
 from nearfar.train.progress import progress
@@ -44,8 +45,8 @@ from nearfar.train.run import (
 )
 from nearfar.train.split import (
     Split,
-    rows_to_measure,
     rows_within,
+    singles,
     split_items,
     split_pairs,
 )
@@ -84,7 +85,7 @@ def train(
         say(f"note: {note}", style="yellow")
     if isinstance(data, Pairs) and (note := doubtful(data)):
         say(f"note: {note}", style="yellow")
-    say(f"  {_split_in_words(data, split)}")
+    say(f"  {_split_in_words(data, split, config.single)}")
     checkup = Checkup(task, lambda finding: say(f"! {finding.in_short()}", style="yellow"))
 
     with writing(out, overwrite=overwrite, finish=finish) as folder, deterministic():
@@ -206,7 +207,12 @@ def split_data(data: Items | Pairs, config: TrainConfig) -> Split:
     """The split of a config, the same each time."""
     shares = {"calibration": config.calibration_share, "test": config.test_share}
     if isinstance(data, Items):
-        return split_items(data, **shares, seed=config.seed)
+        return split_items(data, **shares, seed=config.seed, single=config.single)
+    if config.single is not None:
+        raise InputError(
+            f"--single is for data that name identities; {config.data} names pairs, where an item "
+            "without a similar pair is a dissimilar example. Leave it out."
+        )
     return split_pairs(data, **shares, seed=config.seed)
 
 
@@ -270,7 +276,7 @@ def _data_in_words(data: Items | Pairs) -> str:
     return words
 
 
-def _split_in_words(data: Items | Pairs, split: Split) -> str:
+def _split_in_words(data: Items | Pairs, split: Split, single: str | None) -> str:
     sides = (split.train, split.calibration, split.test)
     words = "identities split into {} to train, {} to calibrate, {} to test".format(
         *map(len, sides)
@@ -278,6 +284,9 @@ def _split_in_words(data: Items | Pairs, split: Split) -> str:
     if (of := items_of(data).split_groups) is not None:
         names = sorted({of[int(i)] for i in split.test} - {""})
         words += f" (test: {', '.join(names[:10])}{', ...' * (len(names) > 10)})"
+    if isinstance(data, Items) and (n := int(singles(data).sum())):
+        does = "serve as dissimilar examples" if single == KEEP else "are left out"
+        words += f"; {n:,} with a single item {does}"
     if isinstance(data, Pairs):
         dropped = len(data.a) - sum(len(rows_within(data, side)) for side in sides)
         words += f"; {dropped:,} dissimilar pairs join two sides and are left out"
@@ -294,8 +303,10 @@ def _task_in_words(
     if isinstance(data, Pairs):
         batch = f"at most {config.identities * config.items // 2} pairs"
     else:
-        n_identities = min(config.identities, len(split.train))
-        batch = f"{n_identities} identities x {config.items} items"
+        several = int((~singles(data)[split.train]).sum())
+        batch = f"{min(config.identities, several)} identities x {config.items} items"
+        if several < len(split.train):
+            batch += f" and up to {config.identities} single items"
     return (
         f"{size:,} parameters on {fabric.device} with the {config.loss} loss ({settings}): "
         f"{config.steps} steps of {batch}"

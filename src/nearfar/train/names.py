@@ -25,3 +25,6 @@ LOSSES = (
     "proxy_anchor",
 )
 FOR_ITEMS, FOR_PAIRS = "sup_con", "contrastive"  # where no loss is named
+
+KEEP, LEAVE_OUT, REFUSE = "keep", "leave-out", "refuse"  # what becomes of a single item
+SINGLE = (KEEP, LEAVE_OUT, REFUSE)

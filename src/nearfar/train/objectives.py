@@ -4,7 +4,7 @@ A form takes the loss with its hyperparameters bound, calls it on what it made o
 returns the loss and the active share: the share of its pairs or tuples that still cost anything.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -133,19 +133,19 @@ def quadruplets(loss: Loss, batch: Batch) -> Step:
 def item_against_item(loss: Loss, batch: Batch) -> Step:
     """One item of each identity as query, another as positive; the items left make more such rows.
 
-    An identity is in a set of rows once, so that another row's positive is truly a negative.
+    An identity is in a set of rows once, so that another row's positive is truly a negative. One
+    with a single item has no row.
     """
-    x, identity = batch.x, batch.identity
-    order = identity.argsort(stable=True)
-    n_items = int((identity == identity[0]).sum())
-    columns = order.view(-1, n_items).unbind(1)  # n_items x (identities,)
-    per_query = torch.cat(
-        [
-            loss(x[query], x[positive], reduction="none")
-            for query, positive in zip(columns[::2], columns[1::2], strict=False)
-        ]
-    )
-    return per_query.mean(), _active(per_query)
+    columns, _ = _columns(batch.identity)
+    return _each_pair_of(loss, batch.x, columns)
+
+
+def item_against_all(loss: Loss, batch: Batch) -> Step:
+    """The same; identities with a single item are further negatives of every query."""
+    columns, alone = _columns(batch.identity)
+    if len(alone):
+        loss = partial(loss, hard_negatives=batch.x[alone])
+    return _each_pair_of(loss, batch.x, columns)
 
 
 def item_against_classes(loss: Loss, batch: Batch) -> Step:
@@ -195,7 +195,7 @@ OBJECTIVES: Mapping[str, Objective] = {
         fewest_identities=3,
     ),
     "info_nce": Objective(
-        info_nce_loss, {"temperature": 0.1}, item_against_item, similar_pairs, similar_only=True
+        info_nce_loss, {"temperature": 0.1}, item_against_all, similar_pairs, similar_only=True
     ),
     "softmax": Objective(
         scored_softmax,
@@ -301,6 +301,25 @@ def resolve(name: str, given: Mapping[str, Setting]) -> dict[str, Setting]:
 def verifier_distance(name: str, hyperparameters: Mapping[str, Setting]) -> Distance:
     """What the trained loss compares embeddings with."""
     return hyperparameters.get("distance", "cosine")  # type: ignore[return-value]
+
+
+def _columns(identity: Tensor) -> tuple[Sequence[Tensor], Tensor]:
+    """K columns of rows, each with an item of every identity of K; and the rows of single items."""
+    counts = torch.bincount(identity)[identity]
+    rows = (counts > 1).nonzero()[:, 0]
+    order = rows[identity[rows].argsort(stable=True)]
+    return order.view(-1, int(counts.max())).unbind(1), (counts == 1).nonzero()[:, 0]
+
+
+def _each_pair_of(loss: Loss, x: Tensor, columns: Sequence[Tensor]) -> Step:
+    """The first column's items as queries of the second's, the third's of the fourth's, ..."""
+    per_query = torch.cat(
+        [
+            loss(x[query], x[positive], reduction="none")
+            for query, positive in zip(columns[::2], columns[1::2], strict=False)
+        ]
+    )
+    return per_query.mean(), _active(per_query)
 
 
 def _anchors(identity: Tensor) -> tuple[Tensor, Tensor]:

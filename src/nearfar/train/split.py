@@ -12,6 +12,7 @@ from torch import Tensor
 from nearfar.errors import InputError
 from nearfar.train.data import Items, Pairs
 from nearfar.train.groups import connected
+from nearfar.train.names import KEEP, LEAVE_OUT
 
 FEWEST = 2  # identities of a side: with one there is no dissimilar pair
 SIDES = ("train", "calibration", "test")
@@ -33,7 +34,9 @@ class Split:
     test: Tensor
 
 
-def split_items(items: Items, *, calibration: float, test: float, seed: int) -> Split:
+def split_items(
+    items: Items, *, calibration: float, test: float, seed: int, single: str | None = None
+) -> Split:
     """Split the identities by seed; what `items.split_groups` binds together stays together.
 
     Args:
@@ -41,13 +44,18 @@ def split_items(items: Items, *, calibration: float, test: float, seed: int) -> 
         calibration: share of the identities that this side gets.
         test: likewise.
         seed: of the choice.
+        single: what becomes of identities with a single item: "keep" gives each side its share of
+            them, "leave-out" leaves them on no side, "refuse" or None refuses them.
 
     Raises:
         InputError: an identity with a single item, or too few identities for three sides.
     """
-    _refuse_singles(items)
-    bundles = np.array(_bundles(items))
-    similar = items.can_be_similar().numpy()
+    alone = singles(items)
+    if single not in (KEEP, LEAVE_OUT):
+        _refuse_singles(items, alone)
+    taken = (~alone).nonzero()[:, 0] if single == LEAVE_OUT else torch.arange(len(alone))
+    bundles = np.array(_bundles(items))[taken.numpy()]
+    similar = items.can_be_similar()[taken].numpy()
     # Bundles that cannot show what is the same are shared out by themselves, so that no side is
     # left with nothing else.
     telling = np.isin(bundles, bundles[similar])
@@ -59,8 +67,8 @@ def split_items(items: Items, *, calibration: float, test: float, seed: int) -> 
     )
     nothing = np.zeros((int((~telling).sum()), 0), dtype=bool)
     sides[~telling] = _share_out(bundles[~telling], nothing, shares, seed, fewest=0)
-    split = _of_sides(sides)
-    _refuse_few(len(sides), split, items)
+    split = Split(**{side: taken[torch.from_numpy(sides == side)] for side in SIDES})
+    _refuse_few(len(taken), split, items)
     _refuse_untelling(split, items)
     return split
 
@@ -90,6 +98,7 @@ def split_pairs(pairs: Pairs, *, calibration: float, test: float, seed: int) -> 
     if _fills(pairs, whole) and 10 * _measured(pairs, whole) >= _measured(pairs, found):
         return whole
     turned = _turned_round(pairs)
+    unmeasured = "; those within one group are not measured" * (pairs.items.groups is not None)
     try:
         _refuse_few(len(kinds), found, pairs.items)
     except InputError as error:
@@ -100,9 +109,14 @@ def split_pairs(pairs: Pairs, *, calibration: float, test: float, seed: int) -> 
                 raise InputError(
                     f"the {side} identities are left without a {kind} pair: the {len(similar)} "
                     f"pairs form {len(pairs.items.identities)} identities, and pairs across the "
-                    f"split are dropped. Add pairs, or try another --seed.{turned}"
+                    f"split are dropped{unmeasured}. Add pairs, or try another --seed.{turned}"
                 )
     return found
+
+
+def singles(items: Items) -> Tensor:
+    """(i,) bool: the identities with a single item."""
+    return torch.bincount(items.identity, minlength=len(items.identities)) < 2
 
 
 def rows_within(pairs: Pairs, identities: Tensor) -> Tensor:
@@ -117,16 +131,15 @@ def rows_to_measure(pairs: Pairs, identities: Tensor) -> Tensor:
     return rows[pairs.items.comparable(pairs.a[rows], pairs.b[rows])]
 
 
-def _refuse_singles(items: Items) -> None:
-    alone = torch.bincount(items.identity, minlength=len(items.identities)) < 2
+def _refuse_singles(items: Items, alone: Tensor) -> None:
     if not alone.any():
         return
     identity = int(alone.nonzero()[0])
     name = items.names[int((items.identity == identity).nonzero()[0])]
     raise InputError(
         f"identity {items.identities[identity]!r} has a single item ({name}), so no pair can show "
-        f"what is the same about it ({int(alone.sum())} of {len(alone)} identities). "
-        "Add an item or remove it."
+        f"what is the same about it ({int(alone.sum())} of {len(alone)} identities). Add an item; "
+        f"or say --single {KEEP}, to use it as a dissimilar example, or --single {LEAVE_OUT}."
     )
 
 
