@@ -115,6 +115,17 @@ class Case:
             return self.hyper.get("distance") == "cosine"
         return bool(self.hyper.get("normalize", True))
 
+    @property
+    def anchors(self) -> str:
+        """Which rows have a loss each that no other of them sees; "" where all see all."""
+        if self.function is nearfar.proxy_anchor_loss:
+            return "proxies"
+        if self.function is nearfar.clip_loss or self.hyper.get("symmetric"):
+            return ""
+        if self.kind == "batch" and not self.reference:
+            return ""
+        return "query" if "query" in self.takes else "x"
+
     def outputs(self, n: int) -> int:
         """The number of losses with reduction="none"."""
         return N_CLASSES if self.function is nearfar.proxy_anchor_loss else n
@@ -190,6 +201,26 @@ def gradients(loss: Callable[[Data], Tensor], data: Data) -> tuple[Tensor, Named
     (value * weights).sum().backward()
     zero = torch.zeros_like
     return value.detach(), {k: zero(a) if a.grad is None else a.grad for k, a in leaves.items()}
+
+
+def assert_finite_gradients(loss: Callable[[Data], Tensor], data: Data) -> None:
+    """Finite value and gradients, but where float16 cannot hold them: there they are infinite.
+
+    They are those of the same rows in float32, rounded.
+    """
+    low = any(a.dtype is torch.float16 for a in data.rows.values())
+    value, found = gradients(loss, data)
+    _, wide = gradients(loss, data.at(**{k: _wide(a) for k, a in data.rows.items()}))
+    assert value.isfinite().all()
+    for name, gradient in found.items():
+        assert gradient.dtype == data.rows[name].dtype
+        assert wide[name].isfinite().all(), name
+        assert gradient.isfinite().all() or low, name
+        assert torch.equal(gradient, wide[name].to(gradient.dtype)), name
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.float() if x.dtype is torch.float16 else x
 
 
 def near(

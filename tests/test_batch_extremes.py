@@ -10,7 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from batch_cases import CASES, DTYPES, IN_BATCH, LOW, PLAIN, Case, Data, gradients, over
+from batch_cases import (
+    CASES,
+    DTYPES,
+    IN_BATCH,
+    LOW,
+    PLAIN,
+    Case,
+    Data,
+    assert_finite_gradients,
+    gradients,
+    over,
+)
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -43,11 +54,7 @@ def assert_finite(
     case: Case, data: Data, reductions: tuple[str, ...] = ("none", "mean"), **more: Any
 ) -> None:
     for reduction in reductions:
-        value, found = gradients(partial(case.run, reduction=reduction, **more), data)
-        assert value.isfinite().all()
-        for name, gradient in found.items():
-            assert gradient.dtype == data.rows[name].dtype
-            assert gradient.isfinite().all(), name
+        assert_finite_gradients(partial(case.run, reduction=reduction, **more), data)
 
 
 @pytest.mark.parametrize("extreme", EXTREMES)
@@ -204,30 +211,35 @@ def test_anchors_without_positives_or_negatives_have_nothing_to_compare(
     assert nothing == (loss in silent[layout])
 
 
-@pytest.mark.parametrize("where", [0, -1])
+@pytest.mark.parametrize(
+    ("where", "layout"), [(0, "random"), (-1, "one class"), (-1, "singletons")]
+)
 @over(CASES)
-def test_non_finite_in_nan_out(case: Case, where: int) -> None:
-    """Point 2: in the loss of every row that sees the bad one, and in no other."""
-    data = case.draw(4, seed=3)
+def test_non_finite_in_nan_out(case: Case, where: int, layout: str) -> None:
+    """Point 2: in the loss of every anchor that meets the bad row, and in no other.
+
+    Also of one that has nothing to compare, whose loss would be 0 and its gradient NaN.
+    """
+    data = case.draw(4, seed=3, layout="random" if case.kind == "towers" else layout)
     for name, rows in data.rows.items():
         if not rows.ndim:
             continue
         spoiled = rows.clone()
         spoiled[where].view(-1)[-1:] = math.nan  # one entry of the row
         true = case.truth(data.at(**{name: spoiled})).isnan()
-        assert true.any() or case.kind == "batch"
-        # Distances are taken from the centre of all rows, which a bad one takes along; and a
-        # positive without negatives costs 0 in the formula, whatever it is.
+        meets = torch.full_like(true, True)
+        if name == case.anchors:
+            meets[:] = False
+            meets[where] = True
+        # Distances are taken from the centre of all rows, which a bad one takes along.
         centred = "distance" in case.takes and not case.normalizes
         for dtype, bad in product(DTYPES, (math.nan, math.inf, -math.inf)):
             spoiled[where].view(-1)[-1:] = bad
             given = data.to(dtype).at(**{name: spoiled.to(dtype)})
             found = case.run(given).isnan()
-            if centred or case.multi:
-                assert not (true & ~found).any()
-            else:
-                assert torch.equal(found, true)
-            assert bool(case.run(given, "mean").isnan()) >= bool(true.any())
+            assert torch.equal(found, meets | true) or (centred and found.all())
+            assert case.run(given, "mean").isnan()
+            assert case.run(given, "sum").isnan()
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -473,8 +485,11 @@ def test_a_learned_number_of_half_precision_is_computed_with_as_float32(dtype: t
             loss = run(given)
             assert loss.item() == pytest.approx(run(given.item()).item(), rel=1e-5)
             (gradient,) = torch.autograd.grad(loss, given)
+            wide = given.detach().float().requires_grad_()
+            (expected,) = torch.autograd.grad(run(wide), wide)
             assert gradient.dtype == dtype
-            assert gradient.isfinite()
+            assert expected.isfinite()
+            torch.testing.assert_close(gradient, expected.to(dtype))  # which may be infinite
 
 
 def test_no_rows_against_more_columns_than_the_budget_holds() -> None:
@@ -527,9 +542,29 @@ def test_what_is_not_learned_is_no_tensor() -> None:
             run()
 
 
-def test_transforms_of_torch_func_are_refused_in_words() -> None:
-    with pytest.raises(RuntimeError, match="compute their gradient themselves"):
-        torch.func.grad(lambda x: nearfar.clip_loss(x, x, scale=2.0))(torch.eye(3))
+@over(PLAIN)
+def test_transforms_and_batched_gradients_are_refused_in_words(case: Case) -> None:
+    """Those of a scalar come out right, since its gradient is only multiplied."""
+    data = case.draw(4)
+    name = next(iter(data.rows))
+    x = data.rows[name].requires_grad_()
+
+    def of(rows: Tensor, reduction: str = "none") -> Tensor:
+        return case.run(data.at(**{name: rows}), reduction)
+
+    jacobian: Any = partial(torch.autograd.functional.jacobian, of, vectorize=True)
+    each = torch.eye(case.outputs(4), dtype=torch.float64)
+    for run in (
+        lambda: torch.func.grad(partial(of, reduction="mean"))(x),
+        lambda: torch.autograd.grad(of(x), x, each, is_grads_batched=True),
+        lambda: jacobian(x),
+    ):
+        with pytest.raises(RuntimeError, match="one gradient at a time"):
+            run()
+    (once,) = torch.autograd.grad(of(x, "mean"), x)
+    three = torch.tensor([1.0, 2, 3], dtype=torch.float64)
+    (found,) = torch.autograd.grad(of(x, "mean"), x, three, is_grads_batched=True)
+    torch.testing.assert_close(found, torch.stack([once, 2 * once, 3 * once]))
 
 
 class _NoFloat64(TorchDispatchMode):

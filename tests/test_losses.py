@@ -395,6 +395,19 @@ def test_vmap_and_grad(case: Case) -> None:
     torch.testing.assert_close(gradients, torch.stack([torch.func.grad(loss)(*x) for x in each]))
 
 
+@over([case for case in CASES if case.function is not nearfar.softmax_loss])
+def test_lists_beside_float64_keep_their_digits(case: Case) -> None:
+    """Embeddings and degrees of similarity: by way of float32, 0.1 would be off by 1e-9."""
+    x, labels = case.draw(6, 3)
+    labels = tuple(y.double() * 0.3 if y.is_floating_point() else y for y in labels)
+    expected = case.run(x, labels)
+    if len(x) > 1:
+        for k in range(len(x)):
+            given = (*x[:k], x[k].tolist(), *x[k + 1 :])
+            assert torch.equal(case.run(given, labels), expected)
+    assert torch.equal(case.run(x, tuple(y.tolist() for y in labels)), expected)
+
+
 def test_a_row_without_direction_is_at_cosine_distance_1() -> None:
     x1 = torch.tensor([[0.0, 0], [3, 4], [0, 0]], requires_grad=True)
     x2 = torch.tensor([[3.0, 4], [0, 0], [0, 0]], requires_grad=True)

@@ -17,13 +17,20 @@ from torch import Tensor
 ArrayLike = Tensor | np.ndarray[Any, Any] | list[Any] | tuple[Any, ...]
 
 
-def tensor(name: str, value: ArrayLike, *, device: torch.device | None = None) -> Tensor:
+def tensor(
+    name: str,
+    value: ArrayLike,
+    *,
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
     """`value` as a tensor that shares its memory where it can.
 
     Args:
         name: what the caller called it.
         value: a tensor, which stays where it is, or an array or nested list, which has no device.
         device: where arrays and lists go.
+        dtype: what a list of floats becomes, see `beside`; None: torch's default.
 
     Raises:
         TypeError: `value` is not a tensor, a numeric NumPy array or a nested list of numbers.
@@ -37,7 +44,7 @@ def tensor(name: str, value: ArrayLike, *, device: torch.device | None = None) -
     try:
         array = value if isinstance(value, np.ndarray) else np.asarray(value)
         if array.dtype == np.float64 and not isinstance(value, np.ndarray):
-            return torch.as_tensor(array, dtype=torch.get_default_dtype(), device=device)
+            return torch.as_tensor(array, dtype=dtype or torch.get_default_dtype(), device=device)
         if not _torch_can_share(array):
             array = array.astype(array.dtype.newbyteorder("="), order="C")
         with warnings.catch_warnings():
@@ -57,6 +64,19 @@ def tensor(name: str, value: ArrayLike, *, device: torch.device | None = None) -
         ) from error
 
 
+def beside(*others: ArrayLike | None) -> torch.dtype:
+    """What a list of floats becomes next to others: float64 where one of them is, or the default.
+
+    A list has no dtype, but all its digits.
+    """
+    double = any(
+        value.dtype == (torch.float64 if isinstance(value, Tensor) else np.float64)
+        for value in others
+        if isinstance(value, Tensor | np.ndarray)
+    )
+    return torch.float64 if double else torch.get_default_dtype()
+
+
 def _torch_can_share(array: np.ndarray[Any, Any]) -> bool:
     """Whether torch takes its byte order and strides: native, positive, whole elements."""
     return array.dtype.isnative and all(
@@ -72,7 +92,7 @@ def embeddings(**given: ArrayLike) -> tuple[Tensor, ...]:
         ValueError: an argument is not two-dimensional, has rows of length 0, or differs from the
             first one in shape or device.
     """
-    lifted = tuple(_matrix(name, value) for name, value in given.items())
+    lifted = _lifted(given)
     names = tuple(given)
     for name, x in zip(names[1:], lifted[1:], strict=True):
         if x.shape != lifted[0].shape:
@@ -84,15 +104,28 @@ def embeddings(**given: ArrayLike) -> tuple[Tensor, ...]:
     return _of_one_dtype(lifted)
 
 
-def batch(name: str, value: ArrayLike, *, like: Tensor | None = None) -> Tensor:
+def _lifted(given: dict[str, ArrayLike]) -> tuple[Tensor, ...]:
+    """Each as a matrix; what is passed twice once, so that its gradients add up unrounded."""
+    dtype, values = beside(*given.values()), list(given.values())
+    lifted: list[Tensor] = []
+    for name, value in given.items():
+        first = next(k for k, other in enumerate(values) if other is value)
+        lifted.append(lifted[first] if first < len(lifted) else _matrix(name, value, dtype))
+    return tuple(lifted)
+
+
+def batch(
+    name: str, value: ArrayLike, *, like: Tensor | None = None, other: ArrayLike | None = None
+) -> Tensor:
     """(n, d) embeddings in their own dtype, for the engine, which lifts them itself.
 
     Args:
         name: what the caller called `value`.
         value: the embeddings.
         like: embeddings of the same width and device.
+        other: the other embeddings of the call, which are not checked yet.
     """
-    x = _shaped(name, tensor(name, value))
+    x = _shaped(name, tensor(name, value, dtype=beside(like, other)))
     if not x.is_floating_point():
         x = lift(name, x)
     if like is not None:
@@ -110,7 +143,7 @@ def _of_one_dtype(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 def matrix(name: str, value: ArrayLike, *, width: int, like: Tensor) -> Tensor:
     """An argument with its own number of rows, `width` numbers in each, on the device of `like`."""
-    x = _matrix(name, value)
+    x = _matrix(name, value, beside(like))
     _same_width(name, x, width)
     same_device(name, x, "the embeddings", like)
     return x
@@ -150,6 +183,11 @@ def tracing() -> bool:
 def transformed() -> bool:
     """Whether this runs inside a transform of torch.func, such as vmap."""
     return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def batched(gradient: Tensor) -> bool:
+    """Whether it stands for several, as `torch.autograd.grad(..., is_grads_batched=True)` gives."""
+    return torch._C._functorch.is_legacy_batchedtensor(gradient)
 
 
 def same_device(name: str, x: Tensor, reference_name: str, reference: Tensor) -> None:
@@ -238,8 +276,8 @@ def _same_width(name: str, x: Tensor, width: int) -> None:
         )
 
 
-def _matrix(name: str, value: ArrayLike) -> Tensor:
-    return lift(name, _shaped(name, tensor(name, value)))
+def _matrix(name: str, value: ArrayLike, dtype: torch.dtype) -> Tensor:
+    return lift(name, _shaped(name, tensor(name, value, dtype=dtype)))
 
 
 def _shaped(name: str, x: Tensor) -> Tensor:
@@ -260,7 +298,7 @@ def _squeeze(name: str, x: Tensor) -> str:
 
 
 class _Lift(torch.autograd.Function):
-    """See `lift`. The gradient goes back in the dtype of `x`, saturated instead of infinite."""
+    """See `lift`. The gradient goes back in the dtype of `x`; what does not fit is infinite."""
 
     generate_vmap_rule = True
 
@@ -275,7 +313,4 @@ class _Lift(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        if gradient.dtype == ctx.dtype:
-            return gradient
-        largest = torch.finfo(ctx.dtype).max
-        return gradient.clamp(-largest, largest).to(ctx.dtype)
+        return gradient.to(ctx.dtype)

@@ -88,8 +88,6 @@ def listed(
                         shown.add(rule, tuples, between, request.b is None)
         shown.show(request, relation)
         tally.add(valid.sum(), active.sum())
-        # Every anchor was compared with every column: one that is no number may not stay unseen.
-        per_row = torch.where(valid > 0, per_row + (columns * 0).sum(), 0)
         return Answer(per_row, active if mean_of_active else valid, da, db)
 
     return execute

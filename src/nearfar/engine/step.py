@@ -6,10 +6,10 @@ through the normalisation: the gradient of a scalar is finished in the forward p
 `reduction="none"` the backward pass walks the tiles again with the upstream gradient as weights.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from math import inf
+from math import inf, isfinite
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from nearfar.distance import brought_down
 from nearfar.engine.budget import Limits, current_limits
 from nearfar.engine.places import exact
 from nearfar.engine.products import Finish
-from nearfar.inputs import transformed
+from nearfar.inputs import batched, transformed
 from nearfar.observe import force_visitors
 from nearfar.parts import part, spans
 from nearfar.reduction import Reduction, check_reduction, total_weight
@@ -162,6 +162,7 @@ class _Step(torch.autograd.Function):
         # What the sum's gradient does not need, such as the labels, is not kept for it.
         ctx.job = job if job.reduction == "none" else None
         ctx.given = tuple(_dtype_and_shape(t) for t in (x, y, scale, bias))
+        ctx.twice = y is x
         per_row, counts, *gradients = _compute(
             job, x, y, scale, bias, job.weight, job.gradient and job.reduction != "none"
         )
@@ -182,7 +183,7 @@ class _Step(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        _no_transform()
+        _no_transform(upstream)
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "nearfar's whole-batch losses have no second derivative: call backward() or grad() "
@@ -193,7 +194,7 @@ class _Step(torch.autograd.Function):
             # In the wide dtype up to here, so that an upstream scale can save small gradients.
             by = upstream if ctx.whole is None else upstream / ctx.whole
             gradients = [None if g is None else g * by for g in ctx.saved_tensors]
-            return None, *map(_fitted, gradients, ctx.given)
+            return None, *_fitted(gradients, ctx.given, ctx.twice)
         x, y, scale, bias = ctx.saved_tensors
         scale, bias = (
             given if saved is None else saved
@@ -201,7 +202,7 @@ class _Step(torch.autograd.Function):
         )
         weight = upstream if job.weight is None else upstream * job.weight
         _, _, *gradients = _compute(job, x, y, scale, bias, weight, True)
-        return None, *map(_fitted, gradients, ctx.given)
+        return None, *_fitted(gradients, ctx.given, ctx.twice)
 
 
 def upstream(value: Tensor) -> Tensor | None:
@@ -221,12 +222,14 @@ def upstream(value: Tensor) -> Tensor | None:
     return None
 
 
-def _no_transform() -> None:
-    if transformed():
+def _no_transform(upstream: Tensor | None = None) -> None:
+    """Refuse what cannot look into the step; the gradients of a scalar may come in batches."""
+    if transformed() or (upstream is not None and upstream.ndim and batched(upstream)):
         raise RuntimeError(
             "nearfar's whole-batch losses compute their gradient themselves, which torch.func "
             "(vmap, grad, jvp) and batched gradients cannot look into: call backward() or "
-            "torch.autograd.grad, one gradient at a time."
+            "torch.autograd.grad, one gradient at a time (is_grads_batched=False, and for a "
+            "Jacobian vectorize=False)."
         )
 
 
@@ -237,16 +240,23 @@ def _dtype_and_shape(value: Tensor | float | None) -> _Given:
     return (value.dtype, value.shape) if isinstance(value, Tensor) else None
 
 
-def _fitted(gradient: Tensor | None, given: _Given) -> Tensor | None:
-    """The gradient in the dtype and shape of what it belongs to, saturated, never infinite."""
-    if gradient is None or given is None:
-        return None
-    dtype, shape = given
-    largest = torch.finfo(dtype).max
-    if largest < torch.finfo(gradient.dtype).max:
-        gradient = gradient.clamp_(-largest, largest)
-    gradient = gradient.to(dtype)
-    return gradient if gradient.shape == shape else gradient.reshape(shape)
+def _fitted(
+    gradients: list[Tensor | None], given: tuple[_Given, ...], twice: bool
+) -> Iterator[Tensor | None]:
+    """The gradients of x, y and so on, in the dtypes and shapes of what they belong to.
+
+    What does not fit becomes infinite, by which a loss scaler knows that a step is to be skipped.
+    Where y is x itself, their gradients are added up before they are rounded.
+    """
+    dx, dy, *others = gradients
+    if twice and dx is not None and dy is not None:
+        dx, dy = dx.add_(dy), None
+    for gradient, meant in zip((dx, dy, *others), given, strict=True):
+        if gradient is None or meant is None:
+            yield None
+        else:
+            dtype, shape = meant
+            yield gradient.to(dtype).reshape(shape)
 
 
 def _owned(value: Tensor | None) -> Tensor | None:
@@ -293,15 +303,16 @@ def _compute(
                 job.limits,
             )
         )
+        per_row = _unhidden(answer.per_row, rows, columns)
         if not gradient:
-            return answer.per_row, answer.counts, None, None, None, None
+            return per_row, answer.counts, None, None, None, None
         dbias = answer.forces if _learned(bias) else None
         if columns is not None:
             assert answer.db is not None
             dx = rows.ready if answer.da is None else rows.back(answer.da)
             dy = columns.back(answer.db)
             dscale = _of_scale(scale, rows.along, columns.along)
-            return answer.per_row, answer.counts, dx, dy, dscale, dbias
+            return per_row, answer.counts, dx, dy, dscale, dbias
         da, dscale = answer.da, None
         assert da is not None
         if scale is not None:
@@ -311,7 +322,18 @@ def _compute(
                 dscale = _of_scale(scale, *ends)
             da = da.mul_(scale)
         da = da if answer.db is None else da.add_(answer.db)
-        return answer.per_row, answer.counts, rows.back(da), None, dscale, dbias
+        return per_row, answer.counts, rows.back(da), None, dscale, dbias
+
+
+def _unhidden(per_row: Tensor, rows: "_Rows", columns: "_Rows | None") -> Tensor:
+    """The losses, NaN where a row is not finite, though it may have had nothing to compare.
+
+    A finite loss would come with a gradient that is NaN: what 0 times the row leaves.
+    """
+    if columns is not None and rows.spoiled is not None:
+        per_row = per_row + rows.spoiled
+    everyone = rows if columns is None else columns
+    return per_row if everyone.spoiled is None else per_row + everyone.spoiled.sum()
 
 
 def _of_scale(
@@ -355,16 +377,20 @@ class _Rows:
         ready: (n, d) the rows, and in their place, once they are finished, their gradient.
         along: the sum of the inner products of finished rows, before they are scaled, with their
             gradient; None unless asked for.
+        spoiled: (n,) NaN where a row is not finite, else 0; None: all are finite.
     """
 
     def __init__(self, x: Tensor, normalize: bool, tell: bool) -> None:
         self.scale: Tensor | float | None = None
         self.size: Tensor | None = None
         self.along: Tensor | None = None
+        self.spoiled: Tensor | None = None
         self.tell = tell
         x = x.contiguous()  # or every tile of it would be copied
         if not normalize:
             self.ready = torch.add(x, x, alpha=0)  # NaN where x is infinite; see inputs.lift
+            if not (x.is_cpu and isfinite(x.sum().item())):  # asking would stall a GPU
+                self.spoiled = (x * 0).sum(1)
             return
         size = torch.linalg.vector_norm(x, dim=1, keepdim=True)
         short = torch.finfo(x.dtype).tiny ** 0.5
@@ -372,6 +398,7 @@ class _Rows:
         if short <= low.item() and high.item() < torch.inf:
             self.ready, self.size = x / size, size
             return
+        self.spoiled = (x * 0).sum(1)
         x, down = brought_down(x, size)
         size = torch.linalg.vector_norm(x, dim=1, keepdim=True)
         # Too short to have a direction, as in distance.unit: the row and its gradient become 0.

@@ -6,7 +6,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from nearfar.inputs import ArrayLike, batch, lift, same_device, tensor
+from nearfar.inputs import ArrayLike, batch, beside, lift, same_device, tensor
 from nearfar.labels import refuse
 from nearfar.relation import Relation, across, within
 
@@ -20,7 +20,7 @@ def compare(
     reduction: str,
 ) -> tuple[Tensor, Tensor | None, Relation]:
     """Rows, columns (None: the rows themselves), and who is similar to whom."""
-    rows, labels = batch("x", x), kept(labels, reduction)
+    rows, labels = batch("x", x, other=reference), kept(labels, reduction)
     if reference is None:
         if reference_labels is not None or reference_self is not None:
             raise TypeError("reference_labels and reference_self describe reference: pass it too.")
@@ -39,8 +39,8 @@ def kept(labels: ArrayLike, reduction: str) -> ArrayLike:
 def towers(**given: ArrayLike) -> tuple[Tensor, Tensor]:
     """Two towers, row i of which belongs together, by the names the caller knows them by."""
     (first, x), (second, y) = given.items()
-    rows = batch(first, x)
-    columns = batch(second, y)
+    rows = batch(first, x, other=y)
+    columns = batch(second, y, other=x)
     if rows.shape != columns.shape:
         raise ValueError(
             f"{second} must have the shape of {first}, {tuple(rows.shape)}, since row i of one "
@@ -54,7 +54,8 @@ def row_weight(weight: ArrayLike | None, x: Tensor) -> Tensor | None:
     """(n,) weights of the rows, 0 or more, in the precision of the loss."""
     if weight is None:
         return None
-    weight = lift("weight", tensor("weight", weight, device=x.device)).detach()
+    given = tensor("weight", weight, device=x.device, dtype=beside(x))
+    weight = lift("weight", given).detach()
     if weight.shape != x.shape[:1] or weight.device != x.device:
         raise ValueError(
             f"weight must have shape ({len(x)},), a weight a row, on {x.device}; "

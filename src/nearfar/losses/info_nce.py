@@ -11,6 +11,7 @@ from nearfar.engine.step import run
 from nearfar.inputs import (
     ArrayLike,
     above_zero,
+    beside,
     embeddings,
     lift,
     matrix,
@@ -147,9 +148,10 @@ def _listed(
     if not decoupled:
         return reduce(pick(near, far), reduction, weight)
     some = (far > -inf).any(1) | far.isnan().any(1)
-    # 0 stands in where there is nothing to compare, which no gradient turns into NaN.
+    # 0 stands in where there is nothing to compare, which no gradient turns into NaN; a query that
+    # is NaN stays so.
     gap = (far.masked_fill(~some[:, None], 0) - near[:, None]).logsumexp(1)
-    return reduce(torch.where(some, gap, 0), reduction, weight, some)
+    return reduce(torch.where(some, gap, near * 0), reduction, weight, some)
 
 
 def _similarities(
@@ -172,7 +174,7 @@ def _similarities(
 def _negatives(name: str, negatives: ArrayLike, query: Tensor) -> Tensor:
     """(m, d) or (n, m, d), lifted and checked against the queries."""
     n, d = query.shape
-    given = tensor(name, negatives)
+    given = tensor(name, negatives, dtype=beside(query))
     if given.ndim == 2:
         return matrix(name, given, width=d, like=query)
     if given.ndim != 3 or given.shape[0] != n or given.shape[2] != d:

@@ -215,7 +215,7 @@ def _to_proxies(
     x: ArrayLike, proxies: ArrayLike, labels: ArrayLike, reduction: Reduction
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Rows, proxies, and (n,) the proxy of each row."""
-    rows = batch("x", x)
+    rows = batch("x", x, other=proxies)
     columns = batch("proxies", proxies, like=rows)
     return rows, columns, class_ids(kept(labels, reduction), like=rows, n_classes=columns.shape[0])
 
