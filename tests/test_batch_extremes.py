@@ -346,7 +346,7 @@ def test_mistake_7_identical_rows_are_0_apart(offset: float) -> None:
     rows = torch.nn.functional.normalize(torch.randn(20, 64), dim=1)
     x = torch.cat([rows, rows]) + offset
     labels = torch.arange(20).repeat(2)
-    for distance in ("euclidean", "sqeuclidean"):
+    for distance in ("euclidean", "sqeuclidean", "cosine"):
         leaf = x.clone().requires_grad_()
         loss = nearfar.batch_contrastive_loss(leaf, labels, margin=0.0, distance=distance)
         loss.backward()
@@ -362,7 +362,11 @@ def test_near_duplicates_keep_their_distance(apart: float) -> None:
     step = torch.randn(20, 32, generator=chance)
     twins = torch.cat([x, x + apart * step / step.norm(dim=1, keepdim=True)])
     labels = torch.arange(20).repeat(2)
-    for distance in ("euclidean", "sqeuclidean"):
+    for distance in ("euclidean", "sqeuclidean", "cosine"):
+        # Scaled to unit length a row is rounded, and a distance with it: more, the shorter it is.
+        rtol = max(1e-4, 4e-7 / apart) if distance == "cosine" else 1e-4
+        if rtol > 0.01:
+            continue
         how: dict[str, Any] = {"margin": 0.0, "distance": distance, "reduction": "none"}
         results = []
         for rows in (twins, twins.double()):
@@ -372,7 +376,48 @@ def test_near_duplicates_keep_their_distance(apart: float) -> None:
             results.append((loss.detach(), leaf.grad))
         for found, true in zip(*results, strict=True):
             off = (found.double() - true).reshape(40, -1).norm(dim=1)
-            assert (off <= 1e-4 * true.reshape(40, -1).norm(dim=1)).all()
+            assert (off <= rtol * true.reshape(40, -1).norm(dim=1)).all()
+
+
+COSINES: dict[str, Callable[..., Tensor]] = {
+    "contrastive": partial(nearfar.batch_contrastive_loss, distance="cosine", margin=1e-5),
+    "cosine": nearfar.batch_cosine_loss,
+    "triplets": partial(nearfar.batch_triplet_loss, distance="cosine", margin=0.0),
+    "hard triplets": partial(
+        nearfar.batch_triplet_loss, distance="cosine", margin=0.0, select="hard"
+    ),
+    "lifted structure": partial(nearfar.lifted_structure_loss, distance="cosine"),
+}
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (300, 300)], ids=str)
+@pytest.mark.parametrize("reference", [False, True])
+@pytest.mark.parametrize("name", COSINES)
+def test_rows_of_nearly_one_direction(name: str, reference: bool, shape: tuple[int, int]) -> None:
+    """All within a cosine distance of 1e-5, where 1 - cos keeps two digits: value and gradient."""
+    chance = torch.Generator().manual_seed(0)
+    directions = torch.ones(16) + 3e-3 * torch.randn(24, 16, generator=chance)
+    # Of lengths that are powers of two, scaling rounds the unit rows no more than they are.
+    x = (
+        torch.nn.functional.normalize(directions.double()).float()
+        * 2.0 ** torch.arange(24)[:, None]
+    )
+    labels, others = torch.arange(24) % 8, {}
+
+    def run(rows: Tensor) -> tuple[Tensor, Tensor]:
+        leaf = rows.clone().requires_grad_()
+        if reference:
+            others["reference"], others["reference_labels"] = rows.flip(0), labels.flip(0)
+            others["reference_self"] = torch.arange(24).flip(0)
+        with tile_shape(*shape):
+            loss = COSINES[name](leaf, labels, **others)
+        loss.backward()
+        return loss.detach().double(), leaf.grad.double() * 2.0 ** torch.arange(24)[:, None]
+
+    value, gradient = run(x)
+    true, expected = run(x.double())
+    torch.testing.assert_close(value, true, rtol=1e-3, atol=0)
+    assert (gradient - expected).norm() <= 1e-3 * expected.norm()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from retrieval_oracle import distances, figures, ranked, ranked_without
 from sklearn.metrics import ndcg_score
 from test_memory import Allocations
+from test_mine import near_duplicates
 from torchmetrics.retrieval import (
     RetrievalHitRate,
     RetrievalMRR,
@@ -95,6 +96,28 @@ def test_a_row_itself_is_left_out_only_where_it_is_declared(n, m, seed, width):
         found = retrieval(x, labels, reference_labels=others, k=K, distance="sqeuclidean", **given)
     agree(found, figures(positive, ranked(distances(x, reference, "sqeuclidean"), own), K))
     assert found.n_queries + found.n_left_out == n
+
+
+@pytest.mark.parametrize("apart", [1e-4, 1e-6])
+def test_the_nearest_by_cosine_of_near_duplicates(apart):
+    for seed in range(50):
+        x = near_duplicates(seed, apart)
+        unit = x.double() / x.double().norm(dim=1, keepdim=True)
+        true = (unit[:, None] - unit).square().sum(2).fill_diagonal_(torch.inf)
+        found = nearest(x, k=1, distance="cosine").indices
+        assert torch.equal(true.gather(1, found)[:7], true.amin(1, keepdim=True)[:7]), seed
+
+
+@pytest.mark.parametrize("search", [nearest, approximate_nearest])
+def test_a_row_without_direction_is_at_cosine_distance_1(search):
+    x = torch.tensor([[1.0, 0], [0, 0], [0.6, 0.8], [0, 0], [-1, 0]])
+    found = search(x, k=4, distance="cosine")
+    assert found.indices[0].tolist()[0] == 2
+    assert found.indices[0].tolist()[3] == 4  # opposite: farther than who has no direction
+    torch.testing.assert_close(found.distances[1], torch.ones(4))
+    against = search(x[:2], k=3, distance="cosine", reference=x[1:4])
+    torch.testing.assert_close(against.distances[1], torch.ones(3))
+    torch.testing.assert_close(against.distances[0], torch.tensor([0.4, 1, 1]))
 
 
 def test_equal_values_are_not_taken_for_the_same_item():

@@ -46,6 +46,36 @@ def agree(found: mine.Found, indices: Tensor, distances: Tensor) -> None:
 SHAPES = [(False, False), (True, False), (False, True), (True, True)]
 
 
+def near_duplicates(seed: int, apart: float) -> Tensor:
+    """Seven rows of nearly one direction and others, of any length, in float32."""
+    chance = torch.Generator().manual_seed(seed)
+    d = (8, 32, 128)[seed % 3]
+    base = torch.randn(1, d, generator=chance)
+    near = base + apart * torch.randn(6, d, generator=chance)
+    others = torch.randn(5, d, generator=chance)
+    return torch.cat([base, near, others]) * (1 + torch.rand(12, 1, generator=chance))
+
+
+@pytest.mark.parametrize("apart", [1e-2, 1e-3, 1e-4, 1e-5])
+@pytest.mark.parametrize("reference", [False, True])
+def test_the_nearest_of_near_duplicates(reference: bool, apart: float) -> None:
+    """By cosines in float32, that is mostly chance: 1 - cos keeps no digit, unit rows lose some."""
+    for seed in range(50):
+        x, labels = near_duplicates(seed, apart), torch.arange(12)
+        if reference:
+            how = {"reference": x, "reference_labels": labels, "reference_self": labels}
+            found = mine.hard_negatives(x, labels, distance="cosine", **how)
+        else:
+            found = mine.hard_negatives(x, labels, distance="cosine")
+        assert (found.distances >= 0).all()
+        unit = x.double() / x.double().norm(dim=1, keepdim=True)
+        true = (unit[:, None] - unit).square().sum(2) / 2
+        nearest = true.fill_diagonal_(inf).amin(1, keepdim=True)
+        # To the other five rows the seven are as far as float32 can tell.
+        assert torch.equal(true.gather(1, found.indices)[:7], nearest[:7]), seed
+        torch.testing.assert_close(found.distances.double(), nearest, rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("distance", ["euclidean", "sqeuclidean", "cosine"])
 @pytest.mark.parametrize(("reference", "multi"), SHAPES)
 @pytest.mark.parametrize("k", [1, 3, 40])

@@ -5,7 +5,7 @@ whatever the labels' dtype, and gives the same for the same input and generator.
 carries a gradient.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import inf
 
@@ -14,8 +14,9 @@ from torch import Tensor
 
 from nearfar.distance import Distance, largest, unit
 from nearfar.engine.budget import current_limits
-from nearfar.engine.closeness import by_distance
-from nearfar.engine.pick import distance_weight, draw, semihard, walk
+from nearfar.engine.closeness import by_distance, sharpen
+from nearfar.engine.pick import distance_weight, draw, semihard
+from nearfar.engine.stream import row_blocks
 from nearfar.inputs import ArrayLike, between, lift, tensor
 from nearfar.labels import listed_rows
 from nearfar.losses.batch import compare
@@ -250,7 +251,8 @@ def semihard_triplets(
         x, labels, reference, reference_labels, reference_self, distance
     )
     nobody = torch.zeros(0, 3, dtype=torch.int64, device=rows.device)
-    found = semihard(distance, relation)(rows, columns, current_limits())
+    pick = semihard(distance, relation)
+    found = pick(*_scaled(rows, columns, distance), current_limits())
     if max is None:
         return torch.cat([*found, nobody])
     # Those that drew the highest lots so far: no more than `max` are ever kept.
@@ -317,7 +319,7 @@ def multi_similarity_pairs(
     )
     positive: list[Tensor] = []
     negative: list[Tensor] = []
-    for where, d, who in walk(by_distance(distance), relation, rows, columns, current_limits()):
+    for where, d, who in _distances(rows, columns, relation, distance):
         near, far = who.masks()
         if not d.shape[1]:
             continue
@@ -387,6 +389,7 @@ def distance_weighted_negatives(
     rows, columns, relation = _compare(
         x, labels, reference, reference_labels, reference_self, "cosine"
     )
+    rows, columns = _scaled(rows, columns, "cosine")
     chance = torch.Generator().manual_seed(seed(generator))
     every = torch.full((len(rows),), k, device=rows.device)
 
@@ -411,7 +414,7 @@ def _compare(
     reference_self: ArrayLike | None,
     distance: Distance,
 ) -> tuple[Tensor, Tensor | None, Relation]:
-    """Rows and columns without gradient, at unit length for cosines, and who is similar to whom."""
+    """Rows and columns without gradient, and who is similar to whom."""
     largest(distance)  # refuses an unknown name
     if labels is None:
         if reference_labels is not None:
@@ -435,9 +438,29 @@ def _compare(
     if columns is not None and columns.dtype != rows.dtype:
         common = torch.promote_types(rows.dtype, columns.dtype)
         rows, columns = rows.to(common), columns.to(common)
-    if distance == "cosine":
-        rows, columns = unit(rows), None if columns is None else unit(columns)
     return rows, columns, relation
+
+
+def _scaled(
+    rows: Tensor, columns: Tensor | None, distance: Distance
+) -> tuple[Tensor, Tensor | None]:
+    """At unit length for cosines, else as they are."""
+    if distance != "cosine":
+        return rows, columns
+    return unit(rows), None if columns is None else unit(columns)
+
+
+def _distances(
+    rows: Tensor, columns: Tensor | None, relation: Relation, distance: Distance
+) -> Iterator[tuple[slice, Tensor, Block]]:
+    """Blocks of distances between rows and all columns: which rows, how far, who is who."""
+    closeness = by_distance(distance)
+    a, b = closeness.prepare(*_scaled(rows, columns, distance))
+    everyone = a if b is None else b
+    for where, tile, who in row_blocks(closeness, relation, a, everyone, current_limits()):
+        if distance == "cosine":
+            sharpen(tile, rows[where], rows if columns is None else columns)
+        yield where, tile.values, who
 
 
 InBlock = Callable[[slice, Tensor, Block], tuple[Tensor, Tensor]]
@@ -454,8 +477,7 @@ def _for_each_row(
     """What is found in each block: distances and indices of its rows."""
     distances = rows.new_full((len(rows), k), inf)
     indices = torch.full((len(rows), k), -1, device=rows.device)
-    closeness = by_distance(distance)
-    for where, d, who in walk(closeness, relation, rows, columns, current_limits()):
+    for where, d, who in _distances(rows, columns, relation, distance):
         distances[where], indices[where] = in_block(where, d, who)
     return Found(indices, distances)
 

@@ -4,7 +4,7 @@ A closeness turns prepared rows into a tile of products or distances, and pulls 
 back to the rows; both at the cost of the matrix products inside.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import inf
 from typing import Protocol
@@ -12,7 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from nearfar.distance import Distance, largest, modest
+from nearfar.distance import Distance, largest, modest, unit
+from nearfar.engine.places import exact
 from nearfar.engine.products import Gradient, products, squares
 from nearfar.parts import part, spans
 
@@ -106,12 +107,46 @@ class Product:
 
 
 class CosineDistance(Product):
-    """1 - cos, of unit rows."""
+    """1 - cos, of unit rows.
+
+    It loses its digits where rows are close: there it is |a - b|^2 / 2, in the value and in the
+    gradient, and never negative.
+    """
 
     toward = 1
+    # A smaller distance is not sure to 1e-4 in float32. Few pairs are closer, unless all collapse.
+    CANCELS = 1e-3
 
     def tile(self, a: Tensor, b: Tensor, bound: float = 1.0) -> Tile:
-        return Tile(products(a, b, bound).neg_().add_(1))
+        values = products(a, b, bound).neg_().add_(1)
+        if not values.numel():
+            return Tile(values)
+        half = values.new_full((), 0.5)  # of the squared length of unit rows
+
+        def cancelling() -> Tensor | None:
+            of_a, of_b = half.expand(a.shape[0]), half.expand(b.shape[0])
+            return _cancelling(values, of_a, of_b, 1.0, self.CANCELS)
+
+        close = _but_selves(cancelling, values, a, b)
+        for rows, columns in _chunks(close, values, a):
+            values[rows, columns] = (a[rows] - b[columns]).square().sum(1).div_(2)
+        return Tile(values, close)
+
+    def pull_back(
+        self,
+        force: Tensor,
+        tile: Tile,
+        gradient: Gradient,
+        rows: slice,
+        columns: slice,
+        *,
+        even: bool = False,
+    ) -> None:
+        # That of a . b is b, of which the part along a is taken away later, with its digits.
+        for i, j in _chunks(tile.close, force, gradient.a):
+            _pull(gradient, rows, columns, i, j, force[i, j])
+            force[i, j] = 0
+        super().pull_back(force, tile, gradient, rows, columns, even=even)
 
 
 class Euclidean:
@@ -156,14 +191,11 @@ class Euclidean:
         if reach == inf and a.isfinite().all() and b.isfinite().all():
             return self._beyond(a, b, of_a, of_b)
         apart = squares(a, b, of_a, of_b)
-        if a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr():
-            # Cut from the same rows: no loss compares one with itself, nor need that be repaired.
-            own = apart.diagonal((a.storage_offset() - b.storage_offset()) // a.shape[1])
-            own.fill_(inf)
-            close = _cancelling(apart, of_a, of_b, reach, self.CANCELS)
-            own.fill_(1)  # as good as any number, and harmless
-        else:
-            close = _cancelling(apart, of_a, of_b, reach, self.CANCELS)
+
+        def cancelling() -> Tensor | None:
+            return _cancelling(apart, of_a, of_b, reach, self.CANCELS)
+
+        close = _but_selves(cancelling, apart, a, b)
         for rows, columns in _chunks(close, apart, a):
             apart[rows, columns] = (a[rows] - b[columns]).square().sum(1)
         return Tile(apart if self.squared else apart.sqrt_(), close)
@@ -202,18 +234,41 @@ class Euclidean:
     ) -> None:
         # The gradient of the distance is (a - b) / d, that of its square 2 (a - b).
         d = tile.values
-        a, b = part(gradient.a, rows), part(gradient.b, columns)
-        for i, j in _chunks(tile.close, force, a):
-            pull = self._by_square(force[i, j], d[i, j])
-            pull = pull.masked_fill_(d[i, j] == 0, 0)[:, None] * (a[i] - b[j])
-            add_rows(gradient.of_rows(rows), i, pull)
-            add_rows(gradient.of_columns(columns), j, pull.neg_())
+        for i, j in _chunks(tile.close, force, gradient.a):
+            by = self._by_square(force[i, j], d[i, j]).masked_fill_(d[i, j] == 0, 0)
+            _pull(gradient, rows, columns, i, j, by)
             force[i, j], d[i, j] = 0, 1
         gradient.add_apart(self._by_square(force, d), rows, columns, even=even)
 
     def _by_square(self, force: Tensor, d: Tensor) -> Tensor:
         """Twice the force on the square of a distance; overwrites that on the distance."""
         return force.mul_(2) if self.squared else force.div_(d)
+
+
+def _but_selves(
+    cancelling: Callable[[], Tensor | None], values: Tensor, a: Tensor, b: Tensor
+) -> Tensor | None:
+    """The pairs whose digits cancel; of rows with themselves, none of a row with itself.
+
+    No loss compares these, nor need they be repaired; 1 stands between them.
+    """
+    if a.untyped_storage().data_ptr() != b.untyped_storage().data_ptr():
+        return cancelling()
+    own = values.diagonal((a.storage_offset() - b.storage_offset()) // a.shape[1])
+    own.fill_(inf)
+    close = cancelling()
+    own.fill_(1)
+    return close
+
+
+def _pull(
+    gradient: Gradient, rows: slice, columns: slice, i: Tensor, j: Tensor, by: Tensor
+) -> None:
+    """Add that of sum(by * |a - b|^2) / 2 over the pairs i, j of a tile."""
+    a, b = part(gradient.a, rows), part(gradient.b, columns)
+    pull = by[:, None] * (a[i] - b[j])
+    add_rows(gradient.of_rows(rows), i, pull)
+    add_rows(gradient.of_columns(columns), j, pull.neg_())
 
 
 def _cancelling(
@@ -245,6 +300,30 @@ def by_distance(distance: Distance) -> Closeness:
     """The tiles of a distance by its name; cosine wants unit rows."""
     largest(distance)  # refuses an unknown name
     return CosineDistance() if distance == "cosine" else Euclidean(distance == "sqeuclidean")
+
+
+# Of smaller cosine distances, the rounding of unit rows is more than that of the distance.
+_SHARP = 1e-4
+
+
+def sharpen(tile: Tile, x: Tensor, y: Tensor, times: float = 1.0) -> None:
+    """Take the smallest cosine distances of a tile anew, from the rows before they were scaled.
+
+    Unit rows in float32 are rounded, which may exchange the nearest two.
+
+    Args:
+        tile: of the unit rows; changed.
+        x: (r, d) the rows, of any length.
+        y: (c, d) the columns, of any length.
+        times: what stands in the tile is the cosine distance times this.
+    """
+    if tile.close is None:
+        return
+    i, j = tile.close.unbind(1)
+    smallest = tile.close[tile.values[i, j] <= times * _SHARP]
+    for i, j in _chunks(smallest, tile.values, x):
+        gap = unit(x[i].to(exact(x))) - unit(y[j].to(exact(x)))
+        tile.values[i, j] = gap.square().sum(1).mul_(times / 2).to(tile.values.dtype)
 
 
 def add_rows(to: Tensor, index: Tensor, rows: Tensor, by: float = 1) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from nearfar.distance import Distance, unit
 from nearfar.engine.anchors import Anchors
 from nearfar.engine.budget import Limits, block
-from nearfar.engine.closeness import Closeness, Euclidean, by_distance
+from nearfar.engine.closeness import Closeness, CosineDistance, Euclidean, by_distance
 from nearfar.engine.listed import Picker
 from nearfar.engine.places import above, exact
 from nearfar.engine.products import products
@@ -80,6 +80,7 @@ def hardest(distance: Distance, relation: Relation, *, easy_positive: bool = Fal
         everyone = slice(0, len(columns))
         # Of |a - b|^2 / 2 the part that differs between columns; of unit rows it is -ab.
         half = columns.square().sum(1).div_(2) if distance != "cosine" else columns.new_zeros(1)
+        share = CosineDistance.CANCELS if distance == "cosine" else Euclidean.CANCELS
         size = block(limits, a.device, a.element_size(), _BUFFERS, len(columns))
         for rows in spans(len(a), size):
             anchors = Anchors.of(relation.block(rows, everyone))
@@ -87,11 +88,11 @@ def hardest(distance: Distance, relation: Relation, *, easy_positive: bool = Fal
                 continue
             picked = ends(products(-a[rows], columns).add_(half), anchors)
             both = (anchors.count > 0) & (anchors.n_negatives > 0)
-            if distance != "cosine":
-                (again,) = (both & _cancels(a[rows], columns[picked])).nonzero(as_tuple=True)
-                if len(again):
-                    d = closeness.tile(a[rows][again], columns).values
-                    picked[again] = ends(d, anchors.some(again))
+            cancels = _cancels(a[rows], columns[picked], share)
+            (again,) = (both & cancels).nonzero(as_tuple=True)
+            if len(again):
+                d = closeness.tile(a[rows][again], columns).values
+                picked[again] = ends(d, anchors.some(again))
             anchor = torch.arange(rows.start, rows.stop, device=a.device)
             yield torch.cat([anchor[:, None], picked], 1)[both]
 
@@ -170,13 +171,13 @@ def draw(weight: Tensor, count: Tensor, chance: torch.Generator) -> Tensor:
     return torch.searchsorted(until, share * until[:, -1:], right=True).minimum(last)
 
 
-def _cancels(a: Tensor, picked: Tensor) -> Tensor:
+def _cancels(a: Tensor, picked: Tensor, share: float) -> Tensor:
     """(b,) whether a row (b, d) is so close to one of its picks (b, k, d) that digits cancel.
 
     What is picked without those digits need not be the closest.
     """
     sizes = a.square().sum(1)[:, None] + picked.square().sum(2)
-    return ((a[:, None] - picked).square().sum(2) < Euclidean.CANCELS * sizes).any(1)
+    return ((a[:, None] - picked).square().sum(2) < share * sizes).any(1)
 
 
 def _first_beyond(d: Tensor, anchors: Anchors) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nearfar.distance import Distance, largest, unit
 from nearfar.engine.budget import Limits, current_limits, tile
-from nearfar.engine.closeness import Euclidean
+from nearfar.engine.closeness import Euclidean, sharpen
 from nearfar.inputs import ArrayLike, batch, lift
 from nearfar.labels import class_ids, listed_rows, refuse
 from nearfar.mine import Found
@@ -29,12 +29,14 @@ class Space:
         hidden: (n, h) int64, the columns that are never found: first the row itself, then those
             that are excluded, each once; -1 for none.
         distance: whose order it is.
+        as_given: the rows and columns before they were scaled to unit length; None: they were not.
     """
 
     rows: Tensor
     columns: Tensor
     hidden: Tensor
     distance: Distance
+    as_given: tuple[Tensor, Tensor] | None = None
 
     def distances(self, squares: Tensor) -> Tensor:
         """The distance itself from |a - b|^2; of unit rows, 1 - cos is half of it."""
@@ -70,12 +72,26 @@ def space(
         common = torch.promote_types(rows.dtype, columns.dtype)
         rows, columns = rows.to(common), columns.to(common)
         own = _own(reference_self, rows, columns)
+    as_given = (rows, columns) if distance == "cosine" else None
     if distance == "cosine":
-        same, rows = columns is rows, unit(rows)
-        columns = rows if same else unit(columns)
+        rows, columns = _at_unit_length(rows, columns)
     a, b = Euclidean(squared=True).prepare(rows, None if columns is rows else columns)
     hidden = hidden_columns(own, exclude, len(rows), len(columns), rows.device)
-    return Space(a, a if b is None else b, hidden, distance)
+    return Space(a, a if b is None else b, hidden, distance, as_given)
+
+
+def _at_unit_length(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and columns such that half of |a - b|^2 is 1 - cos."""
+    a = unit(rows)
+    b = a if columns is rows else unit(columns)
+    no_row, no_column = (~t.any(1, keepdim=True) for t in (a, b))
+    if not (no_row.any() or no_column.any()):
+        return a, b
+    # Who has no direction is at distance 1 from everyone: each kind has a coordinate of its own.
+    return (
+        torch.cat([a, no_row.to(a.dtype), torch.zeros_like(a[:, :1])], 1),
+        torch.cat([b, torch.zeros_like(b[:, :1]), no_column.to(b.dtype)], 1),
+    )
 
 
 def squares(
@@ -88,7 +104,11 @@ def squares(
     closeness = Euclidean(squared=True)
     width = max(_tile(where, limits)[1], at_least)
     for columns in spans(len(where.columns), width):
-        values = closeness.tile(where.rows[rows], where.columns[columns]).values
+        tile = closeness.tile(where.rows[rows], where.columns[columns])
+        values = tile.values
+        if where.as_given is not None:
+            x, y = where.as_given
+            sharpen(tile, x[rows], y[columns], 2.0)
         place = where.hidden[rows] - columns.start
         row, which = ((place >= 0) & (place < values.shape[1])).nonzero(as_tuple=True)
         values[row, place[row, which]] = inf
