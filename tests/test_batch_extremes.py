@@ -392,9 +392,20 @@ COSINES: dict[str, Callable[..., Tensor]] = {
 
 @pytest.mark.parametrize("shape", [(4, 6), (300, 300)], ids=str)
 @pytest.mark.parametrize("reference", [False, True])
+@pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("name", COSINES)
-def test_rows_of_nearly_one_direction(name: str, reference: bool, shape: tuple[int, int]) -> None:
-    """All within a cosine distance of 1e-5, where 1 - cos keeps two digits: value and gradient."""
+def test_rows_of_nearly_one_direction(
+    name: str,
+    together: bool,
+    reference: bool,
+    shape: tuple[int, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All within a cosine distance of 1e-5, where 1 - cos keeps two digits: value and gradient.
+
+    They are repaired one by one, or, as in a large batch that collapses, all together.
+    """
+    monkeypatch.setattr(nearfar.engine.closeness, "_MANY", 0 if together else 2**14)
     chance = torch.Generator().manual_seed(0)
     directions = torch.ones(16) + 3e-3 * torch.randn(24, 16, generator=chance)
     # Of lengths that are powers of two, scaling rounds the unit rows no more than they are.

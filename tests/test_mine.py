@@ -76,6 +76,19 @@ def test_the_nearest_of_near_duplicates(reference: bool, apart: float) -> None:
         torch.testing.assert_close(found.distances.double(), nearest, rtol=1e-5, atol=0)
 
 
+def test_the_nearest_in_a_batch_that_collapses() -> None:
+    """So many are close that all are measured together."""
+    x = torch.ones(300, 16) + 1e-3 * torch.randn(
+        300, 16, generator=torch.Generator().manual_seed(0)
+    )
+    found = mine.hard_negatives(x, torch.arange(300), distance="cosine")
+    unit = x.double() / x.double().norm(dim=1, keepdim=True)
+    true = ((unit[:, None] - unit).square().sum(2) / 2).fill_diagonal_(inf)
+    nearest = true.amin(1, keepdim=True)
+    torch.testing.assert_close(true.gather(1, found.indices), nearest, rtol=1e-7, atol=0)
+    torch.testing.assert_close(found.distances.double(), nearest, rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("distance", ["euclidean", "sqeuclidean", "cosine"])
 @pytest.mark.parametrize(("reference", "multi"), SHAPES)
 @pytest.mark.parametrize("k", [1, 3, 40])

@@ -24,7 +24,8 @@ class Tile:
 
     Attributes:
         values: (r, c) closeness; the caller may change them until `pull_back`.
-        close: pairs (k, 2) whose value was taken from the rows themselves; None: none.
+        close: pairs (k, 2) whose value was taken from the rows themselves, or where there are many
+            of them an (r, c) bool mask; None: none.
     """
 
     values: Tensor
@@ -114,7 +115,7 @@ class CosineDistance(Product):
     """
 
     toward = 1
-    # A smaller distance is not sure to 1e-4 in float32. Few pairs are closer, unless all collapse.
+    # A smaller distance is not sure to 1e-4 in float32.
     CANCELS = 1e-3
 
     def tile(self, a: Tensor, b: Tensor, bound: float = 1.0) -> Tile:
@@ -128,6 +129,10 @@ class CosineDistance(Product):
             return _cancelling(values, of_a, of_b, 1.0, self.CANCELS)
 
         close = _but_selves(cancelling, values, a, b)
+        if close is not None and _many(close, values):
+            close = _mask(close, values)
+            torch.where(close, _widely(a, b).to(values.dtype), values, out=values)
+            return Tile(values, close)
         for rows, columns in _chunks(close, values, a):
             values[rows, columns] = (a[rows] - b[columns]).square().sum(1).div_(2)
         return Tile(values, close)
@@ -143,9 +148,13 @@ class CosineDistance(Product):
         even: bool = False,
     ) -> None:
         # That of a . b is b, of which the part along a is taken away later, with its digits.
-        for i, j in _chunks(tile.close, force, gradient.a):
-            _pull(gradient, rows, columns, i, j, force[i, j])
-            force[i, j] = 0
+        if tile.close is not None and tile.close.dtype is torch.bool:
+            _pull_widely(gradient, rows, columns, force.where(tile.close, 0))
+            force.masked_fill_(tile.close, 0)
+        else:
+            for i, j in _chunks(tile.close, force, gradient.a):
+                _pull(gradient, rows, columns, i, j, force[i, j])
+                force[i, j] = 0
         super().pull_back(force, tile, gradient, rows, columns, even=even)
 
 
@@ -271,6 +280,35 @@ def _pull(
     add_rows(gradient.of_columns(columns), j, pull.neg_())
 
 
+# Where so many pairs are close as in a batch that collapses, they are taken together in float64.
+_MANY, _MANY_OF = 2**14, 16
+
+
+def _many(close: Tensor, values: Tensor) -> bool:
+    enough = len(close) > max(_MANY, values.numel() // _MANY_OF)
+    return enough and values.dtype is not exact(values)
+
+
+def _mask(close: Tensor, values: Tensor) -> Tensor:
+    mask = torch.zeros_like(values, dtype=torch.bool)
+    mask[close[:, 0], close[:, 1]] = True
+    return mask
+
+
+def _widely(a: Tensor, b: Tensor) -> Tensor:
+    """(r, c) |a - b|^2 / 2 of unit rows in float64, whose products keep what float32 loses."""
+    a, b = a.to(exact(a)), b.to(exact(b))
+    of_a, of_b = (torch.linalg.vecdot(t, t).div_(2) for t in (a, b))
+    return torch.add(of_a[:, None], of_b).addmm_(a, b.T, alpha=-1).clamp_(min=0)
+
+
+def _pull_widely(gradient: Gradient, rows: slice, columns: slice, by: Tensor) -> None:
+    """Add that of sum(by * |a - b|^2) / 2 over all pairs of a tile, in float64."""
+    a, b, by = (t.to(exact(t)) for t in (part(gradient.a, rows), part(gradient.b, columns), by))
+    gradient.of_rows(rows).add_(torch.addmm(by.sum(1)[:, None] * a, by, b, alpha=-1))
+    gradient.of_columns(columns).add_(torch.addmm(by.sum(0)[:, None] * b, by.T, a, alpha=-1))
+
+
 def _cancelling(
     squares: Tensor, of_a: Tensor, of_b: Tensor, reach: float, share: float
 ) -> Tensor | None:
@@ -318,6 +356,11 @@ def sharpen(tile: Tile, x: Tensor, y: Tensor, times: float = 1.0) -> None:
         times: what stands in the tile is the cosine distance times this.
     """
     if tile.close is None:
+        return
+    if tile.close.dtype is torch.bool:
+        u, v = (unit(t.to(exact(t))) for t in (x, y))
+        anew = _widely(u, v).mul_(times).to(tile.values.dtype)
+        torch.where(tile.close, anew, tile.values, out=tile.values)
         return
     i, j = tile.close.unbind(1)
     smallest = tile.close[tile.values[i, j] <= times * _SHARP]
