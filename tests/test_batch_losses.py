@@ -4,9 +4,11 @@ import copy
 import inspect
 import math
 import pickle
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -167,6 +169,42 @@ def test_weight_averages_over_the_rows_that_have_something_to_compare() -> None:
     weight = torch.tensor([1.0, 0, 2, 0, 3])
     mean = nt_xent_loss(x, labels, weight=weight)
     torch.testing.assert_close(mean, (rows * weight).sum() / (1 * 2 + 2 * 2 + 3 * 1))
+
+
+PAGE = Path(__file__).parents[1] / "docs" / "conventions.md"
+MEANS = re.findall(
+    r"^\| `(\w+)(.*)` \| (positive pairs|anchors) \| (counts|left out) \| (counts|left out) \|$",
+    PAGE.read_text(),
+    re.MULTILINE,
+)
+
+
+@pytest.mark.parametrize(("name", "how", "over_what", "positives", "negatives"), MEANS)
+def test_the_mean_is_over_what_the_page_says(
+    name: str, how: str, over_what: str, positives: str, negatives: str
+) -> None:
+    """Of three anchors the first has both, the second only positives, the third only negatives."""
+    a, b, c = torch.eye(3, dtype=torch.bool)
+    labels, reference_labels = torch.stack([a, a | b, c]), torch.stack([a, b, a])
+    x, reference = torch.randn(2, 3, 4, dtype=torch.float64).unbind()
+    given = {"reference": reference, "reference_labels": reference_labels}
+    if how:
+        given["decoupled"] = True
+    run = partial(getattr(nearfar, name), x, labels, **given)
+    terms = torch.tensor([2.0, 3, 0] if over_what == "positive pairs" else [1.0, 1, 1])
+    counts = terms * torch.tensor([True, positives == "counts", negatives == "counts"])
+    for weight in (torch.ones(3), torch.tensor([2.0, 3, 5])):
+        divisor = (weight * counts).sum()
+        found = run(reduction="mean", weight=weight) * divisor
+        torch.testing.assert_close(found, run(reduction="sum", weight=weight))
+    if name == "nt_xent_loss":  # -log(1)
+        assert run(reduction="none")[1] == 0
+
+
+def test_the_page_tells_of_every_loss_that_may_leave_anchors_out() -> None:
+    compared = {"nt_xent", "sup_con", "multi_similarity", "circle", "lifted_structure"}
+    assert {name for name, *_ in MEANS} == {f"{name}_loss" for name in compared}
+    assert len(MEANS) == 7
 
 
 @pytest.mark.parametrize("dtype", LOW, ids=str)

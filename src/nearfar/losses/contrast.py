@@ -63,7 +63,8 @@ def clip_loss(
         normalize: scale all rows to length 1 first, so that the products are cosines.
         decoupled: leave the match out of both denominators (Yeh et al. 2022).
         weight: (n,) how much each match counts, 0 or more.
-        reduction: "mean" over the n matches, "sum", or "none" for a loss a match.
+        reduction: "mean" over the n matches, "sum", or "none" for a loss a match. A match alone
+            costs 0.
 
     Returns:
         A scalar, or (n,) with reduction="none"; float32 or wider. Scale may be a tensor with one
@@ -196,11 +197,11 @@ def nt_xent_loss(
         reference_labels: (m,) or (m, c), their labels.
         reference_self: (n,) which row of `reference` is row i itself, -1 for none.
         reduction: "mean" over the positive pairs, "sum" over them, or "none" for (n,) sums, an
-            anchor's positive pairs.
+            anchor's positive pairs. As in the paper, a positive pair whose anchor has no negatives
+            costs 0 and counts in the mean (decoupled: it has no value, and is left out).
 
     Returns:
-        A scalar, or (n,) with reduction="none"; float32 or wider. An anchor without negatives
-        costs 0 (decoupled: is left out).
+        A scalar, or (n,) with reduction="none"; float32 or wider.
 
     Raises:
         TypeError: labels that are not class ids or bool multi-labels.

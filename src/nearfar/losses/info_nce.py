@@ -67,8 +67,8 @@ def info_nce_loss(
         reduction: "mean" over the queries, "sum", or "none" for a loss a query.
 
     Returns:
-        A scalar, or (n,) losses with reduction="none"; float32 or wider. A query with nothing to
-        compare against costs 0 (decoupled: is left out).
+        A scalar, or (n,) losses with reduction="none"; float32 or wider. A query without negatives
+        costs 0 and counts in the mean (decoupled: it has no value, and is left out).
 
     Raises:
         TypeError: an argument is not an array of numbers.
