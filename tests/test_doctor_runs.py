@@ -30,6 +30,8 @@ def saved(path, x, y):
     np.savez(path, x=x.astype(np.float32), y=y)
     return path
 
+FAR = ("--far", 0.2)  # 8 calibration identities, 28 pairs of them, allow for no lower rate
+
 
 @pytest.fixture
 def trained(nearfar, tmp_path):
@@ -61,7 +63,7 @@ HEALTHY = (
 
 @pytest.mark.parametrize("name", HEALTHY)
 def test_healthy_runs_are_left_in_peace(nearfar, trained, vectors, name):
-    run, out = trained(vectors, "--loss", name, *QUICK)
+    run, out = trained(vectors, "--loss", name, *QUICK, *FAR)
     assert found(run) == []
     assert "!" not in out
     later = nearfar("doctor", run)
@@ -72,20 +74,20 @@ def test_healthy_runs_are_left_in_peace(nearfar, trained, vectors, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in OBJECTIVES if name not in HEALTHY])
 def test_the_other_losses_are_left_in_peace_too(trained, vectors, name):
-    run, _ = trained(vectors, "--loss", name, *QUICK)
+    run, _ = trained(vectors, "--loss", name, *QUICK, *FAR)
     assert found(run) == []
 
 
 @pytest.mark.parametrize("name", ["contrastive", "triplet", "sup_con"])
 def test_long_healthy_runs_are_left_in_peace(trained, tmp_path, name):
     data = saved(tmp_path / "more.npz", *make_vectors(n_identities=60, seed=3))
-    run, _ = trained(data, "--loss", name, *ITEMS, "--steps", 250)
+    run, _ = trained(data, "--loss", name, *ITEMS, "--steps", 250, *FAR)
     assert found(run) == []
 
 
 @pytest.mark.parametrize("name", ["contrastive", "cosine", "info_nce"])
 def test_healthy_runs_on_pairs_are_left_in_peace(trained, pairs_csv, name):
-    run, _ = trained(pairs_csv, "--loss", name, *QUICK, "--far", 0.2)
+    run, _ = trained(pairs_csv, "--loss", name, *QUICK, *FAR)
     assert found(run) == []
 
 
@@ -132,7 +134,7 @@ FAULTS = [
 
 @pytest.mark.parametrize(("name", "options"), FAULTS)
 def test_a_run_made_to_have_a_fault(nearfar, trained, vectors, name, options):
-    run, out = trained(vectors, *QUICK, *options)
+    run, out = trained(vectors, *QUICK, *FAR, *options)
     assert found(run) == [name]
     (finding,) = findings(run)
     assert finding["step"] == 1 or "margin" not in name  # settings are seen at once

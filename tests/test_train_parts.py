@@ -49,9 +49,9 @@ def test_the_page_says_when_pairs_are_too_few():
         return coarse_threshold(Evidence(fitted=Fitted(0.01, n_pairs, 100, 0.01, 1000, 100)))
 
     page = DATA_PAGE.read_text(encoding="utf-8")
-    assert "at least 3 / f different calibration pairs, 300 for 0.01" in page
-    assert finding(300) is None
-    assert finding(299).name == "coarse-threshold"
+    assert "about 3 / f pairs of calibration identities, 299 for 0.01\n(25 identities)" in page
+    assert finding(300) is None  # of 25 identities
+    assert finding(298).name == "coarse-threshold"
 
 
 def test_the_page_names_the_defaults_of_every_loss():

@@ -124,9 +124,9 @@ def strict_threshold(evidence: Evidence) -> Finding | None:
 
 
 def coarse_threshold(evidence: Evidence) -> Finding | None:
-    """Too few dissimilar pairs to fit a threshold at the rate that was asked for.
+    """Too few pairs of identities to fit a threshold at the rate that was asked for.
 
-    None of n false accepts still allows a rate of up to :math:`1 - 0.05^{1 / n}`, 95 % sure, which
+    Pairs of the same two identities are much alike, so that they count as one. None of n false accepts still allows a rate of up to :math:`1 - 0.05^{1 / n}`, 95 % sure, which
     is about 3 / n for many. Fires where that is above the rate, and so always for a rate of 0.
 
     Source: Hanley & Lippman-Hand, "If nothing goes wrong, is everything all right?", JAMA 1983.
@@ -139,10 +139,10 @@ def coarse_threshold(evidence: Evidence) -> Finding | None:
     advice = "No number of pairs shows a rate of 0: ask for one that you can bear (--far)."
     if found.far:
         enough = ceil(log(0.05) / log1p(-found.far))
-        advice = f"Calibrate on at least {enough:,} dissimilar pairs, or ask for a higher rate."
+        advice = f"Calibrate on at least {enough:,} pairs of identities, or ask for a higher rate."
     return Finding(
         "coarse-threshold",
-        f"A false-accept rate of {found.far:.3g} was fitted on {n:,} dissimilar pairs.",
+        f"A false-accept rate of {found.far:.3g} was fitted on {n:,} pairs of identities.",
         f"Even if none of them is accepted, the rate may be {largest:.2g}.",
         advice,
     )

@@ -156,7 +156,11 @@ def examine_record(
         evidence,
         history=history,
         sides={side: Side(split[side]) for side in SIDES},
-        fitted=fitted(summary["test"], len(split["calibration"]), None),
+        fitted=fitted(
+            summary["test"],
+            len(split["calibration"]),
+            summary.get("calibration", {}).get("n_identity_pairs"),
+        ),
         learned_auc=_figure(summary["test"]["learned"], "auc"),
         raw_auc=_figure(summary["test"]["raw"], "auc"),
     )

@@ -111,7 +111,7 @@ def train(
         found = compare(test, thresholds)
         ended = outcome(items_of(data), test, found)
         diagnosis = checkup.end(ended, found.as_dict(), n_trials)
-        calibrated = {"auc": chosen_by.auc, "eer": chosen_by.eer}
+        calibrated = {"auc": chosen_by.auc, "eer": chosen_by.eer, "n_identity_pairs": n_trials}
         summary = _summary(data, split, last, calibrated, found, diagnosis)
         write_run(folder, config, embedder, thresholds, summary)
         write_record(folder, Record(course, ended), _learned_from(items_of(data), split))
