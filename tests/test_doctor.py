@@ -315,6 +315,9 @@ def test_a_loss_of_two_towers_that_stands_at_log_n():
     (found,) = examine(*near, loss=nf.clip_loss, scale=0.1).findings
     assert found.name == "collapsed-embedding"
     assert "The loss is 4.159, as for identical embeddings." in found.seen  # log 64
+    # As near, but beside a tower that spreads the loss is not there: this one is on its way.
+    wide = two_towers(seed=9)[0]
+    assert "collapsed-embedding" not in names(examine(near[0], wide, loss=nf.clip_loss, scale=14))
     apart = torch.zeros(2, 64, 64)  # each tower spreads where the other is flat
     apart[0, :, :32], apart[1, :, 32:] = x, y
     (found,) = examine(*apart, loss=nf.clip_loss, scale=14.0).findings

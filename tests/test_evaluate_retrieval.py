@@ -126,6 +126,8 @@ def test_equal_values_are_not_taken_for_the_same_item():
     with pytest.warns(UserWarning, match="reference_self="):
         found = retrieval(x, labels, **against, k=(1,), distance="euclidean")
     assert found.overall.hit_rate == {1: 0.5}  # all tied: row 0 is nearest to all
+    # Who names himself is not warned: the others are at distance 0 too.
+    retrieval(x, labels, **against, reference_self=np.arange(4), k=(1,))
     found = retrieval(x, labels, k=(1,), distance="euclidean")
     assert found.overall.hit_rate == {1: 0.25}  # row 0 finds row 1, the others find row 0
     assert found.n_references == 3
@@ -138,7 +140,7 @@ def test_queries_that_find_themselves_are_warned_of(distance, whole):
     generator = torch.Generator().manual_seed(0)
     x, labels = torch.randn(300, 32, generator=generator), torch.arange(300) % 30
     queries = slice(None) if whole else slice(0, 40)
-    for reference in (x, x.clone(), x.double(), 2 * x if distance == "cosine" else x.numpy()):
+    for reference in (x, x.clone(), x.double(), 3 * x if distance == "cosine" else x.numpy()):
         against = {"reference": reference, "reference_labels": labels, "distance": distance}
         with pytest.warns(UserWarning, match=r"reference_self=, torch\.arange\(len\(x\)\)"):
             found = retrieval(x[queries], labels[queries], k=(1,), **against)
@@ -212,6 +214,10 @@ def test_images_of_one_camera_are_excluded():
     )
     found = retrieval(x, person, k=(1,), distance="euclidean", exclude=exclude)
     assert found.overall.hit_rate[1] == 0.0
+    # Neighbours found by a search that does not know of it: an excluded one is not relevant.
+    unaware = nearest(x, k=3, distance="euclidean")
+    assert retrieval_of(unaware, person, k=(1,)).overall.hit_rate[1] == 4 / 6
+    assert retrieval_of(unaware, person, k=(1,), exclude=exclude).overall.hit_rate[1] == 0.0
 
 
 def test_approximate_search_finds_nothing_excluded():

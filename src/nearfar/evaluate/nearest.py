@@ -308,7 +308,6 @@ def hidden_columns(
     listed = listed_rows("exclude", exclude, n, m, device).sort(1).values
     again = torch.zeros_like(listed, dtype=torch.bool)
     again[:, 1:] = listed[:, 1:] == listed[:, :-1]
-    again |= listed == own[:, None]
     return torch.cat([own[:, None], listed.masked_fill(again, -1)], 1)
 
 
