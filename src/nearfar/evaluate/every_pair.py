@@ -197,6 +197,7 @@ class EveryPair:
             bins.add(0, step, b, weight)
         trials = (self._counts > 0).sum(1) - (self._counts.diagonal() > 0).long()
         bins.weight[:, 0, 1] = trials - bins.weight[:, 0, 0]
+        accepted = min(accepted, self._n_trials)  # all of them may add up to a little more
         far = np.array([accepted, self._n_trials - accepted])
         return self._counted(np.array([threshold, np.inf]), near, far, bins)
 
