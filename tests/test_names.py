@@ -112,6 +112,8 @@ def test_photos_of_any_name_are_learned_reported_and_embedded(nearfar, album, tm
     assert done.status == 0, done.err
     with np.load(out) as arrays:
         assert sorted(set(arrays["y"])) == sorted(map(printable, ODD))
+        assert all(printable(name) == name for name in arrays["names"])
+        assert any(r"caf\xe9.png" in name for name in arrays["names"])
     first, *_ = (path for path in album.rglob("*.png") if "\udce9" in path.name)
     assert nearfar("verify", run, first, first).status == 0
     other = shutil.copytree(run, tmp_path / "other \udce9")
