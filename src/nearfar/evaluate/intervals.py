@@ -80,7 +80,11 @@ def intervals(
     and p = 1 too, where it counts identities as trials (Fogliato, Patil & Perona 2024, for error
     rates in 1:1 matching).
 
-    COVERAGE
+    In simulations of 240 or 250 samples with offsets of identities, intervals of 95 % held the
+    truth in 94 to 97 % of samples for AUC, EER, and TAR at FAR 0.1; where nothing was due to
+    identities, in 95 to 100 %. For the TAR at FAR 0.02 and identities as different as single pairs,
+    where the few closest make all false accepts, in 90 to 93 %. Over all pairs of 80 identities it
+    made no difference whether one of them had 20 times as many items as the others.
 
     Args:
         figures: see `Figures`.
