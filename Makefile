@@ -6,10 +6,10 @@ PEERS := .venv/.peers
 # Threads that wait for others do not spin; set it yourself to have it otherwise.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help demo test test-all check format bench clean
+.PHONY: help demo test test-slow test-all check format bench clean
 help:
 	@echo "make demo      train a same/different verifier on letters of many writing systems"
-	@echo "make test      the test suite            make test-all  with the slow tests"
+	@echo "make test      the test suite            make test-slow the slow tests    make test-all  both"
 	@echo "make check     format, lint, types, doctests"
 	@echo "make bench     speed and memory beside the peers"
 	@echo "make format    rewrite the code in the project's format"
@@ -24,11 +24,17 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/nearfar train glyphs --out runs/demo --overwrite
 
+# A process a core, each with one thread (tests/conftest.py).
+TESTS := $(BIN)/pytest --numprocesses logical --dist worksteal
+
 test: $(READY)
-	$(BIN)/pytest -m "not slow"
+	$(TESTS) -m "not slow"
+
+test-slow: $(READY)
+	$(TESTS) -m slow
 
 test-all: $(READY)
-	$(BIN)/pytest
+	$(TESTS)
 
 check: $(READY)
 	$(BIN)/ruff format --check .

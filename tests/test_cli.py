@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib import import_module
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -41,17 +42,30 @@ def test_importing_the_library_loads_nothing_of_the_tool():
     assert done.stdout == "[]\n", done.stderr
 
 
-@pytest.mark.parametrize("missing", ["typer", "PIL"])
-def test_without_its_libraries_the_command_says_what_to_install(missing):
-    done = run_python(
-        f"import sys; sys.modules[{missing!r}] = None\n"
-        "from nearfar.cli import main\n"
-        "sys.exit(main(['train', 'glyphs', '--out', '/nonexistent/run', '--steps', '1']))"
-    )
-    assert done.returncode == 2
-    assert len(done.stderr.splitlines()) == 1, done.stderr
-    assert missing in done.stderr
-    assert "pip install 'nearfar[app]'" in done.stderr
+@pytest.mark.parametrize(
+    ("missing", "user"),
+    [
+        ("typer", "nearfar.commands"),
+        ("PIL", "nearfar.train.images"),
+        ("altair", "nearfar.report"),
+    ],
+)
+def test_without_its_libraries_the_command_says_what_to_install(
+    nearfar, folder, tmp_path, monkeypatch, missing, user
+):
+    """Before it trains."""
+    import_module(user)  # which is as it was when the test ends
+    for name in [
+        name for name in sys.modules if f"{name}.".startswith((f"{user}.", f"{missing}."))
+    ]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)
+    done = nearfar("train", folder, "--out", tmp_path / "run", "--steps", 1)
+    assert done.status == 2
+    assert done.error.startswith(f"nearfar: error: the command line tool needs {missing}: ")
+    assert "pip install 'nearfar[app]'" in done.error
+    assert "step" not in done.out
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_the_tool_imports_is_declared():

@@ -297,7 +297,7 @@ def test_the_rows_of_two_towers_make_room_for_their_gradient(
     loss: Callable[[Tensor, Tensor], Tensor],
 ) -> None:
     """The forward pass holds both towers at unit length and the gradient of one, no fourth copy."""
-    x, y = (torch.randn(4096, 128).requires_grad_() for _ in range(2))
+    x, y = (torch.randn(2048, 128).requires_grad_() for _ in range(2))
     with memory_budget(2**18), Allocations(x, y) as allocations:
         loss(x, y)
     assert 3 * x.nbytes <= allocations.peak <= 3.75 * x.nbytes
