@@ -872,6 +872,55 @@ def test_compiles_without_error(case: Case) -> None:
     assert all(torch.equal(found[k], expected[k]) for k in expected)
 
 
+_, TRACED, BROKEN = re.split(
+    r"^With `fullgraph=True`, .*:|^With a graph break, .*:", PAGE.read_text(), flags=re.MULTILINE
+)
+
+
+def on_the_page(part: str) -> set[str]:
+    """The losses a paragraph names."""
+    return set(re.findall(r"`(\w+_loss\w*)`", part.partition("\n\n")[0]))
+
+
+def test_the_page_tells_of_every_loss_what_the_compiler_makes_of_it() -> None:
+    losses = {name for name in nearfar.losses.__all__ if name.islower()}
+    assert on_the_page(TRACED) | on_the_page(BROKEN) == losses - {"cosine_similarity"}
+    assert on_the_page(TRACED) & on_the_page(BROKEN) == {"info_nce_loss"}
+
+
+@pytest.mark.filterwarnings("ignore")  # torch warns of itself while it traces
+@pytest.mark.parametrize("name", sorted(on_the_page(TRACED)))
+def test_what_the_page_says_is_traced_whole_is(name: str) -> None:
+    torch._dynamo.reset()
+    rows = torch.randn(4, 4, 5, generator=torch.Generator().manual_seed(0)).unbind()
+    similar = torch.tensor([True, False, True, False])
+    data: tuple[Tensor, ...] = {
+        "contrastive_loss": (*rows[:2], similar),
+        "contrastive_loss_from_distance": (rows[0][:, 0].abs(), similar),
+        "cosine_loss": (*rows[:2], similar),
+        "triplet_loss": rows[:3],
+        "quadruplet_loss": rows,
+        "softmax_loss": (rows[0], torch.arange(4)),
+        "info_nce_loss": rows[:3],
+    }[name]
+    loss = getattr(nearfar, name)
+    module = next(m for m in vars(nearfar.losses).values() if getattr(m, "loss", None) is loss)
+    for shell in (loss, module()):
+        found = torch.compile(shell, backend="aot_eager", fullgraph=True)(*data)
+        torch.testing.assert_close(found, loss(*data))
+
+
+@pytest.mark.filterwarnings("ignore")
+@over(PLAIN)
+def test_what_the_page_says_breaks_the_graph_does(case: Case) -> None:
+    torch._dynamo.reset()
+    data = case.draw(6, dtype=torch.float32)
+    assert case.function.__name__ in on_the_page(BROKEN)
+    compiled = torch.compile(case.function, backend="eager", fullgraph=True)
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        compiled(**{**case.hyper, **data.others, **data.rows})
+
+
 @over(PLAIN)
 def test_a_second_derivative_is_refused_in_words(case: Case) -> None:
     data = case.draw(6)
