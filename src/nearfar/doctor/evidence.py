@@ -135,7 +135,7 @@ class Fitted:
 
     Attributes:
         far: the rate it was fitted at.
-        n_pairs: dissimilar calibration pairs.
+        n_pairs: pairs of calibration identities.
         n_identities: calibration identities.
         test_far: the rate on the test pairs.
         test_pairs: dissimilar test pairs.

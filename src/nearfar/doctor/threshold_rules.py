@@ -126,8 +126,9 @@ def strict_threshold(evidence: Evidence) -> Finding | None:
 def coarse_threshold(evidence: Evidence) -> Finding | None:
     """Too few pairs of identities to fit a threshold at the rate that was asked for.
 
-    Pairs of the same two identities are much alike, so that they count as one. None of n false accepts still allows a rate of up to :math:`1 - 0.05^{1 / n}`, 95 % sure, which
-    is about 3 / n for many. Fires where that is above the rate, and so always for a rate of 0.
+    Pairs of the same two identities are much alike, so that they count as one. None of n false
+    accepts still allows a rate of up to :math:`1 - 0.05^{1 / n}`, 95 % sure, which is about 3 / n
+    for many. Fires where that is above the rate, and so always for a rate of 0.
 
     Source: Hanley & Lippman-Hand, "If nothing goes wrong, is everything all right?", JAMA 1983.
     """

@@ -81,7 +81,7 @@ class Checkup:
         Args:
             outcome: the test pairs.
             test: their figures, as in `summary.json`.
-            n_calibration_pairs: dissimilar pairs that the threshold was fitted on.
+            n_calibration_pairs: pairs of identities that the threshold was fitted on.
         """
         n_identities = len(self._task.split.calibration)
         evidence = replace(
