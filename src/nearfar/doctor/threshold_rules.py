@@ -143,7 +143,8 @@ def coarse_threshold(evidence: Evidence) -> Finding | None:
         advice = f"Calibrate on at least {enough:,} pairs of identities, or ask for a higher rate."
     return Finding(
         "coarse-threshold",
-        f"A false-accept rate of {found.far:.3g} was fitted on {n:,} pairs of identities.",
+        f"A false-accept rate of {found.far:.3g} was fitted on {n:,} pair{'s' * (n != 1)} of "
+        "identities.",
         f"Even if none of them is accepted, the rate may be {largest:.2g}.",
         advice,
     )

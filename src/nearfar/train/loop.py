@@ -316,7 +316,8 @@ def _task_in_words(
 def _threshold_in_words(threshold: float, far: float, n_trials: int) -> str:
     words = f"same up to distance {threshold:.4f}: at most {far:.3g} of dissimilar pairs"
     if far * n_trials < 1:
-        words += f" ({n_trials:,} pairs of identities are too few to speak of such a rate)"
+        pairs = "pair of identities is" if n_trials == 1 else "pairs of identities are"
+        words += f" ({n_trials:,} {pairs} too few to speak of such a rate)"
     return words
 
 
