@@ -22,7 +22,7 @@ def tensor(
     value: ArrayLike,
     *,
     device: torch.device | None = None,
-    dtype: torch.dtype | None = None,
+    beside: tuple[ArrayLike | None, ...] = (),
 ) -> Tensor:
     """`value` as a tensor that shares its memory where it can.
 
@@ -30,7 +30,8 @@ def tensor(
         name: what the caller called it.
         value: a tensor, which stays where it is, or an array or nested list, which has no device.
         device: where arrays and lists go.
-        dtype: what a list of floats becomes, see `beside`; None: torch's default.
+        beside: what else is given, which says what a list of floats becomes: float64 where one of
+            them is, else torch's default. A list has no dtype, but all its digits.
 
     Raises:
         TypeError: `value` is not a tensor, a numeric NumPy array or a nested list of numbers.
@@ -44,7 +45,7 @@ def tensor(
     try:
         array = value if isinstance(value, np.ndarray) else np.asarray(value)
         if array.dtype == np.float64 and not isinstance(value, np.ndarray):
-            return torch.as_tensor(array, dtype=dtype or torch.get_default_dtype(), device=device)
+            return torch.as_tensor(array, dtype=_dtype_beside(beside), device=device)
         if not _torch_can_share(array):
             array = array.astype(array.dtype.newbyteorder("="), order="C")
         with warnings.catch_warnings():
@@ -64,11 +65,7 @@ def tensor(
         ) from error
 
 
-def beside(*others: ArrayLike | None) -> torch.dtype:
-    """What a list of floats becomes next to others: float64 where one of them is, or the default.
-
-    A list has no dtype, but all its digits.
-    """
+def _dtype_beside(others: tuple[ArrayLike | None, ...]) -> torch.dtype:
     double = any(
         value.dtype == (torch.float64 if isinstance(value, Tensor) else np.float64)
         for value in others
@@ -106,11 +103,11 @@ def embeddings(**given: ArrayLike) -> tuple[Tensor, ...]:
 
 def _lifted(given: dict[str, ArrayLike]) -> tuple[Tensor, ...]:
     """Each as a matrix; what is passed twice once, so that its gradients add up unrounded."""
-    dtype, values = beside(*given.values()), list(given.values())
+    values = tuple(given.values())
     lifted: list[Tensor] = []
     for name, value in given.items():
         first = next(k for k, other in enumerate(values) if other is value)
-        lifted.append(lifted[first] if first < len(lifted) else _matrix(name, value, dtype))
+        lifted.append(lifted[first] if first < len(lifted) else _matrix(name, value, values))
     return tuple(lifted)
 
 
@@ -125,7 +122,7 @@ def batch(
         like: embeddings of the same width and device.
         other: the other embeddings of the call, which are not checked yet.
     """
-    x = _shaped(name, tensor(name, value, dtype=beside(like, other)))
+    x = _shaped(name, tensor(name, value, beside=(like, other)))
     if not x.is_floating_point():
         x = lift(name, x)
     if like is not None:
@@ -143,7 +140,7 @@ def _of_one_dtype(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 def matrix(name: str, value: ArrayLike, *, width: int, like: Tensor) -> Tensor:
     """An argument with its own number of rows, `width` numbers in each, on the device of `like`."""
-    x = _matrix(name, value, beside(like))
+    x = _matrix(name, value, (like,))
     _same_width(name, x, width)
     same_device(name, x, "the embeddings", like)
     return x
@@ -276,8 +273,8 @@ def _same_width(name: str, x: Tensor, width: int) -> None:
         )
 
 
-def _matrix(name: str, value: ArrayLike, dtype: torch.dtype) -> Tensor:
-    return lift(name, _shaped(name, tensor(name, value, dtype=dtype)))
+def _matrix(name: str, value: ArrayLike, beside: tuple[ArrayLike, ...]) -> Tensor:
+    return lift(name, _shaped(name, tensor(name, value, beside=beside)))
 
 
 def _shaped(name: str, x: Tensor) -> Tensor:

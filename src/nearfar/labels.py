@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nearfar.inputs import ArrayLike, beside, same_device, tensor, tracing
+from nearfar.inputs import ArrayLike, same_device, tensor, tracing
 
 SimilarLabel = Literal[0, 1] | None
 
@@ -202,7 +202,7 @@ def listed_rows(name: str, listed: ArrayLike, n: int, m: int, device: torch.devi
 
 
 def _one_per_row(name: str, labels: ArrayLike, like: Tensor) -> Tensor:
-    labels = tensor(name, labels, device=like.device, dtype=beside(like))
+    labels = tensor(name, labels, device=like.device, beside=(like,))
     if labels.ndim != 1:
         squeeze = labels.ndim == 2 and labels.shape[1] == 1
         raise ValueError(

@@ -122,10 +122,11 @@ class CosineDistance(Product):
         values = products(a, b, bound).neg_().add_(1)
         if not values.numel():
             return Tile(values)
-        half = values.new_full((), 0.5)  # of the squared length of unit rows
 
         def cancelling() -> Tensor | None:
-            of_a, of_b = half.expand(a.shape[0]), half.expand(b.shape[0])
+            if values.amin().item() > self.CANCELS:
+                return None
+            of_a, of_b = (values.new_full((t.shape[0],), 0.5) for t in (a, b))  # of unit rows
             return _cancelling(values, of_a, of_b, 1.0, self.CANCELS)
 
         close = _but_selves(cancelling, values, a, b)

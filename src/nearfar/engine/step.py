@@ -256,7 +256,8 @@ def _fitted(
             yield None
         else:
             dtype, shape = meant
-            yield gradient.to(dtype).reshape(shape)
+            gradient = gradient.to(dtype)
+            yield gradient if gradient.shape == shape else gradient.reshape(shape)
 
 
 def _owned(value: Tensor | None) -> Tensor | None:
@@ -303,7 +304,8 @@ def _compute(
                 job.limits,
             )
         )
-        per_row = _unhidden(answer.per_row, rows, columns)
+        sure = rows.finite and (columns is None or columns.finite)
+        per_row = answer.per_row if sure else _unhidden(answer, x, y)
         if not gradient:
             return per_row, answer.counts, None, None, None, None
         dbias = answer.forces if _learned(bias) else None
@@ -325,15 +327,22 @@ def _compute(
         return per_row, answer.counts, rows.back(da), None, dscale, dbias
 
 
-def _unhidden(per_row: Tensor, rows: "_Rows", columns: "_Rows | None") -> Tensor:
+def _unhidden(answer: Answer, x: Tensor, y: Tensor | None) -> Tensor:
     """The losses, NaN where a row is not finite, though it may have had nothing to compare.
 
     A finite loss would come with a gradient that is NaN: what 0 times the row leaves.
     """
-    if columns is not None and rows.spoiled is not None:
-        per_row = per_row + rows.spoiled
-    everyone = rows if columns is None else columns
-    return per_row if everyone.spoiled is None else per_row + everyone.spoiled.sum()
+    per_row, everyone = answer.per_row, x if y is None else y
+    if y is None and answer.counts is None and x.shape[0] > 1:  # all were compared with all
+        return per_row
+    if y is not None and not _surely_finite(x):
+        per_row = per_row + (x * 0).sum(1)
+    return per_row if _surely_finite(everyone) else per_row + (everyone * 0).sum()
+
+
+def _surely_finite(x: Tensor) -> bool:
+    """Whether all are finite, where asking does not stall an accelerator."""
+    return x.is_cpu and isfinite(x.sum().item())
 
 
 def _of_scale(
@@ -377,28 +386,25 @@ class _Rows:
         ready: (n, d) the rows, and in their place, once they are finished, their gradient.
         along: the sum of the inner products of finished rows, before they are scaled, with their
             gradient; None unless asked for.
-        spoiled: (n,) NaN where a row is not finite, else 0; None: all are finite.
+        finite: whether all rows are known to be finite.
     """
 
     def __init__(self, x: Tensor, normalize: bool, tell: bool) -> None:
         self.scale: Tensor | float | None = None
         self.size: Tensor | None = None
         self.along: Tensor | None = None
-        self.spoiled: Tensor | None = None
+        self.finite = False
         self.tell = tell
         x = x.contiguous()  # or every tile of it would be copied
         if not normalize:
             self.ready = torch.add(x, x, alpha=0)  # NaN where x is infinite; see inputs.lift
-            if not (x.is_cpu and isfinite(x.sum().item())):  # asking would stall a GPU
-                self.spoiled = (x * 0).sum(1)
             return
         size = torch.linalg.vector_norm(x, dim=1, keepdim=True)
         short = torch.finfo(x.dtype).tiny ** 0.5
         low, high = size.aminmax() if x.shape[0] else (size.sum(), size.sum())
         if short <= low.item() and high.item() < torch.inf:
-            self.ready, self.size = x / size, size
+            self.ready, self.size, self.finite = x / size, size, True
             return
-        self.spoiled = (x * 0).sum(1)
         x, down = brought_down(x, size)
         size = torch.linalg.vector_norm(x, dim=1, keepdim=True)
         # Too short to have a direction, as in distance.unit: the row and its gradient become 0.

@@ -6,7 +6,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from nearfar.inputs import ArrayLike, batch, beside, lift, same_device, tensor
+from nearfar.inputs import ArrayLike, batch, lift, same_device, tensor
 from nearfar.labels import refuse
 from nearfar.relation import Relation, across, within
 
@@ -54,7 +54,7 @@ def row_weight(weight: ArrayLike | None, x: Tensor) -> Tensor | None:
     """(n,) weights of the rows, 0 or more, in the precision of the loss."""
     if weight is None:
         return None
-    given = tensor("weight", weight, device=x.device, dtype=beside(x))
+    given = tensor("weight", weight, device=x.device, beside=(x,))
     weight = lift("weight", given).detach()
     if weight.shape != x.shape[:1] or weight.device != x.device:
         raise ValueError(

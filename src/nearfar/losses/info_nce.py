@@ -11,7 +11,6 @@ from nearfar.engine.step import run
 from nearfar.inputs import (
     ArrayLike,
     above_zero,
-    beside,
     embeddings,
     lift,
     matrix,
@@ -174,7 +173,7 @@ def _similarities(
 def _negatives(name: str, negatives: ArrayLike, query: Tensor) -> Tensor:
     """(m, d) or (n, m, d), lifted and checked against the queries."""
     n, d = query.shape
-    given = tensor(name, negatives, dtype=beside(query))
+    given = tensor(name, negatives, beside=(query,))
     if given.ndim == 2:
         return matrix(name, given, width=d, like=query)
     if given.ndim != 3 or given.shape[0] != n or given.shape[2] != d:
