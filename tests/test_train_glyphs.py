@@ -6,7 +6,8 @@ import pytest
 
 from nearfar.train.objectives import OBJECTIVES
 
-pytestmark = pytest.mark.slow
+# One thread each, beside those of the other processes: the demo takes minutes.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 def figures(run):

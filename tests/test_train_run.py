@@ -238,6 +238,7 @@ def test_parquet_and_csv_pairs_are_the_same_data(nearfar, pairs_csv, tmp_path):
 
 
 def test_pairs_of_image_paths(nearfar, folder, tmp_path):
+    folder = Path(shutil.copytree(folder, tmp_path / "photos"))
     files = sorted(path.relative_to(folder) for path in folder.rglob("*.*g"))
     y = np.repeat(np.arange(12), 4)
     rows = [(files[a], files[b], int(not same)) for a, b, same in pair_rows(y)]
