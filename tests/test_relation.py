@@ -161,6 +161,14 @@ def test_counts_of_many_multi_labels() -> None:
     assert torch.equal(relation.n_positives(), share.sum(1))
 
 
+def test_counts_of_a_batch_too_large_for_one_mask() -> None:
+    labels = torch.arange(300) % 7
+    relation = within(labels, torch.zeros(300, 1))
+    similar = labels[:, None] == labels
+    similar.fill_diagonal_(False)
+    assert torch.equal(relation.n_positives(), similar.sum(1))
+
+
 def test_a_row_declared_under_another_label_is_no_positive_to_lose() -> None:
     """In a relation too large for one mask, where positives are counted from sorted labels."""
     n, m = 300, 400
