@@ -13,6 +13,7 @@ Memory is the extra peak of the first call in this process, ours before theirs.
 from typing import Any
 
 import numpy as np
+import passive  # noqa: F401
 import torch
 from measure import arguments, header, in_turns, installed, peak_growth, save, table
 from torch import Tensor

@@ -460,7 +460,7 @@ def test_too_few_pairs_for_a_rate(n, largest):
     assert found.name == "coarse-threshold"
     assert found.means.endswith(f"the rate may be {largest}.")
     assert (1 - float(largest)) ** n == pytest.approx(0.05, abs=0.01)
-    assert "at least 299 dissimilar pairs" in found.advice
+    assert "at least 299 pairs of identities" in found.advice
 
 
 def test_pairs_that_are_enough_for_a_rate():

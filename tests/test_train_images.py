@@ -14,10 +14,10 @@ from conftest import SMALL
 from image_files import chunk, exif, png16, tiff
 from PIL import Image
 
+from nearfar.distance import between_rows
 from nearfar.errors import InputError
 from nearfar.evaluate import verification
 from nearfar.train import images
-from nearfar.train.compare import raw_distance
 from nearfar.train.data import as_input, read_data
 from nearfar.train.images import Fit, is_image, read_images
 from nearfar.train.record import _marks
@@ -146,7 +146,8 @@ def photos(root, arrays, ending):
 
 def auc(items) -> float:
     a, b = torch.triu_indices(len(items.x), len(items.x), 1)
-    distance = raw_distance(items.x[a], items.x[b])
+    x = as_input(items.x).flatten(1)
+    distance = between_rows(x[a], x[b], "euclidean")
     similar = items.identity[a] == items.identity[b]
     return verification(distance, similar, higher_is_closer=False).auc
 
