@@ -3,14 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 PEERS := .venv/.peers
+SPHINX := .venv/.sphinx
 # Threads that wait for others do not spin; set it yourself to have it otherwise.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help demo test test-slow test-all check format bench clean
+.PHONY: help demo test test-slow test-all check format docs bench clean
 help:
 	@echo "make demo      train a same/different verifier on letters of many writing systems"
 	@echo "make test      the test suite            make test-slow the slow tests    make test-all  both"
 	@echo "make check     format, lint, types, doctests"
+	@echo "make docs      the guides and the API reference, in build/docs; no warning is let through"
 	@echo "make bench     speed and memory beside the peers"
 	@echo "make format    rewrite the code in the project's format"
 
@@ -45,6 +47,17 @@ check: $(READY)
 format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+$(SPHINX): $(READY)
+	@echo "[nearfar] installing what builds the documentation"
+	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[app,dev,docs]'
+	@touch $(SPHINX)
+
+# -n: a name in a docstring or page that leads nowhere is a warning, and -W: a warning is an error.
+docs: $(SPHINX)
+	$(BIN)/sphinx-build -n -W --keep-going --quiet -d build/doctrees docs build/docs
+	$(BIN)/pytest --quiet tests/test_docs.py
+	@echo "[nearfar] the documentation is at build/docs/index.html"
 
 $(PEERS): $(READY)
 	@echo "[nearfar] installing the peers to compare with"

@@ -65,8 +65,8 @@ def cosine_similarity(x1: ArrayLike, x2: ArrayLike) -> Tensor:
         x2: (n, d) embeddings.
 
     Returns:
-        (n,) values from -1 to 1, in float32 or wider. A zero row has no direction: its cosine
-        with anything is 0, with gradient 0.
+        (n,) values from -1 to 1, in float32 or wider. A zero row has no direction, so its
+        cosine with anything is 0, with gradient 0.
 
     Raises:
         TypeError: an argument is not an array of real numbers.

@@ -145,7 +145,7 @@ def explain(loss: Callable[..., Tensor], *data: ArrayLike, **hyperparameters: An
         hyperparameters: what it takes by keyword; for a module they are already set.
 
     Returns:
-        An `Explanation`: print it, or read its rows, totals and findings.
+        An `Explanation`, to print, or to read its rows, totals and findings.
 
     Raises:
         TypeError: `loss` is not one of nearfar's losses.

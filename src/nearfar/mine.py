@@ -230,7 +230,7 @@ def semihard_triplets(
         reference_self: (n,) which row of `reference` is row i itself, -1 for none.
 
     Returns:
-        (t, 3) int64: anchor, positive, negative, in order of anchor and positive.
+        (t, 3) int64, the anchor, positive and negative of each, in order of anchor and positive.
 
     Raises:
         TypeError: labels that are not class ids or bool multi-labels.

@@ -49,7 +49,8 @@ def examine(
         hyperparameters: of the loss.
 
     Returns:
-        A `Diagnosis`: print it, or read its findings. It names the rules that could not be asked.
+        A `Diagnosis`, to print, or to read its findings. It names the rules that could not be
+        asked.
 
     Raises:
         TypeError: a loss that takes other data or is not nearfar's, or hyperparameters without one.

@@ -32,7 +32,8 @@ class FarPair:
     """A pair of items, and how far apart it is.
 
     Attributes:
-        a, b: the rows of the two.
+        a: the row of the one.
+        b: the row of the other.
         distance: between them.
     """
 

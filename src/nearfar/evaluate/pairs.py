@@ -26,7 +26,8 @@ def sample_pairs(identity: ArrayLike, n: int, seed: int) -> tuple[Tensor, Tensor
         seed: of the choice.
 
     Returns:
-        a, b: (p,) int64, the rows of each pair, a != b. similar: (p,) bool.
+        Three tensors `a`, `b`, `similar`. The first two are (p,) int64, the rows of each pair, and
+        never the same; the third is (p,) bool.
 
     >>> a, b, similar = sample_pairs([0, 0, 1, 1], 4, seed=0)
     >>> similar

@@ -131,11 +131,12 @@ def platt_probability(
 def isotonic_probability(
     scores: ArrayLike, similar: ArrayLike, *, higher_is_closer: bool, prior: float | None = None
 ) -> IsotonicProbability:
-    """The probability of "same" as a monotone curve over the score.
+    r"""The probability of "same" as a monotone curve over the score.
 
     Of all curves that never fall as pairs get closer the one nearest to the labels. It follows any
-    shape, and wants about a thousand pairs. It stays between Platt's targets, 1 / (N- + 2) and
-    (N+ + 1) / (N+ + 2), since a finite sample makes nothing certain.
+    shape, and wants about a thousand pairs. It stays between Platt's targets,
+    :math:`1 / (N_- + 2)` and :math:`(N_+ + 1) / (N_+ + 2)`, since a finite sample makes nothing
+    certain.
 
     Args:
         scores: (n,) distances or similarities of calibration pairs, not used in training.

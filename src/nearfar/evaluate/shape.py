@@ -26,14 +26,15 @@ _ROWS = 2**14  # rows turned to float64 at a time
 
 @dataclass(frozen=True)
 class Shape:
-    """The shape of an embedding space.
+    r"""The shape of an embedding space.
 
     Attributes:
-        n, d: rows and columns; at most min(n, d) directions can be seen.
+        n: how many rows there are.
+        d: how many dimensions a row has; at most min(n, d) directions can be seen.
         alignment: mean squared distance of positive pairs of unit rows, 0 (all the same) to 4;
             None without labels or positive pairs.
-        uniformity: log of the mean of exp(-2 |u - v|^2) over all pairs of unit rows, 0 (all the
-            same) down to about -4 (spread evenly); None with fewer than two rows.
+        uniformity: log of the mean of :math:`e^{-2 |u - v|^2}` over all pairs of unit rows,
+            0 (all the same) down to about -4 (spread evenly); None with fewer than two rows.
         effective_rank: exp of the entropy of the singular values, 1 to min(n, d); of all zeros 0.
         singular_values: (min(n, d),) largest first.
         dead_share: share of the dimensions that are the same for all rows.

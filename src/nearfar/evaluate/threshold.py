@@ -27,7 +27,9 @@ class DecisionIntervals:
     Attributes:
         level: how often such an interval holds the truth.
         n_identities: of the similar or of the dissimilar pairs, whichever have fewer.
-        far, tar, accuracy: of these figures.
+        far: of the false-accept rate.
+        tar: of the true-accept rate.
+        accuracy: of their accuracy.
     """
 
     level: float

@@ -78,7 +78,8 @@ class Intervals:
     Attributes:
         level: how often such an interval holds the truth.
         n_identities: of the similar or of the dissimilar pairs, whichever have fewer.
-        auc, eer: of these figures.
+        auc: of the area under the ROC curve.
+        eer: of the equal error rate.
         tar_at_far: false-accept rate -> interval; None where there is no figure.
     """
 
@@ -198,7 +199,8 @@ def verification(
         groups: (n, 2) integers, the two identities of each pair, twice the same for pairs of one
             identity; or (n,) where a pair has only one. Gives intervals, by bootstrap over
             identities: pairs that share an identity are not independent, and intervals that take
-            them so are too narrow, often by half. See `intervals`.
+            them so are too narrow, often by half. See
+            `nearfar.evaluate.intervals.intervals`.
         average: what a rate is an average over: "pairs", or "identities", where the pairs of an
             identity weigh 1 together, as do those of any two identities, so that one identity of
             many items does not make the figures. That takes `groups`.
@@ -223,7 +225,7 @@ def verification(
     best F1         0.8000  at 0.4
 
     Sources: Doddington et al., "The NIST speaker recognition evaluation", 2000; for the intervals
-    see `intervals`.
+    see `nearfar.evaluate.intervals.intervals`.
     """
     check_draws(level, resamples)
     check_average(average, groups)

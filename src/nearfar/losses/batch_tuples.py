@@ -122,7 +122,8 @@ def batch_triplet_loss(
     .. math:: L = \frac{1}{\sum_i |P(i)|\,|N(i)|}
                 \sum_i \sum_{p \in P(i)} \sum_{n \in N(i)} \ell_{ipn}
 
-    exactly, without listing a triplet: time grows with n^2, memory with n. The others pick
+    exactly, without listing a triplet: time grows with :math:`n^2`, memory with n. The
+    others pick
 
     - "hard": for each anchor its farthest positive and its nearest negative (Hermans et al. 2017,
       batch hard);
@@ -146,8 +147,8 @@ def batch_triplet_loss(
             margin of Hermans et al.: `smooth` with margin 0.
         distance: "euclidean", "sqeuclidean" (Schroff et al.) or "cosine".
         select: which triplets, see above.
-        smooth: softplus in place of the hinge. With "all", time then grows with n^2 times the
-            positives of a row.
+        smooth: softplus in place of the hinge. With "all", time then grows with
+            :math:`n^2` times the positives of a row.
         swap: measure the negative from anchor or positive, whichever is nearer to it; not for
             "all".
         generator: draws for "distance_weighted"; None: torch's own. One draw a call.
@@ -258,8 +259,8 @@ def batch_quadruplet_loss(
 
     .. math:: \ell_{ijkl} = \max(0,\, d_{ij} - d_{ik} + m_1) + \max(0,\, d_{ij} - d_{kl} + m_2)
 
-    exactly, without listing one: there are about n^3 times the positives of a row, and they take
-    O(n^2 log n) time and memory that grows with n and the number of positive pairs.
+    exactly, without listing one: there are about :math:`n^3` times the positives of a row, and they
+    take :math:`O(n^2 \log n)` time and memory that grows with n and the number of positive pairs.
 
     "hard" takes one for each anchor: its farthest positive j, its nearest negative k, and in the
     second term the closest pair (k', l') of two different classes that are not the anchor's.

@@ -1,0 +1,87 @@
+"""The documentation names what there is: every public name on one page, every link to a place."""
+
+import re
+from collections import Counter
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import nearfar
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+MODULES = ("nearfar", "nearfar.doctor", "nearfar.evaluate", "nearfar.mine")
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+
+
+def documented(page: str) -> list[str]:
+    """The full names that a page of the reference documents, by the directives it holds."""
+    names, module, listing = [], "", False
+    for line in page.splitlines():
+        if found := re.match(r"\.\. (?:py:)?(\w+):: *(\S*)", line):
+            directive, name = found.groups()
+            listing = directive == "losses"
+            if directive in ("currentmodule", "automodule"):
+                module = name
+            if directive == "automodule":
+                names.append(name)
+            elif directive in ("autofunction", "autoclass", "autoexception", "autodata", "data"):
+                names.append(name if "." in name else f"{module}.{name}")
+        elif listing and (found := re.match(r"   (\w+)$", line)):
+            names += [f"{module}.{found[1]}", f"{module}.{module_class(found[1])}"]
+    return names
+
+
+def module_class(loss: str) -> str:
+    """The class that the directive `losses` shows after a function."""
+    function = getattr(nearfar, loss)
+    (name,) = (n for n in nearfar.__all__ if getattr(getattr(nearfar, n), "loss", None) is function)
+    return name
+
+
+def slugs(page: str) -> set[str]:
+    """The anchors of a page's headings, as code hosts and MyST make them."""
+    seen: Counter[str] = Counter()
+    found = set()
+    for heading in re.findall(r"^#+ (.+)$", FENCE.sub("", page), re.MULTILINE):
+        slug = re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+        found.add(f"{slug}-{seen[slug]}" if seen[slug] else slug)
+        seen[slug] += 1
+    return found
+
+
+def test_every_public_name_is_on_one_page_of_the_reference():
+    pages = [path.read_text(encoding="utf-8") for path in ROOT.glob("docs/api/*.md")]
+    where = Counter(name for page in pages for name in documented(page))
+    public = {f"{m}.{name}" for m in MODULES for name in import_module(m).__all__}
+    assert {name: where[name] for name in public if where[name] != 1} == {}
+    assert {name for name, n in where.items() if n > 1} == set()
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_between_pages_lead_somewhere(path):
+    text = FENCE.sub("", path.read_text(encoding="utf-8"))
+    for link in LINK.findall(text):
+        if re.match(r"[a-z]+:", link):
+            continue
+        file, _, anchor = link.partition("#")
+        target = path.parent / file if file else path
+        assert target.exists(), f"{path.name}: {link}"
+        if anchor:
+            assert anchor in slugs(target.read_text(encoding="utf-8")), f"{path.name}: {link}"
+
+
+def test_every_guide_can_be_reached_from_the_first_page():
+    index = (ROOT / "docs/index.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^([\w/-]+)$", index, re.MULTILINE))
+    pages = {str(p.relative_to(ROOT / "docs").with_suffix("")) for p in ROOT.glob("docs/**/*.md")}
+    assert pages - {"index"} == listed - {"index"}
+
+
+def test_the_ten_lines_run(capsys):
+    index = (ROOT / "docs/index.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```$", index, re.MULTILINE | re.DOTALL)
+    exec(compile(code, "docs/index.md", "exec"), {})
+    assert "pull" in capsys.readouterr().out
