@@ -53,9 +53,10 @@ $(SPHINX): $(READY)
 	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[app,dev,docs]'
 	@touch $(SPHINX)
 
-# -n: a name in a docstring or page that leads nowhere is a warning, and -W: a warning is an error.
+# -W: a warning is an error; -n: a name that leads nowhere is a warning; -E: all pages are read anew,
+# since Sphinx does not warn again of what it has read before.
 docs: $(SPHINX)
-	$(BIN)/sphinx-build -n -W --keep-going --quiet -d build/doctrees docs build/docs
+	$(BIN)/sphinx-build -W -n -E --keep-going --quiet -d build/doctrees docs build/docs
 	$(BIN)/pytest --quiet tests/test_docs.py
 	@echo "[nearfar] the documentation is at build/docs/index.html"
 

@@ -66,7 +66,7 @@ ROOT_PAGES = {
 }
 
 logger = logging.getLogger(__name__)
-_mathml = LatexToMathML()
+_mathml = LatexToMathML(fancy_error=False)
 
 
 class Losses(SphinxDirective):
