@@ -11,7 +11,7 @@ import sys
 from importlib import import_module
 from types import ModuleType
 
-__version__ = "0.1.0"
+__version__ = "0.1.1"
 
 _NAMES = {
     "nearfar.distance": ("cosine_similarity",),
