@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -135,6 +136,30 @@ def test_one_identity_of_many_items_does_not_make_the_figures_of_a_run():
     of_one = (torch.as_tensor(y)[found.items[found.sample.pairs[similar][:, 0]]] == 100).sum()
     assert figures.n_similar == 600 + 300 * 299 // 2
     assert of_one <= 4000 - 600  # no more than the others leave free
+
+
+def test_items_of_one_group_are_never_compared(nearfar, tmp_path):
+    """Each identity was met in three sessions, and a session looks alike whoever it shows."""
+    random = np.random.default_rng(0)
+    y, session = np.repeat(np.arange(30), 6), np.tile([0, 0, 1, 1, 2, 2], 30)
+    who, where = random.normal(size=(30, 8))[y], 5 * random.normal(size=(3, 8))[session]
+    x = who + where + 0.1 * random.normal(size=(180, 8))
+    items = replace(items_of(x, y), groups=torch.as_tensor(session))
+    found = measured(items)
+    assert found.learned.n_similar == found.raw.n_similar == 30 * 3 * 4  # of 15 each
+    assert found.learned.n_dissimilar == 30 * 29 // 2 * 24  # of 36 for each two
+    a, b = found.items[found.sample.pairs].T
+    assert (session[a] != session[b]).all()
+    everyone = measured(items_of(x, y), raw_distance="euclidean").raw.verification().auc
+    apart = measured(items, raw_distance="euclidean").raw.verification().auc
+    assert abs(everyone - apart) > 0.02
+    np.savez(tmp_path / "v.npz", x=x, y=y, groups=session)
+    done = nearfar("train", tmp_path / "v.npz", "--out", tmp_path / "run", *QUICK)
+    assert done.status == 0, done.err
+    test = json.loads((tmp_path / "run" / "summary.json").read_text())["test"]
+    assert test["n_similar"] == test["n_identities"] * 12
+    other = json.loads(nearfar("evaluate", tmp_path / "run", tmp_path / "v.npz", "--json").out)
+    assert (other["n_similar"], other["n_dissimilar"]) == (360, 10440)
 
 
 def test_too_many_items_are_drawn_and_the_run_says_so(monkeypatch):
