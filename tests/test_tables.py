@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from conftest import write_csv
 
+from nearfar import tables
 from nearfar.errors import InputError
 from nearfar.tables import read_table, vector
 
@@ -213,3 +214,47 @@ def test_empty_cells_of_other_columns_do_no_harm(nearfar, tmp_path):
     table = write_csv(tmp_path / "p.csv", (*HEADER, "remarks"), rows)
     done = nearfar("explain", table, "--loss", "contrastive", "--json")
     assert json.loads(done.out)["loss"]
+
+
+def test_a_column_that_python_lacks_matters_only_where_it_is_asked_for(nearfar, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    a, b, label = zip(*pair_cells(), strict=True)
+    beyond = pa.array([2**62] * len(a), pa.timestamp("us"))
+    columns = {"when": beyond, "a": list(a), "b": list(b), "label": list(label)}
+    pq.write_table(pa.table(columns), tmp_path / "p.parquet")
+    done = nearfar("train", tmp_path / "p.parquet", "--out", tmp_path / "run", *TINY)
+    assert done.status == 0, done.err
+    pq.write_table(pa.table({**columns, "label": beyond}), tmp_path / "p.parquet")
+    refused = refusal(nearfar, "train", tmp_path / "p.parquet", "--out", tmp_path / "r", *TINY)
+    assert "label is a column of timestamp[us], which cannot be read here" in refused
+
+
+@pytest.mark.parametrize("cell", ["1_000 2 3", "1 2 3e1_0"])
+def test_an_underscore_is_no_part_of_a_number(cell):
+    with pytest.raises(InputError, match="not a number"):
+        vector(cell, "line 2: a")
+
+
+@pytest.mark.parametrize("label", ["1" + "0" * 400, "9" * 5000, "1_0"])
+def test_a_label_that_no_column_can_hold_is_named(tmp_path, label):
+    path = write_csv(tmp_path / "p.csv", HEADER, [("1 2", "2 1", "1"), ("1 2", "3 1", label)])
+    with pytest.raises(InputError, match="line 3: label is"):
+        read_table(path).numbers("label")
+
+
+def test_thousands_of_columns_are_read_at_once(tmp_path):
+    """Each name is looked at once, not once for each other one."""
+    seen = 0
+
+    class Counted(str):
+        def __eq__(self, other):
+            nonlocal seen
+            seen += 1
+            return str.__eq__(self, other)
+
+        __hash__ = str.__hash__
+
+    tables._refuse_repeated(tmp_path, [Counted(f"c{i}") for i in range(2000)])
+    assert seen < 20_000

@@ -130,3 +130,10 @@ def test_a_missing_image_is_told_what_is_there(nearfar, tmp_path, photos, cell, 
     assert "p.csv, line 3: b: no such image: " in done.err
     assert says in done.err
     assert "(paths start at the table)" in done.err
+
+
+def test_a_name_that_no_file_can_have_is_missing(nearfar, tmp_path, photos):
+    table = write_csv(tmp_path / "p.csv", HEADER, [(photos[0], "n" * 5000 + ".png", "true")])
+    done = nearfar("train", table, "--out", tmp_path / "run", "--steps", 1)
+    assert "p.csv, line 2: b: no such image" in done.error
+    assert len(done.error) < 500

@@ -9,8 +9,10 @@ cell that can be read in two ways is refused.
 import csv
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +32,17 @@ class Table:
     Attributes:
         path: the file.
         columns: name -> cells: text from CSV; bool, numbers, text or lists from Parquet.
+        n: how many rows.
         lines: for CSV, the line each row ends on, as an editor counts.
     """
 
     path: Path
-    columns: dict[str, Sequence[Any]]
+    columns: Mapping[str, Sequence[Any]]
+    n: int
     lines: Sequence[int] | None = None
 
     def __len__(self) -> int:
-        return len(next(iter(self.columns.values()), ()))
+        return self.n
 
     def where(self, row: int) -> str:
         """The file and the place in it, for a message."""
@@ -264,11 +268,12 @@ def _no_number(cell: Any) -> str:
 
 
 def _is_float(token: str) -> bool:
+    """Whether it is a number outside Python too, which reads 1_000 as 1000."""
     try:
         float(token)
     except ValueError:
         return False
-    return True
+    return "_" not in token
 
 
 def _number(cell: Any) -> bool | int | float | None:
@@ -276,11 +281,15 @@ def _number(cell: Any) -> bool | int | float | None:
         text = cell.strip().lower()
         if text in ("true", "false"):
             return text == "true"
+        if not _is_float(text):
+            return None
         try:
-            return int(text)
-        except ValueError:
-            cell = float(text) if _is_float(text) else None
-    return cell if isinstance(cell, bool | int | float) and np.isfinite(cell) else None
+            cell = int(text)
+        except ValueError:  # a fraction, or thousands of digits
+            cell = float(text)
+    if isinstance(cell, float):
+        return cell if isfinite(cell) else None
+    return cell if isinstance(cell, int) and abs(cell) < 2**63 else None
 
 
 def _read_csv(path: Path) -> Table:
@@ -300,7 +309,7 @@ def _read_csv(path: Path) -> Table:
         raise InputError(f"{path} cannot be read as CSV: {error}. Save it as UTF-8.") from None
     _refuse_repeated(path, [name for name in header if name])
     columns = {name: [row[i] for row in rows] for i, name in enumerate(header) if name}
-    return Table(path, dict(columns), lines)
+    return Table(path, columns, len(rows), lines)
 
 
 def _filled_rows(file: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
@@ -345,16 +354,47 @@ def _read_parquet(path: Path) -> Table:
 
     try:
         table = pyarrow.parquet.ParquetFile(path).read()
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as Parquet: {error}") from None
     _refuse_repeated(path, table.column_names)
-    return Table(path, {name: table.column(name).to_pylist() for name in table.column_names})
+    return Table(path, _Columns(path, table), table.num_rows)
+
+
+class _Columns(Mapping[str, Sequence[Any]]):
+    """Columns of Arrow, each turned into Python's values when it is asked for.
+
+    What is not asked for may be of any type, such as times that Python does not know.
+    """
+
+    def __init__(self, path: Path, table: Any) -> None:
+        self._path, self._table = path, table
+        self._read: dict[str, Sequence[Any]] = {}
+
+    def __getitem__(self, name: str) -> Sequence[Any]:
+        if name not in self._table.column_names:
+            raise KeyError(name)
+        if name not in self._read:
+            column = self._table.column(name)
+            try:
+                self._read[name] = column.to_pylist()
+            except Exception as error:  # of a value that Python lacks, nearly every kind
+                raise InputError(
+                    f"{self._path}: {name} is a column of {column.type}, which cannot be read "
+                    f"here: {error}"
+                ) from None
+        return self._read[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._table.column_names)
+
+    def __len__(self) -> int:
+        return len(self._table.column_names)
 
 
 def _refuse_repeated(path: Path, header: Sequence[str]) -> None:
-    repeated = [name for name in header if list(header).count(name) > 1]
-    if repeated:
-        raise InputError(f"{path} has two columns called {repeated[0]!r}. Rename one.")
+    repeated = next((name for name, n in Counter(header).items() if n > 1), None)
+    if repeated is not None:
+        raise InputError(f"{path} has two columns called {repeated!r}. Rename one.")
 
 
 def _shown(cell: Any) -> str:

@@ -19,8 +19,11 @@ def find_file(folder: Path, name: str) -> Path:
     for slashed in (name, name.replace("\\", "/")):
         for spelled in (slashed, normalize("NFC", slashed), normalize("NFD", slashed)):
             path = folder / spelled
-            if path.is_file():
-                return path
+            try:
+                if path.is_file():
+                    return path
+            except OSError as error:  # a name that no file can have
+                raise InputError(f"no such image: {name[:40]!r} ...: {error.strerror}") from None
     path = folder / name.replace("\\", "/")
     raise InputError(f"no such image: {path}{_what_is_there(path)}")
 
