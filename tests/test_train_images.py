@@ -179,6 +179,14 @@ def test_files_of_several_depths_are_each_scaled_by_its_own_and_a_line_says_so(t
     assert "6 16-bit (/ 65,535), 6 8-bit (/ 255)" in note
 
 
+def test_a_deep_grey_image_fits_a_network_for_colour(tmp_path):
+    grey = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
+    (tmp_path / "grey.png").write_bytes(png16(grey[..., None], 0))
+    x, _ = read_images([tmp_path / "grey.png"], Fit(8, 8, channels=3))
+    assert x.shape == (1, 3, 8, 8)
+    np.testing.assert_array_equal(x[0, 2].numpy(), (grey / 65535).astype(np.float32))
+
+
 def test_shallow_images_stay_bytes(tmp_path):
     items = read_data(photos(tmp_path / "p", [(GREY >> 8).astype(np.uint8)] * 4, "png"))
     assert items.x.dtype is torch.uint8

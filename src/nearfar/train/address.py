@@ -8,6 +8,7 @@ from torch import Tensor
 
 from nearfar.errors import InputError
 from nearfar.tables import looks_like_vector, vector
+from nearfar.train.arrays import Unreadable, load
 from nearfar.train.data import read_glyphs, read_npz
 from nearfar.train.images import Fit, is_image, read_images
 from nearfar.train.names import GLYPHS
@@ -27,12 +28,12 @@ def read_item(address: str, shape: tuple[int, ...]) -> Tensor:
     x = _read(address, shape)
     if tuple(x.shape[1:]) != shape:
         raise InputError(
-            f"{address!r:.60} has shape {tuple(x.shape[1:])}; the run was trained on items of "
+            f"{_shown(address)} has shape {tuple(x.shape[1:])}; the run was trained on items of "
             f"shape {shape}."
         )
     if x.is_floating_point() and not x.isfinite().all():
         raise InputError(
-            f"{address!r:.60} holds NaN, infinity or a number beyond float32. Repair it."
+            f"{_shown(address)} holds NaN, infinity or a number beyond float32. Repair it."
         )
     return x
 
@@ -54,7 +55,7 @@ def _read(address: str, shape: tuple[int, ...]) -> Tensor:
             numbers = vector(address, repr(address), n).astype(np.float32)
         return torch.from_numpy(numbers)[None]
     raise InputError(
-        f"no such item: {address!r:.60}. Give an image file, a .npy file, a vector as text "
+        f"no such item: {_shown(address)}. Give an image file, a .npy file, a vector as text "
         f'("0.1 0.2"), or DATA:row ({GLYPHS}:120, vectors.npz:7).'
     )
 
@@ -68,12 +69,17 @@ def _row(source: str, row: int) -> Tensor:
     return items.x[row : row + 1]
 
 
+def _shown(address: str) -> str:
+    """A vector may be long; of a path the end counts."""
+    return repr(address) if len(address) <= 200 else f"{address[:40]!r} ... {address[-40:]!r}"
+
+
 def _npy(path: Path) -> Tensor:
+    if not path.is_file():
+        raise InputError(f"no such file: {path}")
     try:
-        array = np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise InputError(f"no such file: {path}") from None
-    except (ValueError, OSError, EOFError, MemoryError):
+        array = load(path)
+    except (Unreadable, MemoryError):
         raise InputError(f"{path} is no .npy file of numbers. Save it with numpy.save.") from None
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu" or array.ndim != 1:
         raise InputError(f"{path} must hold one vector, (d,) numbers.")

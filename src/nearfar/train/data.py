@@ -1,7 +1,6 @@
 """What DATA names, read into tensors: items with identities, or pairs of items."""
 
 import hashlib
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -16,6 +15,7 @@ from torch import Tensor
 from nearfar.errors import InputError
 from nearfar.tables import SUFFIXES as TABLES
 from nearfar.text import printable
+from nearfar.train.arrays import Unreadable, load
 from nearfar.train.groups import bound, numbered
 from nearfar.train.names import GLYPHS
 
@@ -271,21 +271,14 @@ def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
     if not path.is_file():
         raise InputError(f"no such file: {path}")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise InputError(f"{path} is a single array. Save it with numpy.savez(x=, y=).")
-            return {name: file[name] for name in file.files}
+        found = load(path)
     except MemoryError:
         raise InputError(f"{path} is larger than the memory that is free, or damaged.") from None
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, KeyError) as error:
-        if isinstance(error, InputError):
-            raise
-        if "allow_pickle" in str(error) and zipfile.is_zipfile(path):
-            raise InputError(
-                f"{path} holds Python objects (dtype object), which are never loaded. Save arrays "
-                "of numbers or text; a ragged list is no array."
-            ) from None
-        raise InputError(f"{path} cannot be read as .npz. Save it with numpy.savez.") from None
+    except Unreadable as error:
+        raise InputError(f"{path} {error}") from None
+    if isinstance(found, np.ndarray):
+        raise InputError(f"{path} is a single array. Save it with numpy.savez(x=, y=).")
+    return found
 
 
 def as_input(x: Tensor) -> Tensor:
@@ -338,6 +331,8 @@ def _identities(y: npt.NDArray[Any], path: Path) -> tuple[list[str], npt.NDArray
 
 def _text(array: npt.NDArray[Any], path: Path) -> npt.NDArray[Any]:
     """Of bytes, what they say in UTF-8."""
+    if array.dtype.kind not in "biufSUmM":
+        raise InputError(f"{path} holds names of dtype {array.dtype}. Save text.")
     try:
         return np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array.astype(str)
     except UnicodeDecodeError:

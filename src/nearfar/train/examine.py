@@ -51,4 +51,5 @@ def _examine_embeddings(path: Path) -> Diagnosis:
             f"({len(x)},) integers or text, the identity of each row of x."
         )
     labels = None if y is None else np.unique(y, return_inverse=True)[1]
-    return examine(torch.from_numpy(x.astype(np.float32)), labels)
+    with np.errstate(over="ignore"):  # the rules find rows that are not finite
+        return examine(torch.from_numpy(x.astype(np.float32)), labels)

@@ -70,7 +70,7 @@ def read_images(files: Sequence[Path], fit: Fit) -> tuple[Tensor, list[str]]:
             array.astype(np.float32) / LARGEST[EIGHT] if array.dtype == np.uint8 else array
             for array in arrays
         ]
-    channels = max(array.shape[0] for array in arrays)
+    channels = fit.channels or max(array.shape[0] for array in arrays)
     shape = (channels, fit.height, fit.width)
     x = torch.from_numpy(np.stack([np.broadcast_to(array, shape) for array in arrays]))
     return x, [_of_depths(depths)] if len(depths) > 1 else []

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nearfar.distance import Distance, between_rows
+from nearfar.errors import InputError
 from nearfar.evaluate import (
     AtThreshold,
     FarPair,
@@ -160,6 +161,23 @@ def embed(embedder: nn.Module, x: Tensor) -> Tensor:
         return torch.cat([embedder(as_input(part).to(device)).cpu() for part in _chunks(x)])
 
 
+def embed_items(embedder: nn.Module, items: Items, rows: Tensor) -> Tensor:
+    """(n, d) embeddings of the items in these rows, (n,).
+
+    Raises:
+        InputError: one is NaN or infinite, as those of huge numbers are.
+    """
+    x = embed(embedder, items.x[rows])
+    bad = ~x.isfinite().all(1)
+    if bad.any():
+        raise InputError(
+            f"the network gives no number for {items.names[int(rows[bad.int().argmax()])]} "
+            f"({int(bad.sum()):,} of {len(bad):,} items). Look for numbers that are far too large "
+            "in them; or train again."
+        )
+    return x
+
+
 def measure(
     embedder: Embedder,
     data: Items | Pairs,
@@ -183,7 +201,7 @@ def measure(
     used, n_left_out, given = _compared(data, identities, seed)
     identity = items.identity[used]
     pairs, similar = _sample(items, used, given, seed)
-    x, raw = embed(embedder, items.x[used]), _Raw(items.x[used], embedder)
+    x, raw = embed_items(embedder, items, used), _Raw(items.x[used], embedder)
     raw_distance = raw_distance or raw.best(pairs, identity[pairs], similar)
     learned, by_raw = x[pairs], raw.between(pairs, raw_distance)
     sample = Sample(pairs, similar, between_rows(learned[:, 0], learned[:, 1], distance), by_raw)

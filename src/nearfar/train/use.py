@@ -16,7 +16,7 @@ from nearfar.train.address import read_item
 from nearfar.train.compare import Comparison, compare
 from nearfar.train.data import Items, Pairs, items_of, read_data
 from nearfar.train.loop import read_own, split_data
-from nearfar.train.measure import embed, measure
+from nearfar.train.measure import embed, embed_items, measure
 from nearfar.train.pairs import doubtful
 from nearfar.train.record import n_learned_from
 from nearfar.train.run import Run, read_run, refuse_inside, refuse_inside_run
@@ -48,7 +48,10 @@ def verify_items(path: Path, a: str, b: str) -> Decision:
     x1, x2 = (embed(run.embedder, item) for item in items)
     distance = float(between_rows(x1, x2, run.distance))
     if not isfinite(distance):
-        raise InputError(f"the network of {path} gives no number for these. Train again.")
+        raise InputError(
+            f"the network of {path} gives no number for these. Look for numbers that are far too "
+            "large in them; or train again."
+        )
     threshold = run.thresholds.learned
     return Decision(distance <= threshold, distance, threshold, run.thresholds.far, run.distance)
 
@@ -125,7 +128,8 @@ def embed_data(
     shape = run.embedder.input_shape
     data = read_data(source, shape=shape, labelled=False, identity_depth=identity_depth)
     items = items_of(data)
-    arrays = {"x": embed(run.embedder, items.x).numpy(), "names": np.array(items.names)}
+    x = embed_items(run.embedder, items, torch.arange(len(items.x)))
+    arrays = {"x": x.numpy(), "names": np.array(items.names)}
     if bool((items.identity >= 0).all()):
         arrays["y"] = np.array(items.identities)[items.identity.numpy()]
     _write_npz(out, arrays)
@@ -142,6 +146,12 @@ def _own_data(run: Run) -> Items | Pairs:
             f"{run.path} was trained on {config.data}: {error} A relative path is looked up from "
             "here: run this from the folder where it was trained."
         ) from None
+    shape = tuple(items_of(data).x.shape[1:])
+    if shape != run.embedder.input_shape:
+        raise InputError(
+            f"{config.data} holds items of shape {shape}, and the network of {run.path} takes "
+            f"{run.embedder.input_shape}: one of them has changed. Train again."
+        )
     if data.digest() != run.summary["data"]["sha256"]:
         raise InputError(
             f"{config.data} has changed since {run.path} was trained on it, so its test identities "
