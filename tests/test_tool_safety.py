@@ -152,9 +152,9 @@ def test_vectors_may_begin_with_a_minus(nearfar, vector_run):
 @pytest.mark.parametrize(
     ("change_of", "named"),
     [
-        ({"threshold": float("nan")}, "not finite"),
-        ({"threshold": float("inf")}, "not finite"),
-        ({"far": -1}, "no rate"),
+        ({"threshold": float("nan")}, "threshold is not a finite number"),
+        ({"raw_threshold": float("inf")}, "raw_threshold is not a finite number"),
+        ({"far": -1}, "far is not a rate"),
         ({"distance": "sqeuclidean"}, "the run compares by"),
     ],
 )
@@ -172,11 +172,68 @@ def test_a_damaged_summary_is_named(nearfar, run, part):
         assert f"it has no '{part}'" in nearfar(command, run).error
 
 
-@pytest.mark.parametrize("lines", ["", "{}\n", "5\n"])
-def test_damaged_metrics_are_named(nearfar, run, lines):
+@pytest.mark.parametrize(
+    ("lines", "named"),
+    [
+        ("", "it is empty"),
+        ("{}\n", "line 1: it has no 'step'"),
+        ("5\n", "line 1: it is not an object"),
+        ('{"step": 1, "loss": 2}\n{"step": 2, "loss": "low"}\n', "line 2: loss is not a finite"),
+    ],
+)
+def test_damaged_metrics_are_named(nearfar, run, lines, named):
     (run / "metrics.jsonl").write_text(lines)
     for command in ("doctor", "report"):
-        assert "a step has no loss" in nearfar(command, run).error
+        assert f"metrics.jsonl is damaged: {named}" in nearfar(command, run).error
+
+
+@pytest.mark.parametrize(
+    ("way", "value", "named"),
+    [
+        ("data.sha256", None, "it has no 'data.sha256'"),
+        ("split.test", "1 2", "split.test is not a list"),
+        ("split.test", [1], "split.test is not text"),
+        ("test.n_identities", True, "test.n_identities is not a whole number"),
+        ("test.learned", 3, "test.learned is not an object"),
+        ("test.learned.eer", 1.5, "test.learned.eer is not a rate"),
+        ("test.learned.tar_at_far", {"often": 1}, "test.learned.tar_at_far.often has no rate"),
+        ("test.raw.at_threshold.tar", "all", "test.raw.at_threshold.tar is not a rate"),
+        ("findings", [{"name": "x"}], "it has no 'findings.seen'"),
+    ],
+)
+def test_a_damaged_part_of_a_summary_is_named(nearfar, run, way, value, named):
+    content = json.loads((run / "summary.json").read_text())
+    *ways, last = way.split(".")
+    part = content
+    for key in ways:
+        part = part[key]
+    if value is None:
+        del part[last]
+    else:
+        part[last] = value
+    (run / "summary.json").write_text(json.dumps(content))
+    for command in ("doctor", "report"):
+        assert f"summary.json is damaged: {named}" in nearfar(command, run).error
+
+
+@pytest.mark.parametrize(
+    "name", ["summary.json", "threshold.json", "metrics.jsonl", "config.toml", "model.safetensors"]
+)
+def test_brackets_in_brackets_overrun_nothing(nearfar, run, name):
+    brackets = b"[" * 100_000
+    if name == "model.safetensors":
+        brackets = len(brackets).to_bytes(8, "little") + brackets
+    (run / name).write_bytes(b"format = " * (name == "config.toml") + brackets)
+    command = ("verify", run, ONE, OTHER) if name == "model.safetensors" else ("doctor", run)
+    done = nearfar(*command)
+    assert done.status == 2
+    assert name in done.error
+
+
+def test_a_network_of_other_data_is_named(nearfar, run, image_run):
+    (run / "model.safetensors").write_bytes((image_run / "model.safetensors").read_bytes())
+    done = nearfar("evaluate", run)
+    assert "holds items of shape (8,), and the network" in done.error
 
 
 def test_numbers_beyond_float32_are_no_items(nearfar, run, tmp_path):

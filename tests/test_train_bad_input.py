@@ -316,6 +316,12 @@ CONFIGS = [
     ("format = 1\ndata = 'glyphs'", ["no key 'loss'"]),
     ("format = 7\ndata = 'glyphs'\nloss = 'triplet'", ["run format 7", "reads format 1"]),
     ("data = 'glyphs'\nloss = 'triplet'", ["run format None"]),
+    (
+        f"format = 1\ndata = 'glyphs'\nloss = 'triplet'\nlearning_rate = 1{'0' * 400}",
+        ["learning_rate must lie between 1e-12 and 1000", "far beyond"],
+    ),
+    (f"format = 1\nseed = {'9' * 5000}", ["not valid TOML", "5000 digits"]),
+    ("format = " + "[" * 5000, ["not valid TOML", "brackets"]),
     ("format = = 1", ["not valid TOML"]),
     (
         "format = 1\ndata = 'glyphs'\nloss = 'triplet'\n[hyperparameters]\nmagrin = 1",

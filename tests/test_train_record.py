@@ -124,6 +124,31 @@ def test_a_record_without_a_part_is_refused(vector_run, tmp_path):
         read_record(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("course.similar", lambda a: a[:-1]),
+        ("course.distance", lambda a: a[:0]),
+        ("course.auc", lambda a: a[0]),
+        ("course.force", lambda a: a.T),
+        ("outcome.embeddings", lambda a: np.full_like(a, np.nan)),
+        ("outcome.names", lambda a: np.zeros(len(a))),
+        ("outcome.identity", lambda a: a + 1000),
+        ("outcome.mapped", lambda a: a - 1),
+        ("outcome.shown", lambda a: a[::-1] * 0),
+        ("outcome.inputs", lambda a: a[:-1]),
+    ],
+    ids=lambda part: part if isinstance(part, str) else "",
+)
+def test_arrays_that_do_not_fit_each_other_are_refused(vector_run, tmp_path, name, change):
+    run = shutil.copytree(vector_run, tmp_path / "run")
+    with np.load(run / RECORD) as file:
+        arrays = {key: file[key] for key in file.files}
+    np.savez(run / RECORD, **{**arrays, name: change(arrays[name])})
+    with pytest.raises(InputError, match="damaged"):
+        read_record(run)
+
+
 def test_a_record_before_0_1_1_has_its_curves_made(vector_run, tmp_path):
     new = ("learned_curve", "raw_curve", "hardest", "hardest_similar", "hardest_distance")
     with np.load(vector_run / RECORD, allow_pickle=False) as held:

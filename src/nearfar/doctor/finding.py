@@ -47,7 +47,8 @@ class Finding:
     @classmethod
     def of(cls, found: Mapping[str, Any]) -> "Finding":
         """The way back from `as_dict`."""
-        return cls(**{name: found[name] for name in ("name", "seen", "means", "advice", "step")})
+        said = {name: found[name] for name in ("name", "seen", "means", "advice")}
+        return cls(**said, step=found.get("step"))
 
 
 class Missing(Exception):  # noqa: N818 - no error: a rule cannot speak, and the others can

@@ -67,7 +67,8 @@ class TrainConfig:
         for name, low, high in _RANGES:
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
-                raise InputError(f"{name} must lie between {low:g} and {high:g}, got {value:g}.")
+                got = f"{value:g}" if abs(value) < 1e300 else "a number far beyond"
+                raise InputError(f"{name} must lie between {low:g} and {high:g}, got {got}.")
         if self.similar_label not in (0, 1, None):
             raise InputError(f"similar_label must be 0 or 1, got {self.similar_label!r}.")
         if self.single not in (*SINGLE, None):
@@ -108,7 +109,9 @@ def read_config(path: Path) -> TrainConfig:
         found = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError:
         raise InputError(f"no such file: {path}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise InputError(f"{path} is not valid TOML: brackets in too many brackets.") from None
+    except ValueError as error:  # no TOML, no UTF-8, or a number of thousands of digits
         raise InputError(f"{path} is not valid TOML: {error}") from None
     check_format(path, found.pop("format", None))
     known = {f.name: f.type for f in fields(TrainConfig)}

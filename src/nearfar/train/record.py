@@ -5,8 +5,7 @@ training (`Course`), what it made of the test pairs (`Outcome`), and a mark of e
 learned from, so that it knows them again.
 """
 
-import zipfile
-import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +18,7 @@ from torch import Tensor
 from nearfar.doctor.examine import fingerprints
 from nearfar.errors import InputError
 from nearfar.evaluate import verification
+from nearfar.train.arrays import Unreadable, load
 from nearfar.train.data import as_input
 
 RECORD = "record.npz"
@@ -134,10 +134,8 @@ def read_record(run: Path) -> Record:
             f"nearfar train --config {run}/config.toml --out NEW"
         )
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            held = _with_curves({name: arrays[name] for name in arrays.files})
-            return Record(_part(Course, held, "course"), _part(Outcome, held, "outcome"))
-    except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error):
+        return _checked(_with_curves(_arrays(path)))
+    except (KeyError, TypeError, ValueError, IndexError):
         raise InputError(f"{path} is damaged. Train again.") from None
 
 
@@ -150,13 +148,22 @@ def n_learned_from(run: Path, x: Tensor) -> int | None:
     path = run / RECORD
     if not path.is_file():
         return None
+    marks = _arrays(path).get(LEARNED_FROM)
+    if marks is None:
+        return None
+    if marks.dtype != np.uint64:
+        raise InputError(f"{path} is damaged. Train again.")
+    return int(np.isin(_marks(x), marks).sum())
+
+
+def _arrays(path: Path) -> dict[str, Array]:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            if LEARNED_FROM not in arrays:
-                return None
-            return int(np.isin(_marks(x), arrays[LEARNED_FROM]).sum())
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error):
-        raise InputError(f"{path} is damaged. Train again.") from None
+        found = load(path)
+    except (Unreadable, MemoryError):
+        found = {}
+    if not isinstance(found, dict) or not found:
+        raise InputError(f"{path} is damaged. Train again.")
+    return found
 
 
 def _marks(x: Tensor) -> Array:
@@ -190,6 +197,78 @@ def _with_curves(arrays: dict[str, Array]) -> dict[str, Array]:
     added["outcome.hardest_similar"] = similar[hardest]
     added["outcome.hardest_distance"] = learned[hardest]
     return {**arrays, **added}
+
+
+# The kind of each array, and its sides: those of one letter have one length, within a part.
+# Kinds are those of NumPy, and "r" for floats that may be infinite.
+_FORM = {
+    "course": {
+        "step": "i s",
+        "similar": "b p",
+        "distance": "f s p",
+        "auc": "f s",
+        "eer": "f s",
+        "alignment": "f s",
+        "uniformity": "f s",
+        "effective_rank": "f s",
+        "force_similar": "b q",
+        "force_distance": "f s q",
+        "force": "f s q",
+    },
+    "outcome": {
+        "learned_curve": "f 3 p",
+        "raw_curve": "r 3 q",
+        "hardest": "i h 2",
+        "hardest_similar": "b h",
+        "hardest_distance": "f h",
+        "pairs": "i n 2",
+        "similar": "b n",
+        "learned": "f n",
+        "raw": "r n",
+        "identity": "i m",
+        "identities": "U c",
+        "names": "U m",
+        "mapped": "i k",
+        "embeddings": "f k d",
+        "singular_values": "f v",
+        "shown": "i j",
+    },
+}
+# Of the numbers of items or identities: the array whose rows they are.
+_ROWS = {"hardest": "names", "pairs": "names", "mapped": "names", "shown": "names"} | {
+    "identity": "identities"
+}
+
+
+def _checked(arrays: Mapping[str, Array]) -> Record:
+    """A record whose arrays fit each other.
+
+    Raises:
+        ValueError, KeyError: one does not, or is missing.
+    """
+    for part, form in _FORM.items():
+        sides: dict[str, int] = {"2": 2, "3": 3}
+        for name, described in form.items():
+            kind, *letters = described.split()
+            array = arrays[f"{part}.{name}"]
+            if array.dtype.kind != kind.replace("r", "f") or array.ndim != len(letters):
+                raise ValueError(name)
+            if kind == "f" and not np.isfinite(array).all():
+                raise ValueError(name)
+            for letter, side in zip(letters, array.shape, strict=True):
+                if (side == 0 and letter not in "hnkj") or sides.setdefault(letter, side) != side:
+                    raise ValueError(name)
+    record = Record(_part(Course, arrays, "course"), _part(Outcome, arrays, "outcome"))
+    outcome = record.outcome
+    for name, of in _ROWS.items():
+        rows = getattr(outcome, name)
+        if rows.size and not 0 <= rows.min() <= rows.max() < len(getattr(outcome, of)):
+            raise ValueError(name)
+    if len(outcome.inputs) != len(outcome.shown) or outcome.inputs.ndim not in (2, 4):
+        raise ValueError("inputs")
+    if outcome.inputs.dtype.kind not in "fu" or not np.isin(outcome.hardest, outcome.shown).all():
+        raise ValueError("inputs")
+    return record
 
 
 Part = TypeVar("Part", Course, Outcome)

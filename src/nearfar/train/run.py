@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,9 @@ from nearfar.train.measure import RAW_DISTANCES
 from nearfar.train.names import GLYPHS
 from nearfar.train.objectives import verifier_distance
 from nearfar.train.record import RECORD
+from nearfar.train.summary import FITTED, misfit
+from nearfar.train.summary import METRICS as METRICS_FORM
+from nearfar.train.summary import SUMMARY as SUMMARY_FORM
 
 CONFIG, MODEL, THRESHOLD = "config.toml", "model.safetensors", "threshold.json"
 METRICS, SUMMARY = "metrics.jsonl", "summary.json"
@@ -192,19 +194,16 @@ def read_results(path: Path) -> Results:
         )
     config = read_config(path / CONFIG)
     threshold, summary = _read_json(path / THRESHOLD), _read_json(path / SUMMARY)
-    for part in ("data", "split", "test", "versions"):
-        if not isinstance(summary.get(part), dict):
-            raise InputError(f"{path / SUMMARY} is damaged: it has no {part!r}. Train again.")
-    try:
-        thresholds = Thresholds(
-            float(threshold["threshold"]),
-            float(threshold["raw_threshold"]),
-            float(threshold["far"]),
-            threshold.get("raw_distance", "euclidean"),  # of runs before 0.1.1
-        )
-        distance = threshold["distance"]
-    except (KeyError, TypeError, ValueError):
-        raise InputError(f"{path / THRESHOLD} is damaged. Train again.") from None
+    for name, content, form in ((SUMMARY, summary, SUMMARY_FORM), (THRESHOLD, threshold, FITTED)):
+        if wrong := misfit(content, form):
+            raise InputError(f"{path / name} is damaged: {wrong}. Train again.")
+    thresholds = Thresholds(
+        float(threshold["threshold"]),
+        float(threshold["raw_threshold"]),
+        float(threshold["far"]),
+        threshold.get("raw_distance") or "euclidean",  # of runs before 0.1.1
+    )
+    distance = threshold["distance"]
     right = verifier_distance(config.loss, config.hyperparameters)
     if distance != right:
         raise InputError(
@@ -214,11 +213,6 @@ def read_results(path: Path) -> Results:
     if thresholds.raw_distance not in RAW_DISTANCES:
         raise InputError(
             f"{path / THRESHOLD} is damaged: its raw_distance is {thresholds.raw_distance!r}. "
-            "Train again."
-        )
-    if not (isfinite(thresholds.learned + thresholds.raw) and 0 <= thresholds.far <= 1):
-        raise InputError(
-            f"{path / THRESHOLD} is damaged: a threshold is not finite, or its far is no rate. "
             "Train again."
         )
     return Results(path, config, distance, thresholds, summary)
@@ -233,10 +227,13 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     try:
         lines = (path / METRICS).read_text(encoding="utf-8").splitlines()
         found = [json.loads(line) for line in lines]
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         raise InputError(f"{path / METRICS} is damaged: it is not JSON. Train again.") from None
-    if not found or not all(isinstance(line, dict) and "loss" in line for line in found):
-        raise InputError(f"{path / METRICS} is damaged: a step has no loss. Train again.")
+    if not found:
+        raise InputError(f"{path / METRICS} is damaged: it is empty. Train again.")
+    for number, line in enumerate(found, 1):
+        if wrong := misfit(line, METRICS_FORM):
+            raise InputError(f"{path / METRICS} is damaged: line {number}: {wrong}. Train again.")
     return found
 
 
@@ -247,7 +244,7 @@ def _read_model(path: Path, config: TrainConfig) -> Embedder:
         described = json.loads(header["__metadata__"]["nearfar"])
         shape = tuple(int(size) for size in described["input_shape"])
         state = load(content)
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError):
         raise InputError(f"{path} is damaged or no model of nearfar. Train again.") from None
     check_format(path, described.get("format"))
     embedder = build(config.encoder, shape, config.embedding_dim)
@@ -292,7 +289,7 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         raise InputError(f"{path} is damaged: it is not JSON. Train again.") from None
     if not isinstance(content, dict):
         raise InputError(f"{path} is damaged: it is not a JSON object. Train again.")

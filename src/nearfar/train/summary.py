@@ -1,0 +1,96 @@
+"""What the JSON files of a run must hold for whoever reads them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+# A form is a word for a value, [form] for a list, or the forms of the keys of an object. A key that
+# ends in "?" may be missing or null; ANY_KEY and ANY_RATE stand for all keys, the latter numbers,
+# whose values may be null.
+TEXT, WHOLE, NUMBER, RATE = "text", "a whole number", "a finite number", "a rate"
+ANY_KEY, ANY_RATE = "*", "0.*"
+LARGEST = 1.7976931348623157e308  # that a float holds
+_SPAN = {"low": NUMBER, "high": NUMBER}
+_FIGURES = {
+    "auc": RATE,
+    "eer": RATE,
+    "tar_at_far": {ANY_RATE: RATE},
+    "intervals?": {"level": RATE, "auc": _SPAN, "eer": _SPAN, "tar_at_far": {ANY_RATE: _SPAN}},
+    "at_threshold": {"far": RATE, "tar": RATE, "intervals?": {"far": _SPAN, "tar": _SPAN}},
+}
+SUMMARY: Mapping[str, Any] = {
+    "versions": {},
+    "data": {"sha256": TEXT},
+    "split": {"train": [TEXT], "calibration": [TEXT], "test": [TEXT]},
+    "calibration?": {"eer": RATE, "n_identity_pairs?": WHOLE},
+    "test": {
+        "n_identities": WHOLE,
+        "n_similar": WHOLE,
+        "n_dissimilar": WHOLE,
+        "n_identity_pairs?": WHOLE,
+        "fitted_far": RATE,
+        "learned": _FIGURES,
+        "raw": {"distance?": TEXT, **_FIGURES},
+    },
+    "findings?": [{"name": TEXT, "seen": TEXT, "means": TEXT, "advice": TEXT, "step?": WHOLE}],
+    "not_asked?": {ANY_KEY: [TEXT]},
+}
+FITTED: Mapping[str, Any] = {
+    "distance": TEXT,
+    "threshold": NUMBER,
+    "raw_threshold": NUMBER,
+    "far": RATE,
+    "raw_distance?": TEXT,
+}
+METRICS: Mapping[str, Any] = {"step": WHOLE, "loss": NUMBER, ANY_KEY: NUMBER}
+
+
+def misfit(value: Any, form: Any, name: str = "") -> str:
+    """What is wrong with a value, in words that follow a colon; empty where nothing is.
+
+    >>> misfit({"a": {"b": 2}}, {"a": {"b": RATE}})
+    'a.b is not a rate'
+    """
+    if isinstance(form, list):
+        if not isinstance(value, list):
+            return f"{name} is not a list"
+        return next(filter(None, (misfit(item, form[0], name) for item in value)), "")
+    if isinstance(form, Mapping):
+        if not isinstance(value, dict):
+            return f"{name or 'it'} is not an object"
+        wrong = (_of_key(value, key, inner, name) for key, inner in form.items())
+        return next(filter(None, wrong), "")
+    return "" if _fits(value, form) else f"{name} is not {form}"
+
+
+def _of_key(value: Mapping[str, Any], key: str, form: Any, name: str) -> str:
+    if key in (ANY_KEY, ANY_RATE):
+        return next(filter(None, (_of_any(*item, key, form, name) for item in value.items())), "")
+    plain = key.removesuffix("?")
+    if plain != key and value.get(plain) is None:
+        return ""
+    inner = f"{name}.{plain}".lstrip(".")
+    return misfit(value[plain], form, inner) if plain in value else f"it has no {inner!r}"
+
+
+def _of_any(key: str, value: Any, kind: str, form: Any, name: str) -> str:
+    """One of many keys that the form does not name."""
+    inner = f"{name}.{key}".lstrip(".")
+    if kind == ANY_KEY:
+        return misfit(value, form, inner)
+    try:
+        rate = float(key)
+    except ValueError:
+        return f"{inner} has no rate for its name"
+    if not 0 <= rate <= 1:
+        return f"{inner} has no rate for its name"
+    return "" if value is None else misfit(value, form, inner)
+
+
+def _fits(value: Any, form: str) -> bool:
+    if form == TEXT:
+        return isinstance(value, str)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    if form == WHOLE:
+        return isinstance(value, int) and 0 <= value < 2**63
+    return 0 <= value <= 1 if form == RATE else -LARGEST <= value <= LARGEST
