@@ -4,12 +4,14 @@ Losses are functions (`contrastive_loss`) with a module of the same name (`Contr
 `explain` shows what any of them does to each row of your data.
 
 A name is loaded when it is first used (PEP 562), so that `import nearfar` loads no torch.
-`__init__.pyi` tells editors and type checkers what the names are.
+`__init__.pyi`, written by `tools/write_losses.py`, tells editors and type checkers what they are.
 """
 
 import sys
 from importlib import import_module
 from types import ModuleType
+
+from nearfar.registry import LOSSES as _LOSSES
 
 __version__ = "0.1.1"
 
@@ -18,50 +20,7 @@ _NAMES = {
     "nearfar.engine.budget": ("memory_budget",),
     "nearfar.explain": ("Explanation", "explain"),
     "nearfar.forces": ("Forces", "forces"),
-    "nearfar.losses": (
-        "BatchContrastiveLoss",
-        "BatchCosineLoss",
-        "BatchQuadrupletLoss",
-        "BatchTripletLoss",
-        "CircleLoss",
-        "CLIPLoss",
-        "ContrastiveLoss",
-        "ContrastiveLossFromDistance",
-        "CosineLoss",
-        "InfoNCELoss",
-        "LiftedStructureLoss",
-        "MultiSimilarityLoss",
-        "NTXentLoss",
-        "ProxyAnchorLoss",
-        "ProxyNCALoss",
-        "ProxySoftmaxLoss",
-        "QuadrupletLoss",
-        "SigLIPLoss",
-        "SoftmaxLoss",
-        "SupConLoss",
-        "TripletLoss",
-        "batch_contrastive_loss",
-        "batch_cosine_loss",
-        "batch_quadruplet_loss",
-        "batch_triplet_loss",
-        "circle_loss",
-        "clip_loss",
-        "contrastive_loss",
-        "contrastive_loss_from_distance",
-        "cosine_loss",
-        "info_nce_loss",
-        "lifted_structure_loss",
-        "multi_similarity_loss",
-        "nt_xent_loss",
-        "proxy_anchor_loss",
-        "proxy_nca_loss",
-        "proxy_softmax_loss",
-        "quadruplet_loss",
-        "siglip_loss",
-        "softmax_loss",
-        "sup_con_loss",
-        "triplet_loss",
-    ),
+    "nearfar.losses": tuple(name for loss in _LOSSES for name in (loss.function, loss.module)),
     "nearfar.losses.batch_tuples": ("QuadrupletStats", "TripletStats"),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}

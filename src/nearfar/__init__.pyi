@@ -1,4 +1,7 @@
-"""The names of `__init__.py`, which loads each when it is first used."""
+"""The names of `__init__.py`, which loads each when it is used.
+
+Written by tools/write_losses.py; do not edit.
+"""
 
 from nearfar import doctor, mine
 from nearfar.distance import cosine_similarity

@@ -18,7 +18,7 @@ from nearfar.doctor.rules import diagnose
 from nearfar.forces import forces, way
 from nearfar.inputs import ArrayLike, batch, tensor
 from nearfar.labels import batch_labels
-from nearfar.losses.shell import unwrap
+from nearfar.losses.base import unwrap
 from nearfar.observe import Measured, watch
 from nearfar.tabulate import Table
 

@@ -16,8 +16,8 @@ from nearfar.doctor.pushes import watch_pushes
 from nearfar.doctor.rules import diagnose
 from nearfar.inputs import ArrayLike, batch, tensor
 from nearfar.labels import batch_labels, share_label
+from nearfar.losses.base import unwrap
 from nearfar.losses.batch import towers
-from nearfar.losses.shell import unwrap
 from nearfar.relation import within
 from nearfar.spectrum import effective_rank
 

@@ -1,54 +1,40 @@
-"""The losses, one family a file; a function is its docstring (the paper), its checks and a rule."""
+"""The losses, one family a file; a function is its docstring (the paper), its checks and a rule.
 
-from nearfar.losses.batch_pair import (
+Written by tools/write_losses.py; do not edit.
+"""
+
+from nearfar.losses.batch_pair import batch_contrastive_loss, batch_cosine_loss, siglip_loss
+from nearfar.losses.batch_tuples import batch_quadruplet_loss, batch_triplet_loss
+from nearfar.losses.contrast import clip_loss, nt_xent_loss, sup_con_loss
+from nearfar.losses.info_nce import info_nce_loss
+from nearfar.losses.modules import (
     BatchContrastiveLoss,
     BatchCosineLoss,
-    SigLIPLoss,
-    batch_contrastive_loss,
-    batch_cosine_loss,
-    siglip_loss,
-)
-from nearfar.losses.batch_tuples import (
     BatchQuadrupletLoss,
     BatchTripletLoss,
-    batch_quadruplet_loss,
-    batch_triplet_loss,
-)
-from nearfar.losses.contrast import (
+    CircleLoss,
     CLIPLoss,
-    NTXentLoss,
-    SupConLoss,
-    clip_loss,
-    nt_xent_loss,
-    sup_con_loss,
-)
-from nearfar.losses.info_nce import InfoNCELoss, info_nce_loss
-from nearfar.losses.pair import (
     ContrastiveLoss,
     ContrastiveLossFromDistance,
     CosineLoss,
-    contrastive_loss,
-    contrastive_loss_from_distance,
-    cosine_loss,
-)
-from nearfar.losses.proxy import (
+    InfoNCELoss,
+    LiftedStructureLoss,
+    MultiSimilarityLoss,
+    NTXentLoss,
     ProxyAnchorLoss,
     ProxyNCALoss,
     ProxySoftmaxLoss,
-    proxy_anchor_loss,
-    proxy_nca_loss,
-    proxy_softmax_loss,
+    QuadrupletLoss,
+    SigLIPLoss,
+    SoftmaxLoss,
+    SupConLoss,
+    TripletLoss,
 )
-from nearfar.losses.softmax import SoftmaxLoss, softmax_loss
-from nearfar.losses.tuples import QuadrupletLoss, TripletLoss, quadruplet_loss, triplet_loss
-from nearfar.losses.weighted import (
-    CircleLoss,
-    LiftedStructureLoss,
-    MultiSimilarityLoss,
-    circle_loss,
-    lifted_structure_loss,
-    multi_similarity_loss,
-)
+from nearfar.losses.pair import contrastive_loss, contrastive_loss_from_distance, cosine_loss
+from nearfar.losses.proxy import proxy_anchor_loss, proxy_nca_loss, proxy_softmax_loss
+from nearfar.losses.softmax import softmax_loss
+from nearfar.losses.tuples import quadruplet_loss, triplet_loss
+from nearfar.losses.weighted import circle_loss, lifted_structure_loss, multi_similarity_loss
 
 __all__ = [
     "BatchContrastiveLoss",

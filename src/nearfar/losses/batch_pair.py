@@ -14,7 +14,6 @@ from nearfar.engine.places import exact
 from nearfar.engine.step import Executor, run
 from nearfar.inputs import ArrayLike, above_zero, between, finite, tracing
 from nearfar.losses.batch import compare, one_of, row_weight, towers
-from nearfar.losses.shell import as_module
 from nearfar.losses.weighted import softplus_and_slope
 from nearfar.reduction import Reduction
 from nearfar.relation import Relation, matched
@@ -250,8 +249,3 @@ def _one_over(count: Tensor) -> Tensor | float:
     if count.is_cpu and not tracing():
         return 1 / max(count.item(), 1)
     return count.clamp(min=1).to(exact(count)).reciprocal()
-
-
-BatchContrastiveLoss = as_module(batch_contrastive_loss)
-BatchCosineLoss = as_module(batch_cosine_loss)
-SigLIPLoss = as_module(siglip_loss)

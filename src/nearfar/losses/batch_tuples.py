@@ -20,7 +20,6 @@ from nearfar.engine.step import run
 from nearfar.engine.triplets import every_triplet
 from nearfar.inputs import ArrayLike, between
 from nearfar.losses.batch import compare, one_of
-from nearfar.losses.shell import as_module
 from nearfar.reduction import Reduction
 
 Triplets = Literal["all", "hard", "semihard", "easy_positive", "distance_weighted"]
@@ -146,7 +145,8 @@ def batch_triplet_loss(
         margin: how much farther a negative must be than a positive, 0 or more. "soft" is the soft
             margin of Hermans et al.: `smooth` with margin 0.
         distance: "euclidean", "sqeuclidean" (Schroff et al.) or "cosine".
-        select: which triplets, see above.
+        select: "all" triplets, or how to pick some: "hard", "easy_positive", "semihard" or
+            "distance_weighted".
         smooth: softplus in place of the hinge. With "all", time then grows with
             :math:`n^2` times the positives of a row.
         swap: measure the negative from anchor or positive, whichever is nearer to it; not for
@@ -354,7 +354,3 @@ def _quadruplet_rule(margin: float, margin2: float, one: Tally, two: Tally) -> T
         return first + second
 
     return TupleRule(((0, 1), (0, 2), (3, 4)), loss)
-
-
-BatchTripletLoss = as_module(batch_triplet_loss)
-BatchQuadrupletLoss = as_module(batch_quadruplet_loss)

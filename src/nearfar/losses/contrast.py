@@ -11,7 +11,6 @@ from nearfar.engine.softmax import LogSum, Parts, SoftmaxRule, softmax
 from nearfar.engine.step import run
 from nearfar.inputs import ArrayLike, above_zero
 from nearfar.losses.batch import compare, row_weight, towers
-from nearfar.losses.shell import as_module
 from nearfar.losses.weighted import softplus
 from nearfar.reduction import Reduction
 from nearfar.relation import matched
@@ -244,8 +243,3 @@ def nt_xent_loss(
         scale=1 / above_zero("temperature", temperature),
         weight=row_weight(weight, rows),
     )
-
-
-CLIPLoss = as_module(clip_loss)
-SupConLoss = as_module(sup_con_loss)
-NTXentLoss = as_module(nt_xent_loss)

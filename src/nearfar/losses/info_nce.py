@@ -19,7 +19,6 @@ from nearfar.inputs import (
 )
 from nearfar.losses.batch import row_weight, towers
 from nearfar.losses.contrast import DECOUPLED, ONE
-from nearfar.losses.shell import as_module
 from nearfar.losses.softmax import pick
 from nearfar.observe import measured, watched
 from nearfar.reduction import Reduction, reduce
@@ -187,6 +186,3 @@ def _negatives(name: str, negatives: ArrayLike, query: Tensor) -> Tensor:
 
 def _as_is(x: Tensor) -> Tensor:
     return x
-
-
-InfoNCELoss = as_module(info_nce_loss)

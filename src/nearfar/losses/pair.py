@@ -8,7 +8,6 @@ from torch import Tensor
 from nearfar.distance import Distance, between_rows, cosine
 from nearfar.inputs import ArrayLike, between, embeddings, vector
 from nearfar.labels import SimilarLabel, blend, pair_labels, refuse
-from nearfar.losses.shell import as_module
 from nearfar.observe import measured
 from nearfar.reduction import Reduction, reduce
 
@@ -177,8 +176,3 @@ def _contrastive(d: Tensor, similar: Tensor, margin: float) -> Tensor:
     between("margin", margin, 0, inf, ", a distance")
     d = measured("pair", "distance", d, similar)
     return blend(similar, d.square(), (margin - d).relu().square())
-
-
-ContrastiveLoss = as_module(contrastive_loss)
-ContrastiveLossFromDistance = as_module(contrastive_loss_from_distance)
-CosineLoss = as_module(cosine_loss)

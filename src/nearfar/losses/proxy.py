@@ -13,7 +13,6 @@ from nearfar.inputs import ArrayLike, above_zero, batch, between, positive_numbe
 from nearfar.labels import class_ids
 from nearfar.losses.batch import kept, row_weight
 from nearfar.losses.contrast import DECOUPLED, ONE, pick_one
-from nearfar.losses.shell import as_module
 from nearfar.losses.weighted import softplus
 from nearfar.reduction import Reduction
 from nearfar.relation import Relation
@@ -246,8 +245,3 @@ def _with_margins(
         return loss, by_negatives, by_total * slope
 
     return combine
-
-
-ProxySoftmaxLoss = as_module(proxy_softmax_loss)
-ProxyNCALoss = as_module(proxy_nca_loss)
-ProxyAnchorLoss = as_module(proxy_anchor_loss)

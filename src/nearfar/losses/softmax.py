@@ -7,7 +7,6 @@ from torch.nn.functional import cross_entropy
 
 from nearfar.inputs import ArrayLike, between, lift, tensor, tracing
 from nearfar.labels import class_ids
-from nearfar.losses.shell import as_module
 from nearfar.observe import measured, watched
 from nearfar.reduction import Reduction, check_reduction, reduce
 
@@ -113,6 +112,3 @@ def _pick_target(logits: Tensor, target: Tensor, label_smoothing: float) -> Tens
         gap = (of_target[:, None] - of_others).scatter(1, target[:, None], 0)
         per_row = per_row + label_smoothing * gap.mean(1)
     return per_row
-
-
-SoftmaxLoss = as_module(softmax_loss)

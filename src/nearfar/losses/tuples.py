@@ -8,7 +8,6 @@ from torch.nn.functional import logsigmoid
 
 from nearfar.distance import Distance, between_rows
 from nearfar.inputs import ArrayLike, between, embeddings
-from nearfar.losses.shell import as_module
 from nearfar.observe import measured
 from nearfar.reduction import Reduction, reduce
 
@@ -134,7 +133,3 @@ def quadruplet_loss(
     first = (near - far + margin).relu()
     second = (near - apart + margin2).relu()
     return reduce(first + second, reduction)
-
-
-TripletLoss = as_module(triplet_loss)
-QuadrupletLoss = as_module(quadruplet_loss)

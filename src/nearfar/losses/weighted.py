@@ -11,7 +11,6 @@ from nearfar.engine.contest import Contest, contest, log_sum
 from nearfar.engine.step import run
 from nearfar.inputs import ArrayLike, between, positive_number
 from nearfar.losses.batch import compare, row_weight
-from nearfar.losses.shell import as_module
 from nearfar.reduction import Reduction
 
 
@@ -264,8 +263,3 @@ def softplus_and_slope(x: Tensor) -> tuple[Tensor, Tensor]:
 def have_both(positives: Tensor, negatives: Tensor) -> Tensor:
     """Which anchors have a positive and a negative."""
     return positives * negatives > 0
-
-
-MultiSimilarityLoss = as_module(multi_similarity_loss)
-CircleLoss = as_module(circle_loss)
-LiftedStructureLoss = as_module(lifted_structure_loss)

@@ -1,0 +1,91 @@
+"""What the modules of the losses share, and how to look behind one."""
+
+import inspect
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ClassVar, TypeVar, cast
+
+from torch import Tensor, nn
+
+Init = TypeVar("Init", bound=Callable[..., None])
+
+
+class LossModule(nn.Module):
+    """A loss function together with its hyperparameters, which it keeps from step to step.
+
+    A temperature, scale or bias given as an `nn.Parameter` is learned,
+    `InfoNCELoss(temperature=nn.Parameter(torch.tensor(0.07)))`; other tensors are buffers.
+
+    Attributes:
+        loss: the function.
+    """
+
+    loss: ClassVar[Callable[..., Tensor]]
+
+    def __init__(self, **hyperparameters: object) -> None:
+        super().__init__()
+        self._names = tuple(hyperparameters)
+        for key, value in hyperparameters.items():
+            if not isinstance(value, Tensor) or isinstance(value, nn.Parameter):
+                setattr(self, key, value)
+                continue
+            if value.grad_fn is not None:
+                raise ValueError(
+                    f"{type(self).__name__} keeps {key} from step to step, and got one computed "
+                    "from another tensor, whose graph is gone after one step. Give an "
+                    f"nn.Parameter, or call nearfar.{self.loss.__name__}(..., {key}=...) with it "
+                    "in each step."
+                )
+            self.register_buffer(key, value)
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{key}={getattr(self, key)!r}" for key in self._names)
+
+
+def by_name(init: Init) -> Init:
+    """A constructor that says what it takes, where Python would say what it does not."""
+    takes = list(inspect.signature(init).parameters.values())[1:]
+    known = ", ".join(p.name for p in takes)
+
+    @wraps(init)
+    def told(self: nn.Module, *given: object, **hyperparameters: object) -> None:
+        name = type(self).__name__
+        if given:
+            raise TypeError(f"{name} takes {known} by name; got {given[0]!r} alone.")
+        unknown = ", ".join(sorted(hyperparameters.keys() - {p.name for p in takes}))
+        if unknown:
+            raise TypeError(f"{name} takes {known}; got {unknown}.")
+        for p in takes:
+            if p.default is p.empty and p.name not in hyperparameters:
+                raise TypeError(f"{name} needs {p.name}: there is no default that suits everyone.")
+        init(self, **hyperparameters)
+
+    return cast(Init, told)
+
+
+def unwrap(
+    loss: Callable[..., Tensor], hyperparameters: dict[str, Any]
+) -> tuple[Callable[..., Tensor], dict[str, Any]]:
+    """The function behind a loss or its module, and what it takes by keyword.
+
+    The reduction and the wish for statistics are left out: they shape what comes, not the loss.
+
+    Raises:
+        TypeError: `loss` is not one of nearfar's, or a reduction is given.
+    """
+    function = getattr(loss, "loss", loss) if isinstance(loss, nn.Module) else loss
+    if not inspect.isfunction(function) or not function.__module__.startswith("nearfar."):
+        raise TypeError(
+            "this looks into nearfar's losses, such as contrastive_loss or TripletLoss(); got "
+            f"{loss!r}."
+        )
+    parameters = inspect.signature(function).parameters.values()
+    settings = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    if "reduction" in hyperparameters:
+        raise TypeError("each row is looked at by itself: leave reduction out.")
+    settings.pop("reduction", None)
+    if isinstance(loss, nn.Module):
+        settings = {name: getattr(loss, name, default) for name, default in settings.items()}
+    settings |= hyperparameters
+    settings.pop("return_stats", None)
+    return function, settings

@@ -1,0 +1,1220 @@
+"""The losses as modules, which keep their hyperparameters.
+
+Written by tools/write_losses.py; do not edit.
+"""
+
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from nearfar.distance import Distance
+from nearfar.inputs import ArrayLike
+from nearfar.labels import SimilarLabel
+from nearfar.losses.base import LossModule, by_name
+from nearfar.losses.batch_pair import (
+    Selection,
+    batch_contrastive_loss,
+    batch_cosine_loss,
+    siglip_loss,
+)
+from nearfar.losses.batch_tuples import (
+    Quadruplets,
+    TripletReduction,
+    Triplets,
+    batch_quadruplet_loss,
+    batch_triplet_loss,
+)
+from nearfar.losses.contrast import clip_loss, nt_xent_loss, sup_con_loss
+from nearfar.losses.info_nce import info_nce_loss
+from nearfar.losses.pair import contrastive_loss, contrastive_loss_from_distance, cosine_loss
+from nearfar.losses.proxy import proxy_anchor_loss, proxy_nca_loss, proxy_softmax_loss
+from nearfar.losses.softmax import softmax_loss
+from nearfar.losses.tuples import quadruplet_loss, triplet_loss
+from nearfar.losses.weighted import circle_loss, lifted_structure_loss, multi_similarity_loss
+from nearfar.reduction import Reduction
+
+
+class ContrastiveLoss(LossModule):
+    """Pull similar pairs together, push dissimilar ones apart until they are `margin` away.
+
+    The module of :func:`nearfar.contrastive_loss`, which describes the data and the math.
+
+    Args:
+        margin: the distance, 0 or more, from which dissimilar pairs are left alone.
+        distance: "euclidean", "sqeuclidean" or "cosine".
+        similar_label: for numeric `y`, which of 0 and 1 means similar.
+        reduction: "mean" over all pairs, "sum", or "none" for a loss a pair.
+    """
+
+    loss = staticmethod(contrastive_loss)
+    margin: float
+    distance: Distance
+    similar_label: SimilarLabel
+    reduction: Reduction
+
+    @by_name
+    def __init__(
+        self,
+        *,
+        margin: float = 1.0,
+        distance: Distance = "euclidean",
+        similar_label: SimilarLabel = None,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(
+            margin=margin, distance=distance, similar_label=similar_label, reduction=reduction
+        )
+
+    def forward(self, x1: ArrayLike, x2: ArrayLike, y: ArrayLike) -> Tensor:
+        """The loss of a batch; see :func:`nearfar.contrastive_loss`."""
+        return contrastive_loss(
+            x1,
+            x2,
+            y,
+            margin=self.margin,
+            distance=self.distance,
+            similar_label=self.similar_label,
+            reduction=self.reduction,
+        )
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x1: ArrayLike, x2: ArrayLike, y: ArrayLike) -> Tensor: ...
+
+
+class ContrastiveLossFromDistance(LossModule):
+    """The contrastive loss of distances that are already there.
+
+    The module of :func:`nearfar.contrastive_loss_from_distance`, which describes the data and the
+    math.
+
+    Args:
+        margin: the distance, 0 or more, from which dissimilar pairs are left alone.
+        similar_label: for numeric `y`, which of 0 and 1 means similar.
+        reduction: "mean" over all pairs, "sum", or "none" for a loss a pair.
+    """
+
+    loss = staticmethod(contrastive_loss_from_distance)
+    margin: float
+    similar_label: SimilarLabel
+    reduction: Reduction
+
+    @by_name
+    def __init__(
+        self,
+        *,
+        margin: float = 1.0,
+        similar_label: SimilarLabel = None,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(margin=margin, similar_label=similar_label, reduction=reduction)
+
+    def forward(self, d: ArrayLike, y: ArrayLike) -> Tensor:
+        """The loss of a batch; see :func:`nearfar.contrastive_loss_from_distance`."""
+        return contrastive_loss_from_distance(
+            d, y, margin=self.margin, similar_label=self.similar_label, reduction=self.reduction
+        )
+
+    if TYPE_CHECKING:
+
+        def __call__(self, d: ArrayLike, y: ArrayLike) -> Tensor: ...
+
+
+class CosineLoss(LossModule):
+    """Turn similar pairs to the same direction; dissimilar ones until their cosine is `margin`.
+
+    The module of :func:`nearfar.cosine_loss`, which describes the data and the math.
+
+    Args:
+        margin: the cosine, from -1 to 1, below which dissimilar pairs are left alone.
+        similar_label: for numeric `y`, which of 0 and 1 means similar.
+        reduction: "mean" over all pairs, "sum", or "none" for a loss a pair.
+    """
+
+    loss = staticmethod(cosine_loss)
+    margin: float
+    similar_label: SimilarLabel
+    reduction: Reduction
+
+    @by_name
+    def __init__(
+        self,
+        *,
+        margin: float = 0.0,
+        similar_label: SimilarLabel = None,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(margin=margin, similar_label=similar_label, reduction=reduction)
+
+    def forward(self, x1: ArrayLike, x2: ArrayLike, y: ArrayLike | None = None) -> Tensor:
+        """The loss of a batch; see :func:`nearfar.cosine_loss`."""
+        return cosine_loss(
+            x1,
+            x2,
+            y,
+            margin=self.margin,
+            similar_label=self.similar_label,
+            reduction=self.reduction,
+        )
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x1: ArrayLike, x2: ArrayLike, y: ArrayLike | None = None) -> Tensor: ...
+
+
+class TripletLoss(LossModule):
+    """Keep each anchor nearer to its positive than to its negative, by at least `margin`.
+
+    The module of :func:`nearfar.triplet_loss`, which describes the data and the math.
+
+    Args:
+        margin: how much nearer, 0 or more, in units of the distance.
+        distance: "euclidean", "sqeuclidean" (the paper's) or "cosine".
+        swap: measure the negative from the anchor or the positive, whichever is nearer to it.
+        smooth: softplus in place of the hinge.
+        reduction: "mean" over all triplets, "sum", or "none" for a loss a triplet.
+    """
+
+    loss = staticmethod(triplet_loss)
+    margin: float
+    distance: Distance
+    swap: bool
+    smooth: bool
+    reduction: Reduction
+
+    @by_name
+    def __init__(
+        self,
+        *,
+        margin: float = 1.0,
+        distance: Distance = "euclidean",
+        swap: bool = False,
+        smooth: bool = False,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(
+            margin=margin, distance=distance, swap=swap, smooth=smooth, reduction=reduction
+        )
+
+    def forward(self, anchor: ArrayLike, positive: ArrayLike, negative: ArrayLike) -> Tensor:
+        """The loss of a batch; see :func:`nearfar.triplet_loss`."""
+        return triplet_loss(
+            anchor,
+            positive,
+            negative,
+            margin=self.margin,
+            distance=self.distance,
+            swap=self.swap,
+            smooth=self.smooth,
+            reduction=self.reduction,
+        )
+
+    if TYPE_CHECKING:
+
+        def __call__(
+            self, anchor: ArrayLike, positive: ArrayLike, negative: ArrayLike
+        ) -> Tensor: ...
+
+
+class QuadrupletLoss(LossModule):
+    """The triplet loss, and one that keeps positive pairs closer than pairs of two strangers.
+
+    The module of :func:`nearfar.quadruplet_loss`, which describes the data and the math.
+
+    Args:
+        margin: of the first term, 0 or more, in units of the distance.
+        margin2: of the second term, 0 or more.
+        distance: "euclidean", "sqeuclidean" or "cosine".
+        reduction: "mean" over all quadruplets, "sum", or "none" for a loss a quadruplet.
+    """
+
+    loss = staticmethod(quadruplet_loss)
+    margin: float
+    margin2: float
+    distance: Distance
+    reduction: Reduction
+
+    @by_name
+    def __init__(
+        self,
+        *,
+        margin: float = 1.0,
+        margin2: float = 0.5,
+        distance: Distance = "euclidean",
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(margin=margin, margin2=margin2, distance=distance, reduction=reduction)
+
+    def forward(
+        self, anchor: ArrayLike, positive: ArrayLike, negative: ArrayLike, negative2: ArrayLike
+    ) -> Tensor:
+        """The loss of a batch; see :func:`nearfar.quadruplet_loss`."""
+        return quadruplet_loss(
+            anchor,
+            positive,
+            negative,
+            negative2,
+            margin=self.margin,
+            margin2=self.margin2,
+            distance=self.distance,
+            reduction=self.reduction,
+        )
+
+    if TYPE_CHECKING:
+
+        def __call__(
+            self, anchor: ArrayLike, positive: ArrayLike, negative: ArrayLike, negative2: ArrayLike
+        ) -> Tensor: ...
+
+
+class SoftmaxLoss(LossModule):
+    """Softmax cross-entropy: pick the target class out of all classes.
+
+    The module of :func:`nearfar.softmax_loss`, which describes the data and the math.
+
+    Args:
+        label_smoothing: epsilon, from 0 to 1.
+        reduction: "mean" over the rows, "sum", or "none" for a loss a row.
+    """
+
+    loss = staticmethod(softmax_loss)
+    label_smoothing: float
+    reduction: Reduction
+
+    @by_name
+    def __init__(self, *, label_smoothing: float = 0.0, reduction: Reduction = "mean") -> None:
+        super().__init__(label_smoothing=label_smoothing, reduction=reduction)
+
+    def forward(self, logits: ArrayLike, target: ArrayLike) -> Tensor:
+        """The loss of a batch; see :func:`nearfar.softmax_loss`."""
+        return softmax_loss(
+            logits, target, label_smoothing=self.label_smoothing, reduction=self.reduction
+        )
+
+    if TYPE_CHECKING:
+
+        def __call__(self, logits: ArrayLike, target: ArrayLike) -> Tensor: ...
+
+
+class InfoNCELoss(LossModule):
+    """Pick the positive out of the negatives: softmax cross-entropy over similarities.
+
+    The module of :func:`nearfar.info_nce_loss`, which describes the data and the math.
+
+    Args:
+        temperature: tau, above 0; smaller looks harder at the nearest negatives. A tensor with one
+            number may be learned.
+        normalize: scale all rows to length 1 first, so that similarities are cosines.
+        symmetric: without `negatives`, the mean of both directions: each positive also picks its
+            query out of all queries.
+        decoupled: leave the positive out of the denominator (Yeh et al. 2022).
+        reduction: "mean" over the queries, "sum", or "none" for a loss a query.
+    """
+
+    loss = staticmethod(info_nce_loss)
+    temperature: float | Tensor
+    normalize: bool
+    symmetric: bool
+    decoupled: bool
+    reduction: Reduction
+
+    @by_name
+    def __init__(
+        self,
+        *,
+        temperature: float | Tensor = 0.07,
+        normalize: bool = True,
+        symmetric: bool = False,
+        decoupled: bool = False,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(
+            temperature=temperature,
+            normalize=normalize,
+            symmetric=symmetric,
+            decoupled=decoupled,
+            reduction=reduction,
+        )
+
+    def forward(
+        self,
+        query: ArrayLike,
+        positive: ArrayLike,
+        negatives: ArrayLike | None = None,
+        *,
+        hard_negatives: ArrayLike | None = None,
+        weight: ArrayLike | None = None,
+    ) -> Tensor:
+        """The loss of a batch; see :func:`nearfar.info_nce_loss`."""
+        return info_nce_loss(
+            query,
+            positive,
+            negatives,
+            hard_negatives=hard_negatives,
+            weight=weight,
+            temperature=self.temperature,
+            normalize=self.normalize,
+            symmetric=self.symmetric,
+            decoupled=self.decoupled,
+            reduction=self.reduction,
+        )
+
+    if TYPE_CHECKING:
+
+        def __call__(
+            self,
+            query: ArrayLike,
+            positive: ArrayLike,
+            negatives: ArrayLike | None = None,
+            *,
+            hard_negatives: ArrayLike | None = None,
+            weight: ArrayLike | None = None,
+        ) -> Tensor: ...
+
+
+class CLIPLoss(LossModule):
+    """Match two towers in both directions: softmax over the rows and over the columns.
+
+    The module of :func:`nearfar.clip_loss`, which describes the data and the math.
+
+    Args:
+        scale: t = 1 / temperature, above 0; the paper learns log t, from log(1 / 0.07) up to log
+            100: pass `log_t.exp()` in each step, to the function, not to the module.
+        normalize: scale all rows to length 1 first, so that the products are cosines.
+        decoupled: leave the match out of both denominators (Yeh et al. 2022).
+        reduction: "mean" over the n matches, "sum", or "none" for a loss a match. A match alone
+            costs 0.
+    """
+
+    loss = staticmethod(clip_loss)
+    scale: float | Tensor
+    normalize: bool
+    decoupled: bool
+    reduction: Reduction
+
+    @by_name
+    def __init__(
+        self,
+        *,
+        scale: float | Tensor,
+        normalize: bool = True,
+        decoupled: bool = False,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(scale=scale, normalize=normalize, decoupled=decoupled, reduction=reduction)
+
+    def forward(self, x: ArrayLike, y: ArrayLike, *, weight: ArrayLike | None = None) -> Tensor:
+        """The loss of a batch; see :func:`nearfar.clip_loss`."""
+        return clip_loss(
+            x,
+            y,
+            weight=weight,
+            scale=self.scale,
+            normalize=self.normalize,
+            decoupled=self.decoupled,
+            reduction=self.reduction,
+        )
+
+    if TYPE_CHECKING:
+
+        def __call__(
+            self, x: ArrayLike, y: ArrayLike, *, weight: ArrayLike | None = None
+        ) -> Tensor: ...
+
+
+class SigLIPLoss(LossModule):
+    """The sigmoid loss of two towers: every pair by itself, match or no match.
+
+    The module of :func:`nearfar.siglip_loss`, which describes the data and the math.
+
+    Args:
+        scale: t, above 0; the paper learns log t from log 10: pass `log_t.exp()` in each step, to
+            the function, not to the module.
+        bias: b; the paper learns it from -10.
+        normalize: scale all rows to length 1 first, so that the products are cosines.
+        reduction: "mean" over the n rows (each a sum over n pairs, as in the paper), "sum", or
+            "none" for the rows.
+    """
+
+    loss = staticmethod(siglip_loss)
+    scale: float | Tensor
+    bias: float | Tensor
+    normalize: bool
+    reduction: Reduction
+
+    @by_name
+    def __init__(
+        self,
+        *,
+        scale: float | Tensor,
+        bias: float | Tensor,
+        normalize: bool = True,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(scale=scale, bias=bias, normalize=normalize, reduction=reduction)
+
+    def forward(self, x: ArrayLike, y: ArrayLike, *, weight: ArrayLike | None = None) -> Tensor:
+        """The loss of a batch; see :func:`nearfar.siglip_loss`."""
+        return siglip_loss(
+            x,
+            y,
+            weight=weight,
+            scale=self.scale,
+            bias=self.bias,
+            normalize=self.normalize,
+            reduction=self.reduction,
+        )
+
+    if TYPE_CHECKING:
+
+        def __call__(
+            self, x: ArrayLike, y: ArrayLike, *, weight: ArrayLike | None = None
+        ) -> Tensor: ...
+
+
+class BatchContrastiveLoss(LossModule):
+    """The contrastive loss over every pair of the batch, both kinds of pairs counting the same.
+
+    The module of :func:`nearfar.batch_contrastive_loss`, which describes the data and the math.
+
+    Args:
+        margin: the distance, 0 or more, from which dissimilar pairs are left alone.
+        distance: "euclidean", "sqeuclidean" or "cosine".
+        select: "all" pairs, or those of the overlap: "hard".
+        reduction: "mean" over similar plus mean over dissimilar pairs; "sum" over all ordered
+            pairs, or "none" for (n,) sums, row i's pairs with everyone, without those means.
+    """
+
+    loss = staticmethod(batch_contrastive_loss)
+    margin: float
+    distance: Distance
+    select: Selection
+    reduction: Reduction
+
+    @by_name
+    def __init__(
+        self,
+        *,
+        margin: float = 1.0,
+        distance: Distance = "euclidean",
+        select: Selection = "all",
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(margin=margin, distance=distance, select=select, reduction=reduction)
+
+    def forward(
+        self,
+        x: ArrayLike,
+        labels: ArrayLike,
+        *,
+        reference: ArrayLike | None = None,
+        reference_labels: ArrayLike | None = None,
+        reference_self: ArrayLike | None = None,
+    ) -> Tensor:
+        """The loss of a batch; see :func:`nearfar.batch_contrastive_loss`."""
+        return batch_contrastive_loss(
+            x,
+            labels,
+            reference=reference,
+            reference_labels=reference_labels,
+            reference_self=reference_self,
+            margin=self.margin,
+            distance=self.distance,
+            select=self.select,
+            reduction=self.reduction,
+        )
+
+    if TYPE_CHECKING:
+
+        def __call__(
+            self,
+            x: ArrayLike,
+            labels: ArrayLike,
+            *,
+            reference: ArrayLike | None = None,
+            reference_labels: ArrayLike | None = None,
+            reference_self: ArrayLike | None = None,
+        ) -> Tensor: ...
+
+
+class BatchCosineLoss(LossModule):
+    """The cosine loss over every pair of the batch, both kinds of pairs counting the same.
+
+    The module of :func:`nearfar.batch_cosine_loss`, which describes the data and the math.
+
+    Args:
+        margin: the cosine, from -1 to 1, below which dissimilar pairs are left alone.
+        reduction: "mean" over similar plus mean over dissimilar pairs; "sum" over all ordered
+            pairs, or "none" for (n,) sums, row i's pairs with everyone, without those means.
+    """
+
+    loss = staticmethod(batch_cosine_loss)
+    margin: float
+    reduction: Reduction
+
+    @by_name
+    def __init__(self, *, margin: float = 0.0, reduction: Reduction = "mean") -> None:
+        super().__init__(margin=margin, reduction=reduction)
+
+    def forward(
+        self,
+        x: ArrayLike,
+        labels: ArrayLike,
+        *,
+        reference: ArrayLike | None = None,
+        reference_labels: ArrayLike | None = None,
+        reference_self: ArrayLike | None = None,
+    ) -> Tensor:
+        """The loss of a batch; see :func:`nearfar.batch_cosine_loss`."""
+        return batch_cosine_loss(
+            x,
+            labels,
+            reference=reference,
+            reference_labels=reference_labels,
+            reference_self=reference_self,
+            margin=self.margin,
+            reduction=self.reduction,
+        )
+
+    if TYPE_CHECKING:
+
+        def __call__(
+            self,
+            x: ArrayLike,
+            labels: ArrayLike,
+            *,
+            reference: ArrayLike | None = None,
+            reference_labels: ArrayLike | None = None,
+            reference_self: ArrayLike | None = None,
+        ) -> Tensor: ...
+
+
+class BatchTripletLoss(LossModule):
+    """The triplet loss over every triplet of the batch, or over those that `select` picks.
+
+    The module of :func:`nearfar.batch_triplet_loss`, which describes the data and the math.
+
+    Args:
+        margin: how much farther a negative must be than a positive, 0 or more. "soft" is the soft
+            margin of Hermans et al.: `smooth` with margin 0.
+        distance: "euclidean", "sqeuclidean" (Schroff et al.) or "cosine".
+        select: "all" triplets, or how to pick some: "hard", "easy_positive", "semihard" or
+            "distance_weighted".
+        smooth: softplus in place of the hinge. With "all", time then grows with n^2 times the
+            positives of a row.
+        swap: measure the negative from anchor or positive, whichever is nearer to it; not for
+            "all".
+        generator: draws for "distance_weighted"; None: torch's own. One draw a call.
+        reduction: "mean" over the triplets: all of them, or the picked ones (an anchor each for
+            "hard" and "easy_positive", an anchor and positive each for "semihard" and
+            "distance_weighted"); "active" for the mean over those that cost something; "sum", or
+            "none" for (n,) sums, an anchor's triplets.
+    """
+
+    loss = staticmethod(batch_triplet_loss)
+    margin: float | Literal["soft"]
+    distance: Distance
+    select: Triplets
+    smooth: bool
+    swap: bool
+    generator: torch.Generator | None
+    reduction: TripletReduction
+
+    @by_name
+    def __init__(
+        self,
+        *,
+        margin: float | Literal["soft"] = 1.0,
+        distance: Distance = "euclidean",
+        select: Triplets = "all",
+        smooth: bool = False,
+        swap: bool = False,
+        generator: torch.Generator | None = None,
+        reduction: TripletReduction = "mean",
+    ) -> None:
+        super().__init__(
+            margin=margin,
+            distance=distance,
+            select=select,
+            smooth=smooth,
+            swap=swap,
+            generator=generator,
+            reduction=reduction,
+        )
+
+    def forward(
+        self,
+        x: ArrayLike,
+        labels: ArrayLike,
+        *,
+        reference: ArrayLike | None = None,
+        reference_labels: ArrayLike | None = None,
+        reference_self: ArrayLike | None = None,
+    ) -> Tensor:
+        """The loss of a batch; see :func:`nearfar.batch_triplet_loss`."""
+        return batch_triplet_loss(
+            x,
+            labels,
+            reference=reference,
+            reference_labels=reference_labels,
+            reference_self=reference_self,
+            margin=self.margin,
+            distance=self.distance,
+            select=self.select,
+            smooth=self.smooth,
+            swap=self.swap,
+            generator=self.generator,
+            reduction=self.reduction,
+        )
+
+    if TYPE_CHECKING:
+
+        def __call__(
+            self,
+            x: ArrayLike,
+            labels: ArrayLike,
+            *,
+            reference: ArrayLike | None = None,
+            reference_labels: ArrayLike | None = None,
+            reference_self: ArrayLike | None = None,
+        ) -> Tensor: ...
+
+
+class BatchQuadrupletLoss(LossModule):
+    """The quadruplet loss over every quadruplet of the batch, or over the hardest of each anchor.
+
+    The module of :func:`nearfar.batch_quadruplet_loss`, which describes the data and the math.
+
+    Args:
+        margin: of the first term, 0 or more, in units of the distance.
+        margin2: of the second term, 0 or more.
+        distance: "euclidean", "sqeuclidean" or "cosine".
+        select: "all" or "hard".
+        reduction: "mean" over the quadruplets ("hard": over the anchors that have one), "sum", or
+            "none" for (n,) sums, an anchor's quadruplets.
+    """
+
+    loss = staticmethod(batch_quadruplet_loss)
+    margin: float
+    margin2: float
+    distance: Distance
+    select: Quadruplets
+    reduction: Reduction
+
+    @by_name
+    def __init__(
+        self,
+        *,
+        margin: float = 1.0,
+        margin2: float = 0.5,
+        distance: Distance = "euclidean",
+        select: Quadruplets = "all",
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(
+            margin=margin, margin2=margin2, distance=distance, select=select, reduction=reduction
+        )
+
+    def forward(self, x: ArrayLike, labels: ArrayLike) -> Tensor:
+        """The loss of a batch; see :func:`nearfar.batch_quadruplet_loss`."""
+        return batch_quadruplet_loss(
+            x,
+            labels,
+            margin=self.margin,
+            margin2=self.margin2,
+            distance=self.distance,
+            select=self.select,
+            reduction=self.reduction,
+        )
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: ArrayLike, labels: ArrayLike) -> Tensor: ...
+
+
+class SupConLoss(LossModule):
+    """Supervised contrast: each anchor against everyone, all that share its label positive.
+
+    The module of :func:`nearfar.sup_con_loss`, which describes the data and the math.
+
+    Args:
+        temperature: tau, above 0. A tensor with one number may be learned.
+        normalize: scale all rows to length 1 first, so that the products are cosines.
+        decoupled: leave the positives out of the denominator (Yeh et al. 2022).
+        reduction: "mean" over the anchors that have a positive (decoupled: and a negative), "sum",
+            or "none", where the others are 0.
+    """
+
+    loss = staticmethod(sup_con_loss)
+    temperature: float | Tensor
+    normalize: bool
+    decoupled: bool
+    reduction: Reduction
+
+    @by_name
+    def __init__(
+        self,
+        *,
+        temperature: float | Tensor = 0.1,
+        normalize: bool = True,
+        decoupled: bool = False,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(
+            temperature=temperature, normalize=normalize, decoupled=decoupled, reduction=reduction
+        )
+
+    def forward(
+        self,
+        x: ArrayLike,
+        labels: ArrayLike,
+        *,
+        weight: ArrayLike | None = None,
+        reference: ArrayLike | None = None,
+        reference_labels: ArrayLike | None = None,
+        reference_self: ArrayLike | None = None,
+    ) -> Tensor:
+        """The loss of a batch; see :func:`nearfar.sup_con_loss`."""
+        return sup_con_loss(
+            x,
+            labels,
+            weight=weight,
+            reference=reference,
+            reference_labels=reference_labels,
+            reference_self=reference_self,
+            temperature=self.temperature,
+            normalize=self.normalize,
+            decoupled=self.decoupled,
+            reduction=self.reduction,
+        )
+
+    if TYPE_CHECKING:
+
+        def __call__(
+            self,
+            x: ArrayLike,
+            labels: ArrayLike,
+            *,
+            weight: ArrayLike | None = None,
+            reference: ArrayLike | None = None,
+            reference_labels: ArrayLike | None = None,
+            reference_self: ArrayLike | None = None,
+        ) -> Tensor: ...
+
+
+class NTXentLoss(LossModule):
+    """One softmax a positive pair: that positive against the anchor's negatives.
+
+    The module of :func:`nearfar.nt_xent_loss`, which describes the data and the math.
+
+    Args:
+        temperature: tau, above 0. A tensor with one number may be learned.
+        normalize: scale all rows to length 1 first, so that the products are cosines.
+        decoupled: leave the positive out of its denominator (Yeh et al. 2022).
+        reduction: "mean" over the positive pairs, "sum" over them, or "none" for (n,) sums, an
+            anchor's positive pairs. As in the paper, a positive pair whose anchor has no negatives
+            costs 0 and counts in the mean (decoupled: it has no value, and is left out).
+    """
+
+    loss = staticmethod(nt_xent_loss)
+    temperature: float | Tensor
+    normalize: bool
+    decoupled: bool
+    reduction: Reduction
+
+    @by_name
+    def __init__(
+        self,
+        *,
+        temperature: float | Tensor = 0.5,
+        normalize: bool = True,
+        decoupled: bool = False,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(
+            temperature=temperature, normalize=normalize, decoupled=decoupled, reduction=reduction
+        )
+
+    def forward(
+        self,
+        x: ArrayLike,
+        labels: ArrayLike,
+        *,
+        weight: ArrayLike | None = None,
+        reference: ArrayLike | None = None,
+        reference_labels: ArrayLike | None = None,
+        reference_self: ArrayLike | None = None,
+    ) -> Tensor:
+        """The loss of a batch; see :func:`nearfar.nt_xent_loss`."""
+        return nt_xent_loss(
+            x,
+            labels,
+            weight=weight,
+            reference=reference,
+            reference_labels=reference_labels,
+            reference_self=reference_self,
+            temperature=self.temperature,
+            normalize=self.normalize,
+            decoupled=self.decoupled,
+            reduction=self.reduction,
+        )
+
+    if TYPE_CHECKING:
+
+        def __call__(
+            self,
+            x: ArrayLike,
+            labels: ArrayLike,
+            *,
+            weight: ArrayLike | None = None,
+            reference: ArrayLike | None = None,
+            reference_labels: ArrayLike | None = None,
+            reference_self: ArrayLike | None = None,
+        ) -> Tensor: ...
+
+
+class MultiSimilarityLoss(LossModule):
+    """Weigh each pair by its own similarity and by those of its anchor's other pairs.
+
+    The module of :func:`nearfar.multi_similarity_loss`, which describes the data and the math.
+
+    Args:
+        alpha: how sharply positives below `base` are pulled, above 0.
+        beta: how sharply negatives above `base` are pushed, above 0.
+        base: lambda, the similarity that separates the two.
+        normalize: scale all rows to length 1 first, so that the products are cosines.
+        reduction: "mean" over all anchors that have anyone to compare with, positive or negative,
+            as in the paper; "sum", or "none" for a loss an anchor.
+    """
+
+    loss = staticmethod(multi_similarity_loss)
+    alpha: float
+    beta: float
+    base: float
+    normalize: bool
+    reduction: Reduction
+
+    @by_name
+    def __init__(
+        self,
+        *,
+        alpha: float = 2.0,
+        beta: float = 50.0,
+        base: float = 0.5,
+        normalize: bool = True,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(
+            alpha=alpha, beta=beta, base=base, normalize=normalize, reduction=reduction
+        )
+
+    def forward(
+        self,
+        x: ArrayLike,
+        labels: ArrayLike,
+        *,
+        weight: ArrayLike | None = None,
+        reference: ArrayLike | None = None,
+        reference_labels: ArrayLike | None = None,
+        reference_self: ArrayLike | None = None,
+    ) -> Tensor:
+        """The loss of a batch; see :func:`nearfar.multi_similarity_loss`."""
+        return multi_similarity_loss(
+            x,
+            labels,
+            weight=weight,
+            reference=reference,
+            reference_labels=reference_labels,
+            reference_self=reference_self,
+            alpha=self.alpha,
+            beta=self.beta,
+            base=self.base,
+            normalize=self.normalize,
+            reduction=self.reduction,
+        )
+
+    if TYPE_CHECKING:
+
+        def __call__(
+            self,
+            x: ArrayLike,
+            labels: ArrayLike,
+            *,
+            weight: ArrayLike | None = None,
+            reference: ArrayLike | None = None,
+            reference_labels: ArrayLike | None = None,
+            reference_self: ArrayLike | None = None,
+        ) -> Tensor: ...
+
+
+class CircleLoss(LossModule):
+    """Pull and push each similarity the harder, the farther it is from where it should be.
+
+    The module of :func:`nearfar.circle_loss`, which describes the data and the math.
+
+    Args:
+        margin: m, from 0 to 1: similarities should reach 1 - m and m.
+        scale: gamma, above 0.
+        normalize: scale all rows to length 1 first, so that the products are cosines.
+        reduction: "mean" over the anchors that have a positive and a negative, "sum", or "none",
+            where the others are 0.
+    """
+
+    loss = staticmethod(circle_loss)
+    margin: float
+    scale: float
+    normalize: bool
+    reduction: Reduction
+
+    @by_name
+    def __init__(
+        self,
+        *,
+        margin: float = 0.25,
+        scale: float = 256.0,
+        normalize: bool = True,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(margin=margin, scale=scale, normalize=normalize, reduction=reduction)
+
+    def forward(
+        self,
+        x: ArrayLike,
+        labels: ArrayLike,
+        *,
+        weight: ArrayLike | None = None,
+        reference: ArrayLike | None = None,
+        reference_labels: ArrayLike | None = None,
+        reference_self: ArrayLike | None = None,
+    ) -> Tensor:
+        """The loss of a batch; see :func:`nearfar.circle_loss`."""
+        return circle_loss(
+            x,
+            labels,
+            weight=weight,
+            reference=reference,
+            reference_labels=reference_labels,
+            reference_self=reference_self,
+            margin=self.margin,
+            scale=self.scale,
+            normalize=self.normalize,
+            reduction=self.reduction,
+        )
+
+    if TYPE_CHECKING:
+
+        def __call__(
+            self,
+            x: ArrayLike,
+            labels: ArrayLike,
+            *,
+            weight: ArrayLike | None = None,
+            reference: ArrayLike | None = None,
+            reference_labels: ArrayLike | None = None,
+            reference_self: ArrayLike | None = None,
+        ) -> Tensor: ...
+
+
+class LiftedStructureLoss(LossModule):
+    """Pull the farthest positives and push the nearest negatives of each anchor, smoothly.
+
+    The module of :func:`nearfar.lifted_structure_loss`, which describes the data and the math.
+
+    Args:
+        margin: m, 0 or more, in units of the distance.
+        distance: "euclidean", "sqeuclidean" or "cosine".
+        reduction: "mean" over the anchors that have a positive and a negative, "sum", or "none",
+            where the others are 0.
+    """
+
+    loss = staticmethod(lifted_structure_loss)
+    margin: float
+    distance: Distance
+    reduction: Reduction
+
+    @by_name
+    def __init__(
+        self,
+        *,
+        margin: float = 1.0,
+        distance: Distance = "euclidean",
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(margin=margin, distance=distance, reduction=reduction)
+
+    def forward(
+        self,
+        x: ArrayLike,
+        labels: ArrayLike,
+        *,
+        weight: ArrayLike | None = None,
+        reference: ArrayLike | None = None,
+        reference_labels: ArrayLike | None = None,
+        reference_self: ArrayLike | None = None,
+    ) -> Tensor:
+        """The loss of a batch; see :func:`nearfar.lifted_structure_loss`."""
+        return lifted_structure_loss(
+            x,
+            labels,
+            weight=weight,
+            reference=reference,
+            reference_labels=reference_labels,
+            reference_self=reference_self,
+            margin=self.margin,
+            distance=self.distance,
+            reduction=self.reduction,
+        )
+
+    if TYPE_CHECKING:
+
+        def __call__(
+            self,
+            x: ArrayLike,
+            labels: ArrayLike,
+            *,
+            weight: ArrayLike | None = None,
+            reference: ArrayLike | None = None,
+            reference_labels: ArrayLike | None = None,
+            reference_self: ArrayLike | None = None,
+        ) -> Tensor: ...
+
+
+class ProxySoftmaxLoss(LossModule):
+    """Softmax over cosines to one proxy a class, with a margin on the right one if wanted.
+
+    The module of :func:`nearfar.proxy_softmax_loss`, which describes the data and the math.
+
+    Args:
+        scale: t, above 0.
+        angle_margin: radians, from 0 to pi / 2.
+        cosine_margin: from 0 to 1.
+        reduction: "mean" over the rows, "sum", or "none" for a loss a row.
+    """
+
+    loss = staticmethod(proxy_softmax_loss)
+    scale: float | Tensor
+    angle_margin: float
+    cosine_margin: float
+    reduction: Reduction
+
+    @by_name
+    def __init__(
+        self,
+        *,
+        scale: float | Tensor = 64.0,
+        angle_margin: float = 0.0,
+        cosine_margin: float = 0.0,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(
+            scale=scale, angle_margin=angle_margin, cosine_margin=cosine_margin, reduction=reduction
+        )
+
+    def forward(
+        self,
+        x: ArrayLike,
+        proxies: ArrayLike,
+        labels: ArrayLike,
+        *,
+        weight: ArrayLike | None = None,
+    ) -> Tensor:
+        """The loss of a batch; see :func:`nearfar.proxy_softmax_loss`."""
+        return proxy_softmax_loss(
+            x,
+            proxies,
+            labels,
+            weight=weight,
+            scale=self.scale,
+            angle_margin=self.angle_margin,
+            cosine_margin=self.cosine_margin,
+            reduction=self.reduction,
+        )
+
+    if TYPE_CHECKING:
+
+        def __call__(
+            self,
+            x: ArrayLike,
+            proxies: ArrayLike,
+            labels: ArrayLike,
+            *,
+            weight: ArrayLike | None = None,
+        ) -> Tensor: ...
+
+
+class ProxyNCALoss(LossModule):
+    """Neighbourhood components against proxies: nearer to the own one than to all others.
+
+    The module of :func:`nearfar.proxy_nca_loss`, which describes the data and the math.
+
+    Args:
+        scale: t, above 0; 1 in the paper.
+        reduction: "mean" over the rows, "sum", or "none" for a loss a row.
+    """
+
+    loss = staticmethod(proxy_nca_loss)
+    scale: float | Tensor
+    reduction: Reduction
+
+    @by_name
+    def __init__(self, *, scale: float | Tensor = 1.0, reduction: Reduction = "mean") -> None:
+        super().__init__(scale=scale, reduction=reduction)
+
+    def forward(
+        self,
+        x: ArrayLike,
+        proxies: ArrayLike,
+        labels: ArrayLike,
+        *,
+        weight: ArrayLike | None = None,
+    ) -> Tensor:
+        """The loss of a batch; see :func:`nearfar.proxy_nca_loss`."""
+        return proxy_nca_loss(
+            x, proxies, labels, weight=weight, scale=self.scale, reduction=self.reduction
+        )
+
+    if TYPE_CHECKING:
+
+        def __call__(
+            self,
+            x: ArrayLike,
+            proxies: ArrayLike,
+            labels: ArrayLike,
+            *,
+            weight: ArrayLike | None = None,
+        ) -> Tensor: ...
+
+
+class ProxyAnchorLoss(LossModule):
+    """Proxies as anchors: each pulls the rows of its class and pushes all others.
+
+    The module of :func:`nearfar.proxy_anchor_loss`, which describes the data and the math.
+
+    Args:
+        margin: m, from 0 to 1.
+        scale: t (the paper's alpha), above 0.
+        reduction: "mean", the formula; "sum" of all its logarithms, or "none" for (c,) sums, a
+            proxy each, without the two means.
+    """
+
+    loss = staticmethod(proxy_anchor_loss)
+    margin: float
+    scale: float
+    reduction: Reduction
+
+    @by_name
+    def __init__(
+        self, *, margin: float = 0.1, scale: float = 32.0, reduction: Reduction = "mean"
+    ) -> None:
+        super().__init__(margin=margin, scale=scale, reduction=reduction)
+
+    def forward(self, x: ArrayLike, proxies: ArrayLike, labels: ArrayLike) -> Tensor:
+        """The loss of a batch; see :func:`nearfar.proxy_anchor_loss`."""
+        return proxy_anchor_loss(
+            x, proxies, labels, margin=self.margin, scale=self.scale, reduction=self.reduction
+        )
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: ArrayLike, proxies: ArrayLike, labels: ArrayLike) -> Tensor: ...

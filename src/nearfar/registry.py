@@ -1,0 +1,53 @@
+"""The losses of the library: the one list that all others follow.
+
+A new loss is its function and a row here. `python tools/write_losses.py` then writes its module,
+its public names and its place in the tables of the docs. Nothing heavy is imported, so that
+`import nearfar` stays light.
+"""
+
+from typing import Literal, NamedTuple
+
+Data = Literal["rows", "batch", "towers", "proxies"]
+
+
+class Loss(NamedTuple):
+    """A loss, by the names of its function and its module.
+
+    Attributes:
+        function: its name, defined in a file of `nearfar/losses`.
+        module: the class that holds its hyperparameters.
+        data: what it takes: "rows", where row i of every argument belongs together; a "batch" with
+            labels; two "towers", where row i of one belongs to row i of the other and to no other
+            row; or a batch and the "proxies" of its classes.
+        also: what else it takes.
+    """
+
+    function: str
+    module: str
+    data: Data
+    also: Data | None = None
+
+
+LOSSES = (
+    Loss("contrastive_loss", "ContrastiveLoss", "rows"),
+    Loss("contrastive_loss_from_distance", "ContrastiveLossFromDistance", "rows"),
+    Loss("cosine_loss", "CosineLoss", "rows"),
+    Loss("triplet_loss", "TripletLoss", "rows"),
+    Loss("quadruplet_loss", "QuadrupletLoss", "rows"),
+    Loss("softmax_loss", "SoftmaxLoss", "rows"),
+    Loss("info_nce_loss", "InfoNCELoss", "towers", also="rows"),
+    Loss("clip_loss", "CLIPLoss", "towers"),
+    Loss("siglip_loss", "SigLIPLoss", "towers"),
+    Loss("batch_contrastive_loss", "BatchContrastiveLoss", "batch"),
+    Loss("batch_cosine_loss", "BatchCosineLoss", "batch"),
+    Loss("batch_triplet_loss", "BatchTripletLoss", "batch"),
+    Loss("batch_quadruplet_loss", "BatchQuadrupletLoss", "batch"),
+    Loss("sup_con_loss", "SupConLoss", "batch"),
+    Loss("nt_xent_loss", "NTXentLoss", "batch"),
+    Loss("multi_similarity_loss", "MultiSimilarityLoss", "batch"),
+    Loss("circle_loss", "CircleLoss", "batch"),
+    Loss("lifted_structure_loss", "LiftedStructureLoss", "batch"),
+    Loss("proxy_softmax_loss", "ProxySoftmaxLoss", "proxies"),
+    Loss("proxy_nca_loss", "ProxyNCALoss", "proxies"),
+    Loss("proxy_anchor_loss", "ProxyAnchorLoss", "proxies"),
+)

@@ -1,0 +1,286 @@
+"""Writes what follows from the list of losses (`nearfar/registry.py`) and their functions.
+
+    python tools/write_losses.py            # after a change of the list, a signature, a docstring
+    python tools/write_losses.py --check    # is every file what it should be?
+
+The modules, the imports of `nearfar.losses`, the stub `nearfar/__init__.pyi` that editors and type
+checkers read, and in the docs whatever stands between `<!-- losses: ... -->` and `<!-- end -->`.
+"""
+
+import argparse
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from textwrap import dedent, fill, indent
+
+import nearfar
+from nearfar.registry import LOSSES, Loss
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "nearfar"
+HEADER = "Written by tools/write_losses.py; do not edit."
+WIDTH = 100
+
+
+class Family:
+    """A file of losses.
+
+    Attributes:
+        name: of the module to import from.
+        tree: the file, parsed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.name = f"nearfar.losses.{path.stem}"
+        self.tree = ast.parse(path.read_text(encoding="utf-8"))
+
+    def function(self, name: str) -> ast.FunctionDef | None:
+        """The last definition of that name: those before it are overloads."""
+        found = [
+            node
+            for node in self.tree.body
+            if isinstance(node, ast.FunctionDef) and node.name == name
+        ]
+        return found[-1] if found else None
+
+    def imports(self, name: str) -> str | None:
+        """The line that brings a name of this file to another; None where it is built in."""
+        for node in self.tree.body:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                for alias in node.names:
+                    if (alias.asname or alias.name) == name:
+                        origin = f"from {node.module} " if isinstance(node, ast.ImportFrom) else ""
+                        return f"{origin}import {ast.unparse(alias)}"
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
+                return f"from {self.name} import {name}"
+        return None
+
+
+@cache
+def families() -> tuple[Family, ...]:
+    written = {"__init__.py", "modules.py"}
+    paths = sorted((PACKAGE / "losses").glob("*.py"))
+    return tuple(Family(path) for path in paths if path.name not in written)
+
+
+def home(loss: Loss) -> tuple[Family, ast.FunctionDef]:
+    """The file of a loss and its definition there."""
+    for family in families():
+        definition = family.function(loss.function)
+        if definition:
+            return family, definition
+    raise SystemExit(f"{loss.function} is in the registry, but in no file of nearfar/losses.")
+
+
+def is_data(argument: ast.arg) -> bool:
+    """Whether a keyword follows the data from batch to batch, as weights and references do."""
+    assert argument.annotation is not None
+    kinds = {node.id for node in ast.walk(argument.annotation) if isinstance(node, ast.Name)}
+    return bool(kinds & {"ArrayLike", "Reference"})
+
+
+def parameter(argument: ast.arg, default: ast.expr | None) -> str:
+    return ast.unparse(argument) + (f" = {ast.unparse(default)}" if default else "")
+
+
+# -- the modules ----------------------------------------------------------------------------------
+
+
+def modules() -> str:
+    """Every loss as a class, and what it needs imported."""
+    lines = {
+        "from typing import TYPE_CHECKING",
+        "from torch import Tensor",
+        "from nearfar.losses.base import LossModule, by_name",
+    }
+    classes = []
+    for loss in LOSSES:
+        family, definition = home(loss)
+        lines.add(f"from {family.name} import {loss.function}")
+        lines |= needed(family, definition)
+        classes.append(module(loss, definition))
+    docstring = f'"""The losses as modules, which keep their hyperparameters.\n\n{HEADER}\n"""'
+    return "\n\n".join([docstring, "\n".join(sorted(lines)), *classes])
+
+
+def needed(family: Family, definition: ast.FunctionDef) -> set[str]:
+    """The imports that the signature of a function asks for."""
+    arguments = (*definition.args.args, *definition.args.kwonlyargs)
+    used = {
+        node.id
+        for argument in arguments
+        if argument.annotation and argument.arg != "return_stats"
+        for node in ast.walk(argument.annotation)
+        if isinstance(node, ast.Name)
+    }
+    return {line for name in used if (line := family.imports(name))}
+
+
+def module(loss: Loss, definition: ast.FunctionDef) -> str:
+    """The class of one loss."""
+    arguments = definition.args
+    keywords = [
+        (argument, default)
+        for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+        if argument.arg != "return_stats"  # a module returns a loss, whatever its settings
+    ]
+    settings = [pair for pair in keywords if not is_data(pair[0])]
+    beside = [pair for pair in keywords if is_data(pair[0])]
+    without = [None] * (len(arguments.args) - len(arguments.defaults))
+    data = list(zip(arguments.args, [*without, *arguments.defaults], strict=True))
+    names = [argument.arg for argument, _ in settings]
+    takes = [parameter(*pair) for pair in data]
+    if beside:
+        takes += ["*", *(parameter(*pair) for pair in beside)]
+    passed = [
+        *(argument.arg for argument, _ in data),
+        *(f"{argument.arg}={argument.arg}" for argument, _ in beside),
+        *(f"{name}=self.{name}" for name in names),
+    ]
+    return dedent('''\
+        class {module}(LossModule):
+        {docstring}
+
+            loss = staticmethod({function})
+            {attributes}
+
+            @by_name
+            def __init__(self, *, {settings}) -> None:
+                super().__init__({kept})
+
+            def forward(self, {takes}) -> Tensor:
+                """The loss of a batch; see :func:`nearfar.{function}`."""
+                return {function}({passed})
+
+            if TYPE_CHECKING:
+                def __call__(self, {takes}) -> Tensor: ...
+        ''').format(
+        module=loss.module,
+        function=loss.function,
+        docstring=documented(loss, ast.get_docstring(definition) or "", names),
+        attributes="\n    ".join(ast.unparse(argument) for argument, _ in settings),
+        settings=", ".join(parameter(*pair) for pair in settings),
+        kept=", ".join(f"{name}={name}" for name in names),
+        takes=", ".join(takes),
+        passed=", ".join(passed),
+    )  # fmt: skip
+
+
+def documented(loss: Loss, docstring: str, names: list[str]) -> str:
+    """The docstring of a class: what its function says in a line, and of the hyperparameters."""
+    described = dict(entries(docstring))
+    summary, function = docstring.partition("\n")[0], f":func:`nearfar.{loss.function}`"
+    missing = [name for name in names if name not in described]
+    if missing:
+        raise SystemExit(f"{loss.function} describes no {', '.join(missing)} under Args.")
+    said = [
+        fill(f"{name}: {described[name]}", WIDTH - 8, subsequent_indent=" " * 4,
+             break_long_words=False, break_on_hyphens=False)
+        for name in names
+    ]  # fmt: skip
+    raw = "r" if "\\" in summary + "".join(said) else ""
+    text = [
+        f'{raw}"""{summary}',
+        "",
+        fill(f"The module of {function}, which describes the data and the math.", WIDTH - 4),
+        "",
+        "Args:",
+        indent("\n".join(said), " " * 4),
+        '"""',
+    ]
+    return indent("\n".join(text), " " * 4)
+
+
+def entries(docstring: str) -> Iterator[tuple[str, str]]:
+    """What a docstring says of each argument."""
+    described = docstring.partition("\nArgs:\n")[2].partition("\n\n")[0]
+    for entry in re.split(r"\n(?=    \S)", described):
+        name, _, text = entry.strip().partition(": ")
+        yield name, " ".join(text.split())
+
+
+# -- the names ------------------------------------------------------------------------------------
+
+
+def package() -> str:
+    """The imports of `nearfar.losses`."""
+    names = sorted(name for loss in LOSSES for name in (loss.function, loss.module))
+    imports = sorted(f"from {home(loss)[0].name} import {loss.function}" for loss in LOSSES)
+    imports += [f"from nearfar.losses.modules import {loss.module}" for loss in LOSSES]
+    docstring = (
+        '"""The losses, one family a file; a function is its docstring (the paper), its checks and '
+        f'a rule.\n\n{HEADER}\n"""'
+    )
+    return f"{docstring}\n\n{chr(10).join(imports)}\n\n__all__ = {names!r}\n"
+
+
+def stub() -> str:
+    """What editors and type checkers read in place of `nearfar/__init__.py`."""
+    imports = [f"from {module} import {name}" for name, module in nearfar._HOME.items()]
+    imports += [
+        f"from nearfar import {name}" for name in nearfar.__all__ if name not in nearfar._HOME
+    ]
+    docstring = f'"""The names of `__init__.py`, which loads each when it is used.\n\n{HEADER}\n"""'
+    body = f"__version__: str\n\n__all__ = {nearfar.__all__!r}\n"
+    return f"{docstring}\n\n{chr(10).join(imports)}\n\n{body}"
+
+
+# -- the docs -------------------------------------------------------------------------------------
+
+TABLES: dict[str, Callable[[], str]] = {}
+
+
+# -- the files ------------------------------------------------------------------------------------
+
+
+def tidied(source: str, name: str) -> str:
+    """Python in the project's format, imports in order."""
+    for command in (["check", "--fix", "--quiet", "--select", "I,RUF022"], ["format", "--quiet"]):
+        ruff = [sys.executable, "-m", "ruff", *command, "--stdin-filename", name, "-"]
+        done = subprocess.run(
+            ruff, input=source, cwd=ROOT, capture_output=True, text=True, encoding="utf-8"
+        )
+        if done.returncode:
+            raise SystemExit(f"{name}: {done.stderr or done.stdout}")
+        source = done.stdout
+    return source
+
+
+def written() -> Iterator[tuple[Path, str]]:
+    """Each file that follows from the list, and what it should be."""
+    for name, text in (
+        ("losses/modules.py", modules),
+        ("losses/__init__.py", package),
+        ("__init__.pyi", stub),
+    ):
+        path = PACKAGE / name
+        yield path, tidied(text(), str(path))
+
+
+def main(check: bool) -> int:
+    """0 where all files are, or have become, what they should be."""
+    stale = [
+        (path, text)
+        for path, text in written()
+        if not path.exists() or path.read_text(encoding="utf-8") != text
+    ]
+    for path, text in stale:
+        name = path.relative_to(ROOT)
+        if check:
+            print(f"{name} is out of date: run python tools/write_losses.py.")
+        else:
+            path.write_text(text, encoding="utf-8", newline="\n")
+            print(f"wrote {name}")
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; 1 if a file would change"
+    )
+    sys.exit(main(parser.parse_args().check))
