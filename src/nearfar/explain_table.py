@@ -9,18 +9,17 @@ import numpy.typing as npt
 from torch import Tensor
 
 import nearfar
+from nearfar import registry
 from nearfar.errors import InputError
 from nearfar.explain import Explanation, explain
 from nearfar.tables import Table, read_table, refuse_bad_labels
 from nearfar.train.data import read_arrays
 
+# contrastive_loss_from_distance is what "contrastive" becomes where the table has distances.
 LOSSES: Mapping[str, Callable[..., Tensor]] = {
-    "contrastive": nearfar.contrastive_loss,
-    "cosine": nearfar.cosine_loss,
-    "triplet": nearfar.triplet_loss,
-    "quadruplet": nearfar.quadruplet_loss,
-    "info_nce": nearfar.info_nce_loss,
-    "softmax": nearfar.softmax_loss,
+    loss.name: getattr(nearfar, loss.function)
+    for loss in registry.LOSSES
+    if loss.takes("rows") and loss.function != "contrastive_loss_from_distance"
 }
 ALIASES = {"x1": "a", "x2": "b", "y": "label", "d": "distance"}
 OPTIONS = ("margin", "margin2", "temperature", "distance", "swap", "smooth", "label_smoothing")

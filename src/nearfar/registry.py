@@ -27,6 +27,14 @@ class Loss(NamedTuple):
     data: Data
     also: Data | None = None
 
+    @property
+    def name(self) -> str:
+        """What the tool calls it."""
+        return self.function.removesuffix("_loss")
+
+    def takes(self, data: Data) -> bool:
+        return data in (self.data, self.also)
+
 
 LOSSES = (
     Loss("contrastive_loss", "ContrastiveLoss", "rows"),
@@ -34,8 +42,8 @@ LOSSES = (
     Loss("cosine_loss", "CosineLoss", "rows"),
     Loss("triplet_loss", "TripletLoss", "rows"),
     Loss("quadruplet_loss", "QuadrupletLoss", "rows"),
-    Loss("softmax_loss", "SoftmaxLoss", "rows"),
     Loss("info_nce_loss", "InfoNCELoss", "towers", also="rows"),
+    Loss("softmax_loss", "SoftmaxLoss", "rows"),
     Loss("clip_loss", "CLIPLoss", "towers"),
     Loss("siglip_loss", "SigLIPLoss", "towers"),
     Loss("batch_contrastive_loss", "BatchContrastiveLoss", "batch"),

@@ -268,35 +268,6 @@ class QuadrupletLoss(LossModule):
         ) -> Tensor: ...
 
 
-class SoftmaxLoss(LossModule):
-    """Softmax cross-entropy: pick the target class out of all classes.
-
-    The module of :func:`nearfar.softmax_loss`, which describes the data and the math.
-
-    Args:
-        label_smoothing: epsilon, from 0 to 1.
-        reduction: "mean" over the rows, "sum", or "none" for a loss a row.
-    """
-
-    loss = staticmethod(softmax_loss)
-    label_smoothing: float
-    reduction: Reduction
-
-    @by_name
-    def __init__(self, *, label_smoothing: float = 0.0, reduction: Reduction = "mean") -> None:
-        super().__init__(label_smoothing=label_smoothing, reduction=reduction)
-
-    def forward(self, logits: ArrayLike, target: ArrayLike) -> Tensor:
-        """The loss of a batch; see :func:`nearfar.softmax_loss`."""
-        return softmax_loss(
-            logits, target, label_smoothing=self.label_smoothing, reduction=self.reduction
-        )
-
-    if TYPE_CHECKING:
-
-        def __call__(self, logits: ArrayLike, target: ArrayLike) -> Tensor: ...
-
-
 class InfoNCELoss(LossModule):
     """Pick the positive out of the negatives: softmax cross-entropy over similarities.
 
@@ -371,6 +342,35 @@ class InfoNCELoss(LossModule):
             hard_negatives: ArrayLike | None = None,
             weight: ArrayLike | None = None,
         ) -> Tensor: ...
+
+
+class SoftmaxLoss(LossModule):
+    """Softmax cross-entropy: pick the target class out of all classes.
+
+    The module of :func:`nearfar.softmax_loss`, which describes the data and the math.
+
+    Args:
+        label_smoothing: epsilon, from 0 to 1.
+        reduction: "mean" over the rows, "sum", or "none" for a loss a row.
+    """
+
+    loss = staticmethod(softmax_loss)
+    label_smoothing: float
+    reduction: Reduction
+
+    @by_name
+    def __init__(self, *, label_smoothing: float = 0.0, reduction: Reduction = "mean") -> None:
+        super().__init__(label_smoothing=label_smoothing, reduction=reduction)
+
+    def forward(self, logits: ArrayLike, target: ArrayLike) -> Tensor:
+        """The loss of a batch; see :func:`nearfar.softmax_loss`."""
+        return softmax_loss(
+            logits, target, label_smoothing=self.label_smoothing, reduction=self.reduction
+        )
+
+    if TYPE_CHECKING:
+
+        def __call__(self, logits: ArrayLike, target: ArrayLike) -> Tensor: ...
 
 
 class CLIPLoss(LossModule):

@@ -12,31 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nearfar import (
-    batch_contrastive_loss,
-    batch_cosine_loss,
-    batch_quadruplet_loss,
-    batch_triplet_loss,
-    circle_loss,
-    clip_loss,
-    contrastive_loss,
-    cosine_loss,
-    info_nce_loss,
-    lifted_structure_loss,
-    multi_similarity_loss,
-    nt_xent_loss,
-    proxy_anchor_loss,
-    proxy_nca_loss,
-    proxy_softmax_loss,
-    quadruplet_loss,
-    siglip_loss,
-    softmax_loss,
-    sup_con_loss,
-    triplet_loss,
-)
+import nearfar
 from nearfar.distance import Distance, unit
 from nearfar.errors import InputError
+from nearfar.registry import LOSSES, Data
 from nearfar.train.config import Setting
+from nearfar.train.names import DEFAULTS
 
 Loss = Callable[..., Tensor]
 Step = tuple[Tensor, Tensor]
@@ -173,73 +154,44 @@ def scored_softmax(
     logits: Tensor, target: Tensor, *, temperature: float, label_smoothing: float, reduction: Any
 ) -> Tensor:
     """The softmax loss of cosines, which without a temperature could not come near 0."""
-    return softmax_loss(
+    return nearfar.softmax_loss(
         logits / temperature, target, label_smoothing=label_smoothing, reduction=reduction
     )
 
 
-OBJECTIVES: Mapping[str, Objective] = {
-    "contrastive": Objective(
-        contrastive_loss, {"margin": 1.0, "distance": "euclidean"}, every_pair, given_pairs
+# How the arguments are formed, by what the loss takes ...
+FORMS: Mapping[Data, Callable[..., Objective]] = {
+    "batch": partial(Objective, from_batch=whole_batch),
+    "towers": partial(
+        Objective, from_batch=item_against_item, from_pairs=similar_pairs, similar_only=True
     ),
-    "cosine": Objective(cosine_loss, {"margin": 0.3}, every_pair, given_pairs),
-    "triplet": Objective(
-        triplet_loss,
-        {"margin": 0.5, "distance": "euclidean", "swap": False, "smooth": False},
-        triplets,
-    ),
-    "quadruplet": Objective(
-        quadruplet_loss,
-        {"margin": 0.5, "margin2": 0.25, "distance": "euclidean"},
-        quadruplets,
-        fewest_identities=3,
-    ),
-    "info_nce": Objective(
-        info_nce_loss, {"temperature": 0.1}, item_against_all, similar_pairs, similar_only=True
-    ),
-    "softmax": Objective(
-        scored_softmax,
-        {"temperature": 0.0625, "label_smoothing": 0.0},
-        item_against_classes,
-        proxies=True,
-    ),
-    "sup_con": Objective(sup_con_loss, {"temperature": 0.1}, whole_batch),
-    "nt_xent": Objective(nt_xent_loss, {"temperature": 0.1}, whole_batch),
-    "multi_similarity": Objective(
-        multi_similarity_loss, {"alpha": 2.0, "beta": 50.0, "base": 0.5}, whole_batch
-    ),
-    "circle": Objective(circle_loss, {"margin": 0.25, "scale": 64.0}, whole_batch),
-    "lifted_structure": Objective(
-        lifted_structure_loss, {"margin": 1.0, "distance": "euclidean"}, whole_batch
-    ),
-    "batch_contrastive": Objective(
-        batch_contrastive_loss, {"margin": 1.0, "distance": "euclidean"}, whole_batch
-    ),
-    "batch_triplet": Objective(
-        batch_triplet_loss, {"margin": 0.3, "distance": "euclidean"}, whole_batch
-    ),
-    "batch_quadruplet": Objective(
-        batch_quadruplet_loss,
-        {"margin": 0.3, "margin2": 0.15, "distance": "euclidean"},
-        whole_batch,
-        fewest_identities=3,
-    ),
-    "batch_cosine": Objective(batch_cosine_loss, {"margin": 0.3}, whole_batch),
-    "clip": Objective(clip_loss, {"scale": 10.0}, item_against_item, similar_pairs, True),
-    "siglip": Objective(
-        siglip_loss, {"scale": 10.0, "bias": -5.0}, item_against_item, similar_pairs, True
-    ),
-    "proxy_softmax": Objective(
-        proxy_softmax_loss,
-        {"scale": 16.0, "angle_margin": 0.0, "cosine_margin": 0.0},
-        against_proxies,
-        proxies=True,
-    ),
-    "proxy_nca": Objective(proxy_nca_loss, {"scale": 8.0}, against_proxies, proxies=True),
-    "proxy_anchor": Objective(
-        proxy_anchor_loss, {"margin": 0.1, "scale": 32.0}, against_proxies, proxies=True
-    ),
+    "proxies": partial(Objective, from_batch=against_proxies, proxies=True),
 }
+# ... and where that does not say it, or not all.
+OWN_FORMS: Mapping[str, Callable[..., Objective]] = {
+    "contrastive": partial(Objective, from_batch=every_pair, from_pairs=given_pairs),
+    "cosine": partial(Objective, from_batch=every_pair, from_pairs=given_pairs),
+    "triplet": partial(Objective, from_batch=triplets),
+    "quadruplet": partial(Objective, from_batch=quadruplets, fewest_identities=3),
+    "batch_quadruplet": partial(FORMS["batch"], fewest_identities=3),
+    "info_nce": partial(FORMS["towers"], from_batch=item_against_all),
+    "softmax": partial(Objective, from_batch=item_against_classes, proxies=True),
+}
+
+
+def _objectives() -> Mapping[str, Objective]:
+    """Every loss of `DEFAULTS`, in that order."""
+    listed = {loss.name: loss for loss in LOSSES}
+    found = {}
+    for name, hyperparameters in DEFAULTS.items():
+        loss = listed[name]
+        function = scored_softmax if name == "softmax" else getattr(nearfar, loss.function)
+        form = OWN_FORMS[name] if name in OWN_FORMS else FORMS[loss.data]
+        found[name] = form(function, hyperparameters)
+    return found
+
+
+OBJECTIVES = _objectives()
 
 
 class WithProxies(nn.Module):
