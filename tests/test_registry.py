@@ -32,7 +32,7 @@ def test_what_is_written_is_up_to_date(tool, capsys):
 
 def test_what_is_out_of_date_is_told(tool, monkeypatch, capsys):
     path = ROOT / "src" / "nearfar" / "__init__.pyi"
-    monkeypatch.setitem(tool["main"].__globals__, "written", lambda: [(path, "another")])
+    monkeypatch.setitem(tool["main"].__globals__, "sources", lambda: [(path, "another")])
     assert tool["main"](check=True) == 1
     said = "src/nearfar/__init__.pyi is out of date: run python tools/write_losses.py.\n"
     assert capsys.readouterr().out == said
@@ -90,3 +90,15 @@ def test_a_module_describes_its_hyperparameters_as_its_function_does(loss: Loss)
     for name in inspect.signature(module).parameters:
         first_line = of_function.partition(f"    {name}: ")[2].partition("\n")[0]
         assert f" {name}: {first_line}" in flat
+
+
+def test_pages_are_written_where_they_ask_for_it(tool):
+    page = "Before.\n<!-- losses: weighted -->\nold\n<!-- end -->\nAfter."
+    there = tool["page"](page)
+    assert there.startswith("Before.\n<!-- losses: weighted -->\n`info_nce_loss`, `clip_loss`")
+    assert there.endswith("\n<!-- end -->\nAfter.")
+    assert "old" not in there
+    assert "batch_cosine_loss" not in there
+    assert tool["page"](there) == there
+    with pytest.raises(SystemExit, match="losses: all: the blocks are by data, trained"):
+        tool["page"]("<!-- losses: all --><!-- end -->")

@@ -12,13 +12,13 @@ import ast
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from textwrap import dedent, fill, indent
 
 import nearfar
-from nearfar.registry import LOSSES, Loss
+from nearfar.registry import LOSSES, Data, Loss
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "nearfar"
@@ -231,7 +231,92 @@ def stub() -> str:
 
 # -- the docs -------------------------------------------------------------------------------------
 
-TABLES: dict[str, Callable[[], str]] = {}
+BEGIN, END = "<!-- losses: {} -->", "<!-- end -->"
+
+
+def by_data() -> str:
+    """The losses by what they take."""
+    takes: dict[Data, str] = {
+        "rows": "pairs, triplets, quadruplets in rows",
+        "batch": "a batch with class labels",
+        "towers": "two towers, row i matches row i",
+        "proxies": "learned proxies of classes, with the margins of ArcFace and CosFace",
+    }
+    rows = [
+        f"| {what} | {code(loss for loss in LOSSES if loss.takes(data))} |"
+        for data, what in takes.items()
+    ]
+    return table("| data | losses |", rows)
+
+
+def trained() -> str:
+    """The losses of the tool and their defaults."""
+    from nearfar.train.objectives import OBJECTIVES  # it loads the losses, which are written first
+
+    rows = []
+    for name, objective in OBJECTIVES.items():
+        settings = (f"{key} {shown(value)}" for key, value in objective.hyperparameters.items())
+        pairs = "yes" if objective.from_pairs else "no"
+        rows.append(f"| {name} | {', '.join(settings)} | {pairs} |")
+    return table("| `--loss` | defaults | trains on given pairs |", rows)
+
+
+def shown(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def weighted() -> str:
+    """The losses that take a weight a row."""
+
+    def takes_weight(loss: Loss) -> bool:
+        return any(argument.arg == "weight" for argument in home(loss)[1].args.kwonlyargs)
+
+    return code(filter(takes_weight, LOSSES)) + "."
+
+
+def traced() -> str:
+    """The losses that `torch.compile` traces whole: those that do not loop over tiles."""
+    rows = code(loss for loss in LOSSES if loss.data == "rows")
+    return f"{rows}, and `info_nce_loss` with `negatives`."
+
+
+def broken() -> str:
+    """The losses that loop over tiles."""
+    others = code(loss for loss in LOSSES if loss.data != "rows" and not loss.also)
+    return f"{others}, and `info_nce_loss` without `negatives`."
+
+
+def code(losses: Iterable[Loss]) -> str:
+    return ", ".join(f"`{loss.function}`" for loss in losses)
+
+
+def table(header: str, rows: list[str]) -> str:
+    rule = "|---" * (header.count("|") - 1) + "|"
+    return "\n".join(["", header, rule, *rows, ""])
+
+
+BLOCKS: Mapping[str, Callable[[], str]] = {
+    "by data": by_data,
+    "trained": trained,
+    "weighted": weighted,
+    "traced": traced,
+    "broken": broken,
+}
+
+
+def page(text: str) -> str:
+    """A page of the docs with its blocks written anew."""
+
+    def written(found: re.Match[str]) -> str:
+        name = found[1]
+        if name not in BLOCKS:
+            raise SystemExit(f"losses: {name}: the blocks are {', '.join(BLOCKS)}.")
+        block = BLOCKS[name]()
+        if not block.startswith("\n"):
+            block = fill(block, WIDTH, break_long_words=False, break_on_hyphens=False)
+        return f"{BEGIN.format(name)}\n{block}\n{END}"
+
+    return re.sub(f"{BEGIN.format('(.*?)')}.*?{END}", written, text, flags=re.DOTALL)
 
 
 # -- the files ------------------------------------------------------------------------------------
@@ -250,8 +335,8 @@ def tidied(source: str, name: str) -> str:
     return source
 
 
-def written() -> Iterator[tuple[Path, str]]:
-    """Each file that follows from the list, and what it should be."""
+def sources() -> Iterator[tuple[Path, str]]:
+    """Each file of the package that follows from the list, and what it should be."""
     for name, text in (
         ("losses/modules.py", modules),
         ("losses/__init__.py", package),
@@ -261,21 +346,29 @@ def written() -> Iterator[tuple[Path, str]]:
         yield path, tidied(text(), str(path))
 
 
+def pages() -> Iterator[tuple[Path, str]]:
+    """Each page of the docs, and what it should be."""
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        yield path, page(path.read_text(encoding="utf-8"))
+
+
 def main(check: bool) -> int:
     """0 where all files are, or have become, what they should be."""
-    stale = [
-        (path, text)
-        for path, text in written()
-        if not path.exists() or path.read_text(encoding="utf-8") != text
-    ]
-    for path, text in stale:
-        name = path.relative_to(ROOT)
-        if check:
-            print(f"{name} is out of date: run python tools/write_losses.py.")
-        else:
-            path.write_text(text, encoding="utf-8", newline="\n")
-            print(f"wrote {name}")
-    return 1 if check and stale else 0
+    status = 0
+    for written in (sources, pages):  # what the pages say is read from the package
+        if status:
+            break
+        for path, text in written():
+            if path.exists() and path.read_text(encoding="utf-8") == text:
+                continue
+            name = path.relative_to(ROOT)
+            if check:
+                print(f"{name} is out of date: run python tools/write_losses.py.")
+                status = 1
+            else:
+                path.write_text(text, encoding="utf-8", newline="\n")
+                print(f"wrote {name}")
+    return status
 
 
 if __name__ == "__main__":
