@@ -1,11 +1,12 @@
 """The table of losses that every benchmark runs over: one row a loss and setting.
 
-A new loss is one more row: its function, its formula in `textbook.py`, what its arguments are, its
-hyperparameters, and its peers.
+They follow from the list of losses: one is measured as soon as `textbook.py` has its formula.
+`SETTINGS` is for those with peers, or with other hyperparameters than their defaults.
 """
 
+import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import exp
 from shutil import which
@@ -19,6 +20,7 @@ from peers import Loss
 from torch import Tensor
 
 import nearfar
+from nearfar import registry
 
 PER_CLASS = 8
 COMPILED = "compiled textbook"
@@ -202,112 +204,80 @@ _TWO_PRODUCTS = {
 }
 _NOT_SQUARED = "theirs adds up d and max(0, margin - d), not their squares"
 
-WHOLE_BATCH = [
-    Case(
-        "clip_loss", nearfar.clip_loss, textbook.clip_loss, towers,
-        {"scale": exp(2.659)}, ("scale",), _TWO_PRODUCTS, work=8,
-    ),
-    Case(
-        "info_nce_loss", nearfar.info_nce_loss, textbook.info_nce_loss, towers,
-        {"temperature": 0.07}, peers=_RANKING, work=6,
-    ),
-    Case(
-        "siglip_loss", nearfar.siglip_loss, textbook.siglip_loss, towers,
-        {"scale": 10.0, "bias": -10.0}, ("scale", "bias"), work=6,
-    ),
-    Case(
-        "sup_con_loss", nearfar.sup_con_loss, textbook.sup_con_loss, classes,
-        {"temperature": 0.1}, peers=_metric_learning(peers.sup_con), work=4,
-    ),
-    Case(
-        "nt_xent_loss", nearfar.nt_xent_loss, textbook.nt_xent_loss, classes,
-        {"temperature": 0.5}, peers=_metric_learning(peers.nt_xent),
-    ),
-    Case(
-        "batch_contrastive_loss",
-        nearfar.batch_contrastive_loss, textbook.batch_contrastive_loss, classes,
-        {"margin": 1.5}, peers=_metric_learning(peers.contrastive, _NOT_SQUARED),
-    ),
-    Case(
-        "batch_cosine_loss", nearfar.batch_cosine_loss, textbook.batch_cosine_loss, classes,
-        {"margin": 0.0},
-    ),
-    Case(
-        "multi_similarity_loss",
-        nearfar.multi_similarity_loss, textbook.multi_similarity_loss, classes,
-        {"alpha": 2.0, "beta": 50.0, "base": 0.5}, peers=_metric_learning(peers.multi_similarity),
-    ),
-    Case(
-        "circle_loss", nearfar.circle_loss, textbook.circle_loss, classes,
-        {"margin": 0.25, "scale": 256.0}, peers=_metric_learning(peers.circle),
-    ),
-    Case(
-        "lifted_structure_loss",
-        nearfar.lifted_structure_loss, textbook.lifted_structure_loss, classes,
-        {"margin": 1.0}, peers=_metric_learning(peers.lifted_structure),
-    ),
-    Case(
-        "proxy_softmax_loss", nearfar.proxy_softmax_loss, textbook.proxy_softmax_loss, proxies,
-        {"scale": 20.0}, peers=_metric_learning(peers.normalized_softmax), work=6,
-    ),
-    Case(
-        "proxy_softmax_loss (ArcFace)",
-        nearfar.proxy_softmax_loss, textbook.proxy_softmax_loss, proxies,
-        {"scale": 64.0, "angle_margin": 0.5}, peers=_metric_learning(peers.arc_face), work=6,
-    ),
-    Case(
-        "proxy_softmax_loss (CosFace)",
-        nearfar.proxy_softmax_loss, textbook.proxy_softmax_loss, proxies,
-        {"scale": 64.0, "cosine_margin": 0.35}, peers=_metric_learning(peers.cos_face), work=6,
-    ),
-    Case(
-        "proxy_nca_loss", nearfar.proxy_nca_loss, textbook.proxy_nca_loss, proxies,
-        {"scale": 1.0}, work=6,
-    ),
-    Case(
-        "proxy_anchor_loss", nearfar.proxy_anchor_loss, textbook.proxy_anchor_loss, proxies,
-        {"margin": 0.1, "scale": 32.0}, peers=_metric_learning(peers.proxy_anchor),
-    ),
-]  # fmt: skip
+DRAWS: Mapping[registry.Data, Draw] = {"batch": classes, "towers": towers, "proxies": proxies}
+# What a case sets apart from its defaults: the arguments of `Case`, several times where a loss is
+# measured at several settings, by what the name of the case adds to that of the loss.
+SETTINGS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "contrastive_loss": {"": {"draw": pairs}},
+    "contrastive_loss_from_distance": {"": {"draw": distances}},
+    "cosine_loss": {"": {"draw": pairs}},
+    "triplet_loss": {"": {"draw": rows(3)}},
+    "quadruplet_loss": {"": {"draw": rows(4)}},
+    "softmax_loss": {"": {"draw": logits}},
+    "info_nce_loss": {
+        "": {"peers": _RANKING, "work": 6},
+        " (64 shared negatives)": {"draw": listed(64), "whole_batch": False},
+        " (8 negatives a query)": {"draw": listed(-1, 8), "whole_batch": False},
+    },
+    "clip_loss": {
+        "": {
+            "hyper": {"scale": exp(2.659)}, "learned": ("scale",),
+            "peers": _TWO_PRODUCTS, "work": 8,
+        },
+    },
+    "siglip_loss": {
+        "": {"hyper": {"scale": 10.0, "bias": -10.0}, "learned": ("scale", "bias"), "work": 6},
+    },
+    "sup_con_loss": {"": {"peers": _metric_learning(peers.sup_con), "work": 4}},
+    "nt_xent_loss": {"": {"peers": _metric_learning(peers.nt_xent)}},
+    "batch_contrastive_loss": {
+        "": {"hyper": {"margin": 1.5}, "peers": _metric_learning(peers.contrastive, _NOT_SQUARED)},
+    },
+    "multi_similarity_loss": {"": {"peers": _metric_learning(peers.multi_similarity)}},
+    "circle_loss": {"": {"peers": _metric_learning(peers.circle)}},
+    "lifted_structure_loss": {"": {"peers": _metric_learning(peers.lifted_structure)}},
+    "proxy_softmax_loss": {
+        "": {
+            "hyper": {"scale": 20.0},
+            "peers": _metric_learning(peers.normalized_softmax), "work": 6,
+        },
+        " (ArcFace)": {
+            "hyper": {"scale": 64.0, "angle_margin": 0.5},
+            "peers": _metric_learning(peers.arc_face), "work": 6,
+        },
+        " (CosFace)": {
+            "hyper": {"scale": 64.0, "cosine_margin": 0.35},
+            "peers": _metric_learning(peers.cos_face), "work": 6,
+        },
+    },
+    "proxy_nca_loss": {"": {"work": 6}},
+    "proxy_anchor_loss": {"": {"peers": _metric_learning(peers.proxy_anchor)}},
+}  # fmt: skip
 
-ALIGNED = [
-    Case(
-        "contrastive_loss", nearfar.contrastive_loss, textbook.contrastive_loss, pairs,
-        {"margin": 1.0}, whole_batch=False,
-    ),
-    Case(
-        "contrastive_loss_from_distance",
-        nearfar.contrastive_loss_from_distance, textbook.contrastive_loss_from_distance, distances,
-        {"margin": 1.0}, whole_batch=False,
-    ),
-    Case(
-        "cosine_loss", nearfar.cosine_loss, textbook.cosine_loss, pairs,
-        {"margin": 0.0}, whole_batch=False,
-    ),
-    Case(
-        "triplet_loss", nearfar.triplet_loss, textbook.triplet_loss, rows(3),
-        {"margin": 1.0}, whole_batch=False,
-    ),
-    Case(
-        "quadruplet_loss", nearfar.quadruplet_loss, textbook.quadruplet_loss, rows(4),
-        {"margin": 1.0, "margin2": 0.5}, whole_batch=False,
-    ),
-    Case(
-        "info_nce_loss (64 shared negatives)",
-        nearfar.info_nce_loss, textbook.info_nce_loss, listed(64),
-        {"temperature": 0.07}, whole_batch=False,
-    ),
-    Case(
-        "info_nce_loss (8 negatives a query)",
-        nearfar.info_nce_loss, textbook.info_nce_loss, listed(-1, 8),
-        {"temperature": 0.07}, whole_batch=False,
-    ),
-    Case(
-        "softmax_loss", nearfar.softmax_loss, textbook.softmax_loss, logits, whole_batch=False,
-    ),
-]  # fmt: skip
 
-CASES = {case.name: case for case in WHOLE_BATCH + ALIGNED}
+def _cases(loss: registry.Loss) -> Iterator[Case]:
+    """A loss at its defaults, or at each of its settings."""
+    formula = getattr(textbook, loss.function)
+    ours = inspect.signature(getattr(nearfar, loss.function)).parameters
+    takes = inspect.signature(formula).parameters.values()
+    defaults = {p.name: ours[p.name].default for p in takes if p.kind is p.KEYWORD_ONLY}
+    usual = {
+        "ours": getattr(nearfar, loss.function),
+        "textbook": formula,
+        "draw": DRAWS.get(loss.data),
+        "hyper": defaults,
+        "whole_batch": loss.data != "rows",
+    }
+    for setting, own in SETTINGS.get(loss.function, {"": {}}).items():
+        yield Case(loss.function + setting, **{**usual, **own})
+
+
+# Losses without a formula in textbook.py are measured elsewhere: tuples.py has those of tuples.
+_ALL = [
+    case for loss in registry.LOSSES if hasattr(textbook, loss.function) for case in _cases(loss)
+]
+WHOLE_BATCH = [case for case in _ALL if case.whole_batch]
+CASES = {case.name: case for case in _ALL}
 
 
 def _is_float(x: Any) -> bool:

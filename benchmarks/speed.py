@@ -18,7 +18,7 @@ from typing import Any
 
 import passive  # noqa: F401
 import torch
-from cases import CASES, Case, forward_backward
+from cases import CASES, WHOLE_BATCH, Case, forward_backward
 from measure import Timing, arguments, header, in_turns, save, table, verdict
 from peak import in_fresh_processes
 
@@ -40,7 +40,7 @@ class Question:
 
 
 METRIC_LEARNING = "pytorch-metric-learning"
-QUESTIONS = [
+ASKED = [
     Question("clip_loss", 8192, 512, 16384, "textbook", 3, 1 / 8, 0.8),
     Question("info_nce_loss", 8192, 512, 16384, "textbook", 2, 1 / 8),
     Question("siglip_loss", 8192, 512, 16384, "textbook", 2, 1 / 8),
@@ -49,15 +49,9 @@ QUESTIONS = [
     Question("nt_xent_loss", 256, 128, 256, METRIC_LEARNING, 500),
     Question("multi_similarity_loss", 4096, 128, 8192, METRIC_LEARNING, 5, 1 / 10),
     Question("batch_contrastive_loss", 4096, 128, 8192, METRIC_LEARNING, 5, 1 / 10),
-    Question("batch_cosine_loss", 4096, 128, 8192),
-    Question("circle_loss", 4096, 128, 8192),
-    Question("lifted_structure_loss", 4096, 128, 8192),
-    Question("proxy_softmax_loss", 4096, 128, 8192),
-    Question("proxy_softmax_loss (ArcFace)", 4096, 128, 8192),
-    Question("proxy_softmax_loss (CosFace)", 4096, 128, 8192),
-    Question("proxy_nca_loss", 4096, 128, 8192),
-    Question("proxy_anchor_loss", 4096, 128, 8192),
 ]
+_of = {question.case: question for question in ASKED}
+QUESTIONS = [_of.get(case.name, Question(case.name, 4096, 128, 8192)) for case in WHOLE_BATCH]
 
 
 def measured(question: Question, n: int, repeats: int, threads: int) -> dict[str, Any]:

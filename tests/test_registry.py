@@ -100,5 +100,7 @@ def test_pages_are_written_where_they_ask_for_it(tool):
     assert "old" not in there
     assert "batch_cosine_loss" not in there
     assert tool["page"](there) == there
+    reference = tool["page"]("<!-- losses: reference of proxies -->\n<!-- end -->")
+    assert "\n.. losses::\n\n   proxy_softmax_loss\n   proxy_nca_loss\n" in reference
     with pytest.raises(SystemExit, match="losses: all: the blocks are by data, trained"):
         tool["page"]("<!-- losses: all --><!-- end -->")

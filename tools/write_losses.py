@@ -13,9 +13,10 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from textwrap import dedent, fill, indent
+from typing import get_args
 
 import nearfar
 from nearfar.registry import LOSSES, Data, Loss
@@ -286,6 +287,13 @@ def broken() -> str:
     return f"{others}, and `info_nce_loss` without `negatives`."
 
 
+def reference(data: Data) -> str:
+    """A page's list for the reference, which shows each function and its module."""
+    names = [f"   {loss.function}" for loss in LOSSES if loss.data == data]
+    directive = [".. currentmodule:: nearfar", "", ".. losses::", "", *names]
+    return "\n".join(["", "```{eval-rst}", *directive, "```", ""])
+
+
 def code(losses: Iterable[Loss]) -> str:
     return ", ".join(f"`{loss.function}`" for loss in losses)
 
@@ -301,6 +309,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "weighted": weighted,
     "traced": traced,
     "broken": broken,
+    **{f"reference of {data}": partial(reference, data) for data in get_args(Data)},
 }
 
 
@@ -348,7 +357,7 @@ def sources() -> Iterator[tuple[Path, str]]:
 
 def pages() -> Iterator[tuple[Path, str]]:
     """Each page of the docs, and what it should be."""
-    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))):
         yield path, page(path.read_text(encoding="utf-8"))
 
 
