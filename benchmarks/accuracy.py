@@ -12,6 +12,7 @@ matches are as far away as chance. Ours may be at most twice the textbook's. Whe
 million, a float32's last digit, is not exceeded, the ratio says nothing and is not held against it.
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from math import inf
@@ -33,26 +34,31 @@ SHARP: Mapping[str, tuple[float, ...]] = {
     "scale": (1.0, 20.0, 100.0),
     "temperature": (1.0, 0.05, 0.01),
 }
-SWEPT = (
-    "clip_loss", "info_nce_loss", "siglip_loss", "sup_con_loss", "nt_xent_loss",
-    "proxy_softmax_loss", "proxy_nca_loss",
-)  # fmt: skip
 Errors = dict[str, float]
 
 
 def settings(only: str) -> Iterator[tuple[Case, str]]:
     """The softmax and sigmoid losses from soft to sharp, with what is sharp learned; all others."""
     for case in (case for case in WHOLE_BATCH if only in case.name):
-        if case.name not in SWEPT:
+        name = sharpness(case)
+        if name is None:
             yield case, "as in speed.py"
             continue
-        name = "scale" if "scale" in case.hyper else "temperature"
         for value in SHARP[name]:
             learned = tuple({*case.learned, name})
             yield (
                 replace(case, hyper={**case.hyper, name: value}, learned=learned),
                 f"{name} {value:g}",
             )
+
+
+def sharpness(case: Case) -> str | None:
+    """The scale or temperature that a loss can learn; beside a margin it cannot."""
+    takes = inspect.signature(case.ours).parameters
+    learnable = [
+        name for name in SHARP if name in takes and takes[name].annotation == float | Tensor
+    ]
+    return learnable[0] if learnable and case.name == case.ours.__name__ else None
 
 
 def measured(case: Case, setting: str, kind: str, n: int, d: int) -> dict[str, Any]:

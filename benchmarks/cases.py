@@ -205,6 +205,8 @@ _TWO_PRODUCTS = {
 _NOT_SQUARED = "theirs adds up d and max(0, margin - d), not their squares"
 
 DRAWS: Mapping[registry.Data, Draw] = {"batch": classes, "towers": towers, "proxies": proxies}
+# Of the executors, see docs/architecture.md.
+WORK: Mapping[registry.Data, int] = {"towers": 6, "proxies": 6}
 # What a case sets apart from its defaults: the arguments of `Case`, several times where a loss is
 # measured at several settings, by what the name of the case adds to that of the loss.
 SETTINGS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
@@ -215,9 +217,9 @@ SETTINGS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "quadruplet_loss": {"": {"draw": rows(4)}},
     "softmax_loss": {"": {"draw": logits}},
     "info_nce_loss": {
-        "": {"peers": _RANKING, "work": 6},
-        " (64 shared negatives)": {"draw": listed(64), "whole_batch": False},
-        " (8 negatives a query)": {"draw": listed(-1, 8), "whole_batch": False},
+        "": {"peers": _RANKING},
+        " (64 shared negatives)": {"draw": listed(64), "work": None, "whole_batch": False},
+        " (8 negatives a query)": {"draw": listed(-1, 8), "work": None, "whole_batch": False},
     },
     "clip_loss": {
         "": {
@@ -225,9 +227,7 @@ SETTINGS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
             "peers": _TWO_PRODUCTS, "work": 8,
         },
     },
-    "siglip_loss": {
-        "": {"hyper": {"scale": 10.0, "bias": -10.0}, "learned": ("scale", "bias"), "work": 6},
-    },
+    "siglip_loss": {"": {"hyper": {"scale": 10.0, "bias": -10.0}, "learned": ("scale", "bias")}},
     "sup_con_loss": {"": {"peers": _metric_learning(peers.sup_con), "work": 4}},
     "nt_xent_loss": {"": {"peers": _metric_learning(peers.nt_xent)}},
     "batch_contrastive_loss": {
@@ -237,20 +237,16 @@ SETTINGS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "circle_loss": {"": {"peers": _metric_learning(peers.circle)}},
     "lifted_structure_loss": {"": {"peers": _metric_learning(peers.lifted_structure)}},
     "proxy_softmax_loss": {
-        "": {
-            "hyper": {"scale": 20.0},
-            "peers": _metric_learning(peers.normalized_softmax), "work": 6,
-        },
+        "": {"hyper": {"scale": 20.0}, "peers": _metric_learning(peers.normalized_softmax)},
         " (ArcFace)": {
             "hyper": {"scale": 64.0, "angle_margin": 0.5},
-            "peers": _metric_learning(peers.arc_face), "work": 6,
+            "peers": _metric_learning(peers.arc_face),
         },
         " (CosFace)": {
             "hyper": {"scale": 64.0, "cosine_margin": 0.35},
-            "peers": _metric_learning(peers.cos_face), "work": 6,
+            "peers": _metric_learning(peers.cos_face),
         },
     },
-    "proxy_nca_loss": {"": {"work": 6}},
     "proxy_anchor_loss": {"": {"peers": _metric_learning(peers.proxy_anchor)}},
 }  # fmt: skip
 
@@ -266,6 +262,7 @@ def _cases(loss: registry.Loss) -> Iterator[Case]:
         "textbook": formula,
         "draw": DRAWS.get(loss.data),
         "hyper": defaults,
+        "work": WORK.get(loss.data),
         "whole_batch": loss.data != "rows",
     }
     for setting, own in SETTINGS.get(loss.function, {"": {}}).items():

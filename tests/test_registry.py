@@ -2,7 +2,11 @@
 
 import ast
 import inspect
+import os
 import runpy
+import shutil
+import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -104,3 +108,89 @@ def test_pages_are_written_where_they_ask_for_it(tool):
     assert "\n.. losses::\n\n   proxy_softmax_loss\n   proxy_nca_loss\n" in reference
     with pytest.raises(SystemExit, match="losses: all: the blocks are by data, trained"):
         tool["page"]("<!-- losses: all --><!-- end -->")
+
+
+NEW_LOSS = '''
+"""A new loss."""
+
+from torch import Tensor
+
+from nearfar.inputs import ArrayLike
+from nearfar.losses.batch_pair import batch_contrastive_loss
+from nearfar.reduction import Reduction
+
+Half = float
+
+
+def half_loss(
+    x: ArrayLike, labels: ArrayLike, *, margin: Half = 0.5, weight: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """Half of a loss.
+
+    Args:
+        x: (n, d) embeddings.
+        labels: (n,) class ids.
+        margin: from which dissimilar pairs are left alone, which is told at such a length that it
+            takes two lines, and more of them in the module.
+        weight: none.
+        reduction: "mean", "sum" or "none".
+
+    Source: this test.
+    """
+    return batch_contrastive_loss(x, labels, margin=margin, reduction=reduction) / 2
+'''
+
+USE = """
+import runpy
+import torch, nearfar as nf
+from nearfar.train.objectives import OBJECTIVES, Batch
+x, labels = torch.randn(6, 3), torch.arange(6) // 2
+module = nf.HalfLoss(margin=0.7)
+assert repr(module) == "HalfLoss(margin=0.7, reduction='mean')"
+assert torch.equal(module(x, labels, weight=None), nf.half_loss(x, labels, margin=0.7))
+nf.doctor.examine(x, labels, loss=module)
+loss, _ = OBJECTIVES["half"].from_batch(nf.half_loss, Batch(x, labels, torch.Generator()))
+assert loss == nf.half_loss(x, labels)
+assert runpy.run_path("tools/write_losses.py")["main"](check=True) == 0
+"""
+
+
+def test_a_new_loss_is_its_function_a_row_and_a_row_of_defaults(tmp_path):
+    """All else is written or follows."""
+    for part in ("src", "tools", "docs"):
+        shutil.copytree(
+            ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("assets", "__p*")
+        )
+    for name in ("README.md", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    package = tmp_path / "src" / "nearfar"
+    (package / "losses" / "half.py").write_text(NEW_LOSS, encoding="utf-8")
+    for name, row in (
+        ("registry.py", '    Loss("half_loss", "HalfLoss", "batch"),\n'),
+        ("train/names.py", '    "half": {"margin": 0.25},\n'),
+    ):
+        lines = (package / name).read_text(encoding="utf-8").splitlines(keepends=True)
+        last = max(i for i, line in enumerate(lines) if "proxy_anchor" in line)
+        (package / name).write_text("".join([*lines[: last + 1], row, *lines[last + 1 :]]))
+
+    def python(*command: str) -> str:
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path / "src")}
+        done = subprocess.run(
+            [sys.executable, *command],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    wrote = python("tools/write_losses.py")
+    for name in ("losses/modules.py", "losses/__init__.py", "__init__.pyi"):
+        assert f"wrote src/nearfar/{name}\n" in wrote
+    python("-c", USE)
+    assert "`half_loss`" in (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "| half | margin 0.25 | no |" in (tmp_path / "docs/data.md").read_text(encoding="utf-8")
+    assert (tmp_path / "docs/conventions.md").read_text(encoding="utf-8").count("`half_loss`") == 2
+    assert "    HalfLoss,\n" in (package / "__init__.pyi").read_text(encoding="utf-8")

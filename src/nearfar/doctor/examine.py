@@ -18,11 +18,12 @@ from nearfar.inputs import ArrayLike, batch, tensor
 from nearfar.labels import batch_labels, share_label
 from nearfar.losses.base import unwrap
 from nearfar.losses.batch import towers
+from nearfar.registry import LOSSES
 from nearfar.relation import within
 from nearfar.spectrum import effective_rank
 
 ROWS = 1024  # as many are compared with each other; of more, whole classes are drawn by seed
-TOWERS = ("clip_loss", "siglip_loss", "info_nce_loss")
+TOWERS = tuple(loss.function for loss in LOSSES if loss.takes("towers"))
 OF_SPLITS = ("identity-leak", "duplicates-across-splits", "few-identities")  # rules about them
 _ALSO = ("reference", "hard_negatives")  # rows that a loss takes by keyword
 
