@@ -38,6 +38,7 @@ from nearfar import (
     clip_loss,
     info_nce_loss,
     nt_xent_loss,
+    registry,
     siglip_loss,
     sup_con_loss,
 )
@@ -55,13 +56,13 @@ from nearfar.relation import Relation
 few = settings(max_examples=6, derandomize=True, deadline=None, database=None)
 seeds = st.integers(0, 2**20)
 
-WHOLE_BATCH = ("batch_pair", "contrast", "weighted", "proxy", "info_nce")
+OF_TUPLES = {nearfar.batch_triplet_loss, nearfar.batch_quadruplet_loss}  # test_batch_tuples.py
 
 
 def functions() -> set[Callable[..., Tensor]]:
-    """Every public loss of the families that run in the engine."""
-    found = (getattr(nearfar, name) for name in nearfar.losses.__all__ if name.islower())
-    return {loss for loss in found if loss.__module__.rpartition(".")[2] in WHOLE_BATCH}
+    """Every public loss that runs in the engine, but those of tuples."""
+    listed = (loss for loss in registry.LOSSES if loss.data != "rows")
+    return {getattr(nearfar, loss.function) for loss in listed} - OF_TUPLES
 
 
 def runs(case: Case, reduction: str = "none", **more: Any) -> Callable[[Data], Tensor]:

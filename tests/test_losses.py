@@ -20,13 +20,13 @@ from nearfar import (
     contrastive_loss_from_distance,
     cosine_loss,
     info_nce_loss,
+    registry,
     softmax_loss,
 )
 from nearfar.inputs import tensor
 
-LOSSES = {name: getattr(nearfar, name) for name in nearfar.losses.__all__ if name.islower()}
-FAMILIES = {f"nearfar.losses.{file}" for file in ("info_nce", "pair", "softmax", "tuples")}
-ALIGNED = {name: loss for name, loss in LOSSES.items() if loss.__module__ in FAMILIES}
+LOSSES = {loss.function: getattr(nearfar, loss.function) for loss in registry.LOSSES}
+ALIGNED = {loss.function: LOSSES[loss.function] for loss in registry.LOSSES if loss.takes("rows")}
 REGIMES = ("random", "near", "twins", "offset")
 
 

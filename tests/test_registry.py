@@ -113,13 +113,15 @@ def test_pages_are_written_where_they_ask_for_it(tool):
 NEW_LOSS = '''
 """A new loss."""
 
+from typing import TypeAlias
+
 from torch import Tensor
 
 from nearfar.inputs import ArrayLike
 from nearfar.losses.batch_pair import batch_contrastive_loss
 from nearfar.reduction import Reduction
 
-Half = float
+Half: TypeAlias = float
 
 
 def half_loss(

@@ -56,9 +56,19 @@ class Family:
                     if (alias.asname or alias.name) == name:
                         origin = f"from {node.module} " if isinstance(node, ast.ImportFrom) else ""
                         return f"{origin}import {ast.unparse(alias)}"
-            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
+            elif name in _defined(node):
                 return f"from {self.name} import {name}"
         return None
+
+
+def _defined(node: ast.stmt) -> list[str]:
+    """The names that a statement defines: a class, or an alias of a type."""
+    match node:
+        case ast.ClassDef(name=name) | ast.AnnAssign(target=ast.Name(id=name)):
+            return [name]
+        case ast.Assign(targets=targets):
+            return [target.id for target in targets if isinstance(target, ast.Name)]
+    return []
 
 
 @cache
@@ -75,6 +85,12 @@ def home(loss: Loss) -> tuple[Family, ast.FunctionDef]:
         if definition:
             return family, definition
     raise SystemExit(f"{loss.function} is in the registry, but in no file of nearfar/losses.")
+
+
+def keywords(definition: ast.FunctionDef) -> list[tuple[ast.arg, ast.expr | None]]:
+    """What is given by name, and its default; a module returns a loss, and no statistics."""
+    given = zip(definition.args.kwonlyargs, definition.args.kw_defaults, strict=True)
+    return [(argument, default) for argument, default in given if argument.arg != "return_stats"]
 
 
 def is_data(argument: ast.arg) -> bool:
@@ -110,11 +126,11 @@ def modules() -> str:
 
 def needed(family: Family, definition: ast.FunctionDef) -> set[str]:
     """The imports that the signature of a function asks for."""
-    arguments = (*definition.args.args, *definition.args.kwonlyargs)
+    arguments = (*definition.args.args, *(argument for argument, _ in keywords(definition)))
     used = {
         node.id
         for argument in arguments
-        if argument.annotation and argument.arg != "return_stats"
+        if argument.annotation
         for node in ast.walk(argument.annotation)
         if isinstance(node, ast.Name)
     }
@@ -124,13 +140,8 @@ def needed(family: Family, definition: ast.FunctionDef) -> set[str]:
 def module(loss: Loss, definition: ast.FunctionDef) -> str:
     """The class of one loss."""
     arguments = definition.args
-    keywords = [
-        (argument, default)
-        for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
-        if argument.arg != "return_stats"  # a module returns a loss, whatever its settings
-    ]
-    settings = [pair for pair in keywords if not is_data(pair[0])]
-    beside = [pair for pair in keywords if is_data(pair[0])]
+    settings = [pair for pair in keywords(definition) if not is_data(pair[0])]
+    beside = [pair for pair in keywords(definition) if is_data(pair[0])]
     without = [None] * (len(arguments.args) - len(arguments.defaults))
     data = list(zip(arguments.args, [*without, *arguments.defaults], strict=True))
     names = [argument.arg for argument, _ in settings]
