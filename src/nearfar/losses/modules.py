@@ -601,8 +601,8 @@ class BatchTripletLoss(LossModule):
         distance: "euclidean", "sqeuclidean" (Schroff et al.) or "cosine".
         select: "all" triplets, or how to pick some: "hard", "easy_positive", "semihard" or
             "distance_weighted".
-        smooth: softplus in place of the hinge. With "all", time then grows with n^2 times the
-            positives of a row.
+        smooth: softplus in place of the hinge. With "all", time then grows with :math:`n^2` times
+            the positives of a row.
         swap: measure the negative from anchor or positive, whichever is nearer to it; not for
             "all".
         generator: draws for "distance_weighted"; None: torch's own. One draw a call.
