@@ -12,14 +12,18 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 def figures(run):
     test = json.loads((run / "summary.json").read_text())["test"]
-    assert test["n_similar"] == test["n_dissimilar"] == 4000
     return test["learned"], test["raw"]
+
+
+# Enough of them to tell, and a tenth of the pairs.
+FEWER = ("--calibration-share", 0.06, "--test-share", 0.1)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_loss_beats_pixels_in_a_short_run(nearfar, tmp_path, name):
     steps = 300 if name == "softmax" else 60  # a class of its own for each identity takes longer
-    done = nearfar("train", "glyphs", "--out", tmp_path / "run", "--loss", name, "--steps", steps)
+    options = ("--loss", name, "--steps", steps, *FEWER, "--no-report")
+    done = nearfar("train", "glyphs", "--out", tmp_path / "run", *options)
     assert done.status == 0, done.err
     learned, raw = figures(tmp_path / "run")
     assert 1 - learned["auc"] < 0.6 * (1 - raw["auc"])
@@ -30,5 +34,5 @@ def test_the_demo_keeps_its_promise(nearfar, tmp_path):
     """On writing systems never seen, with the settings that nothing else is said about."""
     assert nearfar("train", "glyphs", "--out", tmp_path / "run").status == 0
     learned, raw = figures(tmp_path / "run")
-    assert learned["auc"] >= 0.985
-    assert learned["eer"] < raw["eer"] / 3
+    assert learned["auc"] >= 0.995
+    assert learned["eer"] <= 0.025 < raw["eer"] / 3
