@@ -5,16 +5,22 @@ import re
 import subprocess
 import sys
 import tomllib
+from dataclasses import fields
 from importlib import import_module
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from conftest import write_csv
 
 import nearfar as nf
+from nearfar import commands
+from nearfar.commands import OPTIONS
 from nearfar.explain_table import LOSSES
+from nearfar.train.config import Hyperparameters, TrainConfig, options_of
+from nearfar.train.names import SWEPT
 
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:
@@ -30,6 +36,83 @@ def test_version_and_help(nearfar):
     for loss in LOSSES:
         assert loss in nearfar("train", "--help").out
     assert "Usage" in nearfar().out
+
+
+COMMANDS = typer.main.get_command(commands.app).commands
+SETTINGS = {f.name: f for f in fields(TrainConfig) if f.name not in ("data", "hyperparameters")}
+
+
+def options(command):
+    return {option.name: option for option in COMMANDS[command].params}
+
+
+def test_every_setting_and_hyperparameter_is_an_option_of_train():
+    taken = options("train")
+    own = {"out", "data", "config", "report", "overwrite"}
+    assert taken.keys() - own == SETTINGS.keys() | options_of(Hyperparameters).keys()
+    for name, (kind, declared) in OPTIONS.items():
+        option = taken[name]
+        assert option.opts == [f"--{name.replace('_', '-')}"]
+        assert option.default is None  # what is not given is left to the config, or its file
+        assert option.rich_help_panel == declared.panel
+        assert option.help.startswith(declared.help[:-1])
+        assert option.help.endswith(".")
+        assert option.is_flag == (kind is bool)
+
+
+def test_the_help_says_the_defaults():
+    for name, setting in SETTINGS.items():
+        if isinstance(setting.default, float) or type(setting.default) is int:
+            assert options("train")[name].help.endswith(f" ({setting.default}).")
+    assert options("train")["augment"].secondary_opts == ["--no-augment"]
+    assert options("train")["swap"].secondary_opts == []  # off where nothing is said
+
+
+@pytest.mark.parametrize("command", ["evaluate", "embed", "sweep", "explain"])
+def test_an_option_is_the_same_in_every_command(command):
+    shared = options(command).keys() & OPTIONS.keys() - {"loss" if command == "explain" else ""}
+    for name in shared:
+        option, same = options(command)[name], options("train")[name]
+        assert option.opts == same.opts
+        assert option.rich_help_panel == same.rich_help_panel
+        if command == "sweep" and name in SWEPT:
+            assert option.multiple
+            assert option.help == f"Values to try. {same.help}"
+        else:
+            assert not option.multiple
+            assert (option.help, option.metavar) == (same.help, same.metavar)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["train", "DATA", "--out", "r", "--steps", 0], "--steps must lie between 1 and 1,000,000"),
+        (["train", "DATA", "--out", "r", "--far", 2], "--far must lie between 0 and 0.5, got 2."),
+        (["train", "DATA", "--out", "r", "--learning-rate", "nan"], "got nan."),
+        (["train", "DATA", "--out", "r", "--similar-label", 2], "must be one of 0, 1; got 2."),
+        (["train", "DATA", "--out", "r", "--single", "x"], "--single must be one of keep, leave-"),
+        (["train", "DATA", "--out", "r", "--weight-decay", -1], "--weight-decay must lie between"),
+        (["train", "DATA", "--out", "r", "--margin", "nan"], "the sup_con loss has no 'margin'"),
+        (["train", "DATA", "--out", "r", "--items", 1.5], "Invalid value for '--items': "),
+        (["train", "DATA", "--out", "r", "--no-swap"], "No such option: --no-swap"),
+        (["train", "--out", "r"], "train needs DATA, for instance: nearfar train glyphs"),
+        (["train", "DATA"], "Missing option '--out'. See nearfar train --help."),
+        (["evaluate", "r", "--identity-depth", 10], "--identity-depth must lie between 1 and 9"),
+        (["embed", "r", "DATA", "--out", "e.npz", "--identity-depth", 0], "got 0."),
+        (["explain", "t", "--loss", "cosine", "--similar-label", 7], "--similar-label must be one"),
+        (["explain", "t", "--loss", "cosine", "--scale", 7], "No such option: --scale"),
+        (["sweep", "DATA", "--out", "s", "--seed", -1], "--seed must lie between 0 and 2,147,483"),
+        (["sweep", "DATA", "--out", "s", "--margin", 1, "b"], "Invalid value for '--margin': "),
+        (["sweep", "DATA", "--out", "s", "--bias", 1], "No such option: --bias"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(map(str, value)),
+)
+def test_a_wrong_option_is_told_by_its_name(nearfar, tmp_path, monkeypatch, arguments, told):
+    monkeypatch.chdir(tmp_path)
+    done = nearfar(*arguments)
+    assert done.status == 2
+    assert told in done.error
+    assert not list(tmp_path.iterdir())
 
 
 def test_importing_the_library_loads_nothing_of_the_tool():
@@ -69,7 +152,7 @@ def test_without_its_libraries_the_command_says_what_to_install(
 
 
 def test_what_the_tool_imports_is_declared():
-    from nearfar import cli, commands
+    from nearfar import cli
 
     text = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
     extra = tomllib.loads(text)["project"]["optional-dependencies"]["app"]

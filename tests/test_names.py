@@ -17,7 +17,8 @@ from PIL import Image
 
 from nearfar.cli import main
 from nearfar.text import printable
-from nearfar.train.config import TrainConfig, read_config, to_toml
+from nearfar.train.config import TrainConfig
+from nearfar.train.config_file import read_config, to_toml
 
 FEW = ("--steps", "2", "--identities", "8", "--items", "2", "--embedding-dim", "8", "--no-report")
 ODD = [

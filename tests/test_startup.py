@@ -14,7 +14,9 @@ from shutil import which
 import pytest
 
 import nearfar
+from nearfar.explain_table import LOSSES
 from nearfar.train import names
+from nearfar.train.config import Hyperparameters, options_of
 from nearfar.train.objectives import OBJECTIVES
 
 HEAVY = (
@@ -58,7 +60,10 @@ def test_importing_the_package_loads_nothing_heavy():
         *([command, "--help"] for command in ("train", "sweep", "explain", "report")),
         ["train", "glyphs", "--nonsense"],
         ["train"],
+        ["train", "--out", "run"],
         ["train", "glyphs", "--out", "run", "--steps", "many"],
+        ["train", "glyphs", "--out", "run", "--steps", "0"],
+        ["evaluate", "run", "--identity-depth", "10"],
     ],
     ids=" ".join,
 )
@@ -70,6 +75,18 @@ def test_the_names_of_the_losses_are_those_of_the_objectives():
     assert tuple(OBJECTIVES) == names.LOSSES
     assert OBJECTIVES[names.FOR_PAIRS].from_pairs
     assert not OBJECTIVES[names.FOR_ITEMS].from_pairs
+
+
+def test_the_declared_hyperparameters_are_those_of_the_objectives():
+    declared = {name: kind for name, (kind, _) in options_of(Hyperparameters).items()}
+    had = {name: type(v) for o in OBJECTIVES.values() for name, v in o.hyperparameters.items()}
+    assert had == declared
+    assert set(names.SWEPT) <= {"loss", *declared}
+
+
+def test_explain_takes_the_hyperparameters_of_its_losses():
+    taken = {name for loss in LOSSES.values() for name in inspect.signature(loss).parameters}
+    assert set(names.EXPLAINED) == taken & set(options_of(Hyperparameters))
 
 
 def stub() -> ast.Module:

@@ -11,13 +11,13 @@ import torch
 from conftest import make_vectors
 
 import nearfar as nf
-from nearfar import commands
 from nearfar.doctor import Evidence, Fitted
 from nearfar.doctor.threshold_rules import coarse_threshold
 from nearfar.errors import InputError
 from nearfar.train import batches, objectives
 from nearfar.train.compare import Comparison, Thresholds, compare, dashes, table
-from nearfar.train.config import TrainConfig, read_config, to_toml
+from nearfar.train.config import Hyperparameters, TrainConfig, options_of
+from nearfar.train.config_file import read_config, to_toml
 from nearfar.train.data import Items, Pairs, read_glyphs
 from nearfar.train.encoders import Embedder, build
 from nearfar.train.groups import connected
@@ -64,8 +64,8 @@ def test_the_page_names_the_defaults_of_every_loss():
         "| trains on given pairs |\n|---|---|---|\n"
     )
     assert found.split("\n\n")[0].splitlines() == rows
-    for option in ("Margin", "Temperature", "Scale", "Values"):
-        assert "docs/data.md" in getattr(commands, option).__metadata__[0].help
+    for option in ("margin", "temperature", "scale"):
+        assert "docs/data.md" in options_of(Hyperparameters)[option][1].help
 
 
 @pytest.mark.parametrize("n", [6, 7, 10, 61])
@@ -258,6 +258,17 @@ def test_configs_go_to_toml_and_back(tmp_path):
     )
     (tmp_path / "c.toml").write_text(to_toml(config))
     assert read_config(tmp_path / "c.toml") == config
+
+
+def test_a_config_is_written_as_it_always_was():
+    """Byte by byte, so that runs of one setting are the same files; None is left out."""
+    config = TrainConfig("a b.npz", "triplet", hyperparameters={"margin": 0.5, "swap": False})
+    assert to_toml(config) == (
+        'format = 1\ndata = "a b.npz"\nloss = "triplet"\nencoder = "auto"\nembedding_dim = 128\n'
+        "augment = true\nsteps = 450\nidentities = 64\nitems = 4\nlearning_rate = 0.003\n"
+        "weight_decay = 0.0001\ncalibration_share = 0.2\ntest_share = 0.2\nfar = 0.01\nseed = 0\n"
+        'accelerator = "auto"\n\n[hyperparameters]\nmargin = 0.5\nswap = false\n'
+    )
 
 
 @pytest.mark.parametrize("shape", [(5,), (1, 4, 4), (1, 28, 28), (3, 32, 32), (2, 9, 40)])

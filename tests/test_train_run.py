@@ -288,7 +288,7 @@ def test_a_run_is_replaced_only_when_the_new_one_is_complete(
 def overwritten(nearfar, vectors, run, monkeypatch, ends) -> Ran:
     """Train over a run that has a report, where writing the new one ends in its own way."""
     (run / "report.html").write_text("the old report")
-    monkeypatch.setattr("nearfar.report.write_report", ends)
+    monkeypatch.setattr("nearfar.report.page.write_report", ends)
     return nearfar("train", vectors, "--out", run, "--overwrite", *TINY[:-1])
 
 

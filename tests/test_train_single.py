@@ -11,7 +11,8 @@ from PIL import Image
 import nearfar as nf
 from nearfar.errors import InputError
 from nearfar.train import batches, objectives
-from nearfar.train.config import TrainConfig, read_config, to_toml
+from nearfar.train.config import TrainConfig
+from nearfar.train.config_file import read_config, to_toml
 from nearfar.train.data import read_data
 from nearfar.train.run import read_results
 from nearfar.train.split import singles, split_items

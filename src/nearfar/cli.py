@@ -12,9 +12,10 @@ from types import FrameType
 
 from nearfar.errors import InputError
 from nearfar.text import printable
+from nearfar.train.names import SWEPT
 
 INTERRUPTED = 130
-LISTS = ("--loss", "--margin", "--margin2", "--temperature", "--scale", "--distance")
+LISTS = tuple(f"--{name}" for name in SWEPT)
 APP = (
     "altair",
     "jinja2",

@@ -1,80 +1,30 @@
-"""The commands of `nearfar`: their arguments, and printing what they found."""
+"""The commands of `nearfar`: their options, and what each of them calls.
 
-import json
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future
-from dataclasses import asdict, replace
+Settings of a run and its loss are declared in `train.config`; a command names those it takes. Help
+and a mistyped option answer at once, since a command imports what is heavy when it runs.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import wraps
+from inspect import Parameter, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 import nearfar
 from nearfar.errors import InputError
-from nearfar.train.names import FOR_ITEMS, FOR_PAIRS, GLYPHS, LOSSES, SINGLE
+from nearfar.show import console, note, show
+from nearfar.train.config import Hyperparameters, TrainConfig, options_of
+from nearfar.train.names import EXPLAINED, GLYPHS, SWEPT
 
-# Help and a mistyped option answer at once: what is heavy is imported by the command that needs it.
-if TYPE_CHECKING:
-    from nearfar.tabulate import Table
-    from nearfar.train.compare import Comparison
-    from nearfar.train.config import Setting, TrainConfig
-
-DATA_HELP = (
-    f"'{GLYPHS}' (built in), a folder with a subfolder of images per identity, an .npz with x and "
-    "y, or a .csv or .parquet of pairs with columns a, b and label."
-)
-LOSS_HELP = f"One of {', '.join(LOSSES)}. Default: {FOR_ITEMS}; for pairs {FOR_PAIRS}."
-TRAIN_EXAMPLES = """Examples:
-
-  nearfar train glyphs --out runs/demo
-
-  nearfar train photos/ --out runs/photos --loss triplet --margin 0.3
-
-  nearfar train pairs.csv --out runs/pairs --similar-label 1
-
-  nearfar train --config runs/demo/config.toml --out runs/again
-"""
-VERIFY_EXAMPLES = """Examples:
-
-  nearfar verify runs/photos a.jpg b.jpg
-
-  nearfar verify runs/demo glyphs:0 glyphs:1
-
-  nearfar verify runs/vectors "0.1 0.2 0.3" "0.3 0.2 0.1" && echo same
-"""
-DOCTOR_EXAMPLES = """Examples:
-
-  nearfar doctor runs/photos
-
-  nearfar doctor embeddings.npz --json
-"""
-REPORT_EXAMPLES = """Examples:
-
-  nearfar report runs/photos
-
-  nearfar report runs/photos --out photos.html
-"""
-COMPARE_EXAMPLES = """Examples:
-
-  nearfar compare runs/contrastive runs/triplet
-
-  nearfar compare runs/* --out comparison.html
-"""
-SWEEP_EXAMPLES = """Examples:
-
-  nearfar sweep glyphs --loss contrastive triplet info_nce --margin 0.5 1 --out runs/sweep
-
-  nearfar sweep photos/ --loss sup_con --temperature 0.05 0.1 0.2 --minutes 30 --out runs/t
-"""
-EXPLAIN_EXAMPLES = """Examples:
-
-  nearfar explain pairs.csv --loss contrastive --margin 1 --similar-label 1
-
-  nearfar explain triplets.npz --loss triplet --json
-"""
+OPTIONS = {**options_of(TrainConfig), **options_of(Hyperparameters)}
+TYPED = {name: "--" + name.replace("_", "-") for name in OPTIONS}
+Command = Callable[..., None]
+Decorator = Callable[[Command], Command]
 
 app = typer.Typer(
-    name="nearfar",
     help="Teach a network to tell same from different, and use what it learned.",
     epilog="Begin with: nearfar train glyphs --out runs/demo",
     add_completion=False,
@@ -82,89 +32,59 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-BY_LOSS = "Default: by loss; those of train are in the table of docs/data.md."
-LOSS, TRAINING, DATA = "The loss", "The training", "The data"  # panels of the help
 
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that train wrote.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
-SimilarLabel = Annotated[
-    int | None,
-    typer.Option(
-        min=0,
-        max=1,
-        help="Which number marks similar pairs, if labels are numbers.",
-        rich_help_panel=DATA,
-    ),
-]
-IdentityDepth = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        max=9,
-        help="In a folder: 1 if its subfolders are the identities, 2 if theirs are.",
-        rich_help_panel=DATA,
-    ),
-]
-Single = Annotated[
-    str | None,
-    typer.Option(
-        metavar="|".join(SINGLE),
-        help="Identities with a single item: use as dissimilar examples, leave out, or refuse "
-        "(refuse).",
-        rich_help_panel=DATA,
-    ),
-]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what --out names.")]
-Margin = Annotated[
-    float | None,
-    typer.Option(help=f"Of the losses that have one. {BY_LOSS}", rich_help_panel=LOSS),
-]
-Margin2 = Annotated[
-    float | None, typer.Option(help="Second margin (quadruplet).", rich_help_panel=LOSS)
-]
-Temperature = Annotated[
-    float | None, typer.Option(help=f"Of the softmax losses. {BY_LOSS}", rich_help_panel=LOSS)
-]
-Scale = Annotated[
-    float | None,
-    typer.Option(
-        help=f"1 / temperature (circle, clip, siglip, proxies). {BY_LOSS}", rich_help_panel=LOSS
-    ),
-]
-Bias = Annotated[float | None, typer.Option(help="Of siglip.", rich_help_panel=LOSS)]
-Alpha = Annotated[
-    float | None, typer.Option(help="Of multi_similarity, pulling.", rich_help_panel=LOSS)
-]
-Beta = Annotated[
-    float | None, typer.Option(help="Of multi_similarity, pushing.", rich_help_panel=LOSS)
-]
-Base = Annotated[
-    float | None, typer.Option(help="Of multi_similarity, a cosine.", rich_help_panel=LOSS)
-]
-AngleMargin = Annotated[
-    float | None, typer.Option(help="ArcFace's (proxy_softmax), radians.", rich_help_panel=LOSS)
-]
-CosineMargin = Annotated[
-    float | None, typer.Option(help="CosFace's (proxy_softmax).", rich_help_panel=LOSS)
-]
-Distance = Annotated[
-    str | None, typer.Option(help="euclidean, sqeuclidean or cosine.", rich_help_panel=LOSS)
-]
-Swap = Annotated[
-    bool | None,
-    typer.Option("--swap", help="Harder negative of the two (triplet).", rich_help_panel=LOSS),
-]
-Smooth = Annotated[
-    bool | None,
-    typer.Option("--smooth", help="Softplus for hinge (triplet).", rich_help_panel=LOSS),
-]
-LabelSmoothing = Annotated[
-    float | None, typer.Option(help="From 0 to 1 (softmax).", rich_help_panel=LOSS)
-]
-Values = Annotated[
-    list[float] | None,
-    typer.Option(metavar="X...", help=f"Values to try. {BY_LOSS}", rich_help_panel=LOSS),
-]
+def argument(metavar: str, words: str) -> Any:
+    return typer.Argument(metavar=metavar, help=words)
+
+
+def option(words: str, *names: str, **more: Any) -> Any:
+    return typer.Option(*names, help=words, **more)
+
+
+DATA = argument(
+    "DATA",
+    f"'{GLYPHS}' (built in), a folder with a subfolder of images per identity, an .npz with x "
+    "and y, or a .csv or .parquet of pairs with columns a, b and label.",
+)
+Run = Annotated[Path, argument("RUN", "A folder that train wrote.")]
+AsJson = Annotated[bool, option("Print JSON, for machines.", "--json")]
+Overwrite = Annotated[bool, option("Replace what --out names.", "--overwrite")]
+
+
+def command(*examples: str, takes: Iterable[str] = (), several: Iterable[str] = ()) -> Decorator:
+    """A command that gets the settings it `takes` as **given, where they are used, in range."""
+    shown = "\n\n".join(["Examples:", *(f"  nearfar {example}" for example in examples)])
+    options = [_parameter(name, name in several) for name in takes]
+
+    def decorate(run: Command) -> Command:
+        @wraps(run)
+        def checked(**arguments: Any) -> None:
+            used = {name: value for name, value in arguments.items() if value not in (None, [])}
+            for name in filter(OPTIONS.get, used):
+                OPTIONS[name][1].check(TYPED[name], used[name])
+            run(**used)
+
+        plain = signature(run)  # typer reads it: the options stand in the place of **given
+        own = [p for p in plain.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        checked.__signature__ = plain.replace(parameters=own + options)  # type: ignore[attr-defined]
+        return app.command(epilog=shown if examples else None)(checked)
+
+    return decorate
+
+
+def _parameter(name: str, several: bool) -> Parameter:
+    """What typer makes the option of; it is None where it is not used."""
+    kind, declared = OPTIONS[name]
+    default = getattr(TrainConfig, name, None)
+    words, metavar = declared.help, "|".join(map(str, declared.choices)) or None
+    if type(default) in (int, float):
+        words = f"{words.removesuffix('.')} ({default})."
+    if several:
+        words, metavar = f"Values to try. {words}", "NAME..." if kind is str else "X..."
+    switch = [TYPED[name]] if kind is bool and not default else []  # without a --no-
+    said = option(words, *switch, metavar=metavar, rich_help_panel=declared.panel)
+    annotation = Annotated[(list[kind] if several else kind) | None, said]  # type: ignore[valid-type]
+    return Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
 def _version(wanted: bool) -> None:
@@ -173,153 +93,45 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+Version = Annotated[bool, option("Print and exit.", "--version", callback=_version, is_eager=True)]
+
+
 @app.callback()
-def root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print and exit.")
-    ] = False,
-) -> None:
-    pass
+def root(version: Version = False) -> None: ...
 
 
-@app.command(epilog=TRAIN_EXAMPLES)
+@command(
+    "train glyphs --out runs/demo",
+    "train photos/ --out runs/photos --loss triplet --margin 0.3",
+    "train pairs.csv --out runs/pairs --similar-label 1",
+    "train --config runs/demo/config.toml --out runs/again",
+    takes=OPTIONS,
+)
 def train(
-    out: Annotated[Path, typer.Option("--out", metavar="RUN", help="The run folder to write.")],
-    data: Annotated[str | None, typer.Argument(metavar="DATA", help=DATA_HELP)] = None,
+    out: Annotated[Path, option("The run folder to write.", "--out", metavar="RUN")],
+    data: Annotated[str | None, DATA] = None,
     config: Annotated[
-        Path | None, typer.Option(help="Repeat the run of this config.toml; other options win.")
+        Path | None, option("Repeat the run of this config.toml; other options win.")
     ] = None,
-    loss: Annotated[str | None, typer.Option(help=LOSS_HELP, rich_help_panel=LOSS)] = None,
-    margin: Margin = None,
-    margin2: Margin2 = None,
-    temperature: Temperature = None,
-    distance: Distance = None,
-    swap: Swap = None,
-    smooth: Smooth = None,
-    label_smoothing: LabelSmoothing = None,
-    scale: Scale = None,
-    bias: Bias = None,
-    alpha: Alpha = None,
-    beta: Beta = None,
-    base: Base = None,
-    angle_margin: AngleMargin = None,
-    cosine_margin: CosineMargin = None,
-    similar_label: SimilarLabel = None,
-    single: Single = None,
-    image_size: Annotated[
-        int | None,
-        typer.Option(help="Side that image files are resized to (32).", rich_help_panel=DATA),
-    ] = None,
-    identity_depth: IdentityDepth = None,
-    encoder: Annotated[
-        str | None,
-        typer.Option(help="auto, or your own as package.module:factory.", rich_help_panel=TRAINING),
-    ] = None,
-    embedding_dim: Annotated[
-        int | None, typer.Option(help="Numbers in an embedding (128).", rich_help_panel=TRAINING)
-    ] = None,
-    augment: Annotated[
-        bool | None,
-        typer.Option(
-            help="Shift, scale and rotate training images a little.", rich_help_panel=DATA
-        ),
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option(help="Training steps (450).", rich_help_panel=TRAINING)
-    ] = None,
-    identities: Annotated[
-        int | None, typer.Option(help="Identities in a batch (64).", rich_help_panel=TRAINING)
-    ] = None,
-    items: Annotated[
-        int | None,
-        typer.Option(help="Items of each identity in a batch (4).", rich_help_panel=TRAINING),
-    ] = None,
-    learning_rate: Annotated[
-        float | None,
-        typer.Option(help="Highest of the schedule (0.003).", rich_help_panel=TRAINING),
-    ] = None,
-    far: Annotated[
-        float | None,
-        typer.Option(
-            help="False-accept rate the threshold is fitted at (0.01).", rich_help_panel=TRAINING
-        ),
-    ] = None,
-    calibration_share: Annotated[
-        float | None,
-        typer.Option(
-            help="Share of the identities that the threshold is fitted on (0.2).",
-            rich_help_panel=DATA,
-        ),
-    ] = None,
-    test_share: Annotated[
-        float | None,
-        typer.Option(
-            help="Share of the identities that the figures are measured on (0.2).",
-            rich_help_panel=DATA,
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Of everything random (0).", rich_help_panel=TRAINING)
-    ] = None,
-    accelerator: Annotated[
-        str | None, typer.Option(help="auto, cpu, cuda, mps.", rich_help_panel=TRAINING)
-    ] = None,
-    with_report: Annotated[
-        bool, typer.Option("--report/--no-report", help="Write RUN/report.html too.")
-    ] = True,
+    report: Annotated[bool, option("Write RUN/report.html too.")] = True,
     overwrite: Overwrite = False,
+    **given: Any,
 ) -> None:
     """Train a verifier, fit its threshold, and measure it on identities it has never seen."""
-    given = _given(
-        data=data,
-        loss=loss,
-        similar_label=similar_label,
-        single=single,
-        image_size=image_size,
-        identity_depth=identity_depth,
-        encoder=encoder,
-        embedding_dim=embedding_dim,
-        augment=augment,
-        steps=steps,
-        identities=identities,
-        items=items,
-        learning_rate=learning_rate,
-        far=far,
-        calibration_share=calibration_share,
-        test_share=test_share,
-        seed=seed,
-        accelerator=accelerator,
-    )
-    hyperparameters = _given(
-        margin=margin,
-        margin2=margin2,
-        temperature=temperature,
-        distance=distance,
-        swap=swap,
-        smooth=smooth,
-        label_smoothing=label_smoothing,
-        scale=scale,
-        bias=bias,
-        alpha=alpha,
-        beta=beta,
-        base=base,
-        angle_margin=angle_margin,
-        cosine_margin=cosine_margin,
-    )
-    from rich.console import Console
+    if data is None and config is None:
+        raise InputError("train needs DATA, for instance: nearfar train glyphs --out runs/demo")
 
     from nearfar.train import loop
+    from nearfar.train.config_file import configured
     from nearfar.train.run import REPORT
 
-    write_report, verdict = _reporting() if with_report else (None, None)
-    found = loop.train(
-        _config(config, given, hyperparameters),
-        out,
-        overwrite=overwrite,
-        console=Console(),
-        finish=write_report,
-    )
-    _show(found)
+    write, verdict = None, None
+    if report:
+        from nearfar.report import reporting  # a missing library is told before training
+
+        write, verdict = reporting()
+    chosen = configured(config, data, given)
+    show(loop.train(chosen, out, overwrite=overwrite, console=console(), finish=write))
     wrote = f"wrote {out}"
     if verdict:
         if verdict.exception():
@@ -329,352 +141,149 @@ def train(
     typer.echo(f"\n{wrote}; next: nearfar verify {out} A B")
 
 
-@app.command()
+@command(takes=("similar_label", "identity_depth"))
 def evaluate(
-    run: RunFolder,
+    run: Run,
     data: Annotated[
-        str | None,
-        typer.Argument(metavar="[DATA]", help="All of it; without, the run's test identities."),
+        str | None, argument("DATA", "All of it; without, the run's test identities.")
     ] = None,
-    similar_label: SimilarLabel = None,
-    identity_depth: IdentityDepth = None,
     as_json: AsJson = False,
+    **given: Any,
 ) -> None:
     """Measure a run, on its test identities or on other data, beside the raw input's distance."""
     from nearfar.train.use import evaluate_run
 
-    found, notes = evaluate_run(
-        run, data, similar_label=similar_label, identity_depth=identity_depth
-    )
-    for note in notes:
-        typer.echo(f"note: {note}", err=True)
-    if as_json:
-        typer.echo(json.dumps({**found.as_dict(), "notes": notes}, indent=2))
-    else:
-        _show(found)
+    found, notes = evaluate_run(run, data, **given)
+    note(notes)
+    show(found, as_json, notes=notes)
 
 
-@app.command(epilog=VERIFY_EXAMPLES)
+@command(
+    "verify runs/photos a.jpg b.jpg",
+    "verify runs/demo glyphs:0 glyphs:1",
+    'verify runs/vectors "0.1 0.2 0.3" "0.3 0.2 0.1" && echo same',
+)
 def verify(
-    run: RunFolder,
-    a: Annotated[
-        str, typer.Argument(metavar="A", help="An image, a vector as text or .npy, or DATA:row.")
-    ],
-    b: Annotated[str, typer.Argument(metavar="B", help="Likewise.")],
+    run: Run,
+    a: Annotated[str, argument("A", "An image, a vector as text or .npy, or DATA:row.")],
+    b: Annotated[str, argument("B", "The second item, likewise.")],
     as_json: AsJson = False,
 ) -> None:
     """Are A and B the same? Exit status 0 if they are, 1 if not, 2 if something is wrong."""
     from nearfar.train.use import verify_items
 
-    found = verify_items(run, a, b)
-    if as_json:
-        typer.echo(json.dumps(asdict(found), indent=2))
-    else:
-        relation = "<=" if found.same else ">"
-        typer.echo(
-            f"{'same' if found.same else 'different'}: {found.measure} distance "
-            f"{found.distance:.4f} {relation} threshold {found.threshold:.4f}, fitted to accept "
-            f"{found.far:.3g} of different pairs"
-        )
+    show(found := verify_items(run, a, b), as_json)
     raise typer.Exit(0 if found.same else 1)
 
 
-@app.command()
+@command(takes=("identity_depth",))
 def embed(
-    run: RunFolder,
-    data: Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)],
-    out: Annotated[
-        Path, typer.Option("--out", metavar="FILE", help="An .npz: x, y if known, names.")
-    ],
-    identity_depth: IdentityDepth = None,
+    run: Run,
+    data: Annotated[str, DATA],
+    out: Annotated[Path, option("An .npz: x, y if known, names.", "--out", metavar="FILE")],
     overwrite: Overwrite = False,
+    **given: Any,
 ) -> None:
     """Write the embedding of every item of DATA."""
     from nearfar.train.use import embed_data
 
-    wrote = embed_data(run, data, out, overwrite=overwrite, identity_depth=identity_depth)
-    for note in wrote.notes:
-        typer.echo(f"note: {note}", err=True)
+    wrote = embed_data(run, data, out, overwrite=overwrite, **given)
+    note(wrote.notes)
     identities = "y (identities), " if wrote.labelled else ""
     typer.echo(f"wrote {out}: x ({wrote.n} x {wrote.d} embeddings), {identities}names")
 
 
-@app.command(epilog=DOCTOR_EXAMPLES)
+@command("doctor runs/photos", "doctor embeddings.npz --json")
 def doctor(
-    path: Annotated[
-        Path, typer.Argument(metavar="RUN|EMBEDDINGS", help="A run, or an .npz: x, maybe y.")
-    ],
+    path: Annotated[Path, argument("RUN|EMBEDDINGS", "A run, or an .npz: x, maybe y.")],
     as_json: AsJson = False,
 ) -> None:
     """What is wrong with it, and what to try? Exit status 0 if nothing is, 1 if something is."""
-    from rich.console import Console
-
     from nearfar.train.examine import examine_path
 
-    found = examine_path(path)
-    if as_json:
-        typer.echo(json.dumps(found.as_dict(), indent=2))
-    elif (console := Console()).is_terminal:
-        console.print(found)
-    else:
-        typer.echo(str(found))
+    show(found := examine_path(path), as_json)
     raise typer.Exit(0 if found.healthy else 1)
 
 
-@app.command(epilog=REPORT_EXAMPLES)
+@command("report runs/photos", "report runs/photos --out photos.html")
 def report(
-    run: RunFolder,
+    run: Run,
     out: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="FILE", help="An .html. Default: RUN/report.html."),
+        Path | None, option("An .html. Default: RUN/report.html.", "--out", metavar="FILE")
     ] = None,
     umap: Annotated[
-        bool,
-        typer.Option(
-            "--umap", help="Map the embeddings by UMAP, of pip install 'nearfar\\[umap]'."
-        ),
+        bool, option("Map the embeddings by UMAP, of pip install 'nearfar\\[umap]'.", "--umap")
     ] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Write what a run learned, and how that is known, as one HTML file that opens offline."""
-    from nearfar.report import space, write_report
+    from nearfar.report import page_at, space, write_report
     from nearfar.train.run import REPORT
 
-    page = _page(out, overwrite) if out else run / REPORT
+    page = page_at(out, overwrite) if out else run / REPORT
     verdict = write_report(run, page, space.umap if umap else space.principal)
     typer.echo(f"{verdict}\n\nwrote {page}")
 
 
-@app.command(epilog=COMPARE_EXAMPLES)
+@command("compare runs/contrastive runs/triplet", "compare runs/* --out comparison.html")
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Folders of train.")],
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="Write a page, an .html, too.")
-    ] = None,
+    runs: Annotated[list[Path], argument("RUN RUN...", "Folders of train.")],
+    out: Annotated[Path | None, option("Write an .html page too.", "--out", metavar="FILE")] = None,
     as_json: AsJson = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Set the figures of runs side by side, and say where they must not be compared."""
-    from nearfar.report import contest_of, write_comparison
+    from nearfar.report import contest_of, page_at, write_comparison
 
     contest = contest_of(runs)
-    if contest.warning:
-        typer.echo(f"note: {contest.warning}", err=True)
-    if as_json:
-        typer.echo(json.dumps(contest.as_dict(), indent=2))
-    else:
-        _print_table(contest.table())
+    note(filter(None, [contest.warning]))
+    show(contest, as_json)
     if out:
-        write_comparison(contest, _page(out, overwrite))
+        write_comparison(contest, page_at(out, overwrite))
         typer.echo(f"wrote {out}", err=as_json)
 
 
-@app.command(epilog=SWEEP_EXAMPLES)
+@command(
+    "sweep glyphs --loss contrastive triplet info_nce --margin 0.5 1 --out runs/sweep",
+    "sweep photos/ --loss sup_con --temperature 0.05 0.1 0.2 --minutes 30 --out runs/t",
+    takes=(*SWEPT, "steps", "embedding_dim", "similar_label", "identity_depth", "single", "seed"),
+    several=SWEPT,
+)
 def sweep(
-    data: Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)],
-    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="For a run a trial.")],
-    loss: Annotated[
-        list[str] | None, typer.Option(metavar="NAME...", help=LOSS_HELP, rich_help_panel=LOSS)
-    ] = None,
-    margin: Values = None,
-    margin2: Values = None,
-    temperature: Values = None,
-    scale: Values = None,
-    distance: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME...", help="Of the losses that have one.", rich_help_panel=LOSS),
-    ] = None,
-    minutes: Annotated[
-        float, typer.Option(min=0, help="Begin no trial that would end later than this.")
-    ] = 60,
-    steps: Annotated[
-        int | None, typer.Option(help="Training steps a trial.", rich_help_panel=TRAINING)
-    ] = None,
-    embedding_dim: Annotated[
-        int | None, typer.Option(help="Numbers in an embedding.", rich_help_panel=TRAINING)
-    ] = None,
-    similar_label: SimilarLabel = None,
-    identity_depth: IdentityDepth = None,
-    single: Single = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Of everything random.", rich_help_panel=TRAINING)
-    ] = None,
+    data: Annotated[str, DATA],
+    out: Annotated[Path, option("For one run folder per trial.", "--out", metavar="FOLDER")],
+    minutes: Annotated[float, option("Begin no trial that would end later than this.", min=0)] = 60,
     as_json: AsJson = False,
+    **given: Any,
 ) -> None:
     """Train every combination on the same splits, and say which to keep.
 
     Ranked on the calibration identities, so that the test figures of the best stay honest.
     """
-    from rich.console import Console
+    from nearfar.train import sweep
 
-    from nearfar.evaluate.intervals import FEWEST_IDENTITIES
-    from nearfar.train import sweep as sweeping
-    from nearfar.train.config import TrainConfig
-    from nearfar.train.data import holds_pairs
-
-    usual = FOR_PAIRS if holds_pairs(data) else FOR_ITEMS
-    given = _given(
-        steps=steps,
-        embedding_dim=embedding_dim,
-        similar_label=similar_label,
-        identity_depth=identity_depth,
-        single=single,
-        seed=seed,
-    )
-    settings = _given(
-        margin=margin, margin2=margin2, temperature=temperature, scale=scale, distance=distance
-    )
-    losses = loss or [usual]
-    trials = sweeping.trials_of(TrainConfig(data=data, loss=losses[0], **given), losses, settings)
-    console = Console(stderr=as_json)
-    found = sweeping.sweep(trials, out, minutes=minutes, console=console)
-    if as_json:
-        typer.echo(json.dumps(found.as_dict(), indent=2))
-        return
-    _print_table(found.table())
-    if not found.decided:
-        few = "too few identities to tell them apart"
-        typer.echo(f"\n{few}: intervals take {FEWEST_IDENTITIES} test identities")
-    else:
-        typer.echo(f"\nkeep {found.best.run}, the best on the calibration identities")
-    if found.decided and found.tied:
-        typer.echo(f"chance may set it apart from: {', '.join(found.tied)}")
-    for trial, why in found.failed:
-        typer.echo(f"{trial.name} failed: {why}")
-    if found.skipped:
-        left = ", ".join(trial.name for trial in found.skipped)
-        typer.echo(f"no time was left for: {left}; the same command with more --minutes goes on")
-    if len(found.finished) > 1:
-        typer.echo(f"side by side: nearfar compare {' '.join(str(f.run) for f in found.finished)}")
+    trials = sweep.asked_for(data, given)
+    show(sweep.sweep(trials, out, minutes=minutes, console=console(as_json)), as_json)
 
 
-@app.command(epilog=EXPLAIN_EXAMPLES)
+@command(
+    "explain pairs.csv --loss contrastive --margin 1 --similar-label 1",
+    "explain triplets.npz --loss triplet --json",
+    takes=(*EXPLAINED, "similar_label"),
+)
 def explain(
     path: Annotated[
         Path,
-        typer.Argument(
-            metavar="TABLE",
-            help="A .csv, .parquet or .npz; its columns are named as the data of the loss.",
-        ),
+        argument("TABLE", "A .csv, .parquet or .npz; its columns are named as the loss's data."),
     ],
-    loss: Annotated[
-        str, typer.Option(help="contrastive, cosine, triplet, quadruplet, info_nce or softmax.")
-    ],
-    margin: Margin = None,
-    margin2: Margin2 = None,
-    temperature: Temperature = None,
-    distance: Distance = None,
-    swap: Swap = None,
-    smooth: Smooth = None,
-    label_smoothing: LabelSmoothing = None,
-    similar_label: SimilarLabel = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Show this many rows.")] = None,
+    loss: Annotated[str, option("contrastive, cosine, triplet, quadruplet, info_nce or softmax.")],
+    limit: Annotated[int | None, option("Show this many rows.", min=1)] = None,
     as_json: AsJson = False,
+    **given: Any,
 ) -> None:
     """Show what a loss does to every row of a table: distance, loss, force, and what it means."""
-    from rich.console import Console
-
     from nearfar.explain_table import explain_table
 
-    hyperparameters = _given(
-        margin=margin,
-        margin2=margin2,
-        temperature=temperature,
-        distance=distance,
-        swap=swap,
-        smooth=smooth,
-        label_smoothing=label_smoothing,
-        similar_label=similar_label,
-    )
-    explanation = explain_table(path, loss, hyperparameters)
-    if limit is not None:
-        explanation = replace(explanation, limit=limit)
-    if as_json:
-        found = explanation.as_dict()
-        found["rows"] = found["rows"][:limit]
-        typer.echo(json.dumps(found, indent=2))
-    elif (console := Console()).is_terminal:
-        console.print(explanation)
-    else:
-        typer.echo(str(explanation))
-
-
-def _reporting() -> tuple[Callable[[Path], None], Future[str]]:
-    """What writes the report into the folder of a run, and the verdict that comes of it.
-
-    A report that fails does not cost the run: asking for the verdict raises what went wrong.
-    """
-    from nearfar.report import write_report  # a library that is missing is told before training
-    from nearfar.train.run import REPORT
-
-    verdict: Future[str] = Future()
-
-    def write(folder: Path) -> None:
-        try:
-            verdict.set_result(write_report(folder, folder / REPORT))
-        except Exception as error:
-            verdict.set_exception(error)
-
-    return write, verdict
-
-
-def _page(out: Path, overwrite: bool) -> Path:
-    """Where a page may be written."""
-    from nearfar.train.run import REPORT, refuse_inside_run
-
-    if out.suffix.lower() != ".html":
-        raise InputError(f"--out {out} must end in .html.")
-    if out.name != REPORT:
-        refuse_inside_run(out)
-    if out.exists() and not overwrite:
-        raise InputError(f"{out} exists. Choose another --out, or add --overwrite to replace it.")
-    return out
-
-
-def _given(**options: Any) -> dict[str, Any]:
-    """The options that were given."""
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def _config(
-    path: Path | None, given: Mapping[str, Any], hyperparameters: "Mapping[str, Setting]"
-) -> "TrainConfig":
-    """The config of the command line, over that of a file where one is named."""
-    if path is None and "data" not in given:
-        raise InputError("train needs DATA, for instance: nearfar train glyphs --out runs/demo")
-
-    from nearfar.train.config import TrainConfig, read_config
-    from nearfar.train.data import holds_pairs
-    from nearfar.train.objectives import resolve
-
-    if path is None:
-        loss = FOR_PAIRS if holds_pairs(given["data"]) else FOR_ITEMS
-        config = TrainConfig(data=given["data"], loss=loss)
-    else:
-        config = read_config(path)
-    kept = config.hyperparameters if given.get("loss", config.loss) == config.loss else {}
-    config = replace(config, **given)
-    return replace(config, hyperparameters=resolve(config.loss, {**kept, **hyperparameters}))
-
-
-def _show(found: "Comparison") -> None:
-    """The verification table, richly in a terminal."""
-    from nearfar.train.compare import dashes, table
-
-    typer.echo(
-        f"\n{found.learned.n_similar:,} similar and {found.learned.n_dissimilar:,} dissimilar "
-        f"pairs of {found.n_identities:,} identities; threshold {found.learned_at.threshold:.4f}, "
-        f"fitted at FAR {found.fitted_far:.3g}"
-    )
-    _print_table(table(found))
-    if dashes(found):
-        typer.echo(dashes(found))
-
-
-def _print_table(shown: "Table") -> None:
-    from rich.console import Console
-
-    if (console := Console()).is_terminal:
-        console.print(shown.rich())
-    else:
-        typer.echo("\n" + shown.plain())
+    found = explain_table(path, loss, given)
+    found = found if limit is None else replace(found, limit=limit)
+    show(found, as_json, **({"rows": found.as_dict()["rows"][:limit]} if as_json else {}))

@@ -14,6 +14,7 @@ from nearfar.errors import InputError
 from nearfar.explain import Explanation, explain
 from nearfar.tables import Table, read_table, refuse_bad_labels
 from nearfar.train.data import read_arrays
+from nearfar.train.names import EXPLAINED
 
 # contrastive_loss_from_distance is what "contrastive" becomes where the table has distances.
 LOSSES: Mapping[str, Callable[..., Tensor]] = {
@@ -22,7 +23,6 @@ LOSSES: Mapping[str, Callable[..., Tensor]] = {
     if loss.takes("rows") and loss.function != "contrastive_loss_from_distance"
 }
 ALIASES = {"x1": "a", "x2": "b", "y": "label", "d": "distance"}
-OPTIONS = ("margin", "margin2", "temperature", "distance", "swap", "smooth", "label_smoothing")
 NUMBERS = ("d", "y", "target")  # the others are columns of vectors
 
 
@@ -70,7 +70,7 @@ def _parameters(loss: Callable[..., Tensor]) -> tuple[dict[str, bool], list[str]
     """The data arguments of a loss, and whether each is needed; its options."""
     parameters = inspect.signature(loss).parameters.values()
     data = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
-    settings = [p.name for p in parameters if p.name in (*OPTIONS, "similar_label")]
+    settings = [p.name for p in parameters if p.name in (*EXPLAINED, "similar_label")]
     return {p.name: p.default is p.empty for p in data}, settings
 
 

@@ -91,6 +91,10 @@ class Contest:
             "runs": {label: dict(study.test) for label, study in runs},
         }
 
+    def told(self) -> list[Table]:
+        """For a terminal."""
+        return [self.table()]
+
     def _roc(self) -> Figure:
         pairs = list(zip(self.labels, self.studies, strict=True))
         least = min(1 / study.n_trials for study in self.studies)

@@ -3,6 +3,8 @@
 import json
 import os
 import tempfile
+from collections.abc import Callable
+from concurrent.futures import Future
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from nearfar.report.compare import Contest
 from nearfar.report.gallery import hardest_pairs
 from nearfar.report.study import Study, read_study
 from nearfar.report.words import decided, figures_table, percent, verdict
+from nearfar.train.run import REPORT, refuse_inside_run
 
 
 def write_report(run: Path, out: Path, project: space.Projection = space.principal) -> str:
@@ -47,6 +50,37 @@ def write_comparison(contest: Contest, out: Path) -> None:
         InputError: `out` cannot be written.
     """
     _write(out, "compare.html", contest=contest, figures=contest.figures(), signals={})
+
+
+def reporting() -> tuple[Callable[[Path], None], Future[str]]:
+    """What writes the report into the folder of a run, and the verdict that comes of it.
+
+    A report that fails does not cost the run: asking for the verdict raises what went wrong.
+    """
+    said: Future[str] = Future()
+
+    def write(folder: Path) -> None:
+        try:
+            said.set_result(write_report(folder, folder / REPORT))
+        except Exception as error:
+            said.set_exception(error)
+
+    return write, said
+
+
+def page_at(out: Path, overwrite: bool) -> Path:
+    """Where a page may be written.
+
+    Raises:
+        InputError: no .html, inside a run, or there already and not to be replaced.
+    """
+    if out.suffix.lower() != ".html":
+        raise InputError(f"--out {out} must end in .html.")
+    if out.name != REPORT:
+        refuse_inside_run(out)
+    if out.exists() and not overwrite:
+        raise InputError(f"{out} exists. Choose another --out, or add --overwrite to replace it.")
+    return out
 
 
 def _contents(study: Study, project: space.Projection) -> dict[str, Any]:

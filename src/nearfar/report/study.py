@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nearfar.train.config import TrainConfig, to_toml
+from nearfar.train.config import TrainConfig
+from nearfar.train.config_file import to_toml
 from nearfar.train.record import Array, Course, Outcome, read_record
 from nearfar.train.run import Results, read_metrics, read_results
 

@@ -63,6 +63,15 @@ class Comparison:
             "raw": {"distance": self.raw_distance, **_figures(self.raw, self.raw_at)},
         }
 
+    def told(self) -> list[str | Table]:
+        """For a terminal."""
+        pairs = (
+            f"\n{self.learned.n_similar:,} similar and {self.learned.n_dissimilar:,} dissimilar "
+            f"pairs of {self.n_identities:,} identities; "
+            f"threshold {self.learned_at.threshold:.4f}, fitted at FAR {self.fitted_far:.3g}"
+        )
+        return [pairs, table(self), *filter(None, [dashes(self)])]
+
 
 def fit(calibration: Measured, far: float) -> Thresholds:
     """The thresholds that calibration pairs give."""

@@ -1,157 +1,112 @@
-"""Everything needed to repeat a run, as one frozen dataclass that goes to TOML and back."""
+"""Everything needed to repeat a run. A setting is declared once, here, and its option with it.
 
-import tomllib
+The command line asks for the declarations and must answer at once: nothing heavy is imported.
+"""
+
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
-
-import tomli_w
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Annotated, Any, TypedDict, get_args, get_origin, get_type_hints
 
 from nearfar.errors import InputError
-from nearfar.train.names import SINGLE
-
-FORMAT = 1  # of the run folder; raised when an older nearfar could no longer read it
+from nearfar.train.names import FOR_ITEMS, FOR_PAIRS, LOSSES, SINGLE
 
 Setting = float | int | bool | str
+BY_LOSS = "Default: by loss; those of train are in the table of docs/data.md."
+
+
+@dataclass(frozen=True)
+class Option:
+    """What the help says of a setting, and the values it may have: a range, or some choices."""
+
+    panel: str
+    help: str
+    within: tuple[float, float] | None = None
+    choices: tuple[int | str, ...] = ()
+
+    def check(self, name: str, value: Any) -> None:
+        if self.choices and value not in self.choices:
+            choices = ", ".join(map(str, self.choices))
+            raise InputError(f"{name} must be one of {choices}; got {value!r}.")
+        if self.within and not self.within[0] <= value <= self.within[1]:  # NaN lies in none
+            low, high = self.within
+            got = "a number far beyond" if abs(value) > 1e300 else f"{value:g}"
+            raise InputError(f"{name} must lie between {low:,} and {high:,}, got {got}.")
+
+
+Loss, Data, Training = (partial(Option, f"The {panel}") for panel in ("loss", "data", "training"))
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A run, up to its data: the same config and data give the same files.
+    """A run, up to its data: the same config and data give the same files."""
 
-    Attributes:
-        data: "glyphs", a folder, an .npz or a table of pairs, as it was typed.
-        loss: a name of `objectives.OBJECTIVES`.
-        similar_label: which of 0 and 1 means similar, for pairs with numeric labels.
-        image_size: side that the images of a folder or table are resized to; None: 32.
-        identity_depth: of a folder, at which depth its identities are; see `folder.read_folder`.
-        single: what becomes of identities with a single item, one of `SINGLE`; None: "refuse".
-        hyperparameters: of that loss.
-        encoder: "auto", or package.module:factory.
-        embedding_dim: d of the embeddings.
-        augment: shift, scale and rotate training images a little.
-        steps: training steps, each on one batch.
-        identities: P of a batch.
-        items: K of a batch, the items of each identity.
-        learning_rate: the highest of the one-cycle schedule.
-        weight_decay: of AdamW.
-        calibration_share: share of the identities that the threshold is fitted on.
-        test_share: share of the identities that the figures are measured on.
-        far: the false-accept rate that the threshold is fitted at.
-        seed: of everything random.
-        accelerator: "auto" (CUDA where there is one, else CPU), or a name Lightning knows.
-    """
-
-    data: str
-    loss: str
-    similar_label: int | None = None
-    image_size: int | None = None
-    identity_depth: int | None = None
-    single: str | None = None
-    hyperparameters: Mapping[str, Setting] = field(default_factory=dict)
-    encoder: str = "auto"
-    embedding_dim: int = 128
-    augment: bool = True
-    steps: int = 450
-    identities: int = 64
-    items: int = 4
-    learning_rate: float = 0.003
-    weight_decay: float = 0.0001
-    calibration_share: float = 0.2
-    test_share: float = 0.2
-    far: float = 0.01
-    seed: int = 0
-    accelerator: str = "auto"
+    data: str  # as it was typed
+    loss: Annotated[
+        str, Loss(f"One of {', '.join(LOSSES)}. Default: {FOR_ITEMS}; for pairs {FOR_PAIRS}.")
+    ]
+    similar_label: Annotated[
+        int | None, Data("Which number marks similar pairs, if labels are numbers.", choices=(0, 1))
+    ] = None
+    image_size: Annotated[int | None, Data("Side to resize image files to (32).", (8, 1024))] = None
+    identity_depth: Annotated[
+        int | None,
+        Data("In a folder: 1 if its subfolders are identities, 2 if theirs are, up to 9.", (1, 9)),
+    ] = None
+    single: Annotated[
+        str | None,
+        Data(
+            "Identities with one item: use as dissimilar examples, leave out, or refuse (refuse).",
+            choices=SINGLE,
+        ),
+    ] = None
+    hyperparameters: Mapping[str, Setting] = field(default_factory=dict)  # those of that loss
+    encoder: Annotated[str, Training("auto, or your own as package.module:factory.")] = "auto"
+    embedding_dim: Annotated[int, Training("Numbers in an embedding.", (1, 65536))] = 128
+    augment: Annotated[bool, Data("Shift, scale and rotate training images a little.")] = True
+    steps: Annotated[int, Training("Training steps.", (1, 10**9))] = 450
+    identities: Annotated[int, Training("Identities in a batch.", (2, 10**6))] = 64
+    items: Annotated[int, Training("Items of each identity in a batch.", (2, 10**6))] = 4
+    learning_rate: Annotated[float, Training("Highest of the schedule.", (1e-12, 1000))] = 0.003
+    weight_decay: Annotated[float, Training("Weight decay of AdamW.", (0, 1000))] = 0.0001
+    calibration_share: Annotated[
+        float, Data("Share of the identities that the threshold is fitted on.", (0.01, 0.9))
+    ] = 0.2
+    test_share: Annotated[
+        float, Data("Share of the identities that the figures are measured on.", (0.01, 0.9))
+    ] = 0.2
+    far: Annotated[float, Training("False-accept rate to fit the threshold at.", (0, 0.5))] = 0.01
+    seed: Annotated[int, Training("Random seed.", (0, 2**31 - 1))] = 0
+    accelerator: Annotated[str, Training("auto, cpu, cuda, mps.")] = "auto"
 
     def __post_init__(self) -> None:
-        for name, low, high in _RANGES:
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                got = f"{value:g}" if abs(value) < 1e300 else "a number far beyond"
-                raise InputError(f"{name} must lie between {low:g} and {high:g}, got {got}.")
-        if self.similar_label not in (0, 1, None):
-            raise InputError(f"similar_label must be 0 or 1, got {self.similar_label!r}.")
-        if self.single not in (*SINGLE, None):
-            raise InputError(f"single must be one of {', '.join(SINGLE)}; got {self.single!r}.")
+        for name, (_, option) in options_of(TrainConfig).items():
+            if (value := getattr(self, name)) is not None:
+                option.check(name, value)
         if self.calibration_share + self.test_share >= 1:
             raise InputError("calibration_share and test_share must leave identities to train on.")
 
 
-_RANGES = (
-    ("image_size", 8, 1024),
-    ("identity_depth", 1, 9),
-    ("embedding_dim", 1, 65536),
-    ("steps", 1, 10**9),
-    ("identities", 2, 10**6),
-    ("items", 2, 10**6),
-    ("learning_rate", 1e-12, 1e3),
-    ("weight_decay", 0, 1e3),
-    ("calibration_share", 0.01, 0.9),
-    ("test_share", 0.01, 0.9),
-    ("far", 0, 0.5),
-    ("seed", 0, 2**31 - 1),
-)
+class Hyperparameters(TypedDict, total=False):
+    """Of the losses. Which loss has which, and its defaults, is in `objectives.OBJECTIVES`."""
+
+    margin: Annotated[float, Loss(f"Of the losses that have one. {BY_LOSS}")]
+    margin2: Annotated[float, Loss("Second margin (quadruplet).")]
+    temperature: Annotated[float, Loss(f"Of the softmax losses. {BY_LOSS}")]
+    distance: Annotated[str, Loss("euclidean, sqeuclidean or cosine.")]
+    swap: Annotated[bool, Loss("Harder negative of the two (triplet).")]
+    smooth: Annotated[bool, Loss("Softplus for hinge (triplet).")]
+    label_smoothing: Annotated[float, Loss("From 0 to 1 (softmax).")]
+    scale: Annotated[float, Loss(f"1 / temperature (circle, clip, siglip, proxies). {BY_LOSS}")]
+    bias: Annotated[float, Loss("Of siglip.")]
+    alpha: Annotated[float, Loss("Of multi_similarity, pulling.")]
+    beta: Annotated[float, Loss("Of multi_similarity, pushing.")]
+    base: Annotated[float, Loss("Of multi_similarity, a cosine.")]
+    angle_margin: Annotated[float, Loss("ArcFace's (proxy_softmax), radians.")]
+    cosine_margin: Annotated[float, Loss("CosFace's (proxy_softmax).")]
 
 
-def to_toml(config: TrainConfig) -> str:
-    given = {name: value for name, value in asdict(config).items() if value is not None}
-    return tomli_w.dumps({"format": FORMAT, **given})
-
-
-def read_config(path: Path) -> TrainConfig:
-    """The config in a TOML file.
-
-    Raises:
-        InputError: no such file, no TOML, another format version, an unknown key, a value of the
-            wrong type or out of range.
-    """
-    try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise InputError(f"no such file: {path}") from None
-    except RecursionError:
-        raise InputError(f"{path} is not valid TOML: brackets in too many brackets.") from None
-    except ValueError as error:  # no TOML, no UTF-8, or a number of thousands of digits
-        raise InputError(f"{path} is not valid TOML: {error}") from None
-    check_format(path, found.pop("format", None))
-    known = {f.name: f.type for f in fields(TrainConfig)}
-    unknown = sorted(found.keys() - known.keys())
-    if unknown:
-        raise InputError(
-            f"{path} has an unknown key {unknown[0]!r}; the known ones are: {', '.join(known)}."
-        )
-    for name, says in (("data", "what to train on"), ("loss", "which loss to train with")):
-        if name not in found:
-            raise InputError(f"{path} has no key {name!r}, which says {says}.")
-    for name, value in found.items():
-        if not _fits(value, known[name]):
-            raise InputError(f"{path}: {name} must be {_KINDS[known[name]][0]}, got {value!r}.")
-    try:
-        return TrainConfig(**found)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-
-
-def check_format(path: Path, found: object) -> None:
-    """Refuse what another version of the run format wrote."""
-    if found != FORMAT:
-        raise InputError(
-            f"{path} has run format {found!r}, and this nearfar reads format {FORMAT}. "
-            "Train again, or use the nearfar that wrote it."
-        )
-
-
-_KINDS: dict[object, tuple[str, tuple[type, ...]]] = {
-    int: ("an integer", (int,)),
-    int | None: ("an integer", (int,)),
-    float: ("a number", (int, float)),
-    bool: ("true or false", (bool,)),
-    str: ("text", (str,)),
-    str | None: ("text", (str,)),
-    Mapping[str, Setting]: ("a table", (dict,)),
-}
-
-
-def _fits(value: object, declared: object) -> bool:
-    kinds = _KINDS[declared][1]
-    return isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+def options_of(declared: type) -> dict[str, tuple[Any, Option]]:
+    """The options that a class declares: the type of each, and what is said of it."""
+    hints = get_type_hints(declared, include_extras=True).items()
+    return {name: get_args(hint) for name, hint in hints if get_origin(hint) is Annotated}

@@ -24,7 +24,8 @@ from nearfar.errors import InputError
 from nearfar.train.batches import distort
 from nearfar.train.checkup import Checkup
 from nearfar.train.compare import Comparison, compare, fit
-from nearfar.train.config import TrainConfig, to_toml
+from nearfar.train.config import TrainConfig
+from nearfar.train.config_file import to_toml
 from nearfar.train.data import Items, Pairs, as_input, items_of, read_data
 from nearfar.train.encoders import Embedder, build
 from nearfar.train.measure import Measured, measure

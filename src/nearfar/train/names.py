@@ -33,3 +33,7 @@ FOR_ITEMS, FOR_PAIRS = "sup_con", "contrastive"  # where no loss is named
 
 KEEP, LEAVE_OUT, REFUSE = "keep", "leave-out", "refuse"  # what becomes of a single item
 SINGLE = (KEEP, LEAVE_OUT, REFUSE)
+
+# Options that may have several values in a sweep, and those of the losses that explain a table.
+SWEPT = ("loss", "margin", "margin2", "temperature", "scale", "distance")
+EXPLAINED = ("margin", "margin2", "temperature", "distance", "swap", "smooth", "label_smoothing")

@@ -15,7 +15,8 @@ from safetensors.torch import load, save_file
 from nearfar.distance import Distance
 from nearfar.errors import InputError
 from nearfar.train.compare import Thresholds
-from nearfar.train.config import FORMAT, TrainConfig, check_format, read_config, to_toml
+from nearfar.train.config import TrainConfig
+from nearfar.train.config_file import FORMAT, check_format, read_config, to_toml
 from nearfar.train.encoders import Embedder, build
 from nearfar.train.measure import RAW_DISTANCES
 from nearfar.train.names import GLYPHS

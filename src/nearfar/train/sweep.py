@@ -14,9 +14,12 @@ from typing import Any
 from rich.console import Console
 
 from nearfar.errors import InputError
+from nearfar.evaluate.intervals import FEWEST_IDENTITIES
 from nearfar.tabulate import Table
 from nearfar.train.config import Setting, TrainConfig
+from nearfar.train.config_file import usual_loss
 from nearfar.train.loop import read_own, train
+from nearfar.train.names import SWEPT
 from nearfar.train.objectives import belonging, objective, resolve
 from nearfar.train.record import RECORD, read_record
 from nearfar.train.run import SUMMARY, read_results, refuse_inside, refuse_inside_run
@@ -105,6 +108,25 @@ class Sweep:
         ]
         return Table(("trial", "EER, calibration", "EER, test", "interval", "AUC, test"), rows)
 
+    def told(self) -> list[str | Table]:
+        """For a terminal: the table, which trial to keep, and what is missing."""
+        if self.decided:
+            lines = [f"keep {self.best.run}, the best on the calibration identities"]
+            if self.tied:
+                lines.append(f"chance may set it apart from: {', '.join(self.tied)}")
+        else:
+            few = "too few identities to tell them apart"
+            lines = [f"{few}: intervals take {FEWEST_IDENTITIES} test identities"]
+        lines += [f"{trial.name} failed: {why}" for trial, why in self.failed]
+        if self.skipped:
+            left = ", ".join(trial.name for trial in self.skipped)
+            more = "the same command with more --minutes goes on"
+            lines.append(f"no time was left for: {left}; {more}")
+        if len(self.finished) > 1:
+            runs = " ".join(str(f.run) for f in self.finished)
+            lines.append(f"side by side: nearfar compare {runs}")
+        return [self.table(), "", *lines]
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
@@ -122,6 +144,22 @@ class Sweep:
             "skipped": [trial.name for trial in self.skipped],
             "failed": {trial.name: why for trial, why in self.failed},
         }
+
+
+def asked_for(data: str, given: Mapping[str, Any]) -> list[Trial]:
+    """The trials of a command line.
+
+    Args:
+        data: what to train on.
+        given: fields of `TrainConfig`, and lists of what is named in `SWEPT`.
+
+    Raises:
+        InputError: as `trials_of`, or a field out of range.
+    """
+    fields = {name: value for name, value in given.items() if name not in SWEPT}
+    settings = {name: value for name, value in given.items() if name in SWEPT and name != "loss"}
+    losses = given.get("loss", [usual_loss(data)])
+    return trials_of(TrainConfig(data, losses[0], **fields), losses, settings)
 
 
 def trials_of(

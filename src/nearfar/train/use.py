@@ -3,9 +3,10 @@
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,6 +40,18 @@ class Decision:
     threshold: float
     far: float
     measure: Distance
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    def told(self) -> list[str]:
+        """For a terminal."""
+        return [
+            f"{'same' if self.same else 'different'}: {self.measure} distance {self.distance:.4f} "
+            f"{'<=' if self.same else '>'} threshold {self.threshold:.4f}, fitted to accept "
+            f"{self.far:.3g} of different pairs"
+        ]
 
 
 def verify_items(path: Path, a: str, b: str) -> Decision:
