@@ -318,7 +318,7 @@ CONFIGS = [
     ("data = 'glyphs'\nloss = 'triplet'", ["run format None"]),
     (
         f"format = 1\ndata = 'glyphs'\nloss = 'triplet'\nlearning_rate = 1{'0' * 400}",
-        ["learning_rate must lie between 1e-12 and 1000", "far beyond"],
+        ["learning_rate must lie between 1e-12 and 1,000", "far beyond"],
     ),
     (f"format = 1\nseed = {'9' * 5000}", ["not valid TOML", "5000 digits"]),
     ("format = " + "[" * 5000, ["not valid TOML", "brackets"]),
