@@ -296,7 +296,7 @@ def test_a_file_of_embeddings(nearfar, vector_run, vectors, tmp_path):
     unlabelled = nearfar("doctor", tmp_path / "unlabelled.npz")
     assert unlabelled.status == 1
     assert unlabelled.out.startswith("! collapsed-embedding: Nine in ten pairs of rows are apart")
-    assert "\nnot looked at, without labels: flipped-labels, " in unlabelled.out
+    assert "\nnot checked, without labels: flipped-labels, " in unlabelled.out
     x[3] = np.nan
     np.savez(tmp_path / "nan.npz", x=x)
     assert nearfar("doctor", tmp_path / "nan.npz").out.startswith("! not-a-number: 1 of")

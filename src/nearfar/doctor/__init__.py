@@ -1,10 +1,10 @@
-"""What can go wrong in contrastive training, each fault a rule with a name.
+"""What can go wrong in contrastive training: one named rule for each fault.
 
-`examine` looks at embeddings, a batch and its loss; `examine_split` at the sides of a split;
-`Watch` listens to a training. All of them gather `Evidence`, which `diagnose` shows to every rule,
-and return findings: what was seen, in numbers, what it usually means, and what to try. A rule is a
-function from evidence to a `Finding` or None, and raises `Missing` where it has nothing to look at.
-`docs/doctor.md` describes them one by one.
+`examine` looks at embeddings, or at a batch and its loss; `examine_split` at the sides of a split;
+`Watch` follows a training run. Each gathers `Evidence`, which `diagnose` passes to every rule, and
+returns findings: what was seen, in numbers, what it usually means, and what to try. A rule is a
+function from evidence to a `Finding` or None; it raises `Missing` if it lacks the data it needs.
+`docs/doctor.md` describes the rules one by one.
 """
 
 from nearfar.doctor.evidence import (

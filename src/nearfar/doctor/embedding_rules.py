@@ -15,7 +15,7 @@ _MOST = 0.9  # of the pairs of rows that nobody labelled
 
 
 def not_a_number(evidence: Evidence) -> Finding | None:
-    """One such row is one too many: it makes the whole batch's loss NaN."""
+    """Fires for a single such row, since it makes the loss of the whole batch NaN."""
     bad = known(evidence.broken, "embeddings")
     if not bad.any():
         return None
@@ -23,25 +23,25 @@ def not_a_number(evidence: Evidence) -> Finding | None:
     return Finding(
         "not-a-number",
         f"{int(bad.sum())} of {len(bad)} rows are NaN or infinite, or their loss is (row {rows}).",
-        "For finite embeddings no loss here is NaN.",
+        "Finite embeddings give finite losses here, so something went wrong before the loss.",
         "Look for these rows in the data and in the encoder's output; lower the learning rate.",
     )
 
 
 def collapsed_embedding(evidence: Evidence) -> Finding | None:
-    r"""Everything in one place, so that the loss stays where it is.
+    r"""All embeddings are nearly the same, and the loss is stuck.
 
-    Fires where the median distance of dissimilar rows is below 1 % of their length (they then
-    differ by less than 0.6 degrees, where random directions differ by 90). Below 10 % it fires if
-    the loss is also within 1 % of what it is for identical embeddings: the margin of a triplet
-    loss, :math:`\log N` of a softmax. That value is a stationary point in which training gets
-    stuck (Schroff et al., "FaceNet", CVPR 2015, section 3.2; Xuan et al., "Hard negative examples
-    are hard, but useful", ECCV 2020).
+    Fires if the median distance of dissimilar pairs is below 1 % of their length (they then differ
+    by less than 0.6 degrees; random directions differ by 90). Below 10 % it fires if the loss is
+    also within 1 % of its value for identical embeddings: the margin of a triplet loss,
+    :math:`\log N` of a softmax. That value is a stationary point at which training gets stuck
+    (Schroff et al., "FaceNet", CVPR 2015, section 3.2; Xuan et al., "Hard negative examples are
+    hard, but useful", ECCV 2020).
 
-    Without labels, and within each of two towers, some pairs may be similar and rightly close: of
-    two even classes every second one is. There nine pairs in ten must be as close, which takes one
-    class of 95 % of the rows. A tower is looked at by itself, since two that collapse need not do
-    so in the same place.
+    Without labels, and within each of two towers, some pairs may be similar and rightly close: with
+    two classes of equal size, every second pair is. So nine pairs in ten must be that close, which
+    healthy embeddings reach only if one class has 95 % of the rows. Each tower is examined by
+    itself, since two collapsed towers need not collapse to the same point.
     """
     measured = _rows_that_should_differ(evidence)
     evidence.wait_until_settled()
@@ -58,20 +58,20 @@ def collapsed_embedding(evidence: Evidence) -> Finding | None:
     value = f" The loss is {evidence.value:.4g}, as for identical embeddings." if stuck else ""
     return Finding(
         "collapsed-embedding",
-        f"{share}{f' of {of}' if of else ''} are apart by at most {max(near.values()):.1%} of "
-        f"their length.{value}",
-        "The encoder gives nearly the same embedding to everything: the pull wins, or the "
+        f"{share}{f' of {of}' if of else ''} are at most {max(near.values()):.1%} of their length "
+        f"apart.{value}",
+        "The encoder gives nearly the same embedding to everything: the pull dominates, or the "
         "learning rate was too high for the hardest negatives.",
-        "Lower the learning rate, begin with random or semi-hard negatives, check that the margin "
-        "pushes at all and that the input is scaled.",
+        "Lower the learning rate, begin with random or semi-hard negatives, and check that the "
+        "margin pushes at all and that the input is scaled.",
     )
 
 
 def _rows_that_should_differ(evidence: Evidence) -> dict[str, tuple[float, str]]:
-    """How far apart they are in units of their length, by tower, and which share of them is.
+    """How far apart they are in units of their length, by tower, and what share of them is.
 
     Raises:
-        Missing: there are no such rows, or no distance is known of them.
+        Missing: there are no such rows, or their distances are not known.
     """
     if evidence.spread:
         return {
@@ -84,7 +84,7 @@ def _rows_that_should_differ(evidence: Evidence) -> dict[str, tuple[float, str]]
     if apart.closeness == "logit" or not apart.dissimilar.isfinite().all():
         raise Missing("finite distances")
     distance = _in_lengths(evidence, float(apart.dissimilar.median()), apart.closeness)
-    return {"": (distance, "Half of the dissimilar rows")}
+    return {"": (distance, "Half of the dissimilar pairs")}
 
 
 def _quantile(evidence: Evidence, distances: Tensor) -> float:
@@ -125,14 +125,14 @@ def _stuck(evidence: Evidence) -> bool:
 
 
 def dimensional_collapse(evidence: Evidence) -> Finding | None:
-    r"""The embeddings spread in few of their dimensions.
+    r"""The embeddings use few of their dimensions.
 
     The effective rank is :math:`\exp(-\sum_k p_k \log p_k)` with
     :math:`p_k = \sigma_k / \sum \sigma` (Roy & Vetterli, EUSIPCO 2007; Garrido et al., "RankMe",
-    ICML 2023), of the rows less their mean. It cannot exceed d, nor n - 1, and a loss that brings
-    each of C classes to a point leaves C - 1 (Papyan et al., PNAS 2020). Fires below a tenth of the
-    smallest of those, and cannot be asked where that is 10 or less; trained runs of every loss here
-    have half of it. Of two towers the flatter one is looked at.
+    ICML 2023), computed after the mean row is subtracted. It cannot exceed d or n - 1, and a loss
+    that brings each of C classes to a point leaves C - 1 (Papyan et al., PNAS 2020). Fires below a
+    tenth of the smallest of those, and does not apply if that is 10 or less; healthy runs of every
+    loss here reach half of it. Of two towers, the one of lower rank is examined.
 
     Source: Jing et al., "Understanding dimensional collapse in contrastive self-supervised
     learning", ICLR 2022.
@@ -153,12 +153,12 @@ def dimensional_collapse(evidence: Evidence) -> Finding | None:
     energy = found.values.square().cumsum(0) / found.values.square().sum()
     most = int((energy < 0.99).sum()) + 1
     of = f" in {found.of}" if found.of else ""
-    unsure = " That is no fault if there are so few classes." if found.n_classes is None else ""
+    unsure = " That is fine if there are so few classes." if found.n_classes is None else ""
     return Finding(
         "dimensional-collapse",
-        f"{found.n} rows of {found.d} numbers{of} have effective rank {rank:.1f} of {room} there "
-        f"could be; {most} direction{'s hold' if most > 1 else ' holds'} 99 % of the variance.",
-        "Most of the embedding is unused, so identities that differ elsewhere cannot be told "
+        f"{found.n} rows of {found.d} numbers{of} have effective rank {rank:.1f} of a possible "
+        f"{room}; {most} direction{'s hold' if most > 1 else ' holds'} 99 % of the variance.",
+        "Most of the embedding is unused, so identities that differ there cannot be told "
         f"apart.{unsure}",
         "Push more (more negatives, a lower temperature, a larger margin), lower the weight decay, "
         "or use a smaller embedding.",
@@ -166,13 +166,13 @@ def dimensional_collapse(evidence: Evidence) -> Finding | None:
 
 
 def exploding_norms(evidence: Evidence) -> Finding | None:
-    """Embeddings that grow and grow.
+    """The embeddings keep growing.
 
-    A loss on directions cannot shorten a row: its gradient stands at right angles to it, so every
-    step makes it longer and the next one turn it less. Healthy runs here grow up to threefold; at
-    tenfold a step turns a row a hundredth as far as it did (the gradient falls with the length, and
-    so does the turn of a given step). Compares the mean length in the last ten steps with that in
-    the first ten.
+    A loss on directions cannot shorten a row: its gradient is orthogonal to the row, so every step
+    makes the row longer, and the next step turns it less. In healthy runs here lengths grow up to
+    threefold. At tenfold, a step turns a row a hundredth as far as at first: the gradient falls
+    with the length, and so does the angle that a given step turns. Compares the mean length in the
+    last ten steps with that in the first ten.
 
     Source: Wang et al., "NormFace", ACM Multimedia 2017, section 3; Draganov et al., "On the
     importance of embedding norms in self-supervised learning", ICML 2025.
@@ -186,23 +186,23 @@ def exploding_norms(evidence: Evidence) -> Finding | None:
     return Finding(
         "exploding-norms",
         f"The mean length of the embeddings rose from {first:.3g} to {last:.3g}.",
-        "Where only directions count, rows that are long hardly turn any more; where lengths "
-        "count, training diverges.",
-        "Lower the learning rate, raise the weight decay, or bound the length (normalise, or "
+        "If only directions count, long rows hardly turn any more; if lengths count, training is "
+        "diverging.",
+        "Lower the learning rate, raise the weight decay, or bound the length (normalise it, or "
         "penalise it).",
     )
 
 
 def unpaired_towers(evidence: Evidence) -> Finding | None:
-    r"""Rows of two towers are hardly nearer to their match than to the match of another row.
+    r"""Rows of two towers are hardly nearer to their own match than to another row's match.
 
-    Fires where they are in less than 55 % of comparisons (an AUC of 0.55), or in no more than
+    Fires if they are nearer in less than 55 % of comparisons (an AUC of 0.55), or in no more than
     chance explains: up to two standard errors, :math:`1 / \sqrt{12 n}` each (Mann & Whitney, 1947),
     above one half. A loss over such towers ends at :math:`\log n`, where no row is nearer.
 
-    Where at least 80 % of the rows have, in the other tower, a row that is not their match and each
-    other's nearest with them, the towers know each other, and their rows are in different orders:
-    of random similarities half of the rows have one.
+    If at least 80 % of the rows have a mutual nearest neighbour in the other tower that is not
+    their match, the towers agree with each other but their rows are in different orders. With
+    random similarities, half of the rows have such a neighbour.
     """
     found = evidence.matches
     if found is None:  # one tower: nothing to pair
@@ -216,16 +216,16 @@ def unpaired_towers(evidence: Evidence) -> Finding | None:
     shuffled = found.elsewhere >= 0.8
     stuck = f" The loss is {evidence.value:.4g}, as if all were the same." * _stuck(evidence)
     order = (
-        f" But {found.elsewhere:.0%} of the rows and a row that is not their match are each "
-        "other's nearest."
+        f" But {found.elsewhere:.0%} of the rows have a mutual nearest neighbour that is not their "
+        "match."
     )
     return Finding(
         "unpaired-towers",
-        f"Rows are nearer to their match than to another's in {found.nearer:.0%} of comparisons; a "
-        f"coin says 50 %.{order * shuffled}{stuck}",
-        "The towers know each other, and their rows are in different orders."
+        f"Rows are nearer to their match than to another row's match in {found.nearer:.0%} of "
+        f"comparisons; chance gives 50 %.{order * shuffled}{stuck}",
+        "The towers agree with each other, but their rows are in different orders."
         if shuffled
-        else "The pairs were shuffled, one tower apart from the other, or nothing was learned yet.",
-        "Check that row i of both is one pair: how the data is shuffled, sorted, filtered and "
-        "gathered.",
+        else "One tower was shuffled without the other, or nothing was learned yet.",
+        "Check that row i of both towers is one pair: how the data is shuffled, sorted, filtered "
+        "and gathered.",
     )

@@ -1,4 +1,4 @@
-"""What the rules look at, whoever gathered it: `explain`, `examine`, a training, a run folder."""
+"""The evidence that rules examine, from `explain`, `examine`, a training run or a run folder."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,9 +10,9 @@ from nearfar.doctor.finding import Missing
 from nearfar.inputs import between
 from nearfar.observe import Closeness
 
-SETTLED = 0.25  # of a training; before, it is the untrained network that one sees
+SETTLED = 0.25  # share of the training steps; before that, it is the untrained network one sees
 
-# What rules miss, in words that follow "without": those of one kind are named together.
+# What rules may lack, in words that follow "without". Rules that lack the same are listed together.
 LABELS = "labels"
 LOSS = "a loss"
 METRICS = "the metrics of a training run"
@@ -26,7 +26,7 @@ def known(value: Known | None, what: str) -> Known:
     """`value`.
 
     Raises:
-        Missing: there is none, and the rule that asks cannot speak.
+        Missing: it is None, so the rule that needs it cannot be checked.
     """
     if value is None:
         raise Missing(what)
@@ -41,8 +41,7 @@ class Apart:
         similar: (p,) of the similar rows; similarities negated, so that larger is farther.
         dissimilar: (q,) of the dissimilar ones.
         closeness: what was measured.
-        n_rows: how many rows all those pairs are made of, where a row is in many of them; None
-            where the pairs have nothing in common.
+        n_rows: how many rows the pairs are made of, if they share rows; None if they do not.
     """
 
     similar: Tensor
@@ -53,14 +52,14 @@ class Apart:
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
-    """In how many directions embeddings spread.
+    """The singular values of embeddings.
 
     Attributes:
-        values: (min(n, d),) singular values of the rows less their mean.
-        n: rows.
-        d: numbers in a row.
-        n_classes: of the rows; None where they have no labels.
-        of: which rows they are, where there are two towers.
+        values: (min(n, d),) singular values, after the mean row is subtracted.
+        n: number of rows.
+        d: numbers per row.
+        n_classes: number of classes; None without labels.
+        of: the name of the tower, if there are two.
     """
 
     values: Tensor
@@ -76,9 +75,9 @@ class Matches:
 
     Attributes:
         n: how many rows each tower has.
-        nearer: how often a row is nearer to its match than to the match of another row.
-        elsewhere: share of the rows that have, in the other tower, a row that is not their match
-            and each other's nearest with them.
+        nearer: how often a row is nearer to its own match than to another row's match.
+        elsewhere: share of the rows that have a mutual nearest neighbour in the other tower that is
+            not their match.
     """
 
     n: int
@@ -106,8 +105,8 @@ class Side:
     """One side of a split.
 
     Attributes:
-        identities: who is in it.
-        items: a fingerprint of each item in it; empty where the items are not known.
+        identities: the identities on it.
+        items: a fingerprint of each item on it; empty if the items are not known.
     """
 
     identities: Collection[str]
@@ -119,9 +118,9 @@ class Figure:
     """A figure of test pairs.
 
     Attributes:
-        value: of the figure.
-        low: the lower end of its interval; None where there are too few identities for one.
-        high: its upper end.
+        value: the figure.
+        low: the lower end of its interval; None if there are too few identities for one.
+        high: the upper end.
     """
 
     value: float
@@ -131,19 +130,19 @@ class Figure:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A threshold, and what became of it on test pairs.
+    """A threshold, and what it does on test pairs.
 
     Attributes:
-        far: the rate it was fitted at.
-        n_pairs: pairs of calibration identities.
-        n_identities: calibration identities.
-        test_far: the rate on the test pairs.
-        test_pairs: dissimilar test pairs.
-        test_identities: test identities.
-        test_auc: how often a similar test pair is the closer one of two; None: not known.
+        far: the false-accept rate it was fitted at.
+        n_pairs: number of pairs of calibration identities.
+        n_identities: number of calibration identities.
+        test_far: false-accept rate on the test pairs.
+        test_pairs: number of dissimilar test pairs.
+        test_identities: number of test identities.
+        test_auc: how often a similar test pair is closer than a dissimilar one; None: not known.
         test_far_high: upper end of the interval of `test_far`; None: not known.
         test_tar: true-accept rate on the test pairs; None: not known.
-        test_tar_at_far: what it would be there with a threshold at `far`; None: not known.
+        test_tar_at_far: true-accept rate of a threshold at `far` on them; None: not known.
     """
 
     far: float
@@ -165,33 +164,35 @@ class Fitted:
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """Each a piece of what happened; a rule whose piece is missing says so, and nothing else.
+    """What is known about a batch, a split or a training run; every part is optional.
+
+    A rule that needs a missing part raises `Missing`.
 
     Attributes:
         loss: the name of the loss function.
-        settings: what it was called with.
-        progress: how much of the training is done, from 0 to 1; rules about what training should
-            have achieved wait for a quarter of it.
+        settings: the hyperparameters it was called with.
+        progress: the share of training that is done, from 0 to 1; rules about what training should
+            have achieved wait for a quarter.
         apart: distances of labelled rows.
-        spread: distances between any two rows, whoever they are, where labels do not tell: by the
-            name of a tower, or by "" where there is but one.
-        matches: of two towers.
-        lengths: (n,) of the embeddings.
+        spread: distances between every two rows, if there are no labels: by the name of the tower,
+            or by "" if there is only one.
+        matches: whether the rows of two towers find their match.
+        lengths: (n,) lengths of the embeddings.
         broken: (n,) bool, rows that are NaN or infinite, or whose loss is.
         active: (n,) bool, whether any force acts in the row.
         wakes: the margin at which the first row would become active.
-        value: of the loss.
+        value: the loss.
         collapsed_value: what the loss would be if all embeddings were the same.
-        held: (a,) for each anchor with something to push off, the share of its push that one
-            negative holds.
+        held: (a,) for each anchor whose negatives matter, the largest share of its push that one
+            negative receives.
         positives: (n,) how many positives each anchor has.
         commonest: the most frequent label.
-        spectrum: of the embeddings.
-        history: a training's metrics step by step, named as in `metrics.jsonl`.
-        sides: of a split, by name.
+        spectrum: the singular values of the embeddings.
+        history: the metrics of a training run step by step, named as in `metrics.jsonl`.
+        sides: the sides of a split, by name.
         fitted: the threshold.
-        learned_auc: of the test pairs, by the distance of the embeddings.
-        raw_auc: by that of the raw input.
+        learned_auc: AUC of the test pairs, by the distance of the embeddings.
+        raw_auc: AUC of the test pairs, by the distance of the raw input.
     """
 
     loss: str = ""
@@ -223,13 +224,13 @@ class Evidence:
         """Called by rules about what training should have achieved.
 
         Raises:
-            Missing: too little of it is done.
+            Missing: too little of the training is done.
         """
         if self.progress < SETTLED:
-            raise Missing("a quarter of the training")
+            raise Missing("a quarter of the training steps")
 
     def setting(self, name: str) -> float | None:
-        """A hyperparameter that is a number; None for one that is a word, such as margin="soft"."""
+        """A numeric hyperparameter; None if it is text, such as margin="soft"."""
         value = self.settings.get(name)
         if isinstance(value, Tensor):
             return float(value.item())
@@ -242,7 +243,7 @@ class Evidence:
 
 
 def fires(rule: Callable[[Evidence], object], evidence: Evidence) -> bool:
-    """Whether a rule finds something, for another one that would only say the same."""
+    """Whether a rule fires; for another rule that would only repeat its finding."""
     try:
         return rule(evidence) is not None
     except Missing:

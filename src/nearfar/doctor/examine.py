@@ -22,7 +22,7 @@ from nearfar.registry import LOSSES
 from nearfar.relation import within
 from nearfar.spectrum import effective_rank
 
-ROWS = 1024  # as many are compared with each other; of more, whole classes are drawn by seed
+ROWS = 1024  # compared with each other; from more rows, whole classes are drawn by seed
 TOWERS = tuple(loss.function for loss in LOSSES if loss.takes("towers"))
 OF_SPLITS = ("identity-leak", "duplicates-across-splits", "few-identities")  # rules about them
 _ALSO = ("reference", "hard_negatives")  # rows that a loss takes by keyword
@@ -40,40 +40,43 @@ def examine(
 
     Args:
         x: (n, d) embeddings.
-        labels: (n,) class ids, or (n, c) bool multi-labels; None: rules about labels cannot speak.
-            With a loss of two towers, (n, d) embeddings of the second one, row i of which matches
+        labels: (n,) class ids, or (n, c) bool multi-labels. None: rules about labels are not
+            checked. With a two-tower loss, the (n, d) embeddings of the second tower; row i matches
             row i of `x`.
-        loss: with it, rules about the loss speak too: a whole-batch loss of nearfar's that takes
-            (x, labels), or one of two towers (`clip_loss`, `siglip_loss`, `info_nce_loss`), as a
-            function or module. `nearfar.explain` knows the other losses.
-        distance: what the embeddings are compared with; None: what the loss does, else "cosine".
+        loss: if given, rules about the loss are checked too. A whole-batch loss of nearfar over
+            (x, labels), or a two-tower loss (`clip_loss`, `siglip_loss`, `info_nce_loss`), as a
+            function or module. For other losses use `nearfar.explain`.
+        distance: the distance between embeddings. None: that of the loss, or "cosine" without one.
         hyperparameters: of the loss.
 
     Returns:
-        A `Diagnosis`, to print, or to read its findings. It names the rules that could not be
-        asked.
+        A `Diagnosis`: print it, or read its findings. It also lists the rules that could not be
+        checked.
 
     Raises:
-        TypeError: a loss that takes other data or is not nearfar's, or hyperparameters without one.
-        ValueError: shapes that do not fit, or as the loss itself.
+        TypeError: a loss that takes other data or is not nearfar's, or hyperparameters without a
+            loss.
+        ValueError: shapes that do not match, or any error of the loss itself.
 
     >>> import nearfar as nf
     >>> x, labels = torch.eye(64).repeat_interleave(2, 0), torch.arange(64).repeat_interleave(2)
     >>> found = examine(x, labels, loss=nf.batch_contrastive_loss, margin=1.0)
     >>> print(found.findings[0])
     dead-batch: No force acts in any of 128 rows: every gradient is 0. Similar rows coincide and
-    dissimilar ones lie beyond the margin, or no row can move. Add dissimilar rows that differ and
+    dissimilar ones are beyond the margin, or no row can move. Add dissimilar rows that differ and
     are near, or change the margin.
     >>> image, text = torch.eye(16), torch.eye(16).roll(1, 0)
     >>> print(examine(image, text, loss=nf.clip_loss, scale=14).findings[0].seen)
-    Rows are nearer to their match than to another's in 47% of comparisons; a coin says 50 %. But
-    100% of the rows and a row that is not their match are each other's nearest.
+    Rows are nearer to their match than to another row's match in 47% of comparisons; chance gives
+    50 %. But 100% of the rows have a mutual nearest neighbour that is not their match.
 
     Source: each rule names its own; see `docs/doctor.md`.
     """
     if loss is None:
         if hyperparameters:
-            raise TypeError(f"{', '.join(hyperparameters)} belong to a loss: pass loss= too.")
+            raise TypeError(
+                f"loss must be given with its hyperparameters ({', '.join(hyperparameters)})."
+            )
         rows = batch("x", x).detach()
         known = None if labels is None else batch_labels(labels, like=rows)
         return diagnose(of_embeddings(rows, known, {"distance": distance or "cosine"}))
@@ -82,24 +85,24 @@ def examine(
     takes = _data_of(function)
     if not examined(function) or settings.get("negatives") is not None:
         raise TypeError(
-            f"{function.__name__} over ({', '.join(takes)}) is explained by nearfar.explain; "
-            "examine looks at losses over (x, labels), and at two towers that match row by row."
+            f"examine takes losses over (x, labels), or over two towers that match row by row. For "
+            f"{function.__name__} over ({', '.join(takes)}) use nearfar.explain."
         )
     if labels is None:
         second = "labels" if takes[1] == "labels" else "the second tower"
-        raise TypeError(f"{second} must be given with loss: {function.__name__} is over both.")
+        raise TypeError(f"{second} must be given with loss: {function.__name__} needs both.")
     return diagnose(of_batch(function, (x, labels), settings))
 
 
 def of_batch(
     function: Callable[..., Tensor], data: Sequence[ArrayLike], settings: Mapping[str, Any]
 ) -> Evidence:
-    """What a batch and its loss say.
+    """Evidence from a batch and its loss.
 
     Args:
         function: a loss over (x, labels), or over two towers.
         data: its two arguments.
-        settings: all else it is called with.
+        settings: its other arguments.
     """
     if function.__name__ in TOWERS:
         both = towers(**dict(zip(_data_of(function), data, strict=False)))
@@ -125,12 +128,12 @@ def of_batch(
 
 
 def examined(function: Callable[..., Tensor]) -> bool:
-    """Whether `of_batch` knows what the arguments of a loss are."""
+    """Whether `of_batch` can examine a loss, by its arguments."""
     return function.__name__ in TOWERS or _data_of(function)[1:] == ["labels"]
 
 
 def _data_of(function: Callable[..., Tensor]) -> list[str]:
-    """The names of what a loss takes as data."""
+    """The names of the data arguments of a loss."""
     parameters = inspect.signature(function).parameters.values()
     return [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
 
@@ -165,24 +168,24 @@ def _held(
 
 
 def examine_split(**sides: tuple[ArrayLike, ArrayLike]) -> Diagnosis:
-    """Look for identities and items that two sides of a split share, and for too few of them.
+    """Look for identities and items that two sides of a split share, and for too few identities.
 
     Args:
-        sides: each (x, identities): (n, ...) items as they were read, and (n,) whose they are. The
-            one that is learned from is called `train`.
+        sides: for each side (x, identities): the (n, ...) items, and the (n,) identity of each.
+            Name the side to learn from `train`.
 
     Raises:
-        TypeError: a side that is no such pair.
+        TypeError: a side that is not such a pair.
         ValueError: fewer than two sides.
 
     >>> items, ids = torch.arange(20.0)[:, None], torch.arange(20)
     >>> print(examine_split(train=(items, ids), test=([[30.0]], [1])))
-    ! identity-leak: 1 of 1 identities of test are also in train ('1'). Figures measured there are
-    those of a memory, and flatter. Split identities, never items or pairs.
+    ! identity-leak: 1 of 1 identities of test are also in train ('1'). Figures measured there
+    reward memorisation, and flatter the network. Split identities, never items or pairs.
     """
     if len(sides) < 2:
         raise ValueError(
-            f"examine_split compares sides of a split: give two at least, as in train=(x, ids), "
+            f"examine_split compares sides of a split: give at least two, as in train=(x, ids), "
             f"test=(x, ids); got {len(sides)}."
         )
     found = {}
@@ -193,18 +196,18 @@ def examine_split(**sides: tuple[ArrayLike, ArrayLike]) -> Diagnosis:
         ids = tensor(f"{name} identities", identities).tolist()
         found[name] = Side(set(map(str, ids)), fingerprints(tensor(name, x)))
     diagnosis = diagnose(Evidence(sides=found))
-    # The other rules have nothing to do with a split.
+    # The other rules do not concern a split.
     asked = {what: names for what, names in diagnosis.not_asked.items() if names[0] in OF_SPLITS}
     return replace(diagnosis, not_asked=asked)
 
 
 def of_embeddings(x: Tensor, labels: Tensor | None, settings: Mapping[str, Any]) -> Evidence:
-    """What embeddings and their labels say by themselves.
+    """Evidence from embeddings and their labels alone.
 
     Args:
         x: (n, d) embeddings.
         labels: (n,) class ids or (n, c) multi-labels.
-        settings: what the loss is called with; its distance is measured.
+        settings: the arguments of the loss, whose distance is used.
     """
     broken = ~x.isfinite().all(1)
     evidence = Evidence(settings=settings, broken=broken.cpu())
@@ -227,13 +230,13 @@ def of_embeddings(x: Tensor, labels: Tensor | None, settings: Mapping[str, Any])
 
 
 def of_towers(x: Tensor, y: Tensor, settings: Mapping[str, Any], names: Sequence[str]) -> Evidence:
-    """What two towers say by themselves.
+    """Evidence from two towers alone.
 
     Args:
         x: (n, d) embeddings of the first.
         y: (n, d) embeddings of the second; row i matches row i of `x`.
-        settings: what the loss is called with.
-        names: what the caller knows them by.
+        settings: the arguments of the loss.
+        names: the caller's names for the two.
     """
     broken = ~(x.isfinite().all(1) & y.isfinite().all(1))
     evidence = Evidence(settings=settings, broken=broken.cpu())
@@ -252,7 +255,7 @@ def of_towers(x: Tensor, y: Tensor, settings: Mapping[str, Any], names: Sequence
 
 
 def _spread(x: Tensor, distance: Distance) -> Tensor:
-    """Distances between any two rows."""
+    """The distance between every two rows."""
     x = x[_drawn(len(x)).to(x.device)]
     first, second = torch.triu_indices(len(x), len(x), offset=1, device=x.device)
     return _all_distances(x, distance)[first, second].cpu()
@@ -263,7 +266,7 @@ def _matches(x: Tensor, y: Tensor) -> Matches:
     closeness = unit(x[chosen]) @ unit(y[chosen]).T  # (n, n), row i matches column i
     n = len(closeness)
     match = closeness.diagonal()[:, None]
-    # Towards the others' matches, and from the others to the own one; a tie is half of it.
+    # Against the other rows' matches, in both directions; a tie counts half.
     nearer = sum(
         float((match > others).sum() + (match == others).sum() / 2) - n / 2
         for others in (closeness, closeness.T)
@@ -275,30 +278,30 @@ def _matches(x: Tensor, y: Tensor) -> Matches:
 
 
 def fingerprints(x: Tensor) -> list[bytes]:
-    """16 bytes for each item (n, ...), equal where all its bits are."""
+    """16 bytes for each item (n, ...); equal for items that are equal bit for bit."""
     rows = x.detach().cpu().contiguous().flatten(1) if x.ndim > 1 else x.detach().cpu()[:, None]
     return [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in rows.numpy()]
 
 
 def spectrum(x: Tensor, labels: Tensor | None) -> Spectrum:
-    """In how many directions (n, d) embeddings spread."""
+    """The singular values of (n, d) embeddings, after the mean row is subtracted."""
     n, d = x.shape
     n_classes = None
     if labels is not None and labels.ndim == 1:
         n_classes = len(labels.unique())  # type: ignore[no-untyped-call]
     centred = x.double() - x.double().mean(0)
-    # The small one of X'X and XX' has the same spectrum, squared.
+    # The smaller of X'X and XX' has the same spectrum, squared.
     square = centred.T @ centred if d < n else centred @ centred.T
     values = torch.linalg.eigvalsh(square).clamp(min=0).sqrt().flip(0)
-    # Squaring loses half of the digits: what is left of a direction below is rounding.
+    # Squaring loses half of the digits: values below this are rounding errors.
     values = values.masked_fill(values < 1e-7 * values[:1], 0)
     return Spectrum(values.cpu(), n, d, n_classes)
 
 
 def _some(labels: Tensor) -> Tensor:
-    """Rows to compare with each other: all, or those of classes drawn by seed until it is enough.
+    """Rows to compare with each other: all, or those of enough classes drawn by seed.
 
-    Drawing rows one by one would leave hardly a similar pair.
+    Drawing rows one by one would leave hardly any similar pairs.
     """
     n = len(labels)
     if n <= ROWS or labels.ndim == 2:
@@ -308,19 +311,19 @@ def _some(labels: Tensor) -> Tensor:
     rank = torch.randperm(len(classes), generator=generator)[index.cpu()]
     order, sizes = rank.argsort(stable=True), rank.bincount()
     place = torch.arange(n) - (sizes.cumsum(0) - sizes)[rank[order]]  # within its class
-    # At most 32 of a class, or a frequent one would be all there is.
+    # At most 32 per class, so that a frequent class does not crowd out the others.
     return order[place < 32][:ROWS].to(labels.device)
 
 
 def _drawn(n: int) -> Tensor:
-    """Rows to compare with each other, drawn by seed where there are many."""
+    """Rows to compare with each other, drawn by seed if there are many."""
     return torch.randperm(n, generator=torch.Generator().manual_seed(0))[:ROWS]
 
 
 def _all_distances(x: Tensor, distance: Distance) -> Tensor:
     """(n, n)."""
     x = unit(x) if distance == "cosine" else x
-    x = x - x.mean(0)  # or a common offset would take the digits of the differences
+    x = x - x.mean(0)  # a common offset would cost the differences their digits
     euclidean = torch.cdist(x, x)
     if distance == "euclidean":
         return euclidean

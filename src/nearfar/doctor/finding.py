@@ -1,4 +1,4 @@
-"""What the doctor says: a finding, and all of them."""
+"""What the doctor returns: a finding, and all of them."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -17,7 +17,7 @@ class Finding:
         seen: the evidence.
         means: what it usually means.
         advice: what to try.
-        step: of a training, when it was first seen; None where no step belongs to it.
+        step: the training step at which it was first seen; None outside of training.
     """
 
     name: str
@@ -46,16 +46,16 @@ class Finding:
 
     @classmethod
     def of(cls, found: Mapping[str, Any]) -> "Finding":
-        """The way back from `as_dict`."""
+        """The inverse of `as_dict`."""
         said = {name: found[name] for name in ("name", "seen", "means", "advice")}
         return cls(**said, step=found.get("step"))
 
 
 class Missing(Exception):  # noqa: N818 - no error: a rule cannot speak, and the others can
-    """Raised by a rule that cannot be asked.
+    """Raised by a rule that lacks the data it needs.
 
     Args:
-        what: it would take, in words that follow "without".
+        what: the rule lacks, in words that follow "without".
     """
 
     def __init__(self, what: str) -> None:
@@ -65,12 +65,12 @@ class Missing(Exception):  # noqa: N818 - no error: a rule cannot speak, and the
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What all rules have to say; prints, and goes to JSON.
+    """The findings of all rules; prints, and goes to JSON.
 
     Attributes:
-        findings: in order of importance; empty where no rule found anything.
-        not_asked: what was missing -> the names of the rules that cannot speak without it. That
-            they found nothing says nothing.
+        findings: in order of importance; empty if no rule found anything.
+        not_asked: what was missing -> the names of the rules that need it. These rules were not
+            checked, so no finding of theirs is no sign of health.
     """
 
     findings: tuple[Finding, ...]
@@ -78,7 +78,7 @@ class Diagnosis:
 
     @property
     def healthy(self) -> bool:
-        """Whether none of the rules that could be asked found anything."""
+        """Whether none of the rules that could be checked found anything."""
         return not self.findings
 
     def as_dict(self) -> dict[str, Any]:
@@ -103,13 +103,13 @@ class Diagnosis:
 
     def _silent(self) -> list[str]:
         return [
-            f"not looked at, without {what}: {', '.join(names)}"
+            f"not checked, without {what}: {', '.join(names)}"
             for what, names in self.not_asked.items()
         ]
 
 
 def grouped(missing: Iterable[tuple[str, str]]) -> dict[str, tuple[str, ...]]:
-    """What is missing -> the rules that miss it, from (rule, what is missing).
+    """What is missing -> the rules that need it, from (rule, what is missing).
 
     >>> grouped([("imbalance", "labels"), ("dead-batch", "a loss"), ("flipped-labels", "labels")])
     {'labels': ('imbalance', 'flipped-labels'), 'a loss': ('dead-batch',)}
@@ -120,4 +120,4 @@ def grouped(missing: Iterable[tuple[str, str]]) -> dict[str, tuple[str, ...]]:
     return groups
 
 
-_NOTHING = "healthy: no rule found anything wrong in what there was to look at"
+_NOTHING = "healthy: no rule that could be checked found anything wrong"

@@ -1,4 +1,4 @@
-"""What can be wrong with labels and splits."""
+"""Rules about labels and splits."""
 
 from itertools import combinations
 from math import sqrt
@@ -14,9 +14,9 @@ FEWEST_IDENTITIES = 20  # to learn from
 def flipped_labels(evidence: Evidence) -> Finding | None:
     """Similar rows are farther apart than dissimilar ones.
 
-    Fires where a random similar pair is the farther one in at least 60 % of comparisons and this
-    is 3 standard errors above one half (Mann & Whitney, 1947). Pairs that share rows are not
-    independent, so no more of them are counted than there are rows.
+    Fires if a random similar pair is farther apart than a dissimilar one in at least 60 % of
+    comparisons, and that share is 3 standard errors above one half (Mann & Whitney, 1947). Pairs
+    that share rows are not independent, so no more pairs are counted than there are rows.
     """
     apart = known(evidence.apart, LABELS)
     evidence.wait_until_settled()
@@ -39,7 +39,8 @@ def flipped_labels(evidence: Evidence) -> Finding | None:
         f"Similar rows are farther apart than dissimilar ones in {share:.0%} of comparisons "
         f"(median {apart.closeness} {near:.4g} against {far:.4g}).",
         "Usually 0 and 1 are read the wrong way round, or two columns are swapped.",
-        "Check what marks a similar pair (similar_label), and which argument is the positive.",
+        "Check which number marks a similar pair (similar_label), and which argument is the "
+        "positive.",
     )
 
 
@@ -52,7 +53,7 @@ def _share_farther(apart: Apart) -> float:
 
 
 def one_kind_only(evidence: Evidence) -> Finding | None:
-    """Without similar rows nothing is pulled, without dissimilar ones nothing is pushed."""
+    """Without similar rows nothing is pulled; without dissimilar ones nothing is pushed."""
     apart = known(evidence.apart, LABELS)
     if len(apart.similar) + len(apart.dissimilar) < 2:
         raise Missing("two pairs")
@@ -68,9 +69,10 @@ def one_kind_only(evidence: Evidence) -> Finding | None:
 def few_positives(evidence: Evidence) -> Finding | None:
     """More than three quarters of the anchors have no positive.
 
-    They are left out of the mean, so that the others are all there is to estimate a gradient from:
-    with a quarter of them its noise doubles. Batches of n random items of C even classes leave
-    :math:`(1 - 1 / C)^{n - 1}` of the anchors without one, 77 % for 256 items of 1,000 classes.
+    They are left out of the mean, so the gradient is estimated from the others alone: from a
+    quarter of the anchors, its noise doubles. Batches of n random items of C equally large classes
+    leave :math:`(1 - 1 / C)^{n - 1}` of the anchors without a positive, 77 % for 256 items of
+    1,000 classes.
     """
     positives = known(evidence.positives, LABELS)
     if len(positives) < 8:
@@ -81,17 +83,17 @@ def few_positives(evidence: Evidence) -> Finding | None:
     return Finding(
         "few-positives",
         f"{without} of {len(positives)} anchors have no positive.",
-        "Only the others are pulled to anything: most of the batch teaches half of the task, and "
-        "the gradient is noisy.",
-        "Draw batches of P identities x K items (K of 2 or more), or larger ones.",
+        "Only the others are pulled: most of the batch teaches half of the task, and the gradient "
+        "is noisy.",
+        "Draw batches of P identities x K items (K of 2 or more), or larger batches.",
     )
 
 
 def imbalance(evidence: Evidence) -> Finding | None:
-    """One answer is right for at least 90 % of the data, so that accuracy says nothing.
+    """One answer is right for at least 90 % of the data, so accuracy says nothing.
 
-    A classifier that always gives it is then at 90 % or more (Provost, Fawcett & Kohavi, "The case
-    against accuracy estimation", ICML 1998). Needs 20 labels, and both kinds.
+    A classifier that always gives that answer is right in 90 % of cases or more (Provost, Fawcett &
+    Kohavi, "The case against accuracy estimation", ICML 1998). Needs 20 labels, and both kinds.
     """
     most = known(evidence.commonest, LABELS if evidence.positives is None else "class ids")
     if most.total < 20:
@@ -101,14 +103,14 @@ def imbalance(evidence: Evidence) -> Finding | None:
     return Finding(
         "imbalance",
         f"{most.count:,} of {most.total:,} labels are {most.label!r}.",
-        f"Always answering so is right in {most.count / most.total:.1%} of cases: accuracy says "
-        "nothing here, and a batch drawn at random holds few of the rest.",
+        f"Always giving that answer is right in {most.count / most.total:.1%} of cases: accuracy "
+        "says nothing here, and a batch drawn at random holds few of the rest.",
         "Judge by AUC, equal error rate, or true accepts at a false-accept rate; balance batches.",
     )
 
 
 def identity_leak(evidence: Evidence) -> Finding | None:
-    """One identity on two sides is enough: its figures are those of a memory."""
+    """Fires for a single identity on two sides: figures measured there reward memorisation."""
     for (one, a), (two, b) in _two_sides(evidence):
         shared = sorted(set(a.identities) & set(b.identities))
         if shared:
@@ -116,18 +118,18 @@ def identity_leak(evidence: Evidence) -> Finding | None:
                 "identity-leak",
                 f"{len(shared)} of {len(b.identities)} identities of {two} are also in {one} "
                 f"({', '.join(map(repr, shared[:3]))}{', ...' * (len(shared) > 3)}).",
-                "Figures measured there are those of a memory, and flatter.",
+                "Figures measured there reward memorisation, and flatter the network.",
                 "Split identities, never items or pairs.",
             )
     return None
 
 
 def duplicates_across_splits(evidence: Evidence) -> Finding | None:
-    """At least one in a thousand items of a side is, bit by bit, also on another one.
+    """At least one in a thousand items of a side also appears, bit for bit, on another side.
 
-    Fewer cannot move a rate by more than a tenth of a percent. Barz & Denzler ("Do we train on
-    test data?", 2020) find 3 to 10 % of near duplicates in the test sets of CIFAR; this rule sees
-    exact ones only.
+    Fewer cannot move a rate by more than a tenth of a percentage point. Barz & Denzler ("Do we
+    train on test data?", 2020) find 3 to 10 % near duplicates in the test sets of CIFAR; this rule
+    sees only exact ones.
     """
     sides = _two_sides(evidence)
     if not any(a.items and b.items for (_, a), (_, b) in sides):
@@ -138,8 +140,9 @@ def duplicates_across_splits(evidence: Evidence) -> Finding | None:
         if shared and shared >= len(b.items) / 1000:
             return Finding(
                 "duplicates-across-splits",
-                f"{shared:,} of {len(b.items):,} items of {two} are also in {one}, bit by bit.",
-                "One item was collected twice under two names, or a blank one stands for many.",
+                f"{shared:,} of {len(b.items):,} items of {two} are also in {one}, bit for bit.",
+                "An item was collected twice under two names, or many items are the same blank "
+                "image.",
                 "Remove the copies, or give them one identity, and split again.",
             )
     return None
@@ -148,8 +151,8 @@ def duplicates_across_splits(evidence: Evidence) -> Finding | None:
 def few_identities(evidence: Evidence) -> Finding | None:
     """Fewer than 20 identities to learn from.
 
-    What is learned is what tells these few apart, and not what tells any two apart. That 20 are few
-    is a convention: benchmarks with classes that training has not seen learn from 64 and more.
+    The network learns what distinguishes these few, not what distinguishes any two identities. The
+    limit of 20 is a convention: benchmarks that test on unseen classes train on 64 and more.
 
     Source: miniImageNet has 64 (Vinyals et al., "Matching networks for one shot learning", NeurIPS
     2016), Omniglot 964 (Lake, Salakhutdinov & Tenenbaum, Science 2015).
@@ -161,9 +164,9 @@ def few_identities(evidence: Evidence) -> Finding | None:
     return Finding(
         "few-identities",
         f"There {'are' if n != 1 else 'is'} {n} identit{'ies' if n != 1 else 'y'} to learn from.",
-        "What tells these few apart says little about others, and neither more steps nor more "
-        "items of the same identities change that.",
-        "Add identities: dozens at least, hundreds are better. Until then bring a network that was "
+        "What distinguishes these few says little about others. Neither more steps nor more items "
+        "of the same identities change that.",
+        "Add identities: dozens at least, better hundreds. Until then use a network that was "
         "trained on more (--encoder), or compare the raw input.",
     )
 

@@ -1,4 +1,4 @@
-"""What can be wrong with a loss: no force, a margin that is out of reach, a single force."""
+"""Rules about a loss: no force, a margin out of reach, all the push on one negative."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,9 +15,10 @@ RECENT = 50  # steps that say what training does now
 def dead_batch(evidence: Evidence) -> Finding | None:
     """The gradient is exactly 0, in this batch or in half of the recent steps.
 
-    A single such step of a training is chance. From ten on, a loss of exactly 0 in every second one
-    is half of the computation lost. The share of active tuples falls as training succeeds (Hermans
-    et al., "In defense of the triplet loss", 2017, section 3), which is why harder ones are mined.
+    A single such step in a training run is chance. Ten such steps or more, if they are half of the
+    recent ones, waste half of the computation. The share of active tuples falls as training
+    succeeds (Hermans et al., "In defense of the triplet loss", 2017, section 3), which is why
+    harder ones are mined.
     """
     told = [line for line in evidence.history if {"active_share", "loss"} <= line.keys()]
     if evidence.active is None and not told:
@@ -35,7 +36,7 @@ def _dead_now(evidence: Evidence) -> Finding | None:
     return Finding(
         "dead-batch",
         f"No force acts in any of {len(active)} rows: every gradient is 0.",
-        "Similar rows coincide and dissimilar ones lie beyond the margin, or no row can move.",
+        "Similar rows coincide and dissimilar ones are beyond the margin, or no row can move.",
         _way_out(evidence),
     )
 
@@ -51,25 +52,25 @@ def _way_out(evidence: Evidence) -> str:
 
 
 def _dead_for_long(recent: Sequence[Mapping[str, float]]) -> Finding | None:
-    """Half of the recent steps, and ten at least, cost exactly 0."""
+    """Half of the recent steps, and at least ten, have a loss of exactly 0."""
     dead = sum(line["active_share"] == 0 and line["loss"] == 0 for line in recent)
     if dead < max(len(recent) / 2, 10):
         return None
     return Finding(
         "dead-batch",
         f"In {dead} of the last {len(recent)} steps no pair or tuple was active: the loss was 0.",
-        "Nothing is learned in such a step: the margin asks for less than the embeddings already "
-        "do, or only easy negatives are left.",
+        "Nothing is learned in such a step: the embeddings already satisfy the margin, or only "
+        "easy negatives are left.",
         "Use a larger margin or harder negatives; or stop here, if the figures are good.",
     )
 
 
 def unreachable_margin(evidence: Evidence) -> Finding | None:
-    """A margin that no two rows can fulfil.
+    """A margin that no two rows can satisfy.
 
     Rows of length 1 are at most 2 apart (squared, 4), and a cosine distance is at most 2. (Many
-    of them cannot even all be that far apart: K rows at most sqrt(2 K / (K - 1)), as the corners of
-    a simplex.)
+    rows cannot all be that far apart: K rows can all be at most sqrt(2 K / (K - 1)) apart, as the
+    corners of a simplex are.)
     """
     margin, distance = evidence.setting("margin"), evidence.settings.get("distance")
     if margin is None or distance is None:
@@ -88,15 +89,15 @@ def unreachable_margin(evidence: Evidence) -> Finding | None:
         "unreachable-margin",
         f"The margin is {margin:g}, but {why}.",
         "No dissimilar row can ever be far enough apart, so the loss cannot reach 0.",
-        f"Use a margin below {reach:g}; many unit rows can all be {most:g} apart, no more.",
+        f"Use a margin below {reach:g}; many unit rows can all be at most {most:g} apart.",
     )
 
 
 def idle_margin(evidence: Evidence) -> Finding | None:
-    """A margin at which no dissimilar pair costs anything, wherever it is.
+    """A margin at which the loss of every dissimilar pair is 0.
 
-    The contrastive losses push dissimilar rows up to the margin, the cosine losses down to it:
-    0 for a distance and 1 for a cosine push nothing.
+    The contrastive losses push dissimilar rows until their distance exceeds the margin, the cosine
+    losses until their cosine is below it: a margin of 0 or of 1, respectively, pushes nothing.
     """
     margin = evidence.setting("margin")
     of_cosine = evidence.loss in COSINE
@@ -114,10 +115,10 @@ def idle_margin(evidence: Evidence) -> Finding | None:
 
 
 def _refuse_unknown_loss(evidence: Evidence) -> None:
-    """Called before a rule says that it does not concern this loss.
+    """Called before a rule decides that it does not apply to this loss.
 
     Raises:
-        Missing: nobody told which loss it is.
+        Missing: the loss is not known.
     """
     if not evidence.loss:
         raise Missing(LOSS)
@@ -129,14 +130,14 @@ def _all_of_length_one(evidence: Evidence) -> bool:
 
 
 def temperature_too_low(evidence: Evidence) -> Finding | None:
-    r"""One negative holds at least 99 % of the push, for half of the anchors.
+    r"""For half of the anchors, one negative receives at least 99 % of the push.
 
-    The push of a softmax loss on negative j is proportional to :math:`\exp(s_{ij} / T)`, so that a
-    low temperature leaves the nearest one alone with it: a triplet loss with the hardest negative,
-    which in real data is often a false one (Wang & Liu, "Understanding the behaviour of
-    contrastive loss", CVPR 2021, section 3.3). Needs 8 anchors whose negatives still matter, with
-    8 negatives or more each. A quarter of the training is waited for: on vectors a temperature of
-    0.01 begins at 99 % and, as the network learns, falls to 45 %.
+    The push of a softmax loss on negative j is proportional to :math:`\exp(s_{ij} / T)`, so at a
+    low temperature the nearest negative receives nearly all of it. The loss then acts like a
+    triplet loss with the hardest negative, which in real data is often a false one (Wang & Liu,
+    "Understanding the behaviour of contrastive loss", CVPR 2021, section 3.3). Needs 8 anchors
+    whose negatives still matter, with 8 negatives or more each. Waits for a quarter of the training
+    steps: on vectors, a temperature of 0.01 begins at 99 % and falls to 45 % as the network learns.
     """
     temperature = evidence.temperature()
     if temperature is None or evidence.loss == "circle_loss":  # whose scale is to single one out
@@ -150,8 +151,8 @@ def temperature_too_low(evidence: Evidence) -> Finding | None:
         return None
     return Finding(
         "temperature-too-low",
-        f"For half of {len(held)} anchors one negative holds {float(held.median()):.1%} of the "
-        f"push (temperature {temperature:.3g}).",
+        f"For half of {len(held)} anchors, one negative receives {float(held.median()):.1%} of the "
+        f"push or more (temperature {temperature:.3g}).",
         "The loss sees only the nearest negative, which in noisy data is often a false one.",
         "Raise the temperature; 0.05 to 0.2 is usual for cosines.",
     )

@@ -1,4 +1,4 @@
-"""Who holds the push of each anchor."""
+"""How the push of each anchor is shared among its negatives."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,14 +13,14 @@ FEWEST = 8  # negatives of an anchor; of fewer, one may well hold most of the pu
 
 
 class Pushes:
-    """A visitor of forces that keeps, for each anchor, its push and the strongest part of it."""
+    """Observes forces, and keeps for each anchor its total push and the strongest single push."""
 
     def __init__(self) -> None:
         self._open: Tensor | None = None  # (n, 3) push, strongest push, negatives
         self._done: list[Tensor] = []
 
     def begin(self) -> None:
-        """`close` tells losses apart."""
+        """Nothing to do: `close` separates one loss from the next."""
 
     def tile(
         self,
@@ -41,20 +41,20 @@ class Pushes:
         negatives += negative.sum(1)
 
     def scale(self, by: Tensor | float) -> None:
-        """Sums are asked for, which nothing scales."""
+        """Nothing to do: sums are requested, and nothing scales those."""
 
     def close(self) -> None:
-        """What comes next are the anchors of another loss."""
+        """The next tiles belong to another loss."""
         if self._open is not None:
             self._done.append(self._open)
         self._open = None
 
     def held(self, temperature: float) -> Tensor | None:
-        """(a,) the share that one negative holds, of the anchors whose negatives matter.
+        """(a,) the largest share that one negative receives, for anchors whose negatives matter.
 
-        The force of a softmax loss is the probability of a negative by the temperature. Where all
-        of them together have less than 5 %, there is nothing to share. None: no anchor has as many
-        negatives as it takes to tell.
+        The force of a softmax loss on a negative is its probability divided by the temperature.
+        Anchors whose negatives have less than 5 % probability in all are left out. None: no anchor
+        has enough negatives.
         """
         if not self._done:
             return None
@@ -68,9 +68,9 @@ class Pushes:
 def watch_pushes(
     form: Callable[[Callable[..., Tensor]], object], loss: Callable[..., Tensor]
 ) -> Pushes:
-    """Call `form` with the loss in such a way that every push is seen.
+    """Call `form` with the loss, and observe every push.
 
-    Only a loss that is one number shows its forces, so its sum stands in for whatever is asked.
+    A loss shows its forces only if it is reduced to one number, so every call computes the sum.
     """
     pushes = Pushes()
 

@@ -60,13 +60,13 @@ RULES: tuple[Callable[[Evidence], Finding | None], ...] = (
 
 
 def diagnose(evidence: Evidence) -> Diagnosis:
-    """Ask every rule; those that miss something are named, with what they miss."""
+    """Check every rule. Rules that lack data are listed in `not_asked`, with what they lack."""
     found, missing = ask(evidence)
     return Diagnosis(tuple(found), grouped(missing.items()))
 
 
 def ask(evidence: Evidence) -> tuple[list[Finding], dict[str, str]]:
-    """The findings; and, for each rule that cannot be asked, by name, what it misses."""
+    """The findings; and the names of the rules that cannot be checked, with what they lack."""
     found, missing = [], {}
     for rule in RULES:
         try:
@@ -78,5 +78,5 @@ def ask(evidence: Evidence) -> tuple[list[Finding], dict[str, str]]:
 
 
 def name_of(rule: Callable[[Evidence], Finding | None]) -> str:
-    """What the findings of a rule are called."""
+    """The name of a rule's findings."""
     return rule.__name__.replace("_", "-")

@@ -1,4 +1,4 @@
-"""What can be wrong with a verifier and its threshold."""
+"""Rules about a verifier and its threshold."""
 
 from math import ceil, hypot, log, log1p, sqrt
 
@@ -10,18 +10,18 @@ TOO_FEW = "enough identities to tell from chance"
 
 
 def no_better_than_chance(evidence: Evidence) -> Finding | None:
-    """On test identities, distance tells similar pairs from others hardly better than a coin.
+    """On test identities, distance separates similar from dissimilar pairs hardly above chance.
 
-    Fires where a similar pair is the closer one in less than 55 % of comparisons (an AUC of 0.55),
-    unless it is the farther one so often that `flipped-labels` speaks.
+    Fires if a similar pair is closer than a dissimilar one in less than 55 % of comparisons (an AUC
+    of 0.55), unless it is farther so often that `flipped-labels` fires.
     """
     auc = known(known(evidence.fitted, TEST).test_auc, TEST)
     if auc >= 0.55 or fires(flipped_labels, evidence):
         return None
     return Finding(
         "no-better-than-chance",
-        f"Of a similar and a different test pair, the similar one is closer {auc:.0%} "
-        "of the time; a coin says 50 %.",
+        f"A similar test pair is closer than a dissimilar one in {auc:.0%} of comparisons; chance "
+        "gives 50 %.",
         "What was learned on the training identities does not carry over to others, or there was "
         "nothing to learn.",
         "Check that items of one identity have something in common that the encoder can see; then "
@@ -30,12 +30,13 @@ def no_better_than_chance(evidence: Evidence) -> Finding | None:
 
 
 def no_better_than_raw_input(evidence: Evidence) -> Finding | None:
-    """On test identities, the distance of the raw input tells similar pairs from others as well.
+    """On test identities, the distance of the raw input separates the pairs as well.
 
-    Fires where the AUC of the embeddings is not above that of the raw input, or above it by no more
-    than chance: where the interval of the difference, by Newcombe's rule from those of the two,
-    holds 0. Both are of the same pairs and err together, so that the interval errs to the wide
-    side. With too few identities for intervals, an AUC that is above is not judged.
+    Fires if the AUC of the embeddings is not above that of the raw input, or is above it by no more
+    than chance explains: if the interval of the difference, computed by Newcombe's rule from the
+    two intervals, contains 0. Both AUCs are measured on the same pairs, so their errors are
+    correlated and the interval is conservatively wide. With too few identities for intervals, an
+    AUC that is above is not judged.
 
     Source: Newcombe, "Interval estimation for the difference between independent proportions",
     Statistics in Medicine 1998, method 10; for AUCs, Zou & Donner, 2008.
@@ -50,22 +51,23 @@ def no_better_than_raw_input(evidence: Evidence) -> Finding | None:
         "no-better-than-raw-input",
         f"On test identities the embeddings reach an AUC of {learned.value:.4f}, the raw input "
         f"{raw.value:.4f}{', which chance can explain' if gain > 0 else ''}.",
-        "What was learned tells other identities apart no better than comparing the input as it "
-        "is: too few identities to learn from, a training that is too short or fails, or an input "
-        "that needs no learning.",
-        "Train on more identities; train longer, or with another loss or learning rate; bring a "
-        "network that knows such data (--encoder). Until then use the raw input's distance.",
+        "On other identities, what was learned is no better than comparing the raw input: there "
+        "are too few identities to learn from, training was too short or failed, or the input "
+        "needs no learning.",
+        "Train on more identities; train longer, or with another loss or learning rate; use a "
+        "network trained on this kind of data (--encoder). Until then use the raw input's "
+        "distance.",
     )
 
 
 def overfit_threshold(evidence: Evidence) -> Finding | None:
-    """On test identities, more is accepted than the threshold was fitted for.
+    """On test identities, more pairs are accepted than the threshold was fitted for.
 
-    Fires at twice the rate and more, if the difference is 3 standard errors. Pairs of one identity
-    depend on each other; the variance of a mean over pairs of J identities is at most
-    :math:`2 p (1 - p) / J` (Hoeffding, 1948, section 5), and that bound is taken for both sides,
-    with the rate p of both together. It is cautious: with 100 identities a side, a rate fitted at
-    1 % must come out at 19 % to fire, and with 1,000 at 4 %.
+    Fires above twice the fitted rate, if the difference is at least 3 standard errors. Pairs of one
+    identity are not independent. The variance of a mean over pairs of J identities is at most
+    :math:`2 p (1 - p) / J` (Hoeffding, 1948, section 5); that bound is used for both sides, with p
+    the rate over both. The rule is cautious: with 100 identities per side, a threshold fitted at
+    1 % must accept 19 % for it to fire, and with 1,000 identities 4 %.
     """
     found = known(evidence.fitted, TEST)
     if found.test_far <= 2 * found.far:
@@ -76,10 +78,10 @@ def overfit_threshold(evidence: Evidence) -> Finding | None:
         return None
     return Finding(
         "overfit-threshold",
-        f"The threshold was fitted to accept {found.far:.3g} of different pairs, and accepts "
+        f"The threshold was fitted to accept {found.far:.3g} of different pairs, but accepts "
         f"{found.test_far:.3g} of those of {found.test_identities} test identities.",
-        "The calibration identities are fewer than it takes, or easier than the test ones.",
-        "Calibrate on more identities, drawn as those that the verifier will meet.",
+        "There are too few calibration identities, or they are easier than the test identities.",
+        "Calibrate on more identities, drawn like those the verifier will meet.",
     )
 
 
@@ -93,11 +95,11 @@ def _beyond_chance(found: Fitted, test_far: float) -> bool:
 
 
 def strict_threshold(evidence: Evidence) -> Finding | None:
-    """On test identities, far less is accepted than the threshold was fitted for.
+    """On test identities, far fewer pairs are accepted than the threshold was fitted for.
 
-    That is safe and costs true accepts. Fires at half the rate and less, if the rate lies above the
-    interval of what the test identities show, and if a threshold at that rate would accept one in a
-    hundred more of the similar test pairs (where that is known).
+    That is safe, but costs true accepts. Fires at half the fitted rate or less, if the fitted rate
+    lies above the interval of the measured one, and if a threshold at the fitted rate would accept
+    at least one percentage point more of the similar test pairs (where that is known).
     """
     found = known(evidence.fitted, TEST)
     if found.test_far > found.far / 2:
@@ -109,26 +111,27 @@ def strict_threshold(evidence: Evidence) -> Finding | None:
         if found.test_tar_at_far - found.test_tar < 0.01:
             return None
         lost = (
-            f" It accepts {found.test_tar:.1%} of the similar ones, where a threshold at that rate "
+            f" It accepts {found.test_tar:.1%} of the similar ones; a threshold at the fitted rate "
             f"would accept {found.test_tar_at_far:.1%}."
         )
     return Finding(
         "strict-threshold",
-        f"The threshold was fitted to accept {found.far:.3g} of different pairs, and accepts "
+        f"The threshold was fitted to accept {found.far:.3g} of different pairs, but accepts "
         f"{found.test_far:.3g} of those of {found.test_identities} test identities.{lost}",
-        "The calibration identities are more alike than the test ones, or a few that are very much "
-        "alike decide: pairs that are the same are rejected for it.",
-        "Calibrate on more identities, drawn as those that the verifier will meet; or ask for a "
+        "The calibration identities are more alike than the test identities, or a few very similar "
+        "ones decide the threshold. It rejects same pairs that it could accept.",
+        "Calibrate on more identities, drawn like those the verifier will meet; or ask for a "
         "higher rate (--far) and look at what it accepts.",
     )
 
 
 def coarse_threshold(evidence: Evidence) -> Finding | None:
-    """Too few pairs of identities to fit a threshold at the rate that was asked for.
+    """Too few pairs of identities to fit a threshold at the requested rate.
 
-    Pairs of the same two identities are much alike, so that they count as one. None of n false
-    accepts still allows a rate of up to :math:`1 - 0.05^{1 / n}`, 95 % sure, which is about 3 / n
-    for many. Fires where that is above the rate, and so always for a rate of 0.
+    Pairs of the same two identities are much alike, so they count as one. If none of n pairs is
+    accepted, the rate may still be as high as :math:`1 - 0.05^{1 / n}` with 95 % confidence, which
+    is about 3 / n for large n. Fires if that is above the requested rate, and so always for a rate
+    of 0.
 
     Source: Hanley & Lippman-Hand, "If nothing goes wrong, is everything all right?", JAMA 1983.
     """
@@ -137,7 +140,7 @@ def coarse_threshold(evidence: Evidence) -> Finding | None:
     largest = 1 - 0.05 ** (1 / n) if n else 1.0
     if largest <= found.far:
         return None
-    advice = "No number of pairs shows a rate of 0: ask for one that you can bear (--far)."
+    advice = "No number of pairs shows a rate of 0: ask for one you can tolerate (--far)."
     if found.far:
         enough = ceil(log(0.05) / log1p(-found.far))
         advice = f"Calibrate on at least {enough:,} pairs of identities, or ask for a higher rate."

@@ -1,4 +1,4 @@
-"""The doctor while a training runs: every finding once, when it is first seen."""
+"""The doctor during training: each finding once, when it is first seen."""
 
 from dataclasses import replace
 
@@ -8,7 +8,7 @@ from nearfar.doctor.rules import ask
 
 
 class Watch:
-    """Shows evidence to the rules as it comes, and keeps what they found.
+    """Passes evidence to the rules as it arrives, and keeps their findings.
 
     >>> import torch
     >>> watch = Watch()
@@ -24,11 +24,11 @@ class Watch:
         self._missing: dict[str, str] | None = None  # of the rules that were never asked yet
 
     def see(self, evidence: Evidence, *, step: int | None = None) -> tuple[Finding, ...]:
-        """The findings that are new.
+        """The new findings.
 
         Args:
-            evidence: what is known now; its `progress` says how much of the training is done.
-            step: of the training, kept with what is found.
+            evidence: what is known now; its `progress` is the share of training that is done.
+            step: the training step, stored in new findings.
         """
         found, missing = ask(evidence)
         new = tuple(
@@ -40,5 +40,5 @@ class Watch:
         return new
 
     def diagnosis(self) -> Diagnosis:
-        """All that was found so far, in the order in which it was, and who was never asked."""
+        """All findings so far, oldest first, and the rules that could never be checked."""
         return Diagnosis(tuple(self._found.values()), grouped((self._missing or {}).items()))
