@@ -175,14 +175,14 @@ def test_findings_are_shown(vector_run, tmp_path):
     ]
     path.write_text(json.dumps(summary))
     said = write_report(tmp_path / "run", tmp_path / "a.html")
-    assert "the doctor has one finding" in said
+    assert "read the doctor's finding first" in said
     text = (tmp_path / "a.html").read_text(encoding="utf-8")
     for part in ("dead-batch", "S &lt;1&gt;.", "M.", "A.", "first seen at step 7"):
         assert part in text
     del summary["findings"]
     path.write_text(json.dumps(summary))
     assert "doctor" not in write_report(tmp_path / "run", tmp_path / "b.html")
-    assert "has none recorded" in (tmp_path / "b.html").read_text(encoding="utf-8")
+    assert "None were recorded" in (tmp_path / "b.html").read_text(encoding="utf-8")
 
 
 def figures(eer, low=None, high=None, *, far=0.01, tar=0.9):
@@ -197,14 +197,18 @@ def figures(eer, low=None, high=None, *, far=0.01, tar=0.9):
             figures(0.023, 0.019, 0.028),
             figures(0.14, 0.12, 0.16),
             "Verifies unseen identities with an equal error rate of 2.3 % (95 % interval 1.9 to "
-            "2.8 %), a sixth of the raw input's 14.0 %; at the shipped threshold 1.0 % of "
-            "different pairs are accepted and 90.0 % of same pairs.",
+            "2.8 %), a sixth of the raw input's 14.0 %; the shipped threshold accepts 90.0 % of "
+            "same pairs and 1.0 % of different pairs.",
         ),
         (figures(0.1, 0.05, 0.15), figures(0.2, 0.12, 0.3), "Not clearly better than the raw"),
-        (figures(0.1, 0.09, 0.11), figures(0.15, 0.12, 0.2), "against the raw input's 15.0 %"),
+        (
+            figures(0.1, 0.09, 0.11),
+            figures(0.15, 0.12, 0.2),
+            "compared with the raw input's 15.0 %",
+        ),
         (figures(0.1, 0.09, 0.11), figures(0.2, 0.18, 0.2), "half the raw input's 20.0 %"),
         (figures(0.01, 0.009, 0.011), figures(0.2, 0.18, 0.2), "far below the raw input's"),
-        (figures(0.0), figures(0.2), "on identities too few to say how sure that is"),
+        (figures(0.0), figures(0.2), "on too few identities for an interval"),
         (figures(0.2, 0.1, 0.3), figures(0.2, 0.1, 0.3), "No better than the raw input"),
         (figures(0.0), figures(0.0), "No better than the raw input"),
     ],
@@ -214,7 +218,7 @@ def test_the_verdict_is_one_honest_sentence(learned, raw, says):
     assert says in said
     assert said.endswith(".")
     assert ". " not in said
-    assert "doctor has 2 findings" in verdict({"learned": learned, "raw": raw}, [1, 2])
+    assert "read the doctor's 2 findings first" in verdict({"learned": learned, "raw": raw}, [1, 2])
 
 
 def test_the_decisions_add_up(vector_run):

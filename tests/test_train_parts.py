@@ -49,7 +49,7 @@ def test_the_page_says_when_pairs_are_too_few():
         return coarse_threshold(Evidence(fitted=Fitted(0.01, n_pairs, 100, 0.01, 1000, 100)))
 
     page = DATA_PAGE.read_text(encoding="utf-8")
-    assert "about 3 / f pairs of calibration identities, 299 for 0.01\n(25 identities)" in page
+    assert "about 3 / f pairs of calibration identities: 299 for 0.01\n(25 identities)" in page
     assert finding(300) is None  # of 25 identities
     assert finding(298).name == "coarse-threshold"
 

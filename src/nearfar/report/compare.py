@@ -42,7 +42,7 @@ class Contest:
 
     @property
     def warning(self) -> str | None:
-        """Why their figures must not be compared, if so."""
+        """Why the figures cannot be compared; None if they can."""
         first, *others = self.studies
         odd = [
             label
@@ -53,7 +53,7 @@ class Contest:
             return None
         return (
             f"Measured on other data or other test identities than {self.labels[0]}: "
-            f"{', '.join(odd)}. Their figures say nothing about which of them is better."
+            f"{', '.join(odd)}. Such figures cannot show which run is better."
         )
 
     @property
@@ -112,8 +112,8 @@ class Contest:
         return Figure(
             "roc",
             "ROC",
-            "Each point is a threshold. Further up is better, and to the left is stricter; the "
-            "scale of false accepts is logarithmic.",
+            "Each point is a threshold. Higher is better, and further left is stricter; the scale "
+            "of false accepts is logarithmic.",
             f"One rising curve for each of {len(pairs)} runs.",
             Table(
                 ("run", "AUC", "equal error rate"),
@@ -135,7 +135,7 @@ class Contest:
         return self._lines(
             "errors",
             "Equal error rate on calibration identities",
-            "How fast each run learns what holds for identities it was not trained on.",
+            "How fast each run learns what carries over to identities it was not trained on.",
             rows,
             "equal error rate",
         )
@@ -151,7 +151,7 @@ class Contest:
             "losses",
             "Loss",
             "Losses of different kinds or hyperparameters have different units: compare their "
-            "course, not their height.",
+            "course, not their level.",
             rows,
             "loss",
         )

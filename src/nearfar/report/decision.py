@@ -43,9 +43,9 @@ def roc(study: Study) -> Figure:
     return Figure(
         "roc",
         "ROC: what a false-accept rate buys",
-        "Each point is a threshold. Further up is better, and to the left is stricter; the scale "
-        "of false accepts is logarithmic. The dot is the threshold of the slider.",
-        f"Two rising curves. At 1 % false accepts the embeddings accept "
+        "Each point is a threshold. Higher is better, and further left is stricter; the scale of "
+        "false accepts is logarithmic. The dot is the threshold of the slider.",
+        f"Two rising curves. At 1 % false accepts, the embeddings accept "
         f"{_tar(study.learned)} of same pairs and the raw input {_tar(study.raw)}.",
         _rates(study),
         spec(chart.add_params(*_signals(study)), rows, height=300),
@@ -83,7 +83,7 @@ def det(study: Study) -> Figure:
     return Figure(
         "det",
         "DET: the two errors against each other",
-        "The same thresholds, as the two ways to be wrong. Nearer to the lower left corner is "
+        "The same thresholds, shown by their two error rates. Nearer to the lower left corner is "
         "better. Normally distributed distances give straight lines on these scales.",
         f"Two falling curves. They cross the diagonal at the equal error rates, "
         f"{percent(study.learned.figures['eer'])} for the embeddings and "

@@ -28,9 +28,9 @@ def spectrum(study: Study) -> Figure:
     return Figure(
         "spectrum",
         "Spectrum of the embeddings",
-        f"How much of their energy {n:,} test embeddings have in each of their {len(values)} "
-        f"principal directions (d = {d}). A spectrum that falls to nothing after a few directions "
-        "is a collapse: the other dimensions say nothing.",
+        f"The share of the energy of {n:,} test embeddings in each of their {len(values)} "
+        f"principal directions (d = {d}). If the spectrum falls to zero after a few directions, "
+        "the embedding has collapsed: the other dimensions carry nothing.",
         f"A falling curve. {half} directions hold half of the energy, {most} hold nine tenths.",
         Table(
             ("directions", "share of the energy"),
@@ -87,8 +87,8 @@ def path(study: Study) -> Figure:
         "path",
         "Alignment and uniformity",
         "Good embeddings bring same pairs close (low alignment) and still use all of the space "
-        "(low uniformity). A network that collapses goes down and to the right: everything is "
-        "close to everything. The dark dot is the moment of the slider.",
+        "(low uniformity). A network that collapses moves down and to the right, where everything "
+        "is close to everything. The dark dot is the step of the slider.",
         f"A path from alignment {course.alignment[0]:.3f}, uniformity {course.uniformity[0]:.3f} "
         f"to {course.alignment[-1]:.3f} and {course.uniformity[-1]:.3f}.",
         Table(
@@ -174,17 +174,17 @@ def embedding_map(study: Study, project: Projection = principal) -> Figure:
         layers.insert(0, rest.mark_circle(size=18, opacity=0.25, color=RAW))
     chart = alt.layer(*layers)
     way = (
-        "their two directions of most variance (PCA)"
+        "their two directions of largest variance (PCA)"
         if project is principal
-        else "two dimensions in which neighbours stay neighbours (UMAP)"
+        else "two dimensions that keep neighbours together (UMAP)"
     )
     return Figure(
         "map",
         "A map of the test embeddings",
-        f"{len(rows):,} embeddings of {len(found)} identities, brought to {way}. The items of one "
+        f"{len(rows):,} embeddings of {len(found)} identities, reduced to {way}. The items of one "
         "identity should lie together. Two dimensions show little of "
-        f"{study.config.embedding_dim}: what overlaps here may lie apart in the others."
-        + (f" The {len(names)} identities with most items are coloured." if others else ""),
+        f"{study.config.embedding_dim}: what overlaps here may be far apart in the others."
+        + (f" The {len(names)} identities with the most items are coloured." if others else ""),
         f"A cloud of {len(rows)} points, coloured by identity.",
         Table(
             ("identity", "items", "x", "y"),

@@ -62,10 +62,10 @@ def distances(study: Study) -> Figure:
         "distances",
         "Distances of same and different pairs",
         "Pairs of calibration identities, which the network was not trained on. Training should "
-        "move the two heaps apart; what still overlaps cannot be told apart by any threshold. The "
-        "dashed line is the threshold"
+        "move the two histograms apart; where they still overlap, no threshold separates the "
+        "pairs. The dashed line is the threshold"
         + (", the dotted one the margin of the loss." if study.margin is not None else "."),
-        f"Two histograms of distances. At the end same pairs lie around "
+        f"Two histograms of distances. At the end, same pairs lie around "
         f"{np.median(course.distance[-1][course.similar]):.3f} and different pairs around "
         f"{np.median(course.distance[-1][~course.similar]):.3f}; the threshold is {threshold:.4f}.",
         Table(
@@ -117,10 +117,10 @@ def forces(study: Study) -> Figure:
         "forces",
         "Force against distance",
         f"What the {study.config.loss} loss does to the pairs of one training batch. Above the "
-        "line a pair is pulled together, below it is pushed apart; on the line it is left alone. "
-        "A loss that only leaves pairs alone teaches nothing.",
-        f"A cloud of points. At the end {percent(float(active[-1]))} of the pairs shown feel a "
-        "force.",
+        "line a pair is pulled together, below it the pair is pushed apart, and on the line no "
+        "force acts. If every pair is on the line, nothing is learned.",
+        f"A cloud of points. At the end, a force acts on {percent(float(active[-1]))} of the pairs "
+        "shown.",
         Table(
             ("step", "pairs with a force", "strongest pull", "strongest push"),
             [
@@ -151,13 +151,13 @@ def progress(study: Study) -> list[Figure]:
             study,
             "active_share",
             "Active share",
-            "Share of the batch's terms that still cost anything. Near 0, nothing is learned.",
+            "Share of the terms in a batch that are still non-zero. Near 0, nothing is learned.",
         ),
         Figure(
             "figures",
             "Errors on calibration identities",
-            "Where it rises again while the loss falls, the network learns the training "
-            "identities by heart.",
+            "If the error rises again while the loss falls, the network is memorising the "
+            "training identities.",
             f"Two lines. The equal error rate goes from {percent(course.eer[0])} to "
             f"{percent(course.eer[-1])}.",
             Table(
@@ -173,7 +173,7 @@ def progress(study: Study) -> list[Figure]:
             study,
             "gradient_norm",
             "Length of the gradient",
-            "Spikes or steady growth say that the learning rate is too high; 0 says that nothing "
+            "Spikes or steady growth mean that the learning rate is too high; 0 means that nothing "
             "is learned.",
         ),
     ]

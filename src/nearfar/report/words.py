@@ -9,7 +9,7 @@ _SPACE = "\N{NO-BREAK SPACE}"
 
 
 def percent(rate: float | None) -> str:
-    """A rate for people: three digits, two decimals at most.
+    """A rate as a percentage: three digits, two decimals at most.
 
     >>> [percent(rate).replace("\N{NO-BREAK SPACE}", " ") for rate in (0.0232, 0.002, 0.954, 1)]
     ['2.3 %', '0.20 %', '95.4 %', '100 %']
@@ -23,12 +23,12 @@ def percent(rate: float | None) -> str:
 
 
 def decimals(value: float | None) -> str:
-    """Four of them."""
+    """Four decimals."""
     return "–" if value is None else f"{value:.4f}"
 
 
 def span(interval: Mapping[str, float] | None, shown: Shown = percent) -> str:
-    """An interval for people.
+    """An interval as text.
 
     >>> span({"low": 0.019, "high": 0.028}).replace("\N{NO-BREAK SPACE}", " ")
     '1.9 to 2.8 %'
@@ -40,22 +40,22 @@ def span(interval: Mapping[str, float] | None, shown: Shown = percent) -> str:
 
 
 def verdict(test: Mapping[str, Any], findings: Sequence[Any] | None) -> str:
-    """What a run is worth, in one sentence.
+    """How good a run is, in one sentence.
 
     Args:
         test: the figures on the test pairs, as in `summary.json`.
-        findings: of the doctor, None where it was not asked.
+        findings: of the doctor; None if none were recorded.
     """
     learned, raw = test["learned"], test["raw"]
     at = learned["at_threshold"]
     works = (
-        f"at the shipped threshold {percent(at['far'])} of different pairs are accepted and "
-        f"{percent(at['tar'])} of same pairs"
+        f"the shipped threshold accepts {percent(at['tar'])} of same pairs and "
+        f"{percent(at['far'])} of different pairs"
     )
     sentence = f"{_beside_raw(learned, raw)}; {works}"
     if findings:
-        several = f"{len(findings)} findings" if len(findings) > 1 else "one finding"
-        sentence += f" – but the doctor has {several}, to be read first"
+        several = f"{len(findings)} findings" if len(findings) > 1 else "finding"
+        sentence += f" – but read the doctor's {several} first"
     return sentence + "."
 
 
@@ -68,16 +68,16 @@ def _beside_raw(learned: Mapping[str, Any], raw: Mapping[str, Any]) -> str:
         figure += f" ({level} interval {span(known['eer'])})"
     if ours >= theirs:
         return (
-            f"No better than the raw input: {figure} on unseen identities, against the raw "
+            f"No better than the raw input: {figure} on unseen identities, compared with the raw "
             f"input's {percent(theirs)}"
         )
     if known is None or raw_known is None:
-        sure = "on identities too few to say how sure that is"
-        return f"Reaches {figure} {sure}, {_against(ours, theirs)}"
+        unsure = "on too few identities for an interval"
+        return f"Reaches {figure} {unsure}, {_against(ours, theirs)}"
     if known["eer"]["high"] >= raw_known["eer"]["low"]:
         return (
-            f"Not clearly better than the raw input: {figure} on unseen identities, against the "
-            f"raw input's {percent(theirs)} (interval {span(raw_known['eer'])})"
+            f"Not clearly better than the raw input: {figure} on unseen identities, compared with "
+            f"the raw input's {percent(theirs)} (interval {span(raw_known['eer'])})"
         )
     return f"Verifies unseen identities with {figure}, {_against(ours, theirs)}"
 
@@ -85,14 +85,14 @@ def _beside_raw(learned: Mapping[str, Any], raw: Mapping[str, Any]) -> str:
 def _against(ours: float, theirs: float) -> str:
     times = round(theirs / ours) if ours else 0
     if ours and theirs / ours < 1.75:
-        return f"against the raw input's {percent(theirs)}"
+        return f"compared with the raw input's {percent(theirs)}"
     share = _SHARES[times] if 2 <= times < len(_SHARES) else "far below"
     of = " of" if share.startswith("a") else ""
     return f"{share}{of} the raw input's {percent(theirs)}"
 
 
 def decided(test: Mapping[str, Any]) -> str:
-    """What the shipped threshold does on the test pairs; the page's script says it likewise."""
+    """What the shipped threshold does on the test pairs; the page's script says it the same way."""
     at = test["learned"]["at_threshold"]
     return (
         f"{percent(at['far'])} of different pairs are accepted (FAR), {percent(1 - at['tar'])} of "
