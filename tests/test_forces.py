@@ -155,7 +155,7 @@ def test_what_the_loss_takes_forces_takes():
         shown.force, nf.forces(nf.clip_loss, x, x.flip(0), k=3, scale=5.0).force
     )
     for wrong in (2.5, "3"):
-        with pytest.raises(ValueError, match="whole number"):
+        with pytest.raises(ValueError, match="integer of at least 1"):
             nf.forces(nf.sup_con_loss, x, labels, k=wrong)
     with pytest.raises(ValueError, match="the batch is empty"):
         nf.forces(nf.sup_con_loss, x[:0], labels[:0])

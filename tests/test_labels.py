@@ -144,7 +144,7 @@ def test_labels_have_one_dimension(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("n", [0, 1, 2, 4])
 def test_there_is_one_label_a_row(n: int) -> None:
-    parts = ("must have one entry a row", f"{n} labels for 3 rows")
+    parts = ("must have one entry per row", f"{n} labels for 3 rows")
     with complains(ValueError, "y ", *parts):
         contrastive_loss(THREE, THREE, torch.ones(n, dtype=torch.bool))
     with complains(ValueError, "y ", *parts):

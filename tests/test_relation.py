@@ -223,7 +223,7 @@ MESSAGES: dict[str, tuple[type[Exception], tuple[str, ...], Callable[[], Any]]] 
     ),
     "too few labels": (
         ValueError,
-        ("labels must have one entry a row", "3 labels for 4 rows"),
+        ("labels must have one entry per row", "3 labels for 4 rows"),
         lambda: compare(X, [0, 1, 2], None, None, None, "mean"),
     ),
     "float labels": (
@@ -273,7 +273,7 @@ MESSAGES: dict[str, tuple[type[Exception], tuple[str, ...], Callable[[], Any]]] 
     ),
     "too few labels of the reference": (
         ValueError,
-        ("reference_labels must have one entry a row", "1 labels for 4 rows"),
+        ("reference_labels must have one entry per row", "1 labels for 4 rows"),
         lambda: compare(X, LABELS, X, [0], None, "mean"),
     ),
     "labels of two kinds": (
@@ -303,7 +303,7 @@ MESSAGES: dict[str, tuple[type[Exception], tuple[str, ...], Callable[[], Any]]] 
     ),
     "too few selves": (
         ValueError,
-        ("reference_self must have one entry a row", "3", "4 rows"),
+        ("reference_self must have one entry per row", "3", "4 rows"),
         lambda: compare(X, LABELS, X, LABELS, [0, 1, 2], "mean"),
     ),
     "towers of two lengths": (
@@ -381,7 +381,7 @@ def test_two_devices_are_refused_in_words() -> None:
         lambda: siglip_loss(elsewhere, X, scale=1.0, bias=0.0),
         lambda: sup_con_loss(X, LABELS, reference=elsewhere, reference_labels=LABELS),
     ):
-        with pytest.raises(ValueError, match=r"is on .*; they must be on one device: pass"):
+        with pytest.raises(ValueError, match=r"is on .*; they must be on the same device: pass"):
             call()
 
 

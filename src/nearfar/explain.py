@@ -1,4 +1,4 @@
-"""What a loss does to each row, in numbers and in words."""
+"""What a loss does to each row, in numbers and words."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -25,23 +25,23 @@ from nearfar.tabulate import Table
 if TYPE_CHECKING:
     from rich.console import Group
 
-_SHOWN = 20  # rows that a printed table shows unless told
+_SHOWN = 20  # rows that a printed table shows by default
 
 
 @dataclass(frozen=True)
 class Row:
-    """One pair or tuple; of a whole batch, an anchor and another row that it acts on.
+    """One pair or tuple; for a whole batch, an anchor and another row that it acts on.
 
     Attributes:
-        index: its row in the data; of a whole batch, the anchor's.
-        label: "similar", "dissimilar" or a degree; None for tuples, whose roles say it.
+        index: the row in the data; for a whole batch, the row of the anchor.
+        label: "similar", "dissimilar" or a degree; None for tuples, whose roles imply it.
         measured: the distances or similarities that the loss sees, by name.
-        loss: what the row costs; None for a pair of a whole batch, whose anchors cost as a whole.
+        loss: the loss of the row; None for a pair of a whole batch, where only anchors have one.
         forces: for each measured value, how hard the row is pulled together (> 0) or pushed apart
-            (< 0): the derivative of its loss with respect to how far apart it is. 0 where no
-            direction is defined, at distance 0.
+            (< 0): the derivative of its loss with respect to how far apart it is. 0 at distance 0,
+            where no direction is defined.
         reading: the same in words.
-        other: of a whole batch, the row that the anchor acts on.
+        other: for a whole batch, the row that the anchor acts on.
     """
 
     index: int
@@ -60,15 +60,15 @@ class Explanation:
     Attributes:
         loss: the name of the loss.
         hyperparameters: what it was called with.
-        rows: one `Row` a pair or tuple; of a whole batch, the strongest forces.
+        rows: one `Row` per pair or tuple; for a whole batch, the strongest forces.
         n: how many rows (pairs, tuples, anchors) the loss is over.
         total: the sum of the losses.
-        mean: their mean, what training minimises by default.
-        active_share: share of the rows in which a force acts, at least a millionth of the
-            strongest; the others teach nothing.
+        mean: their mean, which training minimises by default.
+        active_share: share of the rows with a force of at least a millionth of the strongest;
+            nothing is learned from the others.
         pull: the sum of all pulls.
         push: the sum of all pushes.
-        findings: what is wrong, with evidence and advice; empty where all is well.
+        findings: what looks wrong, with evidence and advice; empty if nothing does.
         limit: how many rows to print; `rows` has them all.
     """
 
@@ -88,7 +88,7 @@ class Explanation:
         """Plain values for JSON; NaN, which JSON lacks, becomes None."""
         plain = _without_nan(asdict(self))
         assert isinstance(plain, dict)
-        del plain["limit"]  # a matter of printing
+        del plain["limit"]  # concerns printing only
         return plain
 
     def __str__(self) -> str:
@@ -112,7 +112,7 @@ class Explanation:
     def _title(self) -> str:
         settings = ", ".join(f"{k}={_setting(v)}" for k, v in self.hyperparameters.items())
         return (
-            f"{self.loss}({settings})\n{self.n} rows, loss {self.mean:.4g} a row "
+            f"{self.loss}({settings})\n{self.n} rows, loss {self.mean:.4g} per row "
             f"(sum {self.total:.4g}), {self.active_share:.0%} active, "
             f"pull {self.pull:.4g}, push {self.push:.4g}"
         )
@@ -131,30 +131,30 @@ class Explanation:
 
 
 def explain(loss: Callable[..., Tensor], *data: ArrayLike, **hyperparameters: Any) -> Explanation:
-    r"""Show what a loss does to each row: its distances, its cost, its force, and why.
+    r"""Show what a loss does to each row: its distances, its loss, its force, and why.
 
-    The loss itself is run and differentiated, so what is shown is what trains. For row i and a
-    distance :math:`d_i` in it, the force is :math:`\partial \ell_i / \partial d_i` (for a
-    similarity the negative of that): above 0 it pulls together, below 0 it pushes apart.
+    The loss itself is run and differentiated, so what is shown is what trains. For row i with a
+    distance :math:`d_i`, the force is :math:`\partial \ell_i / \partial d_i` (for a similarity, the
+    negative of the derivative): above 0 it pulls together, below 0 it pushes apart.
 
-    Of a loss over a whole batch the strongest forces are shown; `nearfar.forces` has more.
+    For a whole-batch loss, the strongest forces are shown; `nearfar.forces` has more.
 
     Args:
-        loss: one of nearfar's losses, as a function or as its module.
-        data: what the loss takes as data: embeddings, distances, labels.
-        hyperparameters: what it takes by keyword; for a module they are already set.
+        loss: one of nearfar's losses, as a function or a module.
+        data: the data arguments of the loss: embeddings, distances, labels.
+        hyperparameters: its keyword arguments; those of a module are already set.
 
     Returns:
-        An `Explanation`, to print, or to read its rows, totals and findings.
+        An `Explanation`: print it, or read its rows, totals and findings.
 
     Raises:
         TypeError: `loss` is not one of nearfar's losses.
-        ValueError: as the loss itself.
+        ValueError: any error of the loss itself.
 
     >>> from nearfar import contrastive_loss_from_distance
     >>> print(explain(contrastive_loss_from_distance, [0.5, 0.3, 1.5], [True, False, False]))
     contrastive_loss_from_distance(margin=1)
-    3 rows, loss 0.2467 a row (sum 0.74), 67% active, pull 1, push 1.4
+    3 rows, loss 0.2467 per row (sum 0.74), 67% active, pull 1, push 1.4
     <BLANKLINE>
     row  label       distance    loss  force     reading
     ---  ----------  --------  ------  --------  ----------------------------------
@@ -204,7 +204,7 @@ def explain(loss: Callable[..., Tensor], *data: ArrayLike, **hyperparameters: An
 def _explain_batch(
     function: Callable[..., Tensor], data: tuple[ArrayLike, ...], settings: dict[str, Any]
 ) -> Explanation:
-    """The strongest forces of a loss over a whole batch, and the totals of all."""
+    """The strongest forces of a whole-batch loss, and the totals over all forces."""
     shown = forces(function, *data, k=_SHOWN, **settings)
     with torch.no_grad():
         total = float(function(*data, **settings, reduction="sum"))
@@ -246,13 +246,13 @@ def _batch_evidence(
     settings: dict[str, Any],
     acting: Tensor,
 ) -> Evidence:
-    """What a whole batch says.
+    """Evidence from a whole batch.
 
     Args:
         function: the loss, over (x, labels), two towers, or (x, proxies, labels).
-        data: that.
-        settings: what it is called with.
-        acting: (n,) the forces of each anchor, added up in size.
+        data: its data arguments.
+        settings: its other arguments.
+        acting: (n,) the sum of the absolute forces of each anchor.
     """
     if examined(function):
         evidence = of_batch(function, data, settings)
@@ -265,13 +265,13 @@ def _batch_evidence(
 def _read_force(similar: bool, force: float) -> str:
     if similar:
         return (
-            "similar but apart: pulled together" if force > 0 else "close enough: let go a little"
+            "similar but apart: pulled together" if force > 0 else "close enough: pushed slightly"
         )
     return "too close: pushed apart" if force < 0 else "dissimilar: pulled"
 
 
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that are one value each; keywords that are data are left out."""
+    """The settings that are single values; keywords that hold data are left out."""
     values = {
         k: v.item() if isinstance(v, Tensor) and not v.ndim else v for k, v in settings.items()
     }
@@ -310,12 +310,12 @@ class _Seen:
         strongest = torch.stack(
             [f.abs().reshape(len(f), f[:1].numel()).sum(1) for f in forces.values()]
         ).amax(0)
-        # A softmax never lets go entirely; a millionth of the strongest force teaches nothing.
+        # A softmax force is never exactly 0; a millionth of the strongest teaches nothing.
         active = strongest > 1e-6 * strongest.max() if len(strongest) else strongest > 0
         return cls(measured, forces, per_row.detach().cpu(), active)
 
     def similar_and_not(self) -> tuple[Tensor, Tensor]:
-        """How far apart the similar and the dissimilar rows are (similarities negated), flat."""
+        """How far apart the similar and the dissimilar rows are (similarities negated)."""
         if "pair" in self.measured:
             pair = self.measured["pair"]
             assert pair.similar is not None
@@ -364,9 +364,9 @@ def _wakes(name: str, seen: _Seen) -> float | None:
 
 
 def _held(seen: _Seen) -> Tensor | None:
-    """The share of its push that one negative holds, for each row where that is contested.
+    """The largest share of its push that one negative receives, for rows whose negatives matter.
 
-    None: no row has as many negatives as it takes to tell.
+    None: no row has enough negatives.
     """
     push = seen.forces.get("negative")
     if push is None or push.ndim != 2 or not push.shape[1]:
@@ -374,7 +374,7 @@ def _held(seen: _Seen) -> Tensor | None:
     others = (seen.measured["negative"].values > -inf).sum(1)
     if not (others >= FEWEST).any():
         return None
-    contested = (seen.per_row > 0.05) & (others >= FEWEST)  # elsewhere there is nothing to share
+    contested = (seen.per_row > 0.05) & (others >= FEWEST)  # elsewhere the push is negligible
     return -push.min(1).values[contested] / -push.sum(1)[contested]
 
 
@@ -388,7 +388,7 @@ class _Relation:
 
 
 def _relation(seen: _Seen, role: str) -> _Relation:
-    """A column for a relation; of many negatives, the nearest one and the push on all of them."""
+    """A column for a relation; for many negatives, the nearest and the total push on all."""
     measure, force = seen.measured[role], seen.forces[role]
     kind = measure.closeness
     names = {
@@ -449,7 +449,7 @@ def _read_pair(d: float, degree: float, force: float, loss: float) -> str:
     if degree == 0:
         return "too close: pushed apart" if force else "far enough apart: no penalty"
     if not force:
-        return "as far apart as its degree asks: at rest"
+        return "as far apart as its degree requires: at rest"
     return "too far for its degree: pulled" if force > 0 else "too close for its degree: pushed"
 
 
@@ -473,7 +473,7 @@ def _read_softmax(what: str, near: float, far: float, nearest: int, loss: float)
     if far > near:
         return f"{what} {nearest} is closer: wrong one picked (p = {exp(-loss):.3g})"
     if far == near:
-        return f"{what} {nearest} is as close (p = {exp(-loss):.3g})"
+        return f"{what} {nearest} is equally close (p = {exp(-loss):.3g})"
     return f"right one picked (p = {exp(-loss):.3g})"
 
 

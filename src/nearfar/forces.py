@@ -1,4 +1,4 @@
-"""The pulls and pushes of a whole-batch loss, without its matrix."""
+"""The pulls and pushes of a whole-batch loss, without holding the matrix of all pairs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,20 +16,22 @@ from nearfar.tabulate import Table
 
 @dataclass(frozen=True, eq=False)
 class Forces:
-    """The strongest forces of a loss on a batch, and what acts on each anchor in all.
+    """The strongest forces of a loss on a batch, and the total forces of each anchor.
 
-    A force is the derivative of the loss by how far apart anchor and other are: above 0 it pulls
-    them together, below 0 it pushes them apart. It is directed: how hard the anchor's own terms
-    act. Two rows that are anchors of each other have one each way.
+    A force is the derivative of the loss with respect to how far apart the anchor and the other row
+    are: above 0 it pulls them together, below 0 it pushes them apart. Forces are directed: each
+    comes from the terms of its anchor. Two rows that are both anchors have a force in each
+    direction.
 
     Attributes:
-        anchor: (k,) int64, which row exerts the force; strongest first.
-        other: (k,) int64, on which row (of the reference or the other tower where there is one).
+        anchor: (k,) int64, the row that exerts the force; strongest force first.
+        other: (k,) int64, the row it acts on (of the reference or the other tower, if there is
+            one).
         similar: (k,) bool, whether the two are a positive pair.
-        closeness: (k,) their distance, or, for losses on similarities, their similarity.
+        closeness: (k,) their distance; for losses on similarities, their similarity.
         force: (k,) > 0 pulls, < 0 pushes.
         pull: (n,) for each anchor, the sum of its pulls.
-        push: (n,) for each anchor, the sum of its pushes, as a number above 0.
+        push: (n,) for each anchor, the sum of its pushes, 0 or above.
         loss: the loss itself.
     """
 
@@ -68,25 +70,25 @@ def way(force: float) -> str:
 
 
 def forces(loss: Callable[..., Tensor], *data: ArrayLike, k: int = 10, **keywords: Any) -> Forces:
-    r"""The strongest pulls and pushes of a whole-batch loss, and their totals an anchor.
+    r"""The strongest pulls and pushes of a whole-batch loss, and their totals per anchor.
 
-    The loss is run once and shows its forces tile by tile, :math:`\partial L / \partial d_{ij}`
-    for the loss as called, its reduction and what it is multiplied with included; the matrix is
+    The loss is run once and shows its forces tile by tile, :math:`\partial L / \partial d_{ij}` for
+    the loss as called, including its reduction and any factor it is multiplied by. The matrix is
     never stored.
 
     Args:
         loss: a whole-batch, two-tower or proxy loss, as a function or a module.
-        data: what the loss takes as data.
+        data: the data arguments of the loss.
         k: how many of the strongest forces to keep.
-        keywords: what the loss takes by keyword; its reduction may not be "none".
+        keywords: the keyword arguments of the loss; its reduction must not be "none".
 
     Returns:
         `Forces`.
 
     Raises:
-        TypeError: a loss on aligned rows or no loss of nearfar's; `explain` shows the former.
-        ValueError: as the loss itself; no rows, or nothing to compare them with; a loss made of
-            two comparisons, as InfoNCE both ways with hard negatives.
+        TypeError: a loss on aligned rows (use `explain`), or not a loss of nearfar.
+        ValueError: any error of the loss itself; no rows, or nothing to compare them with; a loss
+            made of two comparisons, such as symmetric InfoNCE with hard negatives.
 
     >>> from nearfar import sup_con_loss
     >>> x = torch.tensor([[1.0, 0], [0.8, 0.6], [0, 1], [-0.5, 0.9]])
@@ -101,14 +103,14 @@ def forces(loss: Callable[..., Tensor], *data: ArrayLike, k: int = 10, **keyword
     Source: Wang et al., "Multi-Similarity Loss", CVPR 2019, section 3: general pair weighting.
     """
     if not isinstance(k, int) or isinstance(k, bool) or k < 1:
-        raise ValueError(f"k must be a whole number, 1 or more, got {k!r}.")
+        raise ValueError(f"k must be an integer of at least 1, got {k!r}.")
     if not data:
-        raise TypeError("forces takes the data by position, as in forces(loss, x, labels).")
+        raise TypeError("forces needs the data by position, as in forces(loss, x, labels).")
     strongest = _Strongest(k)
     with torch.inference_mode(False), watch_forces(strongest):
         rows = [_normal(tensor(f"argument {i}", value)) for i, value in enumerate(data)]
         if not len(rows[0]):
-            raise ValueError("forces needs a row at least: the batch is empty.")
+            raise ValueError("forces needs at least one row: the batch is empty.")
         # A loss without gradient has no forces to show.
         rows[0] = lift("argument 0", rows[0].detach()).detach().requires_grad_()
         value = loss(*rows, **keywords)
@@ -117,17 +119,17 @@ def forces(loss: Callable[..., Tensor], *data: ArrayLike, k: int = 10, **keyword
         by = None if value.ndim else upstream(value)
     if by is None or by.ndim:
         raise TypeError(
-            "forces knows nearfar's whole-batch losses with reduction mean or sum, such as "
+            "forces takes whole-batch losses of nearfar with reduction mean or sum, such as "
             f"sup_con_loss or CLIPLoss(scale=20); got {loss!r}. For aligned rows use explain."
         )
     if not strongest.best:
-        raise ValueError("forces needs a pair at least: there is nothing to compare with.")
+        raise ValueError("forces needs at least one pair: there is nothing to compare with.")
     strongest.scale(by)
     return strongest.result(float(value.detach()))
 
 
 def _normal(x: Tensor) -> Tensor:
-    """`x`, copied where it was made in inference mode and no gradient could go through it."""
+    """`x`, copied if it was made in inference mode, where no gradient could pass through it."""
     return x.clone() if x.is_inference() else x
 
 
@@ -143,8 +145,8 @@ class _Strongest:
     def begin(self) -> None:
         if self.begun:
             raise ValueError(
-                "forces shows one comparison of rows and columns: ask for each part of a sum of "
-                "losses by itself; with hard_negatives leave symmetric out."
+                "forces shows one comparison of rows and columns. Call it for each part of a sum "
+                "of losses; with hard_negatives, leave symmetric out."
             )
         self.begun = True
 

@@ -1,7 +1,7 @@
 """What a caller may pass, and what the losses compute on.
 
-Every array enters the library here: tensors, NumPy arrays (shared, not copied) and nested lists
-become tensors; embeddings are lifted to at least float32; a wrong shape, dtype or device is
+Every array enters the library here. Tensors, NumPy arrays (shared, not copied) and nested lists
+become tensors, and embeddings are lifted to at least float32. A wrong shape, dtype or device is
 refused with a message that names the argument and the fix.
 """
 
@@ -24,14 +24,14 @@ def tensor(
     device: torch.device | None = None,
     beside: tuple[ArrayLike | None, ...] = (),
 ) -> Tensor:
-    """`value` as a tensor that shares its memory where it can.
+    """`value` as a tensor that shares its memory if possible.
 
     Args:
-        name: what the caller called it.
-        value: a tensor, which stays where it is, or an array or nested list, which has no device.
-        device: where arrays and lists go.
-        beside: what else is given, which says what a list of floats becomes: float64 where one of
-            them is, else torch's default. A list has no dtype, but all its digits.
+        name: the caller's name for it.
+        value: a tensor, which stays on its device, or an array or nested list, which has none.
+        device: the device for arrays and lists.
+        beside: the other arguments, which decide the dtype of a list of floats: float64 if one of
+            them is float64, else torch's default.
 
     Raises:
         TypeError: `value` is not a tensor, a numeric NumPy array or a nested list of numbers.
@@ -75,19 +75,19 @@ def _dtype_beside(others: tuple[ArrayLike | None, ...]) -> torch.dtype:
 
 
 def _torch_can_share(array: np.ndarray[Any, Any]) -> bool:
-    """Whether torch takes its byte order and strides: native, positive, whole elements."""
+    """Whether torch accepts its byte order and strides: native, not negative, whole elements."""
     return array.dtype.isnative and all(
         stride >= 0 and stride % array.itemsize == 0 for stride in array.strides
     )
 
 
 def embeddings(**given: ArrayLike) -> tuple[Tensor, ...]:
-    """Arguments whose rows belong together, as (n, d) tensors ready to compute with.
+    """Arguments with matching rows, as (n, d) tensors ready to compute with.
 
     Raises:
         TypeError: an argument is not an array of numbers, or is bool or complex.
-        ValueError: an argument is not two-dimensional, has rows of length 0, or differs from the
-            first one in shape or device.
+        ValueError: an argument is not two-dimensional, has no columns, or differs from the first
+            one in shape or device.
     """
     lifted = _lifted(given)
     names = tuple(given)
@@ -102,7 +102,7 @@ def embeddings(**given: ArrayLike) -> tuple[Tensor, ...]:
 
 
 def _lifted(given: dict[str, ArrayLike]) -> tuple[Tensor, ...]:
-    """Each as a matrix; what is passed twice once, so that its gradients add up unrounded."""
+    """Each as a matrix. What is passed twice is lifted once, so its gradients add up unrounded."""
     values = tuple(given.values())
     lifted: list[Tensor] = []
     for name, value in given.items():
@@ -117,9 +117,9 @@ def batch(
     """(n, d) embeddings in their own dtype, for the engine, which lifts them itself.
 
     Args:
-        name: what the caller called `value`.
+        name: the caller's name for `value`.
         value: the embeddings.
-        like: embeddings of the same width and device.
+        like: embeddings that must have the same width and device.
         other: the other embeddings of the call, which are not checked yet.
     """
     x = _shaped(name, tensor(name, value, beside=(like, other)))
@@ -139,7 +139,7 @@ def _of_one_dtype(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def matrix(name: str, value: ArrayLike, *, width: int, like: Tensor) -> Tensor:
-    """An argument with its own number of rows, `width` numbers in each, on the device of `like`."""
+    """An argument with its own number of rows, `width` columns, and the device of `like`."""
     x = _matrix(name, value, (like,))
     _same_width(name, x, width)
     same_device(name, x, "the embeddings", like)
@@ -157,13 +157,13 @@ def vector(name: str, value: ArrayLike) -> Tensor:
 def lift(name: str, x: Tensor) -> Tensor:
     """`x` in the precision the losses compute in, every non-finite entry replaced by NaN.
 
-    float16 and bfloat16 become float32, integers the default dtype. An infinite entry becomes NaN
-    so that no later `max(0, margin - distance)` can hide a bad row behind a finite loss.
+    float16 and bfloat16 become float32, integers the default dtype. Infinite entries become NaN, so
+    that no later `max(0, margin - distance)` can hide a bad row behind a finite loss.
     """
     if x.dtype in (torch.float32, torch.float64):
         if x.is_cpu and not tracing() and isfinite(x.detach().sum().item()):
-            return x  # as it is: every entry is finite, or the sum were not
-        return torch.add(x, x, alpha=0)  # x + 0 x: NaN where x is infinite, and one cheap step
+            return x  # unchanged: if any entry were not finite, the sum would not be either
+        return torch.add(x, x, alpha=0)  # x + 0 x: NaN where x is infinite, in one cheap step
     if x.dtype is torch.bool or x.is_complex():
         raise TypeError(f"{name} must hold real numbers, got {x.dtype}.")
     if not x.is_floating_point():
@@ -183,24 +183,25 @@ def transformed() -> bool:
 
 
 def batched(gradient: Tensor) -> bool:
-    """Whether it stands for several, as `torch.autograd.grad(..., is_grads_batched=True)` gives."""
+    """Whether it is several at once, as in `torch.autograd.grad(..., is_grads_batched=True)`."""
     return torch._C._functorch.is_legacy_batchedtensor(gradient)
 
 
 def same_device(name: str, x: Tensor, reference_name: str, reference: Tensor) -> None:
-    """Refuse tensors on different devices before torch does, in words."""
+    """Refuse tensors on different devices before torch does, with a clearer message."""
     if x.device != reference.device:
         raise ValueError(
             f"{name} is on {x.device} and {reference_name} on {reference.device}; they must be on "
-            f"one device: pass torch.as_tensor({name}, device={str(reference.device)!r})."
+            f"the same device: pass torch.as_tensor({name}, device={str(reference.device)!r})."
         )
 
 
 def above_zero(name: str, value: float | Tensor) -> float | Tensor:
     """A number above 0, or a tensor that holds one.
 
-    On an accelerator a tensor is not read, which would stall it. Where it is not above 0, NaN takes
-    its place: it is learned, and training that has failed is no mistake of the call.
+    On an accelerator a tensor is not read, since that would stall the device. If it is not above 0,
+    it is replaced by NaN rather than refused: it is learned, and a training run that has failed is
+    not a mistake in the call.
     """
     if isinstance(value, Tensor):
         value = one_number(name, value)
@@ -245,18 +246,18 @@ def between(name: str, value: float, low: float, high: float, why: str = "") -> 
 
 
 def rates(name: str, values: Sequence[float]) -> tuple[float, ...]:
-    """Rates from 0 up to but not including 1, as floats.
+    """Rates of 0 or more and below 1, as floats.
 
     Raises:
-        TypeError: no sequence.
-        ValueError: one that is out of range, such as a percentage.
+        TypeError: not a sequence.
+        ValueError: a rate out of range, such as a percentage.
     """
     if not isinstance(values, Sequence | np.ndarray) or isinstance(values, str):
-        raise TypeError(f"{name} must be a sequence of rates, as (0.1, 0.01); got {values!r}.")
+        raise TypeError(f"{name} must be a sequence of rates, such as (0.1, 0.01); got {values!r}.")
     for value in values:
         if not (_is_number(value) and 0 <= value < 1):
             raise ValueError(
-                f"{name} must hold rates from 0 to below 1, got {value!r}; 5 % is 0.05."
+                f"{name} must hold rates, 0 or more and below 1, got {value!r}; 5 % is 0.05."
             )
     return tuple(float(value) for value in values)
 
@@ -268,7 +269,7 @@ def _is_number(value: object) -> bool:
 def _same_width(name: str, x: Tensor, width: int) -> None:
     if x.shape[1] != width:
         raise ValueError(
-            f"{name} must have rows of length {width}, as the embeddings it is compared with; "
+            f"{name} must have rows of length {width}, like the embeddings it is compared with; "
             f"got {tuple(x.shape)}."
         )
 
@@ -282,7 +283,7 @@ def _shaped(name: str, x: Tensor) -> Tensor:
         raise ValueError(f"{name} must be dense, got {x.layout}. Pass {name}.to_dense().")
     if x.ndim != 2:
         raise ValueError(
-            f"{name} must have shape (n, d), one embedding a row, got {tuple(x.shape)}."
+            f"{name} must have shape (n, d), one embedding per row, got {tuple(x.shape)}."
             + (f" For a single pair pass {name}[None]." if x.ndim == 1 else "")
         )
     if x.shape[1] == 0:
@@ -295,7 +296,7 @@ def _squeeze(name: str, x: Tensor) -> str:
 
 
 class _Lift(torch.autograd.Function):
-    """See `lift`. The gradient goes back in the dtype of `x`; what does not fit is infinite."""
+    """See `lift`. The gradient has the dtype of `x`; values that overflow it are infinite."""
 
     generate_vmap_rule = True
 

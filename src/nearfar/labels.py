@@ -1,8 +1,8 @@
 """What "similar" means: the one place where labels are read.
 
-Papers and libraries disagree on whether 0 or 1 means similar, and a flipped label trains silently
-in the wrong direction. Here a pair label is `bool`, True = similar. A number needs `similar_label`
-to say which of 0 and 1 is meant. Nothing guesses.
+Papers and libraries disagree on whether 0 or 1 means similar, and with flipped labels a network
+silently trains in the wrong direction. Here a pair label is `bool`, True = similar. A number needs
+`similar_label` to say whether 0 or 1 means similar. Nothing is guessed.
 """
 
 from typing import Literal
@@ -19,14 +19,14 @@ SimilarLabel = Literal[0, 1] | None
 def pair_labels(
     y: ArrayLike, *, like: Tensor, similar_label: SimilarLabel = None, name: str = "y"
 ) -> Tensor:
-    """Whether, or how far, each pair is similar.
+    """Whether, or to what degree, each pair is similar.
 
     Args:
-        y: (n,) labels. bool: True = similar. Integers 0 and 1, or floats from 0 to 1 (a degree):
-            `similar_label` says which end means similar.
-        like: (n, ...) what the labels belong to; gives the length and the device.
+        y: (n,) labels. bool: True = similar. Integers 0 and 1, or floats from 0 to 1 (degrees of
+            similarity): `similar_label` says which end means similar.
+        like: (n, ...) the rows that the labels belong to; gives the length and the device.
         similar_label: which number means similar, 0 or 1. Not for bool labels.
-        name: what the caller called `y`.
+        name: the caller's name for `y`.
 
     Returns:
         (n,) bool, True = similar; or, for float labels, (n,) degrees, 1 = similar.
@@ -45,7 +45,7 @@ def pair_labels(
     if not isinstance(y, Tensor) and np.asarray(y).dtype.kind in "US":
         raise TypeError(
             f"{name} holds text. Say which text means similar: pass np.asarray({name}) == 'same', "
-            "with your word for it."
+            "with your own word for 'same'."
         )
     y = _one_per_row(name, y, like)
     if isinstance(similar_label, bool) or similar_label not in (0, 1, None):
@@ -55,7 +55,7 @@ def pair_labels(
     if y.dtype is torch.bool:
         if similar_label == 0:
             raise ValueError(
-                f"{name} is bool, and True always means similar; similar_label=0 says the "
+                f"{name} is bool, where True always means similar, but similar_label=0 says the "
                 f"opposite. Drop similar_label, or pass ~{name} if True means different."
             )
         return y
@@ -77,10 +77,10 @@ def pair_labels(
 
 
 def blend(similar: Tensor, if_similar: Tensor, if_dissimilar: Tensor) -> Tensor:
-    """The term for similar pairs where they are similar, the other elsewhere, mixed by degree."""
+    """The term for similar pairs, the other for dissimilar pairs, or a mixture by degree."""
     if similar.dtype is torch.bool:
         return torch.where(similar, if_similar, if_dissimilar)
-    # A square beyond the largest number is infinite, and 0 times that would be NaN.
+    # A square that overflows is infinite, and 0 times infinity would be NaN.
     near = torch.where(similar > 0, similar * if_similar, 0)
     return near + torch.where(similar < 1, (1 - similar) * if_dissimilar, 0)
 
@@ -88,13 +88,14 @@ def blend(similar: Tensor, if_similar: Tensor, if_dissimilar: Tensor) -> Tensor:
 def class_ids(
     labels: ArrayLike, *, like: Tensor, n_classes: int | None = None, name: str = "labels"
 ) -> Tensor:
-    """Class ids of any integer dtype as int64, which keeps every id apart from every other.
+    """Class ids of any integer dtype as int64, which keeps distinct ids distinct.
 
     Args:
-        labels: (n,) class ids; what they are called does not matter unless `n_classes` is given.
-        like: (n, ...) what the labels belong to; gives the length and the device.
-        n_classes: where ids index something, their number: each must be in 0 .. n_classes - 1.
-        name: what the caller called `labels`.
+        labels: (n,) class ids; any integers, unless `n_classes` is given.
+        like: (n, ...) the rows that the labels belong to; gives the length and the device.
+        n_classes: the number of classes, if ids are used as indices; each must then be in
+            0 .. n_classes - 1.
+        name: the caller's name for `labels`.
 
     Returns:
         (n,) int64.
@@ -152,7 +153,7 @@ def batch_labels(labels: ArrayLike, *, like: Tensor, name: str = "labels") -> Te
 
 
 def share_label(rows: Tensor, columns: Tensor) -> Tensor:
-    """Which row is similar to which column: same class id, or at least one label in common.
+    """Which row is similar to which column: same class id, or at least one common label.
 
     Args:
         rows: (n,) int64 class ids or (n, c) bool multi-labels, from `batch_labels`.
@@ -171,21 +172,21 @@ def share_label(rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def listed_rows(name: str, listed: ArrayLike, n: int, m: int, device: torch.device) -> Tensor:
-    """Some rows of a reference for each of n rows.
+    """Rows of a reference, listed for each of n rows.
 
     Args:
-        name: what the caller called them.
+        name: the caller's name for them.
         listed: (n, e) integers from 0 to m - 1, or -1 for none.
-        n: how many rows they are listed for.
-        m: how many rows the reference has.
-        device: where they go.
+        n: the number of rows they are listed for.
+        m: the number of rows of the reference.
+        device: the device of the result.
 
     Returns:
         (n, e) int64.
 
     Raises:
-        TypeError: no integers.
-        ValueError: a wrong shape, or a row that is not there.
+        TypeError: not integers.
+        ValueError: a wrong shape, or a row that does not exist.
     """
     known = tensor(name, listed)
     if known.is_floating_point() or known.dtype is torch.bool or known.is_complex():
@@ -206,7 +207,7 @@ def _one_per_row(name: str, labels: ArrayLike, like: Tensor) -> Tensor:
     if labels.ndim != 1:
         squeeze = labels.ndim == 2 and labels.shape[1] == 1
         raise ValueError(
-            f"{name} must have shape (n,), one label a row, got {tuple(labels.shape)}."
+            f"{name} must have shape (n,), one label per row, got {tuple(labels.shape)}."
             + (f" Pass {name}.squeeze(1)." if squeeze else "")
         )
     _check_length(name, labels, like)
@@ -216,15 +217,15 @@ def _one_per_row(name: str, labels: ArrayLike, like: Tensor) -> Tensor:
 def _check_length(name: str, labels: Tensor, like: Tensor) -> None:
     if labels.shape[0] != like.shape[0]:
         raise ValueError(
-            f"{name} must have one entry a row: got {len(labels)} labels for {len(like)} rows."
+            f"{name} must have one entry per row: got {len(labels)} labels for {len(like)} rows."
         )
     same_device(name, labels, "the data", like)
 
 
 def refuse(name: str, labels: Tensor, bad: Tensor, expected: str) -> None:
-    """Raise for the first entry marked `bad`, saying what was expected of it.
+    """Raise for the first entry marked `bad`, saying what was expected.
 
-    Inside a compiled or vectorised function, where values cannot be asked for, nothing is checked.
+    Inside a compiled or vectorised function, where values cannot be read, nothing is checked.
     """
     if tracing():
         return

@@ -1,8 +1,8 @@
 """Miners: which rows of a batch or of a reference to compare, for use with any loss.
 
-Every miner walks over blocks of rows, so that no (n, m) matrix is ever there, returns int64 indices
-whatever the labels' dtype, and gives the same for the same input and generator. None of them
-carries a gradient.
+Every miner works on blocks of rows, so no (n, m) matrix is ever held. It returns int64 indices
+whatever the dtype of the labels, and the same result for the same input and generator. Results
+carry no gradient.
 """
 
 from collections.abc import Callable, Iterator
@@ -39,8 +39,8 @@ class Found:
     """Rows found for each anchor.
 
     Attributes:
-        indices: (n, k) int64, rows of the reference or of the batch; -1 where there are fewer.
-        distances: (n, k) how far they are; inf where there are fewer.
+        indices: (n, k) int64, rows of the reference or of the batch; -1 if there are fewer.
+        distances: (n, k) their distances; inf if there are fewer.
     """
 
     indices: Tensor
@@ -52,8 +52,8 @@ class FoundPairs:
     """Pairs of an anchor and another row.
 
     Attributes:
-        positive: (p, 2) int64, ordered pairs that are similar.
-        negative: (q, 2) int64, ordered pairs that are not.
+        positive: (p, 2) int64, similar pairs (anchor, other).
+        negative: (q, 2) int64, dissimilar pairs (anchor, other).
     """
 
     positive: Tensor
@@ -74,30 +74,31 @@ def hard_negatives(
     reference_labels: ArrayLike | None = None,
     reference_self: ArrayLike | None = None,
 ) -> Found:
-    r"""The k nearest negatives of each row, guarded against negatives that are none.
+    r"""The k nearest negatives of each row, with guards against false negatives.
 
-    A negative that is nearer than a known positive may be a positive that nobody labelled. With
-    the score :math:`s = \cos` for "cosine" and :math:`s = -d` for the other distances, and
-    :math:`s^+` the lowest score of the row's positives, the guards keep a negative only if
+    A negative that is nearer than a known positive may be an unlabelled positive. With the score
+    :math:`s = \cos` for "cosine" and :math:`s = -d` for the other distances, and :math:`s^+` the
+    lowest score of the row's positives, the guards keep a negative only if
 
     .. math:: s \le s^+ - m, \qquad s \le s^+ - r\,|s^+|, \qquad low \le s \le high
 
-    The absolute value keeps the relative margin a margin where scores are below 0. A row without
-    positives has no :math:`s^+`, and only the range guards it.
+    The absolute value makes the relative margin work for scores below 0. A row without positives
+    has no :math:`s^+`; only the range applies to it.
 
     Args:
         x: (n, d) embeddings.
-        labels: (n,) class ids, or (n, c) bool multi-labels, where sharing one makes a pair similar.
-            None: no two rows are similar but those that `exclude` names.
-        k: how many.
+        labels: (n,) class ids, or (n, c) bool multi-labels; rows that share a label are similar.
+            None: no two rows are similar except those listed in `exclude`.
+        k: how many negatives.
         distance: "euclidean", "sqeuclidean" or "cosine".
-        margin: m, by how much farther than the farthest positive, in units of the distance.
+        margin: m, how much farther than the farthest positive a negative must be, in units of the
+            distance.
         relative_margin: r, 0 or more, the same as a share of the positive's score.
         score_range: (low, high) scores to keep.
-        exclude: (n, e) int64 known positives beside those of the labels, as rows of the reference
-            or of the batch; -1 for none.
+        exclude: (n, e) int64, further known positives, as rows of the reference or of the batch; -1
+            for none.
         reference: (m, d) embeddings to search instead of the batch itself.
-        reference_labels: (m,) or (m, c), their labels; None where `labels` is None.
+        reference_labels: (m,) or (m, c), their labels; None if `labels` is None.
         reference_self: (n,) which row of `reference` is row i itself, -1 for none.
 
     Returns:
@@ -114,8 +115,8 @@ def hard_negatives(
     >>> hard_negatives(x, [0, 0, 1, 1, 2], margin=0.5).indices[0]  # not nearer than 1 + 0.5
     tensor([3])
 
-    Source: the guards are those of sentence-transformers' `mine_hard_negatives`, which takes the
-    lowest positive score likewise; Moreira et al., "NV-Retriever", 2024.
+    Source: the guards are those of `mine_hard_negatives` in sentence-transformers, which also uses
+    the lowest positive score; Moreira et al., "NV-Retriever", 2024.
     """
     _at_least_one(k)
     if margin is not None:
@@ -167,8 +168,8 @@ def hard_positives(
 
     Args:
         x: (n, d) embeddings.
-        labels: (n,) class ids, or (n, c) bool multi-labels, where sharing one makes a pair similar.
-        k: how many.
+        labels: (n,) class ids, or (n, c) bool multi-labels; rows that share a label are similar.
+        k: how many positives.
         distance: "euclidean", "sqeuclidean" or "cosine".
         reference: (m, d) embeddings to search instead of the batch itself.
         reference_labels: (m,) or (m, c), their labels.
@@ -214,23 +215,24 @@ def semihard_triplets(
     reference_labels: ArrayLike | None = None,
     reference_self: ArrayLike | None = None,
 ) -> Tensor:
-    r"""For each anchor and positive the nearest negative that is farther than the positive.
+    r"""For each anchor and positive, the nearest negative that is farther than the positive.
 
-    Where none is farther, the anchor's farthest negative, as in
+    If no negative is farther, the anchor's farthest negative is taken, as in
     `batch_triplet_loss(select="semihard")`.
 
     Args:
         x: (n, d) embeddings.
-        labels: (n,) class ids, or (n, c) bool multi-labels, where sharing one makes a pair similar.
+        labels: (n,) class ids, or (n, c) bool multi-labels; rows that share a label are similar.
         distance: "euclidean", "sqeuclidean" or "cosine".
-        max: how many triplets at most, drawn from all; None: all.
-        generator: seeds that draw; None: torch's own.
-        reference: (m, d) embeddings that positives and negatives are taken from.
+        max: how many triplets at most, drawn at random; None: all.
+        generator: for the draw; None: torch's own.
+        reference: (m, d) embeddings to take positives and negatives from.
         reference_labels: (m,) or (m, c), their labels.
         reference_self: (n,) which row of `reference` is row i itself, -1 for none.
 
     Returns:
-        (t, 3) int64, the anchor, positive and negative of each, in order of anchor and positive.
+        (t, 3) int64, the anchor, positive and negative of each triplet, sorted by anchor and
+        positive.
 
     Raises:
         TypeError: labels that are not class ids or bool multi-labels.
@@ -255,7 +257,7 @@ def semihard_triplets(
     found = pick(*_scaled(rows, columns, distance), current_limits())
     if max is None:
         return torch.cat([*found, nobody])
-    # Those that drew the highest lots so far: no more than `max` are ever kept.
+    # Keep the triplets with the highest random numbers so far, never more than `max`.
     chance = torch.Generator().manual_seed(seed(generator))
     kept, lots = nobody, torch.zeros(0, dtype=torch.float64)
     for triplets in found:
@@ -278,24 +280,24 @@ def multi_similarity_pairs(
 ) -> FoundPairs:
     r"""The negatives nearer than an anchor's farthest positive, and the reverse, within epsilon.
 
-    With :math:`s` the cosine, or minus the distance,
+    With :math:`s` the cosine, or the negated distance, the pairs with
 
     .. math:: s_{in} > \min_{p} s_{ip} - \epsilon, \qquad s_{ip} < \max_{n} s_{in} + \epsilon
 
-    Anchors without positive or without negative have no pairs.
+    Anchors without a positive or without a negative have no pairs.
 
     Args:
         x: (n, d) embeddings.
-        labels: (n,) class ids, or (n, c) bool multi-labels, where sharing one makes a pair similar.
-        epsilon: how far a pair may be on the right side and still be taken.
+        labels: (n,) class ids, or (n, c) bool multi-labels; rows that share a label are similar.
+        epsilon: how far on the right side a pair may be and still be taken.
         distance: "cosine" (the paper's), "euclidean" or "sqeuclidean".
         reference: (m, d) embeddings to compare with instead of the batch itself.
         reference_labels: (m,) or (m, c), their labels.
         reference_self: (n,) which row of `reference` is row i itself, -1 for none.
 
     Returns:
-        `FoundPairs`, in order of their rows. How many there are depends on how far the classes
-        overlap, up to all pairs.
+        `FoundPairs`, sorted by row. Their number depends on how much the classes overlap; at most,
+        it is all pairs.
 
     Raises:
         TypeError: labels that are not class ids or bool multi-labels.
@@ -347,9 +349,9 @@ def distance_weighted_negatives(
     reference_labels: ArrayLike | None = None,
     reference_self: ArrayLike | None = None,
 ) -> Found:
-    r"""k negatives of each row drawn so that all distances come equally often.
+    r"""k negatives of each row, drawn so that all distances are equally likely.
 
-    Of random unit vectors in d dimensions nearly all are :math:`\sqrt 2` apart. Each negative is
+    Nearly all random unit vectors in D dimensions are :math:`\sqrt 2` apart. Each negative is
     therefore drawn, with replacement, with weight
 
     .. math:: \min(\lambda, 1 / q(d)), \qquad q(d) \propto d^{D-2} (1 - d^2 / 4)^{(D-3)/2}
@@ -358,12 +360,12 @@ def distance_weighted_negatives(
 
     Args:
         x: (n, D) embeddings; only their directions count.
-        labels: (n,) class ids, or (n, c) bool multi-labels, where sharing one makes a pair similar.
-        k: how many.
-        cutoff: smaller distances weigh as this one, which is lambda.
-        nonzero_loss_cutoff: negatives from this distance on are not drawn unless there are no
-            others; then all weigh the same.
-        generator: draws; None: torch's own.
+        labels: (n,) class ids, or (n, c) bool multi-labels; rows that share a label are similar.
+        k: how many negatives.
+        cutoff: smaller distances get the weight of this distance, which is lambda.
+        nonzero_loss_cutoff: negatives at this distance or farther are drawn only if there are no
+            others; then all have the same weight.
+        generator: for the draw; None: torch's own.
         reference: (m, D) embeddings to draw from instead of the batch itself.
         reference_labels: (m,) or (m, c), their labels.
         reference_self: (n,) which row of `reference` is row i itself, -1 for none.
@@ -414,11 +416,11 @@ def _compare(
     reference_self: ArrayLike | None,
     distance: Distance,
 ) -> tuple[Tensor, Tensor | None, Relation]:
-    """Rows and columns without gradient, and who is similar to whom."""
+    """Rows and columns without gradient, and their relation."""
     largest(distance)  # refuses an unknown name
     if labels is None:
         if reference_labels is not None:
-            raise TypeError("reference_labels belong to labels: pass both or neither.")
+            raise TypeError("reference_labels needs labels: pass both or neither.")
         items = tensor("x", x)
         n, device = len(items), items.device
         labels = torch.arange(n, device=device)
@@ -444,7 +446,7 @@ def _compare(
 def _scaled(
     rows: Tensor, columns: Tensor | None, distance: Distance
 ) -> tuple[Tensor, Tensor | None]:
-    """At unit length for cosines, else as they are."""
+    """Rows and columns at unit length for cosines, unchanged otherwise."""
     if distance != "cosine":
         return rows, columns
     return unit(rows), None if columns is None else unit(columns)
@@ -453,7 +455,7 @@ def _scaled(
 def _distances(
     rows: Tensor, columns: Tensor | None, relation: Relation, distance: Distance
 ) -> Iterator[tuple[slice, Tensor, Block]]:
-    """Blocks of distances between rows and all columns: which rows, how far, who is who."""
+    """Blocks of rows: which rows, their distances to all columns, and their relation."""
     closeness = by_distance(distance)
     a, b = closeness.prepare(*_scaled(rows, columns, distance))
     everyone = a if b is None else b
@@ -474,7 +476,7 @@ def _for_each_row(
     distance: Distance,
     k: int,
 ) -> Found:
-    """What is found in each block: distances and indices of its rows."""
+    """Collect the distances and indices found in each block."""
     distances = rows.new_full((len(rows), k), inf)
     indices = torch.full((len(rows), k), -1, device=rows.device)
     for where, d, who in _distances(rows, columns, relation, distance):
@@ -483,7 +485,7 @@ def _for_each_row(
 
 
 def _nearest(d: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """(b, k) the smallest distances and their columns; inf and -1 where there are fewer."""
+    """(b, k) the smallest distances and their columns; inf and -1 if there are fewer."""
     least = d.topk(min(k, d.shape[1]), largest=False)
     distances, indices = d.new_full((len(d), k), inf), least.indices.new_full((len(d), k), -1)
     distances[:, : d.shape[1]] = least.values

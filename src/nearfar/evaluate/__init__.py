@@ -1,6 +1,6 @@
-"""What an embedding is worth: verification, thresholds, retrieval, and the shape of the space.
+"""How good an embedding is: verification, thresholds, retrieval, and the shape of the space.
 
-All of it computes on torch and NumPy; only the two calibrated probabilities load scikit-learn, and
+Everything runs on torch and NumPy. Only the two calibrated probabilities load scikit-learn, and
 only `approximate_nearest` loads usearch.
 """
 

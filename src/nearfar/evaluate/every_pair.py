@@ -1,4 +1,4 @@
-"""Every pair of labelled embeddings, measured a tile at a time and never held at once."""
+"""Every pair of labelled embeddings, measured tile by tile and never all held in memory."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,20 +21,20 @@ from nearfar.inputs import ArrayLike, batch, lift
 from nearfar.labels import class_ids
 from nearfar.parts import spans
 
-MOST_ITEMS = 10_000  # which make 50 million pairs
-MOST_SIMILAR = 4_000_000  # pairs, whose distances are held
-_DRAWN = 20_000  # dissimilar distances, drawn at random, that are steps of the curve
-_BUFFERS = 16  # copies of a tile, in float32, that live at once
+MOST_ITEMS = 10_000  # they make 50 million pairs
+MOST_SIMILAR = 4_000_000  # pairs, whose distances are held in memory
+_DRAWN = 20_000  # dissimilar distances, drawn at random, that become steps of the curve
+_BUFFERS = 16  # float32 copies of a tile that are alive at once
 
 
 @dataclass(frozen=True, eq=False)
 class FarPair:
-    """A pair of items, and how far apart it is.
+    """A pair of items, and the distance between them.
 
     Attributes:
-        a: the row of the one.
+        a: the row of one item.
         b: the row of the other.
-        distance: between them.
+        distance: the distance between them.
     """
 
     a: int
@@ -44,7 +44,7 @@ class FarPair:
 
 @dataclass(frozen=True, eq=False)
 class _Measured:
-    """Some pairs: (k,) distances, and (k,) the places of their two items in the order of labels."""
+    """Some pairs: (k,) distances, and (k,) positions of their items in the order of labels."""
 
     distance: Tensor
     a: Tensor
@@ -55,17 +55,17 @@ class _Measured:
 
 
 class EveryPair:
-    """The pairs of labelled embeddings; `every_pair` makes it.
+    """The pairs of labelled embeddings; made by `every_pair`.
 
-    Rates are averages over identities: the pairs of an identity weigh 1 together, as do those of
-    any two identities. So every identity has its say, however many items it has.
+    Rates are averages over identities: the pairs of an identity have a total weight of 1, and so do
+    the pairs of any two identities. So every identity counts the same, however many items it has.
 
     Attributes:
-        distance: by which pairs are measured.
+        distance: the distance that is measured.
         n_items: how many items are compared.
-        n_left_out: how many were left out, at random, because there are too many pairs.
-        n_identities: of the items compared.
-        n_similar: how many similar pairs.
+        n_left_out: how many items were left out, at random, because there are too many pairs.
+        n_identities: how many identities are compared.
+        n_similar: how many similar pairs there are.
         n_dissimilar: how many dissimilar pairs.
     """
 
@@ -91,7 +91,8 @@ class EveryPair:
         if not self.n_similar or not self.n_dissimilar:
             kind = "dissimilar" if self.n_similar else "similar"
             raise ValueError(
-                f"labels must give pairs of both kinds to compare; there is no {kind} pair."
+                f"labels must give similar and dissimilar pairs; there is no {kind} pair to "
+                "compare."
             )
 
     def verification(
@@ -102,13 +103,13 @@ class EveryPair:
         resamples: int = 1000,
         seed: int = 0,
     ) -> Verification:
-        """AUC, EER, TAR at each FAR, best accuracy and F1, the curves, and how sure they are.
+        """AUC, EER, TAR at each FAR, best accuracy and F1, the curves, and intervals.
 
         Args:
-            far: the false-accept rates to give a true-accept rate for; a rate f takes 30 / f pairs
-                of identities.
-            level: how often an interval holds the truth.
-            resamples: of the bootstrap over identities.
+            far: false-accept rates at which to give the true-accept rate. A rate f takes 30 / f
+                pairs of identities.
+            level: confidence level of the intervals.
+            resamples: number of resamples in the bootstrap over identities.
             seed: of the bootstrap.
         """
         check_draws(level, resamples)
@@ -117,7 +118,7 @@ class EveryPair:
     def at_threshold(
         self, threshold: float, *, level: float = 0.95, resamples: int = 1000, seed: int = 0
     ) -> AtThreshold:
-        """What a threshold, fitted on other identities, does on these pairs."""
+        """The figures at a threshold, fitted on other identities, on these pairs."""
         check_draws(level, resamples)
         tally = self._two_steps(threshold)
         return decisions_of(tally, threshold, level=level, resamples=resamples, seed=seed)
@@ -198,13 +199,13 @@ class EveryPair:
             bins.add(0, step, b, weight)
         trials = (self._counts > 0).sum(1) - (self._counts.diagonal() > 0).long()
         bins.weight[:, 0, 1] = trials - bins.weight[:, 0, 0]
-        accepted = min(accepted, self._n_trials)  # all of them may add up to a little more
+        accepted = min(accepted, self._n_trials)  # rounding may push the sum a little above
         far = np.array([accepted, self._n_trials - accepted])
         return self._counted(np.array([threshold, np.inf]), near, far, bins)
 
     @cached_property
     def _n_trials(self) -> int:
-        """Pairs of identities with something to compare."""
+        """The number of pairs of identities with something to compare."""
         return int(((self._counts > 0).sum() - (self._counts.diagonal() > 0).sum()) // 2)
 
     @cached_property
@@ -216,16 +217,16 @@ class EveryPair:
     def _steps(self, similar: Tensor) -> tuple["_Steps", Tensor]:
         """The steps of the curve, and the distances of some dissimilar pairs.
 
-        Between two similar distances the curve is flat, however the dissimilar ones lie there, so
-        that those of similar pairs give every figure exactly. Some dissimilar ones beside them
-        leave little between two steps to search a threshold in.
+        Between two similar distances the true-accept rate is constant, so the distances of the
+        similar pairs give every figure exactly. Some dissimilar distances are added so that few
+        pairs lie between two steps, where `fit_threshold` has to search.
         """
         a, b, same = sample_pairs(self._identity, 2 * _DRAWN, seed=0)
         drawn = between_rows(self._x[a[~same]], self._x[b[~same]], self.distance).cpu()
         return _Steps(torch.cat([similar, drawn]).unique()), drawn  # type: ignore[no-untyped-call]
 
     def _of_similar(self) -> tuple[Tensor, Integers]:
-        """(p,) distances of the similar pairs, and (p,) whose pairs they are."""
+        """(p,) distances of the similar pairs, and (p,) their identities."""
         parts = list(self._similar())
         who = self._identity[torch.cat([part.a for part in parts])]
         return torch.cat([part.distance for part in parts]), who.numpy()
@@ -234,13 +235,13 @@ class EveryPair:
         return self._identity[part.a].numpy(), self._identity[part.b].numpy()
 
     def _weight(self, a: Integers, b: Integers) -> Floats:
-        """(k,) what a pair of these identities counts."""
+        """(k,) the weight of a pair of these identities."""
         found: Floats = self._share.ravel()[a * self.n_identities + b]
         return found
 
     @cached_property
     def _share(self) -> Floats:
-        with np.errstate(divide="ignore"):  # where there is no pair, nobody asks
+        with np.errstate(divide="ignore"):  # entries without pairs are never read
             found: Floats = 1 / self._counts.numpy().astype(np.float64)
         return found
 
@@ -251,7 +252,7 @@ class EveryPair:
         return self._measured(similar=False)
 
     def _measured(self, *, similar: bool) -> Iterator[_Measured]:
-        """The pairs of one kind, a tile at a time, each once."""
+        """The pairs of one kind, tile by tile, each once."""
         x, who = self._prepared, self._identity
         height, width = tile(current_limits(), x.device, x.element_size(), _BUFFERS)
         for rows in spans(self.n_items, height):
@@ -291,20 +292,20 @@ def every_pair(
     never_within: ArrayLike | None = None,
     seed: int = 0,
 ) -> EveryPair:
-    """Every pair of labelled embeddings, to measure verification on.
+    """Every pair of labelled embeddings, to compute verification figures on.
 
-    All pairs are counted, in memory that does not grow with their number: 13 million take a few
-    seconds. Above 10,000 items (50 million pairs), or 4 million similar pairs, as many items of
-    each identity are drawn by seed as stay within both, and fewer identities where even two items
-    of each are too many.
+    All pairs are counted, in memory that does not grow with their number; 13 million pairs take a
+    few seconds. Above 10,000 items (50 million pairs) or 4 million similar pairs, items are drawn
+    by seed: as many of each identity as stay within both limits, and fewer identities if even two
+    items of each are too many.
 
     Args:
         x: (n, d) embeddings.
-        labels: (n,) class ids, the identity of each.
+        labels: (n,) class ids, the identity of each row.
         distance: "cosine", "euclidean" or "sqeuclidean".
-        never_within: (n,) ids of groups within which items are never compared, as the camera or the
-            session of a recording; -1 for none.
-        seed: of the choice, where there are too many pairs.
+        never_within: (n,) ids of groups whose items are never compared with each other, such as the
+            camera or the session of a recording; -1 for none.
+        seed: of the draw, if there are too many pairs.
 
     Raises:
         ValueError: no similar or no dissimilar pairs, rows that are not finite, wrong shapes.
@@ -331,7 +332,7 @@ def every_pair(
 
 
 def within_bounds(identity: Tensor, seed: int, most_items: int = MOST_ITEMS) -> Tensor:
-    """The rows to compare: all, or as many of each identity as there is room for, by seed."""
+    """The rows to compare: all, or as many of each identity as fit, drawn by seed."""
     _, who, sizes = identity.unique(return_inverse=True, return_counts=True)  # type: ignore[no-untyped-call]
     each = _most_each(sizes, most_items)
     if each == 0:
@@ -366,7 +367,7 @@ def _most_each(sizes: Tensor, most_items: int) -> int:
 
 
 def _pairs_of_identities(sizes: Tensor, who: Tensor, never: Tensor | None) -> Tensor:
-    """(k, k) how many pairs may be compared of each two identities, and within each."""
+    """(k, k) how many pairs may be compared between each two identities, and within each."""
     n = sizes.double()
     counts = n[:, None] * n
     if never is not None:
@@ -376,7 +377,7 @@ def _pairs_of_identities(sizes: Tensor, who: Tensor, never: Tensor | None) -> Te
         held.index_put_((who[inside], group), torch.ones(len(group)), accumulate=True)
         counts -= (held @ held.T).double()
         alone = torch.bincount(who[~inside], minlength=len(sizes))
-        own = counts.diagonal() - alone  # an item of no group met itself
+        own = counts.diagonal() - alone  # an item of no group was paired with itself
     else:
         own = counts.diagonal() - n
     counts.diagonal().copy_(own / 2)
@@ -384,10 +385,10 @@ def _pairs_of_identities(sizes: Tensor, who: Tensor, never: Tensor | None) -> Te
 
 
 class _Steps:
-    """Which step of the curve a distance is at: 2k below the k-th number, 2k + 1 at it.
+    """Which step of the curve a distance belongs to: 2k just below the k-th number, 2k + 1 at it.
 
-    A table of equal cells leaves so few numbers to compare with that it takes a tenth of the time
-    of a search among all of them.
+    A table of equal cells leaves few numbers to compare with, which takes a tenth of the time of a
+    search among all of them.
     """
 
     CELLS, ROUNDS = 2**18, 4
@@ -414,18 +415,18 @@ class _Steps:
         return step
 
     def upper_ends(self, last: float) -> Floats:
-        """The largest distance at each step, `last` at the last one."""
+        """The largest distance at each step; `last` at the last step."""
         below = self._numbers.nextafter(self._numbers.new_tensor(-torch.inf))
         ends = torch.stack([below, self._numbers], 1).flatten().double().numpy()
         return np.append(ends, max(last, float(self._numbers[-1])))
 
     def _cell(self, distance: Tensor) -> Tensor:
-        """The same or a later one for a larger distance, rounding or not."""
+        """The cell of a distance; monotone in the distance in spite of rounding."""
         return ((distance - self._low) * self._by).clamp_(0, self.CELLS - 1).long()
 
 
 class _Bins:
-    """The weight of the pairs of each identity in each bin, as `ByIdentity` wants it.
+    """The weight of the pairs of each identity in each bin, for `ByIdentity`.
 
     Attributes:
         ends: (c,) the last step of each bin.
@@ -445,7 +446,7 @@ class _Bins:
 
 
 class _Nearest:
-    """Keeps the n closest pairs of all it sees; of equally close ones the first."""
+    """Keeps the n closest of all pairs it sees; among equally close ones, the first."""
 
     def __init__(self, n: int) -> None:
         nothing = torch.zeros(0, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""How sure a rate is: bootstrap over identities, since pairs that share one are not independent."""
+"""Intervals of rates, by bootstrap over identities: pairs that share one are not independent."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from nearfar.inputs import ArrayLike, between, tensor
 # (b, c) false-accept and true-accept rates from strict to loose -> (b, k) rates between 0 and 1.
 Figures = Callable[[Floats, Floats], Floats]
 
-# Below this many identities of a kind of pairs the spread between identities is hardly known.
+# With fewer identities, the spread between identities can hardly be estimated.
 FEWEST_IDENTITIES = 30
 
 
@@ -22,8 +22,8 @@ class Interval:
     """Where a figure is likely to lie for other identities of the same kind.
 
     Attributes:
-        low: its lower end.
-        high: its upper end.
+        low: the lower end.
+        high: the upper end.
     """
 
     low: float
@@ -34,7 +34,7 @@ class Interval:
 
 
 def pair_groups(groups: ArrayLike, n: int) -> Integers:
-    """(n, 2) the identities of each pair, named 0, 1, ...
+    """(n, 2) the identities of each pair, numbered 0, 1, ...
 
     Raises:
         TypeError: identities that are not integers.
@@ -65,34 +65,35 @@ def intervals(
 
     .. math:: w_i w_j = 1 + (w_i - 1) + (w_j - 1) + (w_i - 1)(w_j - 1)
 
-    The variance of a rate over such resamples holds what is due to identities once, as it should,
-    but what is due to a single pair of two identities three times (Owen 2007): once for each of
-    the three terms in brackets. Without the last term it is counted twice, which errs to the wide
-    side (the two-term estimator of MacKinnon, Nielsen & Webb 2021), and the sums that a resample
-    needs are sums over identities: `tally.replicates` takes one pass over the pairs, however many
-    resamples there are. With n identities and the variance :math:`V_1` of a figure over them,
+    The variance of a rate over such resamples counts the part due to identities once, as it should,
+    but the part due to a single pair of two identities three times (Owen 2007): once for each of
+    the three terms in brackets. Without the last term it counts that part twice, so intervals err
+    on the wide side (the two-term estimator of MacKinnon, Nielsen & Webb 2021). The sums needed for
+    a resample are then sums over identities, so `tally.replicates` takes one pass over the pairs,
+    however many resamples there are. With n identities and the variance :math:`V_1` of a figure
+    over the resamples,
 
     .. math:: V = \frac{n (n - 1)}{(n - 2)(n - 3)}\, V_1
 
-    where the factor makes up for what deviations from a mean over n identities lose of the variance
-    of a mean over their pairs. The interval is Wilson's at the effective number of trials
-    :math:`p(1-p)/V`, with Student's quantile: it stays between 0 and 1, and has a width at p = 0
-    and p = 1 too, where it counts identities as trials (Fogliato, Patil & Perona 2024, for error
-    rates in 1:1 matching).
+    The factor corrects for measuring deviations from a mean over n identities, which underestimates
+    the variance of a mean over their pairs. The interval is Wilson's at the effective number of
+    trials :math:`p(1-p)/V`, with Student's quantile. It stays between 0 and 1, and has a width even
+    at p = 0 and p = 1, where it counts identities as trials (Fogliato, Patil & Perona 2024, for
+    error rates in 1:1 matching).
 
-    In simulations of 240 or 250 samples with offsets of identities, intervals of 95 % held the
-    truth in 94 to 97 % of samples for AUC, EER, and TAR at FAR 0.1; where nothing was due to
-    identities, in 95 to 100 %. For the TAR at FAR 0.02 and identities as different as single pairs,
-    where the few closest make all false accepts, in 90 to 93 %. Over all pairs of 80 identities it
-    made no difference whether one of them had 20 times as many items as the others.
+    Coverage in simulations of 240 or 250 samples, for 95 % intervals: with offsets of identities,
+    94 to 97 % for AUC, EER, and TAR at FAR 0.1; without any effect of identities, 95 to 100 %. For
+    the TAR at FAR 0.02 with identities as different as single pairs, where the few closest make all
+    false accepts, 90 to 93 %. Over all pairs of 80 identities it made no difference whether one of
+    them had 20 times as many items as the others.
 
     Args:
         figures: see `Figures`.
         tally: of the pairs, by identity.
         estimate: (k,) the figures of all pairs.
-        level: how often such an interval holds the truth.
-        resamples: how many draws.
-        seed: of the draws.
+        level: confidence level of the intervals.
+        resamples: number of resamples.
+        seed: of the resamples.
 
     Sources: Owen, "The pigeonhole bootstrap", 2007; Owen & Eckles, "Bootstrapping data arrays of
     arbitrary order", 2012; MacKinnon, Nielsen & Webb, "Wild bootstrap and asymptotic inference
@@ -110,7 +111,7 @@ def intervals(
 
 
 def _wilson(p: float, variance: float, n: int, level: float) -> Interval:
-    # Rounding leaves a variance of 1e-33 where all resamples agree.
+    # If all resamples agree, rounding still leaves a variance of 1e-33.
     trials = p * (1 - p) / variance if variance > 1e-18 and 0 < p < 1 else n
     t = _student(level, n - 1)
     centre = (p + t * t / (2 * trials)) / (1 + t * t / trials)
@@ -129,15 +130,15 @@ def _student(level: float, freedom: int) -> float:
 
 
 def check_draws(level: float, resamples: int) -> None:
-    """Refuse what no interval can be made of."""
+    """Refuse a level or a number of resamples that gives no interval."""
     between("level", level, 0.5, 0.999)
     if not isinstance(resamples, int) or resamples < 100:
         raise ValueError(f"resamples must be an integer of at least 100, got {resamples!r}.")
 
 
 def check_average(average: Average, groups: object) -> None:
-    """Refuse an unknown name, and identities that nobody has named."""
+    """Refuse an unknown name, and averages over identities without `groups`."""
     if average not in ("pairs", "identities"):
         raise ValueError(f"average must be 'pairs' or 'identities', got {average!r}.")
     if average == "identities" and groups is None:
-        raise TypeError("average='identities' needs groups, the two identities of each pair.")
+        raise TypeError("average='identities' needs groups=, the two identities of each pair.")

@@ -1,4 +1,4 @@
-"""The k nearest references of each row: exact, by tiles; or approximate, by an index."""
+"""The k nearest references of each row: exactly, tile by tile; or approximately, by an index."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,21 +15,22 @@ from nearfar.labels import class_ids, listed_rows, refuse
 from nearfar.mine import Found
 from nearfar.parts import spans
 
-# Copies of a tile, and of the k nearest, that live at once.
+# Copies of a tile, and of the k nearest, that are alive at once.
 _BUFFERS = 6
 
 
 @dataclass(frozen=True, eq=False)
 class Space:
-    """Rows and references such that |a - b|^2 puts them in the order of any of the distances.
+    """Rows and references, prepared so that |a - b|^2 orders them like the chosen distance.
 
     Attributes:
         rows: (n, d), at unit length for cosine distance.
-        columns: (m, d) likewise.
-        hidden: (n, h) int64, the columns that are never found: first the row itself, then those
-            that are excluded, each once; -1 for none.
-        distance: whose order it is.
-        as_given: the rows and columns before they were scaled to unit length; None: they were not.
+        columns: (m, d), likewise.
+        hidden: (n, h) int64, the columns that are never found: first the row itself, then excluded
+            columns, each once; -1 for none.
+        distance: the chosen distance.
+        as_given: the rows and columns before they were scaled to unit length; None if they were
+            not scaled.
     """
 
     rows: Tensor
@@ -39,7 +40,7 @@ class Space:
     as_given: tuple[Tensor, Tensor] | None = None
 
     def distances(self, squares: Tensor) -> Tensor:
-        """The distance itself from |a - b|^2; of unit rows, 1 - cos is half of it."""
+        """The chosen distance, from |a - b|^2; for unit rows, 1 - cos is half of that."""
         if self.distance == "euclidean":
             return squares.sqrt()
         return squares / 2 if self.distance == "cosine" else squares
@@ -87,7 +88,7 @@ def _at_unit_length(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
     no_row, no_column = (~t.any(1, keepdim=True) for t in (a, b))
     if not (no_row.any() or no_column.any()):
         return a, b
-    # Who has no direction is at distance 1 from everyone: each kind has a coordinate of its own.
+    # A zero row is at distance 1 from every other: rows and columns get a coordinate of their own.
     return (
         torch.cat([a, no_row.to(a.dtype), torch.zeros_like(a[:, :1])], 1),
         torch.cat([b, torch.zeros_like(b[:, :1]), no_column.to(b.dtype)], 1),
@@ -97,9 +98,9 @@ def _at_unit_length(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
 def squares(
     where: Space, rows: slice, limits: Limits, at_least: int = 0
 ) -> Iterator[tuple[slice, Tensor]]:
-    """|a - b|^2 of these rows to one block of columns after the other; infinite to hidden ones.
+    """|a - b|^2 between these rows and each block of columns; infinite for hidden columns.
 
-    Walking twice with the same arguments gives the same bits.
+    Iterating twice with the same arguments gives the same bits.
     """
     closeness = Euclidean(squared=True)
     width = max(_tile(where, limits)[1], at_least)
@@ -131,14 +132,14 @@ Visit = Callable[[slice, Tensor], None]
 def k_nearest(
     where: Space, rows: slice, k: int, limits: Limits, also: Visit | None = None
 ) -> tuple[Tensor, Tensor]:
-    """(b, k) squares and columns of the nearest of these rows; inf and -1 where there are fewer.
+    """(b, k) squared distances and columns nearest to these rows; inf and -1 if there are fewer.
 
     Args:
         where: rows and columns.
         rows: which rows.
-        k: how many.
+        k: how many neighbours.
         limits: of the tiles.
-        also: shown every tile on the way.
+        also: called with every tile.
     """
     size = rows.stop - rows.start
     values = where.rows.new_full((size, k), inf)
@@ -147,7 +148,7 @@ def k_nearest(
         if also is not None:
             also(columns, d)
         near, place = _k_least(d, k)
-        # What was found before has lower indices, so that a stable order keeps ties in order.
+        # Earlier finds have lower indices, so a stable sort keeps ties in order.
         values, kept = torch.cat([values, near], 1).sort(dim=1, stable=True)
         index = torch.cat([index, place + columns.start], 1).gather(1, kept)
         values, index = values[:, :k], index[:, :k]
@@ -155,7 +156,7 @@ def k_nearest(
 
 
 def _k_least(d: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k smallest of each row and their columns, of equal ones those of the lowest columns."""
+    """The k smallest of each row and their columns; among ties, the lowest columns."""
     if k >= d.shape[1]:
         least = d.sort(dim=1, stable=True)
         return least.values, least.indices
@@ -177,22 +178,21 @@ def nearest(
     reference_self: ArrayLike | None = None,
     exclude: ArrayLike | None = None,
 ) -> Found:
-    """The k nearest references of each row, exactly, in memory that does not grow with them.
+    """The k nearest references of each row, exactly, in memory that does not grow with the pairs.
 
-    Every pair is measured, a tile at a time. Of references that are equally far the one of the
-    lower index comes first.
+    Every pair is measured, tile by tile. Among equally far references, the lower index comes first.
 
     Args:
         x: (n, d) embeddings.
-        k: how many.
+        k: how many neighbours.
         distance: "cosine", "euclidean" or "sqeuclidean".
         reference: (m, d) embeddings to search. None: the other rows of x.
         reference_self: (n,) which row of `reference` is row i itself, -1 for none; it is not found.
-        exclude: (n, e) integers, rows of the reference or of x that row i is not compared with,
+        exclude: (n, e) integers, rows of the reference (or of x) that row i is not compared with,
             such as those of its own camera or session; -1 for none.
 
     Returns:
-        `Found`, nearest first; -1 and infinity where there are fewer than k.
+        `Found`, nearest first; -1 and infinity if there are fewer than k.
 
     Raises:
         ValueError: a shape, length, device or number out of range, a row that is not finite.
@@ -222,22 +222,22 @@ def approximate_nearest(
 ) -> Found:
     """Most of the k nearest references of each row, by a graph of neighbours (HNSW).
 
-    For where measuring every pair takes too long: from about a million references, or where many
-    searches share one reference. Some neighbours are missed; `nearest` on a hundred rows tells how
-    many. The index is built on all cores, which leaves the order of its insertions, and with it
-    which few are missed, to chance. Needs the extra `search`.
+    Use it when measuring every pair takes too long: from about a million references, or if many
+    searches share one reference. Some neighbours are missed; `nearest` on a hundred rows shows how
+    many. The index is built on all cores, so the order of insertions, and with it which neighbours
+    are missed, varies between calls. Needs the extra `search`.
 
     Args:
         x: (n, d) embeddings.
-        k: how many.
+        k: how many neighbours.
         distance: "cosine", "euclidean" or "sqeuclidean".
         reference: (m, d) embeddings to search. None: the other rows of x.
         reference_self: (n,) which row of `reference` is row i itself, -1 for none; it is not found.
-        exclude: (n, e) integers, rows of the reference or of x that row i is not compared with,
+        exclude: (n, e) integers, rows of the reference (or of x) that row i is not compared with,
             such as those of its own camera or session; -1 for none.
 
     Returns:
-        `Found`, nearest first; -1 and infinity where there are fewer than k.
+        `Found`, nearest first; -1 and infinity if there are fewer than k.
 
     Raises:
         ImportError: usearch is not installed.
@@ -251,8 +251,8 @@ def approximate_nearest(
         from usearch.index import Index
     except ImportError as error:
         raise ImportError(
-            "approximate_nearest needs usearch: pip install 'nearfar[search]'. `nearest` finds the "
-            "same without it, exactly."
+            "approximate_nearest needs usearch: pip install 'nearfar[search]'. `nearest` works "
+            "without it, and is exact."
         ) from error
     where = space(x, reference, reference_self, exclude, distance)
     rows, columns = (part.float().cpu() for part in (where.rows, where.columns))
@@ -260,7 +260,7 @@ def approximate_nearest(
     if len(rows) and len(columns):
         graph = Index(ndim=columns.shape[1], metric="l2sq", dtype="f32")
         graph.add(torch.arange(len(columns)).numpy(), columns.numpy())
-        # More than k, since the row itself and what is excluded may be among them.
+        # More than k, since the row itself and excluded rows may be among them.
         wanted = min(k + where.hidden.shape[1], len(columns))
         matches = graph.search(rows.numpy(), wanted)
         near = torch.from_numpy(matches.distances).float().reshape(len(rows), wanted)
@@ -276,7 +276,7 @@ def approximate_nearest(
 
 
 def check_k(name: str, k: object) -> None:
-    """Refuse what is no number of neighbours."""
+    """Refuse anything but a positive number of neighbours."""
     if not isinstance(k, int) or isinstance(k, bool) or k < 1:
         raise ValueError(f"{name} must be an integer of at least 1, got {k!r}.")
 
@@ -296,11 +296,11 @@ def hidden_columns(
     """See `Space.hidden`.
 
     Args:
-        own: (n,) the column that is the row itself, -1 for none; None: none is.
+        own: (n,) the column that is the row itself, -1 for none; None: no row is among them.
         exclude: (n, e) other columns, -1 for none.
-        n: rows.
-        m: columns.
-        device: where they are.
+        n: number of rows.
+        m: number of columns.
+        device: of the rows and columns.
     """
     own = torch.full((n,), -1, device=device) if own is None else own
     if exclude is None:
@@ -316,5 +316,5 @@ def _refuse_non_finite(name: str, x: Tensor) -> None:
     if bad.any():
         raise ValueError(
             f"{name}[{int(bad.nonzero()[0])}] is not finite "
-            f"({int(bad.sum())} of {len(x)} rows are not); what is near to it is not defined."
+            f"({int(bad.sum())} of {len(x)} rows are not), so its neighbours are not defined."
         )

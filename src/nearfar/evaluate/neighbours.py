@@ -1,4 +1,4 @@
-"""The hardest pairs of labelled embeddings, and labels that are likely wrong."""
+"""The hardest pairs of labelled embeddings, and likely label errors."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ from nearfar.tabulate import Table
 
 @dataclass(frozen=True)
 class Pair:
-    """Two rows, i < j, and how far apart they are."""
+    """Two rows, i < j, and their distance."""
 
     i: int
     j: int
@@ -31,9 +31,9 @@ class Suspect:
     Attributes:
         index: the row.
         label: its class id.
-        suggested: the commonest class among its k nearest.
-        other_share: share of the k nearest that are of that class.
-        own_share: share of those that could be of its own class that are.
+        suggested: the most frequent other class among its k nearest neighbours.
+        other_share: share of the k nearest that belong to that class.
+        own_share: share that belong to its own class, of as many as could.
     """
 
     index: int
@@ -45,14 +45,14 @@ class Suspect:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """What stands out among the neighbours.
+    """The hardest pairs, and likely label errors.
 
     Attributes:
-        hardest_positives: similar pairs, the farthest first.
-        hardest_negatives: dissimilar pairs, the nearest first.
-        suspects: likely label errors, the likeliest first.
-        k: how many neighbours were asked about a label.
-        distance: by its name.
+        hardest_positives: similar pairs, farthest first.
+        hardest_negatives: dissimilar pairs, nearest first.
+        suspects: likely label errors, likeliest first.
+        k: how many neighbours were used to judge a label.
+        distance: the name of the distance.
     """
 
     hardest_positives: tuple[Pair, ...]
@@ -105,18 +105,18 @@ def neighbours(
 ) -> Neighbours:
     """The farthest similar and the nearest dissimilar pairs, and likely label errors.
 
-    For each row its farthest positive and its nearest negative are found, and of these pairs the
-    hardest are given, each once. A label is likely wrong where, of the k nearest, the share of the
-    commonest other class exceeds the share of the row's own class by more than one half. The
-    own class's share is that of those it could have: of a class of 3, two others. Rows that are
-    alone in their class are not judged.
+    Takes the farthest positive and the nearest negative of each row, and returns the hardest of
+    these pairs, each once. A label is likely wrong if, among the k nearest neighbours, the share of
+    the most frequent other class exceeds the share of the row's own class by more than one half.
+    The share of the own class is relative to how many neighbours could belong to it: in a class of
+    3, two. Rows that are alone in their class are not judged.
 
     Args:
         x: (n, d) embeddings.
-        labels: (n,) class ids, or (n, c) bool multi-labels, where sharing one makes a pair similar;
-            with multi-labels no label is judged.
-        k: how many neighbours to ask about a label.
-        top: how many pairs and rows to give at most.
+        labels: (n,) class ids, or (n, c) bool multi-labels; rows that share a label are similar.
+            With multi-labels, no label is judged.
+        k: how many neighbours to judge a label by.
+        top: how many pairs and rows to return at most.
         distance: "cosine", "euclidean" or "sqeuclidean".
 
     Raises:
@@ -140,8 +140,8 @@ def neighbours(
     ---  -----  ---------  --------------  ----------
       6      0          1            100%          0%
 
-    Source: asking the neighbours goes back to Wilson, "Asymptotic properties of nearest neighbor
-    rules using edited data", 1972.
+    Source: judging labels by neighbours goes back to Wilson, "Asymptotic properties of nearest
+    neighbor rules using edited data", 1972.
     """
     check_k("k", k)
     check_k("top", top)
@@ -159,7 +159,7 @@ def neighbours(
 
 
 def _hardest(found: Found, top: int, *, farthest: bool) -> tuple[Pair, ...]:
-    """Each pair once, the hardest first."""
+    """Each pair once, hardest first."""
     there = found.indices[:, 0] >= 0
     rows = there.nonzero()[:, 0]
     pairs = torch.stack([rows, found.indices[rows, 0]], 1).sort(1).values
@@ -174,7 +174,7 @@ def _hardest(found: Found, top: int, *, farthest: bool) -> tuple[Pair, ...]:
 
 
 def _suspects(near: Tensor, labels: Tensor, top: int) -> tuple[Suspect, ...]:
-    """Rows whose neighbours are mostly of one other class, the clearest first."""
+    """Rows whose neighbours are mostly of one other class, clearest first."""
     if not near.numel():
         return ()
     names, member, size = torch.unique(labels, return_inverse=True, return_counts=True)

@@ -10,24 +10,24 @@ from torch import Tensor
 
 from nearfar.inputs import ArrayLike, tensor
 
-_EVEN = 20  # rounds in which identities are drawn, before items are
+_EVEN = 20  # rounds in which identities are drawn first; later rounds draw items directly
 
 
 def sample_pairs(identity: ArrayLike, n: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """n pairs of items by seed, half of them similar, all distinct.
+    """Draw n pairs of items by seed, half of them similar, all distinct.
 
-    Identities are drawn first, then items, so that those of many items have no more pairs than the
-    others, unless the others have no more. Where there are fewer than n / 2 similar (or dissimilar)
-    pairs, all there are.
+    Identities are drawn first, then items, so an identity with many items has no more pairs than
+    the others, unless those run out of pairs. If there are fewer than n / 2 similar (or dissimilar)
+    pairs, all of them are returned.
 
     Args:
-        identity: (m,) int64, which identity each item shows.
+        identity: (m,) int64, the identity of each item.
         n: how many pairs.
-        seed: of the choice.
+        seed: of the draw.
 
     Returns:
-        Three tensors `a`, `b`, `similar`. The first two are (p,) int64, the rows of each pair, and
-        never the same; the third is (p,) bool.
+        Three tensors `a`, `b`, `similar`. The first two are (p,) int64, the two rows of each pair,
+        which always differ; the third is (p,) bool.
 
     >>> a, b, similar = sample_pairs([0, 0, 1, 1], 4, seed=0)
     >>> similar
@@ -46,7 +46,7 @@ def sample_pairs(identity: ArrayLike, n: int, seed: int) -> tuple[Tensor, Tensor
 def _similar_pairs(
     labels: npt.NDArray[Any], n: int, random: np.random.Generator
 ) -> npt.NDArray[np.int64]:
-    """(min(n, all), 2). The pairs of an identity are numbered, then numbers are drawn."""
+    """(min(n, all), 2), by numbering the pairs of each identity and drawing numbers."""
     order, first, counts = _in_order(labels)
     there = counts * (counts - 1) // 2
     wanted = _shared_out(there, n, random)
@@ -56,7 +56,7 @@ def _similar_pairs(
     within = np.concatenate([np.zeros(0, dtype=np.int64), *drawn])
     # Pair number k of an identity is (i, j), i < j, with k = j (j - 1) / 2 + i.
     j = ((1 + np.sqrt(1 + 8 * within)) // 2).astype(np.int64)
-    j -= j * (j - 1) // 2 > within  # the square root of a large number may round up
+    j -= j * (j - 1) // 2 > within  # the square root of a large number may be rounded up
     i = within - j * (j - 1) // 2
     start = np.repeat(first, wanted)
     pairs: npt.NDArray[np.int64] = order[np.stack([start + i, start + j], 1)]
@@ -66,7 +66,7 @@ def _similar_pairs(
 def _shared_out(
     there: npt.NDArray[np.int64], n: int, random: np.random.Generator
 ) -> npt.NDArray[np.int64]:
-    """How many of each to take, so that there are n: the same of all, or all where there are fewer.
+    """How many to take of each, n in total: the same of each, or all of those that have fewer.
 
     >>> _shared_out(np.array([1, 3, 100]), 8, np.random.default_rng(0)).tolist()
     [1, 3, 4]
@@ -85,7 +85,7 @@ def _shared_out(
 def _dissimilar_pairs(
     labels: npt.NDArray[Any], n: int, random: np.random.Generator
 ) -> npt.NDArray[np.int64]:
-    """(min(n, all), 2), by drawing two identities and an item of each, until n are distinct."""
+    """(min(n, all), 2), by drawing two identities and an item of each until n pairs differ."""
     order, first, counts = _in_order(labels)
     m = len(labels)
     total = int(m * (m - 1) // 2 - (counts * (counts - 1) // 2).sum())
@@ -105,7 +105,7 @@ def _dissimilar_pairs(
         if attempt < _EVEN:
             who = random.integers(0, len(counts), size=(2 * n, 2))
             drawn = first[who] + (random.random(who.shape) * counts[who]).astype(np.int64)
-        else:  # what is left are pairs of few identities
+        else:  # only pairs of few identities are left
             drawn = random.integers(0, m, size=(2 * n, 2))
         drawn = np.sort(order[drawn], axis=1)
         drawn = drawn[labels[drawn[:, 0]] != labels[drawn[:, 1]]]
@@ -120,7 +120,7 @@ def _dissimilar_pairs(
 def _in_order(
     labels: npt.NDArray[Any],
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Rows identity by identity, where each identity begins among them, and its size."""
+    """The rows sorted by identity, the first position of each identity, and its size."""
     order = np.argsort(labels, kind="stable")
     _, first, counts = np.unique(labels[order], return_index=True, return_counts=True)
     return order, first, counts

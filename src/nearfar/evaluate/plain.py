@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def plain(value: Any) -> Any:
-    """Dicts, lists, numbers and None; what JSON lacks, NaN and infinity, becomes None.
+    """The value as dicts, lists, numbers and None. NaN and infinity, which JSON lacks, become None.
 
     >>> plain({0.1: (1, float("nan")), "found": np.array([2.5])})
     {'0.1': [1, None], 'found': [2.5]}
@@ -28,7 +28,7 @@ def _key(key: Any) -> str:
 
 
 def number(value: float | None) -> str:
-    """Four decimals; a dash where there is nothing to say.
+    """A number with four decimals; a dash for None.
 
     >>> number(0.25), number(None)
     ('0.2500', '-')

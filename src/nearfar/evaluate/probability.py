@@ -1,4 +1,4 @@
-"""From a distance to the probability that two items are the same."""
+"""The probability that two items are the same, from their distance."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from nearfar.inputs import ArrayLike, between
 
 @dataclass(frozen=True)
 class PlattProbability:
-    """The logistic curve through calibration pairs; call it on scores.
+    """A logistic curve fitted to calibration pairs; call it on scores.
 
     Attributes:
-        slope: of the log-odds over the score.
+        slope: slope of the log-odds over the score.
         intercept: the log-odds at score 0.
-        share: of the similar pairs among the calibration pairs.
-        prior: the share of similar pairs that the probability holds at.
+        share: the share of similar pairs among the calibration pairs.
+        prior: the share of similar pairs for which the probability holds.
     """
 
     slope: float
@@ -45,13 +45,13 @@ class PlattProbability:
 
 @dataclass(frozen=True)
 class IsotonicProbability:
-    """The monotone curve through calibration pairs, straight between its knots; call it on scores.
+    """A monotone curve fitted to calibration pairs, linear between its knots; call it on scores.
 
     Attributes:
-        knots: scores, rising. Beyond the first and the last the probability stays as it is there.
-        values: the probability at each, at `share`.
-        share: of the similar pairs among the calibration pairs.
-        prior: the share of similar pairs that the probability holds at.
+        knots: increasing scores. Outside of the first and the last, the probability is constant.
+        values: the probability at each knot, for the share of similar pairs in `share`.
+        share: the share of similar pairs among the calibration pairs.
+        prior: the share of similar pairs for which the probability holds.
     """
 
     knots: tuple[float, ...]
@@ -76,28 +76,27 @@ class IsotonicProbability:
 def platt_probability(
     scores: ArrayLike, similar: ArrayLike, *, higher_is_closer: bool, prior: float | None = None
 ) -> PlattProbability:
-    r"""The probability of "same" as a logistic curve over the score.
+    r"""Fit the probability of "same" as a logistic curve over the score.
 
     .. math:: P = \sigma(a s + b + \mathrm{logit}\,\pi - \mathrm{logit}\,\pi_0)
 
     where :math:`\pi_0` is the share of similar pairs in the calibration data and :math:`\pi` the
-    prior. With few pairs, or where the curve should not follow every bend of them, better than
-    `isotonic_probability`. The targets are Platt's, :math:`(N_+ + 1) / (N_+ + 2)` and
-    :math:`1 / (N_- + 2)`, so that pairs that a threshold tells apart without error leave the slope
-    finite.
+    prior. Better than `isotonic_probability` with few pairs, or if the curve should be smooth. The
+    targets are Platt's, :math:`(N_+ + 1) / (N_+ + 2)` and :math:`1 / (N_- + 2)`, so the slope stays
+    finite even if a threshold separates the pairs without error.
 
     Args:
         scores: (n,) distances or similarities of calibration pairs, not used in training.
         similar: (n,) bool.
         higher_is_closer: True for similarities, False for distances.
-        prior: the share of similar pairs where it will be used, between 0 and 1. None: that of the
-            calibration data, which sampled pairs make far too high for most uses.
+        prior: the share of similar pairs in use, between 0 and 1. None: the share in the
+            calibration data, which for sampled pairs is far too high for most uses.
 
     Raises:
         TypeError: labels that are not bool.
         ValueError: no similar or no dissimilar pairs, scores that are not finite, wrong shapes, a
-            prior out of range; scores that are closer for dissimilar pairs, which no such curve
-            fits.
+            prior out of range; scores that are closer for dissimilar pairs, to which no such curve
+            can be fitted.
 
     >>> d, same = [0.1, 0.2, 0.6, 0.4, 0.7, 0.9], [True, True, True, False, False, False]
     >>> platt_probability(d, same, higher_is_closer=False)([0.1, 0.5, 0.9]).round(decimals=3)
@@ -111,7 +110,7 @@ def platt_probability(
     closeness, same = checked(scores, similar, higher_is_closer)
     share, low, high = _targets(same)
     prior = share if prior is None else prior
-    # Each pair stands in both classes, weighted by its target.
+    # Each pair is in both classes, weighted by its target.
     target = np.where(same, high, low)
     centre, scale = closeness.mean(), closeness.std() or 1.0
     x = np.tile((closeness - centre) / scale, 2)[:, None]
@@ -120,8 +119,8 @@ def platt_probability(
     steep = float(model.coef_[0, 0])
     if steep < 0:
         raise ValueError(
-            "Similar pairs are farther apart than dissimilar ones, so no threshold tells them "
-            f"apart. Check the labels, and higher_is_closer={higher_is_closer}."
+            "Similar pairs are farther apart than dissimilar ones, so no threshold separates them. "
+            f"Check the labels, and higher_is_closer={higher_is_closer}."
         )
     sign = 1 if higher_is_closer else -1
     intercept = float(model.intercept_[0] - steep * centre / scale)
@@ -131,19 +130,19 @@ def platt_probability(
 def isotonic_probability(
     scores: ArrayLike, similar: ArrayLike, *, higher_is_closer: bool, prior: float | None = None
 ) -> IsotonicProbability:
-    r"""The probability of "same" as a monotone curve over the score.
+    r"""Fit the probability of "same" as a monotone curve over the score.
 
-    Of all curves that never fall as pairs get closer the one nearest to the labels. It follows any
-    shape, and wants about a thousand pairs. It stays between Platt's targets,
-    :math:`1 / (N_- + 2)` and :math:`(N_+ + 1) / (N_+ + 2)`, since a finite sample makes nothing
+    Of all curves that never fall as pairs get closer, this is the one nearest to the labels. It
+    follows any shape, and needs about a thousand pairs. It stays between Platt's targets,
+    :math:`1 / (N_- + 2)` and :math:`(N_+ + 1) / (N_+ + 2)`, since no finite sample makes anything
     certain.
 
     Args:
         scores: (n,) distances or similarities of calibration pairs, not used in training.
         similar: (n,) bool.
         higher_is_closer: True for similarities, False for distances.
-        prior: the share of similar pairs where it will be used, between 0 and 1. None: that of the
-            calibration data, which sampled pairs make far too high for most uses.
+        prior: the share of similar pairs in use, between 0 and 1. None: the share in the
+            calibration data, which for sampled pairs is far too high for most uses.
 
     Raises:
         TypeError: labels that are not bool.
@@ -172,7 +171,7 @@ def isotonic_probability(
 
 
 def probability_from(plain: Mapping[str, Any]) -> PlattProbability | IsotonicProbability:
-    """What `as_dict` of either wrote.
+    """The probability that `as_dict` of either class wrote.
 
     >>> probability_from({"slope": -2.0, "intercept": 1.0, "share": 0.5, "prior": 0.5})([0.5])
     tensor([0.5000], dtype=torch.float64)
@@ -185,7 +184,7 @@ def probability_from(plain: Mapping[str, Any]) -> PlattProbability | IsotonicPro
 
 
 def _targets(same: Bools) -> tuple[float, float, float]:
-    """The share of similar pairs, and the probabilities nearest to 0 and 1 that they can show."""
+    """The share of similar pairs, and Platt's targets for dissimilar and for similar pairs."""
     n_similar, n_dissimilar = int(same.sum()), int((~same).sum())
     return float(same.mean()), 1 / (n_dissimilar + 2), (n_similar + 1) / (n_similar + 2)
 
@@ -196,5 +195,5 @@ def _check_shares(share: float, prior: float) -> None:
 
 
 def _shift(share: float, prior: float) -> float:
-    """What another share of similar pairs adds to the log-odds."""
+    """What a different share of similar pairs adds to the log-odds."""
     return float(np.log(prior / (1 - prior)) - np.log(share / (1 - share)))

@@ -1,4 +1,4 @@
-"""How well nearest references share the label of the query."""
+"""Retrieval: how often the nearest references share the label of the query."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -32,15 +32,15 @@ class Figures:
     """Means over queries.
 
     Attributes:
-        n: how many queries they are over.
-        hit_rate: k -> share of the queries with a relevant reference among the k nearest. This is
-            what papers on metric learning call Recall@k.
+        n: how many queries the means are over.
+        hit_rate: k -> share of the queries with a relevant reference among the k nearest. Papers on
+            metric learning call this Recall@k.
         recall: k -> share of a query's relevant references that are among the k nearest.
         precision: k -> share of the k nearest that are relevant.
         ndcg: k -> normalised discounted cumulative gain of the k nearest.
-        r_precision: precision at R, the number of the query's relevant references; None where
-            fewer than R were looked at.
-        map_at_r: mean average precision at R, MAP@R; likewise.
+        r_precision: precision at R, the number of the query's relevant references; None if fewer
+            than R references were searched.
+        map_at_r: mean average precision at R, MAP@R; None likewise.
         mrr: mean reciprocal rank of the first relevant reference.
     """
 
@@ -56,14 +56,14 @@ class Figures:
 
 @dataclass(frozen=True)
 class Retrieval:
-    """How well the nearest references share the label of the query.
+    """How often the nearest references share the label of the query.
 
     Attributes:
-        n_queries: queries with a relevant reference, which the figures are over.
+        n_queries: queries with a relevant reference; the figures are means over these.
         n_left_out: queries without one.
         n_references: how many references there are.
-        overall: the figures of all queries together.
-        per_class: class id -> the figures of the queries of that class; empty for multi-labels.
+        overall: the figures over all queries.
+        per_class: class id -> the figures over the queries of that class; empty for multi-labels.
     """
 
     n_queries: int
@@ -73,7 +73,7 @@ class Retrieval:
     per_class: Mapping[int, Figures] = field(repr=False)
 
     def table(self) -> Table:
-        """The figures of all queries, a row for each k."""
+        """The figures over all queries, one row per k."""
         found = self.overall
         at_k = [
             (str(k), *(number(each[k]) for each in _by_k(found).values())) for k in found.hit_rate
@@ -88,7 +88,7 @@ class Retrieval:
         return found
 
     def worst_classes(self, n: int = 10) -> Table:
-        """The classes of the lowest mean average precision at R, or MRR where there is none."""
+        """The classes with the lowest MAP@R, or the lowest MRR if MAP@R is None."""
 
         def worth(found: Figures) -> float:
             return found.mrr if found.map_at_r is None else found.map_at_r
@@ -123,10 +123,10 @@ def retrieval(
     k: Sequence[int] = (1, 5, 10),
     distance: Distance = "cosine",
 ) -> Retrieval:
-    r"""Search the references for each row, exactly, and count which of those found share its label.
+    r"""Search the references for each row, exactly, and score how many found share its label.
 
-    With :math:`rel(i) \in \{0, 1\}` whether the i-th nearest reference is relevant, R how many
-    are, and :math:`h(k) = \sum_{i \le k} rel(i)`,
+    With :math:`rel(i) \in \{0, 1\}` whether the i-th nearest reference is relevant, R the number of
+    relevant references, and :math:`h(k) = \sum_{i \le k} rel(i)`,
 
     .. math::
         P@k = \frac{h(k)}{k}, \quad recall@k = \frac{h(k)}{R}, \quad
@@ -134,29 +134,29 @@ def retrieval(
         NDCG@k = \frac{\sum_{i \le k} rel(i) / \log_2(i + 1)}
                       {\sum_{i \le \min(k, R)} 1 / \log_2(i + 1)}
 
-    and the reciprocal rank :math:`1 / \min\{i : rel(i) = 1\}` is that in the whole ranking, not in
-    the first k. Queries without a relevant reference (R = 0) have no such figures: they are left
-    out, and counted. Of references that are equally far the one of the lower index comes first, so
-    with many ties shuffle the references: in order of their classes, ties make figures that depend
-    on that order.
+    and the reciprocal rank :math:`1 / \min\{i : rel(i) = 1\}` is taken over the whole ranking, not
+    over the first k. Queries without a relevant reference (R = 0) have no such figures; they are
+    left out and counted. Among equally far references, the lower index comes first. With many ties,
+    shuffle the references: if they are sorted by class, the figures depend on that order.
 
     Args:
         x: (n, d) embeddings, the queries.
-        labels: (n,) class ids, or (n, c) bool multi-labels, where sharing one makes relevant.
+        labels: (n,) class ids, or (n, c) bool multi-labels; a reference that shares a label is
+            relevant.
         reference: (m, d) embeddings to search. None: the other rows of x.
         reference_labels: (m,) or (m, c), their labels.
         reference_self: (n,) which row of `reference` is row i itself, -1 for none; it is neither
-            found nor relevant. Rows of equal values are not taken for the same; but a warning says
-            so where every query has a reference at distance 0 and nobody named its own.
-        exclude: (n, e) integers, rows of the reference or of x that row i is not compared with,
-            -1 for none: neither found nor relevant. In re-identification, images of the same
-            person by the same camera.
-        k: the numbers of nearest references to look at.
+            found nor relevant. Rows of equal values are not assumed to be the same item, but a
+            warning is given if every query has a reference at distance 0 and this is None.
+        exclude: (n, e) integers, rows of the reference (or of x) that row i is not compared with,
+            -1 for none; they are neither found nor relevant. In re-identification, these are images
+            of the same person by the same camera.
+        k: the numbers of nearest references to evaluate.
         distance: "cosine", "euclidean" or "sqeuclidean". The last two give the same figures.
 
     Returns:
-        `Retrieval`. Memory grows with n and m, never with their product: every pair is measured,
-        a tile at a time.
+        `Retrieval`. Every pair is measured, tile by tile; memory grows with n and m, never with
+        their product.
 
     Raises:
         TypeError: labels that are not class ids or bool multi-labels, references without labels.
@@ -199,19 +199,20 @@ def retrieval_of(
     exclude: ArrayLike | None = None,
     k: Sequence[int] = (1, 5, 10),
 ) -> Retrieval:
-    """The figures of `retrieval` for neighbours found elsewhere, as by `approximate_nearest`.
+    """The figures of `retrieval` for neighbours found elsewhere, such as by `approximate_nearest`.
 
-    What was not found counts as not relevant: a query without a relevant reference among those
-    found has reciprocal rank 0. R-precision and MAP@R are None where a query has more relevant
-    references than were found.
+    A relevant reference that was not found counts as missed; a query that found none has reciprocal
+    rank 0. R-precision and MAP@R are None if any query has more relevant references than were
+    searched for.
 
     Args:
-        found: the nearest references of each row, nearest first, -1 where there are fewer.
-        labels: (n,) class ids, or (n, c) bool multi-labels, where sharing one makes relevant.
+        found: the nearest references of each row, nearest first, -1 if there are fewer.
+        labels: (n,) class ids, or (n, c) bool multi-labels; a reference that shares a label is
+            relevant.
         reference_labels: (m,) or (m, c), labels of the references. None: those were the other rows.
         reference_self: (n,) which reference is row i itself, -1 for none.
         exclude: (n, e) references that row i was not compared with, -1 for none.
-        k: the numbers of nearest references to look at, no more than were found.
+        k: the numbers of nearest references to evaluate, no more than were searched for.
 
     Raises:
         TypeError: labels that are not class ids or bool multi-labels.
@@ -248,11 +249,11 @@ def retrieval_of(
 def _search(
     where: Space, relation: Relation, rows: slice, depth: int, limits: Limits
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What these rows find.
+    """The references that these rows find.
 
     Returns:
-        (b, depth) whether those found are relevant; (b,) the rank of the first that is; (b, depth)
-        the squares of their distances.
+        (b, depth) whether they are relevant; (b,) the rank of the first relevant one; (b, depth)
+        their squared distances.
     """
     closest = where.rows.new_full((rows.stop - rows.start,), inf)
     place = torch.full_like(closest, relation.m, dtype=torch.int64)
@@ -280,17 +281,17 @@ def _search(
 
 
 def _n_relevant(relation: Relation, hidden: Tensor) -> Tensor:
-    """(n,) how many references there are to find, without those that are hidden."""
+    """(n,) how many relevant references there are to find, not counting hidden ones."""
     among_hidden = _hits(relation, slice(0, relation.n), hidden).sum(1)
     return relation.n_positives() - among_hidden
 
 
 def _at_no_distance(rows: Tensor, nearest: Tensor) -> bool:
-    """Whether all of these rows have a reference where they are, but for rounding.
+    """Whether all of these rows have a reference at distance 0, up to rounding.
 
     Args:
         rows: (b, d).
-        nearest: (b, k) squares of the distances to their nearest references.
+        nearest: (b, k) squared distances to their nearest references.
     """
     near = (16 * torch.finfo(torch.float32).eps) ** 2 * rows.square().sum(1)
     return bool((nearest[:, 0] <= near).all())
@@ -298,9 +299,9 @@ def _at_no_distance(rows: Tensor, nearest: Tensor) -> bool:
 
 def _warn_of_selves() -> None:
     warnings.warn(
-        "Every query has a reference at distance 0. If that is the query itself, it finds itself "
-        "and the figures mean nothing: say which row of the reference it is with reference_self=, "
-        "torch.arange(len(x)) where the reference is x, or leave reference out.",
+        "Every query has a reference at distance 0. If queries find themselves, the figures mean "
+        "nothing. Name each query's own row in the reference with reference_self=, "
+        "torch.arange(len(x)) if the reference is x, or leave reference out.",
         stacklevel=3,
     )
 
@@ -313,7 +314,7 @@ def _hits(relation: Relation, rows: slice, index: Tensor) -> Tensor:
     if not relation.m:
         return torch.zeros_like(index, dtype=torch.bool)
     hits = torch.zeros_like(index, dtype=torch.bool)
-    for column in range(index.shape[1]):  # multi-labels are wide: one reference of each row a time
+    for column in range(index.shape[1]):  # multi-labels are wide: one reference per row at a time
         found = relation.column_labels[index[:, column].clamp(min=0)]
         same = found == queries[:, 0]
         hits[:, column] = same if found.ndim == 1 else (found & queries[:, 0]).any(1)
@@ -335,7 +336,7 @@ class _Scored:
 
     @staticmethod
     def of(hits: Tensor, first: Tensor, relevant: Tensor, sizes: Sequence[int]) -> "_Scored":
-        """From which of those found are relevant, the rank of the first, and how many there are."""
+        """From the relevance of those found, the rank of the first hit, and the number relevant."""
         width = max(*sizes, hits.shape[1])
         hits = torch.nn.functional.pad(hits, (0, width - hits.shape[1])).double()
         rank = torch.arange(1, width + 1, device=hits.device, dtype=torch.float64)
@@ -426,7 +427,7 @@ def _relation(
 def _sizes(k: Sequence[int]) -> tuple[int, ...]:
     if not isinstance(k, Sequence) or not k:
         raise ValueError(
-            f"k must be a sequence of numbers of references, as (1, 5, 10); got {k!r}."
+            f"k must be a sequence of numbers of references, such as (1, 5, 10); got {k!r}."
         )
     for size in k:
         check_k("k", size)

@@ -1,4 +1,4 @@
-"""Scores of labelled pairs as every figure wants them."""
+"""Scores of labelled pairs, checked and in the form that every figure is computed from."""
 
 from typing import Any
 
@@ -30,13 +30,13 @@ def checked(scores: ArrayLike, similar: ArrayLike, higher_is_closer: bool) -> tu
     if not np.isfinite(values).all():
         raise ValueError(f"scores[{int((~np.isfinite(values)).argmax())}] is not finite.")
     if same.all() or not same.any():
-        raise ValueError("similar must hold both True and False; rates need pairs of both kinds.")
+        raise ValueError("similar must hold both True and False: rates need pairs of both kinds.")
     return (values if higher_is_closer else -values), same
 
 
 def as_floats(name: str, values: ArrayLike) -> Floats:
     """float64 on the CPU."""
-    # A list goes to float64 directly: by way of float32, 0.3 would lie above a threshold of 0.3.
+    # A list goes to float64 directly: through float32, 0.3 would end up above a threshold of 0.3.
     given: Any = values if isinstance(values, Tensor) else np.asarray(values)
     floats: Floats = tensor(name, given).detach().double().cpu().numpy()
     return floats

@@ -18,7 +18,7 @@ from nearfar.relation import Block, Relation, within
 from nearfar.spectrum import effective_rank
 from nearfar.tabulate import Table
 
-# A dimension whose deviation is below this share of the size of all entries tells nothing apart.
+# A dimension is dead if its deviation is below this share of the root mean square of all entries.
 _DEAD = 1e-4
 _BUFFERS = 6
 _ROWS = 2**14  # rows turned to float64 at a time
@@ -30,16 +30,17 @@ class Shape:
 
     Attributes:
         n: how many rows there are.
-        d: how many dimensions a row has; at most min(n, d) directions can be seen.
-        alignment: mean squared distance of positive pairs of unit rows, 0 (all the same) to 4;
+        d: how many dimensions a row has; at most min(n, d) directions are visible.
+        alignment: mean squared distance of positive pairs of unit rows, from 0 (all the same) to 4;
             None without labels or positive pairs.
-        uniformity: log of the mean of :math:`e^{-2 |u - v|^2}` over all pairs of unit rows,
-            0 (all the same) down to about -4 (spread evenly); None with fewer than two rows.
-        effective_rank: exp of the entropy of the singular values, 1 to min(n, d); of all zeros 0.
+        uniformity: log of the mean of :math:`e^{-2 |u - v|^2}` over all pairs of unit rows, from 0
+            (all the same) down to about -4 (spread evenly); None with fewer than two rows.
+        effective_rank: exp of the entropy of the singular values, from 1 to min(n, d); 0 if all
+            rows are zero.
         singular_values: (min(n, d),) largest first.
         dead_share: share of the dimensions that are the same for all rows.
         norms: the smallest, the median and the largest length of a row.
-        notes: what limits these figures.
+        notes: the limits of these figures.
     """
 
     n: int
@@ -53,7 +54,7 @@ class Shape:
     notes: tuple[str, ...]
 
     def table(self) -> Table:
-        """Each figure, and what it would be for healthy and for collapsed embeddings."""
+        """Each figure, and how to read it."""
         low, middle, high = (f"{norm:.4g}" for norm in self.norms)
         rows = [
             ("rows x dimensions", f"{self.n} x {self.d}", ""),
@@ -77,20 +78,20 @@ class Shape:
 def shape(x: ArrayLike, labels: ArrayLike | None = None) -> Shape:
     r"""Alignment, uniformity, spectrum, dead dimensions and norms: the signs of collapse.
 
-    With unit rows :math:`u` and the singular values :math:`\sigma_k` of x as it is,
+    With unit rows :math:`u` and the singular values :math:`\sigma_k` of x itself,
 
     .. math::
         alignment = \mathop{\mathrm{mean}}_{similar\ i < j} |u_i - u_j|^2, \quad
         uniformity = \log \mathop{\mathrm{mean}}_{i < j} e^{-2 |u_i - u_j|^2}, \quad
         rank = \exp\Big(-\sum_k p_k \log p_k\Big),\ p_k = \frac{\sigma_k}{\sum_l \sigma_l}
 
-    over every pair, a tile at a time. A dimension is dead where its standard deviation is below a
+    over every pair, tile by tile. A dimension is dead if its standard deviation is below a
     ten-thousandth of the root mean square of all entries.
 
     Args:
         x: (n, d) embeddings, n > 0.
-        labels: (n,) class ids, or (n, c) bool multi-labels, where sharing one makes a pair similar;
-            for the alignment. None: there is none.
+        labels: (n,) class ids, or (n, c) bool multi-labels; rows that share a label are similar.
+            None: no alignment.
 
     Raises:
         TypeError: labels that are not class ids or bool multi-labels.
@@ -114,7 +115,7 @@ def shape(x: ArrayLike, labels: ArrayLike | None = None) -> Shape:
     rows = lift("x", batch("x", x).detach())
     n, d = rows.shape
     if not n:
-        raise ValueError("x must have at least one row; there is no shape to see.")
+        raise ValueError("x must have at least one row, got none.")
     if not rows.isfinite().all():
         raise ValueError(f"x[{int((~rows.isfinite()).any(1).nonzero()[0])}] is not finite.")
     relation = None if labels is None else within(labels, rows)
@@ -135,7 +136,7 @@ def shape(x: ArrayLike, labels: ArrayLike | None = None) -> Shape:
 
 
 def _pairs(u: Tensor, relation: Relation | None) -> tuple[float | None, float | None]:
-    """Alignment and uniformity, in one visit to each pair."""
+    """Alignment and uniformity, in one pass over all pairs."""
     near, n_similar, total, pairs = 0.0, 0, -inf, len(u) * (len(u) - 1) // 2
     for squares, block in _tiles(u, relation):
         if block is not None and block.similar is not None:
@@ -147,7 +148,7 @@ def _pairs(u: Tensor, relation: Relation | None) -> tuple[float | None, float | 
 
 
 def _tiles(u: Tensor, relation: Relation | None) -> Iterator[tuple[Tensor, Block | None]]:
-    """|u_i - u_j|^2 of every pair i < j once; infinite for those of a tile with i >= j."""
+    """|u_i - u_j|^2 of every pair i < j, once; entries of a tile with i >= j are infinite."""
     closeness = Euclidean(squared=True)
     a, _ = closeness.prepare(u, None)
     size = min(tile(current_limits(), u.device, u.element_size(), _BUFFERS))
@@ -183,6 +184,6 @@ def _dead_share(x: Tensor) -> float:
 
 
 def _notes(n: int, d: int, relation: Relation | None, alignment: float | None) -> tuple[str, ...]:
-    few = f"{n} rows span at most {n} of {d} dimensions: the effective rank says little. Take more."
+    few = f"{n} rows span at most {n} of {d} dimensions: the effective rank says little. Use more."
     alone = "No two rows share a label, so there is no alignment."
     return (*([few] if n < d else []), *([alone] if relation and alignment is None else []))

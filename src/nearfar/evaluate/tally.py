@@ -1,7 +1,7 @@
 """Labelled pairs counted from the closest to the farthest, and by identity.
 
-Every figure of verification is made of these counts, whether the pairs were given as arrays or are
-all those of a set of embeddings, which are never held at once.
+Every verification figure is computed from these counts, whether the pairs were given as arrays or
+are all pairs of a set of embeddings, which are never all held in memory.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from nearfar.evaluate.scores import Bools, Floats, Integers
 
 Average = Literal["pairs", "identities"]
 
-BINS = 512  # of each kind of pair, for how much each identity contributes
+BINS = 512  # in which the contribution of each identity is counted
 _ELEMENTS = 2**22  # numbers held at a time
 
 
@@ -23,13 +23,14 @@ class Tally:
     """Pairs at each step of a threshold that moves from strict to loose.
 
     Attributes:
-        distance: (s,) distances, rising; a threshold there accepts the steps up to it.
+        distance: (s,) increasing distances; a threshold at a distance accepts the steps up to it.
         similar: (s,) weight of the similar pairs at each step.
         dissimilar: (s,) weight of the dissimilar pairs.
-        n_similar: how many similar pairs there are.
-        n_dissimilar: how many dissimilar pairs.
-        n_trials: dissimilar pairs, or pairs of identities where each of those counts once.
-        by_identity: what each identity contributes; None where it is not known.
+        n_similar: number of similar pairs.
+        n_dissimilar: number of dissimilar pairs.
+        n_trials: number of dissimilar pairs; or of pairs of identities, if rates are averages over
+            those.
+        by_identity: what each identity contributes; None if identities are not known.
     """
 
     distance: Floats
@@ -52,8 +53,7 @@ class ByIdentity:
     Attributes:
         ends: (c,) int64, the last step of each bin.
         parts: some identities at a time, (k, 2, c): the dissimilar, then the similar pairs.
-        n: how many identities there are to learn from: of the similar or of the dissimilar pairs,
-            whichever have fewer.
+        n: number of identities among the similar or the dissimilar pairs, whichever is smaller.
         crossed: whether any pair is of two identities.
     """
 
@@ -69,7 +69,7 @@ def tally_of(distance: Floats, similar: Bools, groups: Integers | None, average:
     Args:
         distance: (n,) of the pairs.
         similar: (n,) bool.
-        groups: (n, 2) int64 identities, named 0, 1, ...
+        groups: (n, 2) int64 identities, numbered 0, 1, ...
         average: whether each pair counts once, or each identity and each pair of identities.
 
     >>> found = tally_of(np.array([0.5, 0.1, 0.5]), np.array([True, True, False]), None, "pairs")
@@ -100,10 +100,10 @@ def tally_at(
 
 
 def bin_ends(similar: Floats, dissimilar: Floats) -> Integers:
-    """(c,) the steps that end bins: all, or those that follow both curves closely at their ends.
+    """(c,) the last step of each bin: all steps, or a choice that is finest where errors are few.
 
-    Few errors are what the figures of a good verifier are made of, so the bins lie at even
-    distances on a logistic scale of each kind's share.
+    The figures of a good verifier depend on few errors, so the bins are evenly spaced on a logistic
+    scale of the share of each kind of pair.
     """
     n = len(similar)
     if n <= BINS:
@@ -123,7 +123,7 @@ def counted(places: Integers, n: int, weight: Floats | None = None) -> Floats:
 
 
 def _one_each(groups: Integers, similar: Bools) -> tuple[Floats, int]:
-    """(n,) weights that add up to 1 over the pairs of an identity, or of two; and how many two."""
+    """(n,) weights that sum to 1 over the pairs of one or two identities; and the pairs of two."""
     low, high = groups.min(1), groups.max(1)
     cell = (low * (int(groups.max()) + 1) + high) * 2 + similar
     _, first, which, counts = np.unique(
@@ -154,17 +154,16 @@ def _by_identity(
 
 
 def n_identities(groups: Integers, similar: Bools) -> int:
-    """Of the similar or of the dissimilar pairs, whichever have fewer."""
+    """The identities among the similar or the dissimilar pairs, whichever is smaller."""
     return min(len(np.unique(groups[similar])), len(np.unique(groups[~similar])))
 
 
 def replicates(tally: Tally, resamples: int, seed: int) -> Iterator[tuple[Floats, Floats]]:
-    r"""(b, c) false- and true-accept rates at the ends of the bins, of b resamples at a time.
+    r"""(b, c) false- and true-accept rates at the ends of the bins, for b resamples at a time.
 
-    Each resample draws how often each identity counts, :math:`w_i \sim` Poisson(1), and gives a
-    pair of i and j the weight :math:`1 + (w_i - 1) + (w_j - 1)`, a pair within i the weight
-    :math:`w_i`. What all pairs weigh is then a sum over identities, so that no pair is looked at
-    again.
+    Each resample draws how often each identity counts, :math:`w_i \sim` Poisson(1). A pair of i and
+    j gets the weight :math:`1 + (w_i - 1) + (w_j - 1)`, and a pair within i the weight :math:`w_i`.
+    The total weight is then a sum over identities, so no pair has to be visited again.
     """
     known = tally.by_identity
     assert known is not None
@@ -183,12 +182,12 @@ def replicates(tally: Tally, resamples: int, seed: int) -> Iterator[tuple[Floats
             drawn = random.poisson(1.0, (n, len(part))) - 1.0
             total += drawn @ part.reshape(len(part), -1)
         dissimilar, similar = total.reshape(n, 2, c).swapaxes(0, 1)
-        # Weights below 0 may let a rate fall a little where it cannot.
+        # Negative weights could let a rate fall slightly, although rates never fall.
         yield tuple(np.maximum.accumulate(_risen(w), 1) for w in (dissimilar, similar))  # type: ignore[misc]
 
 
 def _risen(weights: Floats) -> Floats:
-    """The share of the weight up to each step; NaN where there is none."""
+    """The share of the weight up to each step; NaN if there is no weight."""
     total = np.cumsum(weights, -1)
     with np.errstate(invalid="ignore", divide="ignore"):
         share: Floats = total / total[..., -1:]

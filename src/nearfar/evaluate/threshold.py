@@ -1,4 +1,4 @@
-"""Where to put the threshold, and what it does."""
+"""Fitting a threshold, and its figures on other pairs."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -25,11 +25,12 @@ class DecisionIntervals:
     """Where the figures of a threshold are likely to lie for other identities.
 
     Attributes:
-        level: how often such an interval holds the truth.
-        n_identities: of the similar or of the dissimilar pairs, whichever have fewer.
-        far: of the false-accept rate.
-        tar: of the true-accept rate.
-        accuracy: of their accuracy.
+        level: confidence level of the intervals.
+        n_identities: number of identities among the similar or the dissimilar pairs, whichever is
+            smaller.
+        far: interval of the false-accept rate.
+        tar: interval of the true-accept rate.
+        accuracy: interval of the accuracy.
     """
 
     level: float
@@ -44,10 +45,11 @@ class AtThreshold:
     """Figures of the decisions at one threshold.
 
     Attributes:
-        threshold: a pair whose score is as close as this, or closer, is called the same.
-        far: false-accept rate, the share of the dissimilar pairs that are called the same.
-        tar: true-accept rate, the share of the similar pairs that are called the same.
-        accuracy: the mean of `tar` and 1 - `far`: right decisions were both kinds equally many.
+        threshold: a pair is accepted as the same if its score is at least this close.
+        far: false-accept rate, the share of the dissimilar pairs that are accepted.
+        tar: true-accept rate, the share of the similar pairs that are accepted.
+        accuracy: the mean of `tar` and 1 - `far`, which is the share of right decisions if there
+            were equally many pairs of both kinds.
         intervals: None without `groups`, or with fewer than 30 identities among the similar or
             among the dissimilar pairs.
     """
@@ -89,19 +91,19 @@ def fit_threshold(
 ) -> float:
     """The loosest threshold whose false-accept rate on these pairs is at most `far`.
 
-    A pair is called the same where its score is at least as close as the threshold. Of n
-    dissimilar pairs floor(far * n) may be accepted, so the threshold lies just short of the next
-    one: the closest number to it that float64 has on the stricter side. Dissimilar pairs of equal
-    score are accepted or rejected together, so that ties never push the rate above `far`.
+    A pair is accepted as the same if its score is at least as close as the threshold. Of n
+    dissimilar pairs, floor(far * n) may be accepted, so the threshold is placed just short of the
+    next one: at the nearest float64 number on the stricter side. Dissimilar pairs of equal score
+    are accepted or rejected together, so ties never push the rate above `far`.
 
     Args:
         scores: (n,) distances or similarities of calibration pairs, whose identities are neither
             in the training nor in the test data.
         similar: (n,) bool.
         higher_is_closer: True for similarities, False for distances.
-        far: the false-accept rate, from 0 up to but not including 1.
-        groups: (n, 2) or (n,) identities of the pairs, where rates are averages over those.
-        average: what the rate is an average over, as in `verification`.
+        far: the false-accept rate, 0 or more and below 1.
+        groups: (n, 2) or (n,) identities of the pairs; needed for `average="identities"`.
+        average: what the rate is averaged over, as in `verification`.
 
     Raises:
         ValueError: no similar or no dissimilar pairs, scores that are not finite, wrong shapes.
@@ -123,9 +125,9 @@ def fit_threshold(
 
 
 def check_far(far: float) -> None:
-    """Refuse what is no rate that a threshold can be fitted at."""
+    """Refuse a rate at which no threshold can be fitted."""
     if not 0 <= far < 1:
-        raise ValueError(f"far must be a rate from 0 to below 1, got {far!r}.")
+        raise ValueError(f"far must be a rate, 0 or more and below 1, got {far!r}.")
 
 
 def first_rejected(weights: Floats, allowed: float) -> int:
@@ -149,7 +151,7 @@ def at_threshold(
     resamples: int = 1000,
     seed: int = 0,
 ) -> AtThreshold:
-    """What a threshold does on these pairs.
+    """The figures of a threshold on these pairs.
 
     Args:
         scores: (n,) distances or similarities.
@@ -157,9 +159,9 @@ def at_threshold(
         threshold: from `fit_threshold` on other identities.
         higher_is_closer: True for similarities, False for distances.
         groups: (n, 2) or (n,) identities of the pairs, for intervals; as in `verification`.
-        average: what a rate is an average over, as in `verification`.
-        level: how often such an interval holds the truth.
-        resamples: of the bootstrap.
+        average: what rates are averaged over, as in `verification`.
+        level: confidence level of the intervals.
+        resamples: number of resamples in the bootstrap.
         seed: of the bootstrap.
 
     >>> found = at_threshold([0.1, 0.4, 0.3, 0.9], [True, True, False, False], 0.35,
@@ -180,7 +182,7 @@ def at_threshold(
 def decisions_of(
     tally: Tally, threshold: float, *, level: float, resamples: int, seed: int
 ) -> AtThreshold:
-    """The figures of pairs that were counted in two steps, accepted and rejected."""
+    """The figures of pairs counted in two steps, accepted and rejected."""
 
     def figures(false: Floats, true: Floats) -> Floats:
         far, tar = false[:, 0], true[:, 0]

@@ -1,4 +1,4 @@
-"""How well a score tells same from different, without a threshold."""
+"""How well a score separates same from different pairs, at every threshold."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,18 +23,18 @@ from nearfar.evaluate.tally import Average, Tally, tally_of
 from nearfar.inputs import ArrayLike, rates
 from nearfar.tabulate import Table
 
-# Doddington's rule of 30: with 30 errors an error rate is known to within 30 % of itself, 9 times
-# in 10. At a false-accept rate f they take 30 / f dissimilar pairs.
+# Doddington's rule of 30: from 30 errors, an error rate is known to within 30 %, 9 times in 10. At
+# a false-accept rate f, 30 errors take 30 / f dissimilar pairs.
 ERRORS_NEEDED = 30
 
 
 @dataclass(frozen=True)
 class Best:
-    """The largest value a figure takes at any threshold, which is above what it is worth elsewhere.
+    """The best value of a figure over all thresholds; optimistic for other pairs.
 
     Attributes:
-        value: of the figure.
-        threshold: a pair whose score is as close as this, or closer, is called the same.
+        value: the value.
+        threshold: a pair is accepted as the same if its score is at least this close.
     """
 
     value: float
@@ -43,13 +43,13 @@ class Best:
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """A point for each different score, from strict to loose.
+    """One point for each distinct score, from strict to loose.
 
     Attributes:
-        threshold: (s,) a pair whose score is as close as this, or closer, is called the same.
-        far: (s,) false-accept rate. With `tar` it draws the ROC curve.
+        threshold: (s,) a pair is accepted as the same if its score is at least this close.
+        far: (s,) false-accept rate. Plotted with `tar`, it gives the ROC curve.
         tar: (s,) true-accept rate.
-        frr: (s,) false-reject rate, 1 - `tar`. With `far` it draws the DET curve.
+        frr: (s,) false-reject rate, 1 - `tar`. Plotted with `far`, it gives the DET curve.
     """
 
     threshold: Floats
@@ -58,7 +58,7 @@ class Curve:
     frr: Floats
 
     def det(self) -> tuple[Tensor, Tensor]:
-        """(p,) normal deviates of `far` and `frr`, the axes of a DET plot, where they are finite.
+        """(p,) normal deviates of `far` and `frr`, the axes of a DET plot, where both are finite.
 
         Source: Martin et al., "The DET curve in assessment of detection task performance", 1997.
         """
@@ -76,11 +76,13 @@ class Intervals:
     """Where the figures are likely to lie for other identities.
 
     Attributes:
-        level: how often such an interval holds the truth.
-        n_identities: of the similar or of the dissimilar pairs, whichever have fewer.
-        auc: of the area under the ROC curve.
-        eer: of the equal error rate.
-        tar_at_far: false-accept rate -> interval; None where there is no figure.
+        level: confidence level of the intervals.
+        n_identities: number of identities among the similar or the dissimilar pairs, whichever is
+            smaller.
+        auc: interval of the area under the ROC curve.
+        eer: interval of the equal error rate.
+        tar_at_far: false-accept rate -> interval of the true-accept rate; None if there is no
+            figure.
     """
 
     level: float
@@ -92,20 +94,21 @@ class Intervals:
 
 @dataclass(frozen=True)
 class Verification:
-    """Figures of a score over labelled pairs, without a threshold.
+    """Figures of a score over labelled pairs, without a fixed threshold.
 
     Attributes:
-        n_similar: how many similar pairs there are.
-        n_dissimilar: how many dissimilar pairs.
+        n_similar: number of similar pairs.
+        n_dissimilar: number of dissimilar pairs.
         auc: area under the ROC curve: how often a similar pair is closer than a dissimilar one.
-        eer: equal error rate, where the false-accept and the false-reject rate meet.
-        tar_at_far: false-accept rate -> the true-accept rate it allows; None where `n_trials` are
-            fewer than `needed`.
+        eer: equal error rate, where the false-accept and the false-reject rate are equal.
+        tar_at_far: false-accept rate -> true-accept rate at that rate; None if `n_trials` is too
+            small for it.
         best_accuracy: the best mean of the true-accept and the true-reject rate.
-        best_f1: the best F1 of the similar pairs, which changes with their share of all pairs.
+        best_f1: the best F1 of the similar pairs; it depends on their share of all pairs.
         intervals: None without `groups`, or with fewer than 30 identities among the similar or
             among the dissimilar pairs.
-        n_trials: dissimilar pairs; pairs of identities where the rates are averages over those.
+        n_trials: number of dissimilar pairs; or of pairs of identities, if rates are averages over
+            those.
         curve: the points of the ROC and the DET curve.
     """
 
@@ -121,7 +124,7 @@ class Verification:
     curve: Curve = field(repr=False, compare=False, kw_only=True)
 
     def table(self) -> Table:
-        """Each figure, with its interval or with the reason why there is none."""
+        """Each figure, with its interval or the reason why there is none."""
         known = self.intervals
         level = f"{known.level:.0%} interval" if known else "interval"
         rows = [
@@ -134,7 +137,7 @@ class Verification:
         return Table(("figure", "value", level), rows)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON; the curve is apart, in `curve.as_dict()`."""
+        """For JSON, without the curve: see `curve.as_dict()`."""
         held = {name: value for name, value in vars(self).items() if name != "curve"}
         held["dissimilar_needed"] = {far: needed(far) for far in self.tar_at_far}
         for name in ("best_accuracy", "best_f1"):
@@ -165,7 +168,7 @@ class Verification:
 
 
 def needed(far: float) -> int | None:
-    """How many dissimilar trials it takes to speak of a false-accept rate; None: no number does.
+    """How many dissimilar trials a false-accept rate takes; None if no number is enough.
 
     >>> needed(0.001)
     30000
@@ -185,33 +188,33 @@ def verification(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Verification:
-    """AUC, EER, TAR at each FAR, best accuracy and F1, the curves, and how sure they are.
+    """AUC, EER, TAR at each FAR, best accuracy and F1, the curves, and intervals.
 
     Args:
         scores: (n,) distances or similarities.
         similar: (n,) bool.
         higher_is_closer: True for similarities, False for distances.
-        far: the false-accept rates to give a true-accept rate for. The rate given is that of the
-            loosest threshold on these pairs whose false-accept rate is not above it; nothing is
+        far: false-accept rates at which to give the true-accept rate. It is that of the loosest
+            threshold whose false-accept rate on these pairs is at most `far`; nothing is
             interpolated, and pairs of equal score are accepted or rejected together. A rate f takes
             30 / f dissimilar pairs, or pairs of identities if rates are averages over those
-            (Doddington's rule of 30); with fewer there is None.
-        groups: (n, 2) integers, the two identities of each pair, twice the same for pairs of one
-            identity; or (n,) where a pair has only one. Gives intervals, by bootstrap over
-            identities: pairs that share an identity are not independent, and intervals that take
-            them so are too narrow, often by half. See
+            (Doddington's rule of 30); with fewer, the figure is None.
+        groups: (n, 2) integers, the two identities of each pair (the same one twice for pairs of
+            one identity); or (n,) if a pair has only one. With it, figures have intervals, by
+            bootstrap over identities. Pairs that share an identity are not independent; intervals
+            that treat them as independent are too narrow, often by half. See
             `nearfar.evaluate.intervals.intervals`.
-        average: what a rate is an average over: "pairs", or "identities", where the pairs of an
-            identity weigh 1 together, as do those of any two identities, so that one identity of
-            many items does not make the figures. That takes `groups`.
-        level: how often such an interval holds the truth.
-        resamples: of the bootstrap.
+        average: what rates are averaged over: "pairs"; or "identities", where the pairs of an
+            identity have a total weight of 1, and so do those of any two identities, so that an
+            identity with many items does not dominate. "identities" needs `groups`.
+        level: confidence level of the intervals.
+        resamples: number of resamples in the bootstrap.
         seed: of the bootstrap.
 
     Raises:
         TypeError: labels that are not bool, identities that are not integers.
         ValueError: no similar or no dissimilar pairs, scores that are not finite, wrong shapes, a
-            rate in `far` that is below 0 or not below 1.
+            rate in `far` that is below 0, or 1 or more.
 
     >>> d, same = [0.1, 0.4, 0.3, 0.9], [True, True, False, False]
     >>> print(verification(d, same, higher_is_closer=False, far=(0.1,)))
@@ -239,7 +242,7 @@ def verification(
 def figures_of(
     tally: Tally, far: Sequence[float], *, level: float, resamples: int, seed: int, sign: int = 1
 ) -> Verification:
-    """The figures of counted pairs; `sign` is -1 where their distances are negated similarities."""
+    """The figures of counted pairs; `sign` is -1 if their distances are negated similarities."""
     far = rates("far", far)
     enough = [tally.n_trials >= (needed(f) or inf) for f in far]
 
@@ -274,7 +277,7 @@ def figures_of(
 
 
 def _auc(false: Floats, true: Floats) -> Floats:
-    """The trapezoids under the curve, from (0, 0): a tied pair counts half."""
+    """The trapezoids under the curve from (0, 0); a tied pair counts half."""
     wide = np.diff(false, axis=1, prepend=0)
     high = true + np.concatenate([np.zeros_like(true[:, :1]), true[:, :-1]], 1)
     area: Floats = (wide * high).sum(1) / 2
@@ -282,7 +285,7 @@ def _auc(false: Floats, true: Floats) -> Floats:
 
 
 def _eer(false: Floats, true: Floats) -> Floats:
-    """Where the ROC curve, straight between its points, has as many false accepts as rejects."""
+    """Where the ROC curve, linear between its points, has equal false accepts and false rejects."""
     false, true = (np.pad(rates, ((0, 0), (1, 0))) for rates in (false, true))
     gap = false - (1 - true)  # rises from -1 to 1; NaN where a resample has pairs of one kind only
     after = np.maximum(np.argmax(gap >= 0, axis=1), 1)
@@ -295,7 +298,7 @@ def _eer(false: Floats, true: Floats) -> Floats:
 def _tars(
     false: Floats, true: Floats, far: Sequence[float], *, between: bool = True
 ) -> list[Floats]:
-    """The true-accept rate at each false-accept rate: on the curve, or straight `between` bins."""
+    """The true-accept rate at each false-accept rate: on the curve, or linear `between` bins."""
     false, true = (np.pad(rates, ((0, 0), (1, 0))) for rates in (false, true))
     row, found = np.arange(len(true)), []
     for f in far:
@@ -315,7 +318,7 @@ def _f1(false_accepts: Floats, true_accepts: Floats, n_similar: float) -> Floats
 
 
 def _best(values: Floats, thresholds: Floats) -> Best:
-    """The strictest threshold that reaches the most."""
+    """The largest value, and the strictest threshold that reaches it."""
     place = int(np.argmax(values))
     return Best(float(values[place]), float(thresholds[place]))
 
