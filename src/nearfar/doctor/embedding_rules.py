@@ -11,7 +11,7 @@ from nearfar.spectrum import effective_rank
 EARLY = 10  # steps that say how it began
 FEWEST_MATCHES = 16  # of two towers, to tell them from chance
 _POWER = {"euclidean": 1, "sqeuclidean": 2, "cosine": 0}  # of the length, in a distance
-_MOST = 0.9  # of the pairs of rows that nobody labelled
+_MOST = 0.9  # share of the pairs of unlabelled rows
 
 
 def not_a_number(evidence: Evidence) -> Finding | None:
@@ -143,7 +143,7 @@ def dimensional_collapse(evidence: Evidence) -> Finding | None:
     if room <= 10:
         raise Missing("more than 10 dimensions, rows and classes")
     total = float(found.values.sum())
-    if total == 0:  # that the rows are all the same is collapsed_embedding's to say
+    if total == 0:  # rows are all the same: left to collapsed_embedding
         return None
     if not total < torch.inf:
         raise Missing("finite distances")

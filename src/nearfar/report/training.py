@@ -1,4 +1,4 @@
-"""Charts of a training: distances, forces, and figures over its steps."""
+"""Charts of a training run: distances, forces, and figures over its steps."""
 
 from collections.abc import Sequence
 from typing import Any
