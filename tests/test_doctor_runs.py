@@ -295,7 +295,7 @@ def test_a_file_of_embeddings(nearfar, vector_run, vectors, tmp_path):
     np.savez(tmp_path / "unlabelled.npz", x=1 + 1e-4 * x)
     unlabelled = nearfar("doctor", tmp_path / "unlabelled.npz")
     assert unlabelled.status == 1
-    assert unlabelled.out.startswith("! collapsed-embedding: Nine in ten pairs of rows are apart")
+    assert unlabelled.out.startswith("! collapsed-embedding: Nine in ten pairs of rows are at most")
     assert "\nnot checked, without labels: flipped-labels, " in unlabelled.out
     x[3] = np.nan
     np.savez(tmp_path / "nan.npz", x=x)
