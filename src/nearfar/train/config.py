@@ -26,9 +26,8 @@ class Option:
 
     def check(self, name: str, value: Any) -> None:
         if self.choices and value not in self.choices:
-            raise InputError(
-                f"{name} must be one of {', '.join(map(str, self.choices))}; got {value!r}."
-            )
+            choices = ", ".join(map(str, self.choices))
+            raise InputError(f"{name} must be one of {choices}; got {value!r}.")
         if self.within and not self.within[0] <= value <= self.within[1]:  # NaN lies in none
             low, high = self.within
             got = "a number far beyond" if abs(value) > 1e300 else f"{value:g}"
