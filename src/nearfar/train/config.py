@@ -30,7 +30,8 @@ class Option:
             raise InputError(f"{name} must be one of {choices}; got {value!r}.")
         if self.within and not self.within[0] <= value <= self.within[1]:  # NaN lies in none
             low, high = self.within
-            got = "a number far beyond" if abs(value) > 1e300 else f"{value:g}"
+            huge = isinstance(value, int) and abs(value) > 1e300  # no float, and so no :g
+            got = "a number far beyond" if huge else f"{value:g}"
             raise InputError(f"{name} must lie between {low:,} and {high:,}, got {got}.")
 
 
