@@ -22,6 +22,7 @@ def glyphs_run(tmp_path_factory) -> Path:
 
     out = tmp_path_factory.mktemp("runs") / "glyphs"
     options = ["--steps", "12", "--identities", "16", "--loss", "contrastive", "--no-report"]
+    options += ["--calibration-share", "0.06", "--test-share", "0.06"]
     assert main(["train", "glyphs", "--out", str(out), *options]) == 0
     return out
 
