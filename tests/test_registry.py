@@ -158,6 +158,7 @@ assert runpy.run_path("tools/write_losses.py")["main"](check=True) == 0
 """
 
 
+@pytest.mark.slow
 def test_a_new_loss_is_its_function_a_row_and_a_row_of_defaults(tmp_path):
     """All else is written or follows."""
     for part in ("src", "tools", "docs"):
