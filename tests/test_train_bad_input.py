@@ -391,6 +391,15 @@ def test_a_damaged_image_in_verify(nearfar, image_run, folder, tmp_path):
     assert "broken.jpg cannot be read" in done.error
 
 
+@pytest.mark.parametrize("loss", ["quadruplet", "batch_quadruplet"])
+def test_a_batch_must_hold_the_identities_that_a_loss_compares(nearfar, vectors, tmp_path, loss):
+    options = ("--loss", loss, "--identities", 2)
+    done = nearfar("train", vectors, "--out", tmp_path / "run", *options)
+    assert done.status == 2
+    assert f"--loss {loss} needs 3 identities in a batch, and --identities is 2" in done.error
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_out_exists(nearfar, vectors, vector_run):
     done = nearfar("train", vectors, "--out", vector_run, "--steps", 2)
     assert done.status == 2

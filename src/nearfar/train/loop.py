@@ -256,6 +256,11 @@ def _refuse_unsuitable(task: Task) -> None:
             f"--loss {config.loss} needs {chosen.fewest_identities} training identities and "
             f"{config.data} leaves {len(split.train)}. Add some."
         )
+    if chosen.fewest_identities > config.identities:
+        raise InputError(
+            f"--loss {config.loss} needs {chosen.fewest_identities} identities in a batch, and "
+            f"--identities is {config.identities}. Raise it."
+        )
 
 
 def _refuse_divergence(line: dict[str, float]) -> None:
