@@ -334,6 +334,12 @@ def test_errors_teach():
     pairs = every_pair(torch.eye(4), [0, 0, 1, 1])
     with pytest.raises(ValueError, match="far must be"):
         pairs.fit_threshold(far=5)
+    with pytest.raises(ValueError, match="threshold must be a number, got nan"):
+        pairs.at_threshold(float("nan"))
+    with pytest.raises(ValueError, match="threshold must be a number, got nan"):
+        at_threshold([0.1, 0.2], [True, False], float("nan"), higher_is_closer=False)
+    with pytest.raises(ValueError, match="n must be a number of pairs, 1 or more, got -1"):
+        pairs.hardest(-1)
     with pytest.raises(TypeError, match="needs groups"):
         verification([0.1, 0.2], [True, False], higher_is_closer=False, average="identities")
     with pytest.raises(ValueError, match="average must be"):

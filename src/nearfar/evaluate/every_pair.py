@@ -15,7 +15,13 @@ from nearfar.evaluate.intervals import check_draws
 from nearfar.evaluate.pairs import sample_pairs
 from nearfar.evaluate.scores import Floats, Integers
 from nearfar.evaluate.tally import ByIdentity, Tally, bin_ends, counted
-from nearfar.evaluate.threshold import AtThreshold, check_far, decisions_of, first_rejected
+from nearfar.evaluate.threshold import (
+    AtThreshold,
+    check_far,
+    check_threshold,
+    decisions_of,
+    first_rejected,
+)
 from nearfar.evaluate.verification import Verification, figures_of
 from nearfar.inputs import ArrayLike, batch, lift
 from nearfar.labels import class_ids
@@ -120,6 +126,7 @@ class EveryPair:
     ) -> AtThreshold:
         """The figures at a threshold, fitted on other identities, on these pairs."""
         check_draws(level, resamples)
+        check_threshold(threshold)
         tally = self._two_steps(threshold)
         return decisions_of(tally, threshold, level=level, resamples=resamples, seed=seed)
 
@@ -143,6 +150,8 @@ class EveryPair:
 
     def hardest(self, n: int) -> tuple[list[FarPair], list[FarPair]]:
         """The n closest dissimilar and the n farthest similar pairs, hardest first."""
+        if not isinstance(n, int) or n < 1:
+            raise ValueError(f"n must be a number of pairs, 1 or more, got {n!r}.")
         near = _Nearest(n)
         for measured in self._dissimilar():
             near.see(measured)

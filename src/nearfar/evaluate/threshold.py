@@ -130,6 +130,12 @@ def check_far(far: float) -> None:
         raise ValueError(f"far must be a rate, 0 or more and below 1, got {far!r}.")
 
 
+def check_threshold(threshold: float) -> None:
+    """Refuse NaN, to which no distance compares."""
+    if np.isnan(threshold):
+        raise ValueError("threshold must be a number, got nan; fit_threshold gives one.")
+
+
 def first_rejected(weights: Floats, allowed: float) -> int:
     """The first place at which more than the allowed weight would be accepted.
 
@@ -171,6 +177,7 @@ def at_threshold(
     """
     check_draws(level, resamples)
     check_average(average, groups)
+    check_threshold(threshold)
     closeness, same = checked(scores, similar, higher_is_closer)
     cut = -threshold if higher_is_closer else threshold
     known = None if groups is None else pair_groups(groups, len(same))
