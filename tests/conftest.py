@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 # The tensors are tiny: a second thread costs more than it brings, many times so on a busy machine.
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
@@ -35,7 +36,7 @@ class Ran:
 @pytest.fixture
 def nearfar(capsys):
     """Run the command line in this process."""
-    from nearfar.cli import main
+    from nearfar.app.cli import main
 
     def run(*arguments) -> Ran:
         capsys.readouterr()
@@ -116,7 +117,7 @@ def pairs_csv(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def vector_run(tmp_path_factory, vectors) -> Path:
     """A run trained on `vectors`."""
-    from nearfar.cli import main
+    from nearfar.app.cli import main
 
     out = tmp_path_factory.mktemp("runs") / "vectors"
     assert main(["train", str(vectors), "--out", str(out), *QUICK]) == 0
@@ -126,9 +127,19 @@ def vector_run(tmp_path_factory, vectors) -> Path:
 @pytest.fixture(scope="session")
 def image_run(tmp_path_factory, folder) -> Path:
     """A run trained on `folder`."""
-    from nearfar.cli import main
+    from nearfar.app.cli import main
 
     out = tmp_path_factory.mktemp("runs") / "images"
     options = ["--image-size", "16", *QUICK]
     assert main(["train", str(folder), "--out", str(out), *options]) == 0
     return out
+
+
+def near_duplicates(seed: int, apart: float) -> Tensor:
+    """Seven rows of nearly one direction and others, of any length, in float32."""
+    chance = torch.Generator().manual_seed(seed)
+    d = (8, 32, 128)[seed % 3]
+    base = torch.randn(1, d, generator=chance)
+    near = base + apart * torch.randn(6, d, generator=chance)
+    others = torch.randn(5, d, generator=chance)
+    return torch.cat([base, near, others]) * (1 + torch.rand(12, 1, generator=chance))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import tuple_oracle as oracle
+from conftest import near_duplicates
 from test_memory import Allocations
 from torch import Tensor
 
@@ -44,16 +45,6 @@ def agree(found: mine.Found, indices: Tensor, distances: Tensor) -> None:
 
 
 SHAPES = [(False, False), (True, False), (False, True), (True, True)]
-
-
-def near_duplicates(seed: int, apart: float) -> Tensor:
-    """Seven rows of nearly one direction and others, of any length, in float32."""
-    chance = torch.Generator().manual_seed(seed)
-    d = (8, 32, 128)[seed % 3]
-    base = torch.randn(1, d, generator=chance)
-    near = base + apart * torch.randn(6, d, generator=chance)
-    others = torch.randn(5, d, generator=chance)
-    return torch.cat([base, near, others]) * (1 + torch.rand(12, 1, generator=chance))
 
 
 @pytest.mark.parametrize("apart", [1e-2, 1e-3, 1e-4, 1e-5])

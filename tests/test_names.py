@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from nearfar.cli import main
-from nearfar.text import printable
-from nearfar.train.config import TrainConfig
-from nearfar.train.config_file import read_config, to_toml
+from nearfar.app.cli import main
+from nearfar.app.text import printable
+from nearfar.app.train.config import TrainConfig
+from nearfar.app.train.config_file import read_config, to_toml
 
 FEW = ("--steps", "2", "--identities", "8", "--items", "2", "--embedding-dim", "8", "--no-report")
 ODD = [

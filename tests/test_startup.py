@@ -14,10 +14,10 @@ from shutil import which
 import pytest
 
 import nearfar
-from nearfar.explain_table import LOSSES
-from nearfar.train import names
-from nearfar.train.config import Hyperparameters, options_of
-from nearfar.train.objectives import OBJECTIVES
+from nearfar.app.explain_table import LOSSES
+from nearfar.app.train import names
+from nearfar.app.train.config import Hyperparameters, options_of
+from nearfar.app.train.objectives import OBJECTIVES
 
 HEAVY = (
     "torch",
@@ -68,7 +68,7 @@ def test_importing_the_package_loads_nothing_heavy():
     ids=" ".join,
 )
 def test_help_and_a_wrong_word_load_nothing_heavy(arguments):
-    assert loaded_by(f"from nearfar.cli import main; main({arguments})") == []
+    assert loaded_by(f"from nearfar.app.cli import main; main({arguments})") == []
 
 
 def test_the_names_of_the_losses_are_those_of_the_objectives():
@@ -125,38 +125,9 @@ def test_every_public_name_is_there_and_the_same_wherever_it_is_asked_for():
             assert pickle.loads(pickle.dumps(found)) is found
 
 
-WAYS = [
-    "import nearfar",
-    "import nearfar.explain, nearfar.forces",
-    "from nearfar.explain import Explanation; from nearfar.forces import Forces",
-    "import nearfar.explain as found; import inspect; assert inspect.isfunction(found)",
-    "import importlib; importlib.import_module('nearfar.explain')",
-    "from nearfar import explain_table, forces, explain",
-    "import importlib, nearfar; importlib.reload(nearfar); import nearfar.forces",
-]
-
-
-def test_a_function_stays_one_when_its_submodule_of_that_name_is_imported():
-    """In one new process, which forgets nearfar, but not torch, before each way."""
-    done = run_python(
-        f"""
-import inspect, sys, torch
-for way in {WAYS}:
-    for name in [name for name in sys.modules if name.partition(".")[0] == "nearfar"]:
-        del sys.modules[name]
-    exec(way, {{}})
-    import nearfar
-    for name in ("explain", "forces"):
-        found = getattr(nearfar, name)
-        assert inspect.isfunction(found), (way, found)
-        assert found is getattr(sys.modules[f"nearfar.{{name}}"], name), way
-"""
-    )
-    assert done.returncode == 0, done.stderr
-
-
 def test_submodules_are_there_without_an_import_of_their_own():
-    assert run_python("import nearfar; print(nearfar.errors.__name__)").stdout == "nearfar.errors\n"
+    said = run_python("import nearfar; print(nearfar.evaluate.__name__)").stdout
+    assert said == "nearfar.evaluate\n"
 
 
 def test_a_wrong_name_is_told_as_python_tells_it():
@@ -170,7 +141,7 @@ def test_a_wrong_name_is_told_as_python_tells_it():
 
 
 def test_a_submodule_that_lacks_its_library_says_which():
-    code = "import sys; sys.modules['typer'] = None\nimport nearfar; nearfar.commands"
+    code = "import sys; sys.modules['typer'] = None\nimport nearfar.app.commands"
     assert "import of typer halted" in run_python(code).stderr
 
 
@@ -195,7 +166,7 @@ class Witness:
             print(os.environ.get({NAME!r}), flush=True)
             os._exit(0)
 sys.meta_path.insert(0, Witness())
-from nearfar.cli import main
+from nearfar.app.cli import main
 {start}
 """
     command = [sys.executable, "-c", code]

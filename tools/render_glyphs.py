@@ -7,8 +7,8 @@ line to run.
 
 Run `python tools/render_glyphs.py` in the repository root.  It writes
 
-    src/nearfar/assets/glyphs.npz    the images and their labels
-    src/nearfar/assets/GLYPHS.md     what they are, and the licence of every font drawn
+    src/nearfar/app/assets/glyphs.npz    the images and their labels
+    src/nearfar/app/assets/GLYPHS.md     what they are, and the licence of every font drawn
 
 In order: find the fonts and what they cover; choose letters per writing system; draw each
 letter in several typefaces; find the look-alikes by pixels and merge (or drop) them; thin out
@@ -42,7 +42,7 @@ Images = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]
 
 ROOT = Path(__file__).resolve().parent.parent
-ASSETS = ROOT / "src" / "nearfar" / "assets"
+ASSETS = ROOT / "src" / "nearfar" / "app" / "assets"
 
 SIDE = 32  # pixels of an image side
 BOX = 26  # the ink is scaled to fit this box, which leaves a margin for shifts and rotations

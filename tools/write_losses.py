@@ -263,7 +263,8 @@ def by_data() -> str:
 
 def trained() -> str:
     """The losses of the tool and their defaults."""
-    from nearfar.train.objectives import OBJECTIVES  # it loads the losses, which are written first
+    # Here, since it loads the losses, which are written first.
+    from nearfar.app.train.objectives import OBJECTIVES
 
     rows = []
     for name, objective in OBJECTIVES.items():

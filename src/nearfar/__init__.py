@@ -7,7 +7,6 @@ A name is loaded when it is first used (PEP 562), so that `import nearfar` loads
 `__init__.pyi`, written by `tools/write_losses.py`, tells editors and type checkers what they are.
 """
 
-import sys
 from importlib import import_module
 from types import ModuleType
 
@@ -18,8 +17,8 @@ __version__ = "0.1.1"
 _NAMES = {
     "nearfar.distance": ("cosine_similarity",),
     "nearfar.engine.budget": ("memory_budget",),
-    "nearfar.explain": ("Explanation", "explain"),
-    "nearfar.forces": ("Forces", "forces"),
+    "nearfar.insight.explain": ("Explanation", "explain"),
+    "nearfar.insight.forces": ("Forces", "forces"),
     "nearfar.losses": tuple(name for loss in _LOSSES for name in (loss.function, loss.module)),
     "nearfar.losses.batch_tuples": ("QuadrupletStats", "TripletStats"),
 }
@@ -51,15 +50,3 @@ def _submodule(name: str) -> ModuleType:
         if missing.name != path:
             raise
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-class _Package(ModuleType):
-    """Whoever imports a submodule binds it to its name here; a function of that name stays."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if isinstance(value, ModuleType) and _HOME.get(name) == value.__name__:
-            value = getattr(value, name)
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

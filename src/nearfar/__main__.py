@@ -2,7 +2,7 @@
 
 import sys
 
-from nearfar.cli import main
+from nearfar.app.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -16,12 +16,12 @@ from nearfar.distance import Distance, largest, unit
 from nearfar.engine.budget import current_limits
 from nearfar.engine.closeness import by_distance, sharpen
 from nearfar.engine.pick import distance_weight, draw, semihard
+from nearfar.engine.relation import Block, Relation
 from nearfar.engine.stream import row_blocks
 from nearfar.inputs import ArrayLike, between, lift, tensor
 from nearfar.labels import listed_rows
 from nearfar.losses.batch import compare
 from nearfar.losses.batch_tuples import CUTOFF, NONZERO_LOSS_CUTOFF, seed
-from nearfar.relation import Block, Relation
 
 __all__ = [
     "Found",

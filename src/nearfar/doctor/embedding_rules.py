@@ -5,7 +5,7 @@ from torch import Tensor
 
 from nearfar.doctor.evidence import METRICS, Evidence, fires, known
 from nearfar.doctor.finding import Finding, Missing
-from nearfar.observe import Closeness
+from nearfar.engine.observe import Closeness
 from nearfar.spectrum import effective_rank
 
 EARLY = 10  # steps that say how it began

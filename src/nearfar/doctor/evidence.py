@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from nearfar.doctor.finding import Missing
+from nearfar.engine.observe import Closeness
 from nearfar.inputs import between
-from nearfar.observe import Closeness
 
 SETTLED = 0.25  # share of the training steps; before that, it is the untrained network one sees
 

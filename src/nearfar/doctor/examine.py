@@ -14,12 +14,12 @@ from nearfar.doctor.evidence import Apart, Commonest, Evidence, Matches, Side, S
 from nearfar.doctor.finding import Diagnosis
 from nearfar.doctor.pushes import watch_pushes
 from nearfar.doctor.rules import diagnose
+from nearfar.engine.relation import within
 from nearfar.inputs import ArrayLike, batch, tensor
 from nearfar.labels import batch_labels, share_label
 from nearfar.losses.base import unwrap
 from nearfar.losses.batch import towers
 from nearfar.registry import LOSSES
-from nearfar.relation import within
 from nearfar.spectrum import effective_rank
 
 ROWS = 1024  # compared with each other; from more rows, whole classes are drawn by seed

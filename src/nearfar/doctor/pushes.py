@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nearfar.observe import watch_forces
-from nearfar.relation import Block
+from nearfar.engine.observe import watch_forces
+from nearfar.engine.relation import Block
 
 FEWEST = 8  # negatives of an anchor; of fewer, one may well hold most of the push
 

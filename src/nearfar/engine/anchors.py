@@ -9,7 +9,7 @@ from math import inf
 import torch
 from torch import Tensor
 
-from nearfar.relation import Block
+from nearfar.engine.relation import Block
 
 
 @dataclass(eq=False)

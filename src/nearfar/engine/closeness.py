@@ -15,7 +15,7 @@ from torch import Tensor
 from nearfar.distance import Distance, largest, modest, unit
 from nearfar.engine.places import exact
 from nearfar.engine.products import Gradient, products, squares
-from nearfar.parts import part, spans
+from nearfar.engine.slices import part, spans
 
 
 @dataclass(eq=False)

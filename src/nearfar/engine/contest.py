@@ -24,13 +24,13 @@ from nearfar.engine.budget import (
 )
 from nearfar.engine.closeness import Closeness, Tile, add_rows
 from nearfar.engine.elementwise import tiles
+from nearfar.engine.observe import force_visitors
 from nearfar.engine.places import exact
 from nearfar.engine.products import Gradient, whole
+from nearfar.engine.relation import Block, Relation
+from nearfar.engine.slices import joined, part, spans
 from nearfar.engine.softmax import SAFE
 from nearfar.engine.step import Answer, Executor, Request, show
-from nearfar.observe import force_visitors
-from nearfar.parts import joined, part, spans
-from nearfar.relation import Block, Relation
 
 # (b,) log-sum-exp of the negatives of each anchor, (k,) closeness of all positive pairs, (k,) the
 # anchor of each -> (b,) losses, and their derivatives by the first two.

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from nearfar.engine.relation import Relation
 from nearfar.engine.stream import RowsRule
-from nearfar.relation import Relation
 
 
 def dense(rule: RowsRule, closeness: Tensor, relation: Relation) -> tuple[Tensor, Tensor]:

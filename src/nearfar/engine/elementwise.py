@@ -8,12 +8,12 @@ from torch import Tensor
 
 from nearfar.engine.budget import tile, triangle_tile
 from nearfar.engine.closeness import Closeness, Tile
+from nearfar.engine.observe import force_visitors
+from nearfar.engine.pair_sets import Masked
 from nearfar.engine.products import Gradient, whole
+from nearfar.engine.relation import Block, Relation
+from nearfar.engine.slices import part, spans
 from nearfar.engine.step import Answer, Executor, Request, show
-from nearfar.marks import Masked
-from nearfar.observe import force_visitors
-from nearfar.parts import part, spans
-from nearfar.relation import Block, Relation
 
 # (closeness, weight of the rule) -> weight x (the loss of each pair, its derivative); overwrites
 # nothing.

@@ -16,10 +16,10 @@ from nearfar.distance import Distance, length
 from nearfar.engine.budget import Limits, block
 from nearfar.engine.closeness import add_rows
 from nearfar.engine.hinge import Tally
+from nearfar.engine.observe import force_visitors
+from nearfar.engine.relation import Relation
+from nearfar.engine.slices import spans
 from nearfar.engine.step import Answer, Executor, Request, show
-from nearfar.observe import force_visitors
-from nearfar.parts import spans
-from nearfar.relation import Relation
 
 # Rows, columns (None: the rows themselves), limits -> (t, k) int64 tuples, in order of their
 # anchors, which stand first and are rows; all others are columns.

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from nearfar.engine.closeness import Closeness
 from nearfar.engine.elementwise import PairRule, Term, Visit, elementwise, visits
+from nearfar.engine.relation import Relation
 from nearfar.engine.step import Answer, Executor, Request
-from nearfar.relation import Relation
 
 
 def overlapping(rule: PairRule, closeness: Closeness, relation: Relation, mean: bool) -> Executor:

@@ -17,9 +17,9 @@ from nearfar.engine.closeness import Closeness, CosineDistance, Euclidean, by_di
 from nearfar.engine.listed import Picker
 from nearfar.engine.places import above, exact
 from nearfar.engine.products import products
+from nearfar.engine.relation import Block, Relation
+from nearfar.engine.slices import spans
 from nearfar.engine.stream import row_blocks
-from nearfar.parts import spans
-from nearfar.relation import Block, Relation
 
 # Copies of a block that live at once: the distances, and lists of positives and of who is nearest.
 _BUFFERS = 12

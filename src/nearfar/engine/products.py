@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from nearfar.parts import part
+from nearfar.engine.slices import part
 
 _one_dnn: Callable[..., Tensor] | None = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 # Without AVX-512 the two are alike.

@@ -20,15 +20,15 @@ from nearfar.engine.budget import Limits, block
 from nearfar.engine.closeness import add_rows, by_distance
 from nearfar.engine.hinge import Tally, hinges
 from nearfar.engine.listed import Picker, show_listed
+from nearfar.engine.observe import force_visitors
 from nearfar.engine.pick import in_order_of, walk
 from nearfar.engine.places import exact, look_up
 from nearfar.engine.products import Gradient, whole
+from nearfar.engine.relation import Relation
+from nearfar.engine.slices import spans
 from nearfar.engine.space import Space
 from nearfar.engine.step import Answer, Executor, Request, show
 from nearfar.engine.stream import row_blocks
-from nearfar.observe import force_visitors
-from nearfar.parts import spans
-from nearfar.relation import Relation
 
 # Copies of the rows of a pair that live at once.
 _BUFFERS = 6

@@ -19,13 +19,13 @@ from torch import Tensor
 from nearfar.engine.budget import kept_elements, low_tile, strip_shape, triangle_tile
 from nearfar.engine.budget import tile as tile_shape
 from nearfar.engine.elementwise import tiles
+from nearfar.engine.observe import force_visitors
+from nearfar.engine.pair_sets import Marks
 from nearfar.engine.places import exact
 from nearfar.engine.products import Gradient, products, whole
+from nearfar.engine.relation import Block, Relation
+from nearfar.engine.slices import joined, part, spans
 from nearfar.engine.step import Answer, Executor, Request, show
-from nearfar.marks import Marks
-from nearfar.observe import force_visitors
-from nearfar.parts import joined, part, spans
-from nearfar.relation import Block, Relation
 
 
 @dataclass(eq=False)

@@ -18,13 +18,13 @@ from torch.autograd.graph import GradientEdge
 
 from nearfar.distance import brought_down
 from nearfar.engine.budget import Limits, current_limits
+from nearfar.engine.observe import force_visitors
 from nearfar.engine.places import exact
 from nearfar.engine.products import Finish
+from nearfar.engine.relation import Block
+from nearfar.engine.slices import part, spans
 from nearfar.inputs import batched, transformed
-from nearfar.observe import force_visitors
-from nearfar.parts import part, spans
 from nearfar.reduction import Reduction, check_reduction, total_weight
-from nearfar.relation import Block
 
 
 @dataclass(eq=False)

@@ -8,10 +8,10 @@ from torch import Tensor
 from nearfar.engine.budget import Limits, block
 from nearfar.engine.closeness import Closeness, Tile
 from nearfar.engine.products import Gradient, whole
+from nearfar.engine.relation import Block, Relation
+from nearfar.engine.slices import spans
 from nearfar.engine.space import Space
 from nearfar.engine.step import Answer, Executor, Request, show
-from nearfar.parts import spans
-from nearfar.relation import Block, Relation
 
 # A rule: (b, m) closeness, positive and negative -> (b,) losses, and how much each row counts in
 # the mean: 0, whatever its loss, where it has nothing to compare.

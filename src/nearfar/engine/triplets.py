@@ -19,14 +19,14 @@ from nearfar.engine.anchors import Anchors
 from nearfar.engine.budget import kept_elements, wide_tile
 from nearfar.engine.closeness import Closeness, Tile
 from nearfar.engine.hinge import Tally, counted, hinges, of_negatives, of_positives
+from nearfar.engine.observe import force_visitors
 from nearfar.engine.places import exact
 from nearfar.engine.products import Gradient
+from nearfar.engine.relation import Block, Relation
+from nearfar.engine.slices import part, spans
 from nearfar.engine.space import Space
 from nearfar.engine.step import Answer, Executor, Request
 from nearfar.engine.stream import blockwise
-from nearfar.observe import force_visitors
-from nearfar.parts import part, spans
-from nearfar.relation import Block, Relation
 
 # Copies of a tile that live at once: distances, forces of both ends, comparisons.
 _BUFFERS = 6

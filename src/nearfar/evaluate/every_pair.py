@@ -11,6 +11,7 @@ from torch import Tensor
 from nearfar.distance import Distance, between_rows, unit
 from nearfar.engine.budget import current_limits, tile
 from nearfar.engine.closeness import by_distance
+from nearfar.engine.slices import spans
 from nearfar.evaluate.intervals import check_draws
 from nearfar.evaluate.pairs import sample_pairs
 from nearfar.evaluate.scores import Floats, Integers
@@ -25,7 +26,6 @@ from nearfar.evaluate.threshold import (
 from nearfar.evaluate.verification import Verification, figures_of
 from nearfar.inputs import ArrayLike, batch, lift
 from nearfar.labels import class_ids
-from nearfar.parts import spans
 
 MOST_ITEMS = 10_000  # they make 50 million pairs
 MOST_SIMILAR = 4_000_000  # pairs, whose distances are held in memory

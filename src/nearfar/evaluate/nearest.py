@@ -10,10 +10,10 @@ from torch import Tensor
 from nearfar.distance import Distance, largest, unit
 from nearfar.engine.budget import Limits, current_limits, tile
 from nearfar.engine.closeness import Euclidean, sharpen
+from nearfar.engine.slices import spans
 from nearfar.inputs import ArrayLike, batch, lift
 from nearfar.labels import class_ids, listed_rows, refuse
 from nearfar.mine import Found
-from nearfar.parts import spans
 
 # Copies of a tile, and of the k nearest, that are alive at once.
 _BUFFERS = 6

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nearfar.distance import Distance
 from nearfar.engine.budget import Limits, current_limits
+from nearfar.engine.relation import Relation, across, within
 from nearfar.evaluate.nearest import (
     Space,
     check_k,
@@ -23,7 +24,6 @@ from nearfar.evaluate.nearest import (
 from nearfar.evaluate.plain import number, plain
 from nearfar.inputs import ArrayLike, tensor
 from nearfar.mine import Found
-from nearfar.relation import Relation, across, within
 from nearfar.tabulate import Table
 
 

@@ -6,9 +6,9 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from nearfar.engine.relation import Relation, across, within
 from nearfar.inputs import ArrayLike, batch, lift, same_device, tensor
 from nearfar.labels import refuse
-from nearfar.relation import Relation, across, within
 
 
 def compare(

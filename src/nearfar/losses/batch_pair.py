@@ -11,12 +11,12 @@ from nearfar.engine.closeness import CosineDistance, Product, by_distance
 from nearfar.engine.elementwise import PairRule, elementwise
 from nearfar.engine.overlap import overlapping
 from nearfar.engine.places import exact
+from nearfar.engine.relation import Relation, matched
 from nearfar.engine.step import Executor, run
 from nearfar.inputs import ArrayLike, above_zero, between, finite, tracing
 from nearfar.losses.batch import compare, one_of, row_weight, towers
 from nearfar.losses.weighted import softplus_and_slope
 from nearfar.reduction import Reduction
-from nearfar.relation import Relation, matched
 
 Selection = Literal["all", "hard"]
 

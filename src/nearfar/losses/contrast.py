@@ -7,13 +7,13 @@ from torch import Tensor
 
 from nearfar.engine.closeness import Product
 from nearfar.engine.contest import Contest, contest, sum_of
+from nearfar.engine.relation import matched
 from nearfar.engine.softmax import LogSum, Parts, SoftmaxRule, softmax
 from nearfar.engine.step import run
 from nearfar.inputs import ArrayLike, above_zero
 from nearfar.losses.batch import compare, row_weight, towers
 from nearfar.losses.weighted import softplus
 from nearfar.reduction import Reduction
-from nearfar.relation import matched
 
 
 def pick_one(negatives: LogSum, total: Tensor, count: Tensor | float) -> Parts:

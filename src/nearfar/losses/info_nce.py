@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from nearfar.distance import unit
+from nearfar.engine.observe import measured, watched
+from nearfar.engine.relation import matched
 from nearfar.engine.softmax import softmax
 from nearfar.engine.step import run
 from nearfar.inputs import (
@@ -20,9 +22,7 @@ from nearfar.inputs import (
 from nearfar.losses.batch import row_weight, towers
 from nearfar.losses.contrast import DECOUPLED, ONE
 from nearfar.losses.softmax import pick
-from nearfar.observe import measured, watched
 from nearfar.reduction import Reduction, reduce
-from nearfar.relation import matched
 
 
 def info_nce_loss(

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from nearfar.distance import Distance, between_rows, cosine
+from nearfar.engine.observe import measured
 from nearfar.inputs import ArrayLike, between, embeddings, vector
 from nearfar.labels import SimilarLabel, blend, pair_labels, refuse
-from nearfar.observe import measured
 from nearfar.reduction import Reduction, reduce
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from nearfar.engine.closeness import Product
 from nearfar.engine.contest import Contest, contest, log_sum
+from nearfar.engine.relation import Relation
 from nearfar.engine.softmax import Combine, LogSum, Parts, SoftmaxRule, softmax
 from nearfar.engine.step import run
 from nearfar.inputs import ArrayLike, above_zero, batch, between, positive_number
@@ -15,7 +16,6 @@ from nearfar.losses.batch import kept, row_weight
 from nearfar.losses.contrast import DECOUPLED, ONE, pick_one
 from nearfar.losses.weighted import softplus
 from nearfar.reduction import Reduction
-from nearfar.relation import Relation
 
 
 def proxy_softmax_loss(

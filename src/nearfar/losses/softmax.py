@@ -5,9 +5,9 @@ from math import inf, nan
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from nearfar.engine.observe import measured, watched
 from nearfar.inputs import ArrayLike, between, lift, tensor, tracing
 from nearfar.labels import class_ids
-from nearfar.observe import measured, watched
 from nearfar.reduction import Reduction, check_reduction, reduce
 
 

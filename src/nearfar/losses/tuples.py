@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from nearfar.distance import Distance, between_rows
+from nearfar.engine.observe import measured
 from nearfar.inputs import ArrayLike, between, embeddings
-from nearfar.observe import measured
 from nearfar.reduction import Reduction, reduce
 
 

@@ -1,0 +1,1 @@
+"""The tool: `nearfar train`, `evaluate`, `verify` and the other commands."""

@@ -1,0 +1,289 @@
+"""The commands of `nearfar`: their options, and what each of them calls.
+
+Settings of a run and its loss are declared in `train.config`; a command names those it takes. Help
+and a mistyped option answer at once, since a command imports what is heavy when it runs.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import wraps
+from inspect import Parameter, signature
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import nearfar
+from nearfar.app.errors import InputError
+from nearfar.app.show import console, note, show
+from nearfar.app.train.config import Hyperparameters, TrainConfig, options_of
+from nearfar.app.train.names import EXPLAINED, GLYPHS, SWEPT
+
+OPTIONS = {**options_of(TrainConfig), **options_of(Hyperparameters)}
+TYPED = {name: "--" + name.replace("_", "-") for name in OPTIONS}
+Command = Callable[..., None]
+Decorator = Callable[[Command], Command]
+
+app = typer.Typer(
+    help="Teach a network to tell same from different, and use what it learned.",
+    epilog="Begin with: nearfar train glyphs --out runs/demo",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+)
+
+
+def argument(metavar: str, words: str) -> Any:
+    return typer.Argument(metavar=metavar, help=words)
+
+
+def option(words: str, *names: str, **more: Any) -> Any:
+    return typer.Option(*names, help=words, **more)
+
+
+DATA = argument(
+    "DATA",
+    f"'{GLYPHS}' (built in), a folder with a subfolder of images per identity, an .npz with x "
+    "and y, or a .csv or .parquet of pairs with columns a, b and label.",
+)
+Run = Annotated[Path, argument("RUN", "A folder that train wrote.")]
+AsJson = Annotated[bool, option("Print JSON, for machines.", "--json")]
+Overwrite = Annotated[bool, option("Replace what --out names.", "--overwrite")]
+
+
+def command(*examples: str, takes: Iterable[str] = (), several: Iterable[str] = ()) -> Decorator:
+    """A command that gets the settings it `takes` as **given, where they are used, in range."""
+    shown = "\n\n".join(["Examples:", *(f"  nearfar {example}" for example in examples)])
+    options = [_parameter(name, name in several) for name in takes]
+
+    def decorate(run: Command) -> Command:
+        @wraps(run)
+        def checked(**arguments: Any) -> None:
+            used = {name: value for name, value in arguments.items() if value not in (None, [])}
+            for name in filter(OPTIONS.get, used):
+                OPTIONS[name][1].check(TYPED[name], used[name])
+            run(**used)
+
+        plain = signature(run)  # typer reads it: the options stand in the place of **given
+        own = [p for p in plain.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        checked.__signature__ = plain.replace(parameters=own + options)  # type: ignore[attr-defined]
+        return app.command(epilog=shown if examples else None)(checked)
+
+    return decorate
+
+
+def _parameter(name: str, several: bool) -> Parameter:
+    """What typer makes the option of; it is None where it is not used."""
+    kind, declared = OPTIONS[name]
+    default = getattr(TrainConfig, name, None)
+    words, metavar = declared.help, "|".join(map(str, declared.choices)) or None
+    if type(default) in (int, float):
+        words = f"{words.removesuffix('.')} ({default})."
+    if several:
+        words, metavar = f"Values to try. {words}", "NAME..." if kind is str else "X..."
+    switch = [TYPED[name]] if kind is bool and not default else []  # without a --no-
+    said = option(words, *switch, metavar=metavar, rich_help_panel=declared.panel)
+    annotation = Annotated[(list[kind] if several else kind) | None, said]  # type: ignore[valid-type]
+    return Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"nearfar {nearfar.__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[bool, option("Print and exit.", "--version", callback=_version, is_eager=True)]
+
+
+@app.callback()
+def root(version: Version = False) -> None: ...
+
+
+@command(
+    "train glyphs --out runs/demo",
+    "train photos/ --out runs/photos --loss triplet --margin 0.3",
+    "train pairs.csv --out runs/pairs --similar-label 1",
+    "train --config runs/demo/config.toml --out runs/again",
+    takes=OPTIONS,
+)
+def train(
+    out: Annotated[Path, option("The run folder to write.", "--out", metavar="RUN")],
+    data: Annotated[str | None, DATA] = None,
+    config: Annotated[
+        Path | None, option("Repeat the run of this config.toml; other options win.")
+    ] = None,
+    report: Annotated[bool, option("Write RUN/report.html too.")] = True,
+    overwrite: Overwrite = False,
+    **given: Any,
+) -> None:
+    """Train a verifier, fit its threshold, and measure it on identities it has never seen."""
+    if data is None and config is None:
+        raise InputError("train needs DATA, for instance: nearfar train glyphs --out runs/demo")
+
+    from nearfar.app.train import loop
+    from nearfar.app.train.config_file import configured
+    from nearfar.app.train.run import REPORT
+
+    write, verdict = None, None
+    if report:
+        from nearfar.app.report import reporting  # a missing library is told before training
+
+        write, verdict = reporting()
+    chosen = configured(config, data, given)
+    show(loop.train(chosen, out, overwrite=overwrite, console=console(), finish=write))
+    wrote = f"wrote {out}"
+    if verdict:
+        if verdict.exception():
+            typer.echo(f"\n{wrote} without its report; to try again: nearfar report {out}")
+        typer.echo(f"\n{verdict.result()}")
+        wrote += f" and its report, {out / REPORT}"
+    typer.echo(f"\n{wrote}; next: nearfar verify {out} A B")
+
+
+@command(takes=("similar_label", "identity_depth"))
+def evaluate(
+    run: Run,
+    data: Annotated[
+        str | None, argument("DATA", "All of it; without, the run's test identities.")
+    ] = None,
+    as_json: AsJson = False,
+    **given: Any,
+) -> None:
+    """Measure a run, on its test identities or on other data, beside the raw input's distance."""
+    from nearfar.app.train.use import evaluate_run
+
+    found, notes = evaluate_run(run, data, **given)
+    note(notes)
+    show(found, as_json, notes=notes)
+
+
+@command(
+    "verify runs/photos a.jpg b.jpg",
+    "verify runs/demo glyphs:0 glyphs:1",
+    'verify runs/vectors "0.1 0.2 0.3" "0.3 0.2 0.1" && echo same',
+)
+def verify(
+    run: Run,
+    a: Annotated[str, argument("A", "An image, a vector as text or .npy, or DATA:row.")],
+    b: Annotated[str, argument("B", "The second item, likewise.")],
+    as_json: AsJson = False,
+) -> None:
+    """Are A and B the same? Exit status 0 if they are, 1 if not, 2 if something is wrong."""
+    from nearfar.app.train.use import verify_items
+
+    show(found := verify_items(run, a, b), as_json)
+    raise typer.Exit(0 if found.same else 1)
+
+
+@command(takes=("identity_depth",))
+def embed(
+    run: Run,
+    data: Annotated[str, DATA],
+    out: Annotated[Path, option("An .npz: x, y if known, names.", "--out", metavar="FILE")],
+    overwrite: Overwrite = False,
+    **given: Any,
+) -> None:
+    """Write the embedding of every item of DATA."""
+    from nearfar.app.train.use import embed_data
+
+    wrote = embed_data(run, data, out, overwrite=overwrite, **given)
+    note(wrote.notes)
+    identities = "y (identities), " if wrote.labelled else ""
+    typer.echo(f"wrote {out}: x ({wrote.n} x {wrote.d} embeddings), {identities}names")
+
+
+@command("doctor runs/photos", "doctor embeddings.npz --json")
+def doctor(
+    path: Annotated[Path, argument("RUN|EMBEDDINGS", "A run, or an .npz: x, maybe y.")],
+    as_json: AsJson = False,
+) -> None:
+    """What is wrong with it, and what to try? Exit status 0 if nothing is, 1 if something is."""
+    from nearfar.app.train.examine import examine_path
+
+    show(found := examine_path(path), as_json)
+    raise typer.Exit(0 if found.healthy else 1)
+
+
+@command("report runs/photos", "report runs/photos --out photos.html")
+def report(
+    run: Run,
+    out: Annotated[
+        Path | None, option("An .html. Default: RUN/report.html.", "--out", metavar="FILE")
+    ] = None,
+    umap: Annotated[
+        bool, option("Map the embeddings by UMAP, of pip install 'nearfar\\[umap]'.", "--umap")
+    ] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write what a run learned, and how that is known, as one HTML file that opens offline."""
+    from nearfar.app.report import page_at, space, write_report
+    from nearfar.app.train.run import REPORT
+
+    page = page_at(out, overwrite) if out else run / REPORT
+    verdict = write_report(run, page, space.umap if umap else space.principal)
+    typer.echo(f"{verdict}\n\nwrote {page}")
+
+
+@command("compare runs/contrastive runs/triplet", "compare runs/* --out comparison.html")
+def compare(
+    runs: Annotated[list[Path], argument("RUN RUN...", "Folders of train.")],
+    out: Annotated[Path | None, option("Write an .html page too.", "--out", metavar="FILE")] = None,
+    as_json: AsJson = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Set the figures of runs side by side, and say where they must not be compared."""
+    from nearfar.app.report import contest_of, page_at, write_comparison
+
+    contest = contest_of(runs)
+    note(filter(None, [contest.warning]))
+    show(contest, as_json)
+    if out:
+        write_comparison(contest, page_at(out, overwrite))
+        typer.echo(f"wrote {out}", err=as_json)
+
+
+@command(
+    "sweep glyphs --loss contrastive triplet info_nce --margin 0.5 1 --out runs/sweep",
+    "sweep photos/ --loss sup_con --temperature 0.05 0.1 0.2 --minutes 30 --out runs/t",
+    takes=(*SWEPT, "steps", "embedding_dim", "similar_label", "identity_depth", "single", "seed"),
+    several=SWEPT,
+)
+def sweep(
+    data: Annotated[str, DATA],
+    out: Annotated[Path, option("For one run folder per trial.", "--out", metavar="FOLDER")],
+    minutes: Annotated[float, option("Begin no trial that would end later than this.", min=0)] = 60,
+    as_json: AsJson = False,
+    **given: Any,
+) -> None:
+    """Train every combination on the same splits, and say which to keep.
+
+    Ranked on the calibration identities, so that the test figures of the best stay honest.
+    """
+    from nearfar.app.train import sweep
+
+    trials = sweep.asked_for(data, given)
+    show(sweep.sweep(trials, out, minutes=minutes, console=console(as_json)), as_json)
+
+
+@command(
+    "explain pairs.csv --loss contrastive --margin 1 --similar-label 1",
+    "explain triplets.npz --loss triplet --json",
+    takes=(*EXPLAINED, "similar_label"),
+)
+def explain(
+    path: Annotated[
+        Path,
+        argument("TABLE", "A .csv, .parquet or .npz; its columns are named as the loss's data."),
+    ],
+    loss: Annotated[str, option("contrastive, cosine, triplet, quadruplet, info_nce or softmax.")],
+    limit: Annotated[int | None, option("Show this many rows.", min=1)] = None,
+    as_json: AsJson = False,
+    **given: Any,
+) -> None:
+    """Show what a loss does to every row of a table: distance, loss, force, and what it means."""
+    from nearfar.app.explain_table import explain_table
+
+    found = explain_table(path, loss, given)
+    found = found if limit is None else replace(found, limit=limit)
+    show(found, as_json, **({"rows": found.as_dict()["rows"][:limit]} if as_json else {}))

@@ -1,0 +1,114 @@
+"""`nearfar explain`: the columns of a table are the data arguments of a loss, by name."""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+from torch import Tensor
+
+import nearfar
+from nearfar import registry
+from nearfar.app.errors import InputError
+from nearfar.app.tables import Table, read_table, refuse_bad_labels
+from nearfar.app.train.data import read_arrays
+from nearfar.app.train.names import EXPLAINED
+from nearfar.insight.explain import Explanation, explain
+
+# contrastive_loss_from_distance is what "contrastive" becomes where the table has distances.
+LOSSES: Mapping[str, Callable[..., Tensor]] = {
+    loss.name: getattr(nearfar, loss.function)
+    for loss in registry.LOSSES
+    if loss.takes("rows") and loss.function != "contrastive_loss_from_distance"
+}
+ALIASES = {"x1": "a", "x2": "b", "y": "label", "d": "distance"}
+NUMBERS = ("d", "y", "target")  # the others are columns of vectors
+
+
+def explain_table(path: Path, name: str, hyperparameters: Mapping[str, Any]) -> Explanation:
+    """Explain what a loss does to every row of a .csv, .parquet or .npz.
+
+    Args:
+        path: its columns, or arrays, are named after the data arguments of the loss; `a`, `b`,
+            `label` and `distance` may stand for `x1`, `x2`, `y` and `d`.
+        name: of the loss; "contrastive" of a table with distances takes them as they are.
+        hyperparameters: of that loss.
+
+    Raises:
+        InputError: the file, a column, a cell, the loss or a hyperparameter cannot be used.
+    """
+    if name not in LOSSES:
+        if callable(getattr(nearfar, f"{name}_loss", None)):
+            raise InputError(
+                f"{name} compares a whole batch; a table can be explained with: "
+                f"{', '.join(LOSSES)}. In Python use nearfar.forces."
+            )
+        raise InputError(f"unknown loss {name!r}; the choices are: {', '.join(LOSSES)}.")
+    data = read_arrays(path) if path.suffix.lower() == ".npz" else read_table(path)
+    columns = data.columns if isinstance(data, Table) else data
+    loss = LOSSES[name]
+    if name == "contrastive" and _has(columns, "d") and not _has(columns, "x1"):
+        loss = nearfar.contrastive_loss_from_distance
+    arguments, settings = _parameters(loss)
+    for key in hyperparameters:
+        if key not in settings:
+            has = ", ".join(settings)
+            raise InputError(f"{loss.__name__} has no {key.replace('_', '-')!r}; it has: {has}.")
+    given: list[Any] = [
+        _array(data, path, argument, needed, arguments) for argument, needed in arguments.items()
+    ]
+    if "similar_label" in settings and given[-1] is not None:
+        _refuse_bad_labels(data, path, given[-1], hyperparameters.get("similar_label"))
+    try:
+        return explain(loss, *given, **hyperparameters)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def _parameters(loss: Callable[..., Tensor]) -> tuple[dict[str, bool], list[str]]:
+    """The data arguments of a loss, and whether each is needed; its options."""
+    parameters = inspect.signature(loss).parameters.values()
+    data = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    settings = [p.name for p in parameters if p.name in (*EXPLAINED, "similar_label")]
+    return {p.name: p.default is p.empty for p in data}, settings
+
+
+def _array(
+    data: Table | Mapping[str, npt.NDArray[Any]],
+    path: Path,
+    argument: str,
+    needed: bool,
+    wanted: Iterable[str],
+) -> npt.NDArray[Any] | None:
+    columns = data.columns if isinstance(data, Table) else data
+    if not _has(columns, argument):
+        if not needed:
+            return None
+        either = f" (or {ALIASES[argument]!r})" if argument in ALIASES else ""
+        raise InputError(
+            f"{path} has no column {argument!r}{either}; its columns are: {', '.join(columns)}. "
+            f"The loss takes: {', '.join(wanted)}."
+        )
+    name = argument if argument in columns else ALIASES[argument]
+    if isinstance(data, Table):
+        return data.numbers(name) if argument in NUMBERS else data.vectors(name)
+    return data[name]
+
+
+def _refuse_bad_labels(
+    data: Table | Mapping[str, npt.NDArray[Any]],
+    path: Path,
+    labels: npt.NDArray[Any],
+    similar_label: int | None,
+) -> None:
+    if labels.ndim != 1 or labels.dtype.kind not in "biuf":
+        return  # the loss says what is wrong with the array
+    columns = data.columns if isinstance(data, Table) else data
+    name = "y" if "y" in columns else ALIASES["y"]
+    where = data.where if isinstance(data, Table) else lambda row: f"{path}, row {row}"
+    refuse_bad_labels(labels, name, where, path, similar_label)
+
+
+def _has(columns: Mapping[str, Any], argument: str) -> bool:
+    return argument in columns or ALIASES.get(argument) in columns

@@ -1,0 +1,87 @@
+"""One item on the command line: an image, a vector, or a row of some data."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nearfar.app.errors import InputError
+from nearfar.app.tables import looks_like_vector, vector
+from nearfar.app.train.arrays import Unreadable, load
+from nearfar.app.train.data import read_glyphs, read_npz
+from nearfar.app.train.images import Fit, is_image, read_images
+from nearfar.app.train.names import GLYPHS
+
+
+def read_item(address: str, shape: tuple[int, ...]) -> Tensor:
+    """The item at an address, (1, *shape), uint8 or float32.
+
+    Args:
+        address: an image file, a .npy file with one vector, a vector as text ("0.1 0.2 0.3"), or
+            DATA:row, a row of the letters or of an .npz (glyphs:120, vectors.npz:7).
+        shape: what the network takes.
+
+    Raises:
+        InputError: it cannot be read, or has another shape.
+    """
+    x = _read(address, shape)
+    if tuple(x.shape[1:]) != shape:
+        raise InputError(
+            f"{_shown(address)} has shape {tuple(x.shape[1:])}; the run was trained on items of "
+            f"shape {shape}."
+        )
+    if x.is_floating_point() and not x.isfinite().all():
+        raise InputError(
+            f"{_shown(address)} holds NaN, infinity or a number beyond float32. Repair it."
+        )
+    return x
+
+
+def _read(address: str, shape: tuple[int, ...]) -> Tensor:
+    source, _, row = address.rpartition(":")
+    path = Path(address)
+    if source and row.isdecimal() and not path.exists():
+        return _row(source, int(row))
+    if path.suffix.lower() == ".npy":
+        return _npy(path)
+    if is_image(path) or path.is_file():
+        if len(shape) != 3:
+            raise InputError(f"{address} is a file of an image; the run was trained on vectors.")
+        return read_images([path], Fit.to(shape))[0]
+    if looks_like_vector(address):
+        with np.errstate(over="ignore"):  # the caller refuses it
+            n = shape[0] if len(shape) == 1 else None
+            numbers = vector(address, repr(address), n).astype(np.float32)
+        return torch.from_numpy(numbers)[None]
+    raise InputError(
+        f"no such item: {_shown(address)}. Give an image file, a .npy file, a vector as text "
+        f'("0.1 0.2"), or DATA:row ({GLYPHS}:120, vectors.npz:7).'
+    )
+
+
+def _row(source: str, row: int) -> Tensor:
+    if source != GLYPHS and Path(source).suffix.lower() != ".npz":
+        raise InputError(f"{source}:{row}: rows are counted in {GLYPHS} or an .npz; got {source}.")
+    items = read_glyphs() if source == GLYPHS else read_npz(Path(source), labelled=False)
+    if row >= len(items.x):
+        raise InputError(f"{source}:{row}: the rows of {source} are 0 to {len(items.x) - 1}.")
+    return items.x[row : row + 1]
+
+
+def _shown(address: str) -> str:
+    """A vector may be long; of a path the end counts."""
+    return repr(address) if len(address) <= 200 else f"{address[:40]!r} ... {address[-40:]!r}"
+
+
+def _npy(path: Path) -> Tensor:
+    if not path.is_file():
+        raise InputError(f"no such file: {path}")
+    try:
+        array = load(path)
+    except (Unreadable, MemoryError):
+        raise InputError(f"{path} is no .npy file of numbers. Save it with numpy.save.") from None
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu" or array.ndim != 1:
+        raise InputError(f"{path} must hold one vector, (d,) numbers.")
+    with np.errstate(over="ignore"):  # the caller refuses it
+        return torch.from_numpy(array.astype(np.float32))[None]

@@ -1,0 +1,90 @@
+"""What a training step sees: balanced batches of items or pairs, images a little distorted."""
+
+from collections.abc import Iterator, Sequence
+from math import pi
+
+import torch
+from torch import Tensor
+from torch.nn.functional import affine_grid, grid_sample
+
+from nearfar.app.train.data import Pairs
+from nearfar.app.train.split import rows_within
+
+
+def balanced_items(
+    identity: Tensor, chosen: Tensor, *, n_identities: int, n_items: int, generator: torch.Generator
+) -> Iterator[Tensor]:
+    """Without end: rows of P identities x K items, (P * K,), the items of an identity together.
+
+    Identities with a single item give it once, as a dissimilar example, after all others: repeated,
+    it would be similar to itself. Identities come in random order until P with several items are
+    there; of those with a single one that come on the way, P are kept at most.
+
+    Args:
+        identity: (n,) int64 of all items.
+        chosen: (i,) the identities to take from.
+        n_identities: P; all of `chosen` where those are fewer.
+        n_items: K; an identity with fewer items, but several, repeats some.
+        generator: of the random choices.
+    """
+    rows_of = [(identity == i).nonzero()[:, 0] for i in chosen]
+    several = torch.tensor([len(rows) > 1 for rows in rows_of])
+    while True:
+        order = torch.randperm(len(rows_of), generator=generator)
+        is_several = several[order]
+        before = is_several.cumsum(0) - is_several.long()  # identities with several items
+        picked = order[is_several & (before < n_identities)]
+        alone = order[~is_several & (before < n_identities)][:n_identities]
+        yield torch.cat(
+            [_some(rows_of[int(i)], n_items, generator) for i in picked]
+            + [rows_of[int(i)] for i in alone]
+        )
+
+
+def balanced_pairs(
+    pairs: Pairs, chosen: Tensor, *, n_pairs: int, generator: torch.Generator
+) -> Iterator[Tensor]:
+    """Without end: rows of pairs within the chosen identities, half of them similar, (n_pairs,)."""
+    rows = rows_within(pairs, chosen)
+    similar = pairs.is_similar()[rows]
+    near, far = rows[similar], rows[~similar]
+    n_near = min(n_pairs // 2, len(near))
+    n_far = min(n_pairs // 2, len(far))
+    while True:
+        yield torch.cat([_some(near, n_near, generator), _some(far, n_far, generator)])
+
+
+def similar_pairs(
+    pairs: Pairs, chosen: Tensor, *, n_pairs: int, generator: torch.Generator
+) -> Iterator[Tensor]:
+    """Without end: one similar pair of each of n_pairs identities, so that no two rows match."""
+    rows = rows_within(pairs, chosen)
+    rows = rows[pairs.is_similar()[rows]]
+    identity = pairs.items.identity[pairs.a[rows]]
+    rows_of = [rows[identity == i] for i in identity.unique()]  # type: ignore[no-untyped-call]
+    while True:
+        picked = torch.randperm(len(rows_of), generator=generator)[:n_pairs]
+        yield torch.cat([_some(rows_of[int(i)], 1, generator) for i in picked])
+
+
+def distort(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Images (n, c, h, w) each shifted up to 6 %, scaled up to 10 % and rotated up to 10 degrees.
+
+    What comes in at the edges repeats the edge, whatever colour the background has.
+    """
+    n = len(x)
+    angle, scale, right, down = torch.rand(4, n, generator=generator) * 2 - 1
+    angle, scale = angle * pi / 18, 1 + 0.1 * scale
+    cos, sin = scale * angle.cos(), scale * angle.sin()
+    # The grid spans 2 units, so that a shift of 0.12 is 6 % of the side.
+    rows = [torch.stack([cos, -sin, 0.12 * right], 1), torch.stack([sin, cos, 0.12 * down], 1)]
+    grid = affine_grid(torch.stack(rows, 1), list(x.shape), align_corners=False)
+    return grid_sample(x, grid, padding_mode="border", align_corners=False)
+
+
+def _some(rows: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """n of the rows at random, each as often as any other where n exceeds them."""
+    rounds: Sequence[Tensor] = [
+        torch.randperm(len(rows), generator=generator) for _ in range(-(-n // len(rows)))
+    ]
+    return rows[torch.cat([*rounds])[:n]]

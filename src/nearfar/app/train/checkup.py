@@ -1,0 +1,249 @@
+"""The doctor's rounds: at the start of a training, while it runs, at its end, and years later."""
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from operator import itemgetter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nearfar.app.train.config import TrainConfig
+from nearfar.app.train.data import Pairs
+from nearfar.app.train.objectives import objective, verifier_distance
+from nearfar.app.train.record import Outcome
+from nearfar.app.train.split import SIDES
+from nearfar.app.train.task import Task
+from nearfar.distance import between_rows, length
+from nearfar.doctor import (
+    Apart,
+    Commonest,
+    Diagnosis,
+    Evidence,
+    Figure,
+    Finding,
+    Fitted,
+    Side,
+    Watch,
+    diagnose,
+)
+from nearfar.doctor.embedding_rules import EARLY
+from nearfar.doctor.examine import fingerprints, of_embeddings, spectrum
+from nearfar.doctor.loss_rules import RECENT
+from nearfar.doctor.pushes import watch_pushes
+
+LOOKS = 8  # at a batch, over a whole training
+
+
+class Checkup:
+    """Gathers the evidence of a training, and says what is found when it is first seen.
+
+    Args:
+        task: what is trained.
+        say: called with each finding.
+    """
+
+    def __init__(self, task: Task, say: Callable[[Finding], None]) -> None:
+        self._task, self._say = task, say
+        self._watch = Watch()
+        # What the rules read of the metrics: a long training's would not fit into memory.
+        self._early: list[Mapping[str, float]] = []
+        self._recent: deque[Mapping[str, float]] = deque(maxlen=RECENT)
+        self._settings = settings(task.config)
+        self._see(Evidence(sides=_sides(task), commonest=_commonest(task)), None)
+
+    def step(
+        self, line: Mapping[str, float], x: Tensor, rows: Tensor, proxies: Tensor | None
+    ) -> None:
+        """Look at the metrics of a step, and now and then at its batch; see `Task.step`."""
+        (self._early if len(self._early) < EARLY else self._recent).append(line)
+        step, steps = int(line["step"]), self._task.config.steps
+        if step != 1 and step % -(-steps // LOOKS) and step != steps:
+            return
+        x = x.detach()
+        with torch.no_grad():
+            evidence = replace(
+                self._batch(x, rows),
+                loss=self._task.chosen.loss.__name__,
+                progress=step / steps,
+                value=line["loss"],
+                collapsed_value=self._collapsed_value(x, rows, proxies),
+                commonest=None,  # a batch is balanced on purpose
+                history=[*self._early, *self._recent],
+            )
+        evidence = replace(evidence, held=self._held(evidence, x, rows, proxies))
+        self._see(evidence, step)
+
+    def end(self, outcome: Outcome, test: Mapping[str, Any], n_calibration_pairs: int) -> Diagnosis:
+        """Look at what came of it; returns all that was found in this training.
+
+        Args:
+            outcome: the test pairs.
+            test: their figures, as in `summary.json`.
+            n_calibration_pairs: pairs of identities that the threshold was fitted on.
+        """
+        n_identities = len(self._task.split.calibration)
+        evidence = replace(
+            at_the_end(self._task.config, outcome),
+            fitted=fitted(test, n_identities, n_calibration_pairs),
+            learned_auc=_figure(test["learned"], "auc"),
+            raw_auc=_figure(test["raw"], "auc"),
+        )
+        self._see(evidence, None)
+        return self._watch.diagnosis()
+
+    def _see(self, evidence: Evidence, step: int | None) -> None:
+        for finding in self._watch.see(evidence, step=step):
+            self._say(finding)
+
+    def _batch(self, x: Tensor, rows: Tensor) -> Evidence:
+        task = self._task
+        if not isinstance(task.data, Pairs):
+            labels = task.target[rows].to(x.device)
+            return of_embeddings(x, labels, self._settings)
+        x1, x2 = x.chunk(2)
+        similar = task.data.is_similar()[rows]
+        distances = between_rows(x1, x2, verifier_distance(task.config.loss, self._settings)).cpu()
+        evidence = of_embeddings(x, None, self._settings)
+        if task.chosen.similar_only:  # the negatives are the other rows
+            return evidence
+        return replace(
+            evidence,
+            apart=Apart(distances[similar], distances[~similar], "distance", len(rows)),
+            positives=similar.long(),
+        )
+
+    def _held(
+        self, evidence: Evidence, x: Tensor, rows: Tensor, proxies: Tensor | None
+    ) -> Tensor | None:
+        temperature = evidence.temperature()
+        if temperature is None:
+            return None
+        x = x.clone().requires_grad_()  # a loss without gradient has no forces to show
+        pushes = watch_pushes(
+            lambda summed: self._task.step(summed, x, rows, proxies, torch.Generator()),
+            self._task.loss,
+        )
+        return pushes.held(temperature)
+
+    def _collapsed_value(self, x: Tensor, rows: Tensor, proxies: Tensor | None) -> float:
+        alike = x[:1].expand_as(x)
+        loss, _ = self._task.step(self._task.loss, alike, rows, proxies, torch.Generator())
+        return float(loss)
+
+
+def examine_record(
+    config: TrainConfig,
+    summary: Mapping[str, Any],
+    history: Sequence[Mapping[str, float]],
+    outcome: Outcome | None,
+) -> Diagnosis:
+    """What a run folder says: the findings of its training, and those that its files give.
+
+    Args:
+        config: of the run.
+        summary: of the run; one without findings is older than the doctor.
+        history: its metrics.
+        outcome: its test pairs; None where the run is older than the record.
+    """
+    recorded = [Finding.of(found) for found in summary.get("findings", ())]
+    evidence = Evidence(settings=settings(config), loss=objective(config.loss).loss.__name__)
+    if outcome is not None:
+        evidence = at_the_end(config, outcome)
+    split = summary["split"]
+    evidence = replace(
+        evidence,
+        history=history,
+        sides={side: Side(split[side]) for side in SIDES},
+        fitted=fitted(
+            summary["test"],
+            len(split["calibration"]),
+            summary.get("calibration", {}).get("n_identity_pairs"),
+        ),
+        learned_auc=_figure(summary["test"]["learned"], "auc"),
+        raw_auc=_figure(summary["test"]["raw"], "auc"),
+    )
+    found = diagnose(evidence)
+    known = {finding.name for finding in recorded}
+    more = [finding for finding in found.findings if finding.name not in known]
+    return Diagnosis((*recorded, *more), _never_asked(found, summary.get("not_asked")))
+
+
+def _never_asked(
+    found: Diagnosis, in_training: Mapping[str, Sequence[str]] | None
+) -> dict[str, tuple[str, ...]]:
+    """The rules that could not be asked now, nor in training where it recorded that."""
+    if in_training is None:
+        return dict(found.not_asked)
+    never = {name for names in found.not_asked.values() for name in names}
+    left = {what: tuple(n for n in names if n in never) for what, names in in_training.items()}
+    return {what: names for what, names in left.items() if names}
+
+
+def at_the_end(config: TrainConfig, outcome: Outcome) -> Evidence:
+    """What the embeddings of the test items say."""
+    x = torch.from_numpy(outcome.embeddings).float()
+    identity = torch.from_numpy(outcome.identity[outcome.mapped]).long()
+    distance, similar = (torch.from_numpy(part) for part in (outcome.learned, outcome.similar))
+    return Evidence(
+        loss=objective(config.loss).loss.__name__,
+        settings=settings(config),
+        apart=Apart(distance[similar], distance[~similar], "distance", len(outcome.identity)),
+        lengths=length(x),
+        spectrum=spectrum(x, identity),
+    )
+
+
+def settings(config: TrainConfig) -> dict[str, Any]:
+    """The hyperparameters, and the distance that the verifier measures."""
+    distance = verifier_distance(config.loss, config.hyperparameters)
+    return {**config.hyperparameters, "distance": distance}
+
+
+def fitted(test: Mapping[str, Any], n_identities: int, n_pairs: int | None) -> Fitted:
+    """The threshold of a run and its rate on the test pairs."""
+    learned = test["learned"]
+    at, far = learned["at_threshold"], test["fitted_far"]
+    possible = {float(rate): tar for rate, tar in learned["tar_at_far"].items()}
+    return Fitted(
+        far=far,
+        n_pairs=n_pairs,
+        n_identities=n_identities,
+        test_far=at["far"],
+        test_pairs=test["n_dissimilar"],
+        test_identities=test["n_identities"],
+        test_auc=learned["auc"],
+        test_far_high=_figure(at, "far").high,
+        test_tar=at["tar"],
+        test_tar_at_far=possible.get(far),
+    )
+
+
+def _figure(figures: Mapping[str, Any], name: str) -> Figure:
+    """One of some figures, with its interval where they have intervals."""
+    span = (figures.get("intervals") or {}).get(name) or {}
+    return Figure(figures[name], span.get("low"), span.get("high"))
+
+
+def _sides(task: Task) -> dict[str, Side]:
+    """Who and what each side of the split has."""
+    items, sides = task.items, {}
+    prints = fingerprints(items.x)
+    for side in SIDES:
+        chosen = getattr(task.split, side)
+        rows = torch.isin(items.identity, chosen).nonzero()[:, 0].tolist()
+        names = {items.identities[int(i)] for i in chosen}
+        sides[side] = Side(names, [prints[row] for row in rows])
+    return sides
+
+
+def _commonest(task: Task) -> Commonest:
+    """Of the pairs' labels, or of the items' identities."""
+    if isinstance(task.data, Pairs):
+        similar = task.data.is_similar()
+        n, total = int(similar.sum()), len(similar)
+        return Commonest(*max(("similar", n), ("dissimilar", total - n), key=itemgetter(1)), total)
+    counts = torch.bincount(task.items.identity)
+    most = int(counts.argmax())
+    return Commonest(task.items.identities[most], int(counts[most]), len(task.items.x))

@@ -1,0 +1,137 @@
+"""What training bought: the figures of the embeddings beside those of the raw input."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nearfar.app.train.measure import Measured, RawDistance
+from nearfar.evaluate import AtThreshold, Verification
+from nearfar.evaluate.intervals import FEWEST_IDENTITIES
+from nearfar.evaluate.plain import number
+from nearfar.evaluate.verification import ERRORS_NEEDED
+from nearfar.tabulate import Table
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Fitted on the same calibration pairs, at the same false-accept rate.
+
+    Attributes:
+        learned: of the embeddings' distance.
+        raw: of the raw input's.
+        far: the rate.
+        raw_distance: by which the raw input is compared.
+    """
+
+    learned: float
+    raw: float
+    far: float
+    raw_distance: RawDistance = "euclidean"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Figures of the embeddings and of the raw input on the same pairs.
+
+    Attributes:
+        n_identities: how many identities the pairs are of.
+        learned: figures of the embeddings' distance.
+        raw: figures of the raw input's.
+        learned_at: those at the fitted threshold.
+        raw_at: those at the raw input's fitted threshold.
+        fitted_far: the false-accept rate both thresholds were fitted at.
+        raw_distance: by which the raw input is compared.
+    """
+
+    n_identities: int
+    learned: Verification
+    raw: Verification
+    learned_at: AtThreshold
+    raw_at: AtThreshold
+    fitted_far: float
+    raw_distance: RawDistance
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "n_identities": self.n_identities,
+            "n_similar": self.learned.n_similar,
+            "n_dissimilar": self.learned.n_dissimilar,
+            "n_identity_pairs": self.learned.n_trials,
+            "fitted_far": self.fitted_far,
+            "learned": _figures(self.learned, self.learned_at),
+            "raw": {"distance": self.raw_distance, **_figures(self.raw, self.raw_at)},
+        }
+
+    def told(self) -> list[str | Table]:
+        """For a terminal."""
+        pairs = (
+            f"\n{self.learned.n_similar:,} similar and {self.learned.n_dissimilar:,} dissimilar "
+            f"pairs of {self.n_identities:,} identities; "
+            f"threshold {self.learned_at.threshold:.4f}, fitted at FAR {self.fitted_far:.3g}"
+        )
+        return [pairs, table(self), *filter(None, [dashes(self)])]
+
+
+def fit(calibration: Measured, far: float) -> Thresholds:
+    """The thresholds that calibration pairs give."""
+    learned, raw = (side.fit_threshold(far=far) for side in (calibration.learned, calibration.raw))
+    return Thresholds(learned, raw, far, calibration.raw_distance)
+
+
+def compare(test: Measured, thresholds: Thresholds) -> Comparison:
+    """All figures of both distances, with intervals where there are identities enough."""
+    return Comparison(
+        test.n_identities,
+        test.learned.verification(),
+        test.raw.verification(),
+        test.learned.at_threshold(thresholds.learned),
+        test.raw.at_threshold(thresholds.raw),
+        thresholds.far,
+        thresholds.raw_distance,
+    )
+
+
+def table(found: Comparison) -> Table:
+    """Each figure of the embeddings, where it is likely to lie, and the same one of the raw input.
+
+    A figure that takes more identities than there are is a dash.
+    """
+    learned, raw = found.learned, found.raw
+    at, raw_at = found.learned_at, found.raw_at
+    of, of_at = learned.intervals, at.intervals
+    figures = [
+        ("AUC", learned.auc, of and of.auc, raw.auc),
+        ("EER", learned.eer, of and of.eer, raw.eer),
+        *(
+            (f"TAR at FAR {far:.3g}", tar, of and of.tar_at_far[far], raw.tar_at_far[far])
+            for far, tar in learned.tar_at_far.items()
+        ),
+        ("FAR at the threshold", at.far, of_at and of_at.far, raw_at.far),
+        ("TAR at the threshold", at.tar, of_at and of_at.tar, raw_at.tar),
+        ("accuracy at the threshold", at.accuracy, of_at and of_at.accuracy, raw_at.accuracy),
+    ]
+    rows = [
+        (name, number(value), str(span or "-"), number(other))
+        for name, value, span, other in figures
+    ]
+    level = f"{of.level:.0%} interval" if of else "interval"
+    return Table(("figure", "learned", level, f"raw input, {found.raw_distance}"), rows)
+
+
+def dashes(found: Comparison) -> str:
+    """What the dashes of `table` mean; empty where it has none."""
+    if found.learned.intervals and None not in found.learned.tar_at_far.values():
+        return ""
+    return (
+        f"-: too few to tell. Intervals take {FEWEST_IDENTITIES} identities among the similar and "
+        f"{FEWEST_IDENTITIES} among the dissimilar pairs, a rate at FAR f takes "
+        f"{ERRORS_NEEDED} / f pairs of identities."
+    )
+
+
+def _figures(found: Verification, at: AtThreshold) -> Mapping[str, Any]:
+    """What does not depend on the choice of a threshold on the test pairs themselves."""
+    figures = found.as_dict()
+    chosen = ("auc", "eer", "tar_at_far", "intervals")
+    return {**{name: figures[name] for name in chosen}, "at_threshold": at.as_dict()}

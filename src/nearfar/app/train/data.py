@@ -1,0 +1,339 @@
+"""What DATA names, read into tensors: items with identities, or pairs of items."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from nearfar.app.errors import InputError
+from nearfar.app.tables import SUFFIXES as TABLES
+from nearfar.app.text import printable
+from nearfar.app.train.arrays import Unreadable, load
+from nearfar.app.train.groups import bound, numbered
+from nearfar.app.train.names import GLYPHS
+
+
+@dataclass(frozen=True, eq=False)
+class Items:
+    """Things to tell apart.
+
+    Attributes:
+        x: (n, d) float32 vectors, or (n, c, h, w) images, uint8 from 0 to 255 or float32.
+        identity: (n,) int64, which identity each item shows; -1 throughout if it is not known.
+        names: n names, for messages.
+        identities: the name of each identity.
+        groups: (n,) int64; items of one number, such as those of one camera or session, are never
+            compared with each other when something is measured. None: any two are.
+        split_groups: for each identity, the name of what must stay on one side of a split; empty
+            where nothing must. None: nothing must.
+        notes: what a reader should know about how it was read.
+    """
+
+    x: Tensor
+    identity: Tensor
+    names: Sequence[str]
+    identities: Sequence[str]
+    groups: Tensor | None = None
+    split_groups: Sequence[str] | None = None
+    notes: Sequence[str] = ()
+
+    def comparable(self, a: Tensor, b: Tensor) -> Tensor:
+        """(p,) bool: whether the items of rows a and b, (p,) each, may be measured as a pair."""
+        if self.groups is None:
+            return torch.ones(len(a), dtype=torch.bool)
+        return self.groups[a] != self.groups[b]
+
+    def can_be_similar(self) -> Tensor:
+        """(i,) bool: the identities that have two items that may be measured as a pair."""
+        counted = self.groups if self.groups is not None else torch.arange(len(self.identity))
+        distinct = torch.stack([self.identity, counted], 1).unique(dim=0)  # type: ignore[no-untyped-call]
+        return torch.bincount(distinct[:, 0], minlength=len(self.identities)) > 1
+
+    def digest(self) -> str:
+        """A fingerprint of the data, to notice that a file has changed."""
+        digest = hashlib.sha256(str((tuple(self.x.shape), self.x.dtype)).encode())
+        digest.update(self.x.contiguous().numpy().tobytes())
+        digest.update(self.identity.numpy().tobytes())
+        if self.groups is not None:
+            digest.update(self.groups.numpy().tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Pairs of items that are labelled similar or dissimilar.
+
+    Attributes:
+        items: each distinct item once; the items that similar pairs connect are one identity.
+        a: (p,) int64, row of `items` of the first item of each pair.
+        b: (p,) int64, the second.
+        similar: (p,) bool, or (p,) float32 degrees of similarity.
+        where: p places, for messages.
+    """
+
+    items: Items
+    a: Tensor
+    b: Tensor
+    similar: Tensor
+    where: Sequence[str]
+
+    def is_similar(self) -> Tensor:
+        """(p,) bool: a degree above one half counts as similar."""
+        return self.similar if self.similar.dtype is torch.bool else self.similar > 0.5
+
+    def digest(self) -> str:
+        digest = hashlib.sha256(self.items.digest().encode())
+        for column in (self.a, self.b, self.similar):
+            digest.update(column.numpy().tobytes())
+        return digest.hexdigest()
+
+
+def read_data(
+    source: str,
+    *,
+    image_size: int | None = None,
+    similar_label: int | None = None,
+    shape: tuple[int, ...] | None = None,
+    labelled: bool = True,
+    identity_depth: int | None = None,
+) -> Items | Pairs:
+    """Read DATA: "glyphs", a folder, an .npz, or a .csv or .parquet table of pairs.
+
+    Args:
+        source: what to read.
+        image_size: side that images from files are resized to; None: 32.
+        similar_label: for pairs with numeric labels, which of 0 and 1 means similar.
+        shape: of the items a trained network takes; image files are made to fit it, and other
+            items must.
+        labelled: whether an .npz must say which identity each item shows.
+        identity_depth: of a folder, at which depth its identities are; see `read_folder`.
+
+    Raises:
+        InputError: it cannot be read, with the file or row and the fix; or an option that this
+            kind of data does not take.
+    """
+    data = _read(source, image_size, similar_label, shape, labelled, identity_depth)
+    if isinstance(data, Pairs):
+        data = replace(data, items=_printable(data.items))
+    else:
+        data = _printable(data)
+    found = tuple(items_of(data).x.shape[1:])
+    if shape is not None and found != shape:
+        raise InputError(
+            f"{source} holds items of shape {found}; the run was trained on items of shape {shape}."
+        )
+    return data
+
+
+def _read(
+    source: str,
+    image_size: int | None,
+    similar_label: int | None,
+    shape: tuple[int, ...] | None,
+    labelled: bool,
+    identity_depth: int | None,
+) -> Items | Pairs:
+    from nearfar.app.train.folder import read_folder
+    from nearfar.app.train.images import Fit
+    from nearfar.app.train.pairs import read_pairs
+
+    fit = Fit.to(shape) if shape and len(shape) == 3 else Fit.square(image_size)
+    path = Path(source)
+    is_folder = source != GLYPHS and path.is_dir()
+    if identity_depth is not None and not is_folder:
+        raise InputError(f"--identity-depth is for folders of images; {source} is none.")
+    if holds_pairs(source):
+        resized = image_size is not None
+        return read_pairs(
+            path, fit, similar_label=similar_label, images_only=resized, labelled=labelled
+        )
+    if similar_label is not None:
+        raise InputError(f"--similar-label is for tables of pairs; {source} has identities.")
+    if is_folder:
+        return read_folder(path, fit, labelled=labelled, identity_depth=identity_depth)
+    if image_size is not None:
+        raise InputError(
+            f"--image-size is for image files; the arrays of {source} keep their size."
+        )
+    if source == GLYPHS:
+        return read_glyphs()
+    if path.suffix.lower() == ".npz":
+        return read_npz(path, labelled=labelled)
+    if path.exists():
+        known = "a folder of images, .npz, .csv or .parquet"
+        raise InputError(f"{source} is of no kind that is known here: it must be {known}.")
+    raise InputError(f"no such file or folder: {source} (the built-in letters are called {GLYPHS})")
+
+
+def _printable(items: Items) -> Items:
+    """With names that every report, file and terminal can take, whoever gave them."""
+    return replace(
+        items,
+        names=[printable(name) for name in items.names],
+        identities=[printable(name) for name in items.identities],
+        notes=[printable(note) for note in items.notes],
+    )
+
+
+def holds_pairs(source: str) -> bool:
+    """Whether DATA is a table of pairs, by its name."""
+    return Path(source).suffix.lower() in TABLES
+
+
+def items_of(data: Items | Pairs) -> Items:
+    return data.items if isinstance(data, Pairs) else data
+
+
+def read_glyphs() -> Items:
+    """The letters shipped with the package; whole writing systems stay on one side of a split."""
+    asset = resources.files("nearfar.app") / "assets" / "glyphs.npz"
+    if not asset.is_file():
+        raise InputError("glyphs.npz is missing from this installation: reinstall nearfar.")
+    with resources.as_file(asset) as path:
+        arrays = read_arrays(path)
+    characters, typefaces = arrays["characters"].tolist(), arrays["typefaces"].tolist()
+    return Items(
+        x=torch.from_numpy(arrays["x"])[:, None],
+        identity=torch.from_numpy(arrays["y"].astype(np.int64)),
+        names=[
+            f"{characters[y]} in {typefaces[t]}"
+            for y, t in zip(arrays["y"], arrays["typeface"], strict=True)
+        ],
+        identities=characters,
+        split_groups=arrays["systems"].tolist(),
+    )
+
+
+def read_npz(path: Path, *, labelled: bool = True) -> Items:
+    """An .npz with `x` and `y`: (n, d) vectors, or (n, h, w) or (n, c, h, w) images.
+
+    `y` holds identities as integers or text; `names`, where there, a name for each item; `groups`
+    and `split_groups`, a group for each item, as integers or text, empty where it has none.
+    """
+    arrays = read_arrays(path)
+    if "x" not in arrays:
+        raise InputError(f"{path} has no array 'x'; it has: {', '.join(arrays) or 'none'}.")
+    x = _readable(arrays["x"], path)
+    if "y" in arrays:
+        identities, identity = _identities(arrays["y"], path)
+    elif labelled:
+        raise InputError(f"{path} has no array 'y', which says which identity each item shows.")
+    else:
+        identities, identity = ["unknown"], np.full(len(x), -1)
+    if len(identity) != len(x):
+        raise InputError(
+            f"{path}: x has {len(x)} items and y {len(identity)} identities. Give one y an item."
+        )
+    names = arrays.get("names", np.array([f"{path.name}:{row}" for row in range(len(x))]))
+    if names.shape != (len(x),):
+        raise InputError(f"{path}: names has shape {names.shape}; give one an item, ({len(x)},).")
+    items = Items(x, torch.from_numpy(identity), _text(names, path).tolist(), identities)
+    return _grouped(items, arrays, path) if "y" in arrays else items
+
+
+def _grouped(items: Items, arrays: dict[str, npt.NDArray[Any]], path: Path) -> Items:
+    """The items with the groups that an .npz names."""
+    named: dict[str, list[str]] = {}
+    for name in ("groups", "split_groups"):
+        if name not in arrays:
+            continue
+        array = arrays[name]
+        if array.shape != (len(items.x),) or array.dtype.kind not in "iuUS":
+            raise InputError(
+                f"{path}: {name} has shape {array.shape} and dtype {array.dtype}; it must be "
+                f"({len(items.x)},) integers or text, the group of each item."
+            )
+        named[name] = [group.strip() for group in _text(array, path).tolist()]
+    return with_groups(items, named)
+
+
+def with_groups(items: Items, named: Mapping[str, Sequence[str]]) -> Items:
+    """The items with `groups`, `split_groups` or both, of which `named` has a name an item."""
+    groups, split_groups = named.get("groups"), named.get("split_groups")
+    return replace(
+        items,
+        groups=None if groups is None else numbered(groups),
+        split_groups=None
+        if split_groups is None
+        else bound(items.identity, split_groups, len(items.identities)),
+    )
+
+
+def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of an .npz; pickled objects are refused, never loaded."""
+    if not path.is_file():
+        raise InputError(f"no such file: {path}")
+    try:
+        found = load(path)
+    except MemoryError:
+        raise InputError(f"{path} is larger than the memory that is free, or damaged.") from None
+    except Unreadable as error:
+        raise InputError(f"{path} {error}") from None
+    if isinstance(found, np.ndarray):
+        raise InputError(f"{path} is a single array. Save it with numpy.savez(x=, y=).")
+    return found
+
+
+def as_input(x: Tensor) -> Tensor:
+    """What an encoder gets: float32, and images from 0 to 1 where they came as 0 to 255."""
+    return x.float() / 255 if x.dtype is torch.uint8 else x
+
+
+def _readable(x: npt.NDArray[Any], path: Path) -> Tensor:
+    """The array `x` of an .npz as (n, d) float32, or (n, c, h, w) uint8 or float32."""
+    if x.dtype.kind not in "fiub":
+        raise InputError(f"{path}: x has dtype {x.dtype}; it must hold numbers.")
+    if x.ndim == 3:
+        x = x[:, None]
+    if x.ndim and not len(x):
+        raise InputError(f"{path}: x has no rows.")
+    if x.ndim not in (2, 4) or 0 in x.shape:
+        raise InputError(
+            f"{path}: x has shape {x.shape}; it must be (n, d) vectors, or (n, h, w) or "
+            "(n, c, h, w) images."
+        )
+    if x.ndim == 4 and x.shape[1] > 4 and x.shape[3] <= 4:
+        raise InputError(
+            f"{path}: x has shape {x.shape}, channels last. Save x.transpose(0, 3, 1, 2)."
+        )
+    if x.ndim == 4 and x.dtype == np.uint8:
+        return torch.from_numpy(x)
+    with np.errstate(over="ignore"):  # a number beyond float32 becomes infinite, and is refused
+        wide = x.astype(np.float32)
+    bad = (~np.isfinite(wide.reshape(len(wide), -1))).sum(1) > 0
+    if bad.any():
+        row = int(bad.argmax())
+        value = wide[row][~np.isfinite(wide[row])][0]
+        raise InputError(
+            f"{path}, row {row}: x holds {value} ({bad.sum()} of {len(bad)} rows do). "
+            "Remove these rows or repair them."
+        )
+    return torch.from_numpy(wide)
+
+
+def _identities(y: npt.NDArray[Any], path: Path) -> tuple[list[str], npt.NDArray[np.int64]]:
+    if y.ndim != 1 or y.dtype.kind not in "iuUS":
+        raise InputError(
+            f"{path}: y has shape {y.shape} and dtype {y.dtype}; it must be (n,) integers or text, "
+            "the identity of each item."
+        )
+    known = y if y.dtype.kind in "iu" else _text(y, path)
+    names, identity = np.unique(known, return_inverse=True)
+    return [str(name) for name in names], identity.astype(np.int64)
+
+
+def _text(array: npt.NDArray[Any], path: Path) -> npt.NDArray[Any]:
+    """Of bytes, what they say in UTF-8."""
+    if array.dtype.kind not in "biufSUmM":
+        raise InputError(f"{path} holds names of dtype {array.dtype}. Save text.")
+    try:
+        return np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array.astype(str)
+    except UnicodeDecodeError:
+        raise InputError(f"{path} holds bytes that are no UTF-8. Save text.") from None

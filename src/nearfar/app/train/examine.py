@@ -1,0 +1,55 @@
+"""`nearfar doctor`: what is wrong with a run, or with a file of embeddings."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from nearfar.app.errors import InputError
+from nearfar.app.train.checkup import examine_record
+from nearfar.app.train.data import read_arrays
+from nearfar.app.train.record import RECORD, read_record
+from nearfar.app.train.run import read_metrics, read_results
+from nearfar.doctor import Diagnosis, examine
+
+
+def examine_path(path: Path) -> Diagnosis:
+    """Look for faults in a run folder, or in an .npz of embeddings.
+
+    Args:
+        path: a folder that `train` wrote; or a file with `x`, (n, d) embeddings, and maybe `y`,
+            (n,) identities as integers or text, as `embed` writes it.
+
+    Raises:
+        InputError: it is neither, or damaged.
+    """
+    if path.suffix.lower() == ".npz":
+        return _examine_embeddings(path)
+    if path.is_file():
+        raise InputError(
+            f"{path} is neither a run folder nor an .npz of embeddings. Name the folder given to "
+            "`nearfar train --out`, or what `nearfar embed` wrote."
+        )
+    run = read_results(path)  # the network is not looked at, and may need code that is not there
+    outcome = read_record(path).outcome if (path / RECORD).is_file() else None
+    return examine_record(run.config, run.summary, read_metrics(path), outcome)
+
+
+def _examine_embeddings(path: Path) -> Diagnosis:
+    arrays = read_arrays(path)
+    if "x" not in arrays:
+        raise InputError(f"{path} has no array 'x'; it has: {', '.join(arrays) or 'none'}.")
+    x, y = arrays["x"], arrays.get("y")
+    if x.ndim != 2 or x.dtype.kind not in "fiu" or 0 in x.shape:
+        raise InputError(
+            f"{path}: x has shape {x.shape} and dtype {x.dtype}; it must be (n, d) "
+            "numbers, an embedding a row. `nearfar embed` writes such a file."
+        )
+    if y is not None and (y.shape != x.shape[:1] or y.dtype.kind not in "iuUS"):
+        raise InputError(
+            f"{path}: y has shape {y.shape} and dtype {y.dtype}; it must be "
+            f"({len(x)},) integers or text, the identity of each row of x."
+        )
+    labels = None if y is None else np.unique(y, return_inverse=True)[1]
+    with np.errstate(over="ignore"):  # the rules find rows that are not finite
+        return examine(torch.from_numpy(x.astype(np.float32)), labels)

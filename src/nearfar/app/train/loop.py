@@ -1,0 +1,366 @@
+"""From a config to a run folder; read from top to bottom.
+
+Whatever is random takes its numbers from the config's seed: the split, the weights, the batches,
+their distortion, the pairs measured. The same config and data give the same files, byte for byte,
+on one machine with one number of threads.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from lightning_fabric import Fabric, seed_everything
+from rich.console import Console
+from torch import Tensor
+
+import nearfar
+from nearfar.app.errors import InputError
+from nearfar.app.train.batches import distort
+from nearfar.app.train.checkup import Checkup
+from nearfar.app.train.compare import Comparison, compare, fit
+from nearfar.app.train.config import TrainConfig
+from nearfar.app.train.config_file import to_toml
+from nearfar.app.train.data import Items, Pairs, as_input, items_of, read_data
+from nearfar.app.train.encoders import Embedder, build
+from nearfar.app.train.measure import Measured, measure
+from nearfar.app.train.names import KEEP
+from nearfar.app.train.objectives import OBJECTIVES, WithProxies, objective, verifier_distance
+from nearfar.app.train.pairs import doubtful
+from nearfar.app.train.progress import progress
+from nearfar.app.train.record import Course, Record, write_record
+from nearfar.app.train.recorder import Norms, Recorder, outcome
+from nearfar.app.train.run import (
+    METRICS,
+    Finish,
+    refuse_existing,
+    refuse_inside,
+    refuse_inside_run,
+    write_run,
+    writing,
+)
+from nearfar.app.train.split import (
+    Split,
+    rows_within,
+    singles,
+    split_items,
+    split_pairs,
+)
+from nearfar.app.train.task import Task
+from nearfar.doctor import Diagnosis
+
+
+def train(
+    config: TrainConfig, out: Path, *, overwrite: bool, console: Console, finish: Finish = None
+) -> Comparison:
+    """Read, split, train, fit the threshold, measure, write; each stage says what it does.
+
+    Args:
+        config: the run, its hyperparameters resolved.
+        out: the run folder to write.
+        overwrite: whether a run that is there may be replaced.
+        console: where to say what happens.
+        finish: as in `writing`.
+
+    Returns:
+        The figures on the test identities.
+
+    Raises:
+        InputError: the data, the config or `out` cannot be used. Nothing is written then.
+    """
+    say = partial(console.print, soft_wrap=True, highlight=False, markup=False)
+    _refuse_unwritable(config, out)
+    refuse_existing(out, overwrite=overwrite)
+
+    say(f"reading {config.data}")
+    data = read_own(config)
+    split = split_data(data, config)
+    task = Task(config, objective(config.loss), data, split)
+    _refuse_unsuitable(task)
+    say(f"  {_data_in_words(data)}")
+    for note in items_of(data).notes:
+        say(f"note: {note}", style="yellow")
+    if isinstance(data, Pairs) and (note := doubtful(data)):
+        say(f"note: {note}", style="yellow")
+    say(f"  {_split_in_words(data, split, config.single)}")
+    checkup = Checkup(task, lambda finding: say(f"! {finding.in_short()}", style="yellow"))
+
+    with writing(out, overwrite=overwrite, finish=finish) as folder, deterministic():
+        seed_everything(config.seed, verbose=False)
+        embedder = make_embedder(config, items_of(data), split)
+        fabric = _fabric(config.accelerator)
+        say(f"training {_task_in_words(config, embedder, data, split, fabric)}")
+        with (folder / METRICS).open("w", encoding="utf-8") as metrics:
+            last, course = _optimise(task, embedder, fabric, metrics, console, checkup)
+
+        say(f"fitting the threshold on {len(split.calibration)} calibration identities")
+        distance = verifier_distance(config.loss, config.hyperparameters)
+        on = partial(measure, embedder, data, distance=distance, seed=config.seed)
+        calibration = on(split.calibration, raw_distance=None)
+        thresholds = fit(calibration, config.far)
+        chosen_by = calibration.learned.verification()
+        n_trials = chosen_by.n_trials
+        say(f"  {_threshold_in_words(thresholds.learned, config.far, n_trials)}")
+
+        say(f"measuring on {len(split.test)} test identities, never seen so far")
+        test = on(split.test, raw_distance=thresholds.raw_distance)
+        say(f"  {_pairs_in_words(test)}")
+        found = compare(test, thresholds)
+        ended = outcome(items_of(data), test, found)
+        diagnosis = checkup.end(ended, found.as_dict(), n_trials)
+        calibrated = {"auc": chosen_by.auc, "eer": chosen_by.eer, "n_identity_pairs": n_trials}
+        summary = _summary(data, split, last, calibrated, found, diagnosis)
+        write_run(folder, config, embedder, thresholds, summary)
+        write_record(folder, Record(course, ended), _learned_from(items_of(data), split))
+    if not diagnosis.healthy:
+        say(f"what it means, and what to try: nearfar doctor {out}")
+    return found
+
+
+def _refuse_unwritable(config: TrainConfig, out: Path) -> None:
+    """Refuse what could not be written after the training, before it."""
+    try:
+        to_toml(config).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{config.data!r} is no valid text: rename it.") from None
+    refuse_inside(out, config.data)
+    refuse_inside_run(out)
+
+
+def _optimise(
+    task: Task,
+    embedder: Embedder,
+    fabric: Fabric,
+    metrics: TextIO,
+    console: Console,
+    checkup: Checkup,
+) -> tuple[dict[str, float], Course]:
+    """The training loop itself, a line of metrics a step. Returns the last line, and its course."""
+    config, items = task.config, task.items
+    network: Any = WithProxies(embedder.train(), task.n_proxies, config.embedding_dim)
+    optimizer: Any = torch.optim.AdamW(
+        network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=config.learning_rate, total_steps=config.steps + 1
+    )
+    norms, recorder = Norms(network), Recorder(task)
+    network, optimizer = fabric.setup(network, optimizer)
+    generator = torch.Generator().manual_seed(config.seed)
+    batches = task.batches(generator)
+
+    def output(rows: Tensor) -> Tensor:
+        x = as_input(items.x[task.items_in(rows)])
+        if config.augment and x.ndim == 4:
+            x = distort(x, generator)
+        embedding: Tensor = network(fabric.to_device(x))  # (len(rows), d)
+        return embedding
+
+    line: dict[str, Any] = {}
+    recorder.after(0, network)
+    with progress(console, config.steps) as show:
+        for step in range(1, config.steps + 1):
+            rows = next(batches)
+            x = output(rows)
+            loss, active = task.step(task.loss, x, rows, network.proxies, generator)
+            fabric.backward(loss)
+            line = {"step": step, "loss": loss.item(), "active_share": active.item()}
+            line |= {"lr": float(schedule.get_last_lr()[0]), **norms.line()}
+            _refuse_divergence(line)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            metrics.write(json.dumps(line) + "\n")
+            checkup.step(line, x, rows, network.proxies)
+            recorder.after(step, network)
+            show(loss=line["loss"], active=line["active_share"], items=len(rows))
+    return line, recorder.course()
+
+
+def _learned_from(items: Items, split: Split) -> Tensor:
+    """The items that the network or the threshold has seen."""
+    return items.x[torch.isin(items.identity, torch.cat([split.train, split.calibration]))]
+
+
+def make_embedder(config: TrainConfig, items: Items, split: Split) -> Embedder:
+    """A new network, which standardises its input as the training items suggest."""
+    embedder = build(config.encoder, tuple(items.x.shape[1:]), config.embedding_dim)
+    rows = torch.isin(items.identity, split.train)
+    embedder.standardise(as_input(items.x[rows]))
+    return embedder
+
+
+def read_own(config: TrainConfig) -> Items | Pairs:
+    """The data that a config names."""
+    return read_data(
+        config.data,
+        image_size=config.image_size,
+        similar_label=config.similar_label,
+        identity_depth=config.identity_depth,
+    )
+
+
+def split_data(data: Items | Pairs, config: TrainConfig) -> Split:
+    """The split of a config, the same each time."""
+    shares = {"calibration": config.calibration_share, "test": config.test_share}
+    if isinstance(data, Items):
+        return split_items(data, **shares, seed=config.seed, single=config.single)
+    if config.single is not None:
+        raise InputError(
+            f"--single is for data that name identities; {config.data} names pairs, where an item "
+            "without a similar pair is a dissimilar example. Leave it out."
+        )
+    return split_pairs(data, **shares, seed=config.seed)
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """Only algorithms that give the same bits each time; what was set before comes back."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # CUDA's matrix products need it
+    before = torch.are_deterministic_algorithms_enabled()
+    memory: Any = torch.utils.deterministic
+    filling = memory.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    memory.fill_uninitialized_memory = False  # nothing here reads such memory, and filling is slow
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        memory.fill_uninitialized_memory = filling
+
+
+def _fabric(accelerator: str) -> Fabric:
+    if accelerator == "auto":
+        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return Fabric(accelerator=accelerator, devices=1)
+    except Exception as error:  # Lightning has several for a device that is not there
+        raise InputError(f"--accelerator {accelerator}: {error}") from None
+
+
+def _refuse_unsuitable(task: Task) -> None:
+    """A loss that cannot be formed from this data."""
+    config, chosen, split = task.config, task.chosen, task.split
+    if isinstance(task.data, Pairs) and chosen.from_pairs is None:
+        able = ", ".join(name for name, other in OBJECTIVES.items() if other.from_pairs)
+        raise InputError(
+            f"--loss {config.loss} needs to know which items share an identity, and {config.data} "
+            f"only says which pairs are similar. Use --loss {able}; or give a folder or .npz."
+        )
+    if chosen.fewest_identities > len(split.train):
+        raise InputError(
+            f"--loss {config.loss} needs {chosen.fewest_identities} training identities and "
+            f"{config.data} leaves {len(split.train)}. Add some."
+        )
+    if chosen.fewest_identities > config.identities:
+        raise InputError(
+            f"--loss {config.loss} needs {chosen.fewest_identities} identities in a batch, and "
+            f"--identities is {config.identities}. Raise it."
+        )
+
+
+def _refuse_divergence(line: dict[str, float]) -> None:
+    if line["loss"] - line["loss"] != 0:  # infinite or NaN
+        raise InputError(
+            f"the loss became {line['loss']} at step {line['step']}: training diverged. "
+            "Lower --learning-rate, or check the scale of the input."
+        )
+
+
+def _data_in_words(data: Items | Pairs) -> str:
+    items = items_of(data)
+    sizes = " x ".join(map(str, items.x.shape[1:]))
+    kind = "vectors of" if items.x.ndim == 2 else "images of"
+    words = f"{len(items.x):,} {kind} {sizes}, {len(items.identities):,} identities"
+    if isinstance(data, Pairs):
+        n_similar = int(data.is_similar().sum())
+        words += f", {n_similar:,} similar and {len(data.a) - n_similar:,} dissimilar pairs"
+    return words
+
+
+def _split_in_words(data: Items | Pairs, split: Split, single: str | None) -> str:
+    sides = (split.train, split.calibration, split.test)
+    words = "identities split into {} to train, {} to calibrate, {} to test".format(
+        *map(len, sides)
+    )
+    if (of := items_of(data).split_groups) is not None:
+        names = sorted({of[int(i)] for i in split.test} - {""})
+        words += f" (test: {', '.join(names[:10])}{', ...' * (len(names) > 10)})"
+    if isinstance(data, Items) and (n := int(singles(data).sum())):
+        does = "serve as dissimilar examples" if single == KEEP else "are left out"
+        words += f"; {n:,} with a single item {does}"
+    if isinstance(data, Pairs):
+        dropped = len(data.a) - sum(len(rows_within(data, side)) for side in sides)
+        words += f"; {dropped:,} dissimilar pairs join two sides and are left out"
+        if n := int((~data.items.comparable(data.a, data.b)).sum()):
+            words += f"; {n:,} pairs lie within one group and are measured nowhere"
+    return words
+
+
+def _task_in_words(
+    config: TrainConfig, embedder: Embedder, data: Items | Pairs, split: Split, fabric: Fabric
+) -> str:
+    settings = ", ".join(f"{k} {v}" for k, v in config.hyperparameters.items())
+    size = sum(p.numel() for p in embedder.parameters())
+    if isinstance(data, Pairs):
+        batch = f"at most {config.identities * config.items // 2} pairs"
+    else:
+        several = int((~singles(data)[split.train]).sum())
+        batch = f"{min(config.identities, several)} identities x {config.items} items"
+        if several < len(split.train):
+            batch += f" and up to {config.identities} single items"
+    return (
+        f"{size:,} parameters on {fabric.device} with the {config.loss} loss ({settings}): "
+        f"{config.steps} steps of {batch}"
+    )
+
+
+def _threshold_in_words(threshold: float, far: float, n_trials: int) -> str:
+    words = f"same up to distance {threshold:.4f}: at most {far:.3g} of dissimilar pairs"
+    if far * n_trials < 1:
+        pairs = "pair of identities is" if n_trials == 1 else "pairs of identities are"
+        words += f" ({n_trials:,} {pairs} too few to speak of such a rate)"
+    return words
+
+
+def _pairs_in_words(measured: Measured) -> str:
+    pairs = measured.learned
+    words = f"{pairs.n_similar:,} similar and {pairs.n_dissimilar:,} dissimilar pairs"
+    if measured.n_left_out:
+        n = len(measured.items)
+        words += f" of {n:,} items, drawn from {n + measured.n_left_out:,}"
+    return words
+
+
+def _summary(
+    data: Items | Pairs,
+    split: Split,
+    last: dict[str, float],
+    calibrated: dict[str, float],
+    found: Comparison,
+    diagnosis: Diagnosis,
+) -> dict[str, Any]:
+    """Nothing that depends on when or how fast it ran."""
+    items = items_of(data)
+    return {
+        "versions": {"nearfar": nearfar.__version__, "torch": torch.__version__},
+        "data": {
+            "items": len(items.x),
+            "identities": len(items.identities),
+            "input_shape": list(items.x.shape[1:]),
+            "sha256": data.digest(),
+        },
+        "split": {
+            side: [items.identities[int(i)] for i in getattr(split, side)]
+            for side in ("train", "calibration", "test")
+        },
+        "last_step": last,
+        "calibration": calibrated,
+        "test": found.as_dict(),
+        "findings": [finding.as_dict() for finding in diagnosis.findings],
+        "not_asked": diagnosis.as_dict()["not_asked"],
+    }

@@ -1,0 +1,246 @@
+"""Tables of pairs: columns a, b and label, and maybe what the items of a pair belong to."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nearfar.app.errors import InputError
+from nearfar.app.tables import (
+    Table,
+    is_blank,
+    known_length,
+    looks_like_vector,
+    read_table,
+    refuse_bad_labels,
+    vector,
+)
+from nearfar.app.train.data import Items, Pairs, with_groups
+from nearfar.app.train.files import file_key, find_file
+from nearfar.app.train.groups import connected
+from nearfar.app.train.images import Fit, is_image, read_images
+from nearfar.labels import pair_labels
+
+Cell = Path | tuple[float, ...]
+
+
+def read_pairs(
+    path: Path,
+    fit: Fit,
+    *,
+    similar_label: int | None,
+    images_only: bool = False,
+    labelled: bool = True,
+) -> Pairs:
+    """A table whose cells under a and b are image paths, relative to its folder, or vectors.
+
+    Where it need not be `labelled`, no label is read, and no identity is known.
+
+    Raises:
+        InputError: a column missing, labels that nothing says how to read, a cell that is neither
+            a vector nor an image, with its line or row.
+    """
+    table = read_table(path)
+    first, second = table.column("a"), table.column("b")
+    if labelled:
+        table.column("label")
+    similar = _labels(table, similar_label) if labelled else torch.zeros(len(table)).bool()
+    cells = [*first, *second]
+    where = [table.where(row) for row in range(len(table))]
+    at = [f"{place}: {side}" for side in "ab" for place in where]
+    if images_only and not names_image(first[0]):
+        raise InputError(f"--image-size is for images; {path} holds vectors.")
+    distinct, index = _distinct(_parsed(cells, at, path.parent))
+    places = [at[row] for _, row in distinct]
+    x, notes = _read_items([cell for cell, _ in distinct], places, fit)
+    a, b = torch.tensor(index).view(2, -1)
+    names = _names(cells, distinct, at)
+    if not labelled:
+        unknown = torch.full((len(x),), -1)
+        return Pairs(Items(x, unknown, names, ["unknown"], notes=notes), a, b, similar, where)
+    joined = similar > 0.5 if similar.is_floating_point() else similar
+    _refuse_unlike_itself(table, a, b, joined)
+    _refuse_contradictions(path, a, b, joined, where)
+    identity = connected(len(x), a, b, joined)
+    identities = [f"identity {i}" for i in range(int(identity.max()) + 1)]
+    items = Items(x, identity, names, identities, notes=notes)
+    items = with_groups(items, _groups(table, index, len(x)))
+    return Pairs(items, a, b, similar, where)
+
+
+def _names(
+    cells: Sequence[Any], distinct: Sequence[tuple[Cell, int]], at: Sequence[str]
+) -> list[str]:
+    """The path of an image, the place of a vector."""
+    return [str(cells[row]) if isinstance(cell, Path) else at[row] for cell, row in distinct]
+
+
+def _groups(table: Table, index: Sequence[int], n: int) -> Mapping[str, list[str]]:
+    """`groups` and `split_groups` of n items, where there are such columns; empty for no group.
+
+    Either is one column, of both items of a pair, or two, one for each: `groups_a` and `groups_b`.
+
+    Raises:
+        InputError: one column of two, or an item that lies in two groups.
+    """
+    found: dict[str, list[str]] = {}
+    for name in ("groups", "split_groups"):
+        both = [f"{name}_{side}" for side in "ab"]
+        if not table.columns.keys() & {name, *both}:
+            continue
+        columns = [name, name] if name in table.columns else both
+        if columns != both and table.columns.keys() & {*both}:
+            raise InputError(f"{table.path} has {name!r} and {both[0]!r} or {both[1]!r}. Drop one.")
+        cells = [cell for column in columns for cell in table.column(column)]
+        found[name] = [""] * n
+        first: dict[int, int] = {}  # row of the cell that says the group of an item
+        for row, (cell, item) in enumerate(zip(cells, index, strict=True)):
+            if is_blank(cell):
+                continue
+            group = str(cell).strip()
+            if found[name][item] not in ("", group):
+                places = [table.where(r % len(table)) for r in (first[item], row)]
+                raise InputError(
+                    f"{places[0]} and {places[1]}: an item is in the group {found[name][item]!r} "
+                    f"of {name}, and in {group!r}. Name one group for each item"
+                    + ("." if columns == both else f", in two columns, {' and '.join(both)}.")
+                )
+            found[name][item] = group
+            first.setdefault(item, row)
+    return found
+
+
+def doubtful(pairs: Pairs) -> str:
+    """A note on dissimilar pairs whose items similar pairs connect; empty where there are none."""
+    identity = pairs.items.identity
+    rows = (~pairs.is_similar() & (identity[pairs.a] == identity[pairs.b])).nonzero()[:, 0]
+    if not len(rows):
+        return ""
+    return (
+        f"{len(rows):,} of {len(pairs.a):,} pairs are labelled dissimilar, but other pairs connect "
+        f"their items as similar (the first: {pairs.where[int(rows[0])]}). They stay dissimilar; "
+        "check these labels."
+    )
+
+
+def _refuse_unlike_itself(table: Table, a: Tensor, b: Tensor, similar: Tensor) -> None:
+    """Refuse an item that is dissimilar to itself, be it under two names."""
+    itself = ((a == b) & ~similar).nonzero()[:, 0]
+    if not len(itself):
+        return
+    row = int(itself[0])
+    names = [str(table.columns[side][row]).strip() for side in "ab"]
+    if names[0] == names[1] or looks_like_vector(names[0]):
+        what = "an item is labelled dissimilar to itself"
+    else:
+        what = f"{names[0]} and {names[1]} are one file, and labelled dissimilar"
+    raise InputError(
+        f"{table.where(row)}: {what} ({len(itself):,} of {len(a):,} pairs of {table.path} are). "
+        "Remove them, or check --similar-label."
+    )
+
+
+def _refuse_contradictions(
+    path: Path, a: Tensor, b: Tensor, similar: Tensor, where: Sequence[str]
+) -> None:
+    """Refuse a pair that is labelled both, in either order."""
+    first: dict[tuple[int, int, bool], int] = {}  # row of each pair under each label
+    columns = zip(a.tolist(), b.tolist(), similar.tolist(), strict=True)
+    for row, (one, other, same) in enumerate(columns):
+        first.setdefault((min(one, other), max(one, other), same), row)
+    both = [
+        (row, first[one, other, False])
+        for (one, other, same), row in first.items()
+        if same and (one, other, False) in first
+    ]
+    if both:
+        lines = " and ".join(where[row] for row in sorted(both[0]))
+        raise InputError(
+            f"{lines}: the same pair is labelled similar and dissimilar ({len(both):,} "
+            f"pairs of {path} are). Keep one label for each."
+        )
+
+
+def _labels(table: Table, similar_label: int | None) -> Tensor:
+    """(p,) bool, or float32 degrees where some lie in between."""
+    y = table.numbers("label")
+    refuse_bad_labels(y, "label", table.where, table.path, similar_label)
+    try:
+        similar = pair_labels(y, like=torch.empty(len(y)), similar_label=similar_label)  # type: ignore[arg-type]
+    except ValueError:
+        raise InputError(
+            f"{table.path}: label says true or false, and true means similar; "
+            "drop --similar-label 0, or turn the labels round."
+        ) from None
+    binary = similar if similar.dtype is torch.bool else similar == similar.round()
+    if similar.dtype is torch.bool:
+        return similar
+    return similar > 0.5 if bool(binary.all()) else similar.float()
+
+
+def _parsed(cells: Sequence[Any], at: Sequence[str], folder: Path) -> list[Cell]:
+    """Each cell as the path of an image or the numbers of a vector; all of one kind."""
+    parsed: list[Cell] = []
+    n = known_length(cells)
+    for cell, place in zip(cells, at, strict=True):
+        if names_image(cell):
+            try:
+                parsed.append(find_file(folder, cell.strip()))
+            except InputError as error:
+                raise InputError(f"{place}: {error} (paths start at the table)") from None
+        elif looks_like_vector(cell):
+            numbers = vector(cell, place, n)
+            if numbers.ndim != 1:
+                raise InputError(f"{place} holds {len(numbers)} vectors; it must hold one.")
+            parsed.append(tuple(numbers.tolist()))
+        else:
+            raise InputError(
+                f"{place} is {'empty' if is_blank(cell) else repr(cell)}; it must be the path "
+                'of an image, relative to the table, or a vector such as "0.1 0.2 0.3".'
+            )
+        if type(parsed[-1]) is not type(parsed[0]):
+            kinds = ["an image" if isinstance(p, Path) else "a vector" for p in parsed]
+            raise InputError(f"{place} is {kinds[-1]}, but {at[0]} is {kinds[0]}. Use one kind.")
+    return parsed
+
+
+def names_image(cell: Any) -> bool:
+    """Whether a cell names an image, with slashes or backslashes."""
+    return isinstance(cell, str) and is_image(cell.strip().replace("\\", "/"))
+
+
+def _distinct(parsed: Sequence[Cell]) -> tuple[list[tuple[Cell, int]], list[int]]:
+    """Each item once, with the first row it is in; and for each row, which item it holds.
+
+    A file is one item, by whatever paths it is named.
+    """
+    path_keys = {item: file_key(item) for item in set(parsed) if isinstance(item, Path)}
+    keys = [path_keys[item] if isinstance(item, Path) else item for item in parsed]
+    number: dict[Hashable, int] = {}
+    distinct: list[tuple[Cell, int]] = []
+    for row, (item, key) in enumerate(zip(parsed, keys, strict=True)):
+        if key not in number:
+            number[key] = len(number)
+            distinct.append((item, row))
+    return distinct, [number[key] for key in keys]
+
+
+def _read_items(items: Sequence[Cell], at: Sequence[str], fit: Fit) -> tuple[Tensor, Sequence[str]]:
+    """(n, c, h, w) images, uint8 or float32, or (n, d) float32 vectors; and notes about them."""
+    files = [item for item in items if isinstance(item, Path)]
+    if files:
+        return read_images(files, fit)
+    vectors = [item for item in items if not isinstance(item, Path)]
+    for item, place in zip(vectors, at, strict=True):
+        if len(item) != len(vectors[0]):
+            raise InputError(
+                f"{place} has {len(item)} numbers and {at[0]} has {len(vectors[0])}; "
+                "all vectors must be of one length."
+            )
+    x = torch.tensor(vectors, dtype=torch.float32)
+    bad = (~x.isfinite()).any(1)
+    if bad.any():
+        raise InputError(f"{at[int(bad.int().argmax())]} holds a number beyond float32. Repair it.")
+    return x, ()

@@ -1,0 +1,237 @@
+"""Looks at the network now and then while it trains, and once when it is done."""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from nearfar.app.errors import InputError
+from nearfar.app.train.compare import Comparison
+from nearfar.app.train.data import Items, Pairs
+from nearfar.app.train.force_sample import ForceSample, sample_forces
+from nearfar.app.train.measure import Measured, embed
+from nearfar.app.train.objectives import WithProxies, verifier_distance
+from nearfar.app.train.record import HARDEST, Array, Course, Outcome
+from nearfar.app.train.split import rows_to_measure
+from nearfar.app.train.task import Task
+from nearfar.distance import between_rows
+from nearfar.evaluate import AtThreshold, Curve, sample_pairs, shape, verification
+
+MOMENTS = 12  # of a run, its beginning and its end among them
+IDENTITIES, ITEMS, PAIRS = 64, 8, 2000  # of the calibration sample, at most
+MAPPED = 1500  # embeddings that are kept
+SIDE = 96  # of a thumbnail, at most
+COLUMNS = 64  # of a vector that is shown, at most
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """The network after some steps; see `record.Course`."""
+
+    step: int
+    distance: Tensor
+    auc: float
+    eer: float
+    alignment: float
+    uniformity: float
+    effective_rank: float
+    forces: ForceSample
+
+
+class Recorder:
+    """Takes snapshots of a training network on items and a batch that stay the same.
+
+    Attributes:
+        snapshots: those taken so far.
+    """
+
+    def __init__(self, task: Task) -> None:
+        config = task.config
+        self._task = task
+        self._moments = moments(config.steps)
+        self._distance = verifier_distance(config.loss, config.hyperparameters)
+        # A generator of its own: looking must not change what the training draws.
+        self._batch = next(task.batches(torch.Generator().manual_seed(config.seed)))
+        pairs, self._similar = _sample(task)
+        self._items, self._pairs = pairs.unique(return_inverse=True)  # type: ignore[no-untyped-call]
+        self.snapshots: list[Snapshot] = []
+
+    def after(self, step: int, network: WithProxies) -> None:
+        """Take a snapshot if this step is one of the moments; the network goes on training.
+
+        Raises:
+            InputError: the embeddings are not finite.
+        """
+        if step not in self._moments:
+            return
+        x = embed(network.embedder, self._task.items.x[self._items])
+        pairs = x[self._pairs]  # (p, 2, d)
+        distance = between_rows(pairs[:, 0], pairs[:, 1], self._distance)
+        if not distance.isfinite().all():
+            raise InputError(
+                f"embeddings became infinite or NaN after step {step}: training diverged. "
+                "Lower --learning-rate, or check the scale of the input."
+            )
+        figures = verification(distance, self._similar, higher_is_closer=False)
+        space = shape(x, self._task.items.identity[self._items])
+        batch = embed(network.embedder, self._task.items.x[self._task.items_in(self._batch)])
+        proxies = None if network.proxies is None else network.proxies.detach().cpu()
+        self.snapshots.append(
+            Snapshot(
+                step,
+                distance,
+                figures.auc,
+                figures.eer,
+                space.alignment or 0.0,
+                space.uniformity or 0.0,
+                space.effective_rank,
+                sample_forces(self._task, batch, self._batch, proxies),
+            )
+        )
+        network.train()
+
+    def course(self) -> Course:
+        """All snapshots as arrays."""
+        taken = self.snapshots
+
+        def column(name: str) -> Array:
+            return np.array([getattr(snapshot, name) for snapshot in taken])
+
+        return Course(
+            step=column("step"),
+            similar=self._similar.numpy(),
+            distance=torch.stack([s.distance for s in taken]).float().numpy(),
+            auc=column("auc"),
+            eer=column("eer"),
+            alignment=column("alignment"),
+            uniformity=column("uniformity"),
+            effective_rank=column("effective_rank"),
+            force_similar=taken[0].forces.similar.numpy(),
+            force_distance=torch.stack([s.forces.distance for s in taken]).float().numpy(),
+            force=torch.stack([s.forces.force for s in taken]).float().numpy(),
+        )
+
+
+class Norms:
+    """How long gradients and embeddings are, for the metrics of a step."""
+
+    def __init__(self, network: WithProxies) -> None:
+        self._parameters = list(network.parameters())
+        self._embedding = torch.zeros(())
+        network.embedder.encoder.register_forward_hook(self._watch)  # type: ignore[union-attr]
+
+    def _watch(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        """Before they are brought to length 1."""
+        self._embedding = output.detach().float().norm(dim=1).mean()
+
+    def line(self) -> dict[str, float]:
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        return {"gradient_norm": norm.item(), "embedding_norm": self._embedding.item()}
+
+
+def moments(steps: int) -> frozenset[int]:
+    """About a dozen from 0 to `steps`, closer together at the beginning, where more happens.
+
+    >>> sorted(moments(450))
+    [0, 4, 15, 33, 60, 93, 134, 182, 238, 301, 372, 450]
+    """
+    last = MOMENTS - 1
+    return frozenset(round(steps * (k / last) ** 2) for k in range(MOMENTS))
+
+
+def outcome(items: Items, test: Measured, found: Comparison) -> Outcome:
+    """What the test pairs showed."""
+    used, sample = test.items, test.sample
+    identities, identity = torch.unique(items.identity[used], return_inverse=True)
+    mapped = identity.argsort(stable=True)[:MAPPED]  # whole identities, for a map of them
+    near, far = test.learned.hardest(HARDEST)
+    hardest = torch.tensor([(pair.a, pair.b) for pair in (*near, *far)])
+    shown = hardest.unique()  # type: ignore[no-untyped-call]
+    return Outcome(
+        learned_curve=drawn(found.learned.curve, found.learned_at),
+        raw_curve=drawn(found.raw.curve, found.raw_at),
+        hardest=hardest.numpy().astype(np.int32),
+        hardest_similar=np.array([False] * len(near) + [True] * len(far)),
+        hardest_distance=np.array([p.distance for p in (*near, *far)], dtype=np.float32),
+        pairs=sample.pairs.numpy().astype(np.int32),
+        similar=sample.similar.numpy(),
+        learned=sample.learned.float().numpy(),
+        raw=sample.raw.float().numpy(),
+        identity=identity.numpy().astype(np.int32),
+        identities=np.array([items.identities[int(i)] for i in identities]),
+        names=np.array([items.names[int(i)] for i in used]),
+        mapped=mapped.numpy().astype(np.int32),
+        embeddings=test.embeddings[mapped].half().numpy(),
+        singular_values=torch.linalg.svdvals(test.embeddings.float()).numpy(),
+        shown=shown.numpy().astype(np.int32),
+        inputs=_thumbnails(items.x[used[shown]]).numpy(),
+    )
+
+
+def drawn(curve: Curve, at: AtThreshold) -> Array:
+    """(3, p) the points of a curve that a plot can tell apart, and that of the fitted threshold."""
+    deviates = torch.special.ndtri(
+        torch.from_numpy(np.stack([curve.far, curve.tar])).clamp(1e-6, 1 - 1e-6)
+    )
+    _, first = np.unique(deviates.numpy().round(2), axis=1, return_index=True)
+    kept = np.unique(np.append(first, len(curve.far) - 1))
+    points = np.stack([curve.threshold, curve.far, curve.tar])[:, kept]
+    shipped = np.array([[at.threshold], [at.far], [at.tar]])
+    place = int(np.searchsorted(points[0], at.threshold))
+    return np.concatenate([points[:, :place], shipped, points[:, place:]], 1)
+
+
+def _sample(task: Task) -> tuple[Tensor, Tensor]:
+    """(p, 2) items of pairs among the calibration identities, and (p,) whether they are similar."""
+    seed, chosen = task.config.seed, task.split.calibration
+    if isinstance(task.data, Pairs):
+        data = task.data
+        rows = rows_to_measure(data, chosen)
+        similar = data.is_similar()[rows]
+        kept = torch.cat([rows[similar][: PAIRS // 2], rows[~similar][: PAIRS // 2]])
+        return torch.stack([data.a[kept], data.b[kept]], 1), data.is_similar()[kept]
+    items, able = task.items, task.items.can_be_similar()[chosen]
+    rows = torch.cat(
+        [_by_turns(items, i)[:ITEMS] for i in chosen[able][:IDENTITIES]]
+        + [_by_turns(items, i)[:1] for i in chosen[~able][:IDENTITIES]]
+    )
+    a, b, similar = sample_pairs(items.identity[rows], PAIRS, seed)
+    kept = items.comparable(rows[a], rows[b])
+    return torch.stack([rows[a[kept]], rows[b[kept]]], 1), similar[kept]
+
+
+def _by_turns(items: Items, identity: Tensor) -> Tensor:
+    """The items of an identity, one of each of its groups, a second of each, and so on.
+
+    So the first few hold pairs that may be measured.
+    """
+    rows = (items.identity == identity).nonzero()[:, 0]
+    if items.groups is None:
+        return rows
+    met: Counter[int] = Counter()
+    turns = []
+    for group in items.groups[rows].tolist():
+        turns.append(met[group])
+        met[group] += 1
+    return rows[torch.tensor(turns).argsort(stable=True)]
+
+
+def _thumbnails(x: Tensor) -> Tensor:
+    """Vectors as they are, images as uint8 of a size that is enough to look at."""
+    if x.ndim == 2:
+        return x[:, :COLUMNS]
+    if x.shape[1] not in (1, 3):
+        x = x.float().mean(1, keepdim=True)
+    if x.dtype is not torch.uint8:
+        low, high = x.min(), x.max()
+        x = (x - low) / (high - low).clamp(min=1e-30) * 255
+    scale = SIDE / max(x.shape[2:])
+    if scale < 1:
+        size = [max(round(side * scale), 1) for side in x.shape[2:]]
+        x = interpolate(x.float(), size, mode="area")
+    return x.round().to(torch.uint8) if x.is_floating_point() else x

@@ -1,0 +1,298 @@
+"""The run folder: written whole or not at all, read without trusting it."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
+
+from nearfar.app.errors import InputError
+from nearfar.app.train.compare import Thresholds
+from nearfar.app.train.config import TrainConfig
+from nearfar.app.train.config_file import FORMAT, check_format, read_config, to_toml
+from nearfar.app.train.encoders import Embedder, build
+from nearfar.app.train.measure import RAW_DISTANCES
+from nearfar.app.train.names import GLYPHS
+from nearfar.app.train.objectives import verifier_distance
+from nearfar.app.train.record import RECORD
+from nearfar.app.train.summary import FITTED, misfit
+from nearfar.app.train.summary import METRICS as METRICS_FORM
+from nearfar.app.train.summary import SUMMARY as SUMMARY_FORM
+from nearfar.distance import Distance
+
+CONFIG, MODEL, THRESHOLD = "config.toml", "model.safetensors", "threshold.json"
+METRICS, SUMMARY = "metrics.jsonl", "summary.json"
+FILES = (CONFIG, MODEL, THRESHOLD, METRICS, SUMMARY)
+REPORT = "report.html"
+BESIDE = (RECORD, REPORT)  # what else a run folder may hold
+
+Finish = Callable[[Path], None] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A trained verifier.
+
+    Attributes:
+        path: its folder.
+        config: what it was trained by.
+        embedder: the network, in evaluation mode, on the CPU.
+        distance: what it compares embeddings with.
+        thresholds: up to which distance two items are the same.
+        summary: what training said about itself.
+    """
+
+    path: Path
+    config: TrainConfig
+    embedder: Embedder
+    distance: Distance
+    thresholds: Thresholds
+    summary: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a run folder says without its network; see `Run`."""
+
+    path: Path
+    config: TrainConfig
+    distance: Distance
+    thresholds: Thresholds
+    summary: Mapping[str, Any]
+
+
+def refuse_inside(out: Path, data: str) -> None:
+    """Refuse to write over the data that is read, or among it."""
+    source = Path(data)
+    if data != GLYPHS and source.exists() and out.resolve().is_relative_to(source.resolve()):
+        lies = "is" if source.is_file() else "lies inside"
+        raise InputError(f"--out {out} {lies} the data, {data}. Choose another --out.")
+
+
+def refuse_inside_run(out: Path) -> None:
+    """Refuse to write into a run, which could not be replaced any more with more than its files."""
+    for folder in out.resolve().parents:
+        if (folder / CONFIG).is_file() and (folder / SUMMARY).is_file():
+            raise InputError(f"--out {out} lies inside the run {folder}. Choose one outside.")
+
+
+def refuse_existing(out: Path, *, overwrite: bool) -> None:
+    """Refuse to write over what is there, unless it is a run and may be replaced."""
+    if not out.exists() and not out.is_symlink():
+        return
+    if out.is_dir() and out.resolve() == Path.cwd():
+        raise InputError(f"--out {out} is the folder you are in. Name a new one inside it.")
+    if out.is_dir() and not any(out.iterdir()):
+        return
+    if not overwrite:
+        raise InputError(f"{out} exists. Choose another --out, or add --overwrite to replace it.")
+    if not (out.is_dir() and (out / CONFIG).is_file() and (out / SUMMARY).is_file()):
+        raise InputError(f"{out} is not a run folder and is not overwritten. Choose another --out.")
+    if foreign := sorted({entry.name for entry in out.iterdir()} - {*FILES, *BESIDE}):
+        raise InputError(
+            f"{out} holds {foreign[0]!r}, which is no part of a run, and is not overwritten. Move "
+            "it elsewhere, or choose another --out."
+        )
+
+
+@contextmanager
+def writing(out: Path, *, overwrite: bool = False, finish: Finish = None) -> Iterator[Path]:
+    """A folder beside `out` that takes its place once the block ends without an error.
+
+    Args:
+        out: where it is to be.
+        overwrite: whether a run that is there may be replaced.
+        finish: adds to the folder what needs all of it, such as a report, before it takes its
+            place: whoever is killed meanwhile keeps what was there, whole.
+
+    Raises:
+        InputError: the folder cannot be made, or something else has come to stand at `out`.
+    """
+    out = out.resolve()  # where `out` is a link, what it leads to is replaced
+    made = [parent for parent in (out.parent, *out.parent.parents) if not parent.exists()]
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(
+            tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".unfinished", dir=out.parent)
+        )
+    except OSError as error:
+        raise InputError(f"--out {out} cannot be written: {error.strerror}.") from None
+    try:
+        folder.chmod(0o755)  # mkdtemp's own is for its owner only
+        yield folder
+        if finish:
+            finish(folder)
+        _replace(folder, out, overwrite=overwrite)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        for parent in made:
+            if parent.is_dir() and not any(parent.iterdir()):
+                parent.rmdir()
+        raise
+
+
+def write_run(
+    folder: Path,
+    config: TrainConfig,
+    embedder: Embedder,
+    thresholds: Thresholds,
+    summary: Mapping[str, Any],
+) -> None:
+    """All files of a run but the metrics, which training writes as it goes."""
+    (folder / CONFIG).write_text(to_toml(config), encoding="utf-8")
+    state = {name: value.contiguous() for name, value in embedder.cpu().state_dict().items()}
+    # One key only: safetensors keeps several in an order that changes from process to process.
+    shape = json.dumps({"format": FORMAT, "input_shape": list(embedder.input_shape)})
+    try:
+        save_file(state, folder / MODEL, metadata={"nearfar": shape})
+    except SafetensorError as error:  # how a full disk is reported
+        raise InputError(f"{folder / MODEL} cannot be written: {error}") from None
+    (folder / MODEL).chmod(0o644)
+    _write_json(
+        folder / THRESHOLD,
+        {
+            "format": FORMAT,
+            "distance": verifier_distance(config.loss, config.hyperparameters),
+            "threshold": thresholds.learned,
+            "far": thresholds.far,
+            "raw_threshold": thresholds.raw,
+            "raw_distance": thresholds.raw_distance,
+        },
+    )
+    _write_json(folder / SUMMARY, {"format": FORMAT, **summary})
+
+
+def read_run(path: Path) -> Run:
+    """A run folder.
+
+    Raises:
+        InputError: no such folder, a missing or damaged file, another format version.
+    """
+    found = read_results(path)
+    embedder = _read_model(path / MODEL, found.config)
+    return Run(path, found.config, embedder, found.distance, found.thresholds, found.summary)
+
+
+def read_results(path: Path) -> Results:
+    """All of a run folder but its network, which may need code that is not there.
+
+    Raises:
+        InputError: as `read_run`.
+    """
+    if not path.is_dir():
+        raise InputError(f"no such run folder: {path}")
+    missing = [name for name in FILES if not (path / name).is_file()]
+    if missing:
+        raise InputError(
+            f"{path} is not a complete run: it has no {', '.join(missing)}. "
+            "Name the folder given to `nearfar train --out`."
+        )
+    config = read_config(path / CONFIG)
+    threshold, summary = _read_json(path / THRESHOLD), _read_json(path / SUMMARY)
+    for name, content, form in ((SUMMARY, summary, SUMMARY_FORM), (THRESHOLD, threshold, FITTED)):
+        if wrong := misfit(content, form):
+            raise InputError(f"{path / name} is damaged: {wrong}. Train again.")
+    thresholds = Thresholds(
+        float(threshold["threshold"]),
+        float(threshold["raw_threshold"]),
+        float(threshold["far"]),
+        threshold.get("raw_distance") or "euclidean",  # of runs before 0.1.1
+    )
+    distance = threshold["distance"]
+    right = verifier_distance(config.loss, config.hyperparameters)
+    if distance != right:
+        raise InputError(
+            f"{path / THRESHOLD} is damaged: its distance is {distance!r}, but the run compares by "
+            f"{right!r}. Train again."
+        )
+    if thresholds.raw_distance not in RAW_DISTANCES:
+        raise InputError(
+            f"{path / THRESHOLD} is damaged: its raw_distance is {thresholds.raw_distance!r}. "
+            "Train again."
+        )
+    return Results(path, config, distance, thresholds, summary)
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The metrics of each step of the run in this folder.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    try:
+        lines = (path / METRICS).read_text(encoding="utf-8").splitlines()
+        found = [json.loads(line) for line in lines]
+    except (OSError, ValueError, RecursionError):
+        raise InputError(f"{path / METRICS} is damaged: it is not JSON. Train again.") from None
+    if not found:
+        raise InputError(f"{path / METRICS} is damaged: it is empty. Train again.")
+    for number, line in enumerate(found, 1):
+        if wrong := misfit(line, METRICS_FORM):
+            raise InputError(f"{path / METRICS} is damaged: line {number}: {wrong}. Train again.")
+    return found
+
+
+def _read_model(path: Path, config: TrainConfig) -> Embedder:
+    try:
+        content = path.read_bytes()  # safetensors itself opens no path that is not UTF-8
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        described = json.loads(header["__metadata__"]["nearfar"])
+        shape = tuple(int(size) for size in described["input_shape"])
+        state = load(content)
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError):
+        raise InputError(f"{path} is damaged or no model of nearfar. Train again.") from None
+    check_format(path, described.get("format"))
+    embedder = build(config.encoder, shape, config.embedding_dim)
+    try:
+        embedder.load_state_dict(state)
+    except RuntimeError:
+        raise InputError(
+            f"{path} does not fit the encoder {config.encoder!r} of {CONFIG}. Train again."
+        ) from None
+    return embedder.eval()
+
+
+def _replace(folder: Path, out: Path, *, overwrite: bool) -> None:
+    """Put `folder` where `out` is; what was there goes only once the new one is in place."""
+    try:
+        refuse_existing(out, overwrite=overwrite)  # hours may have passed since it was asked
+    except InputError as error:
+        kept = folder.with_name(f"{out.name}-{folder.suffixes[-2].lstrip('.')}")
+        folder.rename(kept)
+        raise InputError(f"{error} The new run is in {kept}.") from None
+    if not out.exists():
+        folder.rename(out)
+        return
+    if not any(out.iterdir()):
+        out.rmdir()
+        folder.rename(out)
+        return
+    old = folder.with_suffix(".replaced")
+    out.rename(old)
+    try:
+        folder.rename(out)
+    except BaseException:
+        old.rename(out)
+        raise
+    shutil.rmtree(old)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        raise InputError(f"{path} is damaged: it is not JSON. Train again.") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is damaged: it is not a JSON object. Train again.")
+    check_format(path, content.get("format"))
+    return content

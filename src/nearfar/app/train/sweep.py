@@ -1,0 +1,276 @@
+"""Several settings trained on the same splits, and which of them to keep.
+
+The choice is made by the equal error rate on the calibration identities. A setting chosen by its
+test figures would be flattered by them: of many equal ones, the luckiest would win.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from nearfar.app.errors import InputError
+from nearfar.app.train.config import Setting, TrainConfig
+from nearfar.app.train.config_file import usual_loss
+from nearfar.app.train.loop import read_own, train
+from nearfar.app.train.names import SWEPT
+from nearfar.app.train.objectives import belonging, objective, resolve
+from nearfar.app.train.record import RECORD, read_record
+from nearfar.app.train.run import SUMMARY, read_results, refuse_inside, refuse_inside_run
+from nearfar.evaluate.intervals import FEWEST_IDENTITIES
+from nearfar.tabulate import Table
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting.
+
+    Attributes:
+        name: of its run folder: the loss, and what else is varied.
+        config: of the run.
+    """
+
+    name: str
+    config: TrainConfig
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A trial that has been trained.
+
+    Attributes:
+        trial: which.
+        run: its folder.
+        chosen_by: equal error rate on the calibration identities.
+        test: figures on the test identities, as in `summary.json`.
+    """
+
+    trial: Trial
+    run: Path
+    chosen_by: float
+    test: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep found.
+
+    Attributes:
+        finished: the trials, best first by the calibration identities.
+        skipped: those for which no time was left.
+        failed: those that could not be trained, and why.
+    """
+
+    finished: tuple[Finished, ...]
+    skipped: tuple[Trial, ...] = ()
+    failed: tuple[tuple[Trial, str], ...] = ()
+
+    @property
+    def best(self) -> Finished:
+        return self.finished[0]
+
+    @property
+    def decided(self) -> bool:
+        """Whether there were identities enough to tell the trials apart, or only one of them."""
+        return len(self.finished) == 1 or _interval(self.best) is not None
+
+    @property
+    def tied(self) -> list[str]:
+        """Trials that chance may set apart from the best.
+
+        Those ranked by the same figure, and those whose interval holds the figure of the best;
+        without an interval, all of them.
+        """
+        figure = self.best.test["learned"]["eer"]
+
+        def tied(other: Finished) -> bool:
+            s = _interval(other)
+            equal = other.chosen_by == self.best.chosen_by
+            return equal or s is None or s["low"] <= figure <= s["high"]
+
+        return [f.trial.name for f in self.finished[1:] if tied(f)]
+
+    def table(self) -> Table:
+        """A row a trial: the figure it is ranked by, and figures on the test identities."""
+        rows = [
+            (
+                f.trial.name,
+                f"{f.chosen_by:.4f}",
+                f"{f.test['learned']['eer']:.4f}",
+                "–" if (s := _interval(f)) is None else f"{s['low']:.4f} to {s['high']:.4f}",
+                f"{f.test['learned']['auc']:.4f}",
+            )
+            for f in self.finished
+        ]
+        return Table(("trial", "EER, calibration", "EER, test", "interval", "AUC, test"), rows)
+
+    def told(self) -> list[str | Table]:
+        """For a terminal: the table, which trial to keep, and what is missing."""
+        if self.decided:
+            lines = [f"keep {self.best.run}, the best on the calibration identities"]
+            if self.tied:
+                lines.append(f"chance may set it apart from: {', '.join(self.tied)}")
+        else:
+            few = "too few identities to tell them apart"
+            lines = [f"{few}: intervals take {FEWEST_IDENTITIES} test identities"]
+        lines += [f"{trial.name} failed: {why}" for trial, why in self.failed]
+        if self.skipped:
+            left = ", ".join(trial.name for trial in self.skipped)
+            more = "the same command with more --minutes goes on"
+            lines.append(f"no time was left for: {left}; {more}")
+        if len(self.finished) > 1:
+            runs = " ".join(str(f.run) for f in self.finished)
+            lines.append(f"side by side: nearfar compare {runs}")
+        return [self.table(), "", *lines]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "best": self.best.trial.name if self.decided else None,
+            "tied": self.tied,
+            "trials": [
+                {
+                    "name": f.trial.name,
+                    "run": str(f.run),
+                    "calibration_eer": f.chosen_by,
+                    "test": dict(f.test),
+                }
+                for f in self.finished
+            ],
+            "skipped": [trial.name for trial in self.skipped],
+            "failed": {trial.name: why for trial, why in self.failed},
+        }
+
+
+def asked_for(data: str, given: Mapping[str, Any]) -> list[Trial]:
+    """The trials of a command line.
+
+    Args:
+        data: what to train on.
+        given: fields of `TrainConfig`, and lists of what is named in `SWEPT`.
+
+    Raises:
+        InputError: as `trials_of`, or a field out of range.
+    """
+    fields = {name: value for name, value in given.items() if name not in SWEPT}
+    settings = {name: value for name, value in given.items() if name in SWEPT and name != "loss"}
+    losses = given.get("loss", [usual_loss(data)])
+    return trials_of(TrainConfig(data, losses[0], **fields), losses, settings)
+
+
+def trials_of(
+    base: TrainConfig, losses: Sequence[str], settings: Mapping[str, Sequence[Setting]]
+) -> list[Trial]:
+    """Every loss with every combination of those settings that it has.
+
+    Args:
+        base: all else.
+        losses: names of losses.
+        settings: hyperparameter -> values to try.
+
+    Raises:
+        InputError: an unknown loss, a setting that none of the losses has, a value one refuses.
+
+    >>> base = TrainConfig(data="glyphs", loss="sup_con")
+    >>> [t.name for t in trials_of(base, ["triplet", "sup_con"], {"margin": [0.1, 0.2]})]
+    ['triplet-margin-0.1', 'triplet-margin-0.2', 'sup_con']
+    """
+    for name in settings:
+        if not any(name in objective(loss).hyperparameters for loss in losses):
+            among = f"none of the losses {', '.join(losses)} has a {name!r}"
+            raise InputError(f"{among}.{belonging(name)}")
+    found = {}
+    for loss in dict.fromkeys(losses):
+        own = {k: v for k, v in settings.items() if k in objective(loss).hyperparameters}
+        for values in product(*own.values()):
+            varied = dict(zip(own, values, strict=True))
+            name = "-".join([loss, *(f"{key}-{value}" for key, value in varied.items())])
+            config = replace(base, loss=loss, hyperparameters=resolve(loss, varied))
+            found[name] = Trial(name, config)
+    return list(found.values())
+
+
+def sweep(trials: Sequence[Trial], out: Path, *, minutes: float, console: Console) -> Sweep:
+    """Train the trials one after the other, each into its own folder of `out`.
+
+    A trial whose run is there already, of the same config, is not trained again: a sweep that was
+    stopped goes on where it was.
+
+    Args:
+        trials: what to train.
+        out: the folder for all of them.
+        minutes: no further trial is begun that, by the longest so far, would end later.
+        console: where to say what happens.
+
+    Raises:
+        InputError: no trial can be trained, or `out` holds something else by a trial's name.
+    """
+    if not trials:
+        raise InputError("a sweep needs at least one loss.")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file. Name a folder as --out: a sweep writes one a trial.")
+    refuse_inside(out, trials[0].config.data)
+    refuse_inside_run(out / trials[0].name)
+    finished: list[Finished] = []
+    skipped: list[Trial] = []
+    failed: list[tuple[Trial, str]] = []
+    start, longest, digest = time.monotonic(), 0.0, ""
+    for number, trial in enumerate(trials, 1):
+        run = out / trial.name
+        begun = time.monotonic()
+        if _is_there(run, trial):
+            digest = digest or _digest(trial.config)
+            if read_results(run).summary["data"].get("sha256") != digest:
+                raise InputError(
+                    f"{trial.config.data} has changed since {run} was trained on it. Choose "
+                    "another --out."
+                )
+            console.print(f"{trial.name}: there already", markup=False, highlight=False)
+        elif finished and begun - start + longest > 60 * minutes:
+            skipped.append(trial)
+            continue
+        else:
+            title = f"\n[{number}/{len(trials)}] {trial.name}"
+            console.print(title, markup=False, highlight=False, style="bold")
+            try:
+                train(trial.config, run, overwrite=False, console=console)
+            except InputError as error:  # one that diverges costs the others nothing
+                failed.append((trial, str(error)))
+                continue
+            longest = max(longest, time.monotonic() - begun)
+        finished.append(_finished(trial, run))
+    if not finished:
+        raise InputError(f"no trial could be trained. {failed[0][0].name}: {failed[0][1]}")
+    finished.sort(key=lambda f: f.chosen_by)  # stable: of equals the one named first
+    return Sweep(tuple(finished), tuple(skipped), tuple(failed))
+
+
+def _is_there(run: Path, trial: Trial) -> bool:
+    if not ((run / SUMMARY).is_file() and (run / RECORD).is_file()):
+        return False
+    if read_results(run).config == trial.config:
+        return True
+    raise InputError(f"{run} is a run of another config. Choose another --out, or remove it.")
+
+
+def _digest(config: TrainConfig) -> str:
+    """Of the data, which all trials share: those on other data say nothing about these."""
+    return read_own(config).digest()
+
+
+def _finished(trial: Trial, run: Path) -> Finished:
+    summary = read_results(run).summary
+    if "calibration" in summary:
+        eer = float(summary["calibration"]["eer"])
+    else:  # a run before 0.1.1
+        eer = float(read_record(run).course.eer[-1])
+    return Finished(trial, run, eer, summary["test"])
+
+
+def _interval(finished: Finished) -> Mapping[str, float] | None:
+    known: Mapping[str, Any] = finished.test["learned"].get("intervals") or {}
+    return known.get("eer")

@@ -1,0 +1,93 @@
+"""What a run trains: which rows make a batch, and the loss they give."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import torch
+from torch import Tensor
+
+from nearfar.app.train.batches import balanced_items, balanced_pairs, similar_pairs
+from nearfar.app.train.config import TrainConfig
+from nearfar.app.train.data import Items, Pairs, items_of
+from nearfar.app.train.objectives import Batch, Loss, Objective, Step
+from nearfar.app.train.split import Split
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A loss on the training identities of some data.
+
+    Attributes:
+        config: of the run.
+        chosen: the objective that `config.loss` names.
+        data: all of it.
+        split: of its identities.
+    """
+
+    config: TrainConfig
+    chosen: Objective
+    data: Items | Pairs
+    split: Split
+
+    @property
+    def items(self) -> Items:
+        return items_of(self.data)
+
+    @property
+    def n_proxies(self) -> int:
+        return len(self.split.train) if self.chosen.proxies else 0
+
+    @cached_property
+    def loss(self) -> Loss:
+        """The loss with its hyperparameters."""
+        return partial(self.chosen.loss, **self.config.hyperparameters)
+
+    @cached_property
+    def target(self) -> Tensor:
+        """(n,) of all items: 0 .. c - 1 where they show one of the c training identities."""
+        return torch.searchsorted(self.split.train, self.items.identity)
+
+    def batches(self, generator: torch.Generator) -> Iterator[Tensor]:
+        """Rows of items, or rows of pairs; a batch of either is P x K items."""
+        config = self.config
+        if isinstance(self.data, Pairs):
+            draw = similar_pairs if self.chosen.similar_only else balanced_pairs
+            n_pairs = config.identities * config.items // 2
+            return draw(self.data, self.split.train, n_pairs=n_pairs, generator=generator)
+        return balanced_items(
+            self.data.identity,
+            self.split.train,
+            n_identities=config.identities,
+            n_items=config.items,
+            generator=generator,
+        )
+
+    def items_in(self, rows: Tensor) -> Tensor:
+        """The items of a batch: of pairs first all left sides, then all right ones."""
+        data = self.data
+        return torch.cat([data.a[rows], data.b[rows]]) if isinstance(data, Pairs) else rows
+
+    def step(
+        self,
+        loss: Loss,
+        x: Tensor,
+        rows: Tensor,
+        proxies: Tensor | None,
+        generator: torch.Generator,
+    ) -> Step:
+        """The loss of a batch and its active share.
+
+        Args:
+            loss: `self.loss`, or one that looks at it.
+            x: (m, d) embeddings of `items_in(rows)`.
+            rows: of the batch.
+            proxies: what the network learned of each training identity, where the loss asks.
+            generator: of whatever is drawn at random.
+        """
+        if isinstance(self.data, Pairs):
+            assert self.chosen.from_pairs is not None
+            x1, x2 = x.chunk(2)
+            return self.chosen.from_pairs(loss, x1, x2, self.data.similar[rows].to(x.device))
+        batch = Batch(x, self.target[rows].to(x.device), generator, proxies)
+        return self.chosen.from_batch(loss, batch)

@@ -1,0 +1,251 @@
+"""What a trained run is for: measuring it, comparing two items, embedding data."""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nearfar.app.errors import InputError
+from nearfar.app.train.address import read_item
+from nearfar.app.train.compare import Comparison, compare
+from nearfar.app.train.data import Items, Pairs, items_of, read_data
+from nearfar.app.train.loop import read_own, split_data
+from nearfar.app.train.measure import embed, embed_items, measure
+from nearfar.app.train.pairs import doubtful
+from nearfar.app.train.record import n_learned_from
+from nearfar.app.train.run import Run, read_run, refuse_inside, refuse_inside_run
+from nearfar.distance import Distance, between_rows
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether two items are the same.
+
+    Attributes:
+        same: whether their distance is at most the threshold.
+        distance: of their embeddings.
+        threshold: of the run.
+        far: the false-accept rate the threshold was fitted at.
+        measure: the name of the distance.
+    """
+
+    same: bool
+    distance: float
+    threshold: float
+    far: float
+    measure: Distance
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    def told(self) -> list[str]:
+        """For a terminal."""
+        return [
+            f"{'same' if self.same else 'different'}: {self.measure} distance {self.distance:.4f} "
+            f"{'<=' if self.same else '>'} threshold {self.threshold:.4f}, fitted to accept "
+            f"{self.far:.3g} of different pairs"
+        ]
+
+
+def verify_items(path: Path, a: str, b: str) -> Decision:
+    """Compare the items at two addresses; see `address.read_item`."""
+    run = read_run(path)
+    items = [read_item(address, run.embedder.input_shape) for address in (a, b)]
+    x1, x2 = (embed(run.embedder, item) for item in items)
+    distance = float(between_rows(x1, x2, run.distance))
+    if not isfinite(distance):
+        raise InputError(
+            f"the network of {path} gives no number for these. Look for numbers that are far too "
+            "large in them; or train again."
+        )
+    threshold = run.thresholds.learned
+    return Decision(distance <= threshold, distance, threshold, run.thresholds.far, run.distance)
+
+
+def evaluate_run(
+    path: Path,
+    source: str | None,
+    *,
+    similar_label: int | None = None,
+    identity_depth: int | None = None,
+) -> tuple[Comparison, list[str]]:
+    """The figures of a run, and what a reader should know about them.
+
+    Args:
+        path: the run folder.
+        source: the data to measure on, all of it; None: the test identities of the run.
+        similar_label: for a table of pairs with numeric labels.
+        identity_depth: for a folder, at which depth its identities are.
+
+    Raises:
+        InputError: the run or the data cannot be used, or the run's own data has changed.
+    """
+    run = read_run(path)
+    if source is None and similar_label is not None:
+        raise InputError("--similar-label is for a table that is named; the run has its own.")
+    if source is None and identity_depth is not None:
+        raise InputError("--identity-depth is for a folder that is named; the run has its own.")
+    if source is None:
+        data = _own_data(run)
+        return _measure(run, data, _tested(run, data)), []
+    data = read_data(
+        source,
+        similar_label=similar_label,
+        shape=run.embedder.input_shape,
+        identity_depth=identity_depth,
+    )
+    _refuse_unmeasurable(source, data)
+    found = _measure(run, data, torch.arange(len(items_of(data).identities)))
+    notes = [*items_of(data).notes, doubtful(data) if isinstance(data, Pairs) else ""]
+    return found, [*filter(None, notes), *_flattery(run, source, data)]
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What was written.
+
+    Attributes:
+        n: items.
+        d: numbers in an embedding.
+        labelled: whether the identities are known.
+        notes: what a reader should know about how the data were read.
+    """
+
+    n: int
+    d: int
+    labelled: bool
+    notes: Sequence[str]
+
+
+def embed_data(
+    path: Path, source: str, out: Path, *, overwrite: bool, identity_depth: int | None = None
+) -> Embedded:
+    """Write the embeddings of all items of some data as .npz.
+
+    The file has `x` (n, d), `names` (n,), and `y` (n,) with the identities where they are known.
+    """
+    if out.suffix.lower() != ".npz":
+        raise InputError(f"--out {out} must end in .npz.")
+    refuse_inside(out, source)
+    refuse_inside_run(out)
+    if out.exists() and not overwrite:
+        raise InputError(f"{out} exists. Choose another --out, or add --overwrite to replace it.")
+    run = read_run(path)
+    shape = run.embedder.input_shape
+    data = read_data(source, shape=shape, labelled=False, identity_depth=identity_depth)
+    items = items_of(data)
+    x = embed_items(run.embedder, items, torch.arange(len(items.x)))
+    arrays = {"x": x.numpy(), "names": np.array(items.names)}
+    if bool((items.identity >= 0).all()):
+        arrays["y"] = np.array(items.identities)[items.identity.numpy()]
+    _write_npz(out, arrays)
+    n, d = arrays["x"].shape
+    return Embedded(n, d, "y" in arrays, items.notes)
+
+
+def _own_data(run: Run) -> Items | Pairs:
+    config = run.config
+    try:
+        data = read_own(config)
+    except InputError as error:
+        raise InputError(
+            f"{run.path} was trained on {config.data}: {error} A relative path is looked up from "
+            "here: run this from the folder where it was trained."
+        ) from None
+    shape = tuple(items_of(data).x.shape[1:])
+    if shape != run.embedder.input_shape:
+        raise InputError(
+            f"{config.data} holds items of shape {shape}, and the network of {run.path} takes "
+            f"{run.embedder.input_shape}: one of them has changed. Train again."
+        )
+    if data.digest() != run.summary["data"]["sha256"]:
+        raise InputError(
+            f"{config.data} has changed since {run.path} was trained on it, so its test identities "
+            f"are not known any more. Name the data to measure all of it: nearfar evaluate "
+            f"{run.path} DATA"
+        )
+    return data
+
+
+def _tested(run: Run, data: Items | Pairs) -> torch.Tensor:
+    """The test identities, as the run recorded them: a later version may split in another way."""
+    number = {name: i for i, name in enumerate(items_of(data).identities)}
+    tested = run.summary["split"]["test"]
+    if all(name in number for name in tested):
+        return torch.tensor([number[name] for name in tested])
+    return split_data(data, run.config).test  # of identities that were renamed
+
+
+def _flattery(run: Run, source: str, data: Items | Pairs) -> list[str]:
+    """A note where the run may know the data already, by all of it, by its items, by its names."""
+    if data.digest() == run.summary["data"]["sha256"]:
+        return [
+            f"{source} is what {run.path} was trained on, so these figures flatter it; "
+            f"`nearfar evaluate {run.path}` measures the identities it has not seen."
+        ]
+    items = items_of(data)
+    known = n_learned_from(run.path, items.x)
+    if known:
+        return [
+            f"{run.path} has learned from {known:,} of the {len(items.x):,} items of {source}, "
+            "which are the same bit by bit, so these figures flatter it. Evaluate on others."
+        ]
+    split = run.summary["split"]
+    names = {*split["train"], *split["calibration"]}.intersection(items.identities)
+    if names and not isinstance(data, Pairs):  # whose identities have numbers for names
+        return [
+            f"{len(names):,} of the {len(items.identities):,} identities of {source} have names "
+            f"that {run.path} has learned from ({min(names)!r}); if they are the same ones, these "
+            "figures flatter it. Evaluate on others."
+        ]
+    return []
+
+
+def _measure(run: Run, data: Items | Pairs, identities: torch.Tensor) -> Comparison:
+    found = measure(
+        run.embedder,
+        data,
+        identities,
+        distance=run.distance,
+        raw_distance=run.thresholds.raw_distance,
+        seed=run.config.seed,
+    )
+    return compare(found, run.thresholds)
+
+
+def _refuse_unmeasurable(source: str, data: Items | Pairs) -> None:
+    """Rates need similar and dissimilar pairs."""
+    if isinstance(data, Pairs):
+        similar = data.is_similar()[data.items.comparable(data.a, data.b)]
+        n_similar, n_dissimilar = int(similar.sum()), int((~similar).sum())
+    else:
+        n_similar, n_dissimilar = int(data.can_be_similar().sum()), len(data.identities) - 1
+    of = " of items of different groups" * (items_of(data).groups is not None)
+    if not n_similar:
+        raise InputError(f"{source} has no similar pairs{of} to measure on. Add some.")
+    if not n_dissimilar:
+        raise InputError(f"{source} has no dissimilar pairs{of} to measure on. Add some.")
+
+
+def _write_npz(out: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Whole or not at all."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{out.name}.", dir=out.parent)
+    except OSError as error:
+        raise InputError(f"--out {out} cannot be written: {error.strerror}.") from None
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+        Path(name).chmod(0o644)
+        Path(name).replace(out)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

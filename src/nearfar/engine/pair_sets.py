@@ -1,0 +1,178 @@
+"""Some pairs of a block, marked in the cheapest form they have.
+
+A batch of thousands has few positive pairs among millions. Where they are few they are listed, and
+nothing that is done to them touches the rest of the block.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from nearfar.engine.slices import part
+
+
+class Marks(Protocol):
+    """Marked pairs of an (r, c) block."""
+
+    def indices(self) -> tuple[Tensor, Tensor]:
+        """(k,) the row and the column of each, row by row."""
+        ...
+
+    def mask(self) -> Tensor:
+        """(r, c) bool."""
+        ...
+
+    def take(self, tile: Tensor) -> Tensor:
+        """The marked values of a tile (r, c), as `add_sums` wants them; a copy."""
+        ...
+
+    def add_sums(self, taken: Tensor, to: Tensor, dim: int) -> None:
+        """Add what was taken, summed along a dimension, to (r,), or to (c,) for dim 0."""
+        ...
+
+    def fill(self, tile: Tensor, value: float) -> None:
+        """Overwrite the marked values of a tile."""
+        ...
+
+    def add(self, tile: Tensor, by_row: Tensor, by_column: Tensor | None) -> None:
+        """Add by_row (r,), and by_column (c,) where given, to the marked values of a tile."""
+        ...
+
+
+@dataclass(eq=False)
+class Diagonal:
+    """Where row i meets column i + offset."""
+
+    shape: tuple[int, int]
+    offset: int
+    device: torch.device
+
+    @cached_property
+    def _ends(self) -> tuple[slice, slice]:
+        """The rows and the columns it crosses."""
+        row, column = max(0, -self.offset), max(0, self.offset)
+        size = min(self.shape[0] - row, self.shape[1] - column)
+        return slice(row, row + size), slice(column, column + size)
+
+    def indices(self) -> tuple[Tensor, Tensor]:
+        rows, columns = (torch.arange(s.start, s.stop, device=self.device) for s in self._ends)
+        return rows, columns
+
+    def mask(self) -> Tensor:
+        marked = torch.zeros(self.shape, dtype=torch.bool, device=self.device)
+        marked.diagonal(self.offset).fill_(True)
+        return marked
+
+    def take(self, tile: Tensor) -> Tensor:
+        return tile.diagonal(self.offset).clone()
+
+    def add_sums(self, taken: Tensor, to: Tensor, dim: int) -> None:
+        part(to, self._ends[1 - dim]).add_(taken)
+
+    def fill(self, tile: Tensor, value: float) -> None:
+        tile.diagonal(self.offset).fill_(value)
+
+    def add(self, tile: Tensor, by_row: Tensor, by_column: Tensor | None) -> None:
+        rows, columns = self._ends
+        crossed = tile.diagonal(self.offset).add_(part(by_row, rows))
+        if by_column is not None:
+            crossed.add_(part(by_column, columns))
+
+
+@dataclass(eq=False)
+class OneEach:
+    """The column of each row's only one, (r,) int64."""
+
+    shape: tuple[int, int]
+    column: Tensor
+
+    @cached_property
+    def _at(self) -> Tensor:
+        return self.column[:, None]
+
+    def indices(self) -> tuple[Tensor, Tensor]:
+        return torch.arange(self.shape[0], device=self.column.device), self.column
+
+    def mask(self) -> Tensor:
+        nobody = torch.zeros(self.shape, dtype=torch.bool, device=self.column.device)
+        return nobody.scatter_(1, self._at, True)
+
+    def take(self, tile: Tensor) -> Tensor:
+        return tile.gather(1, self._at)[:, 0]
+
+    def add_sums(self, taken: Tensor, to: Tensor, dim: int) -> None:
+        if dim:
+            to.add_(taken)
+        else:
+            to.index_add_(0, self.column, taken.to(to.dtype))
+
+    def fill(self, tile: Tensor, value: float) -> None:
+        tile.scatter_(1, self._at, value)
+
+    def add(self, tile: Tensor, by_row: Tensor, by_column: Tensor | None) -> None:
+        more = by_row if by_column is None else by_row + by_column[self.column]
+        tile.scatter_add_(1, self._at, more[:, None])
+
+
+@dataclass(eq=False)
+class Listed:
+    """Row and column of each, (k,) int64, row by row."""
+
+    shape: tuple[int, int]
+    row: Tensor
+    column: Tensor
+
+    def indices(self) -> tuple[Tensor, Tensor]:
+        return self.row, self.column
+
+    def mask(self) -> Tensor:
+        marked = torch.zeros(self.shape, dtype=torch.bool, device=self.row.device)
+        marked[self.row, self.column] = True
+        return marked
+
+    def take(self, tile: Tensor) -> Tensor:
+        return tile[self.row, self.column]
+
+    def add_sums(self, taken: Tensor, to: Tensor, dim: int) -> None:
+        to.index_add_(0, self.row if dim else self.column, taken.to(to.dtype))
+
+    def fill(self, tile: Tensor, value: float) -> None:
+        tile[self.row, self.column] = value
+
+    def add(self, tile: Tensor, by_row: Tensor, by_column: Tensor | None) -> None:
+        more = by_row[self.row]
+        if by_column is not None:
+            more = more + by_column[self.column]
+        tile.index_put_((self.row, self.column), more, accumulate=True)
+
+
+@dataclass(eq=False)
+class Masked:
+    """(r, c) bool."""
+
+    marked: Tensor
+
+    def indices(self) -> tuple[Tensor, Tensor]:
+        row, column = self.marked.nonzero(as_tuple=True)
+        return row, column
+
+    def mask(self) -> Tensor:
+        return self.marked
+
+    def take(self, tile: Tensor) -> Tensor:
+        return tile.where(self.marked, 0)
+
+    def add_sums(self, taken: Tensor, to: Tensor, dim: int) -> None:
+        to.add_(taken.sum(dim, dtype=to.dtype))
+
+    def fill(self, tile: Tensor, value: float) -> None:
+        tile.masked_fill_(self.marked, value)
+
+    def add(self, tile: Tensor, by_row: Tensor, by_column: Tensor | None) -> None:
+        more = by_row[:, None]
+        if by_column is not None:
+            more = more + by_column
+        tile.add_(more.where(self.marked, 0))

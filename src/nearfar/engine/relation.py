@@ -1,0 +1,275 @@
+"""Who is positive and who is negative for whom, answered for one block of pairs at a time.
+
+No mask of the whole batch is ever stored: a block's masks are made from the labels when the block
+is visited, and dropped with it.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from nearfar.engine.pair_sets import Diagonal, Listed, Marks, Masked, OneEach
+from nearfar.engine.slices import part
+from nearfar.inputs import ArrayLike
+from nearfar.labels import batch_labels, class_ids, refuse, share_label
+
+
+@dataclass(eq=False)
+class Block:
+    """Who is similar to whom in one block; everyone else is dissimilar.
+
+    Attributes:
+        shape: of the block, (r, c).
+        positives: the pairs that are similar; None where none is.
+        selves: the pairs of an item with itself, neither similar nor dissimilar; None: none.
+        device: where masks are made.
+    """
+
+    shape: tuple[int, int]
+    positives: Marks | None
+    selves: Marks | None
+    device: torch.device
+
+    @cached_property
+    def similar(self) -> Tensor | None:
+        """(r, c) bool, who is positive; None where nobody is."""
+        return None if self.positives is None else self.positives.mask()
+
+    @cached_property
+    def hidden(self) -> Tensor | None:
+        """(r, c) bool, who is no negative; None where everyone is."""
+        if self.selves is None or self.similar is None:
+            return self.similar if self.selves is None else self.selves.mask()
+        return self.similar | self.selves.mask()
+
+    def masks(self) -> tuple[Tensor, Tensor]:
+        """(r, c) bool: who is positive, who is negative."""
+        nobody = torch.zeros(self.shape, dtype=torch.bool, device=self.device)
+        positive = nobody if self.similar is None else self.similar
+        return positive, ~nobody if self.hidden is None else ~self.hidden
+
+
+# Up to one positive pair in so many, listing them costs less than masks; and masks of blocks
+# smaller than this are quicker than any list.
+_FEW = 32
+_SMALL = 2**14
+# A relation of so few pairs has one mask, which all its blocks are cut from.
+_WHOLE = 2**16
+
+
+@dataclass(eq=False)
+class Relation:
+    """Who is positive and who is negative for whom; answers one block at a time.
+
+    Attributes:
+        n, m: the number of rows and columns.
+        row_labels: (n,) class ids or (n, c) bool multi-labels, from `batch_labels`; None: each
+            row is similar to one column and to no other, to `match` or, without it, row i to
+            column i.
+        column_labels: likewise for the columns.
+        declared: (n,) int64, the column that is the row itself, -1 where there is none; None: the
+            caller named none. Never guessed from equal values.
+        symmetric: the columns are the rows, each of which meets itself.
+        one_positive: every row has exactly one positive.
+        match: (n,) int64, which column that is; given instead of labels.
+        device: where the data is.
+    """
+
+    n: int
+    m: int
+    device: torch.device
+    row_labels: Tensor | None = None
+    column_labels: Tensor | None = None
+    declared: Tensor | None = None
+    symmetric: bool = False
+    one_positive: bool = False
+    match: Tensor | None = None
+
+    @cached_property
+    def own(self) -> Tensor | None:
+        """(n,) the column that is the row itself, -1 where there is none; None: none is."""
+        return torch.arange(self.n, device=self.device) if self.symmetric else self.declared
+
+    def block(self, rows: slice, columns: slice) -> Block:
+        """The relation of a slice of rows to a slice of columns."""
+        shape = rows.stop - rows.start, columns.stop - columns.start
+        selves = self._selves(rows, columns, shape)
+        positives = self._positives(rows, columns, shape, selves)
+        return Block(shape, positives, selves, self.device)
+
+    def n_positives(self) -> Tensor:
+        """(n,) how many columns are similar to each row, itself left out."""
+        return self._n_positives
+
+    @cached_property
+    def _n_positives(self) -> Tensor:
+        if self.match is not None:
+            return torch.ones_like(self.match)
+        if self.row_labels is None or self.column_labels is None:
+            return (torch.arange(self.n, device=self.device) < self.m).long()
+        if self.n * self.m <= _WHOLE:
+            return self._whole.sum(1)
+        if self.row_labels.ndim == 2:
+            everyone = slice(0, self.m)
+            step = max(1, 2**17 // max(self.m, 1))
+            starts = range(0, self.n, step)
+            blocks = (slice(i, min(i + step, self.n)) for i in starts)
+            counts = [self.block(rows, everyone).masks()[0].sum(1) for rows in blocks]
+            return torch.cat(counts) if counts else self.row_labels.new_zeros(0, dtype=torch.long)
+        ordered = self.column_labels.sort().values
+        end = torch.searchsorted(ordered, self.row_labels, right=True)
+        count = end - torch.searchsorted(ordered, self.row_labels)
+        if self.symmetric:
+            return count - 1
+        own = self.declared
+        if own is None:
+            return count
+        own_label = self.column_labels[own.clamp(min=0)] if self.m else own
+        return count - ((own >= 0) & (own_label == self.row_labels)).long()
+
+    def n_negatives(self) -> Tensor:
+        """(n,) how many columns are dissimilar to each row."""
+        return self.m - self._n_own() - self.n_positives()
+
+    def _n_own(self) -> Tensor | int:
+        if self.declared is None:
+            return int(self.symmetric)
+        return (self.declared >= 0).long()
+
+    def _positives(
+        self, rows: slice, columns: slice, shape: tuple[int, int], selves: Marks | None
+    ) -> Marks | None:
+        if self.match is not None:
+            if shape[1] == self.m:
+                return OneEach(shape, part(self.match, rows))
+            return _one_each(self.match[rows], columns, shape)
+        if self.row_labels is None or self.column_labels is None:
+            return self._diagonal(rows, columns, shape)
+        if shape[0] * shape[1] > _SMALL and self._few:
+            return self._listed(rows, columns, shape)
+        if self.n * self.m <= _WHOLE:
+            return Masked(self._whole[rows, columns])
+        similar = share_label(self.row_labels[rows], self.column_labels[columns])
+        if selves is not None:
+            selves.fill(similar, False)
+        if self.device.type == "cpu" and not similar.any():  # asking would stall an accelerator
+            return None
+        return Masked(similar)
+
+    @cached_property
+    def _whole(self) -> Tensor:
+        """(n, m) bool, who is similar to whom, of a relation that is but a block."""
+        assert self.row_labels is not None
+        assert self.column_labels is not None
+        similar = share_label(self.row_labels, self.column_labels)
+        selves = self._selves(slice(0, self.n), slice(0, self.m), (self.n, self.m))
+        if selves is not None:
+            selves.fill(similar, False)
+        return similar
+
+    def _selves(self, rows: slice, columns: slice, shape: tuple[int, int]) -> Marks | None:
+        if self.symmetric:
+            return self._diagonal(rows, columns, shape)
+        if self.declared is None:
+            return None
+        return _one_each(self.declared[rows], columns, shape)
+
+    def _diagonal(self, rows: slice, columns: slice, shape: tuple[int, int]) -> Diagonal | None:
+        """The part of the diagonal that crosses the block."""
+        if rows.stop <= columns.start or columns.stop <= rows.start:
+            return None
+        return Diagonal(shape, rows.start - columns.start, self.device)
+
+    @cached_property
+    def _few(self) -> bool:
+        """Whether similar pairs are so few that they are better listed than masked."""
+        if self.device.type != "cpu" or self.row_labels is None or self.row_labels.ndim == 2:
+            return False
+        return int(self.n_positives().sum()) * _FEW <= self.n * self.m
+
+    def _listed(self, rows: slice, columns: slice, shape: tuple[int, int]) -> Listed | None:
+        """Found by their place in the order of the labels, so that no pair is looked at twice."""
+        keys, order, rank = self._order
+        first = rank[rows] * self.m
+        low, high = (torch.searchsorted(keys, first + c) for c in (columns.start, columns.stop))
+        count = high - low
+        row = torch.repeat_interleave(count)
+        column = order[torch.arange(len(row)) + (low - count.cumsum(0) + count)[row]]
+        if self.own is not None:
+            other = column != self.own[rows][row]
+            row, column = row[other], column[other]
+        return Listed(shape, row, column - columns.start) if len(row) else None
+
+    @cached_property
+    def _order(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The columns class by class, and by number within a class.
+
+        Returns:
+            (m,) keys, ascending: the rank of the class times m, plus the column.
+            (m,) the columns.
+            (n,) the rank of each row's class, -1 where no column is of it.
+        """
+        assert self.row_labels is not None
+        assert self.column_labels is not None
+        labels, order = self.column_labels.sort(stable=True)
+        rank = torch.zeros_like(labels)
+        rank[1:] = (labels[1:] != labels[:-1]).cumsum(0)
+        place = torch.searchsorted(labels, self.row_labels).clamp(max=self.m - 1)
+        known = labels[place] == self.row_labels
+        return rank * self.m + order, order, rank[place].where(known, -1)
+
+
+def _one_each(column: Tensor, columns: slice, shape: tuple[int, int]) -> Marks | None:
+    """Each row with one column of all, (r,), where that lies in the block."""
+    if not column.is_cpu:  # a list would stall an accelerator
+        return Masked(column[:, None] == torch.arange(columns.start, columns.stop).to(column))
+    (row,) = ((column >= columns.start) & (column < columns.stop)).nonzero(as_tuple=True)
+    return Listed(shape, row, column[row] - columns.start) if len(row) else None
+
+
+def matched(n: int, m: int, device: torch.device) -> Relation:
+    """Row i is similar to column i, and dissimilar to every other column."""
+    return Relation(n, m, device, one_positive=n <= m)
+
+
+def within(labels: ArrayLike, x: Tensor) -> Relation:
+    """Every row against every other row of the same batch."""
+    known = batch_labels(labels, like=x)
+    return Relation(x.shape[0], x.shape[0], x.device, known, known, symmetric=True)
+
+
+def across(
+    labels: ArrayLike,
+    x: Tensor,
+    reference: Tensor,
+    reference_labels: ArrayLike | None,
+    reference_self: ArrayLike | None,
+) -> Relation:
+    """Every row against every row of a reference set.
+
+    Args:
+        labels: of the rows.
+        x: (n, d) the rows.
+        reference: (m, d) the columns.
+        reference_labels: of the columns, of the same kind as `labels`.
+        reference_self: (n,) integers: which row of the reference is row i itself, -1 for none.
+            None: the reference holds no row of the batch.
+    """
+    if reference_labels is None:
+        raise TypeError("reference_labels must be given with reference: one label a row of it.")
+    rows = batch_labels(labels, like=x)
+    columns = batch_labels(reference_labels, like=reference, name="reference_labels")
+    if rows.shape[1:] != columns.shape[1:]:
+        raise ValueError(
+            f"labels and reference_labels must be of one kind, class ids (n,) or multi-labels "
+            f"(n, c) with the same c; got {tuple(rows.shape)} and {tuple(columns.shape)}."
+        )
+    own = None
+    if reference_self is not None:
+        own = class_ids(reference_self, like=x, name="reference_self")
+        outside = (own < -1) | (own >= len(reference))
+        expected = f"be a row of reference, 0 to {len(reference) - 1}, or -1 for none"
+        refuse("reference_self", own, outside, expected)
+    return Relation(x.shape[0], reference.shape[0], x.device, rows, columns, own)

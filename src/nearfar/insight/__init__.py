@@ -1,0 +1,1 @@
+"""What a loss does to the rows it is given: explanations and forces."""

@@ -1,0 +1,184 @@
+"""The pulls and pushes of a whole-batch loss, without holding the matrix of all pairs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nearfar.engine.observe import watch_forces
+from nearfar.engine.relation import Block
+from nearfar.engine.step import upstream
+from nearfar.inputs import ArrayLike, lift, tensor
+from nearfar.tabulate import Table
+
+
+@dataclass(frozen=True, eq=False)
+class Forces:
+    """The strongest forces of a loss on a batch, and the total forces of each anchor.
+
+    A force is the derivative of the loss with respect to how far apart the anchor and the other row
+    are: above 0 it pulls them together, below 0 it pushes them apart. Forces are directed: each
+    comes from the terms of its anchor. Two rows that are both anchors have a force in each
+    direction.
+
+    Attributes:
+        anchor: (k,) int64, the row that exerts the force; strongest force first.
+        other: (k,) int64, the row it acts on (of the reference or the other tower, if there is
+            one).
+        similar: (k,) bool, whether the two are a positive pair.
+        closeness: (k,) their distance; for losses on similarities, their similarity.
+        force: (k,) > 0 pulls, < 0 pushes.
+        pull: (n,) for each anchor, the sum of its pulls.
+        push: (n,) for each anchor, the sum of its pushes, 0 or above.
+        loss: the loss itself.
+    """
+
+    anchor: Tensor
+    other: Tensor
+    similar: Tensor
+    closeness: Tensor
+    force: Tensor
+    pull: Tensor
+    push: Tensor
+    loss: float
+
+    def __str__(self) -> str:
+        rows = zip(
+            self.anchor.tolist(),
+            self.other.tolist(),
+            self.similar.tolist(),
+            self.closeness.tolist(),
+            self.force.tolist(),
+            strict=True,
+        )
+        cells = [
+            (str(a), str(o), "yes" if s else "no", f"{c:.4f}", way(f)) for a, o, s, c, f in rows
+        ]
+        table = Table(("anchor", "other", "similar", "closeness", "force"), cells)
+        pull, push = float(self.pull.sum()), float(self.push.sum())
+        totals = f"loss {self.loss:.4g}, pull {pull:.4g}, push {push:.4g}"
+        return f"{totals} over {len(self.pull)} anchors; the strongest:\n{table.plain()}"
+
+
+def way(force: float) -> str:
+    """A force in words: "pull 0.5", "push 0.5" or "none"."""
+    if not force:
+        return "none"
+    return f"{'pull' if force > 0 else 'push'} {abs(force):.3g}"
+
+
+def forces(loss: Callable[..., Tensor], *data: ArrayLike, k: int = 10, **keywords: Any) -> Forces:
+    r"""The strongest pulls and pushes of a whole-batch loss, and their totals per anchor.
+
+    The loss is run once and shows its forces tile by tile, :math:`\partial L / \partial d_{ij}` for
+    the loss as called, including its reduction and any factor it is multiplied by. The matrix is
+    never stored.
+
+    Args:
+        loss: a whole-batch, two-tower or proxy loss, as a function or a module.
+        data: the data arguments of the loss.
+        k: how many of the strongest forces to keep.
+        keywords: the keyword arguments of the loss; its reduction must not be "none".
+
+    Returns:
+        `Forces`.
+
+    Raises:
+        TypeError: a loss on aligned rows (use `explain`), or not a loss of nearfar.
+        ValueError: any error of the loss itself; no rows, or nothing to compare them with; a loss
+            made of two comparisons, such as symmetric InfoNCE with hard negatives.
+
+    >>> from nearfar import sup_con_loss
+    >>> x = torch.tensor([[1.0, 0], [0.8, 0.6], [0, 1], [-0.5, 0.9]])
+    >>> print(forces(sup_con_loss, x, [0, 0, 1, 1], k=3, temperature=0.5))
+    loss 0.4312, pull 0.6788, push 0.6788 over 4 anchors; the strongest:
+    anchor  other  similar  closeness  force
+    ------  -----  -------  ---------  ----------
+         1      0  yes         0.8000  pull 0.242
+         2      3  yes         0.8742  pull 0.215
+         1      2  no          0.6000  push 0.173
+
+    Source: Wang et al., "Multi-Similarity Loss", CVPR 2019, section 3: general pair weighting.
+    """
+    if not isinstance(k, int) or isinstance(k, bool) or k < 1:
+        raise ValueError(f"k must be an integer of at least 1, got {k!r}.")
+    if not data:
+        raise TypeError("forces needs the data by position, as in forces(loss, x, labels).")
+    strongest = _Strongest(k)
+    with torch.inference_mode(False), watch_forces(strongest):
+        rows = [_normal(tensor(f"argument {i}", value)) for i, value in enumerate(data)]
+        if not len(rows[0]):
+            raise ValueError("forces needs at least one row: the batch is empty.")
+        # A loss without gradient has no forces to show.
+        rows[0] = lift("argument 0", rows[0].detach()).detach().requires_grad_()
+        value = loss(*rows, **keywords)
+        if isinstance(value, tuple):  # the statistics come with it
+            value = value[0]
+        by = None if value.ndim else upstream(value)
+    if by is None or by.ndim:
+        raise TypeError(
+            "forces takes whole-batch losses of nearfar with reduction mean or sum, such as "
+            f"sup_con_loss or CLIPLoss(scale=20); got {loss!r}. For aligned rows use explain."
+        )
+    if not strongest.best:
+        raise ValueError("forces needs at least one pair: there is nothing to compare with.")
+    strongest.scale(by)
+    return strongest.result(float(value.detach()))
+
+
+def _normal(x: Tensor) -> Tensor:
+    """`x`, copied if it was made in inference mode, where no gradient could pass through it."""
+    return x.clone() if x.is_inference() else x
+
+
+class _Strongest:
+    """Keeps the k strongest forces of all tiles, and adds up those of each anchor."""
+
+    def __init__(self, k: int) -> None:
+        self.k = k
+        self.best: list[Tensor] = []  # anchor, other, similar, closeness, pull
+        self.pull = self.push = torch.zeros(0)
+        self.begun = False
+
+    def begin(self) -> None:
+        if self.begun:
+            raise ValueError(
+                "forces shows one comparison of rows and columns. Call it for each part of a sum "
+                "of losses; with hard_negatives, leave symmetric out."
+            )
+        self.begun = True
+
+    def tile(
+        self,
+        n_anchors: int,
+        rows: slice,
+        columns: slice,
+        block: Block,
+        closeness: Tensor,
+        pull: Tensor,
+    ) -> None:
+        if not self.best:
+            self.pull, self.push = pull.new_zeros(n_anchors), pull.new_zeros(n_anchors)
+        self.pull[rows] += pull.clamp(min=0).sum(1)
+        self.push[rows] -= pull.clamp(max=0).sum(1)
+        strong = pull.abs().flatten().topk(min(self.k, pull.numel())).indices
+        i, j = strong // pull.shape[1], strong % pull.shape[1]
+        similar = block.masks()[0][i, j]
+        found = [i + rows.start, j + columns.start, similar, closeness[i, j], pull[i, j]]
+        if self.best:
+            found = [torch.cat(both) for both in zip(self.best, found, strict=True)]
+        order = found[4].abs().argsort(descending=True, stable=True)[: self.k]
+        self.best = [column[order] for column in found]
+
+    def scale(self, by: Tensor | float) -> None:
+        self.pull, self.push = self.pull * by, self.push * by
+        if self.best:
+            self.best[4] = self.best[4] * by
+
+    def result(self, loss: float) -> Forces:
+        acting = self.best[4] != 0
+        anchor, other, similar, closeness, force = (column[acting].cpu() for column in self.best)
+        pull, push = self.pull.cpu(), self.push.cpu()
+        return Forces(anchor, other, similar, closeness, force, pull, push, loss)

@@ -1,0 +1,199 @@
+"""What follows from the list of losses: modules, names, and what is written of them."""
+
+import ast
+import inspect
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import nearfar
+from nearfar.losses.base import LossModule
+from nearfar.registry import LOSSES, Loss
+
+ROOT = Path(__file__).parents[2]
+FAMILIES = sorted((ROOT / "src" / "nearfar" / "losses").glob("[!_]*.py"))
+
+each = pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.function)
+
+
+@pytest.fixture(scope="module")
+def tool() -> dict[str, Any]:
+    return runpy.run_path(str(ROOT / "tools" / "write_losses.py"))
+
+
+def test_what_is_written_is_up_to_date(tool, capsys):
+    status = tool["main"](check=True)
+    assert (status, capsys.readouterr().out) == (0, "")
+
+
+def test_what_is_out_of_date_is_told(tool, monkeypatch, capsys):
+    path = ROOT / "src" / "nearfar" / "__init__.pyi"
+    monkeypatch.setitem(tool["main"].__globals__, "sources", lambda: [(path, "another")])
+    assert tool["main"](check=True) == 1
+    said = "src/nearfar/__init__.pyi is out of date: run python tools/write_losses.py.\n"
+    assert capsys.readouterr().out == said
+
+
+def defined(family: Path) -> ModuleType:
+    return import_module(f"nearfar.losses.{family.stem}")
+
+
+def test_every_loss_is_in_the_list():
+    """A loss is a public function whose docstring names its source."""
+    found = {
+        node.name
+        for family in FAMILIES
+        for node in ast.parse(family.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef)
+        and not node.name.startswith("_")
+        and "\nSource: " in (inspect.getdoc(getattr(defined(family), node.name)) or "")
+    }
+    assert found == {loss.function for loss in LOSSES}
+    modules = {m.__name__ for m in vars(nearfar.losses).values() if is_module_of_a_loss(m)}
+    assert modules == {loss.module for loss in LOSSES}
+    assert nearfar.losses.__all__ == sorted({loss.function for loss in LOSSES} | modules)
+
+
+def is_module_of_a_loss(value: object) -> bool:
+    return inspect.isclass(value) and issubclass(value, LossModule)
+
+
+@each
+def test_function_and_module_take_the_same(loss: Loss) -> None:
+    """Names, types, order and defaults: what is data by `forward`, the rest by the constructor."""
+    function, module = getattr(nearfar, loss.function), getattr(nearfar, loss.module)
+    assert module.loss is function
+    assert module.__bases__ == (LossModule,)
+    takes = inspect.signature(function).parameters
+    forward = dict(inspect.signature(module.forward).parameters)
+    del forward["self"]
+    settings = inspect.signature(module).parameters
+    assert {**forward, **settings} == {k: p for k, p in takes.items() if k != "return_stats"}
+    order = list(takes)
+    for some in (forward, settings):
+        assert sorted(some, key=order.index) == list(some)
+    assert all(p.kind is p.KEYWORD_ONLY for p in settings.values())
+    assert inspect.get_annotations(module) == {k: p.annotation for k, p in settings.items()}
+
+
+@each
+def test_a_module_describes_its_hyperparameters_as_its_function_does(loss: Loss) -> None:
+    function, module = getattr(nearfar, loss.function), getattr(nearfar, loss.module)
+    of_function, of_module = inspect.getdoc(function) or "", inspect.getdoc(module) or ""
+    assert of_module.partition("\n")[0] == of_function.partition("\n")[0]
+    assert f":func:`nearfar.{loss.function}`" in of_module
+    flat = " ".join(of_module.split())
+    for name in inspect.signature(module).parameters:
+        first_line = of_function.partition(f"    {name}: ")[2].partition("\n")[0]
+        assert f" {name}: {first_line}" in flat
+
+
+def test_pages_are_written_where_they_ask_for_it(tool):
+    page = "Before.\n<!-- losses: weighted -->\nold\n<!-- end -->\nAfter."
+    there = tool["page"](page)
+    assert there.startswith("Before.\n<!-- losses: weighted -->\n`info_nce_loss`, `clip_loss`")
+    assert there.endswith("\n<!-- end -->\nAfter.")
+    assert "old" not in there
+    assert "batch_cosine_loss" not in there
+    assert tool["page"](there) == there
+    reference = tool["page"]("<!-- losses: reference of proxies -->\n<!-- end -->")
+    assert "\n.. losses::\n\n   proxy_softmax_loss\n   proxy_nca_loss\n" in reference
+    with pytest.raises(SystemExit, match="losses: all: the blocks are by data, trained"):
+        tool["page"]("<!-- losses: all --><!-- end -->")
+
+
+NEW_LOSS = '''
+"""A new loss."""
+
+from typing import TypeAlias
+
+from torch import Tensor
+
+from nearfar.inputs import ArrayLike
+from nearfar.losses.batch_pair import batch_contrastive_loss
+from nearfar.reduction import Reduction
+
+Half: TypeAlias = float
+
+
+def half_loss(
+    x: ArrayLike, labels: ArrayLike, *, margin: Half = 0.5, weight: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """Half of a loss.
+
+    Args:
+        x: (n, d) embeddings.
+        labels: (n,) class ids.
+        margin: from which dissimilar pairs are left alone, which is told at such a length that it
+            takes two lines, and more of them in the module.
+        weight: none.
+        reduction: "mean", "sum" or "none".
+
+    Source: this test.
+    """
+    return batch_contrastive_loss(x, labels, margin=margin, reduction=reduction) / 2
+'''
+
+USE = """
+import runpy
+import torch, nearfar as nf
+from nearfar.app.train.objectives import OBJECTIVES, Batch
+x, labels = torch.randn(6, 3), torch.arange(6) // 2
+module = nf.HalfLoss(margin=0.7)
+assert repr(module) == "HalfLoss(margin=0.7, reduction='mean')"
+assert torch.equal(module(x, labels, weight=None), nf.half_loss(x, labels, margin=0.7))
+nf.doctor.examine(x, labels, loss=module)
+loss, _ = OBJECTIVES["half"].from_batch(nf.half_loss, Batch(x, labels, torch.Generator()))
+assert loss == nf.half_loss(x, labels)
+assert runpy.run_path("tools/write_losses.py")["main"](check=True) == 0
+"""
+
+
+@pytest.mark.slow
+def test_a_new_loss_is_its_function_a_row_and_a_row_of_defaults(tmp_path):
+    """All else is written or follows."""
+    for part in ("src", "tools", "docs"):
+        shutil.copytree(
+            ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("assets", "__p*")
+        )
+    for name in ("README.md", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    package = tmp_path / "src" / "nearfar"
+    (package / "losses" / "half.py").write_text(NEW_LOSS, encoding="utf-8")
+    for name, row in (
+        ("registry.py", '    Loss("half_loss", "HalfLoss", "batch"),\n'),
+        ("train/names.py", '    "half": {"margin": 0.25},\n'),
+    ):
+        lines = (package / name).read_text(encoding="utf-8").splitlines(keepends=True)
+        last = max(i for i, line in enumerate(lines) if "proxy_anchor" in line)
+        (package / name).write_text("".join([*lines[: last + 1], row, *lines[last + 1 :]]))
+
+    def python(*command: str) -> str:
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path / "src")}
+        done = subprocess.run(
+            [sys.executable, *command],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    wrote = python("tools/write_losses.py")
+    for name in ("losses/modules.py", "losses/__init__.py", "__init__.pyi"):
+        assert f"wrote src/nearfar/{name}\n" in wrote
+    python("-c", USE)
+    assert "`half_loss`" in (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "| half | margin 0.25 | no |" in (tmp_path / "docs/data.md").read_text(encoding="utf-8")
+    assert (tmp_path / "docs/conventions.md").read_text(encoding="utf-8").count("`half_loss`") == 2
+    assert "    HalfLoss,\n" in (package / "__init__.pyi").read_text(encoding="utf-8")
