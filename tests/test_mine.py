@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 import tuple_oracle as oracle
+from allocations import Allocations
 from conftest import near_duplicates
-from test_memory import Allocations
 from torch import Tensor
 
 import nearfar

@@ -101,7 +101,7 @@ def _unit(x: Tensor) -> tuple[Tensor, Tensor | None]:
         low, high = size.detach().aminmax()
         if low.item() >= too_short and high.item() < torch.inf:
             return x / size, None
-    x, _ = brought_down(x, size)
+    x, _ = scaled_to_square(x, size)
     size = _plain_length(x, keepdim=True)
     short = size < too_short
     return x / size.masked_fill(short, torch.inf), short[..., 0]
@@ -117,7 +117,7 @@ def length(x: Tensor) -> Tensor:
         low, high = size.detach().aminmax()
         if low.item() > 0 and high.item() < torch.inf:
             return size
-    x, down = brought_down(x, size[..., None])
+    x, down = scaled_to_square(x, size[..., None])
     # The first derivative of torch's length is 0 there, but not the second.
     nothing = size == 0
     size = _plain_length(x.masked_fill(nothing[..., None], 1)).masked_fill(nothing, 0)
@@ -134,14 +134,14 @@ def _can_look(size: Tensor) -> bool:
     return bool(size.numel()) and size.is_cpu and not tracing()
 
 
-def brought_down(x: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows, those too long to be squared times a power of two, which costs no digit; and that."""
-    down = torch.ones_like(size).masked_fill_(size.isinf(), modest(x.dtype))
+def scaled_to_square(x: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows whose squares would overflow, scaled by a power of two (exact), and that power."""
+    down = torch.ones_like(size).masked_fill_(size.isinf(), safe_power_of_two(x.dtype))
     return x * down, down
 
 
-def modest(dtype: torch.dtype) -> float:
-    """A power of two that brings every number down to where sums of its square are finite."""
+def safe_power_of_two(dtype: torch.dtype) -> float:
+    """A power of two that scales every number to where sums of its square are finite."""
     return 2.0 ** -round(log2(torch.finfo(dtype).max) / 2 + 8)
 
 

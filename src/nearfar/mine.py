@@ -17,7 +17,7 @@ from nearfar.engine.budget import current_limits
 from nearfar.engine.closeness import by_distance, sharpen
 from nearfar.engine.pick import distance_weight, draw, semihard
 from nearfar.engine.relation import Block, Relation
-from nearfar.engine.stream import row_blocks
+from nearfar.engine.walk import blocks
 from nearfar.inputs import ArrayLike, between, lift, tensor
 from nearfar.labels import listed_rows
 from nearfar.losses.batch import compare
@@ -459,10 +459,11 @@ def _distances(
     closeness = by_distance(distance)
     a, b = closeness.prepare(*_scaled(rows, columns, distance))
     everyone = a if b is None else b
-    for where, tile, who in row_blocks(closeness, relation, a, everyone, current_limits()):
+    for tile in blocks(closeness, relation, a, everyone, current_limits()):
+        d, given = tile.closeness, rows if columns is None else columns
         if distance == "cosine":
-            sharpen(tile, rows[where], rows if columns is None else columns)
-        yield where, tile.values, who
+            sharpen(d, tile.repaired, rows[tile.rows], given)
+        yield tile.rows, d, tile.block
 
 
 InBlock = Callable[[slice, Tensor, Block], tuple[Tensor, Tensor]]

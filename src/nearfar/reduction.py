@@ -53,3 +53,8 @@ def total_weight(weight: Tensor | None, counts: Tensor | None, per_row: Tensor) 
         return counts.sum(dtype=per_row.dtype).clamp(min=1)  # counts are whole numbers
     total = (weight if counts is None else weight * counts).sum()
     return torch.where(total > 0, total, 1)
+
+
+def sum_dtype(x: Tensor) -> torch.dtype:
+    """The dtype that sums are kept in: float64, or float32 on devices that have no float64."""
+    return torch.float32 if x.is_mps else torch.float64

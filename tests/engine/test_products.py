@@ -19,7 +19,8 @@ from nearfar import (
     siglip_loss,
     sup_con_loss,
 )
-from nearfar.engine import products, step
+from nearfar.engine import products
+from nearfar.engine import rows as rows_module
 from nearfar.engine.budget import tile_shape
 from nearfar.engine.products import Gradient, squares
 from nearfar.engine.products import products as inner
@@ -65,9 +66,9 @@ def close(found: Tensor | None, true: Tensor) -> None:
 
 
 @pytest.mark.usefixtures("routine")
-@pytest.mark.parametrize("even", [False, True])
+@pytest.mark.parametrize("uniform", [False, True])
 @pytest.mark.parametrize(("n", "m", "d"), [(1, 1, 1), (7, 5, 3), (64, 33, 17), (130, 257, 48)])
-def test_products_and_their_gradient(n: int, m: int, d: int, even: bool) -> None:
+def test_products_and_their_gradient(n: int, m: int, d: int, uniform: bool) -> None:
     """Tile by tile, of which some are ragged."""
     a, b = rows(n, d, 1), rows(m, d, 2)
     true = a.double() @ b.double().T
@@ -77,8 +78,8 @@ def test_products_and_their_gradient(n: int, m: int, d: int, even: bool) -> None
     close(squares(a, b, of_a, of_b), (a.double()[:, None] - b.double()).square().sum(2))
     gradient, apart = Gradient(a, b), Gradient(a, b)
     for at in tiles(n, m):
-        gradient.add(force[at], *at, by=-0.5, even=even)
-        apart.add_apart(force[at], *at, even=even)
+        gradient.add(force[at], *at, by=-0.5, uniform=uniform)
+        apart.add_squares(force[at], *at, uniform=uniform)
     wide = force.double()
     da, db = wide @ b.double(), wide.T @ a.double()
     for found, expected in zip(gradient.whole(), (-0.5 * da, -0.5 * db), strict=True):
@@ -89,15 +90,15 @@ def test_products_and_their_gradient(n: int, m: int, d: int, even: bool) -> None
 
 
 @pytest.mark.usefixtures("routine")
-@pytest.mark.parametrize("even", [False, True])
+@pytest.mark.parametrize("uniform", [False, True])
 @pytest.mark.parametrize("n", [5, 48, 130])
-def test_the_gradient_of_rows_with_themselves(n: int, even: bool) -> None:
+def test_the_gradient_of_rows_with_themselves(n: int, uniform: bool) -> None:
     """In one tile, in square ones alone, and in both kinds: all of it in the first part."""
     a, force = rows(n, 17, 1), rows(n, n, 2)
     gradient, apart = Gradient(a, a), Gradient(a, a)
     for at in tiles(n, n, 48):
-        gradient.add(force[at], *at, even=even)
-        apart.add_apart(force[at], *at, even=even)
+        gradient.add(force[at], *at, uniform=uniform)
+        apart.add_squares(force[at], *at, uniform=uniform)
     both = (force + force.T).double()
     for found, expected in (
         (gradient.whole(), both @ a.double()),
@@ -135,7 +136,7 @@ def test_a_gradient_is_turned_a_few_rows_at_a_time(
 ) -> None:
     found = []
     for turned in (4, 100):
-        monkeypatch.setattr(step, "_TURNED", turned)
+        monkeypatch.setattr(rows_module, "_TRANSPOSED", turned)
         x, y = rows(23, 8, 1).requires_grad_(), rows(23, 8, 2).requires_grad_()
         siglip_loss(x, y, scale=5.0, bias=-2.0, normalize=normalize).backward()
         found.append((x.grad, y.grad))
@@ -198,7 +199,7 @@ def test_sums_in_which_one_dnn_loses_digits_do_not() -> None:
         inner(a, a)
     Gradient(a, a.clone()).add(force, everyone, everyone)
     with pytest.raises(AskedError):
-        Gradient(a, a.clone()).add(force, everyone, everyone, even=True)
+        Gradient(a, a.clone()).add(force, everyone, everyone, uniform=True)
 
 
 @ONE_DNN

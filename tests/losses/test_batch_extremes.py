@@ -28,7 +28,7 @@ from torch.utils._pytree import tree_leaves
 
 import nearfar
 from nearfar.engine.budget import tile_shape
-from nearfar.losses.weighted import softplus_and_slope
+from nearfar.losses.terms import softplus_and_slope
 
 
 def smallest(dtype: torch.dtype) -> float:
@@ -336,7 +336,7 @@ def test_a_common_offset_brings_no_pair_closer(offset: float) -> None:
     for rows, columns in ((x, None), (x, x.flip(0))):
         shifted = (None if t is None else t + offset for t in (rows, columns))
         a, b = measure.prepare(*shifted)
-        close = measure.tile(a, a if b is None else b).close
+        _, close = measure.measure(a, a if b is None else b)
         assert 2 <= len(close) <= 2 + len(x)
 
 
@@ -637,10 +637,10 @@ class _NoFloat64(TorchDispatchMode):
 
 @pytest.fixture
 def no_float64(monkeypatch: pytest.MonkeyPatch) -> _NoFloat64:
-    """A device such as MPS, where `places.exact` says float32."""
+    """A device such as MPS, where `reduction.sum_dtype` says float32."""
     for module in list(sys.modules.values()):
-        if module.__name__.startswith("nearfar.") and hasattr(module, "exact"):
-            monkeypatch.setattr(module, "exact", lambda like: torch.float32)
+        if module.__name__.startswith("nearfar.") and hasattr(module, "sum_dtype"):
+            monkeypatch.setattr(module, "sum_dtype", lambda like: torch.float32)
     return _NoFloat64()
 
 

@@ -30,6 +30,7 @@ from batch_cases import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain import Rule, losses
 from torch import Tensor, nn
 
 import nearfar
@@ -42,16 +43,14 @@ from nearfar import (
     siglip_loss,
     sup_con_loss,
 )
+from nearfar.engine.anchor_sums import anchor_loss
 from nearfar.engine.budget import tile_shape
-from nearfar.engine.closeness import CosineDistance, Euclidean, Product
-from nearfar.engine.contest import Contest
-from nearfar.engine.dense import dense
-from nearfar.engine.elementwise import PairRule
+from nearfar.engine.closeness import CosineDistance, Euclidean, Product, Tile
+from nearfar.engine.log_sums import SAFE
+from nearfar.engine.pair_sums import PairSum
 from nearfar.engine.products import Gradient
 from nearfar.engine.relation import Relation
-from nearfar.engine.softmax import SoftmaxRule
 from nearfar.engine.step import Answer, Executor, Request
-from nearfar.engine.stream import RowsRule, stream
 
 few = settings(max_examples=6, derandomize=True, deadline=None, database=None)
 seeds = st.integers(0, 2**20)
@@ -306,8 +305,15 @@ def all_closeness(closeness: Any, a: Tensor, b: Tensor) -> Tensor:
     return 1 - a @ b.T if isinstance(closeness, CosineDistance) else a @ b.T
 
 
-def densely(rule: RowsRule, closeness: Any, relation: Relation, *, both: bool = False) -> Executor:
-    """An executor made of `dense` and autograd."""
+def dense(rule: Rule, closeness: Tensor, relation: Relation) -> tuple[Tensor, Tensor]:
+    """Losses of a rule on the full closeness, 0 where nothing counts, and how much each counts."""
+    n, m = closeness.shape
+    loss, counts = losses(rule, closeness, *relation.block(slice(0, n), slice(0, m)).masks())
+    return loss if isinstance(rule, PairSum) else loss.where(counts > 0, 0), counts
+
+
+def densely(rule: Rule, closeness: Any, relation: Relation, *, both: bool = False) -> Executor:
+    """An executor made of the whole matrix and autograd."""
 
     def execute(request: Request) -> Answer:
         a, b = (t.detach().clone().requires_grad_() for t in (request.a, request.columns))
@@ -327,19 +333,27 @@ def densely(rule: RowsRule, closeness: Any, relation: Relation, *, both: bool = 
     return execute
 
 
-def streaming(
-    rule: RowsRule, closeness: Any, relation: Relation, *, both: bool = False
-) -> Executor:
+def streaming(rule: Rule, closeness: Any, relation: Relation, *, both: bool = False) -> Executor:
     """The generic executor, which knows no bias, on rows that carry it as one more column."""
     assert not both
 
     def execute(request: Request) -> Answer:
+        of_pairs = isinstance(rule, PairSum)
+
+        def loss(tile: Tile) -> tuple[Tensor, Tensor]:
+            found, counts = losses(rule, tile.closeness, tile.positive, tile.negative)
+            return found, torch.ones_like(found) if of_pairs else counts
+
+        def by_blocks(request: Request) -> Answer:
+            answer = anchor_loss(loss, None, (), closeness, relation)(request)
+            return replace(answer, counts=rule.counts) if of_pairs else answer
+
         if request.bias is None:
-            return stream(rule, closeness, relation)(request)
+            return by_blocks(request)
         one = torch.ones_like(request.a[:, :1])
         a = torch.cat([request.a, one * request.bias], 1)
         b = torch.cat([request.columns, one], 1)
-        answer = stream(rule, closeness, relation)(
+        answer = by_blocks(
             Request(**{**vars(request), "a": a, "b": b, "bias": None, "finish": None})
         )
         if answer.da is None or answer.db is None:
@@ -354,27 +368,18 @@ def streaming(
 def exchange(monkeypatch: pytest.MonkeyPatch) -> Callable[[Case, Callable[..., Executor]], None]:
     """Make a loss run in another executor."""
 
-    def fused_softmax(
-        executor: Callable[..., Executor], rule: SoftmaxRule, relation: Relation, **both: bool
-    ) -> Executor:
-        assert isinstance(rule, SoftmaxRule)
-        return executor(rule.rows, Product(), relation, **both)
-
-    def fused(
+    def exchanged(
         executor: Callable[..., Executor],
-        rule: PairRule | Contest,
+        rule: Rule,
         closeness: Any,
         relation: Relation,
+        **both: bool,
     ) -> Executor:
-        assert isinstance(rule, PairRule | Contest)
-        return executor(rule.rows, closeness, relation)
+        assert isinstance(rule, Rule)
+        return executor(rule, closeness, relation, **both)
 
     def change(case: Case, executor: Callable[..., Executor]) -> None:
-        by = {
-            "softmax": partial(fused_softmax, executor),
-            "elementwise": partial(fused, executor),
-            "contest": partial(fused, executor),
-        }
+        by = dict.fromkeys(("log_sum_loss", "pair_loss"), partial(exchanged, executor))
         for name, other in by.items():
             if hasattr(case.module, name):
                 monkeypatch.setattr(case.module, name, other)
@@ -801,7 +806,7 @@ def no_gradient_work(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a gradient was computed")
 
     for measure in (Product, CosineDistance, Euclidean):
-        monkeypatch.setattr(measure, "pull_back", refuse)
+        monkeypatch.setattr(measure, "backward", refuse)
     monkeypatch.setattr(Gradient, "__init__", refuse)
 
 
@@ -1192,7 +1197,7 @@ def test_a_margin_is_exact_where_a_row_is_its_proxy(dtype: torch.dtype) -> None:
 
 
 def test_bounded_logits_are_summed_without_overflow() -> None:
-    for dtype, safe in nearfar.engine.softmax.SAFE.items():
+    for dtype, safe in SAFE.items():
         assert math.log(1e9) + safe < math.log(torch.finfo(dtype).max)
         assert -safe > math.log(torch.finfo(dtype).tiny)
 

@@ -27,7 +27,7 @@ from nearfar import (
     forces,
     memory_budget,
 )
-from nearfar.engine import places
+from nearfar.engine import anchors as lookup
 from nearfar.engine.budget import tile_shape
 
 few = settings(max_examples=12, derandomize=True, deadline=None, database=None)
@@ -161,7 +161,7 @@ def test_any_shape_and_block(seed: int, n: int, layout: str, rows: int) -> None:
 @pytest.mark.parametrize("layout", [*LAYOUTS])
 def test_many_positives_take_the_look_up(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """More than so many positives a row are looked up, not swept; here all are."""
-    monkeypatch.setattr(places, "FEW", 0)
+    monkeypatch.setattr(lookup, "FEW", 0)
     x, labels = draw(13, layout, seed=4)
     for select in ("all", "semihard"):
         for reduction in ("mean", "none"):
@@ -175,7 +175,7 @@ def test_many_positives_take_the_look_up(layout: str, monkeypatch: pytest.Monkey
 
 def test_the_look_up_is_what_a_class_of_many_takes() -> None:
     x, labels = draw(90, "two", seed=5)
-    assert int((labels == 0).sum()) > places.FEW + 1
+    assert int((labels == 0).sum()) > lookup.FEW + 1
     found = gradients(partial(triplets, labels=labels), x)
     agree(found, gradients(partial(oracle.batch_triplet, labels=labels), x))
 
@@ -190,7 +190,7 @@ def test_ties_and_duplicates(seed: int, few_positives: bool) -> None:
     x, labels = torch.cat([half, -half]), torch.randint(0, 3, (12,), generator=chance)
     margin = float(seed % 3)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(places, "FEW", places.FEW if few_positives else 0)
+        patch.setattr(lookup, "FEW", lookup.FEW if few_positives else 0)
         for select in ("all", *PICKED):
             how = {"select": select, "margin": margin, "distance": "sqeuclidean"}
             found = gradients(partial(triplets, labels=labels, **how), x)
@@ -337,7 +337,7 @@ def test_a_row_that_is_no_number_is_not_hidden(
 ) -> None:
     """Neither as anchor and positive, nor as the negative of everyone."""
     if not few_positives:
-        monkeypatch.setattr(places, "FEW", 0)
+        monkeypatch.setattr(lookup, "FEW", 0)
     x, labels = draw(7, "random", seed=11)
     labels = torch.tensor([0, 0, 1, 1, 2, 0, 3])
     for row in (0, 4, 6):

@@ -1,4 +1,4 @@
-"""The rows of a block as anchors: who their positives are, listed, since positives are few."""
+"""The rows of a block as anchors: their positives, which are few, as lists and sorted tables."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,12 +14,13 @@ from nearfar.engine.relation import Block
 
 @dataclass(eq=False)
 class Anchors:
-    """Some rows and their positives, row by row, each row's in order of their columns.
+    """Some rows and their positives, row by row, and in order of the columns within a row.
 
     Attributes:
         shape: how many rows and columns there are.
-        row, column: (k,) which of these rows has a positive, and in which column.
-        itself: (s,), (s,) rows that meet themselves, and in which column.
+        row: (k,) the row of each positive pair.
+        column: (k,) its column.
+        itself: (s,) and (s,), the rows and columns where a row is compared with itself.
     """
 
     shape: tuple[int, int]
@@ -28,15 +29,15 @@ class Anchors:
     itself: tuple[Tensor, Tensor]
 
     @classmethod
-    def of(cls, who: Block) -> "Anchors":
+    def of(cls, block: Block) -> "Anchors":
         """The rows of a block that spans all columns."""
-        nobody = torch.zeros(0, dtype=torch.int64, device=who.device)
-        row, column = (nobody, nobody) if who.positives is None else who.positives.indices()
-        itself = (nobody, nobody) if who.selves is None else who.selves.indices()
-        return cls(who.shape, row, column, itself)
+        nobody = torch.zeros(0, dtype=torch.int64, device=block.device)
+        row, column = (nobody, nobody) if block.positives is None else block.positives.indices()
+        itself = (nobody, nobody) if block.selves is None else block.selves.indices()
+        return cls(block.shape, row, column, itself)
 
     def some(self, rows: Tensor) -> "Anchors":
-        """Those of some of the rows, (s,) in ascending order."""
+        """Only some of the rows, (s,) in ascending order."""
         place = torch.full_like(self.count, -1)
         place[rows] = torch.arange(len(rows), device=rows.device)
 
@@ -48,42 +49,42 @@ class Anchors:
 
     @cached_property
     def count(self) -> Tensor:
-        """(b,) how many positives a row has."""
+        """(b,) how many positives each row has."""
         return torch.bincount(self.row, minlength=self.shape[0])
 
     @cached_property
     def most(self) -> int:
-        """How many the row with the most has."""
+        """The largest number of positives of a row."""
         return int(self.count.max()) if self.shape[0] else 0
 
     @cached_property
     def slot(self) -> Tensor:
-        """(k,) the how-manieth of its row each positive is."""
+        """(k,) the index of each positive among its row's positives."""
         before = self.count.cumsum(0) - self.count
         return torch.arange(len(self.row), device=self.row.device) - before[self.row]
 
     @cached_property
     def n_negatives(self) -> Tensor:
-        """(b,) how many negatives a row has."""
+        """(b,) how many negatives each row has."""
         own = torch.bincount(self.itself[0], minlength=self.shape[0])
         return self.shape[1] - self.count - own
 
     @contextmanager
-    def hidden(self, d: Tensor) -> Iterator[None]:
-        """Everyone who is no negative stands as far away as can be inside the block."""
+    def only_negatives(self, d: Tensor) -> Iterator[None]:
+        """Inside the block, all but negatives are infinitely far away."""
         positives, itself = d[self.row, self.column], d[self.itself]
-        self.hide(d)
+        self.mask_non_negatives(d)
         yield
         d[self.row, self.column], d[self.itself] = positives, itself
 
-    def hide(self, d: Tensor) -> Tensor:
-        """`d` with everyone who is no negative as far away as can be; overwrites it."""
+    def mask_non_negatives(self, d: Tensor) -> Tensor:
+        """`d`, overwritten with all but negatives infinitely far away."""
         d[self.row, self.column] = inf
         d[self.itself] = inf
         return d
 
     def table(self, d: Tensor, fill: float) -> Tensor:
-        """(b, most) the distances to the positives, filled up."""
+        """(b, most) the distances to each row's positives, padded with `fill`."""
         table = d.new_full((len(d), self.most), fill)
         table[self.row, self.slot] = d[self.row, self.column]
         return table
@@ -97,3 +98,69 @@ class Anchors:
         columns[self.row, self.slot] = self.column
         slot = table.argmax(1, keepdim=True) if farthest else table.argmin(1, keepdim=True)
         return columns.gather(1, slot)[:, 0]
+
+
+# Measured: up to this many entries per row, comparing with each is faster than looking up.
+FEW = 32
+
+
+def above(ordered: Tensor, d: Tensor) -> Tensor:
+    """(b, m) how many of its row's entries each value exceeds; NaN exceeds none.
+
+    Args:
+        ordered: (b, p) entries, ascending.
+        d: (b, m) values.
+    """
+    most = ordered.shape[1]
+    if most > FEW:
+        return look_up_rows(ordered, d, strict=True)
+    count, one = torch.zeros_like(d), torch.empty_like(d)
+    for slot in range(most):  # in the dtype of the data: torch compares into bool far more slowly
+        count.add_(torch.gt(d, ordered[:, slot, None], out=one))
+    return count
+
+
+def look_up_rows(ordered: Tensor, d: Tensor, *, strict: bool = False) -> Tensor:
+    """(b, m) where each value belongs among the (b, p) ascending entries of its row."""
+    rows, most = ordered.shape
+    start = torch.arange(0, rows * most, most, device=d.device)[:, None]
+    return look_up(ordered.flatten(), d, start, start + most, most, strict=strict) - start
+
+
+def look_up(
+    table: Tensor,
+    values: Tensor,
+    start: Tensor,
+    stop: Tensor,
+    longest: int,
+    *,
+    strict: bool = False,
+) -> Tensor:
+    """Where values belong in sorted segments of a table: after the entries that are no larger.
+
+    Like `torch.searchsorted`, but several times as fast on a CPU, since it has no branches.
+
+    Args:
+        table: (t,) entries, ascending within each segment.
+        values: (r, c) what to look up; NaN belongs at the start.
+        start: int64 that broadcasts to (r, c), the first entry of the segment of each value.
+        stop: likewise, one past its last entry.
+        longest: at least the length of the longest segment.
+        strict: after only the entries that are smaller.
+
+    Returns:
+        (r, c) places from `start` to `stop`, int32 where they fit.
+    """
+    index = torch.int32 if len(table) + 2 * longest < 2**31 else torch.int64
+    step = 1 << max(longest, 1).bit_length() >> 1
+    padded = torch.cat([table, table.new_full((2 * step,), inf)])
+    place = start.to(index).expand(values.shape).contiguous()
+    last = stop.to(index)
+    while step:
+        probe = place + (step - 1)
+        entry = padded.index_select(0, probe.flatten()).view(values.shape)
+        on = entry < values if strict else entry <= values
+        on &= probe < last
+        place.add_(on, alpha=step)
+        step //= 2
+    return place

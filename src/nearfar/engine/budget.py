@@ -1,4 +1,4 @@
-"""How large a tile may be: from the shapes, the device and a memory budget."""
+"""Memory: how large a tile may be within the budget, and buffers that are used again."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,9 +8,10 @@ from math import inf
 from numbers import Real
 
 import torch
+from torch import Tensor
 
-# Measured: smaller, and the products are slower; larger, and all other steps are. Wider, and they
-# lose digits, or time (see products.py).
+# Measured: smaller tiles slow the products down, larger ones everything else. Wider ones lose
+# digits, or time (see products.py).
 _CPU_TILE = (1024, 1024)
 _CPU_BLOCK = 2**20  # elements of a block that spans all columns
 _BUDGET = {"cpu": 128 * 2**20}
@@ -37,11 +38,10 @@ def current_limits() -> Limits:
 def memory_budget(budget: int) -> Iterator[None]:
     """Bound the working memory of every whole-batch loss called inside the block.
 
-    The work buffers stay below `budget` bytes; what must be there whatever the tile comes on top:
-    the gradients, the unit rows where rows are normalised, a few numbers for each column that a
-    row is compared with, and a mebibyte where multi-labels are counted. The default is 128 MiB on
-    a CPU and 1 GiB on an accelerator. The budget changes speed and memory, never the result beyond
-    rounding.
+    The work buffers stay below `budget` bytes. Allocations that do not depend on the tile size are
+    not counted: the gradients, the unit rows where rows are normalised, a few numbers per column,
+    and a mebibyte where multi-labels are counted. The default is 128 MiB on a CPU and 1 GiB on an
+    accelerator. The budget changes speed and memory, and the result only by rounding.
 
     Args:
         budget: bytes, at least 64 KiB.
@@ -91,16 +91,16 @@ def tile(limits: Limits, device: torch.device, itemsize: int, buffers: int) -> t
     return rows, max(columns, 1)
 
 
-# Rows that are no shorter have faster products in large tiles, see products.py.
+# Rows at least this long have faster products in large tiles, see products.py.
 _SHORT_ROWS, _TRIANGLE = 256, 512
 
 
 def triangle_tile(
     limits: Limits, device: torch.device, itemsize: int, buffers: int, d: int
 ) -> tuple[int, int]:
-    """For a batch of rows of length `d` with itself, whose tiles on the diagonal hold pairs twice.
+    """The tile for a batch with itself, of rows of length `d`.
 
-    Smaller, since less of the batch lies in these then.
+    Tiles on the diagonal hold each pair twice, so smaller tiles waste less.
     """
     rows, columns = tile(limits, device, itemsize, buffers)
     if limits.tile or device.type != "cpu" or d >= _SHORT_ROWS:
@@ -108,16 +108,29 @@ def triangle_tile(
     return min(rows, _TRIANGLE), min(columns, _TRIANGLE)
 
 
-def low_tile(limits: Limits, device: torch.device, itemsize: int, buffers: int) -> tuple[int, int]:
-    """Half as high: for tiles of which a strip is kept."""
-    rows, columns = tile(limits, device, itemsize, buffers)
-    return (rows, columns) if limits.tile else (max(rows // 2, 1), columns)
+def strip_tile(
+    limits: Limits,
+    device: torch.device,
+    itemsize: int,
+    buffers: int,
+    columns: int,
+    kept: int,
+) -> tuple[int, int]:
+    """Rows and columns of a tile so low that its strip, over all `columns`, can be kept.
 
-
-def wide_tile(limits: Limits, device: torch.device, itemsize: int, buffers: int) -> tuple[int, int]:
-    """Low and twice as wide: where there is more to do for each tile, or on the diagonal."""
-    rows, columns = low_tile(limits, device, itemsize, buffers)
-    return (rows, columns) if limits.tile else (rows, 2 * columns)
+    Args:
+        limits: set by the caller.
+        device: of the tile.
+        itemsize: bytes of a number.
+        buffers: how many copies of a tile live at once.
+        columns: how many there are in all.
+        kept: how many copies of the strip are kept.
+    """
+    height, width = tile(limits, device, itemsize, buffers)
+    if limits.tile:
+        return height, width
+    half = _elements(limits, device, itemsize, 2 * kept)  # the other half is for the tile at work
+    return min(max(height // 2, 1), half // max(columns, 1)), width
 
 
 def block(limits: Limits, device: torch.device, itemsize: int, buffers: int, columns: int) -> int:
@@ -131,28 +144,10 @@ def block(limits: Limits, device: torch.device, itemsize: int, buffers: int, col
     return max(1, min(elements // max(columns, 1), 4096))
 
 
-def strip_shape(
-    shape: tuple[int, int],
-    limits: Limits,
-    device: torch.device,
-    itemsize: int,
-    columns: int,
-    kept: int = 1,
-) -> tuple[int, int]:
-    """The shape of a tile with so few rows that their tiles over all `columns` can be kept at once.
-
-    Of what is kept there are `kept` copies.
-    """
-    if limits.tile:
-        return shape
-    half = _elements(limits, device, itemsize, 2 * kept)  # the other is for the tile at work
-    return min(shape[0], half // max(columns, 1)), shape[1]
-
-
 def kept_elements(
     limits: Limits, device: torch.device, itemsize: int, shape: tuple[int, int], copies: int = 1
 ) -> int:
-    """How many elements of the tiles of a first pass, so many copies each, a second may find."""
+    """How many elements of a first pass's tiles, `copies` of each, are kept for the second."""
     if limits.tile:
         return shape[0] * shape[1]  # one tile, so that a test sees both
     return _elements(limits, device, itemsize, 3 * copies)
@@ -165,3 +160,45 @@ def budget_of(limits: Limits, device: torch.device) -> int:
 
 def _elements(limits: Limits, device: torch.device, itemsize: int, buffers: int) -> int:
     return max(1, budget_of(limits, device) // (itemsize * buffers))
+
+
+class Workspace:
+    """Buffers that one tile after another uses.
+
+    Memory fresh from the system costs a page fault every 4 KiB, which takes longer than most steps
+    that fill it.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: list[Tensor] = []
+        self._taken = 0
+
+    def clear(self) -> None:
+        """Make everything that was taken free again."""
+        self._taken = 0
+
+    def empty(self, shape: tuple[int, int], like: Tensor) -> Tensor:
+        """An uninitialised tile, with the dtype and device of `like`."""
+        return self._take(shape[0] * shape[1], like).view(shape)
+
+    def like(self, tile: Tensor) -> Tensor:
+        """An uninitialised tile with the shape, layout, dtype and device of another."""
+        if tile.stride(0) < tile.stride(1):
+            return self.like(tile.T).T
+        return self.empty((tile.shape[0], tile.shape[1]), tile)
+
+    @contextmanager
+    def lent(self, tile: Tensor) -> Iterator[Tensor]:
+        """The same, free again after the block."""
+        taken = self._taken
+        yield self.like(tile)
+        self._taken = taken
+
+    def _take(self, size: int, like: Tensor) -> Tensor:
+        if self._taken == len(self._buffers):
+            self._buffers.append(like.new_empty(size))
+        elif self._buffers[self._taken].numel() < size:
+            self._buffers[self._taken] = like.new_empty(size)
+        buffer = self._buffers[self._taken]
+        self._taken += 1
+        return buffer[:size]

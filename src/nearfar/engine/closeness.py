@@ -1,80 +1,93 @@
-"""How close rows are to columns, one tile at a time, and what a force on it does to them.
+"""How close the rows of a tile are to its columns, and what forces on it do to both.
 
-A closeness turns prepared rows into a tile of products or distances, and pulls a tile of forces
-back to the rows; both at the cost of the matrix products inside.
+A measure of closeness turns rows into a tile of products or distances, and a tile of forces into
+the gradient of the rows. Either takes little longer than the matrix products inside it.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from math import inf
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from nearfar.distance import Distance, largest, modest, unit
-from nearfar.engine.places import exact
+from nearfar.distance import Distance, largest, safe_power_of_two, unit
 from nearfar.engine.products import Gradient, products, squares
+from nearfar.engine.relation import Block
 from nearfar.engine.slices import part, spans
+from nearfar.reduction import sum_dtype
 
 
 @dataclass(eq=False)
 class Tile:
-    """What is between some rows and some columns.
+    """Some rows of a comparison against some of its columns.
 
     Attributes:
-        values: (r, c) closeness; the caller may change them until `pull_back`.
-        close: pairs (k, 2) whose value was taken from the rows themselves, or where there are many
-            of them an (r, c) bool mask; None: none.
+        rows: which rows these are: the anchors.
+        columns: which columns.
+        block: who is similar to whom.
+        closeness: (r, c) distances or similarities.
+        repaired: pairs (k, 2) whose closeness was taken from the rows themselves because digits
+            would have cancelled, or an (r, c) bool mask where there are many; None: no pair.
+        mirrored: whether the tile stands for its transpose too, in which the columns are anchors.
     """
 
-    values: Tensor
-    close: Tensor | None = None
+    rows: slice
+    columns: slice
+    block: Block
+    closeness: Tensor
+    repaired: Tensor | None = None
+    mirrored: bool = False
+
+    @cached_property
+    def positive(self) -> Tensor:
+        """(r, c) bool, the pairs that are similar."""
+        return self.block.masks()[0]
+
+    @cached_property
+    def negative(self) -> Tensor:
+        """(r, c) bool, the pairs that are dissimilar. A row and itself are neither."""
+        return self.block.masks()[1]
+
+    @property
+    def uniform_forces(self) -> bool:
+        """Whether no force far outweighs the others, as those on positives do."""
+        return self.block.positives is None
 
 
 class Closeness(Protocol):
-    """What the executors ask of a measure of closeness.
+    """A measure of closeness.
 
     Attributes:
-        toward: 1 where a small value means close, -1 where a large one does.
+        distance_sign: 1 where a small value means close, -1 where a large one does.
     """
 
-    toward: int
+    distance_sign: int
 
     def prepare(self, a: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Rows and columns (None: the rows themselves) as `tile` wants them."""
+        """Rows and columns (None: the rows themselves) as `measure` wants them."""
         ...
 
-    def tile(self, a: Tensor, b: Tensor, bound: float = 1.0) -> Tile:
+    def measure(
+        self, a: Tensor, b: Tensor, bound: float = 1.0, out: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """How close rows are to columns.
 
         Args:
             a: (r, d) prepared rows.
             b: (c, d) prepared columns.
-            bound: no exponent made of the closeness is larger in size than this; inf: not known.
+            bound: no exponent made of the closeness is larger than this in size; inf: not known.
+            out: (r, c) where the result may be put.
+
+        Returns:
+            (r, c) closeness, and the pairs that were repaired; see `Tile`.
         """
         ...
 
-    def pull_back(
-        self,
-        force: Tensor,
-        tile: Tile,
-        gradient: Gradient,
-        rows: slice,
-        columns: slice,
-        *,
-        even: bool = False,
-    ) -> None:
-        """Add the gradient of sum(force * tile.values); may overwrite `force`.
-
-        Args:
-            force: (r, c) on each pair of the tile.
-            tile: as it came from `tile`.
-            gradient: what to add to.
-            rows: of the tile.
-            columns: of the tile.
-            even: whether no force is far larger than the others, as those on positives are.
-        """
+    def backward(self, force: Tensor, tile: Tile, gradient: Gradient) -> None:
+        """Add the gradient of sum(force * tile.closeness); overwrites both."""
         ...
 
 
@@ -86,42 +99,40 @@ def same(a: Tensor, b: Tensor) -> bool:
 class Product:
     """The inner product: the closeness of every softmax loss."""
 
-    toward = -1
+    distance_sign = -1
 
     def prepare(self, a: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return a, b
 
-    def tile(self, a: Tensor, b: Tensor, bound: float = 1.0) -> Tile:
-        return Tile(products(a, b, bound))
+    def measure(
+        self, a: Tensor, b: Tensor, bound: float = 1.0, out: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        return products(a, b, bound, out=out), None
 
-    def pull_back(
-        self,
-        force: Tensor,
-        tile: Tile,
-        gradient: Gradient,
-        rows: slice,
-        columns: slice,
-        *,
-        even: bool = False,
-    ) -> None:
-        gradient.add(force, rows, columns, -self.toward, even=even)
+    def backward(self, force: Tensor, tile: Tile, gradient: Gradient) -> None:
+        gradient.add(force, tile.rows, tile.columns, uniform=tile.uniform_forces)
 
 
-class CosineDistance(Product):
+class CosineDistance:
     """1 - cos, of unit rows.
 
     It loses its digits where rows are close: there it is |a - b|^2 / 2, in the value and in the
     gradient, and never negative.
     """
 
-    toward = 1
-    # A smaller distance is not sure to 1e-4 in float32.
+    distance_sign = 1
+    # In float32, a smaller distance may be off by more than 1e-4 of itself.
     CANCELS = 1e-3
 
-    def tile(self, a: Tensor, b: Tensor, bound: float = 1.0) -> Tile:
-        values = products(a, b, bound).neg_().add_(1)
+    def prepare(self, a: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return a, b
+
+    def measure(
+        self, a: Tensor, b: Tensor, bound: float = 1.0, out: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        values = products(a, b, bound, out=out).neg_().add_(1)
         if not values.numel():
-            return Tile(values)
+            return values, None
 
         def cancelling() -> Tensor | None:
             if values.amin().item() > self.CANCELS:
@@ -132,43 +143,34 @@ class CosineDistance(Product):
         close = _but_selves(cancelling, values, a, b)
         if close is not None and _many(close, values):
             close = _mask(close, values)
-            torch.where(close, _widely(a, b).to(values.dtype), values, out=values)
-            return Tile(values, close)
+            torch.where(close, _in_float64(a, b).to(values.dtype), values, out=values)
+            return values, close
         for rows, columns in _chunks(close, values, a):
             values[rows, columns] = (a[rows] - b[columns]).square().sum(1).div_(2)
-        return Tile(values, close)
+        return values, close
 
-    def pull_back(
-        self,
-        force: Tensor,
-        tile: Tile,
-        gradient: Gradient,
-        rows: slice,
-        columns: slice,
-        *,
-        even: bool = False,
-    ) -> None:
+    def backward(self, force: Tensor, tile: Tile, gradient: Gradient) -> None:
         # That of a . b is b, of which the part along a is taken away later, with its digits.
-        if tile.close is not None and tile.close.dtype is torch.bool:
-            _pull_widely(gradient, rows, columns, force.where(tile.close, 0))
-            force.masked_fill_(tile.close, 0)
+        close = tile.repaired
+        if close is not None and close.dtype is torch.bool:
+            _add_in_float64(gradient, tile, force.where(close, 0))
+            force.masked_fill_(close, 0)
         else:
-            for i, j in _chunks(tile.close, force, gradient.a):
-                _pull(gradient, rows, columns, i, j, force[i, j])
+            for i, j in _chunks(close, force, gradient.a):
+                _add_pairs(gradient, tile, i, j, force[i, j])
                 force[i, j] = 0
-        super().pull_back(force, tile, gradient, rows, columns, even=even)
+        gradient.add(force, tile.rows, tile.columns, -1, uniform=tile.uniform_forces)
 
 
 class Euclidean:
     """|a - b| or its square, from inner products of centred rows.
 
-    |a|^2 + |b|^2 - 2ab loses its digits where a and b are close: what the centring leaves of that
-    is repaired by taking the differences of those pairs themselves, in the value and in the
-    gradient.
+    |a|^2 + |b|^2 - 2ab loses its digits where a and b are close. Centring avoids most of that;
+    the pairs that remain are repaired: their value and gradient are taken from a - b itself.
     """
 
-    toward = 1
-    # With less than this share of |a|^2 + |b|^2 left the distance is not sure to 1e-5 in float32.
+    distance_sign = 1
+    # With less than this share of |a|^2 + |b|^2 left, a float32 distance is not exact to 1e-5.
     CANCELS = 0.02
 
     def __init__(self, squared: bool) -> None:
@@ -178,79 +180,74 @@ class Euclidean:
         everything = a if b is None else torch.cat([a, b])
         if not everything.numel():
             return a, b
-        # No distance feels a common shift. A coordinate is centred where it lies on one side of 0,
-        # far from it: there the subtraction is exact, so that close pairs keep their distance.
+        # A common shift changes no distance. A coordinate is centred where all its values lie far
+        # on one side of 0: there the subtraction is exact, so that close pairs keep their distance.
         low, high = everything.amin(0), everything.amax(0)  # aminmax takes several times as long
-        as_they_are = b is None and a.is_cpu  # asking would stall a GPU
-        if as_they_are and (low * high).amax().item() <= 0:  # none does: the quicker answer
+        on_cpu = b is None and a.is_cpu  # elsewhere, reading a value would stall the device
+        if on_cpu and (low * high).amax().item() <= 0:  # no coordinate is: the quick answer
             return a, None
         centre = low.lerp(high, 0.5)
         centre = centre.where(centre.abs() > high - low, 0)
-        if as_they_are and not centre.any():
+        if on_cpu and not centre.any():
             return a, None
-        # New tensors: `tile` must not take an array passed twice for rows with themselves.
+        # New tensors: one array given twice must not be taken for rows compared with themselves.
         return a - centre, None if b is None else b - centre
 
-    def tile(self, a: Tensor, b: Tensor, bound: float = 1.0) -> Tile:
+    def measure(
+        self, a: Tensor, b: Tensor, bound: float = 1.0, out: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         of_a = torch.linalg.vecdot(a, a)
         of_b = of_a if same(a, b) else torch.linalg.vecdot(b, b)
         if not (a.shape[0] and b.shape[0]):
-            return Tile(a.new_zeros(a.shape[0], b.shape[0]))
+            return a.new_zeros(a.shape[0], b.shape[0]), None
         largest = of_a.amax()
-        reach = (largest + (largest if of_b is of_a else of_b.amax())).item()
-        if reach == inf and a.isfinite().all() and b.isfinite().all():
-            return self._beyond(a, b, of_a, of_b)
+        most = (largest + (largest if of_b is of_a else of_b.amax())).item()
+        if most == inf and a.isfinite().all() and b.isfinite().all():
+            return self._scaled_down(a, b, of_a, of_b)
         apart = squares(a, b, of_a, of_b)
 
         def cancelling() -> Tensor | None:
-            return _cancelling(apart, of_a, of_b, reach, self.CANCELS)
+            return _cancelling(apart, of_a, of_b, most, self.CANCELS)
 
         close = _but_selves(cancelling, apart, a, b)
         for rows, columns in _chunks(close, apart, a):
             apart[rows, columns] = (a[rows] - b[columns]).square().sum(1)
-        return Tile(apart if self.squared else apart.sqrt_(), close)
+        return apart if self.squared else apart.sqrt_(), close
 
-    def _beyond(self, a: Tensor, b: Tensor, of_a: Tensor, of_b: Tensor) -> Tile:
-        """A tile with rows too long to be squared: all brought down, but short pairs as they are.
+    def _scaled_down(
+        self, a: Tensor, b: Tensor, of_a: Tensor, of_b: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """A tile with rows too long to be squared, scaled by a power of two, which is exact.
 
-        They come down by a power of two, which costs no digit. A distance or square that is too
-        large for the dtype is its largest number.
+        Pairs of two short rows are measured unscaled. A distance or square that the dtype cannot
+        hold is its largest number.
         """
-        largest, down = torch.finfo(a.dtype).max, modest(a.dtype)
-        far = self.tile(a * down, b * down)
-        values = far.values.div_(down).div_(down if self.squared else 1).clamp_(max=largest)
+        largest, down = torch.finfo(a.dtype).max, safe_power_of_two(a.dtype)
+        values, far = self.measure(a * down, b * down)
+        values = values.div_(down).div_(down if self.squared else 1).clamp_(max=largest)
         short_a, short_b = of_a < largest / 4, of_b < largest / 4
         i, j = short_a.nonzero()[:, 0], short_b.nonzero()[:, 0]
-        near = self.tile(a[i], b[j])
-        values[i[:, None], j] = near.values
+        values[i[:, None], j], near = self.measure(a[i], b[j])
         close = [torch.zeros(0, 2, dtype=torch.int64, device=a.device)]
-        if far.close is not None:
-            row, column = far.close.unbind(1)
-            close.append(far.close[~(short_a[row] & short_b[column])])
-        if near.close is not None:
-            row, column = near.close.unbind(1)
+        if far is not None:
+            row, column = far.unbind(1)
+            close.append(far[~(short_a[row] & short_b[column])])
+        if near is not None:
+            row, column = near.unbind(1)
             close.append(torch.stack([i[row], j[column]], 1))
-        return Tile(values, torch.cat(close))
+        return values, torch.cat(close)
 
-    def pull_back(
-        self,
-        force: Tensor,
-        tile: Tile,
-        gradient: Gradient,
-        rows: slice,
-        columns: slice,
-        *,
-        even: bool = False,
-    ) -> None:
+    def backward(self, force: Tensor, tile: Tile, gradient: Gradient) -> None:
         # The gradient of the distance is (a - b) / d, that of its square 2 (a - b).
-        d = tile.values
-        for i, j in _chunks(tile.close, force, gradient.a):
-            by = self._by_square(force[i, j], d[i, j]).masked_fill_(d[i, j] == 0, 0)
-            _pull(gradient, rows, columns, i, j, by)
+        d = tile.closeness
+        for i, j in _chunks(tile.repaired, force, gradient.a):
+            by = self._on_square(force[i, j], d[i, j]).masked_fill_(d[i, j] == 0, 0)
+            _add_pairs(gradient, tile, i, j, by)
             force[i, j], d[i, j] = 0, 1
-        gradient.add_apart(self._by_square(force, d), rows, columns, even=even)
+        by = self._on_square(force, d)
+        gradient.add_squares(by, tile.rows, tile.columns, uniform=tile.uniform_forces)
 
-    def _by_square(self, force: Tensor, d: Tensor) -> Tensor:
+    def _on_square(self, force: Tensor, d: Tensor) -> Tensor:
         """Twice the force on the square of a distance; overwrites that on the distance."""
         return force.mul_(2) if self.squared else force.div_(d)
 
@@ -258,9 +255,9 @@ class Euclidean:
 def _but_selves(
     cancelling: Callable[[], Tensor | None], values: Tensor, a: Tensor, b: Tensor
 ) -> Tensor | None:
-    """The pairs whose digits cancel; of rows with themselves, none of a row with itself.
+    """The pairs whose digits cancel, leaving out a row's distance to itself.
 
-    No loss compares these, nor need they be repaired; 1 stands between them.
+    No loss compares a row with itself, so that entry is never repaired; it is set to 1.
     """
     if a.untyped_storage().data_ptr() != b.untyped_storage().data_ptr():
         return cancelling()
@@ -271,23 +268,21 @@ def _but_selves(
     return close
 
 
-def _pull(
-    gradient: Gradient, rows: slice, columns: slice, i: Tensor, j: Tensor, by: Tensor
-) -> None:
-    """Add that of sum(by * |a - b|^2) / 2 over the pairs i, j of a tile."""
-    a, b = part(gradient.a, rows), part(gradient.b, columns)
+def _add_pairs(gradient: Gradient, tile: Tile, i: Tensor, j: Tensor, by: Tensor) -> None:
+    """Add the gradient of sum(by * |a - b|^2) / 2 over the pairs i, j of a tile."""
+    a, b = part(gradient.a, tile.rows), part(gradient.b, tile.columns)
     pull = by[:, None] * (a[i] - b[j])
-    add_rows(gradient.of_rows(rows), i, pull)
-    add_rows(gradient.of_columns(columns), j, pull.neg_())
+    add_rows(gradient.of_rows(tile.rows), i, pull)
+    add_rows(gradient.of_columns(tile.columns), j, pull.neg_())
 
 
-# Where so many pairs are close as in a batch that collapses, they are taken together in float64.
+# In a batch that collapses so many pairs are close that they are repaired at once, in float64.
 _MANY, _MANY_OF = 2**14, 16
 
 
 def _many(close: Tensor, values: Tensor) -> bool:
     enough = len(close) > max(_MANY, values.numel() // _MANY_OF)
-    return enough and values.dtype is not exact(values)
+    return enough and values.dtype is not sum_dtype(values)
 
 
 def _mask(close: Tensor, values: Tensor) -> Tensor:
@@ -296,29 +291,30 @@ def _mask(close: Tensor, values: Tensor) -> Tensor:
     return mask
 
 
-def _widely(a: Tensor, b: Tensor) -> Tensor:
-    """(r, c) |a - b|^2 / 2 of unit rows in float64, whose products keep what float32 loses."""
-    a, b = a.to(exact(a)), b.to(exact(b))
+def _in_float64(a: Tensor, b: Tensor) -> Tensor:
+    """(r, c) |a - b|^2 / 2 of unit rows, from products that keep what float32 loses."""
+    a, b = a.to(sum_dtype(a)), b.to(sum_dtype(b))
     of_a, of_b = (torch.linalg.vecdot(t, t).div_(2) for t in (a, b))
     return torch.add(of_a[:, None], of_b).addmm_(a, b.T, alpha=-1).clamp_(min=0)
 
 
-def _pull_widely(gradient: Gradient, rows: slice, columns: slice, by: Tensor) -> None:
-    """Add that of sum(by * |a - b|^2) / 2 over all pairs of a tile, in float64."""
-    a, b, by = (t.to(exact(t)) for t in (part(gradient.a, rows), part(gradient.b, columns), by))
-    gradient.of_rows(rows).add_(torch.addmm(by.sum(1)[:, None] * a, by, b, alpha=-1))
-    gradient.of_columns(columns).add_(torch.addmm(by.sum(0)[:, None] * b, by.T, a, alpha=-1))
+def _add_in_float64(gradient: Gradient, tile: Tile, by: Tensor) -> None:
+    """Add the gradient of sum(by * |a - b|^2) / 2 over all pairs of a tile."""
+    rows, columns = part(gradient.a, tile.rows), part(gradient.b, tile.columns)
+    a, b, by = (t.to(sum_dtype(t)) for t in (rows, columns, by))
+    gradient.of_rows(tile.rows).add_(torch.addmm(by.sum(1)[:, None] * a, by, b, alpha=-1))
+    gradient.of_columns(tile.columns).add_(torch.addmm(by.sum(0)[:, None] * b, by.T, a, alpha=-1))
 
 
 def _cancelling(
-    squares: Tensor, of_a: Tensor, of_b: Tensor, reach: float, share: float
+    squares: Tensor, of_a: Tensor, of_b: Tensor, most: float, share: float
 ) -> Tensor | None:
-    """(k, 2) the pairs of which less than a share of |a|^2 + |b|^2 is left, or nothing at all.
+    """(k, 2) the pairs of which at most a share of |a|^2 + |b|^2 is left; None: no pair.
 
-    No |a|^2 + |b|^2 is larger than `reach`.
+    No |a|^2 + |b|^2 is larger than `most`.
     """
-    # The smallest square mostly tells that there is no such pair: in the tile, or in a row.
-    if squares.amin().item() > share * reach:
+    # Usually the smallest square shows that there is no such pair: in the tile, or in a row.
+    if squares.amin().item() > share * most:
         return None
     rows = (squares.amin(1) <= share * (of_a + of_b.amax())).nonzero()[:, 0]
     if not len(rows):
@@ -328,7 +324,7 @@ def _cancelling(
 
 
 def _chunks(pairs: Tensor | None, tile: Tensor, a: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Row and column indices of the pairs, as many at a time as have their rows fit a tile."""
+    """Row and column indices of the pairs, at most as many at a time as their rows fill a tile."""
     if pairs is None:
         return
     for chunk in spans(len(pairs), max(1, tile.numel() // a.shape[1])):
@@ -336,38 +332,41 @@ def _chunks(pairs: Tensor | None, tile: Tensor, a: Tensor) -> Iterator[tuple[Ten
 
 
 def by_distance(distance: Distance) -> Closeness:
-    """The tiles of a distance by its name; cosine wants unit rows."""
+    """The measure of a distance by its name; cosine wants unit rows."""
     largest(distance)  # refuses an unknown name
     return CosineDistance() if distance == "cosine" else Euclidean(distance == "sqeuclidean")
 
 
-# Of smaller cosine distances, the rounding of unit rows is more than that of the distance.
+# Below this cosine distance, the rounding of unit rows outweighs that of the distance.
 _SHARP = 1e-4
 
 
-def sharpen(tile: Tile, x: Tensor, y: Tensor, times: float = 1.0) -> None:
-    """Take the smallest cosine distances of a tile anew, from the rows before they were scaled.
+def sharpen(
+    values: Tensor, repaired: Tensor | None, x: Tensor, y: Tensor, times: float = 1.0
+) -> None:
+    """Measure the smallest cosine distances of a tile again, from the rows before normalisation.
 
-    Unit rows in float32 are rounded, which may exchange the nearest two.
+    Unit rows are rounded to float32, which may exchange the nearest two.
 
     Args:
-        tile: of the unit rows; changed.
+        values: (r, c) cosine distances of unit rows, times `times`; changed.
+        repaired: from `CosineDistance.measure`.
         x: (r, d) the rows, of any length.
         y: (c, d) the columns, of any length.
-        times: what stands in the tile is the cosine distance times this.
+        times: a factor.
     """
-    if tile.close is None:
+    if repaired is None:
         return
-    if tile.close.dtype is torch.bool:
-        u, v = (unit(t.to(exact(t))) for t in (x, y))
-        anew = _widely(u, v).mul_(times).to(tile.values.dtype)
-        torch.where(tile.close, anew, tile.values, out=tile.values)
+    if repaired.dtype is torch.bool:
+        u, v = (unit(t.to(sum_dtype(t))) for t in (x, y))
+        anew = _in_float64(u, v).mul_(times).to(values.dtype)
+        torch.where(repaired, anew, values, out=values)
         return
-    i, j = tile.close.unbind(1)
-    smallest = tile.close[tile.values[i, j] <= times * _SHARP]
-    for i, j in _chunks(smallest, tile.values, x):
-        gap = unit(x[i].to(exact(x))) - unit(y[j].to(exact(x)))
-        tile.values[i, j] = gap.square().sum(1).mul_(times / 2).to(tile.values.dtype)
+    i, j = repaired.unbind(1)
+    smallest = repaired[values[i, j] <= times * _SHARP]
+    for i, j in _chunks(smallest, values, x):
+        gap = unit(x[i].to(sum_dtype(x))) - unit(y[j].to(sum_dtype(x)))
+        values[i, j] = gap.square().sum(1).mul_(times / 2).to(values.dtype)
 
 
 def add_rows(to: Tensor, index: Tensor, rows: Tensor, by: float = 1) -> None:

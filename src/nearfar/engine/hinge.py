@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from nearfar.engine import places
-from nearfar.engine.anchors import Anchors
-from nearfar.engine.places import exact, look_up_rows
-from nearfar.engine.space import Space
+from nearfar.engine import anchors as lookup
+from nearfar.engine.anchors import Anchors, look_up_rows
+from nearfar.engine.budget import Workspace
+from nearfar.reduction import sum_dtype
 
 
 @dataclass(eq=False)
@@ -55,7 +55,7 @@ def hinges(
     d: Tensor,
     anchors: Anchors,
     margin: float,
-    space: Space,
+    space: Workspace,
     *,
     smooth: bool = False,
     weight: Tensor | None = None,
@@ -75,16 +75,18 @@ def hinges(
     valid = anchors.count * anchors.n_negatives
     if not anchors.most:
         nothing = torch.zeros_like(d) if gradient else None
-        return Hinges(d.new_zeros(len(d), dtype=exact(d)), valid, torch.zeros_like(valid), nothing)
+        return Hinges(
+            d.new_zeros(len(d), dtype=sum_dtype(d)), valid, torch.zeros_like(valid), nothing
+        )
     reach = anchors.table(d, -inf).add_(margin)
-    with anchors.hidden(d):
+    with anchors.only_negatives(d):
         if smooth:
             loss, pull, force = _softly(reach, d, weight)
         else:
             pull, force = counted(reach, d, weight, space)
     if not smooth:
         loss = of_positives(reach, pull) + of_negatives(reach, d, force, space)
-    active = valid if smooth else pull.nan_to_num(0).sum(1, dtype=exact(d)).long()
+    active = valid if smooth else pull.nan_to_num(0).sum(1, dtype=sum_dtype(d)).long()
     if not gradient:
         return Hinges(loss, valid, active, None)
     force[anchors.row, anchors.column] = pull[anchors.row, anchors.slot].to(d.dtype)
@@ -92,7 +94,7 @@ def hinges(
 
 
 def counted(
-    reach: Tensor, far: Tensor, weight: Tensor | None, space: Space
+    reach: Tensor, far: Tensor, weight: Tensor | None, space: Workspace
 ) -> tuple[Tensor, Tensor]:
     """By how many negatives each positive is pulled, and by how many positives each is pushed.
 
@@ -105,9 +107,9 @@ def counted(
     Returns:
         (b, p) pulls, float64; (b, m) forces on the negatives, their numbers below 0.
     """
-    if reach.shape[1] > places.FEW:
+    if reach.shape[1] > lookup.FEW:
         return _look_up(reach, far, weight)
-    pull = torch.zeros_like(reach, dtype=exact(far))
+    pull = torch.zeros_like(reach, dtype=sum_dtype(far))
     pushed = space.like(far)
     by_slot = reach.T.contiguous()  # which a tile seen from its columns is compared with faster
     with space.lent(far) as short:
@@ -117,7 +119,7 @@ def counted(
             if weight is not None:
                 one.mul_(weight)
             # A float32 counts up to 2^24, which weights may exceed.
-            pull[:, slot] = one.sum(1, dtype=None if weight is None else exact(far))
+            pull[:, slot] = one.sum(1, dtype=None if weight is None else sum_dtype(far))
             if slot:
                 pushed.add_(one)
     return pull, pushed.neg_()
@@ -129,9 +131,9 @@ def _look_up(reach: Tensor, far: Tensor, weight: Tensor | None) -> tuple[Tensor,
     ordered, order = reach.sort(1)
     place = look_up_rows(ordered, far).long()
     bucket = place + torch.arange(0, rows * (most + 1), most + 1, device=far.device)[:, None]
-    by = None if weight is None else weight.flatten().to(exact(far))
+    by = None if weight is None else weight.flatten().to(sum_dtype(far))
     nearer = torch.bincount(bucket.flatten(), by, rows * (most + 1)).view(rows, most + 1)
-    pull = nearer[:, :most].cumsum(1).to(exact(far))
+    pull = nearer[:, :most].cumsum(1).to(sum_dtype(far))
     force = (place - most).to(far.dtype)
     return torch.empty_like(pull).scatter_(1, order, pull), (
         force if weight is None else force.mul_(weight)
@@ -154,7 +156,7 @@ def of_positives(reach: Tensor, pull: Tensor) -> Tensor:
     return (short.to(pull.dtype) * pull).sum(1)
 
 
-def of_negatives(reach: Tensor, d: Tensor, force: Tensor, space: Space) -> Tensor:
+def of_negatives(reach: Tensor, d: Tensor, force: Tensor, space: Workspace) -> Tensor:
     """(b,) the part that comes from how far the negatives are, and how they are pushed."""
     with space.lent(d) as short:
         return torch.sub(d, _farthest(reach), out=short).mul_(force).sum(1)
@@ -162,8 +164,8 @@ def of_negatives(reach: Tensor, d: Tensor, force: Tensor, space: Space) -> Tenso
 
 def _softly(reach: Tensor, far: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Losses (b,), pulls (b, p) and forces (b, m) of the softplus, positive by positive."""
-    loss = far.new_zeros(len(far), dtype=exact(far))
-    pull, force = torch.zeros_like(reach, dtype=exact(far)), torch.zeros_like(far)
+    loss = far.new_zeros(len(far), dtype=sum_dtype(far))
+    pull, force = torch.zeros_like(reach, dtype=sum_dtype(far)), torch.zeros_like(far)
     for slot in range(reach.shape[1]):
         short = reach[:, slot, None] - far
         slope, cost = short.sigmoid(), logsigmoid(short.neg_()).neg_()

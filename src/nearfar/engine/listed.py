@@ -14,12 +14,13 @@ from torch.linalg import vecdot
 
 from nearfar.distance import Distance, length
 from nearfar.engine.budget import Limits, block
-from nearfar.engine.closeness import add_rows
+from nearfar.engine.closeness import Tile, add_rows
 from nearfar.engine.hinge import Tally
 from nearfar.engine.observe import force_visitors
 from nearfar.engine.relation import Relation
 from nearfar.engine.slices import spans
-from nearfar.engine.step import Answer, Executor, Request, show
+from nearfar.engine.step import Answer, Executor, Request
+from nearfar.engine.walk import show
 
 # Rows, columns (None: the rows themselves), limits -> (t, k) int64 tuples, in order of their
 # anchors, which stand first and are rows; all others are columns.
@@ -200,4 +201,4 @@ def show_listed(
         pull = torch.zeros_like(values)
         values[where] = d[here]
         pull.index_put_(where, force[here], accumulate=True)
-        show(request, rows, everyone, relation.block(rows, everyone), values, pull, 1)
+        show(request, Tile(rows, everyone, relation.block(rows, everyone), values), pull, 1)

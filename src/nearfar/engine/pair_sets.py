@@ -14,7 +14,7 @@ from torch import Tensor
 from nearfar.engine.slices import part
 
 
-class Marks(Protocol):
+class PairSet(Protocol):
     """Marked pairs of an (r, c) block."""
 
     def indices(self) -> tuple[Tensor, Tensor]:

@@ -11,15 +11,14 @@ import torch
 from torch import Tensor
 
 from nearfar.distance import Distance, unit
-from nearfar.engine.anchors import Anchors
-from nearfar.engine.budget import Limits, block
-from nearfar.engine.closeness import Closeness, CosineDistance, Euclidean, by_distance
+from nearfar.engine.anchors import Anchors, above
+from nearfar.engine.budget import Limits
+from nearfar.engine.closeness import Closeness, CosineDistance, Euclidean, Tile, by_distance
 from nearfar.engine.listed import Picker
-from nearfar.engine.places import above, exact
 from nearfar.engine.products import products
-from nearfar.engine.relation import Block, Relation
-from nearfar.engine.slices import spans
-from nearfar.engine.stream import row_blocks
+from nearfar.engine.relation import Relation
+from nearfar.engine.walk import blocks
+from nearfar.reduction import sum_dtype
 
 # Copies of a block that live at once: the distances, and lists of positives and of who is nearest.
 _BUFFERS = 12
@@ -55,15 +54,10 @@ def _moderate(a: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
 
 def walk(
     closeness: Closeness, relation: Relation, a: Tensor, b: Tensor | None, limits: Limits
-) -> Iterator[tuple[slice, Tensor, Block]]:
-    """Blocks of distances between rows and all columns: which rows, how far, who is who.
-
-    The distances are the caller's to change.
-    """
+) -> Iterator[Tile]:
+    """Blocks of rows against all columns."""
     a, b = closeness.prepare(a, b)
-    columns = a if b is None else b
-    for rows, tile, who in row_blocks(closeness, relation, a, columns, limits):
-        yield rows, tile.values, who
+    yield from blocks(closeness, relation, a, a if b is None else b, limits, buffers=_BUFFERS)
 
 
 def hardest(distance: Distance, relation: Relation, *, easy_positive: bool = False) -> Picker:
@@ -71,32 +65,39 @@ def hardest(distance: Distance, relation: Relation, *, easy_positive: bool = Fal
 
     def ends(d: Tensor, anchors: Anchors) -> Tensor:
         positive = anchors.extreme(d, farthest=not easy_positive)
-        return torch.stack([positive, anchors.hide(d).argmin(1)], 1)
+        return torch.stack([positive, anchors.mask_non_negatives(d).argmin(1)], 1)
 
     def pick(a: Tensor, b: Tensor | None, limits: Limits) -> Iterator[Tensor]:
         closeness, a, b = in_order_of(distance, a, b)
         a, b = closeness.prepare(a, b)
         columns = a if b is None else b
-        everyone = slice(0, len(columns))
-        # Of |a - b|^2 / 2 the part that differs between columns; of unit rows it is -ab.
-        half = columns.square().sum(1).div_(2) if distance != "cosine" else columns.new_zeros(1)
         share = CosineDistance.CANCELS if distance == "cosine" else Euclidean.CANCELS
-        size = block(limits, a.device, a.element_size(), _BUFFERS, len(columns))
-        for rows in spans(len(a), size):
-            anchors = Anchors.of(relation.block(rows, everyone))
+        ranking = _Ranking(columns, unit=distance == "cosine")
+        for tile in blocks(ranking, relation, a, columns, limits, buffers=_BUFFERS):
+            anchors = Anchors.of(tile.block)
             if not anchors.most:
                 continue
-            picked = ends(products(-a[rows], columns).add_(half), anchors)
+            picked = ends(tile.closeness, anchors)
             both = (anchors.count > 0) & (anchors.n_negatives > 0)
-            cancels = _cancels(a[rows], columns[picked], share)
+            cancels = _cancels(a[tile.rows], columns[picked], share)
             (again,) = (both & cancels).nonzero(as_tuple=True)
             if len(again):
-                d = closeness.tile(a[rows][again], columns).values
+                d, _ = closeness.measure(a[tile.rows][again], columns)
                 picked[again] = ends(d, anchors.some(again))
-            anchor = torch.arange(rows.start, rows.stop, device=a.device)
+            anchor = torch.arange(tile.rows.start, tile.rows.stop, device=a.device)
             yield torch.cat([anchor[:, None], picked], 1)[both]
 
     return pick
+
+
+class _Ranking:
+    """Of |a - b|^2 / 2 the part that ranks the columns of a row, |b|^2 / 2 - ab, unrepaired."""
+
+    def __init__(self, columns: Tensor, *, unit: bool) -> None:
+        self._half = columns.new_zeros(1) if unit else columns.square().sum(1).div_(2)
+
+    def measure(self, a: Tensor, b: Tensor, bound: float = 1.0) -> tuple[Tensor, None]:
+        return products(-a, b).add_(self._half), None
 
 
 def semihard(distance: Distance, relation: Relation) -> Picker:
@@ -107,8 +108,8 @@ def semihard(distance: Distance, relation: Relation) -> Picker:
 
     def pick(a: Tensor, b: Tensor | None, limits: Limits) -> Iterator[Tensor]:
         closeness, a, b = in_order_of(distance, a, b)
-        for rows, d, who in walk(closeness, relation, a, b, limits):
-            anchors = Anchors.of(who)
+        for tile in walk(closeness, relation, a, b, limits):
+            d, anchors = tile.closeness, Anchors.of(tile.block)
             if not anchors.most:
                 continue
             chosen = _first_beyond(d, anchors)
@@ -116,7 +117,7 @@ def semihard(distance: Distance, relation: Relation) -> Picker:
             if none.any():
                 farthest = d.masked_fill_(d == inf, -inf).argmax(1)
                 chosen = torch.where(none, farthest[anchors.row], chosen)
-            yield _compared(rows, anchors, chosen)
+            yield _compared(tile.rows, anchors, chosen)
 
     return pick
 
@@ -130,13 +131,13 @@ def by_distance_weight(
         # A generator of its own, so that every walk over the same rows draws the same.
         chance = torch.Generator().manual_seed(seed)
         a, b = unit(a), None if b is None else unit(b)
-        for rows, d, who in walk(Euclidean(True), relation, a, b, limits):
-            anchors = Anchors.of(who)
+        for tile in walk(Euclidean(True), relation, a, b, limits):
+            anchors = Anchors.of(tile.block)
             if anchors.most:
-                squares = anchors.hide(d)
+                squares = anchors.mask_non_negatives(tile.closeness)
                 weight = distance_weight(squares, a.shape[1], cutoff, nonzero_loss_cutoff)
                 chosen = draw(weight, anchors.count, chance)[anchors.row, anchors.slot]
-                yield _compared(rows, anchors, chosen)
+                yield _compared(tile.rows, anchors, chosen)
 
     return pick
 
@@ -163,7 +164,7 @@ def draw(weight: Tensor, count: Tensor, chance: torch.Generator) -> Tensor:
     most = int(count.max()) if len(count) else 0
     drawn = torch.rand(int(count.sum()), generator=chance, dtype=torch.float64)
     wanted = torch.arange(most, device=weight.device) < count[:, None]
-    share = torch.zeros(wanted.shape, dtype=exact(weight), device=weight.device)
+    share = torch.zeros(wanted.shape, dtype=sum_dtype(weight), device=weight.device)
     share[wanted] = drawn.to(share)
     until = weight.cumsum(1, dtype=share.dtype)
     # The last column that weighs anything, at most: a share may round up to the whole.
@@ -189,7 +190,7 @@ def _first_beyond(d: Tensor, anchors: Anchors) -> Tensor:
     """
     most, columns = anchors.most, d.shape[1]
     ordered, order = anchors.table(d, inf).sort(1)
-    far = anchors.hide(d)
+    far = anchors.mask_non_negatives(d)
     shell = above(ordered, far).long()
     least = d.new_full((len(d), most + 1), inf).scatter_reduce_(1, shell, far, "amin")
     row, column = (far == least.gather(1, shell)).nonzero(as_tuple=True)

@@ -1,11 +1,11 @@
-"""The matrix products that the losses are made of, by the fastest routine that torch carries.
+"""The matrix products inside the losses, by the faster of torch's two routines, and the gradient.
 
-`torch.mm` is MKL's on a CPU, which leaves a third of what an AMD processor can do unused; torch
-carries oneDNN too, whose product of float32 rows is 1.1 to 1.4 times as fast there (see
-docs/results.md). It adds up the terms of an entry one by one, where MKL adds up blocks of them: of
-128 terms the rounding error is the same, of 500 to 1,024 it is 1.7 times as large, of more it is
-more than twice, and one term that is far larger than the others takes their digits. So MKL keeps
-such sums, and all but the shortest where there is little time to gain.
+On a CPU, `torch.mm` calls MKL, which leaves a third of an AMD processor unused. Torch also has
+oneDNN, whose product of float32 rows is 1.1 to 1.4 times as fast there. But oneDNN adds up the
+terms of an entry one by one, and MKL in blocks. With 128 terms the rounding errors are alike; with
+500 to 1,024 oneDNN's is 1.7 times as large, with more it is over twice as large, and one very large
+term erases the digits of the others. So MKL keeps those sums, and all but the shortest sums where
+little time can be gained.
 """
 
 from collections.abc import Callable
@@ -17,15 +17,16 @@ from torch import Tensor
 from nearfar.engine.slices import part
 
 _one_dnn: Callable[..., Tensor] | None = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-# Without AVX-512 the two are alike.
+# Without AVX-512 the two are equally fast.
 _THERE = _one_dnn is not None and torch.backends.cpu.get_cpu_capability() == "AVX512"
-# Measured: with fewer multiplications, or fewer rows of either kind, nothing is gained.
+# Measured: with fewer multiplications, or fewer rows on either side, nothing is gained.
 _FEWEST, _FEWEST_ROWS = 2**25, 256
-# Sums of so many terms have the rounding error of torch.mm's, of so many up to 1.4 times, and of so
-# many up to 1.7 times, which only a product of so many multiplications is worth.
+# Sums of up to _ALIKE terms are as exact as torch.mm's. Up to _SHORT terms the rounding error is at
+# most 1.4 times as large, up to _LONG terms 1.7 times, which is only worth it from _LARGE
+# multiplications on.
 _ALIKE, _SHORT, _LONG, _LARGE = 128, 256, 1024, 2**28
-# Of exponents that may be larger, the rounding errors are most of what their exponentials have.
-_MODEST = 16.0
+# Above this exponent, rounding error dominates the exponential.
+_SMALL_EXPONENT = 16.0
 
 
 def products(a: Tensor, b: Tensor, bound: float = 1.0, *, out: Tensor | None = None) -> Tensor:
@@ -34,19 +35,21 @@ def products(a: Tensor, b: Tensor, bound: float = 1.0, *, out: Tensor | None = N
     Args:
         a: (r, d).
         b: (c, d).
-        bound: no exponent made of them is larger in size than this; inf: not known.
-        out: (r, c) where they may be put, and are where that costs nothing.
+        bound: no exponent made of them is larger than this in size; inf: not known.
+        out: (r, c) where the result may be put; it is, where that costs nothing.
 
     Returns:
         (r, c).
     """
-    fine = bound <= _MODEST or a.shape[1] <= _ALIKE
-    return _by_one_dnn(a, b) if fine and _gains(a, b.shape[0]) else torch.mm(a, b.T, out=out)
+    fine = bound <= _SMALL_EXPONENT or a.shape[1] <= _ALIKE
+    return (
+        _by_one_dnn(a, b) if fine and _prefers_one_dnn(a, b.shape[0]) else torch.mm(a, b.T, out=out)
+    )
 
 
 def squares(a: Tensor, b: Tensor, of_a: Tensor, of_b: Tensor) -> Tensor:
     """(r, c) |a - b|^2 = |a|^2 + |b|^2 - 2ab of rows with these squared lengths (r,), (c,)."""
-    if _gains(a, b.shape[0]):
+    if _prefers_one_dnn(a, b.shape[0]):
         return _by_one_dnn(a * -2, b, of_b).add_(of_a[:, None])
     return torch.add(of_a[:, None], of_b).addmm_(a, b.T, alpha=-2)
 
@@ -58,36 +61,36 @@ Finish = Callable[[slice, Tensor], None]
 class Gradient:
     """The gradient of rows `a` (n, d) and columns `b` (m, d), added up tile by tile.
 
-    The tiles come row by row. Where `finish` is given, it gets the gradient of the rows of a tile
-    as soon as others follow, and no memory is held for that of all rows.
+    The tiles come row by row. As soon as other rows follow, `finish`, where given, takes the
+    gradient of the rows before them, so that no memory is held for the gradient of all rows.
 
-    Where the columns are the rows, a tile on the diagonal holds both halves: what a row does as a
-    column is the same with its row and column exchanged.
+    Where the columns are the rows, a tile on the diagonal holds each pair twice: its gradient by
+    the columns is that of its transpose by the rows.
     """
 
     def __init__(self, a: Tensor, b: Tensor, finish: Finish | None = None) -> None:
         self.a, self.b, self._finish = a, b, finish
         self._rows: slice | None = None
         self._strip: Tensor | None = None
-        self._turned: Tensor | None = None
-        self._along: Tensor | None = None
+        self._transposed: Tensor | None = None
+        self._of_squares: Tensor | None = None
 
     @cached_property
     def da(self) -> Tensor:
-        """(n, d) of the rows that others have followed."""
+        """(n, d) of all rows before the present ones."""
         return torch.zeros_like(self.a)
 
     @cached_property
     def db(self) -> Tensor:
-        """(m, d) of the columns; not made where one tile holds rows and columns alike."""
-        # oneDNN gives it transposed; so it is kept, until it is whole.
-        if self.a.shape[1] >= _FEWEST_ROWS and _gains(self.a, self.b.shape[0]):
+        """(m, d) of the columns; never made where one tile is all of rows with themselves."""
+        # Laid out transposed, as oneDNN returns it.
+        if self.a.shape[1] >= _FEWEST_ROWS and _prefers_one_dnn(self.a, self.b.shape[0]):
             return self.b.new_zeros(self.b.shape[::-1]).T
         return torch.zeros_like(self.b)
 
     def of_rows(self, rows: slice) -> Tensor:
         """(r, d) of the rows of a tile, to be added to."""
-        self._turn_to(rows)
+        self._go_to(rows)
         if self._strip is None:
             self._strip = torch.zeros_like(part(self.a, rows))
         return self._strip
@@ -97,7 +100,7 @@ class Gradient:
         return part(self.db, columns)
 
     def add(
-        self, force: Tensor, rows: slice, columns: slice, by: float = 1, *, even: bool = False
+        self, force: Tensor, rows: slice, columns: slice, by: float = 1, *, uniform: bool = False
     ) -> None:
         """Add the gradient of by * sum(force * products(a[rows], b[columns])).
 
@@ -106,31 +109,33 @@ class Gradient:
             rows: of the tile.
             columns: of the tile.
             by: a factor.
-            even: whether no force is far larger than the others, as those on positives are.
+            uniform: whether no force far outweighs the others, as those on positives do.
         """
-        if self._halves(rows, columns):
-            self._add_to_rows(force + force.T, rows, columns, by, even)
+        if self._on_diagonal(rows, columns):
+            self._add_to_rows(force + force.T, rows, columns, by, uniform)
             return
-        self._add_to_rows(force, rows, columns, by, even)
-        if even and _gains(force.T, self.a.shape[1]):
-            if self._turned is None:  # (d, r), which the tiles beside this one ask for too
-                self._turned = part(self.a, rows).T.contiguous()
-            self.of_columns(columns).T.add_(_by_one_dnn(self._turned, force.T), alpha=by)
+        self._add_to_rows(force, rows, columns, by, uniform)
+        if uniform and _prefers_one_dnn(force.T, self.a.shape[1]):
+            if self._transposed is None:  # (d, r), for all tiles of these rows
+                self._transposed = part(self.a, rows).T.contiguous()
+            self.of_columns(columns).T.add_(_by_one_dnn(self._transposed, force.T), alpha=by)
         elif "db" not in vars(self) and force.shape[1] == self.b.shape[0]:
             self.db = torch.addmm(self.b, force.T, part(self.a, rows), beta=0, alpha=by)
         else:
             self.of_columns(columns).addmm_(force.T, part(self.a, rows), alpha=by)
 
-    def add_apart(self, force: Tensor, rows: slice, columns: slice, *, even: bool = False) -> None:
-        """Add that of sum(force * |a - b|^2) / 2; see `add`."""
-        if self._halves(rows, columns):
+    def add_squares(
+        self, force: Tensor, rows: slice, columns: slice, *, uniform: bool = False
+    ) -> None:
+        """Add the gradient of sum(force * |a[rows] - b[columns]|^2) / 2; see `add`."""
+        if self._on_diagonal(rows, columns):
             force = force + force.T
-            self._add_to_rows(force, rows, columns, -1, even)
+            self._add_to_rows(force, rows, columns, -1, uniform)
         else:
-            self.add(force, rows, columns, -1, even=even)
-            if self._along is None:
-                self._along = self.b.new_zeros(self.b.shape[0])
-            part(self._along, columns).add_(force.sum(0))
+            self.add(force, rows, columns, -1, uniform=uniform)
+            if self._of_squares is None:
+                self._of_squares = self.b.new_zeros(self.b.shape[0])
+            part(self._of_squares, columns).add_(force.sum(0))
         self.of_rows(rows).addcmul_(force.sum(1)[:, None], part(self.a, rows))
 
     def whole(self) -> tuple[Tensor | None, Tensor | None]:
@@ -140,26 +145,26 @@ class Gradient:
         """
         if self._finish is not None and self._rows is None:  # there are no columns
             self._finish(slice(0, self.a.shape[0]), torch.zeros_like(self.a))
-        self._turn_to(None)
-        if self._along is not None:
-            self.db.addcmul_(self._along[:, None], self.b)
+        self._go_to(None)
+        if self._of_squares is not None:
+            self.db.addcmul_(self._of_squares[:, None], self.b)
         if self._finish is not None:
             return None, self.db
         if self.a is not self.b:
             return self.da, self.db
         return (self.da.add_(self.db) if "db" in vars(self) else self.da), None
 
-    def _halves(self, rows: slice, columns: slice) -> bool:
-        """Whether a tile lies on the diagonal of rows with themselves."""
+    def _on_diagonal(self, rows: slice, columns: slice) -> bool:
+        """Whether a tile lies on the diagonal of rows with themselves, and so holds both halves."""
         return self.a is self.b and rows == columns
 
-    def _turn_to(self, rows: slice | None) -> None:
-        """From here on these rows are added to; None: no others follow."""
+    def _go_to(self, rows: slice | None) -> None:
+        """Start on the gradient of these rows; None: there are no more."""
         if rows == self._rows:
             return
         before, strip = self._rows, self._strip
         self._rows = rows
-        self._strip = self._turned = None
+        self._strip = self._transposed = None
         if before is None or strip is None:
             return
         if self._finish is not None:
@@ -170,12 +175,12 @@ class Gradient:
             part(self.da, before).add_(strip)
 
     def _add_to_rows(
-        self, force: Tensor, rows: slice, columns: slice, by: float, even: bool
+        self, force: Tensor, rows: slice, columns: slice, by: float, uniform: bool
     ) -> None:
         b = part(self.b, columns)
-        self._turn_to(rows)
+        self._go_to(rows)
         strip = self._strip
-        if even and _gains(force, b.shape[1]):
+        if uniform and _prefers_one_dnn(force, b.shape[1]):
             more = _by_one_dnn(force, b.T)
             self._strip = more.mul_(by) if strip is None else strip.add_(more, alpha=by)
         elif strip is None:  # what comes first need not be added
@@ -184,12 +189,7 @@ class Gradient:
             strip.addmm_(force, b, alpha=by)
 
 
-def whole(gradient: Gradient | None) -> tuple[Tensor | None, Tensor | None]:
-    """Of the rows and of the columns; None: it was not wanted."""
-    return (None, None) if gradient is None else gradient.whole()
-
-
-def _gains(a: Tensor, n: int) -> bool:
+def _prefers_one_dnn(a: Tensor, n: int) -> bool:
     """Whether oneDNN is faster, and exact enough, for products of rows `a` (r, k) with n others."""
     work, terms = a.numel() * n, a.shape[1]
     if not _THERE or work < _FEWEST or min(a.shape[0], n) < _FEWEST_ROWS:
@@ -206,8 +206,8 @@ def _by_one_dnn(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _dense(x: Tensor) -> Tensor:
-    """`x`, copied where neither its rows nor its columns follow each other without a gap.
+    """`x`, copied where neither its rows nor its columns are contiguous.
 
-    Of such, oneDNN takes a thousand times as long.
+    oneDNN is about 1000x slower on those.
     """
     return x if x.is_contiguous() or x.T.is_contiguous() else x.contiguous()

@@ -15,23 +15,23 @@ import torch
 from torch import Tensor
 
 from nearfar.distance import Distance, between_rows
-from nearfar.engine.anchors import Anchors
-from nearfar.engine.budget import Limits, block
-from nearfar.engine.closeness import add_rows, by_distance
+from nearfar.engine.anchors import Anchors, look_up
+from nearfar.engine.budget import Limits, Workspace, block
+from nearfar.engine.closeness import Tile, add_rows, by_distance
 from nearfar.engine.hinge import Tally, hinges
 from nearfar.engine.listed import Picker, show_listed
 from nearfar.engine.observe import force_visitors
 from nearfar.engine.pick import in_order_of, walk
-from nearfar.engine.places import exact, look_up
-from nearfar.engine.products import Gradient, whole
 from nearfar.engine.relation import Relation
 from nearfar.engine.slices import spans
-from nearfar.engine.space import Space
-from nearfar.engine.step import Answer, Executor, Request, show
-from nearfar.engine.stream import row_blocks
+from nearfar.engine.step import Answer, Executor, Request
+from nearfar.engine.walk import Walk, show
+from nearfar.reduction import sum_dtype
 
 # Copies of the rows of a pair that live at once.
 _BUFFERS = 6
+# Copies of a block of pairs that live at once.
+_BLOCK_BUFFERS = 12
 
 
 @dataclass(eq=False)
@@ -90,52 +90,28 @@ def every_quadruplet(
         if not (force_visitors() or n_quadruplets.any()):  # nor is a rounding error to be left
             none = torch.zeros_like(request.a) if request.gradient else None
             return Answer(request.a.new_zeros(request.a.shape[0]), n_quadruplets, none)
-        a, _ = closeness.prepare(request.a, None)
-        everyone = slice(0, a.shape[0])
-        per_row = a.new_zeros(a.shape[0], dtype=exact(a))
-        gradient = Gradient(a, a) if request.gradient else None
-        pairs = _Pairs.of(classes, a, distance, margin2, request)
-        of_first = torch.zeros_like(pairs.d)
-        space = Space()
-        for rows, tile, who in row_blocks(closeness, relation, a, a, request.limits):
+        walk = Walk(request, closeness, relation, buffers=_BLOCK_BUFFERS)
+        pairs = _Pairs.of(classes, walk.a, distance, margin2, request)
+        per_row, space = walk.a.new_zeros(walk.a.shape[0], dtype=sum_dtype(walk.a)), Workspace()
+        for tile in walk.blocks():
             space.clear()
-            d = tile.values
-            of_k = classes.seconds(rows).to(d.dtype)
-            terms = hinges(
-                d, Anchors.of(who), margin, space, weight=of_k, gradient=request.gradient
-            )
-            per_row[rows] += terms.loss
+            of_k = classes.seconds(tile.rows).to(walk.a.dtype)
+            anchors, wanted = Anchors.of(tile.block), request.gradient
+            terms = hinges(tile.closeness, anchors, margin, space, weight=of_k, gradient=wanted)
+            per_row[tile.rows] += terms.loss
             first.add(0, terms.active.sum())
-            push = pairs.meet(rows, d, who.hidden)
-            force = terms.force
-            if gradient is None or force is None:
-                continue
-            if request.weight is not None:
-                force = force.mul_(request.weight[rows, None])
-            force -= push
-            if force_visitors():  # a positive pair is shown once, with what both terms do to it
-                here, where = pairs.within(rows)
-                of_first[here] = force[where]
-                show(request, rows, everyone, who, d, force.index_put(where, d.new_zeros(())), 1)
-            closeness.pull_back(force, tile, gradient, rows, everyone)
+            push = pairs.meet(tile.rows, tile.closeness, tile.block.hidden)
+            if terms.force is not None:
+                if request.weight is not None:
+                    terms.force.mul_(request.weight[tile.rows, None])
+                pairs.pull(walk, tile, terms.force - push)
         loss, count, pull = pairs.settle()
         per_row.index_add_(0, pairs.anchor, loss)
         first.add(n_quadruplets.sum(), 0)
         second.add(n_quadruplets.sum(), count.sum().long())
-        if gradient is not None:
-            both = pull + of_first
-            show_listed(request, relation, pairs.anchor, pairs.positive, pairs.d, both)
-            for chunk in pairs.chunks(a, request.limits):
-                _pull(
-                    a,
-                    gradient.da,
-                    pairs.anchor[chunk],
-                    pairs.positive[chunk],
-                    distance,
-                    pull[chunk],
-                )
-        per_row = torch.where(n_quadruplets > 0, per_row, 0)
-        return Answer(per_row, n_quadruplets, *whole(gradient))
+        if walk.gradient is not None:
+            pairs.pull_together(walk, distance, pull)
+        return walk.answer(torch.where(n_quadruplets > 0, per_row, 0), n_quadruplets)
 
     return execute
 
@@ -147,6 +123,7 @@ class _Pairs:
     anchor: Tensor
     positive: Tensor
     d: Tensor
+    of_first: Tensor
     of_all: "_Reaches"
     of_class: "_Reaches"
     classes: Classes
@@ -167,13 +144,11 @@ class _Pairs:
             anchor,
             positive,
             d,
+            torch.zeros_like(d),
             _Reaches(reach, *together, weight),
             _Reaches(reach, *by_class, weight),
             classes,
         )
-
-    def chunks(self, a: Tensor, limits: Limits) -> Iterator[slice]:
-        return _chunks(len(self.anchor), a, limits)
 
     def within(self, rows: slice) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Which of them have their anchor among these rows, and where in a block of them."""
@@ -194,6 +169,28 @@ class _Pairs:
         if force_visitors():
             return push - of_class - self.of_class.push(d, self.classes.of_row[None, :], hidden)
         return push.sub_(of_class, alpha=2)
+
+    def pull(self, walk: Walk, tile: Tile, force: Tensor) -> None:
+        """Add the gradient of the forces on a block.
+
+        Observers see a positive pair once, in the end, with what both terms do to it.
+        """
+        assert walk.gradient is not None
+        if force_visitors():
+            here, where = self.within(tile.rows)
+            self.of_first[here] = force[where]
+            others = force.index_put(where, force.new_zeros(()))
+            show(walk.request, tile, others, walk.closeness.distance_sign)
+        walk.closeness.backward(force, tile, walk.gradient)
+
+    def pull_together(self, walk: Walk, distance: Distance, force: Tensor) -> None:
+        """Add the gradient of the forces that the second terms exert on the positive pairs."""
+        assert walk.gradient is not None
+        both = force + self.of_first
+        show_listed(walk.request, walk.relation, self.anchor, self.positive, self.d, both)
+        for chunk in _chunks(len(self.anchor), walk.a, walk.request.limits):
+            ends = self.anchor[chunk], self.positive[chunk]
+            _pull(walk.a, walk.gradient.da, *ends, distance, force[chunk])
 
     def settle(self) -> tuple[Tensor, Tensor, Tensor]:
         """Of each positive pair the sum of its second terms, how many cost, and its pull."""
@@ -224,18 +221,18 @@ class _Reaches:
         self.start = self.stop - size
         self.longest = int(size.max()) if len(size) else 0
         ones = torch.ones_like(reach) if weight is None else weight
-        until = ones[self.order].to(exact(reach)).cumsum(0)
+        until = ones[self.order].to(sum_dtype(reach)).cumsum(0)
         self.until = torch.cat([until.new_zeros(1), until])  # weight before each place
         # A bucket for each place: one more than reaches in each segment.
         self.count = torch.zeros(len(reach) + len(size), dtype=torch.int64, device=reach.device)
-        self.sum = torch.zeros_like(self.count, dtype=exact(reach))
+        self.sum = torch.zeros_like(self.count, dtype=sum_dtype(reach))
 
     def meet(self, d: Tensor, segment: Tensor, hidden: Tensor | None) -> Tensor:
         """(b, n) by how much weight of a segment each pair is pushed; keeps the pair's place."""
         place = self._place(d, segment, hidden)
         bucket = (place + segment).flatten()
         self.count += torch.bincount(bucket, minlength=len(self.count))
-        self.sum += torch.bincount(bucket, d.flatten().to(exact(d)), len(self.sum))
+        self.sum += torch.bincount(bucket, d.flatten().to(sum_dtype(d)), len(self.sum))
         return self._beyond(place, segment).to(d.dtype)
 
     def push(self, d: Tensor, segment: Tensor, hidden: Tensor | None) -> Tensor:
@@ -273,10 +270,10 @@ def hardest_quadruplets(labels: Tensor, relation: Relation, distance: Distance) 
     def pick(a: Tensor, b: Tensor | None, limits: Limits) -> Iterator[Tensor]:
         kept = []
         closeness, a, b = in_order_of(distance, a, b)
-        for _, d, who in walk(closeness, relation, a, b, limits):
-            anchors = Anchors.of(who)
+        for tile in walk(closeness, relation, a, b, limits):
+            d, anchors = tile.closeness, Anchors.of(tile.block)
             near = anchors.extreme(d, farthest=True)
-            d_one, one = anchors.hide(d).min(1)
+            d_one, one = anchors.mask_non_negatives(d).min(1)
             d.masked_fill_(classes[one][:, None] == classes, torch.inf)  # leaves third classes
             d_two, two = d.min(1)
             valid = (anchors.count > 0) & (d_two != torch.inf)

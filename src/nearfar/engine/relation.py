@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from nearfar.engine.pair_sets import Diagonal, Listed, Marks, Masked, OneEach
+from nearfar.engine.pair_sets import Diagonal, Listed, Masked, OneEach, PairSet
 from nearfar.engine.slices import part
 from nearfar.inputs import ArrayLike
 from nearfar.labels import batch_labels, class_ids, refuse, share_label
@@ -28,8 +28,8 @@ class Block:
     """
 
     shape: tuple[int, int]
-    positives: Marks | None
-    selves: Marks | None
+    positives: PairSet | None
+    selves: PairSet | None
     device: torch.device
 
     @cached_property
@@ -139,8 +139,8 @@ class Relation:
         return (self.declared >= 0).long()
 
     def _positives(
-        self, rows: slice, columns: slice, shape: tuple[int, int], selves: Marks | None
-    ) -> Marks | None:
+        self, rows: slice, columns: slice, shape: tuple[int, int], selves: PairSet | None
+    ) -> PairSet | None:
         if self.match is not None:
             if shape[1] == self.m:
                 return OneEach(shape, part(self.match, rows))
@@ -169,7 +169,7 @@ class Relation:
             selves.fill(similar, False)
         return similar
 
-    def _selves(self, rows: slice, columns: slice, shape: tuple[int, int]) -> Marks | None:
+    def _selves(self, rows: slice, columns: slice, shape: tuple[int, int]) -> PairSet | None:
         if self.symmetric:
             return self._diagonal(rows, columns, shape)
         if self.declared is None:
@@ -221,7 +221,7 @@ class Relation:
         return rank * self.m + order, order, rank[place].where(known, -1)
 
 
-def _one_each(column: Tensor, columns: slice, shape: tuple[int, int]) -> Marks | None:
+def _one_each(column: Tensor, columns: slice, shape: tuple[int, int]) -> PairSet | None:
     """Each row with one column of all, (r,), where that lies in the block."""
     if not column.is_cpu:  # a list would stall an accelerator
         return Masked(column[:, None] == torch.arange(columns.start, columns.stop).to(column))

@@ -6,7 +6,7 @@ through the normalisation: the gradient of a scalar is finished in the forward p
 `reduction="none"` the backward pass walks the tiles again with the upstream gradient as weights.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import inf, isfinite
@@ -16,15 +16,12 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from nearfar.distance import brought_down
 from nearfar.engine.budget import Limits, current_limits
 from nearfar.engine.observe import force_visitors
-from nearfar.engine.places import exact
 from nearfar.engine.products import Finish
-from nearfar.engine.relation import Block
-from nearfar.engine.slices import part, spans
+from nearfar.engine.rows import Rows, row_dots
 from nearfar.inputs import batched, transformed
-from nearfar.reduction import Reduction, check_reduction, total_weight
+from nearfar.reduction import Reduction, check_reduction, sum_dtype, total_weight
 
 
 @dataclass(eq=False)
@@ -39,8 +36,8 @@ class Request:
         scale: by which the products of rows and columns were scaled.
         bound: no product of a row and a column is larger in size than this; inf: not known.
         gradient: whether a gradient is wanted.
-        finish: takes the gradient of some rows of `a`, in whose place it may put it; None: that
-            of all rows is wanted at the end.
+        finish: takes the gradient of some rows of `a`, which it may overwrite with it; None: the
+            gradient of all rows is wanted at the end.
         limits: of memory.
     """
 
@@ -66,11 +63,13 @@ class Answer:
     Attributes:
         per_row: (n,) losses, 0 where nothing counts; of any precision.
         counts: (n,) how much each row counts in the mean: 1 or True; 0 where it has nothing to
-            compare and is left out; its number of terms where the mean is over those. None: all 1.
+            compare and is left out; its number of terms where the mean is over those; or one
+            number, their sum. None: all 1.
         da: (n, d) gradient of sum(weight * per_row) with respect to `a`; None unless asked for,
             and where the rows are finished.
         db: likewise for the columns; None where they are the rows, and `da` holds all.
         forces: the sum of all forces: the gradient of a bias.
+        learned: the gradients of the rule's own tensors.
     """
 
     per_row: Tensor
@@ -78,22 +77,7 @@ class Answer:
     da: Tensor | None = None
     db: Tensor | None = None
     forces: Tensor | None = None
-
-
-def show(
-    request: Request,
-    rows: slice,
-    columns: slice,
-    block: Block,
-    values: Tensor,
-    force: Tensor,
-    toward: int,
-) -> None:
-    """Show a tile of forces to whoever watches, in terms of the closeness before scale and bias."""
-    for visitor in force_visitors():
-        plain = values if request.bias is None else values - request.bias
-        pull = force * toward * request.scale
-        visitor.tile(request.a.shape[0], rows, columns, block, plain / request.scale, pull)
+    learned: Sequence[Tensor | None] = ()
 
 
 Executor = Callable[[Request], Answer]
@@ -119,15 +103,28 @@ def run(
     scale: Tensor | float | None = None,
     bias: Tensor | float | None = None,
     weight: Tensor | None = None,
+    learned: Sequence[Tensor] = (),
 ) -> Tensor:
-    """Run an executor on rows `x` and columns `y` (None: `x` itself) as one differentiable step."""
+    """Run an executor on rows `x` and columns `y` (None: `x` itself) as one differentiable step.
+
+    Args:
+        executor: computes losses and gradients.
+        x: (n, d).
+        y: (m, d).
+        normalize: whether rows and columns are scaled to length 1 first.
+        reduction: "mean", "sum" or "none".
+        scale: by which the products of rows and columns are multiplied.
+        bias: what is added to each.
+        weight: (n,) by which each row's loss counts.
+        learned: tensors of the executor's own rule that have gradients.
+    """
     check_reduction(reduction)
     run_step: Callable[..., Tensor] = _run
     if torch.compiler.is_compiling():
         # The compiler takes the step as it is: it could not fuse the loop over tiles anyway. Only
         # asked for here, since a decorator would load the compiler with the library.
         run_step = torch.compiler.disable(_run)  # type: ignore[no-untyped-call]
-    return run_step(executor, x, y, normalize, reduction, scale, bias, weight)
+    return run_step(executor, x, y, normalize, reduction, scale, bias, weight, learned)
 
 
 def _run(
@@ -139,13 +136,14 @@ def _run(
     scale: Tensor | float | None,
     bias: Tensor | float | None,
     weight: Tensor | None,
+    learned: Sequence[Tensor],
 ) -> Tensor:
-    _no_transform()
+    _refuse_transforms()
     for visitor in force_visitors():
         visitor.begin()
-    gradient = torch.is_grad_enabled() and any(map(_learned, (x, y, scale, bias)))
+    gradient = torch.is_grad_enabled() and any(map(_learned, (x, y, scale, bias, *learned)))
     job = _Job(executor, normalize, reduction, weight, current_limits(), gradient)
-    loss: Tensor = _Step.apply(job, x, y, scale, bias)  # type: ignore[no-untyped-call]
+    loss: Tensor = _Step.apply(job, x, y, scale, bias, *learned)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -158,32 +156,32 @@ class _Step(torch.autograd.Function):
         y: Tensor | None,
         scale: Tensor | float | None,
         bias: Tensor | float | None,
+        *learned: Tensor,
     ) -> Tensor:
         # What the sum's gradient does not need, such as the labels, is not kept for it.
         ctx.job = job if job.reduction == "none" else None
-        ctx.given = tuple(_dtype_and_shape(t) for t in (x, y, scale, bias))
+        ctx.given = tuple(_dtype_and_shape(t) for t in (x, y, scale, bias, *learned))
         ctx.twice = y is x
-        per_row, counts, *gradients = _compute(
-            job, x, y, scale, bias, job.weight, job.gradient and job.reduction != "none"
-        )
-        weighted = per_row if job.weight is None else per_row * job.weight
+        gradient = job.gradient and job.reduction != "none"
+        done = _compute(job, x, y, scale, bias, job.weight, gradient)
+        weighted = done.per_row if job.weight is None else done.per_row * job.weight
         if job.reduction == "none":
             ctx.inputs = scale, bias
-            ctx.save_for_backward(*map(_owned, _tensors(x, y, scale, bias)))
+            ctx.save_for_backward(*map(_owned, _tensors(x, y, scale, bias, *learned)))
             return weighted.to(_wide(x, y))
         # A sum may be too large for the dtype of its mean.
-        total, ctx.whole = weighted.sum(dtype=exact(weighted)), None
+        total, ctx.whole = weighted.sum(dtype=sum_dtype(weighted)), None
         if job.reduction == "mean":
-            ctx.whole = total_weight(job.weight, counts, per_row)
+            ctx.whole = total_weight(job.weight, done.counts, done.per_row)
             total = total / ctx.whole
             for visitor in force_visitors():
                 visitor.scale(1 / ctx.whole)
-        ctx.save_for_backward(*gradients)
+        ctx.save_for_backward(*done.gradients)
         return total.to(_wide(x, y))
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        _no_transform(upstream)
+        _refuse_transforms(upstream)
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "nearfar's whole-batch losses have no second derivative: call backward() or grad() "
@@ -195,14 +193,14 @@ class _Step(torch.autograd.Function):
             by = upstream if ctx.whole is None else upstream / ctx.whole
             gradients = [None if g is None else g * by for g in ctx.saved_tensors]
             return None, *_fitted(gradients, ctx.given, ctx.twice)
-        x, y, scale, bias = ctx.saved_tensors
+        x, y, scale, bias, *_ = ctx.saved_tensors
         scale, bias = (
             given if saved is None else saved
             for given, saved in zip(ctx.inputs, (scale, bias), strict=True)
         )
         weight = upstream if job.weight is None else upstream * job.weight
-        _, _, *gradients = _compute(job, x, y, scale, bias, weight, True)
-        return None, *_fitted(gradients, ctx.given, ctx.twice)
+        done = _compute(job, x, y, scale, bias, weight, True)
+        return None, *_fitted(done.gradients, ctx.given, ctx.twice)
 
 
 def upstream(value: Tensor) -> Tensor | None:
@@ -222,7 +220,7 @@ def upstream(value: Tensor) -> Tensor | None:
     return None
 
 
-def _no_transform(upstream: Tensor | None = None) -> None:
+def _refuse_transforms(upstream: Tensor | None = None) -> None:
     """Refuse what cannot look into the step; the gradients of a scalar may come in batches."""
     if transformed() or (upstream is not None and upstream.ndim and batched(upstream)):
         raise RuntimeError(
@@ -241,7 +239,7 @@ def _dtype_and_shape(value: Tensor | float | None) -> _Given:
 
 
 def _fitted(
-    gradients: list[Tensor | None], given: tuple[_Given, ...], twice: bool
+    gradients: Sequence[Tensor | None], given: tuple[_Given, ...], twice: bool
 ) -> Iterator[Tensor | None]:
     """The gradients of x, y and so on, in the dtypes and shapes of what they belong to.
 
@@ -261,7 +259,7 @@ def _fitted(
 
 
 def _owned(value: Tensor | None) -> Tensor | None:
-    """A copy of what lies in memory that is not torch's, as an array's: it may change unseen."""
+    """Clone memory torch does not own (NumPy): it may be overwritten."""
     if value is None or value.untyped_storage().resizable():
         return value
     return value.clone()
@@ -269,6 +267,15 @@ def _owned(value: Tensor | None) -> Tensor | None:
 
 def _tensors(*values: Tensor | float | None) -> tuple[Tensor | None, ...]:
     return tuple(value if isinstance(value, Tensor) else None for value in values)
+
+
+@dataclass(eq=False)
+class _Computed:
+    """Per-row losses, how much each counts, and the gradients of x, y, scale, bias and the rest."""
+
+    per_row: Tensor
+    counts: Tensor | None
+    gradients: Sequence[Tensor | None] = ()
 
 
 def _compute(
@@ -279,13 +286,13 @@ def _compute(
     bias: Tensor | float | None,
     weight: Tensor | None,
     gradient: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """The per-row losses, how much each counts, and the gradients, in the dtype computed in."""
+) -> _Computed:
+    """Losses and gradients, in the dtype computed in."""
     with _full_precision(x.device.type):  # autograd is off, as in every Function
         wide = _wide(x, y)
-        tell = y is not None and _learned(scale)
-        rows = _Rows(x.to(wide), job.normalize, tell)
-        columns = None if y is None else _Rows(y.to(wide), job.normalize, tell)
+        dots = y is not None and _learned(scale)
+        rows = Rows(x.to(wide), job.normalize, dots)
+        columns = None if y is None else Rows(y.to(wide), job.normalize, dots)
         a, b = rows.ready, None if columns is None else columns.ready
         if scale is not None:
             # In place where it can be, which spares a copy of the rows.
@@ -300,37 +307,44 @@ def _compute(
                 1.0 if scale is None else scale,
                 _bound(scale, x.device) if job.normalize else inf,
                 gradient,
-                None if b is None or columns is None else rows.finish,
+                None if columns is None else rows.finish,
                 job.limits,
             )
         )
-        sure = rows.finite and (columns is None or columns.finite)
-        per_row = answer.per_row if sure else _unhidden(answer, x, y)
+        finite = rows.finite and (columns is None or columns.finite)
+        per_row = answer.per_row if finite else _with_nan(answer, x, y)
         if not gradient:
-            return per_row, answer.counts, None, None, None, None
+            return _Computed(per_row, answer.counts)
+        dx, dy, dscale = _back(answer, rows, columns, scale)
         dbias = answer.forces if _learned(bias) else None
-        if columns is not None:
-            assert answer.db is not None
-            dx = rows.ready if answer.da is None else rows.back(answer.da)
-            dy = columns.back(answer.db)
-            dscale = _of_scale(scale, rows.along, columns.along)
-            return per_row, answer.counts, dx, dy, dscale, dbias
-        da, dscale = answer.da, None
-        assert da is not None
-        if scale is not None:
-            assert answer.db is not None  # the columns are not scaled
-            if _learned(scale):
-                ends = (_along(end, rows.ready).sum(dtype=exact(end)) for end in (da, answer.db))
-                dscale = _of_scale(scale, *ends)
-            da = da.mul_(scale)
-        da = da if answer.db is None else da.add_(answer.db)
-        return per_row, answer.counts, rows.back(da), None, dscale, dbias
+        return _Computed(per_row, answer.counts, [dx, dy, dscale, dbias, *answer.learned])
 
 
-def _unhidden(answer: Answer, x: Tensor, y: Tensor | None) -> Tensor:
-    """The losses, NaN where a row is not finite, though it may have had nothing to compare.
+def _back(
+    answer: Answer, rows: Rows, columns: Rows | None, scale: Tensor | float | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The gradients of x, y and the scale, from those of the prepared rows and columns."""
+    if columns is not None:
+        assert answer.db is not None
+        dx = rows.ready if answer.da is None else rows.back(answer.da)
+        dy = columns.back(answer.db)
+        return dx, dy, _of_scale(scale, rows.dots, columns.dots)
+    da, dscale = answer.da, None
+    assert da is not None
+    if scale is not None:
+        assert answer.db is not None  # the columns are not scaled
+        if _learned(scale):
+            ends = (row_dots(end, rows.ready).sum(dtype=sum_dtype(end)) for end in (da, answer.db))
+            dscale = _of_scale(scale, *ends)
+        da = da.mul_(scale)
+    da = da if answer.db is None else da.add_(answer.db)
+    return rows.back(da), None, dscale
 
-    A finite loss would come with a gradient that is NaN: what 0 times the row leaves.
+
+def _with_nan(answer: Answer, x: Tensor, y: Tensor | None) -> Tensor:
+    """The losses, NaN where a row is not finite, even if it had nothing to compare.
+
+    A finite loss would come with a gradient of NaN: 0 times the row.
     """
     per_row, everyone = answer.per_row, x if y is None else y
     if y is None and answer.counts is None and x.shape[0] > 1:  # all were compared with all
@@ -348,9 +362,10 @@ def _surely_finite(x: Tensor) -> bool:
 def _of_scale(
     scale: Tensor | float | None, of_rows: Tensor | None, of_columns: Tensor | None
 ) -> Tensor | None:
-    """The gradient of the scale, which `_Rows.along` of the rows and of the columns both tell.
+    """The gradient of the scale, from the `Rows.dots` of the rows or of the columns.
 
-    They differ by rounding errors, of which their mean has fewer, and by the scale of the rows.
+    Apart from the scale of the rows, the two differ by rounding errors only, so their mean, which
+    has fewer, is taken.
     """
     if not isinstance(scale, Tensor) or of_rows is None or of_columns is None:
         return None
@@ -370,79 +385,10 @@ def _full_precision(device: str) -> AbstractContextManager[object]:
 
 
 def _bound(scale: Tensor | float | None, device: torch.device) -> float:
-    """How large a product of unit rows can be; unknown where reading it would stall a GPU."""
+    """How large a product of unit rows can be; inf where reading it would stall a GPU."""
     if isinstance(scale, Tensor):
         return abs(scale.item()) if device.type == "cpu" else inf
     return 1.0 if scale is None else abs(scale)
-
-
-_TURNED = 1024  # so many rows of a gradient that may be laid out column by column at a time
-
-
-class _Rows:
-    """Rows ready for the tiles, at unit length if asked, and the way back for their gradient.
-
-    Attributes:
-        ready: (n, d) the rows, and in their place, once they are finished, their gradient.
-        along: the sum of the inner products of finished rows, before they are scaled, with their
-            gradient; None unless asked for.
-        finite: whether all rows are known to be finite.
-    """
-
-    def __init__(self, x: Tensor, normalize: bool, tell: bool) -> None:
-        self.scale: Tensor | float | None = None
-        self.size: Tensor | None = None
-        self.along: Tensor | None = None
-        self.finite = False
-        self.tell = tell
-        x = x.contiguous()  # or every tile of it would be copied
-        if not normalize:
-            self.ready = torch.add(x, x, alpha=0)  # NaN where x is infinite; see inputs.lift
-            return
-        size = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-        short = torch.finfo(x.dtype).tiny ** 0.5
-        low, high = size.aminmax() if x.shape[0] else (size.sum(), size.sum())
-        if short <= low.item() and high.item() < torch.inf:
-            self.ready, self.size, self.finite = x / size, size, True
-            return
-        x, down = brought_down(x, size)
-        size = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-        # Too short to have a direction, as in distance.unit: the row and its gradient become 0.
-        size = size.masked_fill_(size < short, torch.inf)
-        self.ready, self.size = x / size, size / down
-
-    def times(self, scale: Tensor | float) -> Tensor:
-        """The rows times the scale, which is taken back when they are finished."""
-        self.scale = scale
-        return self.ready.mul_(scale)
-
-    def back(self, gradient: Tensor) -> Tensor:
-        """From the gradient of `ready` to that of the rows; overwrites both."""
-        for at in spans(gradient.shape[0], _TURNED) if gradient.shape[0] else (slice(0, 0),):
-            self.finish(at, part(gradient, at).contiguous())
-        return self.ready
-
-    def finish(self, at: slice, gradient: Tensor) -> None:
-        """Put the gradient (r, d) of some rows, carried back, in their place; overwrites it."""
-        ready = part(self.ready, at)
-        if self.scale is not None:
-            ready.div_(self.scale)
-        if self.tell or self.size is not None:
-            along = _along(gradient, ready)
-            if self.tell:
-                more = along.sum(dtype=exact(ready))
-                self.along = more if self.along is None else self.along + more
-            if self.size is not None:
-                gradient.addcmul_(ready, along[:, None], value=-1).div_(part(self.size, at))
-        if self.scale is not None:
-            gradient.mul_(self.scale)
-        if ready is self.ready:
-            self.ready = gradient
-        else:
-            ready.copy_(gradient)
-
-
-_along: Callable[[Tensor, Tensor], Tensor] = torch.linalg.vecdot  # (n,) inner products of rows
 
 
 def _learned(value: Tensor | float | None) -> bool:

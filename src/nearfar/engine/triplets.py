@@ -14,19 +14,19 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from nearfar.engine import places
+from nearfar.engine import anchors as lookup
+from nearfar.engine.anchor_sums import block_loss
 from nearfar.engine.anchors import Anchors
-from nearfar.engine.budget import kept_elements, wide_tile
+from nearfar.engine.budget import Workspace, kept_elements
+from nearfar.engine.budget import tile as tile_of
 from nearfar.engine.closeness import Closeness, Tile
 from nearfar.engine.hinge import Tally, counted, hinges, of_negatives, of_positives
 from nearfar.engine.observe import force_visitors
-from nearfar.engine.places import exact
 from nearfar.engine.products import Gradient
 from nearfar.engine.relation import Block, Relation
 from nearfar.engine.slices import part, spans
-from nearfar.engine.space import Space
 from nearfar.engine.step import Answer, Executor, Request
-from nearfar.engine.stream import blockwise
+from nearfar.reduction import sum_dtype
 
 # Copies of a tile that live at once: distances, forces of both ends, comparisons.
 _BUFFERS = 6
@@ -43,9 +43,10 @@ def every_triplet(
     """All triplets of each anchor; tells how many there are and how many cost something."""
 
     def rule(
-        d: Tensor, who: Block, rows: slice, weight: Tensor | None, gradient: bool, space: Space
+        tile: Tile, weight: Tensor | None, gradient: bool, space: Workspace
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        sums = hinges(d, Anchors.of(who), margin, space, smooth=smooth, gradient=gradient)
+        anchors = Anchors.of(tile.block)
+        sums = hinges(tile.closeness, anchors, margin, space, smooth=smooth, gradient=gradient)
         tally.add(sums.valid.sum(), sums.active.sum())
         force = sums.force
         if force is not None and weight is not None:
@@ -53,10 +54,12 @@ def every_triplet(
         loss = torch.where(sums.valid > 0, sums.loss, 0)
         return loss, sums.active if mean_of_active else sums.valid, force
 
-    by_blocks = blockwise(rule, closeness, relation)
+    by_blocks = block_loss(rule, closeness, relation)
 
     def execute(request: Request) -> Answer:
-        shape = wide_tile(request.limits, request.a.device, request.a.element_size(), _BUFFERS)
+        a = request.a
+        height, width = tile_of(request.limits, a.device, a.element_size(), _BUFFERS)
+        shape = max(height // 2, 1), 2 * width
         if smooth or request.a.shape[0] <= shape[0] or force_visitors() or not _pays(relation):
             return by_blocks(request)
         work = _ByClass(closeness, relation, margin, request)
@@ -71,7 +74,7 @@ def _pays(relation: Relation) -> bool:
     """Whether the classes of a batch against itself are so small that comparing is fastest."""
     if not relation.symmetric or relation.row_labels is None or relation.row_labels.ndim == 2:
         return False
-    return 0 < int(relation.n_positives().max()) <= places.FEW
+    return 0 < int(relation.n_positives().max()) <= lookup.FEW
 
 
 class _ByClass:
@@ -87,11 +90,11 @@ class _ByClass:
         self.a, _ = closeness.prepare(request.a[self.order], None)
         self.weight = None if request.weight is None else request.weight[self.order]
         self.gradient = Gradient(self.a, self.a) if request.gradient else None
-        self.space, self.limits = Space(), request.limits
+        self.space, self.limits = Workspace(), request.limits
         n, most = self.a.shape[0], int(relation.n_positives().max())
         self.reach = self.a.new_full((n, most), -torch.inf)
-        self.pull = self.a.new_zeros((n, most), dtype=exact(self.a))
-        self.loss = self.a.new_zeros(n, dtype=exact(self.a))
+        self.pull = self.a.new_zeros((n, most), dtype=sum_dtype(self.a))
+        self.loss = self.a.new_zeros(n, dtype=sum_dtype(self.a))
         self.ends = [*(labels.diff() != 0).nonzero()[:, 0].add(1).tolist(), n]
 
     def answer(self, shape: tuple[int, int]) -> tuple[Answer, Tensor, Tensor]:
@@ -102,9 +105,9 @@ class _ByClass:
         everyones = [Anchors.of(self.relation.block(rows, rows)) for rows in squares]
         for rows, anchors in zip(squares, everyones, strict=True):
             square = self._tile(rows, rows)
-            table = anchors.table(square.values, -torch.inf)
+            table = anchors.table(square.closeness, -torch.inf)
             self.reach[rows, : anchors.most] = table.add_(self.margin)
-            room -= square.values.numel()
+            room -= square.closeness.numel()
             kept.append(square if room >= 0 else None)
         for rows in squares:
             for at in spans(self.a.shape[0] - rows.stop, shape[1]):
@@ -122,28 +125,32 @@ class _ByClass:
         return [slice(*cut) for cut in pairwise(cuts)]
 
     def _tile(self, rows: slice, columns: slice) -> Tile:
-        return self.closeness.tile(part(self.a, rows), part(self.a, columns))
+        a, b = part(self.a, rows), part(self.a, columns)
+        block = Block((len(a), len(b)), None, None, a.device)  # across classes, all are negatives
+        if rows == columns:
+            block = self.relation.block(rows, columns)
+        return Tile(rows, columns, block, *self.closeness.measure(a, b))
 
     def _both_ends(self, rows: slice, columns: slice) -> None:
         """A tile of negatives, seen from its rows and from its columns."""
         between = self._tile(rows, columns)
         self.space.clear()
-        force = self._meet(rows, between.values)
-        other = self._meet(columns, between.values.T)
+        force = self._meet(rows, between.closeness)
+        other = self._meet(columns, between.closeness.T)
         if self.gradient is not None:
             force.add_(other.T)
-            self.closeness.pull_back(force, between, self.gradient, rows, columns, even=True)
+            self.closeness.backward(force, between, self.gradient)
 
     def _own(self, rows: slice, between: Tile, anchors: Anchors) -> None:
         """A tile on the diagonal, the last of its rows: from here on it is known how they pull."""
         self.space.clear()
-        force = self._meet(rows, between.values, anchors)
+        force = self._meet(rows, between.closeness, anchors)
         if self.gradient is not None:
             pull = self.pull[rows][anchors.row, anchors.slot].to(force.dtype)
             if self.weight is not None:
                 pull *= self.weight[rows][anchors.row]
             force[anchors.row, anchors.column] = pull
-            self.closeness.pull_back(force, between, self.gradient, rows, rows)
+            self.closeness.backward(force, between, self.gradient)
 
     def _meet(self, rows: slice, d: Tensor, anchors: Anchors | None = None) -> Tensor:
         """(r, c) how hard some anchors push their negatives; adds up what these cost.
@@ -154,7 +161,7 @@ class _ByClass:
             anchors: who is no negative of theirs; None: everyone is one.
         """
         reach = part(self.reach, rows)
-        with nullcontext() if anchors is None else anchors.hidden(d):
+        with nullcontext() if anchors is None else anchors.only_negatives(d):
             pull, force = counted(reach, d, None, self.space)
         part(self.pull, rows).add_(pull)
         part(self.loss, rows).add_(of_negatives(reach, d, force, self.space))

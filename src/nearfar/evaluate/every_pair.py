@@ -272,7 +272,7 @@ class EveryPair:
                 wanted = self._wanted(rows, columns, similar)
                 if not wanted.any():
                     continue
-                values = self._closeness.tile(x[rows], x[columns]).values.cpu()
+                values = self._closeness.measure(x[rows], x[columns])[0].cpu()
                 if wanted.all():
                     i = torch.arange(rows.start, rows.stop).repeat_interleave(values.shape[1])
                     j = torch.arange(columns.start, columns.stop).repeat(values.shape[0])

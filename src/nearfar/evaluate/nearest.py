@@ -105,11 +105,10 @@ def squares(
     closeness = Euclidean(squared=True)
     width = max(_tile(where, limits)[1], at_least)
     for columns in spans(len(where.columns), width):
-        tile = closeness.tile(where.rows[rows], where.columns[columns])
-        values = tile.values
+        values, repaired = closeness.measure(where.rows[rows], where.columns[columns])
         if where.as_given is not None:
             x, y = where.as_given
-            sharpen(tile, x[rows], y[columns], 2.0)
+            sharpen(values, repaired, x[rows], y[columns], 2.0)
         place = where.hidden[rows] - columns.start
         row, which = ((place >= 0) & (place < values.shape[1])).nonzero(as_tuple=True)
         values[row, place[row, which]] = inf

@@ -156,7 +156,7 @@ def _tiles(u: Tensor, relation: Relation | None) -> Iterator[tuple[Tensor, Block
         for columns in spans(len(a), size):
             if columns.start < rows.start:
                 continue
-            squares = closeness.tile(a[rows], a[columns]).values
+            squares = closeness.measure(a[rows], a[columns])[0]
             if columns == rows:
                 squares.masked_fill_(torch.ones_like(squares, dtype=torch.bool).tril(), inf)
             yield squares, None if relation is None else relation.block(rows, columns)

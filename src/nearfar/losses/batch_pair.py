@@ -1,5 +1,6 @@
 """Losses that add up over every pair of the batch."""
 
+from dataclasses import replace
 from math import inf
 from typing import Literal
 
@@ -8,14 +9,12 @@ from torch import Tensor
 
 from nearfar.distance import Distance
 from nearfar.engine.closeness import CosineDistance, Product, by_distance
-from nearfar.engine.elementwise import PairRule, elementwise
-from nearfar.engine.overlap import overlapping
-from nearfar.engine.places import exact
+from nearfar.engine.pair_sums import PairSum, overlap_loss, pair_loss
 from nearfar.engine.relation import Relation, matched
-from nearfar.engine.step import Executor, run
+from nearfar.engine.step import run
 from nearfar.inputs import ArrayLike, above_zero, between, finite, tracing
 from nearfar.losses.batch import compare, one_of, row_weight, towers
-from nearfar.losses.weighted import softplus_and_slope
+from nearfar.losses.terms import softplus_and_slope
 from nearfar.reduction import Reduction
 
 Selection = Literal["all", "hard"]
@@ -86,22 +85,23 @@ def batch_contrastive_loss(
         x, labels, reference, reference_labels, reference_self, reduction
     )
 
-    def near(d: Tensor, weight: float | Tensor) -> tuple[Tensor, Tensor]:
-        force = d * (2 * weight)
-        return force * d / 2, force
+    def near(d: Tensor) -> tuple[Tensor, Tensor]:
+        force = 2 * d
+        return d.square(), force
 
-    def far(d: Tensor, weight: float | Tensor) -> tuple[Tensor, Tensor]:
+    def far(d: Tensor) -> tuple[Tensor, Tensor]:
         short = (margin - d).relu_()
-        force = short * (-2 * weight)
-        return short.square().mul_(weight), force
+        force = -2 * short
+        return short.square(), force
 
     closeness, mean = by_distance(distance), reduction == "mean"
     if select == "hard":
-        executor = overlapping(PairRule(near, far), closeness, relation, mean)
+        executor = overlap_loss(PairSum(near, far), closeness, relation, mean=mean)
     else:
-        rule = PairRule(near, far, *_kinds(relation, reduction))
-        executor = elementwise(rule, closeness, relation)
-    return _all_pairs(executor, rows, columns, distance == "cosine", reduction)
+        rule = _balanced(PairSum(near, far), relation) if mean else PairSum(near, far)
+        executor = pair_loss(rule, closeness, relation)
+    unit = distance == "cosine"
+    return run(executor, rows, columns, normalize=unit, reduction=reduction)
 
 
 def batch_cosine_loss(
@@ -149,16 +149,18 @@ def batch_cosine_loss(
         x, labels, reference, reference_labels, reference_self, reduction
     )
 
-    def near(d: Tensor, weight: float | Tensor) -> tuple[Tensor, Tensor]:
-        return d * weight, torch.ones_like(d) * weight
+    def near(d: Tensor) -> tuple[Tensor, Tensor]:
+        return d.clone(), torch.ones_like(d)
 
-    def far(d: Tensor, weight: float | Tensor) -> tuple[Tensor, Tensor]:
+    def far(d: Tensor) -> tuple[Tensor, Tensor]:
         short = (1 - margin - d).relu_()
-        force = short.sign().mul_(-weight)
-        return short * weight, force
+        return short, short.sign().neg_()
 
-    rule = PairRule(near, far, *_kinds(relation, reduction))
-    return _all_pairs(elementwise(rule, CosineDistance(), relation), rows, columns, True, reduction)
+    rule = PairSum(near, far)
+    if reduction == "mean":
+        rule = _balanced(rule, relation)
+    executor = pair_loss(rule, CosineDistance(), relation)
+    return run(executor, rows, columns, normalize=True, reduction=reduction)
 
 
 def siglip_loss(
@@ -205,16 +207,13 @@ def siglip_loss(
     """
     rows, columns = towers(x=x, y=y)
 
-    def match(z: Tensor, weight: float | Tensor) -> tuple[Tensor, Tensor]:
-        loss, force = no_match(-z, weight)
+    def match(z: Tensor) -> tuple[Tensor, Tensor]:
+        loss, force = softplus_and_slope(-z)
         return loss, force.neg_()
-
-    def no_match(z: Tensor, weight: float | Tensor) -> tuple[Tensor, Tensor]:  # both weigh 1
-        return softplus_and_slope(z)
 
     relation = matched(len(rows), len(columns), rows.device)
     return run(
-        elementwise(PairRule(match, no_match), Product(), relation),
+        pair_loss(PairSum(match, softplus_and_slope), Product(), relation),
         rows,
         columns,
         normalize=normalize,
@@ -225,27 +224,12 @@ def siglip_loss(
     )
 
 
-def _all_pairs(
-    executor: Executor,
-    rows: Tensor,
-    columns: Tensor | None,
-    normalize: bool,
-    reduction: Reduction,
-) -> Tensor:
-    """Run with the kinds' means already in the rule's weights, so that the rows just add up."""
-    over_rows: Reduction = "sum" if reduction == "mean" else reduction
-    return run(executor, rows, columns, normalize=normalize, reduction=over_rows)
-
-
-def _kinds(relation: Relation, reduction: Reduction) -> tuple[Tensor | float, Tensor | float]:
-    """By how much a similar and a dissimilar pair count: 1 / (number of its kind) in the mean."""
-    if reduction != "mean":
-        return 1.0, 1.0
-    return _one_over(relation.n_positives().sum()), _one_over(relation.n_negatives().sum())
-
-
-def _one_over(count: Tensor) -> Tensor | float:
-    """1 / count, 1 for 0; a number where reading it does not stall an accelerator."""
-    if count.is_cpu and not tracing():
-        return 1 / max(count.item(), 1)
-    return count.clamp(min=1).to(exact(count)).reciprocal()
+def _balanced(rule: PairSum, relation: Relation) -> PairSum:
+    """The rule whose mean is that over positives plus that over negatives."""
+    positives, negatives = relation.n_positives().sum(), relation.n_negatives()
+    weight: Tensor | float
+    if positives.is_cpu and not tracing():
+        weight = max(negatives.sum().item(), 1) / max(positives.item(), 1)
+    else:  # a number would stall an accelerator
+        weight = negatives.sum().clamp(min=1) / positives.clamp(min=1)
+    return replace(rule, positive_weight=weight, counts=negatives)

@@ -6,32 +6,41 @@ import torch
 from torch import Tensor
 
 from nearfar.engine.closeness import Product
-from nearfar.engine.contest import Contest, contest, sum_of
-from nearfar.engine.relation import matched
-from nearfar.engine.softmax import LogSum, Parts, SoftmaxRule, softmax
+from nearfar.engine.log_sums import Finished, LogSum, LogSumRule, log_sum_loss
+from nearfar.engine.relation import Relation, matched
 from nearfar.engine.step import run
 from nearfar.inputs import ArrayLike, above_zero
 from nearfar.losses.batch import compare, row_weight, towers
-from nearfar.losses.weighted import softplus
+from nearfar.losses.terms import softplus, sum_of
 from nearfar.reduction import Reduction
 
 
-def pick_one(negatives: LogSum, total: Tensor, count: Tensor | float) -> Parts:
-    """log(1 + sum_n e^(z_n - z_p)), for one positive an anchor."""
-    short = negatives.above(total)
-    wrong = short.sigmoid()
-    return softplus(short), wrong, -wrong
+def pick_one(negatives: LogSum, positive: Tensor, _: Tensor | float) -> Finished:
+    """log(1 + sum_n e^(z_n - z_p)), for one positive per anchor."""
+    gap = negatives.minus(positive)
+    wrong = gap.sigmoid()
+    return softplus(gap), wrong, -wrong
 
 
-def pick_all(logs: LogSum, total: Tensor, count: Tensor | float) -> Parts:
-    """log(sum e^z) - mean z_p; decoupled, where the positives are no part of the sum."""
-    one = torch.ones_like(total)
-    return logs.above(total / count), one, -one / count
+def pick_all(logs: LogSum, positives: Tensor, count: Tensor | float) -> Finished:
+    """log(sum e^z) - mean z_p."""
+    one = torch.ones_like(positives)
+    return logs.minus(positives / count), one, -one / count
 
 
-ONE = SoftmaxRule(pick_one)
-ALL = SoftmaxRule(pick_all, everyone=True)
-DECOUPLED = SoftmaxRule(pick_all, needs_negatives=True)
+def have_positives(relation: Relation) -> Tensor | None:
+    """Which anchors have a positive; None: all."""
+    return None if relation.one_positive else relation.n_positives() > 0
+
+
+def have_both(relation: Relation) -> Tensor:
+    """Which anchors have a positive and a negative."""
+    return relation.n_positives() * relation.n_negatives() > 0
+
+
+ONE = LogSumRule(pick_one, have_positives)
+ALL = LogSumRule(pick_all, have_positives, everyone=True)
+DECOUPLED = LogSumRule(pick_all, have_both)  # the positives are no part of the log-sum-exp
 
 
 def clip_loss(
@@ -85,7 +94,7 @@ def clip_loss(
     rows, columns = towers(x=x, y=y)
     relation = matched(len(rows), len(columns), rows.device)
     return run(
-        softmax(DECOUPLED if decoupled else ONE, relation, both=True),
+        log_sum_loss(DECOUPLED if decoupled else ONE, Product(), relation, both=True),
         rows,
         columns,
         normalize=normalize,
@@ -151,7 +160,7 @@ def sup_con_loss(
     if not decoupled and not (relation.n_positives() > 1).any():
         rule = ONE  # the same with one positive an anchor, with all digits of a small loss
     return run(
-        softmax(rule, relation),
+        log_sum_loss(rule, Product(), relation),
         rows,
         columns,
         normalize=normalize,
@@ -213,29 +222,16 @@ def nt_xent_loss(
     Source: Chen, Kornblith, Norouzi & Hinton, "A Simple Framework for Contrastive Learning of
     Visual Representations", ICML 2020, equation 1.
     """
-
-    def settle(far: Tensor, z: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        short = far.index_select(0, anchor) - z
-        wrong = short.sigmoid()
-        return sum_of(softplus(short), anchor, len(far)), sum_of(wrong, anchor, len(far)), -wrong
-
-    def settle_decoupled(far: Tensor, z: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        some = (far != -inf).index_select(0, anchor)
-        loss = sum_of((far.index_select(0, anchor) - z).where(some, 0), anchor, len(far))
-        count = some.to(z.dtype)
-        return loss, sum_of(count, anchor, len(far)), -count
-
-    rule = Contest(
-        exponent=Tensor.clone,
-        slope=lambda z: 1.0,
-        settle=settle_decoupled if decoupled else settle,
-        counts=lambda near, far: near * (far > 0) if decoupled else near,
+    rule = LogSumRule(
+        _each_decoupled if decoupled else _each_positive,
+        counts=lambda r: r.n_positives() * (r.n_negatives() > 0) if decoupled else r.n_positives(),
+        each=True,
     )
     rows, columns, relation = compare(
         x, labels, reference, reference_labels, reference_self, reduction
     )
     return run(
-        contest(rule, Product(), relation),
+        log_sum_loss(rule, Product(), relation),
         rows,
         columns,
         normalize=normalize,
@@ -243,3 +239,19 @@ def nt_xent_loss(
         scale=1 / above_zero("temperature", temperature),
         weight=row_weight(weight, rows),
     )
+
+
+def _each_positive(negatives: LogSum, z: Tensor, anchor: Tensor) -> Finished:
+    """The sum of log(1 + sum_n e^(z_n - z_p)) over the positives of each anchor."""
+    n, gap = len(negatives.top), negatives.of(anchor).minus(z)
+    wrong = gap.sigmoid()
+    return sum_of(softplus(gap), anchor, n), sum_of(wrong, anchor, n), -wrong
+
+
+def _each_decoupled(negatives: LogSum, z: Tensor, anchor: Tensor) -> Finished:
+    """The sum of log(sum_n e^(z_n)) - z_p, 0 for anchors without negatives."""
+    n, logs = len(negatives.top), negatives.of(anchor)
+    some = logs.value != -inf
+    count = some.to(logs.top.dtype)
+    loss = sum_of(logs.minus(z).where(some, 0), anchor, n)
+    return loss, sum_of(count, anchor, n), -count

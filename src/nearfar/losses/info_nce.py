@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from nearfar.distance import unit
+from nearfar.engine.closeness import Product
+from nearfar.engine.log_sums import log_sum_loss
 from nearfar.engine.observe import measured, watched
 from nearfar.engine.relation import matched
-from nearfar.engine.softmax import softmax
 from nearfar.engine.step import run
 from nearfar.inputs import (
     ArrayLike,
@@ -120,7 +121,7 @@ def info_nce_loss(
     def one_way(rows: Tensor, columns: Tensor, *, both: bool = False) -> Tensor:
         relation = matched(len(rows), len(columns), rows.device)
         return run(
-            softmax(rule, relation, both=both),
+            log_sum_loss(rule, Product(), relation, both=both),
             rows,
             columns,
             normalize=normalize,

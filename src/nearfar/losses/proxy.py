@@ -1,20 +1,20 @@
 """Losses against one learned proxy a class, streamed: a million classes need no logits matrix."""
 
+from collections.abc import Callable
 from math import cos, pi, sin
 
 import torch
 from torch import Tensor
 
 from nearfar.engine.closeness import Product
-from nearfar.engine.contest import Contest, contest, log_sum
+from nearfar.engine.log_sums import Finished, LogSum, LogSumRule, log_sum_loss
 from nearfar.engine.relation import Relation
-from nearfar.engine.softmax import Combine, LogSum, Parts, SoftmaxRule, softmax
 from nearfar.engine.step import run
 from nearfar.inputs import ArrayLike, above_zero, batch, between, positive_number
 from nearfar.labels import class_ids
 from nearfar.losses.batch import kept, row_weight
-from nearfar.losses.contrast import DECOUPLED, ONE, pick_one
-from nearfar.losses.weighted import softplus
+from nearfar.losses.contrast import DECOUPLED, ONE, have_positives, pick_one
+from nearfar.losses.terms import log_sum, softplus
 from nearfar.reduction import Reduction
 
 
@@ -78,9 +78,10 @@ def proxy_softmax_loss(
     if angle_margin or cosine_margin:
         if isinstance(scale, Tensor) and scale.requires_grad:
             raise ValueError("scale cannot be learned together with a margin; pass a number.")
-        rule = SoftmaxRule(_with_margins(scale, angle_margin, cosine_margin, rows.dtype))
+        finish = _with_margins(scale, angle_margin, cosine_margin, rows.dtype)
+        rule = LogSumRule(finish, have_positives)
     return run(
-        softmax(rule, _each_to(own, columns)),
+        log_sum_loss(rule, Product(), _each_to(own, columns)),
         rows,
         columns,
         normalize=True,
@@ -130,7 +131,7 @@ def proxy_nca_loss(
     """
     rows, columns, own = _to_proxies(x, proxies, labels, reduction)
     return run(
-        softmax(DECOUPLED, _each_to(own, columns)),
+        log_sum_loss(DECOUPLED, Product(), _each_to(own, columns)),
         rows,
         columns,
         normalize=True,
@@ -191,22 +192,29 @@ def proxy_anchor_loss(
         near_weight = 1 / max(int((relation.n_positives() > 0).sum()), 1)
         far_weight = 1 / max(len(columns), 1)
 
-    def settle(far: Tensor, s: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def finish(negatives: LogSum, s: Tensor, anchor: Tensor) -> Finished:
+        far = negatives.value
         near, share = log_sum(-scale * (s - margin), anchor, len(far))
         loss = near_weight * softplus(near) + far_weight * softplus(far)
         pull = -scale * near_weight * near.sigmoid()
         return loss, far_weight * far.sigmoid(), pull.index_select(0, anchor) * share
 
-    rule = Contest(
+    rule = LogSumRule(
+        finish,
+        counts=lambda relation: None,
+        each=True,
         exponent=lambda s: (s + margin).mul_(scale),
-        slope=lambda s: scale,
-        settle=settle,
-        counts=lambda positives, negatives: torch.ones_like(positives),
-        scale=scale,
+        slope=scale,
+        steepness=scale,
+        offset=scale * margin,
     )
     over_rows: Reduction = "sum" if reduction == "mean" else reduction
     return run(
-        contest(rule, Product(), relation), columns, rows, normalize=True, reduction=over_rows
+        log_sum_loss(rule, Product(), relation),
+        columns,
+        rows,
+        normalize=True,
+        reduction=over_rows,
     )
 
 
@@ -226,14 +234,14 @@ def _each_to(own: Tensor, proxies: Tensor) -> Relation:
 
 def _with_margins(
     scale: float | Tensor, angle: float, cosine: float, dtype: torch.dtype
-) -> Combine:
-    """The softmax rule whose positive is scale * (cos(theta + angle) - cosine).
+) -> Callable[[LogSum, Tensor, Tensor | float], Finished]:
+    """The softmax whose positive is scale * (cos(theta + angle) - cosine).
 
     The cosines have the digits of the dtype, or of float32 where that has fewer.
     """
     smallest_sine = torch.finfo(torch.promote_types(dtype, torch.float32)).eps ** 0.5
 
-    def combine(negatives: LogSum, total: Tensor, count: Tensor | float) -> Parts:
+    def finish(negatives: LogSum, total: Tensor, count: Tensor | float) -> Finished:
         c = total / scale
         sine = (1 - c.square()).clamp(min=0).sqrt()
         inside = c > cos(pi - angle)
@@ -244,4 +252,4 @@ def _with_margins(
         loss, by_negatives, by_total = pick_one(negatives, scale * (turned - cosine), count)
         return loss, by_negatives, by_total * slope
 
-    return combine
+    return finish

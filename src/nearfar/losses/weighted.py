@@ -2,15 +2,16 @@
 
 from math import inf
 
-import torch
 from torch import Tensor
 
 from nearfar.distance import Distance
 from nearfar.engine.closeness import Product, by_distance
-from nearfar.engine.contest import Contest, contest, log_sum
+from nearfar.engine.log_sums import Finished, LogSum, LogSumRule, log_sum_loss
 from nearfar.engine.step import run
 from nearfar.inputs import ArrayLike, between, positive_number
 from nearfar.losses.batch import compare, row_weight
+from nearfar.losses.contrast import have_both
+from nearfar.losses.terms import log_sum, softplus
 from nearfar.reduction import Reduction
 
 
@@ -67,23 +68,26 @@ def multi_similarity_loss(
     alpha, beta = positive_number("alpha", alpha), positive_number("beta", beta)
     between("base", base, -inf, inf)
 
-    def settle(far: Tensor, s: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def finish(negatives: LogSum, s: Tensor, anchor: Tensor) -> Finished:
+        far = negatives.value
         near, share = log_sum(-alpha * (s - base), anchor, len(far))
         loss = softplus(near) / alpha + softplus(far) / beta
         return loss, far.sigmoid() / beta, near.sigmoid().index_select(0, anchor) * -share
 
-    rule = Contest(
+    rule = LogSumRule(
+        finish,
+        counts=lambda relation: relation.n_positives() + relation.n_negatives() > 0,
+        each=True,
         exponent=lambda s: (s * beta).sub_(beta * base),
-        slope=lambda s: beta,
-        settle=settle,
-        counts=lambda positives, negatives: positives + negatives > 0,
-        scale=max(alpha, beta),
+        slope=beta,
+        steepness=max(alpha, beta),
+        offset=beta * abs(base),
     )
     rows, columns, relation = compare(
         x, labels, reference, reference_labels, reference_self, reduction
     )
     return run(
-        contest(rule, Product(), relation),
+        log_sum_loss(rule, Product(), relation),
         rows,
         columns,
         normalize=normalize,
@@ -149,24 +153,27 @@ def circle_loss(
     def push(s: Tensor) -> Tensor:
         return (s.detach() + margin).relu_().mul_(scale)
 
-    def settle(far: Tensor, s: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def finish(negatives: LogSum, s: Tensor, anchor: Tensor) -> Finished:
+        far = negatives.value
         pull = (1 + margin - s.detach()).relu() * scale
         near, share = log_sum(-pull * (s - (1 - margin)), anchor, len(far))
         wrong = (near + far).sigmoid()
         return softplus(near + far), wrong, wrong.index_select(0, anchor) * share * -pull
 
-    rule = Contest(
+    rule = LogSumRule(
+        finish,
+        counts=have_both,
+        each=True,
         exponent=lambda s: push(s) * (s - margin),
         slope=push,
-        settle=settle,
-        counts=have_both,
-        scale=scale * (1 + margin),
+        steepness=scale * (1 + margin),
+        offset=scale * (1 + margin) * margin,
     )
     rows, columns, relation = compare(
         x, labels, reference, reference_labels, reference_self, reduction
     )
     return run(
-        contest(rule, Product(), relation),
+        log_sum_loss(rule, Product(), relation),
         rows,
         columns,
         normalize=normalize,
@@ -220,46 +227,29 @@ def lifted_structure_loss(
     """
     between("margin", margin, 0, inf, ", a distance")
 
-    def settle(far: Tensor, d: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def finish(negatives: LogSum, d: Tensor, anchor: Tensor) -> Finished:
+        far = negatives.value
         near, share = log_sum(d, anchor, len(far))
         loss = (near + far).relu()
         active = loss.sign()
         return loss, active, active.index_select(0, anchor) * share
 
-    rule = Contest(
-        exponent=lambda d: margin - d, slope=lambda d: -1.0, settle=settle, counts=have_both
+    rule = LogSumRule(
+        finish,
+        counts=have_both,
+        each=True,
+        exponent=lambda d: margin - d,
+        slope=-1.0,
+        offset=inf,  # distances are not bounded as products are
     )
     rows, columns, relation = compare(
         x, labels, reference, reference_labels, reference_self, reduction
     )
     return run(
-        contest(rule, by_distance(distance), relation),
+        log_sum_loss(rule, by_distance(distance), relation),
         rows,
         columns,
         normalize=distance == "cosine",
         reduction=reduction,
         weight=row_weight(weight, rows),
     )
-
-
-def softplus(x: Tensor) -> Tensor:
-    """log(1 + e^x) with all its digits: beyond 40, where torch is told to stop, it is x."""
-    return torch.nn.functional.softplus(x, threshold=40.0)
-
-
-_MANY = 2**16  # of fewer values the softplus takes no longer than to ask for their largest
-
-
-def softplus_and_slope(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The softplus and its derivative, the sigmoid."""
-    slope = x.sigmoid()
-    # Up to 0 the softplus is -log(1 - sigmoid), which keeps all digits there and takes half as
-    # long. Asked on a CPU only: it would stall a GPU.
-    if x.is_cpu and x.numel() >= _MANY and x.amax().item() <= 0:
-        return slope.neg().log1p_().neg_(), slope
-    return softplus(x), slope
-
-
-def have_both(positives: Tensor, negatives: Tensor) -> Tensor:
-    """Which anchors have a positive and a negative."""
-    return positives * negatives > 0

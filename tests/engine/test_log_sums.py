@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ from batch_cases import near
 from torch import Tensor
 
 import nearfar as nf
-from nearfar.engine import contest
+from nearfar.engine import log_sums
 from nearfar.engine.budget import tile_shape
+from nearfar.engine.walk import Walk
 
 N, D = 40, 6
 Loss = Callable[..., Tensor]
@@ -48,19 +50,19 @@ def gradient(loss: Loss, x: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, T
 def bases(monkeypatch: pytest.MonkeyPatch) -> list[float | None]:
     """What is taken off the exponents of each tile."""
     seen: list[float | None] = []
-    usual = contest._base
+    usual = log_sums._common_base
 
     def watched(low: float, high: float, safe: float) -> float | None:
         seen.append(usual(low, high, safe))
         return seen[-1]
 
-    monkeypatch.setattr(contest, "_base", watched)
+    monkeypatch.setattr(log_sums, "_common_base", watched)
     return seen
 
 
 def by_strips(loss: Loss, x: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(contest, "_pays", lambda field: False)
+        patch.setattr(log_sums, "_needs_all_at_once", lambda *_: False)
         return gradient(loss, x, labels)
 
 
@@ -105,7 +107,7 @@ def test_tiles_that_were_kept_are_as_good_as_new(monkeypatch: pytest.MonkeyPatch
     x, labels = batch(60.0, torch.float32), LABELS["any order"]
     found = []
     for room in (0, 500, 10**9):
-        monkeypatch.setattr(contest, "kept_elements", lambda *_, copies, room=room: room)
+        monkeypatch.setattr(Walk, "kept_elements", lambda *_, room=room: room)
         with tile_shape(7, 7):
             found.append([gradient(loss, x, labels) for loss in LOSSES.values()])
     for other in found[1:]:
@@ -136,18 +138,18 @@ def test_what_is_not_finite_shows(bad: float) -> None:
 def test_where_most_are_positive_strips_need_less(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = []
 
-    def pairs(field: object) -> Tensor:
-        chosen.append(field)
-        return usual(field)  # type: ignore[arg-type]
+    def needs(*arguments: Any) -> bool:
+        chosen.append(usual(*arguments))
+        return chosen[-1]
 
-    usual = contest._by_pairs
-    monkeypatch.setattr(contest, "_by_pairs", pairs)
+    usual = log_sums._needs_all_at_once
+    monkeypatch.setattr(log_sums, "_needs_all_at_once", needs)
     x = torch.randn(300, 4)
     for labels, by_pairs in ((torch.arange(300) // 2, True), (torch.zeros(300).long(), False)):
         chosen.clear()
         with nf.memory_budget(2**21):
             nf.nt_xent_loss(x, labels)
-        assert bool(chosen) == by_pairs
+        assert chosen == [by_pairs]
 
 
 @pytest.mark.parametrize("name", LOSSES)

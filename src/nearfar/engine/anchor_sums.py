@@ -1,0 +1,112 @@
+"""Losses of each anchor against all columns, a block of rows at a time.
+
+A rule sees some anchors and their closeness to everyone at once. So it may be any function of
+these; where it does not give its own forces, autograd derives them.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from nearfar.engine.budget import Workspace
+from nearfar.engine.closeness import Closeness, Tile
+from nearfar.engine.relation import Relation
+from nearfar.engine.step import Answer, Executor, Request
+from nearfar.engine.walk import Walk
+
+# A tile of all columns, (b,) weights of the losses in the gradient (None: all 1), whether a
+# gradient is wanted, memory that lasts until the next tile -> (b,) losses, (b,) how much each
+# counts in the mean, and (b, m) forces where they are wanted. Leaves the closeness as it was.
+BlockRule = Callable[[Tile, Tensor | None, bool, Workspace], tuple[Tensor, Tensor, Tensor | None]]
+
+# A tile of all columns, and tensors of the rule -> (b,) losses, and how much each counts in the
+# mean, 0 where an anchor has nothing to compare.
+Loss = Callable[..., tuple[Tensor, Tensor]]
+# The same -> (b, m) the derivative of each anchor's loss by its closeness to everyone.
+Force = Callable[..., Tensor]
+
+# Copies of a block that live at once: the closeness, masks, and what a rule's autograd keeps.
+_BUFFERS = 12
+
+
+def block_loss(rule: BlockRule, closeness: Closeness, relation: Relation) -> Executor:
+    """Visit each block of rows once: closeness, the rule with its forces, and their gradient."""
+
+    def execute(request: Request) -> Answer:
+        walk = Walk(request, closeness, relation, buffers=_BUFFERS)
+        n, workspace = walk.a.shape[0], Workspace()
+        per_row, counts = walk.a.new_zeros(n), walk.a.new_zeros(n, dtype=torch.int64)
+        for tile in walk.blocks():
+            workspace.clear()
+            weight = None if request.weight is None else request.weight[tile.rows]
+            loss, count, force = rule(tile, weight, request.gradient, workspace)
+            per_row[tile.rows], counts[tile.rows] = loss.to(walk.a.dtype), count.long()
+            if force is not None:
+                walk.pull(tile, force)
+        return walk.answer(per_row, counts)
+
+    return execute
+
+
+def anchor_loss(
+    loss: Loss,
+    force: Force | None,
+    learned: Sequence[Tensor],
+    closeness: Closeness,
+    relation: Relation,
+) -> Executor:
+    """A loss in plain torch; autograd derives what `force` does not tell.
+
+    Args:
+        loss: of a block of anchors.
+        force: its derivative by the closeness; None: left to autograd.
+        learned: tensors that the loss gets after the tile, with gradients of their own.
+        closeness: how close rows are to columns.
+        relation: who is similar to whom.
+    """
+
+    def execute(request: Request) -> Answer:
+        tensors = [t.detach().requires_grad_(t.requires_grad) for t in learned]
+        wanted = [t for t in tensors if t.requires_grad]
+        sums = [torch.zeros_like(t) for t in wanted]
+
+        def with_forces(
+            tile: Tile, weight: Tensor | None, gradient: bool, _: Workspace
+        ) -> tuple[Tensor, Tensor, Tensor | None]:
+            if not gradient:
+                return *_of_some(*loss(tile, *tensors)), None
+            leaf = tile.closeness.detach().requires_grad_(force is None)
+            inputs = [leaf, *wanted] if force is None else wanted
+            with torch.enable_grad():
+                per_row, count = _of_some(*loss(replace(tile, closeness=leaf), *tensors))
+                total = (per_row if weight is None else per_row * weight).sum()
+                found = _gradients(total, inputs)
+            per_row = per_row.detach()
+            if force is None:
+                pull, *found = found
+            else:
+                pull = force(tile, *tensors)
+                pull = pull if weight is None else pull * weight[:, None]
+            for total, more in zip(sums, found, strict=True):
+                total += more
+            return per_row, count, pull
+
+        answer = block_loss(with_forces, closeness, relation)(request)
+        by_tensor = iter(sums)
+        each = [next(by_tensor) if t.requires_grad else None for t in tensors]
+        return replace(answer, learned=tuple(each))
+
+    return execute
+
+
+def _of_some(loss: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses that are 0, whatever the rule says, where there is nothing to compare."""
+    return torch.where(count > 0, loss, 0), count
+
+
+def _gradients(total: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
+    if not inputs or not total.requires_grad:
+        return [torch.zeros_like(t) for t in inputs]
+    return list(torch.autograd.grad(total, inputs, materialize_grads=True))

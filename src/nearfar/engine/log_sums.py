@@ -1,0 +1,496 @@
+"""Losses of each anchor's log-sum-exp and of its positives: softmax and its relatives.
+
+An anchor's log-sum-exp must be known before its first force. So tiles are taken in groups: a first
+step collects sums from all tiles of the group, then the losses of its anchors are known, and a
+second step applies the forces. There are two schedules:
+
+- A group is a strip of rows, whose tiles are all kept between the steps (6 N^2 d of work).
+- The group is everything, where columns are anchors too or a strip would not fit: the second step
+  computes the products again (8 N^2 d, and 4 N^2 d on the upper triangle of a batch with itself),
+  except for tiles that fit the memory budget, each of which saves a quarter of its work.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from math import inf
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nearfar.engine.budget import budget_of
+from nearfar.engine.closeness import Closeness, Tile
+from nearfar.engine.observe import force_visitors
+from nearfar.engine.pair_sets import PairSet
+from nearfar.engine.relation import Relation
+from nearfar.engine.slices import joined, part
+from nearfar.engine.step import Answer, Executor, Request
+from nearfar.engine.walk import Place, Walk
+from nearfar.reduction import sum_dtype
+
+
+@dataclass(eq=False)
+class LogSum:
+    """(n,) log-sum-exps, in two parts so that the difference of two large numbers is exact.
+
+    Attributes:
+        top: a number near the log-sum-exp.
+        rest: the log-sum-exp minus `top`; None: 0.
+    """
+
+    top: Tensor
+    rest: Tensor | None = None
+
+    @property
+    def value(self) -> Tensor:
+        """The log-sum-exps as one number each; -inf where nothing was summed."""
+        return self.top if self.rest is None else self.top + self.rest
+
+    def minus(self, other: Tensor) -> Tensor:
+        """The log-sum-exps minus other numbers (n,)."""
+        difference = self.top - other
+        return difference if self.rest is None else difference + self.rest
+
+    def of(self, anchor: Tensor) -> "LogSum":
+        """(k,) those of the anchors with these indices."""
+        rest = None if self.rest is None else self.rest.index_select(0, anchor)
+        return LogSum(self.top.index_select(0, anchor), rest)
+
+
+# What a loss makes of the sums: its (n,) values, its derivatives by the log-sum-exps (n,), and by
+# the positives.
+Finished = tuple[Tensor, Tensor, Tensor]
+
+
+@dataclass(eq=False)
+class LogSumRule:
+    """A loss of an anchor's log-sum-exp and its positives.
+
+    Attributes:
+        finish: the loss. Its arguments are the log-sum-exps and the positives: their (n,) sums and
+            their numbers (a tensor, or 1.0), or with `each` the closeness of all positive pairs
+            (k,) and their anchors (k,).
+        counts: the relation -> (n,) how much each anchor counts in the mean, 0 where it has nothing
+            to compare; None: all by 1.
+        each: whether the loss takes each positive by itself. The closeness of these is stored.
+        everyone: whether the log-sum-exp is over positives and negatives, not over negatives alone.
+        exponent: closeness -> what is summed the exponentials of, in new memory; None: the
+            closeness itself, which must be a product.
+        slope: the derivative of the exponent, a number or made of the closeness.
+        steepness, offset: no exponent is larger in size than closeness * steepness + offset.
+    """
+
+    finish: Callable[[LogSum, Tensor, Any], Finished]
+    counts: Callable[[Relation], Tensor | None]
+    each: bool = False
+    everyone: bool = False
+    exponent: Callable[[Tensor], Tensor] | None = None
+    slope: Callable[[Tensor], Tensor] | float = 1.0
+    steepness: float = 1.0
+    offset: float = 0.0
+
+
+def log_sum_loss(
+    rule: LogSumRule, closeness: Closeness, relation: Relation, *, both: bool = False
+) -> Executor:
+    """The executor of a rule for every row, or with `both` for every row and every column.
+
+    With `both`, the loss of row i is the mean of its loss as a row and as a column.
+    """
+
+    def execute(request: Request) -> Answer:
+        walk = Walk(request, closeness, relation, buffers=_BUFFERS)
+        counts = rule.counts(relation)
+        shape = walk.strip_shape(_floats_per_pair(rule, walk))
+        if _needs_all_at_once(rule, walk, both, shape[0]):
+            sums = _Sums(rule, walk, slice(0, walk.a.shape[0]), counts, both)
+            kept = walk.kept_elements(1 if rule.exponent is None else 2)
+            per_row = _two_steps(walk, sums, walk.places(), kept)
+        else:
+            # One buffer for all strips; a batch that is one strip is done sooner in place.
+            room = None
+            if walk.a.shape[0] > shape[0] and rule.exponent is None:
+                room = walk.a.new_empty(shape[0] * walk.columns.shape[0])
+            strips = (
+                _two_steps(walk, _Sums(rule, walk, rows, counts, False, room), places, inf)
+                for rows, places in walk.strips(shape)
+            )
+            per_row = joined(list(strips), walk.a)
+        return walk.answer(per_row, counts)
+
+    return execute
+
+
+def _two_steps(walk: Walk, sums: "_Sums", places: Sequence[Place], most: float) -> Tensor:
+    """The losses of the anchors of some tiles; adds up their gradient.
+
+    Args:
+        walk: over the tiles.
+        sums: of the anchors.
+        places: of the tiles.
+        most: how many elements of the tiles of the first step are kept for the second.
+    """
+    kept: deque[tuple[Tile, _Terms] | None] = deque()
+    for place in places:
+        tile, terms = sums.collect(place)
+        most -= terms.values.numel()
+        kept.append((tile, terms) if most >= 0 and walk.gradient is not None else None)
+    losses = sums.finish()
+    if walk.gradient is not None:
+        for place in places:
+            tile, terms = kept.popleft() or sums.take(place)
+            walk.pull(tile, sums.force(tile, terms))
+    return losses
+
+
+_BUFFERS = 8
+# Strips of fewer rows are slower than computing all products twice.
+_FEWEST_ROWS = 64
+# Numbers kept per pair of a strip: the terms, and where exponents are not the closeness itself, the
+# closeness and room to work in. A listed positive takes more: its place in 64 bits, share and pull.
+_IN_PLACE, _BESIDE, _PER_POSITIVE = 1, 4, 12
+# Relations of fewer pairs are not asked how many are positive.
+_LARGE = 2**20
+# Bytes a positive takes where all are listed at once, of which half a budget is available; and the
+# height of tiles below which two steps over everything cost more steps than strips.
+_LISTED_POSITIVE, _FEWEST_LISTED_ROWS = 128, 256
+
+
+def _floats_per_pair(rule: LogSumRule, walk: Walk) -> int:
+    """How many numbers a strip keeps per pair."""
+    plain, relation = _IN_PLACE if rule.exponent is None else _BESIDE, walk.relation
+    pairs = relation.n * relation.m
+    if not rule.each or pairs < _LARGE or not walk.a.is_cpu:  # asking would stall an accelerator
+        return plain
+    return plain + round(_PER_POSITIVE * relation.n_positives().sum().item() / pairs)
+
+
+def _needs_all_at_once(rule: LogSumRule, walk: Walk, both: bool, strip_height: int) -> bool:
+    """Whether sums are collected from all tiles before any force, or strip by strip."""
+    n = walk.a.shape[0]
+    if not rule.each:
+        return both or walk.mirrored or strip_height < min(max(n, 1), _FEWEST_ROWS)
+    limits, device, *_ = walk.room
+    height = walk.shape[0]
+    if not walk.mirrored or not walk.a.is_cpu or n <= height:
+        return False
+    if height < _FEWEST_LISTED_ROWS and limits.tile is None:
+        return False
+    positives = int(walk.relation.n_positives().sum())
+    return positives * _LISTED_POSITIVE <= budget_of(limits, device) // 2
+
+
+# Exponents within this of 0 have an exponential, and sums of millions of them, that are normal
+# numbers of the dtype: such exponents are summed as they are.
+SAFE = {torch.float32: 40.0, torch.float64: 300.0}
+
+
+@dataclass(eq=False)
+class _Terms:
+    """What the log-sum-exps of a tile are over.
+
+    Attributes:
+        values: (r, c) exponentials of the exponents minus `base`, 0 for pairs left out; where there
+            is no base, the exponents themselves, -inf for pairs left out.
+        base: a number, or one per row (r,); None: the exponents lie too far apart for one number.
+    """
+
+    values: Tensor
+    base: Tensor | float | None
+
+
+@dataclass(eq=False)
+class _Side:
+    """The anchors along one dimension of a tile: which, and the dimension of their terms."""
+
+    at: slice
+    dim: int
+
+
+class _Sums:
+    """The sums of some anchors, and once these are finished, the forces of each anchor's pairs.
+
+    With `both`, the columns are anchors too, and come after the rows.
+    """
+
+    def __init__(
+        self,
+        rule: LogSumRule,
+        walk: Walk,
+        rows: slice,
+        counts: Tensor | None,
+        both: bool,
+        room: Tensor | None = None,
+    ) -> None:
+        self.rule, self.walk, self.rows, self.counts, self.both = rule, walk, rows, counts, both
+        self.n = rows.stop - rows.start
+        self.bound = rule.steepness * walk.request.bound
+        n = 2 * self.n if both else self.n
+        safe = self.bound + rule.offset <= SAFE.get(walk.a.dtype, 0)
+        self.logs = _Running(n, walk.a, safe)
+        self.positives: _EachPositive | _SummedPositives
+        self.positives = _EachPositive(walk, rows) if rule.each else _SummedPositives(walk, n)
+        self.room = room
+
+    def collect(self, place: Place) -> tuple[Tile, _Terms]:
+        """A tile and its terms, after adding it to the sums of the anchors on its sides."""
+        return self.take(place, collect=True)
+
+    def take(self, place: Place, *, collect: bool = False) -> tuple[Tile, _Terms]:
+        """A tile and its terms."""
+        out = None
+        if self.room is not None:
+            columns = place[1]
+            out = self.room[self.n * columns.start : self.n * columns.stop].view(self.n, -1)
+        observed = bool(force_visitors())  # who see the closeness too, so nothing overwrites it
+        tile = self.walk.tile(place, self.bound, None if observed else out)
+        sides = self._sides(tile)
+        if collect:  # before the terms overwrite the closeness
+            self.positives.add(tile, sides)
+        if self.rule.exponent is not None:
+            terms = self._terms(tile, self.rule.exponent(tile.closeness), len(sides))
+        elif observed:
+            terms = self._terms(tile, tile.closeness.clone(), len(sides))
+        else:
+            terms = self._terms(tile, tile.closeness, len(sides), out)
+        if collect:
+            for side in sides:
+                self.logs.add(terms, side)
+        return tile, terms
+
+    def finish(self) -> Tensor:
+        """The losses; from here on it is known how hard each anchor acts."""
+        values, of = self.positives.finish(self._counts_of_positives)
+        loss, by_logs, by_positives = self.rule.finish(self.logs.value(), values, of)
+        if self.counts is not None:
+            valid = self._of_anchors(self.counts) > 0
+            loss, by_logs = loss.where(valid, 0), by_logs.where(valid, 0)
+            by_positives = by_positives.where(self.positives.per_positive(valid), 0)
+        if self.walk.request.weight is not None:
+            weight = self._of_anchors(self.walk.request.weight)
+            by_logs = by_logs * weight
+            by_positives = by_positives * self.positives.per_positive(weight)
+        if self.both:  # a row's loss is the mean of its two
+            loss, by_logs, by_positives = loss.view(2, -1).mean(0), by_logs / 2, by_positives / 2
+        if not callable(self.rule.slope):
+            by_logs = by_logs * self.rule.slope
+        self.logs.finish(by_logs)
+        self.positives.set_forces(by_positives.to(self.walk.a.dtype))
+        return loss
+
+    def force(self, tile: Tile, terms: _Terms) -> Tensor:
+        """(r, c) the forces of the anchors on the sides of a tile; overwrites the terms."""
+        sides = self._sides(tile)
+        force = self.logs.force(terms, sides)
+        if callable(self.rule.slope):
+            force.mul_(self.rule.slope(tile.closeness))
+        self.positives.add_forces(force, tile, sides)
+        return force
+
+    def _sides(self, tile: Tile) -> list[_Side]:
+        start = self.rows.start
+        sides = [_Side(slice(tile.rows.start - start, tile.rows.stop - start), 1)]
+        if tile.mirrored or self.both:
+            first = self.n if self.both else 0
+            columns = slice(first + tile.columns.start, first + tile.columns.stop)
+            sides.append(_Side(columns, 0))
+        return sides
+
+    def _counts_of_positives(self) -> Tensor | float:
+        relation = self.walk.relation
+        if relation.one_positive:
+            return 1.0
+        return self._of_anchors(relation.n_positives().clamp(min=1).to(sum_dtype(self.walk.a)))
+
+    def _of_anchors(self, of_rows: Tensor) -> Tensor:
+        """(n,) what is known of each row, for the anchors."""
+        of_rows = part(of_rows, self.rows)
+        return torch.cat([of_rows, of_rows]) if self.both else of_rows
+
+    def _terms(
+        self, tile: Tile, exponents: Tensor, sides: int, out: Tensor | None = None
+    ) -> _Terms:
+        """The terms of a tile, in place of the exponents or in `out`."""
+        hidden = tile.block.selves, None if self.rule.everyone else tile.block.positives
+        out = exponents if out is None else out
+        if self.logs.safe:
+            torch.exp(exponents, out=out)
+            _fill(out, hidden, 0)
+            return _Terms(out, 0.0)
+        terms = exponents if out is exponents else out.copy_(exponents)
+        if sides == 1:
+            _fill(terms, hidden, -inf)
+            top = _finite(terms.amax(1)) if terms.shape[1] else terms.new_zeros(terms.shape[0])
+            return _Terms(terms.sub_(top[:, None]).exp_(), top)
+        if not terms.is_cpu or not terms.numel():  # asking would stall an accelerator
+            _fill(terms, hidden, -inf)
+            return _Terms(terms, None)
+        low = terms.amin().item()
+        _fill(terms, hidden, -inf)
+        base = _common_base(low, terms.amax().item(), SAFE.get(terms.dtype, 0))
+        if base:
+            terms.sub_(base)
+        return _Terms(terms if base is None else terms.exp_(), base)
+
+
+def _fill(terms: Tensor, hidden: Sequence[PairSet | None], value: float) -> None:
+    for pairs in hidden:
+        if pairs is not None:
+            pairs.fill(terms, value)
+
+
+def _common_base(low: float, high: float, safe: float) -> float | None:
+    """What to subtract from exponents so that all lie within `safe` of 0; None: nothing does it."""
+    if high == -inf or (-safe <= low and high <= safe):
+        return 0.0
+    # One less, for the rounding; and a large base would cost digits.
+    if not high - low <= 2 * safe - 1 or not abs(high) < 2**20:
+        return None
+    return float(round((low + high) / 2))
+
+
+class _Running:
+    """A running log-sum-exp of each anchor: its total times e^top.
+
+    Where no exponent is large (`safe`), top is 0.
+    """
+
+    def __init__(self, n: int, like: Tensor, safe: bool) -> None:
+        self.safe, self.dtype = safe, like.dtype
+        self.total = like.new_zeros(n, dtype=sum_dtype(like))
+        self.top = torch.full_like(self.total, -inf)
+
+    def add(self, terms: _Terms, side: _Side) -> None:
+        """Add the terms of a tile, summed along a dimension."""
+        values, base, total = terms.values, terms.base, part(self.total, side.at)
+        if self.safe or not values.shape[side.dim]:
+            total.add_(values.sum(side.dim))
+            return
+        if base is None:
+            top = _finite(values.amax(side.dim))
+            fresh = (values - top.unsqueeze(side.dim)).exp_().sum(side.dim)
+        else:
+            fresh = values.sum(side.dim)
+            # Where an anchor has no term in the tile, its base means nothing.
+            top = base if isinstance(base, Tensor) else torch.where(fresh != 0, base, -inf)
+        old = part(self.top, side.at)
+        new = torch.maximum(old, top)
+        safe = _finite(new)
+        total.mul_((old - safe).exp_()).add_(fresh * (top - safe).exp())
+        old.copy_(new)
+
+    def value(self) -> LogSum:
+        rest = self.total.log()
+        return LogSum(rest) if self.safe else LogSum(self.top, rest)
+
+    def finish(self, by: Tensor) -> None:
+        """Keep the derivatives by the log-sum-exps, which terms are to be multiplied with."""
+        # Nothing was summed where the total is 0; by is 0 there.
+        self.by, self.share = by, by / (self.total + torch.finfo(self.total.dtype).tiny)
+
+    def force(self, terms: _Terms, sides: Sequence[_Side]) -> Tensor:
+        """(r, c) the derivatives by the exponents; overwrites the terms."""
+        if terms.base is not None:
+            factors = [self._factor(terms.base, side) for side in sides]
+            return terms.values.mul_(factors[0] if len(sides) == 1 else factors[0] + factors[1])
+        force, *others = [
+            (terms.values - self._along(_finite(self.top), side))
+            .exp_()
+            .mul_(self._along(self.share, side))
+            for side in sides
+        ]
+        for other in others:
+            force.add_(other)
+        return force
+
+    def _factor(self, base: Tensor | float, side: _Side) -> Tensor:
+        """What terms relative to a base are multiplied with, (r, 1) or (1, c)."""
+        if self.safe:
+            return self._along(self.share, side)
+        above = base - _finite(part(self.top, side.at)) - part(self.total, side.at).log()
+        # No term of an anchor is above its sum; where it has none in the tile, the base may be.
+        above = above.clamp_(max=2 * SAFE[self.dtype]).exp_().mul_(part(self.by, side.at))
+        return above.to(self.dtype).unsqueeze(side.dim)
+
+    def _along(self, values: Tensor, side: _Side) -> Tensor:
+        """Values of all anchors, for those of a tile, as it can be multiplied with them."""
+        return part(values, side.at).to(self.dtype).unsqueeze(side.dim)
+
+
+def _finite(logs: Tensor) -> Tensor:
+    """The smallest number for -inf, where nothing was summed: -inf - -inf would be NaN."""
+    return logs.clamp(min=torch.finfo(logs.dtype).min)
+
+
+class _SummedPositives:
+    """The sum of each anchor's positives."""
+
+    def __init__(self, walk: Walk, n: int) -> None:
+        self.total = walk.a.new_zeros(n, dtype=sum_dtype(walk.a))
+
+    def add(self, tile: Tile, sides: Sequence[_Side]) -> None:
+        positives = tile.block.positives
+        if positives is not None:
+            taken = positives.take(tile.closeness)
+            for side in sides:
+                positives.add_sums(taken, part(self.total, side.at), side.dim)
+
+    def finish(self, counts: Callable[[], Tensor | float]) -> tuple[Tensor, Tensor | float]:
+        return self.total, counts()
+
+    def per_positive(self, of_anchors: Tensor) -> Tensor:
+        return of_anchors
+
+    def set_forces(self, force: Tensor) -> None:
+        self._force = force
+
+    def add_forces(self, force: Tensor, tile: Tile, sides: Sequence[_Side]) -> None:
+        if tile.block.positives is not None:
+            by_row, *by_column = (part(self._force, side.at) for side in sides)
+            tile.block.positives.add(force, by_row, by_column[0] if by_column else None)
+
+
+class _EachPositive:
+    """The closeness of every positive, in the order in which the tiles come.
+
+    All memory is taken at once: small arrays that stay behind each tile would fragment the memory
+    that the next tile could use again.
+    """
+
+    def __init__(self, walk: Walk, rows: slice) -> None:
+        k = int(part(walk.relation.n_positives(), rows).sum())
+        self._values = walk.a.new_empty(k)
+        self._anchors = walk.a.new_empty(k, dtype=torch.int64)
+        self._sizes: list[int] = []
+        self._taken = 0
+
+    def add(self, tile: Tile, sides: Sequence[_Side]) -> None:
+        positives = tile.block.positives
+        if positives is None:
+            self._sizes += [0] * len(sides)
+            return
+        ends = positives.indices()
+        values = tile.closeness[ends]
+        for side, anchors in zip(sides, ends, strict=False):
+            here = slice(self._taken, self._taken + anchors.shape[0])
+            self._values[here] = values
+            torch.add(anchors, side.at.start, out=self._anchors[here])
+            self._sizes.append(anchors.shape[0])
+            self._taken = here.stop
+
+    def finish(self, counts: Callable[[], Tensor | float]) -> tuple[Tensor, Tensor]:
+        return self._values, self._anchors
+
+    def per_positive(self, of_anchors: Tensor) -> Tensor:
+        """What is known of each anchor, for each of its positives."""
+        return of_anchors[self._anchors]
+
+    def set_forces(self, force: Tensor) -> None:
+        self._forces = iter(force.split_with_sizes(self._sizes))
+
+    def add_forces(self, force: Tensor, tile: Tile, sides: Sequence[_Side]) -> None:
+        pulls = [next(self._forces) for _ in sides]
+        if tile.block.positives is not None:  # whose terms are 0
+            force[tile.block.positives.indices()] = reduce(torch.add, pulls)

@@ -1,0 +1,160 @@
+"""The walk over the tiles of a comparison: which tiles there are, what is in each, where forces go.
+
+A comparison is never held as a whole. It is cut into tiles of some rows (the anchors) and some
+columns; a rule turns the closeness in a tile into forces, and the walk adds the gradient of these
+to the rows and columns. Nothing else in the library cuts tiles, chooses their shape, or holds the
+gradient.
+"""
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Protocol
+
+from torch import Tensor
+
+from nearfar.engine import budget
+from nearfar.engine.budget import Limits
+from nearfar.engine.closeness import Closeness, Tile
+from nearfar.engine.observe import force_visitors
+from nearfar.engine.products import Gradient
+from nearfar.engine.relation import Relation
+from nearfar.engine.slices import part, spans
+from nearfar.engine.step import Answer, Request
+
+# Rows, columns, and whether the tile also stands for its transpose.
+Place = tuple[slice, slice, bool]
+
+
+class Walk:
+    """The tiles of one request.
+
+    Args:
+        request: what is asked.
+        closeness: how close rows are to columns.
+        relation: who is similar to whom.
+        buffers: how many copies of a tile live at once.
+
+    Attributes:
+        a: (n, d) the rows, prepared for `closeness`.
+        columns: (m, d) the columns, likewise; `a` itself where the rows meet each other.
+        mirrored: whether the tiles of the upper triangle stand for the lower one. Observers want to
+            see each anchor's own forces, so for them nothing is mirrored.
+        gradient: the gradient so far; None: it is not wanted.
+    """
+
+    def __init__(
+        self, request: Request, closeness: Closeness, relation: Relation, *, buffers: int
+    ) -> None:
+        self.request, self.closeness, self.relation = request, closeness, relation
+        self.a, b = closeness.prepare(request.a, request.b)
+        self.columns = self.a if b is None else b
+        self.mirrored = relation.symmetric and not force_visitors()
+        wanted = request.gradient
+        self.gradient = Gradient(self.a, self.columns, request.finish) if wanted else None
+        self.room = request.limits, self.a.device, self.a.element_size(), buffers
+
+    @cached_property
+    def shape(self) -> tuple[int, int]:
+        """The rows and columns of a tile."""
+        if self.mirrored:
+            return budget.triangle_tile(*self.room, self.a.shape[1])
+        return budget.tile(*self.room)
+
+    def places(self) -> list[Place]:
+        """All tiles, row by row. Mirrored: square ones on the diagonal, and those above it."""
+        n, m, (height, width) = self.a.shape[0], self.columns.shape[0], self.shape
+        if not self.mirrored:
+            return [(i, j, False) for i in spans(n, height) for j in spans(m, width)]
+        found = []
+        for i in spans(n, height):
+            right = (slice(i.stop + j.start, i.stop + j.stop) for j in spans(n - i.stop, width))
+            found += [(i, i, False), *((i, j, True) for j in right)]
+        return found
+
+    def strip_shape(self, kept: int) -> tuple[int, int]:
+        """A tile so low that `kept` copies of all tiles of its rows fit the budget."""
+        return budget.strip_tile(*self.room, self.columns.shape[0], kept)
+
+    def strips(self, shape: tuple[int, int]) -> Iterator[tuple[slice, list[Place]]]:
+        """Some rows, and their tiles, of this shape at most."""
+        height, width = shape
+        for rows in spans(self.a.shape[0], max(height, 1)):
+            yield rows, [(rows, at, False) for at in spans(self.columns.shape[0], width)]
+
+    def blocks(self) -> Iterator[Tile]:
+        """Blocks of rows against all columns."""
+        limits, _, _, buffers = self.room
+        columns, bound = self.columns, self.request.bound
+        yield from blocks(
+            self.closeness, self.relation, self.a, columns, limits, buffers=buffers, bound=bound
+        )
+
+    def kept_elements(self, copies: int) -> int:
+        """How many elements of the tiles of a first pass a second one may find."""
+        limits, device, itemsize, _ = self.room
+        return budget.kept_elements(limits, device, itemsize, self.shape, copies)
+
+    def tile(self, place: Place, bound: float | None = None, out: Tensor | None = None) -> Tile:
+        """The tile at a place.
+
+        Args:
+            place: from `places` or `strips`.
+            bound: no exponent made of the closeness is larger than this; None: as the request says.
+            out: where the closeness may be put.
+        """
+        rows, columns, mirrored = place
+        a, b = part(self.a, rows), part(self.columns, columns)
+        bound = self.request.bound if bound is None else bound
+        values, repaired = self.closeness.measure(a, b, bound, out)
+        return Tile(rows, columns, self.relation.block(rows, columns), values, repaired, mirrored)
+
+    def pull(self, tile: Tile, force: Tensor) -> None:
+        """Add the gradient of the forces on a tile; overwrites them and its closeness."""
+        assert self.gradient is not None
+        show(self.request, tile, force, self.closeness.distance_sign)
+        self.closeness.backward(force, tile, self.gradient)
+
+    def answer(
+        self, per_row: Tensor, counts: Tensor | None = None, *, forces: Tensor | None = None
+    ) -> Answer:
+        """What the step is told: the losses, see `Answer`, and the gradient."""
+        da, db = (None, None) if self.gradient is None else self.gradient.whole()
+        return Answer(per_row, counts, da, db, forces)
+
+
+class Measure(Protocol):
+    """The half of `Closeness` that measures."""
+
+    def measure(self, a: Tensor, b: Tensor, bound: float = ...) -> tuple[Tensor, Tensor | None]: ...
+
+
+def blocks(
+    closeness: Measure,
+    relation: Relation,
+    a: Tensor,
+    columns: Tensor,
+    limits: Limits,
+    *,
+    buffers: int = 12,
+    bound: float = 1.0,
+) -> Iterator[Tile]:
+    """Blocks of prepared rows against all prepared columns, without a gradient to hold."""
+    m = columns.shape[0]
+    everyone = slice(0, m)
+    for rows in spans(a.shape[0], budget.block(limits, a.device, a.element_size(), buffers, m)):
+        values, repaired = closeness.measure(a[rows], columns, bound)
+        yield Tile(rows, everyone, relation.block(rows, everyone), values, repaired)
+
+
+def show(request: Request, tile: Tile, force: Tensor, distance_sign: int) -> None:
+    """Show the forces on a tile to observers, in terms of the closeness before scale and bias."""
+    for visitor in force_visitors():
+        plain = tile.closeness if request.bias is None else tile.closeness - request.bias
+        visitor.tile(
+            request.a.shape[0],
+            tile.rows,
+            tile.columns,
+            tile.block,
+            plain / request.scale,
+            force * distance_sign * request.scale,
+        )
