@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import combinations
 from statistics import NormalDist
 
@@ -140,6 +141,34 @@ def test_tiles_and_the_order_of_rows_change_nothing():
             assert found.eer == pytest.approx(expected.eer, abs=1e-9)
             assert found.intervals.auc.low == pytest.approx(expected.intervals.auc.low, abs=1e-6)
             assert pairs.fit_threshold(far=0.1) == pytest.approx(whole.fit_threshold(far=0.1))
+
+
+@pytest.mark.parametrize("distance", ["cosine", "euclidean"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_search_for_a_threshold_may_round_distances_differently(distance, dtype, monkeypatch):
+    x, labels = some(40, seed=3)
+    pairs = every_pair(x.astype(dtype), labels, distance=distance)
+    fars = np.linspace(0, 0.999999, 60)
+    expected = [pairs.fit_threshold(far=far) for far in fars]
+    generator, dissimilar = torch.Generator().manual_seed(0), pairs._dissimilar
+
+    def rounded_differently():
+        for part in dissimilar():
+            up = torch.rand(len(part.distance), generator=generator) < 0.5
+            infinity = torch.where(up, torch.inf, -torch.inf).to(part.distance.dtype)
+            yield replace(part, distance=part.distance.nextafter(infinity))
+
+    monkeypatch.setattr(pairs, "_dissimilar", rounded_differently)
+    found = [pairs.fit_threshold(far=far) for far in fars]
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_at_a_rate_of_nearly_one_the_threshold_is_below_the_farthest_pair():
+    x, labels = some()
+    pairs = every_pair(x, labels, distance="euclidean")
+    threshold = pairs.fit_threshold(far=1 - 1e-12)
+    farthest = max(float(part.distance.max()) for part in pairs._dissimilar())
+    assert threshold == np.nextafter(farthest, -np.inf)
 
 
 def test_equal_distances_count_half_and_stay_together():

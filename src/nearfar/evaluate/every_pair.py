@@ -134,19 +134,39 @@ class EveryPair:
         """The loosest threshold whose false-accept rate on these pairs is at most `far`."""
         check_far(far)
         tally = self._tally
-        allowed = far * tally.dissimilar.sum()
-        step = first_rejected(tally.dissimilar, allowed)
-        low = float(tally.distance[step - 1]) if step else -np.inf
-        high = float(tally.distance[step])
-        between = [
-            part.where((part.distance > low) & (part.distance <= high))
-            for part in self._dissimilar()
-        ]
-        distance = torch.cat([part.distance for part in between]).numpy()
-        weight = np.concatenate([self._weight(*self._identities(part)) for part in between])
+        allowed = far * float(tally.dissimilar.sum())
+        step, margin = first_rejected(tally.dissimilar, allowed), 0
+        ends = np.concatenate([[-np.inf], tally.distance[:-1], [np.inf]])
+        # The search measures every pair again. With other tiles, such as under another
+        # `memory_budget`, some distances are rounded differently, and the pair may be found in a
+        # neighbouring step.
+        while True:
+            low, high = ends[[max(step - margin, 0), min(step + 1 + margin, len(ends) - 1)]]
+            threshold = self._loosest_between(low, high, allowed)
+            if threshold is not None:
+                return threshold
+            margin = 2 * margin + 1
+
+    def _loosest_between(self, low: float, high: float, allowed: float) -> float | None:
+        """The loosest threshold that accepts dissimilar pairs of at most the allowed weight.
+
+        None if the first pair that it rejects is not above `low` and at most `high`.
+        """
+        below, distances, weights = 0.0, [], []
+        for part in self._dissimilar():
+            part = part.where(part.distance <= high)
+            distance, weight = part.distance.numpy(), self._weight(*self._identities(part))
+            below += float(weight[distance <= low].sum())
+            distances.append(distance[distance > low])
+            weights.append(weight[distance > low])
+        distance, weight = np.concatenate(distances), np.concatenate(weights)
         order = np.argsort(distance, kind="stable")
-        place = first_rejected(weight[order], allowed - float(tally.dissimilar[:step].sum()))
-        return float(np.nextafter(distance[order[min(place, len(order) - 1)]], -np.inf))
+        place = first_rejected(np.append(below, weight[order]), allowed) - 1
+        if place == len(order) and high == np.inf:  # at a rate of nearly 1 none is rejected
+            place -= 1
+        if not 0 <= place < len(order):
+            return None
+        return float(np.nextafter(distance[order[place]], -np.inf))
 
     def hardest(self, n: int) -> tuple[list[FarPair], list[FarPair]]:
         """The n closest dissimilar and the n farthest similar pairs, hardest first."""
