@@ -37,17 +37,34 @@ def run_python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
-def loaded_by(code: str) -> list[str]:
-    """Which of the heavy libraries a new process has loaded after this code."""
-    last = f"import sys; print(); print([name for name in {HEAVY} if name in sys.modules])"
+def libraries_loaded_by(code: str) -> set[str]:
+    """The libraries that a new process has loaded after this code, without Python's own."""
+    last = "import sys; print(); print(sorted({name.partition('.')[0] for name in sys.modules}))"
     done = run_python(f"{code}\n{last}")
     assert done.returncode == 0, done.stderr
     found: list[str] = ast.literal_eval(done.stdout.splitlines()[-1])
-    return found
+    return set(found) - sys.stdlib_module_names - {"__mp_main__", "nearfar"}
+
+
+def loaded_by(code: str) -> list[str]:
+    """Which of the heavy libraries a new process has loaded after this code."""
+    libraries = libraries_loaded_by(code)
+    return [name for name in HEAVY if name in libraries]
 
 
 def test_importing_the_package_loads_nothing_heavy():
     assert loaded_by("import nearfar; nearfar.__version__; dir(nearfar)") == []
+
+
+def test_the_core_loads_torch_and_numpy_and_no_other_library():
+    source = Path(inspect.getfile(nearfar)).parent
+    paths = [path.relative_to(source.parent).with_suffix("") for path in source.rglob("*.py")]
+    core = [".".join(path.parts).removesuffix(".__init__") for path in paths]
+    core = [name for name in core if not name.startswith(("nearfar.app", "nearfar.__main__"))]
+    assert {"nearfar.mine", "nearfar.engine.step", "nearfar.insight.explain"} <= set(core)
+    loaded = libraries_loaded_by(f"import {', '.join(core)}")
+    assert {"torch", "numpy"} <= loaded
+    assert loaded <= libraries_loaded_by("import numpy.random, torch")
 
 
 @pytest.mark.parametrize(

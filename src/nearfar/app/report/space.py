@@ -154,25 +154,6 @@ def embedding_map(study: Study, project: Projection = principal) -> Figure:
         for (x, y), i, item in zip(at, identity, outcome.mapped, strict=True)
     ]
     others = len(found) > len(names)
-    domain = list(dict.fromkeys(names.values()))
-    # Of the categorical scheme "tableau10", without its grey.
-    colours = "#4c78a8 #f58518 #54a24b #e45756 #72b7b2 #b79a20 #b279a2 #ff9da6 #9d755d #3969ac"
-    colour = alt.Color(
-        "identity:N",
-        scale=alt.Scale(domain=domain, range=colours.split()[: len(domain)]),
-        legend=alt.Legend(columns=5, symbolLimit=COLOURED),
-    )
-    cloud = alt.Chart(ROWS).encode(
-        x=alt.X("x:Q", axis=None, scale=alt.Scale(zero=False)),
-        y=alt.Y("y:Q", axis=None, scale=alt.Scale(zero=False)),
-        tooltip=alt.Tooltip("name:N"),
-    )
-    chosen = cloud.transform_filter(f"datum.identity != '{ELSEWHERE}'")
-    layers = [chosen.mark_circle(size=60, opacity=0.9).encode(color=colour)]
-    if others:
-        rest = cloud.transform_filter(f"datum.identity == '{ELSEWHERE}'")
-        layers.insert(0, rest.mark_circle(size=18, opacity=0.25, color=RAW))
-    chart = alt.layer(*layers)
     way = (
         "their two directions of largest variance (PCA)"
         if project is principal
@@ -186,17 +167,44 @@ def embedding_map(study: Study, project: Projection = principal) -> Figure:
         f"{study.config.embedding_dim}: what overlaps here may be far apart in the others."
         + (f" The {len(names)} identities with the most items are coloured." if others else ""),
         f"A cloud of {len(rows)} points, coloured by identity.",
-        Table(
-            ("identity", "items", "x", "y"),
-            [
-                (
-                    name,
-                    str(int((identity == i).sum())),
-                    f"{at[identity == i, 0].mean():.3f}",
-                    f"{at[identity == i, 1].mean():.3f}",
-                )
-                for i, name in names.items()
-            ],
-        ),
-        spec(chart, rows, height=420),
+        _centres(at, identity, names),
+        spec(_cloud(list(dict.fromkeys(names.values())), others), rows, height=420),
+    )
+
+
+def _cloud(coloured: list[str], others: bool) -> alt.LayerChart | alt.FacetChart:
+    """A point for each item; the coloured identities lie on top of the others."""
+    # Of the categorical scheme "tableau10", without its grey.
+    colours = "#4c78a8 #f58518 #54a24b #e45756 #72b7b2 #b79a20 #b279a2 #ff9da6 #9d755d #3969ac"
+    colour = alt.Color(
+        "identity:N",
+        scale=alt.Scale(domain=coloured, range=colours.split()[: len(coloured)]),
+        legend=alt.Legend(columns=5, symbolLimit=COLOURED),
+    )
+    cloud = alt.Chart(ROWS).encode(
+        x=alt.X("x:Q", axis=None, scale=alt.Scale(zero=False)),
+        y=alt.Y("y:Q", axis=None, scale=alt.Scale(zero=False)),
+        tooltip=alt.Tooltip("name:N"),
+    )
+    chosen = cloud.transform_filter(f"datum.identity != '{ELSEWHERE}'")
+    layers = [chosen.mark_circle(size=60, opacity=0.9).encode(color=colour)]
+    if others:
+        rest = cloud.transform_filter(f"datum.identity == '{ELSEWHERE}'")
+        layers.insert(0, rest.mark_circle(size=18, opacity=0.25, color=RAW))
+    return alt.layer(*layers)
+
+
+def _centres(at: Array, identity: Array, names: dict[int, str]) -> Table:
+    """The number of items of each named identity, and the mean of their coordinates."""
+    return Table(
+        ("identity", "items", "x", "y"),
+        [
+            (
+                name,
+                str(int((identity == i).sum())),
+                f"{at[identity == i, 0].mean():.3f}",
+                f"{at[identity == i, 1].mean():.3f}",
+            )
+            for i, name in names.items()
+        ],
     )
