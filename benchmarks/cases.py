@@ -71,6 +71,29 @@ class Peer:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """The size at which a case is measured, and what is asked of it beside one contender.
+
+    Attributes:
+        n: rows.
+        d: their length.
+        large: rows in the larger measurement.
+        beside: the contender.
+        faster: at least so many times as fast as it.
+        memory: at most this share of its extra memory.
+        of_product: at least this share of the rate of a plain matrix product.
+    """
+
+    n: int = 4096
+    d: int = 128
+    large: int = 8192
+    beside: str = ""
+    faster: float | None = None
+    memory: float | None = None
+    of_product: float | None = None
+
+
+@dataclass(frozen=True)
 class Case:
     """A loss with one setting of its hyperparameters.
 
@@ -83,6 +106,8 @@ class Case:
         peers: by the name that the tables print.
         work: how many times n^2 d the operations of the executor are, in its matrix products.
         whole_batch: compares everyone with everyone, so that the formula has an (n, n) matrix.
+        asked: how fast it has to be, and at what size.
+        at_most: bytes of extra memory that it may take, by (n, d).
     """
 
     name: str
@@ -94,6 +119,8 @@ class Case:
     peers: Mapping[str, Peer] = field(default_factory=dict)
     work: int | None = None
     whole_batch: bool = True
+    asked: Asked = field(default_factory=Asked)
+    at_most: Mapping[tuple[int, int], float] = field(default_factory=dict)
 
     def data(self, n: int, d: int, *, seed: int = 0, noise: float = 1.0) -> Data:
         torch.manual_seed(seed)
@@ -191,9 +218,11 @@ def listed(*shape: int) -> Draw:
     return draw
 
 
+_METRIC_LEARNING = "pytorch-metric-learning"
+
+
 def _metric_learning(build: Callable[..., Loss], differs: str = "") -> dict[str, Peer]:
-    package = "pytorch-metric-learning"
-    return {package: Peer(build, package, differs)}
+    return {_METRIC_LEARNING: Peer(build, _METRIC_LEARNING, differs)}
 
 
 _RANKING = {"sentence-transformers": Peer(peers.ranking, "sentence-transformers")}
@@ -202,6 +231,7 @@ _TWO_PRODUCTS = {
         lambda x, y, **hyper: lambda: textbook.clip_loss_two_products(x, y, **hyper)
     )
 }
+_FIVE_TIMES = Asked(beside=_METRIC_LEARNING, faster=5, memory=1 / 10)
 _NOT_SQUARED = "theirs adds up d and max(0, margin - d), not their squares"
 
 DRAWS: Mapping[registry.Data, Draw] = {"batch": classes, "towers": towers, "proxies": proxies}
@@ -217,7 +247,7 @@ SETTINGS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "quadruplet_loss": {"": {"draw": rows(4)}},
     "softmax_loss": {"": {"draw": logits}},
     "info_nce_loss": {
-        "": {"peers": _RANKING},
+        "": {"peers": _RANKING, "asked": Asked(8192, 512, 16384, "textbook", 2, 1 / 8)},
         " (64 shared negatives)": {"draw": listed(64), "work": None, "whole_batch": False},
         " (8 negatives a query)": {"draw": listed(-1, 8), "work": None, "whole_batch": False},
     },
@@ -225,15 +255,39 @@ SETTINGS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "": {
             "hyper": {"scale": exp(2.659)}, "learned": ("scale",),
             "peers": _TWO_PRODUCTS, "work": 8,
+            "asked": Asked(8192, 512, 16384, "textbook", 3, 1 / 8, 0.8),
+            "at_most": {(65536, 256): 600e6},
         },
     },
-    "siglip_loss": {"": {"hyper": {"scale": 10.0, "bias": -10.0}, "learned": ("scale", "bias")}},
-    "sup_con_loss": {"": {"peers": _metric_learning(peers.sup_con), "work": 4}},
-    "nt_xent_loss": {"": {"peers": _metric_learning(peers.nt_xent)}},
-    "batch_contrastive_loss": {
-        "": {"hyper": {"margin": 1.5}, "peers": _metric_learning(peers.contrastive, _NOT_SQUARED)},
+    "siglip_loss": {
+        "": {
+            "hyper": {"scale": 10.0, "bias": -10.0}, "learned": ("scale", "bias"),
+            "asked": Asked(8192, 512, 16384, "textbook", 2, 1 / 8),
+        },
     },
-    "multi_similarity_loss": {"": {"peers": _metric_learning(peers.multi_similarity)}},
+    "sup_con_loss": {
+        "": {
+            "peers": _metric_learning(peers.sup_con), "work": 4,
+            "asked": Asked(beside=_METRIC_LEARNING, faster=8, memory=1 / 10),
+        },
+    },
+    "nt_xent_loss": {
+        "": {
+            "peers": _metric_learning(peers.nt_xent),
+            # Theirs takes 15 GB for 512 rows.
+            "asked": Asked(256, 128, 256, _METRIC_LEARNING, 500),
+            "at_most": {(8192, 128): 200e6},
+        },
+    },
+    "batch_contrastive_loss": {
+        "": {
+            "hyper": {"margin": 1.5}, "peers": _metric_learning(peers.contrastive, _NOT_SQUARED),
+            "asked": _FIVE_TIMES,
+        },
+    },
+    "multi_similarity_loss": {
+        "": {"peers": _metric_learning(peers.multi_similarity), "asked": _FIVE_TIMES},
+    },
     "circle_loss": {"": {"peers": _metric_learning(peers.circle)}},
     "lifted_structure_loss": {"": {"peers": _metric_learning(peers.lifted_structure)}},
     "proxy_softmax_loss": {

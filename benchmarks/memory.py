@@ -7,20 +7,21 @@ No peers: their (n, n) matrix alone takes 1 GB at n = 16,384. `speed.py` has the
 
 Peak extra memory of one forward and backward pass in a fresh process, the median of --repeats of
 them, d = 128. It may grow 2.3 times where n doubles, and NT-Xent may take 200 MB at 8,192. With
-`--large` also CLIP at n = 65,536, d = 256, once, which may take 600 MB.
+`--large` also the cases that have a limit at another size, once: CLIP may take 600 MB at
+n = 65,536, d = 256.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import passive  # noqa: F401
 import torch
-from cases import WHOLE_BATCH
+from cases import CASES, WHOLE_BATCH
 from measure import arguments, header, save, table, verdict
 from peak import in_fresh_processes
 
 D = 128
 GROWTH = 2.3
-AT_MOST = {("nt_xent_loss", 8192, D): 200e6, ("clip_loss", 65536, 256): 600e6}
 
 
 def growth(case: str, n: int, threads: int, processes: int) -> dict[str, Any]:
@@ -49,6 +50,14 @@ def single(case: str, n: int, d: int, threads: int) -> dict[str, Any]:
     }
 
 
+def limits(cases: list[str]) -> Iterator[tuple[str, int, int, float]]:
+    """Cases, sizes and bytes: the limits at another length of row than `growth` measures."""
+    for case in cases:
+        for (n, d), most in CASES[case].at_most.items():
+            if d != D:
+                yield case, n, d, most
+
+
 def shown(results: list[dict[str, Any]], n: int) -> str:
     columns = ("", f"MB at {n // 2}", f"MB at {n}", "growth", "s", f"at most {GROWTH}")
     lines = [
@@ -65,7 +74,7 @@ def shown(results: list[dict[str, Any]], n: int) -> str:
 
 
 def _small(case: str, n: int, d: int, took: Any) -> bool:
-    return bool(took["bytes"] <= AT_MOST.get((case, n, d), float("inf")))
+    return bool(took["bytes"] <= CASES[case].at_most.get((n, d), float("inf")))
 
 
 def main() -> None:
@@ -77,12 +86,12 @@ def main() -> None:
     cases = [case.name for case in WHOLE_BATCH if asked.only in case.name]
     results = [growth(case, asked.n, asked.threads, asked.repeats) for case in cases]
     print(shown(results, asked.n))
-    if asked.large:
-        large = single("clip_loss", 65536, 256, asked.threads)
+    for case, n, d, most in limits(cases) if asked.large else ():
+        large = single(case, n, d, asked.threads)
         results.append(large)
         extra, seconds = large["extra_bytes"][0], large["seconds"][0]
-        print(f"\nclip_loss, n = 65536, d = 256: {extra / 1e6:.0f} MB extra, {seconds:.1f} s; "
-              f"at most 600 MB: {verdict(large['reached'])}")  # fmt: skip
+        print(f"\n{case}, n = {n}, d = {d}: {extra / 1e6:.0f} MB extra, {seconds:.1f} s; "
+              f"at most {most / 1e6:.0f} MB: {verdict(large['reached'])}")  # fmt: skip
     save(asked.json, results)
 
 

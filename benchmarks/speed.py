@@ -13,50 +13,20 @@ which has its turn too; "nothing but products" is how much faster than the formu
 that rate, did it do nothing else.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import passive  # noqa: F401
 import torch
-from cases import CASES, WHOLE_BATCH, Case, forward_backward
+from cases import WHOLE_BATCH, Asked, Case, forward_backward
 from measure import Timing, arguments, header, in_turns, save, table, verdict
 from peak import in_fresh_processes
 
 PRODUCT = (4096, 4096, 512)
 
 
-@dataclass(frozen=True)
-class Question:
-    """A case at a size, and what is asked of it beside one contender."""
-
-    case: str
-    n: int
-    d: int
-    large: int
-    beside: str = ""
-    faster: float | None = None
-    memory: float | None = None
-    of_product: float | None = None
-
-
-METRIC_LEARNING = "pytorch-metric-learning"
-ASKED = [
-    Question("clip_loss", 8192, 512, 16384, "textbook", 3, 1 / 8, 0.8),
-    Question("info_nce_loss", 8192, 512, 16384, "textbook", 2, 1 / 8),
-    Question("siglip_loss", 8192, 512, 16384, "textbook", 2, 1 / 8),
-    Question("sup_con_loss", 4096, 128, 8192, METRIC_LEARNING, 8, 1 / 10),
-    # Theirs takes 15 GB for 512 rows.
-    Question("nt_xent_loss", 256, 128, 256, METRIC_LEARNING, 500),
-    Question("multi_similarity_loss", 4096, 128, 8192, METRIC_LEARNING, 5, 1 / 10),
-    Question("batch_contrastive_loss", 4096, 128, 8192, METRIC_LEARNING, 5, 1 / 10),
-]
-_of = {question.case: question for question in ASKED}
-QUESTIONS = [_of.get(case.name, Question(case.name, 4096, 128, 8192)) for case in WHOLE_BATCH]
-
-
-def measured(question: Question, n: int, repeats: int, threads: int) -> dict[str, Any]:
+def measured(case: Case, n: int, repeats: int, threads: int) -> dict[str, Any]:
     """Times, memory and losses of all contenders, and what is asked of ours."""
-    case, d = CASES[question.case], question.d
+    d = case.asked.d
     data = case.data(n, d)
     steps = {
         name: forward_backward(build(data), data)
@@ -104,7 +74,7 @@ def shown(result: dict[str, Any]) -> str:
     return "\n".join((title, table(columns, lines), *notes))
 
 
-def answers(question: Question, result: dict[str, Any]) -> list[str]:
+def answers(question: Asked, result: dict[str, Any]) -> list[str]:
     """What was asked at this size, what came, and whether that is enough."""
     lines: list[str] = []
     if result["n"] != question.n:
@@ -154,11 +124,11 @@ def main() -> None:
     torch.set_num_threads(asked.threads)
     header("Speed and memory beside the peers")
     results = []
-    for question in (question for question in QUESTIONS if asked.only in question.case):
-        sizes = {question.n, question.large} if asked.large else {question.n}
+    for case in (case for case in WHOLE_BATCH if asked.only in case.name):
+        sizes = {case.asked.n, case.asked.large} if asked.large else {case.asked.n}
         for n in sorted(sizes):
-            result = measured(question, n // asked.shrink, asked.repeats, asked.threads)
-            result["answers"] = answers(question, result)
+            result = measured(case, n // asked.shrink, asked.repeats, asked.threads)
+            result["answers"] = answers(case.asked, result)
             results.append(result)
             print(shown(result), *(f"  {line}" for line in result["answers"]), sep="\n", flush=True)
             save(asked.json, results)  # what is there, should a large peer run out of memory

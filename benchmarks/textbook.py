@@ -10,6 +10,16 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 
+def cross_entropy(z: Tensor, target: Tensor) -> Tensor:
+    """The mean over the rows."""
+    return F.cross_entropy(z, target)
+
+
+def excess(z: Tensor, others: Tensor) -> Tensor:
+    """How much larger log(exp(z) + exp(others)) is than z."""
+    return torch.logaddexp(z, others) - z
+
+
 def contrastive_loss(x1: Tensor, x2: Tensor, y: Tensor, *, margin: float) -> Tensor:
     return contrastive_loss_from_distance((x1 - x2).norm(dim=1), y, margin=margin)
 
@@ -43,7 +53,7 @@ def quadruplet_loss(
 
 
 def softmax_loss(logits: Tensor, target: Tensor) -> Tensor:
-    return F.cross_entropy(logits, target)
+    return cross_entropy(logits, target)
 
 
 def info_nce_loss(
@@ -55,18 +65,18 @@ def info_nce_loss(
 ) -> Tensor:
     query, positive = F.normalize(query), F.normalize(positive)
     if negatives is None:
-        return F.cross_entropy(query @ positive.T / temperature, _range(query))
+        return cross_entropy(query @ positive.T / temperature, _range(query))
     negatives = F.normalize(negatives, dim=-1)
     near = (query * positive).sum(1, keepdim=True)
     far = query @ negatives.T if negatives.ndim == 2 else (negatives @ query[..., None])[..., 0]
     logits = torch.cat([near, far], dim=1) / temperature
-    return F.cross_entropy(logits, torch.zeros_like(_range(query)))
+    return cross_entropy(logits, torch.zeros_like(_range(query)))
 
 
 def clip_loss(x: Tensor, y: Tensor, *, scale: float | Tensor) -> Tensor:
     logits = scale * F.normalize(x) @ F.normalize(y).T
     target = _range(x)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    return (cross_entropy(logits, target) + cross_entropy(logits.T, target)) / 2
 
 
 def clip_loss_two_products(x: Tensor, y: Tensor, *, scale: float | Tensor) -> Tensor:
@@ -74,7 +84,7 @@ def clip_loss_two_products(x: Tensor, y: Tensor, *, scale: float | Tensor) -> Te
     x, y = F.normalize(x), F.normalize(y)
     target = _range(x)
     to_y, to_x = scale * x @ y.T, scale * y @ x.T
-    return (F.cross_entropy(to_y, target) + F.cross_entropy(to_x, target)) / 2
+    return (cross_entropy(to_y, target) + cross_entropy(to_x, target)) / 2
 
 
 def siglip_loss(x: Tensor, y: Tensor, *, scale: float | Tensor, bias: float | Tensor) -> Tensor:
@@ -94,7 +104,7 @@ def nt_xent_loss(x: Tensor, labels: Tensor, *, temperature: float | Tensor) -> T
     z = _cosines(x) / temperature
     positive, negative = _kinds(labels)
     of_negatives = z.masked_fill(~negative, -inf).logsumexp(1, keepdim=True)
-    return (positive * (torch.logaddexp(z, of_negatives) - z)).sum() / positive.sum()
+    return (positive * excess(z, of_negatives)).sum() / positive.sum()
 
 
 def batch_contrastive_loss(x: Tensor, labels: Tensor, *, margin: float) -> Tensor:
@@ -153,7 +163,7 @@ def proxy_softmax_loss(
         past = own <= cos(pi - angle_margin)
         turned = torch.where(past, own - angle_margin * sin(angle_margin), turned)
         c = c.scatter(1, labels[:, None], turned - cosine_margin)
-    return F.cross_entropy(scale * c, labels)
+    return cross_entropy(scale * c, labels)
 
 
 def proxy_nca_loss(x: Tensor, proxies: Tensor, labels: Tensor, *, scale: float | Tensor) -> Tensor:

@@ -302,7 +302,7 @@ def _print_row(name: str, definitions: list[Definition]) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Count what a function reaches.")
-    parser.add_argument("name", help="a public name, such as sup_con_loss or evaluate.verification")
+    parser.add_argument("name", help="a public name, such as explain or evaluate.verification")
     parser.add_argument("--list", action="store_true", help="name each definition")
     arguments = parser.parse_args()
     main(arguments.name, arguments.list)

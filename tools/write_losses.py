@@ -290,13 +290,15 @@ def weighted() -> str:
 def traced() -> str:
     """The losses that `torch.compile` traces whole: those that do not loop over tiles."""
     rows = code(loss for loss in LOSSES if loss.data == "rows")
-    return f"{rows}, and `info_nce_loss` with `negatives`."
+    both = code(loss for loss in LOSSES if loss.also == "rows")
+    return f"{rows}, and {both} with `negatives`."
 
 
 def broken() -> str:
     """The losses that loop over tiles."""
     others = code(loss for loss in LOSSES if loss.data != "rows" and not loss.also)
-    return f"{others}, and `info_nce_loss` without `negatives`."
+    both = code(loss for loss in LOSSES if loss.also == "rows")
+    return f"{others}, and {both} without `negatives`."
 
 
 def reference(data: Data) -> str:

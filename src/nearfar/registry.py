@@ -1,13 +1,15 @@
 """The losses of the library: the one list that all others follow.
 
 A new loss is its function and a row here. `python tools/write_losses.py` then writes its module,
-its public names and its place in the tables of the docs. Nothing heavy is imported, so that
+its public names and its place in the tables of the docs. What other code has to know about a loss
+follows from this row or from the arguments of its function. Nothing heavy is imported, so that
 `import nearfar` stays light.
 """
 
 from typing import Literal, NamedTuple
 
 Data = Literal["rows", "batch", "towers", "proxies"]
+PairMargin = Literal["distance", "cosine"]
 
 
 class Loss(NamedTuple):
@@ -20,12 +22,15 @@ class Loss(NamedTuple):
             labels; two "towers", where row i of one belongs to row i of the other and to no other
             row; or a batch and the "proxies" of its classes.
         also: what else it takes.
+        pair_margin: what it compares with its margin for each dissimilar pair, which has a loss of
+            0 beyond it: the "distance" or the "cosine". None: no pair has a margin of its own.
     """
 
     function: str
     module: str
     data: Data
     also: Data | None = None
+    pair_margin: PairMargin | None = None
 
     @property
     def name(self) -> str:
@@ -37,17 +42,22 @@ class Loss(NamedTuple):
 
 
 LOSSES = (
-    Loss("contrastive_loss", "ContrastiveLoss", "rows"),
-    Loss("contrastive_loss_from_distance", "ContrastiveLossFromDistance", "rows"),
-    Loss("cosine_loss", "CosineLoss", "rows"),
+    Loss("contrastive_loss", "ContrastiveLoss", "rows", pair_margin="distance"),
+    Loss(
+        "contrastive_loss_from_distance",
+        "ContrastiveLossFromDistance",
+        "rows",
+        pair_margin="distance",
+    ),
+    Loss("cosine_loss", "CosineLoss", "rows", pair_margin="cosine"),
     Loss("triplet_loss", "TripletLoss", "rows"),
     Loss("quadruplet_loss", "QuadrupletLoss", "rows"),
     Loss("info_nce_loss", "InfoNCELoss", "towers", also="rows"),
     Loss("softmax_loss", "SoftmaxLoss", "rows"),
     Loss("clip_loss", "CLIPLoss", "towers"),
     Loss("siglip_loss", "SigLIPLoss", "towers"),
-    Loss("batch_contrastive_loss", "BatchContrastiveLoss", "batch"),
-    Loss("batch_cosine_loss", "BatchCosineLoss", "batch"),
+    Loss("batch_contrastive_loss", "BatchContrastiveLoss", "batch", pair_margin="distance"),
+    Loss("batch_cosine_loss", "BatchCosineLoss", "batch", pair_margin="cosine"),
     Loss("batch_triplet_loss", "BatchTripletLoss", "batch"),
     Loss("batch_quadruplet_loss", "BatchQuadrupletLoss", "batch"),
     Loss("sup_con_loss", "SupConLoss", "batch"),
@@ -59,3 +69,8 @@ LOSSES = (
     Loss("proxy_nca_loss", "ProxyNCALoss", "proxies"),
     Loss("proxy_anchor_loss", "ProxyAnchorLoss", "proxies"),
 )
+
+
+def find(name: str) -> Loss | None:
+    """A loss by the name of its function or by the tool's name; None: it is not listed."""
+    return next((loss for loss in LOSSES if name in (loss.function, loss.name)), None)

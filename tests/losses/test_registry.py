@@ -2,7 +2,9 @@
 
 import ast
 import inspect
+import math
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -10,15 +12,18 @@ import sys
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+import torch
 
 import nearfar
+from nearfar.distance import Distance
 from nearfar.losses.base import LossModule
 from nearfar.registry import LOSSES, Loss
 
 ROOT = Path(__file__).parents[2]
+DISTANCES = get_args(Distance)
 FAMILIES = sorted((ROOT / "src" / "nearfar" / "losses").glob("[!_]*.py"))
 
 each = pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.function)
@@ -108,6 +113,119 @@ def test_pages_are_written_where_they_ask_for_it(tool):
     assert "\n.. losses::\n\n   proxy_softmax_loss\n   proxy_nca_loss\n" in reference
     with pytest.raises(SystemExit, match="losses: all: the blocks are by data, trained"):
         tool["page"]("<!-- losses: all --><!-- end -->")
+
+
+WRITTEN = {"losses/modules.py", "losses/__init__.py"}
+MOST_MENTIONS = 3  # its row of the list, its defaults in the tool, how the benchmarks measure it
+
+
+def hand_written(loss: Loss) -> list[Path]:
+    """The code outside the tests that is not the loss's own."""
+    package = ROOT / "src" / "nearfar"
+    own = Path(inspect.getfile(getattr(nearfar, loss.function)))
+    paths = [
+        path for part in ("src", "tools", "benchmarks") for path in (ROOT / part).rglob("*.py")
+    ]
+    formulas = ROOT / "benchmarks" / "textbook.py"  # beside which the function is measured
+    generated = [package / name for name in WRITTEN]
+    return [path for path in paths if path not in (own, formulas, *generated)]
+
+
+def mentions(loss: Loss, path: Path) -> set[int]:
+    """The lines of a file that name a loss: its function, its module, or what the tool calls it.
+
+    Prose does not count: comments, docstrings and error messages. Nor do losses of other libraries
+    that happen to have the same name.
+    """
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    prose, foreign = set(), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            prose.add(node.value)
+        elif isinstance(node, ast.Raise):
+            prose |= set(ast.walk(node))
+        elif isinstance(node, ast.ImportFrom) and str(node.module).partition(".")[0] != "nearfar":
+            foreign |= {alias.name for alias in node.names}
+    named = {loss.function, loss.module} - foreign
+    lines = set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.Constant(value=str(text)) if node not in prose:
+                words = set(re.findall(r"\w+", text))
+                found = bool(named & words) or (text == loss.name and text not in DISTANCES)
+            case ast.Name(id=name) | ast.Attribute(attr=name) | ast.alias(name=name):
+                found = name in named
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name) | ast.keyword(arg=name):
+                found = name in named
+            case _:
+                found = False
+        if found:
+            lines.add(node.lineno)
+    return lines
+
+
+@each
+def test_other_code_hardly_mentions_a_loss(loss: Loss) -> None:
+    """What it has to know follows from the list and from the function, so a new one just works."""
+    found = {
+        f"{path.relative_to(ROOT)}:{line}"
+        for path in hand_written(loss)
+        for line in mentions(loss, path)
+    }
+    assert len(found) <= MOST_MENTIONS, found
+    names = re.compile(rf"\b({loss.function}|{loss.module})\b")
+    assert not names.search((ROOT / "Makefile").read_text(encoding="utf-8"))
+
+
+def test_code_is_told_from_prose(tmp_path):
+    loss = Loss("half_loss", "HalfLoss", "batch")
+    path = tmp_path / "code.py"
+    path.write_text(MENTIONS, encoding="utf-8")
+    marked = {i for i, line in enumerate(MENTIONS.splitlines(), 1) if line.endswith("# here")}
+    assert mentions(loss, path) == marked
+
+
+MENTIONS = '''
+"""half_loss in a docstring."""
+from nearfar import half_loss as h  # here
+from nearfar.losses.modules import HalfLoss  # here
+A = nearfar.half_loss(x)  # here
+B = {"half": 1, "a half": 2}  # here
+C = f"{x} like half_loss"  # here
+D = other_half_loss
+# half_loss in a comment
+if D:
+    raise TypeError("pass half_loss")
+'''
+
+
+def beside(degrees: float) -> torch.Tensor:
+    """Two rows of length 1 at an angle."""
+    angle = math.radians(degrees)
+    return torch.tensor([[1.0, 0.0], [math.cos(angle), math.sin(angle)]])
+
+
+@each
+def test_a_pair_margin_is_what_the_list_says(loss: Loss) -> None:
+    """Two dissimilar rows 30 degrees apart: at a distance of 0.52, with a cosine of 0.87."""
+    function = getattr(nearfar, loss.function)
+    takes = inspect.signature(function).parameters
+    if loss.pair_margin is None:
+        if "margin" in takes and loss.data == "batch":
+            # Dissimilar rows alone have no loss, even equal ones.
+            assert not function(torch.ones(3, 2), [0, 1, 2]).any()
+        return
+    x = beside(30)
+    d = [float((x[0] - x[1]).norm())]
+    data = {"x": x, "labels": [0, 1], "x1": x[:1], "x2": x[1:], "y": [False], "d": d}
+    given = {name: data[name] for name in takes if name in data}
+    beyond = {margin: not function(**given, margin=margin).any() for margin in (0.5, 0.9)}
+    assert (
+        beyond
+        == {"distance": {0.5: True, 0.9: False}, "cosine": {0.5: False, 0.9: True}}[
+            loss.pair_margin
+        ]
+    )
 
 
 NEW_LOSS = '''

@@ -16,11 +16,12 @@ from nearfar.app.train.data import read_arrays
 from nearfar.app.train.names import EXPLAINED
 from nearfar.insight.explain import Explanation, explain
 
-# contrastive_loss_from_distance is what "contrastive" becomes where the table has distances.
+# What is added to the name of a loss gives the form of it that takes distances.
+FROM_DISTANCE = "_from_distance"
 LOSSES: Mapping[str, Callable[..., Tensor]] = {
     loss.name: getattr(nearfar, loss.function)
     for loss in registry.LOSSES
-    if loss.takes("rows") and loss.function != "contrastive_loss_from_distance"
+    if loss.takes("rows") and not loss.function.endswith(FROM_DISTANCE)
 }
 ALIASES = {"x1": "a", "x2": "b", "y": "label", "d": "distance"}
 NUMBERS = ("d", "y", "target")  # the others are columns of vectors
@@ -48,8 +49,8 @@ def explain_table(path: Path, name: str, hyperparameters: Mapping[str, Any]) -> 
     data = read_arrays(path) if path.suffix.lower() == ".npz" else read_table(path)
     columns = data.columns if isinstance(data, Table) else data
     loss = LOSSES[name]
-    if name == "contrastive" and _has(columns, "d") and not _has(columns, "x1"):
-        loss = nearfar.contrastive_loss_from_distance
+    if _has(columns, "d") and not _has(columns, "x1"):
+        loss = getattr(nearfar, loss.__name__ + FROM_DISTANCE, loss)
     arguments, settings = _parameters(loss)
     for key in hyperparameters:
         if key not in settings:

@@ -6,9 +6,8 @@ from nearfar.distance import largest
 from nearfar.doctor.embedding_rules import unpaired_towers
 from nearfar.doctor.evidence import LOSS, Evidence, fires, known
 from nearfar.doctor.finding import Finding, Missing
+from nearfar.registry import PairMargin, find
 
-COSINE = ("cosine_loss", "batch_cosine_loss")
-CONTRASTIVE = ("contrastive_loss", "contrastive_loss_from_distance", "batch_contrastive_loss")
 RECENT = 50  # steps that say what training does now
 
 
@@ -47,7 +46,7 @@ def _way_out(evidence: Evidence) -> str:
         return "Use harder negatives, or a larger temperature; check that there are positives."
     if evidence.wakes is None:
         return "Add dissimilar rows that differ and are near, or change the margin."
-    side = "below" if evidence.loss == "cosine_loss" else "above"
+    side = "below" if _pair_margin(evidence) == "cosine" else "above"
     return f"A margin {side} {evidence.wakes:.4g} would activate the closest dissimilar row."
 
 
@@ -99,11 +98,11 @@ def idle_margin(evidence: Evidence) -> Finding | None:
     The contrastive losses push dissimilar rows until their distance exceeds the margin, the cosine
     losses until their cosine is below it: a margin of 0 or of 1, respectively, pushes nothing.
     """
-    margin = evidence.setting("margin")
-    of_cosine = evidence.loss in COSINE
-    if margin is None or not (of_cosine or evidence.loss in CONTRASTIVE):
+    margin, compared = evidence.setting("margin"), _pair_margin(evidence)
+    if margin is None or compared is None:
         _refuse_unknown_loss(evidence)
         return None
+    of_cosine = compared == "cosine"
     if (margin < 1) if of_cosine else (margin > 0):
         return None
     return Finding(
@@ -112,6 +111,12 @@ def idle_margin(evidence: Evidence) -> Finding | None:
         "Dissimilar rows are never pushed apart, so everything is pulled into one point.",
         f"Use a margin from {'0 to 0.5' if of_cosine else '0.5 to 1.4, for rows of length 1'}.",
     )
+
+
+def _pair_margin(evidence: Evidence) -> PairMargin | None:
+    """What the loss compares with its margin for each pair; None: no pair has a margin."""
+    loss = find(evidence.loss)
+    return None if loss is None else loss.pair_margin
 
 
 def _refuse_unknown_loss(evidence: Evidence) -> None:
@@ -140,7 +145,8 @@ def temperature_too_low(evidence: Evidence) -> Finding | None:
     steps: on vectors, a temperature of 0.01 begins at 99 % and falls to 45 % as the network learns.
     """
     temperature = evidence.temperature()
-    if temperature is None or evidence.loss == "circle_loss":  # whose scale is to single one out
+    # Beside a margin, the scale is no temperature: it is meant to single out the hardest negative.
+    if temperature is None or "margin" in evidence.settings:
         _refuse_unknown_loss(evidence)
         return None
     evidence.wait_until_settled()

@@ -20,6 +20,7 @@ from nearfar.inputs import ArrayLike, batch, tensor
 from nearfar.insight.forces import forces, way
 from nearfar.labels import batch_labels
 from nearfar.losses.base import unwrap
+from nearfar.registry import find
 from nearfar.tabulate import Table
 
 if TYPE_CHECKING:
@@ -360,7 +361,9 @@ def _wakes(name: str, seen: _Seen) -> float | None:
         apart = apart - near
     if not len(apart):
         return None
-    return 1 - float(apart.min()) if name == "cosine_loss" else float(apart.min())
+    listed = find(name)
+    of_cosine = listed is not None and listed.pair_margin == "cosine"
+    return 1 - float(apart.min()) if of_cosine else float(apart.min())
 
 
 def _held(seen: _Seen) -> Tensor | None:

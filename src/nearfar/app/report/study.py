@@ -9,6 +9,7 @@ from nearfar.app.train.config import TrainConfig
 from nearfar.app.train.config_file import to_toml
 from nearfar.app.train.record import Array, Course, Outcome, read_record
 from nearfar.app.train.run import Results, read_metrics, read_results
+from nearfar.registry import find
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,14 +84,10 @@ class Study:
     @property
     def margin(self) -> float | None:
         """The distance beyond which dissimilar pairs are left alone, of losses that have one."""
-        margin = self.config.hyperparameters.get("margin")
-        if margin is None:
-            return None
-        if self.config.loss in ("contrastive", "batch_contrastive"):
-            return float(margin)
-        if self.config.loss in ("cosine", "batch_cosine"):  # theirs is a similarity
-            return 1 - float(margin)
-        return None  # of tuples: a difference of distances, no place on their axis
+        margin, loss = self.config.hyperparameters.get("margin"), find(self.config.loss)
+        if margin is None or loss is None or loss.pair_margin is None:
+            return None  # that of tuples is a difference of distances, which has no place here
+        return 1 - float(margin) if loss.pair_margin == "cosine" else float(margin)
 
     @property
     def toml(self) -> str:

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nearfar import batch_cosine_loss
 from nearfar.app.train.task import Task
 from nearfar.engine.observe import Measured, watch, watch_forces
 from nearfar.engine.relation import Block
+from nearfar.registry import find
 
 N_SIMILAR, N_DISSIMILAR = 400, 800  # points of a plot
 
@@ -82,7 +82,10 @@ def _whole_batch(task: Task, step: Any) -> list[Tensor]:
     with watch_forces(every):
         step(summed, generator=torch.Generator())
     closeness, force, similar = every.result()
-    measures = "distance" in task.config.hyperparameters or task.chosen.loss is batch_cosine_loss
+    listed = find(task.config.loss)
+    # Losses of pairs show distances, the cosine ones too; others show what they compare.
+    of_pairs = listed is not None and listed.pair_margin is not None
+    measures = of_pairs or "distance" in task.config.hyperparameters
     return [closeness if measures else 1 - closeness, force, similar]
 
 

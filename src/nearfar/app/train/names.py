@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+from nearfar.registry import Data, find
+
 GLYPHS = "glyphs"  # the data set that nearfar brings
 
 # The losses that can be trained, by the names of their functions without "_loss", and their
@@ -29,7 +31,15 @@ DEFAULTS: Mapping[str, Mapping[str, str | float | bool]] = {
     "proxy_anchor": {"margin": 0.1, "scale": 32.0},
 }
 LOSSES = tuple(DEFAULTS)
-FOR_ITEMS, FOR_PAIRS = "sup_con", "contrastive"  # where no loss is named
+
+
+def _first(data: Data) -> str:
+    found = ((name, find(name)) for name in DEFAULTS)
+    return next(name for name, loss in found if loss is not None and loss.data == data)
+
+
+# Where no loss is named, the first in this list that takes a batch, or rows such as pairs.
+FOR_ITEMS, FOR_PAIRS = _first("batch"), _first("rows")
 
 KEEP, LEAVE_OUT, REFUSE = "keep", "leave-out", "refuse"  # what becomes of a single item
 SINGLE = (KEEP, LEAVE_OUT, REFUSE)

@@ -4,20 +4,22 @@ A form takes the loss with its hyperparameters bound, calls it on what it made o
 returns the loss and the active share: the share of its pairs or tuples that still cost anything.
 """
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import nearfar
+from nearfar import registry
 from nearfar.app.errors import InputError
 from nearfar.app.train.config import Setting
 from nearfar.app.train.names import DEFAULTS
 from nearfar.distance import Distance, unit
-from nearfar.registry import LOSSES, Data
+from nearfar.registry import Data
 
 Loss = Callable[..., Tensor]
 Step = tuple[Tensor, Tensor]
@@ -150,16 +152,17 @@ def similar_pairs(loss: Loss, x1: Tensor, x2: Tensor, similar: Tensor) -> Step:
     return per_query.mean(), _active(per_query)
 
 
-def scored_softmax(
-    logits: Tensor, target: Tensor, *, temperature: float, label_smoothing: float, reduction: Any
-) -> Tensor:
-    """The softmax loss of cosines, which without a temperature could not come near 0."""
-    return nearfar.softmax_loss(
-        logits / temperature, target, label_smoothing=label_smoothing, reduction=reduction
-    )
+def of_cosines(loss: Loss) -> Loss:
+    """A loss of scores as one of cosines, which without a temperature could not come near 0."""
+
+    @wraps(loss)
+    def scaled(cosines: Tensor, target: Tensor, *, temperature: float, **settings: Any) -> Tensor:
+        return loss(cosines / temperature, target, **settings)
+
+    return scaled
 
 
-# How the arguments are formed, by what the loss takes ...
+# How the arguments of a loss are formed: by what it takes ...
 FORMS: Mapping[Data, Callable[..., Objective]] = {
     "batch": partial(Objective, from_batch=whole_batch),
     "towers": partial(
@@ -167,28 +170,34 @@ FORMS: Mapping[Data, Callable[..., Objective]] = {
     ),
     "proxies": partial(Objective, from_batch=against_proxies, proxies=True),
 }
-# ... and where that does not say it, or not all.
-OWN_FORMS: Mapping[str, Callable[..., Objective]] = {
-    "contrastive": partial(Objective, from_batch=every_pair, from_pairs=given_pairs),
-    "cosine": partial(Objective, from_batch=every_pair, from_pairs=given_pairs),
-    "triplet": partial(Objective, from_batch=triplets),
-    "quadruplet": partial(Objective, from_batch=quadruplets, fewest_identities=3),
-    "batch_quadruplet": partial(FORMS["batch"], fewest_identities=3),
-    "info_nce": partial(FORMS["towers"], from_batch=item_against_all),
-    "softmax": partial(Objective, from_batch=item_against_classes, proxies=True),
+# ... and of rows, by the names of its arguments.
+ROW_FORMS: Mapping[tuple[str, ...], Callable[..., Objective]] = {
+    ("x1", "x2", "y"): partial(Objective, from_batch=every_pair, from_pairs=given_pairs),
+    ("anchor", "positive", "negative"): partial(Objective, from_batch=triplets),
+    ("anchor", "positive", "negative", "negative2"): partial(Objective, from_batch=quadruplets),
+    ("logits", "target"): partial(Objective, from_batch=item_against_classes, proxies=True),
 }
+
+
+def _formed(listed: registry.Loss, hyperparameters: Mapping[str, Setting]) -> Objective:
+    """How a loss of the list is trained."""
+    loss: Loss = getattr(nearfar, listed.function)
+    takes = inspect.signature(loss).parameters
+    data = tuple(name for name, p in takes.items() if p.kind is p.POSITIONAL_OR_KEYWORD)
+    form = ROW_FORMS[data] if listed.data == "rows" else FORMS[listed.data]
+    if "hard_negatives" in takes:
+        form = partial(form, from_batch=item_against_all)
+    if "temperature" in hyperparameters and "temperature" not in takes:
+        loss = of_cosines(loss)
+    # The second margin is between two negatives, of different identities.
+    fewest = 3 if "margin2" in takes else 2
+    return form(loss, hyperparameters, fewest_identities=fewest)
 
 
 def _objectives() -> Mapping[str, Objective]:
     """Every loss of `DEFAULTS`, in that order."""
-    listed = {loss.name: loss for loss in LOSSES}
-    found = {}
-    for name, hyperparameters in DEFAULTS.items():
-        loss = listed[name]
-        function = scored_softmax if name == "softmax" else getattr(nearfar, loss.function)
-        form = OWN_FORMS[name] if name in OWN_FORMS else FORMS[loss.data]
-        found[name] = form(function, hyperparameters)
-    return found
+    listed = {loss.name: loss for loss in registry.LOSSES}
+    return {name: _formed(listed[name], settings) for name, settings in DEFAULTS.items()}
 
 
 OBJECTIVES = _objectives()
