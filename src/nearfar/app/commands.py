@@ -1,7 +1,7 @@
-"""The commands of `nearfar`: their options, and what each of them calls.
+"""The commands of `nearfar`, their options, and the function that each one calls.
 
-Settings of a run and its loss are declared in `train.config`; a command names those it takes. Help
-and a mistyped option answer at once, since a command imports what is heavy when it runs.
+`train.config` declares the settings of a run and of its loss; a command lists the ones it takes.
+Heavy modules are imported inside the commands, so that --help and usage errors appear at once.
 """
 
 from collections.abc import Callable, Iterable
@@ -20,7 +20,7 @@ from nearfar.app.train.config import Hyperparameters, TrainConfig, options_of
 from nearfar.app.train.names import EXPLAINED, GLYPHS, SWEPT
 
 OPTIONS = {**options_of(TrainConfig), **options_of(Hyperparameters)}
-TYPED = {name: "--" + name.replace("_", "-") for name in OPTIONS}
+FLAGS = {name: "--" + name.replace("_", "-") for name in OPTIONS}
 Command = Callable[..., None]
 Decorator = Callable[[Command], Command]
 
@@ -33,27 +33,27 @@ app = typer.Typer(
 )
 
 
-def argument(metavar: str, words: str) -> Any:
-    return typer.Argument(metavar=metavar, help=words)
+def argument(metavar: str, text: str) -> Any:
+    return typer.Argument(metavar=metavar, help=text)
 
 
-def option(words: str, *names: str, **more: Any) -> Any:
-    return typer.Option(*names, help=words, **more)
+def option(text: str, *names: str, **more: Any) -> Any:
+    return typer.Option(*names, help=text, **more)
 
 
 DATA = argument(
     "DATA",
-    f"'{GLYPHS}' (built in), a folder with a subfolder of images per identity, an .npz with x "
-    "and y, or a .csv or .parquet of pairs with columns a, b and label.",
+    f"'{GLYPHS}' (built in), a folder with one subfolder of images per identity, an .npz with "
+    "arrays x and y, or a .csv or .parquet of pairs with columns a, b and label.",
 )
-Run = Annotated[Path, argument("RUN", "A folder that train wrote.")]
-AsJson = Annotated[bool, option("Print JSON, for machines.", "--json")]
-Overwrite = Annotated[bool, option("Replace what --out names.", "--overwrite")]
+Run = Annotated[Path, argument("RUN", "A run folder written by train.")]
+AsJson = Annotated[bool, option("Print JSON.", "--json")]
+Overwrite = Annotated[bool, option("Replace --out if it exists.", "--overwrite")]
 
 
 def command(*examples: str, takes: Iterable[str] = (), several: Iterable[str] = ()) -> Decorator:
-    """A command that gets the settings it `takes` as **given, where they are used, in range."""
-    shown = "\n\n".join(["Examples:", *(f"  nearfar {example}" for example in examples)])
+    """Register a command; the settings it `takes` reach it as **given if used, range-checked."""
+    epilog = "\n\n".join(["Examples:", *(f"  nearfar {example}" for example in examples)])
     options = [_parameter(name, name in several) for name in takes]
 
     def decorate(run: Command) -> Command:
@@ -61,29 +61,29 @@ def command(*examples: str, takes: Iterable[str] = (), several: Iterable[str] = 
         def checked(**arguments: Any) -> None:
             used = {name: value for name, value in arguments.items() if value not in (None, [])}
             for name in filter(OPTIONS.get, used):
-                OPTIONS[name][1].check(TYPED[name], used[name])
+                OPTIONS[name][1].check(FLAGS[name], used[name])
             run(**used)
 
-        plain = signature(run)  # typer reads it: the options stand in the place of **given
-        own = [p for p in plain.parameters.values() if p.kind is not p.VAR_KEYWORD]
-        checked.__signature__ = plain.replace(parameters=own + options)  # type: ignore[attr-defined]
-        return app.command(epilog=shown if examples else None)(checked)
+        declared = signature(run)  # what typer reads: there, the options replace **given
+        own = [p for p in declared.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        checked.__signature__ = declared.replace(parameters=own + options)  # type: ignore[attr-defined]
+        return app.command(epilog=epilog if examples else None)(checked)
 
     return decorate
 
 
 def _parameter(name: str, several: bool) -> Parameter:
-    """What typer makes the option of; it is None where it is not used."""
+    """The parameter that typer turns into an option; its value is None if the option is unused."""
     kind, declared = OPTIONS[name]
     default = getattr(TrainConfig, name, None)
-    words, metavar = declared.help, "|".join(map(str, declared.choices)) or None
+    text, metavar = declared.help, "|".join(map(str, declared.choices)) or None
     if type(default) in (int, float):
-        words = f"{words.removesuffix('.')} ({default})."
+        text = f"{text.removesuffix('.')} ({default})."
     if several:
-        words, metavar = f"Values to try. {words}", "NAME..." if kind is str else "X..."
-    switch = [TYPED[name]] if kind is bool and not default else []  # without a --no-
-    said = option(words, *switch, metavar=metavar, rich_help_panel=declared.panel)
-    annotation = Annotated[(list[kind] if several else kind) | None, said]  # type: ignore[valid-type]
+        text, metavar = f"Values to try. {text}", "NAME..." if kind is str else "X..."
+    switch = [FLAGS[name]] if kind is bool and not default else []  # a name drops the --no- form
+    shown = option(text, *switch, metavar=metavar, rich_help_panel=declared.panel)
+    annotation = Annotated[(list[kind] if several else kind) | None, shown]  # type: ignore[valid-type]
     return Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
@@ -93,7 +93,7 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-Version = Annotated[bool, option("Print and exit.", "--version", callback=_version, is_eager=True)]
+Version = Annotated[bool, option("Show version.", "--version", callback=_version, is_eager=True)]
 
 
 @app.callback()
@@ -111,9 +111,9 @@ def train(
     out: Annotated[Path, option("The run folder to write.", "--out", metavar="RUN")],
     data: Annotated[str | None, DATA] = None,
     config: Annotated[
-        Path | None, option("Repeat the run of this config.toml; other options win.")
+        Path | None, option("Repeat the run of this config.toml; other options override it.")
     ] = None,
-    report: Annotated[bool, option("Write RUN/report.html too.")] = True,
+    report: Annotated[bool, option("Also write RUN/report.html.")] = True,
     overwrite: Overwrite = False,
     **given: Any,
 ) -> None:
@@ -127,7 +127,7 @@ def train(
 
     write, verdict = None, None
     if report:
-        from nearfar.app.report import reporting  # a missing library is told before training
+        from nearfar.app.report import reporting  # a missing library must show before training
 
         write, verdict = reporting()
     chosen = configured(config, data, given)
@@ -145,12 +145,12 @@ def train(
 def evaluate(
     run: Run,
     data: Annotated[
-        str | None, argument("DATA", "All of it; without, the run's test identities.")
+        str | None, argument("DATA", "Other data, all of it. Default: the run's test identities.")
     ] = None,
     as_json: AsJson = False,
     **given: Any,
 ) -> None:
-    """Measure a run, on its test identities or on other data, beside the raw input's distance."""
+    """Measure a run on its test identities or on other data, with the raw input for comparison."""
     from nearfar.app.train.use import evaluate_run
 
     found, notes = evaluate_run(run, data, **given)
@@ -166,10 +166,10 @@ def evaluate(
 def verify(
     run: Run,
     a: Annotated[str, argument("A", "An image, a vector as text or .npy, or DATA:row.")],
-    b: Annotated[str, argument("B", "The second item, likewise.")],
+    b: Annotated[str, argument("B", "The second item, in the same forms.")],
     as_json: AsJson = False,
 ) -> None:
-    """Are A and B the same? Exit status 0 if they are, 1 if not, 2 if something is wrong."""
+    """Decide whether A and B are the same. Exit status 0 if they are, 1 if not, 2 on an error."""
     from nearfar.app.train.use import verify_items
 
     show(found := verify_items(run, a, b), as_json)
@@ -180,11 +180,11 @@ def verify(
 def embed(
     run: Run,
     data: Annotated[str, DATA],
-    out: Annotated[Path, option("An .npz: x, y if known, names.", "--out", metavar="FILE")],
+    out: Annotated[Path, option("The .npz file to write.", "--out", metavar="FILE")],
     overwrite: Overwrite = False,
     **given: Any,
 ) -> None:
-    """Write the embedding of every item of DATA."""
+    """Write the embeddings x of all items in DATA, their names, and y if identities are known."""
     from nearfar.app.train.use import embed_data
 
     wrote = embed_data(run, data, out, overwrite=overwrite, **given)
@@ -195,10 +195,10 @@ def embed(
 
 @command("doctor runs/photos", "doctor embeddings.npz --json")
 def doctor(
-    path: Annotated[Path, argument("RUN|EMBEDDINGS", "A run, or an .npz: x, maybe y.")],
+    path: Annotated[Path, argument("RUN|EMBEDDINGS", "A run, or an .npz with x and, if known, y.")],
     as_json: AsJson = False,
 ) -> None:
-    """What is wrong with it, and what to try? Exit status 0 if nothing is, 1 if something is."""
+    """Say what is wrong and what to try. Exit status 0 if healthy, 1 if not, 2 on an error."""
     from nearfar.app.train.examine import examine_path
 
     show(found := examine_path(path), as_json)
@@ -209,14 +209,12 @@ def doctor(
 def report(
     run: Run,
     out: Annotated[
-        Path | None, option("An .html. Default: RUN/report.html.", "--out", metavar="FILE")
+        Path | None, option("The .html file (RUN/report.html).", "--out", metavar="FILE")
     ] = None,
-    umap: Annotated[
-        bool, option("Map the embeddings by UMAP, of pip install 'nearfar\\[umap]'.", "--umap")
-    ] = False,
+    umap: Annotated[bool, option("Map by UMAP (pip install 'nearfar\\[umap]').", "--umap")] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write what a run learned, and how that is known, as one HTML file that opens offline."""
+    """Write what a run learned, with the evidence, as one HTML file that opens offline."""
     from nearfar.app.report import page_at, space, write_report
     from nearfar.app.train.run import REPORT
 
@@ -227,12 +225,12 @@ def report(
 
 @command("compare runs/contrastive runs/triplet", "compare runs/* --out comparison.html")
 def compare(
-    runs: Annotated[list[Path], argument("RUN RUN...", "Folders of train.")],
+    runs: Annotated[list[Path], argument("RUN RUN...", "Run folders written by train.")],
     out: Annotated[Path | None, option("Write an .html page too.", "--out", metavar="FILE")] = None,
     as_json: AsJson = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Set the figures of runs side by side, and say where they must not be compared."""
+    """Show the figures of several runs side by side, and warn if they are not comparable."""
     from nearfar.app.report import contest_of, page_at, write_comparison
 
     contest = contest_of(runs)
@@ -251,14 +249,14 @@ def compare(
 )
 def sweep(
     data: Annotated[str, DATA],
-    out: Annotated[Path, option("For one run folder per trial.", "--out", metavar="FOLDER")],
-    minutes: Annotated[float, option("Begin no trial that would end later than this.", min=0)] = 60,
+    out: Annotated[Path, option("The folder of all runs.", "--out", metavar="FOLDER")],
+    minutes: Annotated[float, option("Start no trial expected to end later.", min=0)] = 60,
     as_json: AsJson = False,
     **given: Any,
 ) -> None:
-    """Train every combination on the same splits, and say which to keep.
+    """Train a run for every combination of values, and say which one to keep.
 
-    Ranked on the calibration identities, so that the test figures of the best stay honest.
+    Runs are ranked on the calibration identities, so that test figures of the best stay honest.
     """
     from nearfar.app.train import sweep
 
@@ -274,10 +272,10 @@ def sweep(
 def explain(
     path: Annotated[
         Path,
-        argument("TABLE", "A .csv, .parquet or .npz; its columns are named as the loss's data."),
+        argument("TABLE", "A .csv, .parquet or .npz with columns named after the loss's data."),
     ],
     loss: Annotated[str, option("contrastive, cosine, triplet, quadruplet, info_nce or softmax.")],
-    limit: Annotated[int | None, option("Show this many rows.", min=1)] = None,
+    limit: Annotated[int | None, option("Show at most this many rows.", min=1)] = None,
     as_json: AsJson = False,
     **given: Any,
 ) -> None:

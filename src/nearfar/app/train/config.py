@@ -1,6 +1,6 @@
-"""Everything needed to repeat a run. A setting is declared once, here, and its option with it.
+"""Everything needed to repeat a run; each setting is declared once, together with its option.
 
-The command line asks for the declarations and must answer at once: nothing heavy is imported.
+The command line reads these declarations before anything else, so no heavy module is imported.
 """
 
 from collections.abc import Mapping
@@ -12,12 +12,12 @@ from nearfar.app.errors import InputError
 from nearfar.app.train.names import FOR_ITEMS, FOR_PAIRS, LOSSES, SINGLE
 
 Setting = float | int | bool | str
-BY_LOSS = "Default: by loss; those of train are in the table of docs/data.md."
+BY_LOSS = "The default depends on the loss; docs/data.md lists those of train."
 
 
 @dataclass(frozen=True)
 class Option:
-    """What the help says of a setting, and the values it may have: a range, or some choices."""
+    """The help text of a setting, and the values it may take: a range or a list of choices."""
 
     panel: str
     help: str
@@ -28,9 +28,9 @@ class Option:
         if self.choices and value not in self.choices:
             choices = ", ".join(map(str, self.choices))
             raise InputError(f"{name} must be one of {choices}; got {value!r}.")
-        if self.within and not self.within[0] <= value <= self.within[1]:  # NaN lies in none
+        if self.within and not self.within[0] <= value <= self.within[1]:  # also refuses NaN
             low, high = self.within
-            huge = isinstance(value, int) and abs(value) > 1e300  # no float, and so no :g
+            huge = isinstance(value, int) and abs(value) > 1e300  # more than :g can format
             got = "a number far beyond" if huge else f"{value:g}"
             raise InputError(f"{name} must lie between {low:,} and {high:,}, got {got}.")
 
@@ -40,41 +40,41 @@ Loss, Data, Training = (partial(Option, f"The {panel}") for panel in ("loss", "d
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A run, up to its data: the same config and data give the same files."""
+    """The settings of a run: the same config and the same data give the same files."""
 
-    data: str  # as it was typed
+    data: str  # as typed
     loss: Annotated[
-        str, Loss(f"One of {', '.join(LOSSES)}. Default: {FOR_ITEMS}; for pairs {FOR_PAIRS}.")
+        str, Loss(f"One of {', '.join(LOSSES)}. Default: {FOR_ITEMS}, or {FOR_PAIRS} for pairs.")
     ]
     similar_label: Annotated[
         int | None, Data("Which number marks similar pairs, if labels are numbers.", choices=(0, 1))
     ] = None
-    image_size: Annotated[int | None, Data("Side to resize image files to (32).", (8, 1024))] = None
+    image_size: Annotated[int | None, Data("Side of resized image files (32).", (8, 1024))] = None
     identity_depth: Annotated[
         int | None,
-        Data("In a folder: 1 if its subfolders are identities, 2 if theirs are, up to 9.", (1, 9)),
+        Data("For folders: 1 if the subfolders are identities, 2 if theirs are; up to 9.", (1, 9)),
     ] = None
     single: Annotated[
         str | None,
         Data(
-            "Identities with one item: use as dissimilar examples, leave out, or refuse (refuse).",
+            "Identities with one item: keep as dissimilar examples, leave out or refuse (refuse).",
             choices=SINGLE,
         ),
     ] = None
-    hyperparameters: Mapping[str, Setting] = field(default_factory=dict)  # those of that loss
+    hyperparameters: Mapping[str, Setting] = field(default_factory=dict)  # of the loss
     encoder: Annotated[str, Training("auto, or your own as package.module:factory.")] = "auto"
-    embedding_dim: Annotated[int, Training("Numbers in an embedding.", (1, 65536))] = 128
-    augment: Annotated[bool, Data("Shift, scale and rotate training images a little.")] = True
+    embedding_dim: Annotated[int, Training("Dimensions of an embedding.", (1, 65536))] = 128
+    augment: Annotated[bool, Data("Shift, scale and rotate training images slightly.")] = True
     steps: Annotated[int, Training("Training steps.", (1, 10**9))] = 450
-    identities: Annotated[int, Training("Identities in a batch.", (2, 10**6))] = 64
-    items: Annotated[int, Training("Items of each identity in a batch.", (2, 10**6))] = 4
-    learning_rate: Annotated[float, Training("Highest of the schedule.", (1e-12, 1000))] = 0.003
+    identities: Annotated[int, Training("Identities per batch.", (2, 10**6))] = 64
+    items: Annotated[int, Training("Items per identity in a batch.", (2, 10**6))] = 4
+    learning_rate: Annotated[float, Training("Peak learning rate.", (1e-12, 1000))] = 0.003
     weight_decay: Annotated[float, Training("Weight decay of AdamW.", (0, 1000))] = 0.0001
     calibration_share: Annotated[
         float, Data("Share of the identities that the threshold is fitted on.", (0.01, 0.9))
     ] = 0.2
     test_share: Annotated[
-        float, Data("Share of the identities that the figures are measured on.", (0.01, 0.9))
+        float, Data("Share of the identities held out for the test figures.", (0.01, 0.9))
     ] = 0.2
     far: Annotated[float, Training("False-accept rate to fit the threshold at.", (0, 0.5))] = 0.01
     seed: Annotated[int, Training("Random seed.", (0, 2**31 - 1))] = 0
@@ -89,25 +89,25 @@ class TrainConfig:
 
 
 class Hyperparameters(TypedDict, total=False):
-    """Of the losses. Which loss has which, and its defaults, is in `objectives.OBJECTIVES`."""
+    """Hyperparameters of the losses; `names.DEFAULTS` says which loss has which."""
 
-    margin: Annotated[float, Loss(f"Of the losses that have one. {BY_LOSS}")]
+    margin: Annotated[float, Loss(f"Margin of the loss. {BY_LOSS}")]
     margin2: Annotated[float, Loss("Second margin (quadruplet).")]
-    temperature: Annotated[float, Loss(f"Of the softmax losses. {BY_LOSS}")]
+    temperature: Annotated[float, Loss(f"Temperature of the softmax losses. {BY_LOSS}")]
     distance: Annotated[str, Loss("euclidean, sqeuclidean or cosine.")]
-    swap: Annotated[bool, Loss("Harder negative of the two (triplet).")]
-    smooth: Annotated[bool, Loss("Softplus for hinge (triplet).")]
-    label_smoothing: Annotated[float, Loss("From 0 to 1 (softmax).")]
+    swap: Annotated[bool, Loss("Use the closer of d(a, n) and d(p, n) (triplet).")]
+    smooth: Annotated[bool, Loss("Softplus instead of the hinge (triplet).")]
+    label_smoothing: Annotated[float, Loss("Label smoothing, from 0 to 1 (softmax).")]
     scale: Annotated[float, Loss(f"1 / temperature (circle, clip, siglip, proxies). {BY_LOSS}")]
-    bias: Annotated[float, Loss("Of siglip.")]
-    alpha: Annotated[float, Loss("Of multi_similarity, pulling.")]
-    beta: Annotated[float, Loss("Of multi_similarity, pushing.")]
-    base: Annotated[float, Loss("Of multi_similarity, a cosine.")]
-    angle_margin: Annotated[float, Loss("ArcFace's (proxy_softmax), radians.")]
-    cosine_margin: Annotated[float, Loss("CosFace's (proxy_softmax).")]
+    bias: Annotated[float, Loss("Bias of the logits (siglip).")]
+    alpha: Annotated[float, Loss("Scale of the positives (multi_similarity).")]
+    beta: Annotated[float, Loss("Scale of the negatives (multi_similarity).")]
+    base: Annotated[float, Loss("Offset of the cosine (multi_similarity).")]
+    angle_margin: Annotated[float, Loss("Margin of ArcFace, in radians (proxy_softmax).")]
+    cosine_margin: Annotated[float, Loss("Margin of CosFace (proxy_softmax).")]
 
 
 def options_of(declared: type) -> dict[str, tuple[Any, Option]]:
-    """The options that a class declares: the type of each, and what is said of it."""
+    """The options that a class declares, by name: the type and the `Option` of each."""
     hints = get_type_hints(declared, include_extras=True).items()
     return {name: get_args(hint) for name, hint in hints if get_origin(hint) is Annotated}
