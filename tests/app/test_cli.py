@@ -158,7 +158,7 @@ def test_what_the_tool_imports_is_declared():
     extra = tomllib.loads(text)["project"]["optional-dependencies"]["app"]
     declared = {re.split("[<>=]", requirement)[0] for requirement in extra}
     distributions = packages_distributions()
-    used = {distributions[module][0].lower().replace("_", "-") for module in cli.APP}
+    used = {distributions[module][0].lower().replace("_", "-") for module in cli.APP_LIBRARIES}
     assert used == declared
     (comment,) = re.findall("# The command line tool: (.*)\\.", text)
     assert set(comment.split(", ")) == {

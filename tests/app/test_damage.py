@@ -37,7 +37,7 @@ def test_damage(nearfar, shelf, tmp_path, given):
     done = nearfar(*command)
     after = content(tmp_path)
     assert "Traceback" not in done.out + done.err, done.err
-    assert "mistake in nearfar" not in done.err
+    assert "bug in nearfar" not in done.err
     assert {path: after.get(path) for path in before} == before
     if done.status == 2:
         lines[given.kind] += 1

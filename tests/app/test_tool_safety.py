@@ -373,10 +373,10 @@ def test_an_image_that_its_reader_stumbles_over_is_named(nearfar, image_run, tmp
 
 
 def test_a_hang_up_clears_up_too(tmp_path):
-    from nearfar.app.cli import _ended_like_ctrl_c
+    from nearfar.app.cli import _termination_as_interrupt
 
     def hung_up() -> None:
-        with _ended_like_ctrl_c(), writing(tmp_path / "run"):
+        with _termination_as_interrupt(), writing(tmp_path / "run"):
             os.kill(os.getpid(), signal.SIGHUP)
 
     with pytest.raises(KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""The command `nearfar`: runs one of `commands.py` and turns what goes wrong into one line."""
+"""The command `nearfar`: runs a command of `commands.py` and reports any error in one line."""
 
 import os
 import signal
@@ -15,8 +15,8 @@ from nearfar.app.text import printable
 from nearfar.app.train.names import SWEPT
 
 INTERRUPTED = 130
-LISTS = tuple(f"--{name}" for name in SWEPT)
-APP = (
+LIST_OPTIONS = tuple(f"--{name}" for name in SWEPT)
+APP_LIBRARIES = (
     "altair",
     "jinja2",
     "lightning_fabric",
@@ -33,39 +33,39 @@ APP = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status: 2 for whatever the user can put right.
+    """Run the command line and return its exit status: 2 for an error that the user can fix.
 
     Args:
-        arguments: what follows `nearfar`; None: those of this process.
+        arguments: the arguments after `nearfar`; None for those of this process.
     """
-    # Threads that wait for others spin by default, which takes the cores from whatever else runs.
-    # OpenMP reads this once, when torch is loaded, which only the commands do.
+    # Waiting OpenMP threads spin by default, which takes cores away from other processes. OpenMP
+    # reads this variable once, when torch is loaded; only the commands load it.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] in (["sweep"], ["verify"]):
-        given = _one_option_a_value(given) if given[0] == "sweep" else _items_after_options(given)
-    _write_any_text()
+        given = _repeat_options(given) if given[0] == "sweep" else _items_after_options(given)
+    _escape_unprintable_output()
     try:
-        with _ended_like_ctrl_c():
+        with _termination_as_interrupt():
             return _run(given)
     except ModuleNotFoundError as missing:
-        if (missing.name or "").partition(".")[0] not in APP:
+        if (missing.name or "").partition(".")[0] not in APP_LIBRARIES:
             raise
         return _fail(f"the command line tool needs {missing.name}: pip install 'nearfar[app]'")
     except InputError as error:
         return _fail(str(error))
     except KeyboardInterrupt:
         return _fail("interrupted; nothing unfinished is left", INTERRUPTED)
-    except OSError as error:  # no right to read, a full disk
+    except OSError as error:  # missing permission, a full disk
         return _fail(f"{error.filename or 'a file'}: {error.strerror or error}")
-    except Exception as error:  # 1 would say "different", or "something was found"
-        if _memory_ran_out(error):
+    except Exception as error:  # exit status 1 would mean "different" or "something was found"
+        if _is_out_of_memory(error):
             return _fail(
-                "memory ran out. Smaller --identities and --items take less for a batch, a smaller "
-                "--image-size for the data, a smaller --embedding-dim for the network."
+                "memory ran out. Lower --identities and --items for smaller batches, --image-size "
+                "for smaller data, or --embedding-dim for a smaller network."
             )
         traceback.print_exc()
-        return _fail("this is a mistake in nearfar, not in what you typed: please report it")
+        return _fail("this is a bug in nearfar, not in what you typed: please report it")
 
 
 def _run(arguments: list[str]) -> int:
@@ -78,36 +78,36 @@ def _run(arguments: list[str]) -> int:
     except typer.Abort:
         raise KeyboardInterrupt from None
     except Exception as error:
-        if not hasattr(error, "format_message"):  # typer's word for a wrong use of the command line
+        if not hasattr(error, "format_message"):  # which typer's usage errors have
             raise
         message = error.format_message().rstrip(".")
-        return _fail(f"{message}. {_help(error)}") if message else 2  # without one, it showed help
-    if status == INTERRUPTED:  # how newer typers report Ctrl-C; older ones raise Abort
+        return _fail(f"{message}. {_help(error)}") if message else 2  # an empty one: help was shown
+    if status == INTERRUPTED:  # how newer versions of typer report Ctrl-C; older ones raise Abort
         raise KeyboardInterrupt
     return status if isinstance(status, int) else 0
 
 
-def _one_option_a_value(given: list[str]) -> list[str]:
-    """`--margin 0.5 1` as `--margin 0.5 --margin 1`, which is how typer takes lists.
+def _repeat_options(given: list[str]) -> list[str]:
+    """Turn `--margin 0.5 1` into `--margin 0.5 --margin 1`, the way typer takes lists.
 
-    >>> _one_option_a_value(["sweep", "DATA", "--loss", "a", "b", "--json", "--out=x"])
+    >>> _repeat_options(["sweep", "DATA", "--loss", "a", "b", "--json", "--out=x"])
     ['sweep', 'DATA', '--loss', 'a', '--loss', 'b', '--json', '--out=x']
     """
-    spread: list[str] = []
+    repeated: list[str] = []
     option, values = "", 0
     for word in given:
         if word.startswith("--"):
             option, values = word, 0
-        elif option in LISTS:
+        elif option in LIST_OPTIONS:
             values += 1
             if values > 1:
-                spread.append(option)
-        spread.append(word)
-    return spread
+                repeated.append(option)
+        repeated.append(word)
+    return repeated
 
 
 def _items_after_options(given: list[str]) -> list[str]:
-    """A vector may begin with a minus, which typer takes for an option.
+    """Put the items after `--`: a vector may begin with a minus, which looks like an option.
 
     >>> _items_after_options(["verify", "RUN", "-1 2", "0 2", "--json"])
     ['verify', '--json', '--', 'RUN', '-1 2', '0 2']
@@ -125,15 +125,15 @@ def _fail(message: str, status: int = 2) -> int:
     return status
 
 
-def _write_any_text() -> None:
-    """A path that is no UTF-8, or a letter that the terminal lacks, ends no command."""
+def _escape_unprintable_output() -> None:
+    """Let no command fail over a path that is not UTF-8 or a letter the terminal cannot show."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
-def _memory_ran_out(error: Exception) -> bool:
-    """Torch has a class for a GPU's, asked by name to load no torch here, and none for a CPU's."""
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether a CPU or GPU ran out of memory; compares names, so that torch need not be loaded."""
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
@@ -147,18 +147,18 @@ def _help(error: Exception) -> str:
 
 
 @contextmanager
-def _ended_like_ctrl_c() -> Iterator[None]:
-    """A request to end the process clears unfinished files away, as Ctrl-C does."""
+def _termination_as_interrupt() -> Iterator[None]:
+    """Handle termination signals like Ctrl-C, so that unfinished files are removed."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may set handlers
         return
-    ends = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-    before = [signal.signal(end, _interrupt) for end in ends]
+    signals = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    before = [signal.signal(number, _interrupt) for number in signals]
     try:
         yield
     finally:
-        for end, handler in zip(ends, before, strict=True):
-            signal.signal(end, handler)
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

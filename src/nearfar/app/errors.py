@@ -1,9 +1,9 @@
-"""The one error of the tool that is the user's to fix."""
+"""The error that the tool raises for mistakes the user can fix."""
 
 
 class InputError(ValueError):
-    """Something that was given cannot be used.
+    """An input cannot be used.
 
-    The message is one line that names the file, row or argument and says what to do about it; the
-    command line prints it and ends with exit status 2.
+    The message is one line that names the file, row or argument and says how to fix it. The command
+    line prints it and exits with status 2.
     """

@@ -1,4 +1,4 @@
-"""`nearfar explain`: the columns of a table are the data arguments of a loss, by name."""
+"""`nearfar explain`: the columns of a table are passed to a loss as its data, by name."""
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
@@ -18,6 +18,7 @@ from nearfar.insight.explain import Explanation, explain
 
 # What is added to the name of a loss gives the form of it that takes distances.
 FROM_DISTANCE = "_from_distance"
+# "contrastive" stands for contrastive_loss_from_distance too, if the table holds distances.
 LOSSES: Mapping[str, Callable[..., Tensor]] = {
     loss.name: getattr(nearfar, loss.function)
     for loss in registry.LOSSES
@@ -31,10 +32,10 @@ def explain_table(path: Path, name: str, hyperparameters: Mapping[str, Any]) -> 
     """Explain what a loss does to every row of a .csv, .parquet or .npz.
 
     Args:
-        path: its columns, or arrays, are named after the data arguments of the loss; `a`, `b`,
-            `label` and `distance` may stand for `x1`, `x2`, `y` and `d`.
-        name: of the loss; "contrastive" of a table with distances takes them as they are.
-        hyperparameters: of that loss.
+        path: a table whose columns, or an .npz whose arrays, are named after the data arguments of
+            the loss; `a`, `b`, `label` and `distance` may be used for `x1`, `x2`, `y` and `d`.
+        name: the loss; "contrastive" also accepts a table of distances.
+        hyperparameters: of the loss.
 
     Raises:
         InputError: the file, a column, a cell, the loss or a hyperparameter cannot be used.
@@ -68,7 +69,7 @@ def explain_table(path: Path, name: str, hyperparameters: Mapping[str, Any]) -> 
 
 
 def _parameters(loss: Callable[..., Tensor]) -> tuple[dict[str, bool], list[str]]:
-    """The data arguments of a loss, and whether each is needed; its options."""
+    """The data arguments of a loss, and whether each is required; and the names of its options."""
     parameters = inspect.signature(loss).parameters.values()
     data = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
     settings = [p.name for p in parameters if p.name in (*EXPLAINED, "similar_label")]
@@ -104,7 +105,7 @@ def _refuse_bad_labels(
     similar_label: int | None,
 ) -> None:
     if labels.ndim != 1 or labels.dtype.kind not in "biuf":
-        return  # the loss says what is wrong with the array
+        return  # the loss itself reports what is wrong with the array
     columns = data.columns if isinstance(data, Table) else data
     name = "y" if "y" in columns else ALIASES["y"]
     where = data.where if isinstance(data, Table) else lambda row: f"{path}, row {row}"

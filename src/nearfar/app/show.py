@@ -1,4 +1,4 @@
-"""What a command found, for whoever reads it: JSON, a terminal, or plain text."""
+"""Print the result of a command: as JSON, for a terminal, or as plain text."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -12,41 +12,41 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-class Found(Protocol):
-    """What a command found; `told`, where it has that, gives its lines and tables to print."""
+class Result(Protocol):
+    """The result of a command; its optional method `render` returns lines and tables to print."""
 
     def as_dict(self) -> Mapping[str, Any]:
         """For JSON."""
 
 
-def show(found: Found, as_json: bool = False, **more: Any) -> None:
-    """Print it.
+def show(result: Result, as_json: bool = False, **more: Any) -> None:
+    """Print the result of a command.
 
     Args:
-        found: by a command.
-        as_json: for machines.
-        more: keys of the JSON, over those of `found`.
+        result: what to print.
+        as_json: whether to print JSON instead of text.
+        more: keys of the JSON that replace or extend those of `result`.
     """
     if as_json:
-        typer.echo(json.dumps({**found.as_dict(), **more}, indent=2))
+        typer.echo(json.dumps({**result.as_dict(), **more}, indent=2))
         return
 
     terminal = console()
-    for part in found.told() if hasattr(found, "told") else [found]:
+    for part in result.render() if hasattr(result, "render") else [result]:
         if terminal.is_terminal and not isinstance(part, str):
             terminal.print(part.rich() if isinstance(part, Table) else part)
         else:
             typer.echo(f"\n{part.plain()}" if isinstance(part, Table) else str(part))
 
 
-def console(aside: bool = False) -> "Console":
-    """Where progress is told: on stdout, or aside on stderr, which leaves that to JSON."""
+def console(stderr: bool = False) -> "Console":
+    """The console for progress messages: stdout, or stderr when stdout carries JSON."""
     from rich.console import Console
 
-    return Console(stderr=aside)
+    return Console(stderr=stderr)
 
 
 def note(notes: Iterable[str]) -> None:
-    """Print what a reader should know, apart from what was found."""
-    for said in notes:
-        typer.echo(f"note: {said}", err=True)
+    """Print notes to stderr, apart from the result."""
+    for text in notes:
+        typer.echo(f"note: {text}", err=True)

@@ -15,7 +15,7 @@ from nearfar.app.report.study import Study, read_study
 from nearfar.app.report.words import figures_table, percent, verdict
 from nearfar.tabulate import Table
 
-# "tableau10" without its grey; runs beyond these repeat a colour, and are told apart by dashes.
+# "tableau10" without its grey; runs beyond these repeat a colour, and are render apart by dashes.
 COLOURS = ["#4c78a8", "#e4761a", "#3f9b49", "#e45756", "#b279a2", "#8a6d3b", "#39a0a6", "#7d5fb2"]
 POINTS = 200
 
@@ -91,7 +91,7 @@ class Contest:
             "runs": {label: dict(study.test) for label, study in runs},
         }
 
-    def told(self) -> list[Table]:
+    def render(self) -> list[Table]:
         """For a terminal."""
         return [self.table()]
 

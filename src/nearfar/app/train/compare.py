@@ -63,7 +63,7 @@ class Comparison:
             "raw": {"distance": self.raw_distance, **_figures(self.raw, self.raw_at)},
         }
 
-    def told(self) -> list[str | Table]:
+    def render(self) -> list[str | Table]:
         """For a terminal."""
         pairs = (
             f"\n{self.learned.n_similar:,} similar and {self.learned.n_dissimilar:,} dissimilar "

@@ -1,4 +1,4 @@
-"""A config as TOML, and the config that a command line asks for."""
+"""Read and write a config as TOML, and build a config from a command line."""
 
 import tomllib
 from collections.abc import Mapping
@@ -14,29 +14,29 @@ from nearfar.app.train.data import holds_pairs
 from nearfar.app.train.names import FOR_ITEMS, FOR_PAIRS
 from nearfar.app.train.objectives import resolve
 
-FORMAT = 1  # of the run folder; raised when an older nearfar could no longer read it
+FORMAT = 1  # version of the run folder's format; raised when an older nearfar cannot read it
 
 
-def usual_loss(data: str) -> str:
-    """The loss where none is named."""
+def default_loss(data: str) -> str:
+    """The loss to train with if none is given."""
     return FOR_PAIRS if holds_pairs(data) else FOR_ITEMS
 
 
 def configured(path: Path | None, data: str | None, given: Mapping[str, Any]) -> TrainConfig:
-    """The config of a command line: what is given, over a file where one is named.
+    """The config that a command line asks for: its options, and those of a file for the rest.
 
-    The hyperparameters in the file are those of its loss, and go with it.
+    The hyperparameters in the file belong to its loss; they are dropped if another loss is given.
 
     Args:
-        path: of the file; None: there is data.
-        data: as it was typed; None: that of the file.
+        path: the config file; None if `data` is given.
+        data: as typed; None for that of the file.
         given: fields of `TrainConfig` and hyperparameters of the loss.
 
     Raises:
-        InputError: a file that cannot be used, a loss without such a hyperparameter.
+        InputError: the file cannot be used, or the loss has no such hyperparameter.
     """
     given = given if data is None else {**given, "data": data}
-    config = read_config(path) if path else TrainConfig(given["data"], usual_loss(given["data"]))
+    config = read_config(path) if path else TrainConfig(given["data"], default_loss(given["data"]))
     settings = {name: given[name] for name in given if name in options_of(Hyperparameters)}
     fields = {name: given[name] for name in given if name not in settings}
     kept = config.hyperparameters if fields.get("loss", config.loss) == config.loss else {}
@@ -53,16 +53,16 @@ def read_config(path: Path) -> TrainConfig:
     """The config in a TOML file.
 
     Raises:
-        InputError: no such file, no TOML, another format version, an unknown key, a value of the
-            wrong type or out of range.
+        InputError: the file is missing, is not TOML, has another format version or an unknown key,
+            or a value of the wrong type or out of range.
     """
     try:
         found = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError:
         raise InputError(f"no such file: {path}") from None
     except RecursionError:
-        raise InputError(f"{path} is not valid TOML: brackets in too many brackets.") from None
-    except ValueError as error:  # no TOML, no UTF-8, or a number of thousands of digits
+        raise InputError(f"{path} is not valid TOML: too many nested brackets.") from None
+    except ValueError as error:  # not TOML, not UTF-8, or a number of thousands of digits
         raise InputError(f"{path} is not valid TOML: {error}") from None
     check_format(path, found.pop("format", None))
     known = get_type_hints(TrainConfig)
@@ -84,10 +84,10 @@ def read_config(path: Path) -> TrainConfig:
 
 
 def check_format(path: Path, found: object) -> None:
-    """Refuse what another version of the run format wrote."""
+    """Refuse a file written in another version of the run format."""
     if found != FORMAT:
         raise InputError(
-            f"{path} has run format {found!r}, and this nearfar reads format {FORMAT}. "
+            f"{path} has run format {found!r}, but this nearfar reads format {FORMAT}. "
             "Train again, or use the nearfar that wrote it."
         )
 

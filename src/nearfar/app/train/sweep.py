@@ -15,7 +15,7 @@ from rich.console import Console
 
 from nearfar.app.errors import InputError
 from nearfar.app.train.config import Setting, TrainConfig
-from nearfar.app.train.config_file import usual_loss
+from nearfar.app.train.config_file import default_loss
 from nearfar.app.train.loop import read_own, train
 from nearfar.app.train.names import SWEPT
 from nearfar.app.train.objectives import belonging, objective, resolve
@@ -108,7 +108,7 @@ class Sweep:
         ]
         return Table(("trial", "EER, calibration", "EER, test", "interval", "AUC, test"), rows)
 
-    def told(self) -> list[str | Table]:
+    def render(self) -> list[str | Table]:
         """For a terminal: the table, which trial to keep, and what is missing."""
         if self.decided:
             lines = [f"keep {self.best.run}, the best on the calibration identities"]
@@ -158,7 +158,7 @@ def asked_for(data: str, given: Mapping[str, Any]) -> list[Trial]:
     """
     fields = {name: value for name, value in given.items() if name not in SWEPT}
     settings = {name: value for name, value in given.items() if name in SWEPT and name != "loss"}
-    losses = given.get("loss", [usual_loss(data)])
+    losses = given.get("loss", [default_loss(data)])
     return trials_of(TrainConfig(data, losses[0], **fields), losses, settings)
 
 

@@ -45,7 +45,7 @@ class Decision:
         """For JSON."""
         return asdict(self)
 
-    def told(self) -> list[str]:
+    def render(self) -> list[str]:
         """For a terminal."""
         return [
             f"{'same' if self.same else 'different'}: {self.measure} distance {self.distance:.4f} "
