@@ -1,7 +1,7 @@
-"""What a caller may pass, and what the losses compute on.
+"""Convert and check the arrays that a caller passes.
 
 Every array enters the library here. Tensors, NumPy arrays (shared, not copied) and nested lists
-become tensors, and embeddings are lifted to at least float32. A wrong shape, dtype or device is
+become tensors, and embeddings are converted to at least float32. A wrong shape, dtype or device is
 refused with a message that names the argument and the fix.
 """
 
@@ -28,7 +28,7 @@ def tensor(
 
     Args:
         name: the caller's name for it.
-        value: a tensor, which stays on its device, or an array or nested list, which has none.
+        value: a tensor, which stays on its device, or an array or nested list.
         device: the device for arrays and lists.
         beside: the other arguments, which decide the dtype of a list of floats: float64 if one of
             them is float64, else torch's default.
@@ -75,14 +75,14 @@ def _dtype_beside(others: tuple[ArrayLike | None, ...]) -> torch.dtype:
 
 
 def _torch_can_share(array: np.ndarray[Any, Any]) -> bool:
-    """Whether torch accepts its byte order and strides: native, not negative, whole elements."""
+    """Whether torch accepts the byte order (native) and the strides (whole, not negative)."""
     return array.dtype.isnative and all(
         stride >= 0 and stride % array.itemsize == 0 for stride in array.strides
     )
 
 
 def embeddings(**given: ArrayLike) -> tuple[Tensor, ...]:
-    """Arguments with matching rows, as (n, d) tensors ready to compute with.
+    """Arguments with matching rows, as (n, d) tensors of one dtype, float32 or wider.
 
     Raises:
         TypeError: an argument is not an array of numbers, or is bool or complex.
@@ -102,7 +102,7 @@ def embeddings(**given: ArrayLike) -> tuple[Tensor, ...]:
 
 
 def _lifted(given: dict[str, ArrayLike]) -> tuple[Tensor, ...]:
-    """Each as a matrix. What is passed twice is lifted once, so its gradients add up unrounded."""
+    """Each argument as a matrix. One passed twice is lifted once: its gradients add up exactly."""
     values = tuple(given.values())
     lifted: list[Tensor] = []
     for name, value in given.items():
@@ -147,7 +147,7 @@ def matrix(name: str, value: ArrayLike, *, width: int, like: Tensor) -> Tensor:
 
 
 def vector(name: str, value: ArrayLike) -> Tensor:
-    """A (n,) argument of real numbers, ready to compute with."""
+    """An (n,) argument of real numbers, in float32 or wider."""
     x = lift(name, tensor(name, value))
     if x.ndim != 1:
         raise ValueError(f"{name} must have shape (n,), got {tuple(x.shape)}.{_squeeze(name, x)}")
@@ -155,7 +155,7 @@ def vector(name: str, value: ArrayLike) -> Tensor:
 
 
 def lift(name: str, x: Tensor) -> Tensor:
-    """`x` in the precision the losses compute in, every non-finite entry replaced by NaN.
+    """`x` in the precision the losses compute in, with every non-finite entry replaced by NaN.
 
     float16 and bfloat16 become float32, integers the default dtype. Infinite entries become NaN, so
     that no later `max(0, margin - distance)` can hide a bad row behind a finite loss.
@@ -173,7 +173,7 @@ def lift(name: str, x: Tensor) -> Tensor:
 
 
 def tracing() -> bool:
-    """Whether this runs inside a compiled or vectorised function, where no value can be read."""
+    """Whether this runs inside a compiled or vectorised function, where values are unknown."""
     return torch.compiler.is_compiling() or transformed()
 
 
@@ -183,7 +183,7 @@ def transformed() -> bool:
 
 
 def batched(gradient: Tensor) -> bool:
-    """Whether it is several at once, as in `torch.autograd.grad(..., is_grads_batched=True)`."""
+    """Whether it is a batch of gradients, as with `torch.autograd.grad(is_grads_batched=True)`."""
     return torch._C._functorch.is_legacy_batchedtensor(gradient)
 
 
@@ -199,9 +199,9 @@ def same_device(name: str, x: Tensor, reference_name: str, reference: Tensor) ->
 def above_zero(name: str, value: float | Tensor) -> float | Tensor:
     """A number above 0, or a tensor that holds one.
 
-    On an accelerator a tensor is not read, since that would stall the device. If it is not above 0,
-    it is replaced by NaN rather than refused: it is learned, and a training run that has failed is
-    not a mistake in the call.
+    A tensor that is not above 0 is replaced by NaN, not refused: it is learned, and a training run
+    that diverges is not a mistake in the call. On an accelerator the value is not read, since that
+    would stall the device.
     """
     if isinstance(value, Tensor):
         value = one_number(name, value)
@@ -214,7 +214,7 @@ def above_zero(name: str, value: float | Tensor) -> float | Tensor:
 
 
 def positive_number(name: str, value: float) -> float:
-    """A number above 0 that is not learned."""
+    """A number above 0; tensors are refused, since the value is not learned."""
     if isinstance(value, Tensor):
         hint = f" It is not learned here: pass float({name})." if value.numel() == 1 else ""
         raise TypeError(f"{name} must be a number above 0, got a tensor.{hint}")
@@ -222,7 +222,7 @@ def positive_number(name: str, value: float) -> float:
 
 
 def one_number(name: str, value: Tensor) -> Tensor:
-    """A tensor that holds one number, without its dimensions, in float32 or wider."""
+    """A tensor with one element as a scalar tensor, in float32 or wider."""
     if value.numel() != 1:
         raise ValueError(f"{name} must be one number, got shape {tuple(value.shape)}.")
     value = value if value.ndim == 0 else value.reshape(())
@@ -246,18 +246,18 @@ def between(name: str, value: float, low: float, high: float, why: str = "") -> 
 
 
 def rates(name: str, values: Sequence[float]) -> tuple[float, ...]:
-    """Rates of 0 or more and below 1, as floats.
+    """Rates r with 0 <= r < 1, as floats.
 
     Raises:
-        TypeError: not a sequence.
-        ValueError: a rate out of range, such as a percentage.
+        TypeError: `values` is not a sequence.
+        ValueError: a rate is out of range, such as a percentage.
     """
     if not isinstance(values, Sequence | np.ndarray) or isinstance(values, str):
         raise TypeError(f"{name} must be a sequence of rates, such as (0.1, 0.01); got {values!r}.")
     for value in values:
         if not (_is_number(value) and 0 <= value < 1):
             raise ValueError(
-                f"{name} must hold rates, 0 or more and below 1, got {value!r}; 5 % is 0.05."
+                f"{name} must hold rates from 0 to below 1, got {value!r}; 5 % is 0.05."
             )
     return tuple(float(value) for value in values)
 
@@ -296,7 +296,7 @@ def _squeeze(name: str, x: Tensor) -> str:
 
 
 class _Lift(torch.autograd.Function):
-    """See `lift`. The gradient has the dtype of `x`; values that overflow it are infinite."""
+    """Implements `lift`. The gradient has the dtype of `x` and becomes infinite on overflow."""
 
     generate_vmap_rule = True
 

@@ -1,8 +1,8 @@
-"""What "similar" means: the one place where labels are read.
+"""Which pairs are similar: the one place where labels are read.
 
 Papers and libraries disagree on whether 0 or 1 means similar, and with flipped labels a network
-silently trains in the wrong direction. Here a pair label is `bool`, True = similar. A number needs
-`similar_label` to say whether 0 or 1 means similar. Nothing is guessed.
+silently trains in the wrong direction. Here a pair label is `bool`, True = similar. With numbers,
+`similar_label` must say whether 0 or 1 means similar. Nothing is guessed.
 """
 
 from typing import Literal
@@ -25,14 +25,14 @@ def pair_labels(
         y: (n,) labels. bool: True = similar. Integers 0 and 1, or floats from 0 to 1 (degrees of
             similarity): `similar_label` says which end means similar.
         like: (n, ...) the rows that the labels belong to; gives the length and the device.
-        similar_label: which number means similar, 0 or 1. Not for bool labels.
+        similar_label: which number means similar, 0 or 1. Not needed for bool labels.
         name: the caller's name for `y`.
 
     Returns:
         (n,) bool, True = similar; or, for float labels, (n,) degrees, 1 = similar.
 
     Raises:
-        TypeError: numbers without `similar_label`, or a complex dtype.
+        TypeError: `y` holds text, complex numbers, or numbers without `similar_label`.
         ValueError: a wrong shape, length, device or value.
 
     >>> pair_labels([True, False], like=torch.zeros(2))
@@ -45,7 +45,7 @@ def pair_labels(
     if not isinstance(y, Tensor) and np.asarray(y).dtype.kind in "US":
         raise TypeError(
             f"{name} holds text. Say which text means similar: pass np.asarray({name}) == 'same', "
-            "with your own word for 'same'."
+            "with your own word in place of 'same'."
         )
     y = _one_per_row(name, y, like)
     if isinstance(similar_label, bool) or similar_label not in (0, 1, None):
@@ -63,13 +63,13 @@ def pair_labels(
         raise TypeError(f"{name} must be bool, or numbers from 0 to 1; got {y.dtype}.")
     if similar_label is None:
         raise TypeError(
-            f"{name} holds numbers ({y.dtype}), and 0/1 is read both ways in the literature. "
+            f"{name} holds numbers ({y.dtype}), and the literature reads 0 and 1 both ways. "
             f"Say which means similar: similar_label=1 if 1 marks similar pairs, similar_label=0 "
             f"if 0 does; or pass bool, True = similar ({name} == 1 or {name} == 0)."
         )
     if y.is_floating_point():
         y = y.to(like.dtype) if like.is_floating_point() else y.float()
-        refuse(name, y, ~((y >= 0) & (y <= 1)), "lie between 0 and 1, the degrees of similarity")
+        refuse(name, y, ~((y >= 0) & (y <= 1)), "lie between 0 and 1, a degree of similarity")
         return y if similar_label == 1 else 1 - y
     y = y.to(torch.int64)
     refuse(name, y, (y != 0) & (y != 1), f"be 0 or 1 (for -1 and 1 pass {name} > 0)")
@@ -77,10 +77,10 @@ def pair_labels(
 
 
 def blend(similar: Tensor, if_similar: Tensor, if_dissimilar: Tensor) -> Tensor:
-    """The term for similar pairs, the other for dissimilar pairs, or a mixture by degree."""
+    """One term for similar pairs and one for dissimilar pairs, mixed by degree of similarity."""
     if similar.dtype is torch.bool:
         return torch.where(similar, if_similar, if_dissimilar)
-    # A square that overflows is infinite, and 0 times infinity would be NaN.
+    # A term may overflow to infinity, and 0 times infinity would be NaN.
     near = torch.where(similar > 0, similar * if_similar, 0)
     return near + torch.where(similar < 1, (1 - similar) * if_dissimilar, 0)
 
@@ -88,13 +88,13 @@ def blend(similar: Tensor, if_similar: Tensor, if_dissimilar: Tensor) -> Tensor:
 def class_ids(
     labels: ArrayLike, *, like: Tensor, n_classes: int | None = None, name: str = "labels"
 ) -> Tensor:
-    """Class ids of any integer dtype as int64, which keeps distinct ids distinct.
+    """Class ids of any integer dtype as int64, so that distinct ids stay distinct.
 
     Args:
         labels: (n,) class ids; any integers, unless `n_classes` is given.
         like: (n, ...) the rows that the labels belong to; gives the length and the device.
-        n_classes: the number of classes, if ids are used as indices; each must then be in
-            0 .. n_classes - 1.
+        n_classes: the number of classes, if ids are used as indices; each must then be from 0 to
+            n_classes - 1.
         name: the caller's name for `labels`.
 
     Returns:
@@ -153,7 +153,7 @@ def batch_labels(labels: ArrayLike, *, like: Tensor, name: str = "labels") -> Te
 
 
 def share_label(rows: Tensor, columns: Tensor) -> Tensor:
-    """Which row is similar to which column: same class id, or at least one common label.
+    """Which rows are similar to which columns: equal class ids, or at least one common label.
 
     Args:
         rows: (n,) int64 class ids or (n, c) bool multi-labels, from `batch_labels`.
@@ -172,12 +172,12 @@ def share_label(rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def listed_rows(name: str, listed: ArrayLike, n: int, m: int, device: torch.device) -> Tensor:
-    """Rows of a reference, listed for each of n rows.
+    """Indices of rows of a reference, listed for each of n rows.
 
     Args:
-        name: the caller's name for them.
+        name: the caller's name for `listed`.
         listed: (n, e) integers from 0 to m - 1, or -1 for none.
-        n: the number of rows they are listed for.
+        n: the number of rows for which indices are listed.
         m: the number of rows of the reference.
         device: the device of the result.
 
@@ -185,8 +185,8 @@ def listed_rows(name: str, listed: ArrayLike, n: int, m: int, device: torch.devi
         (n, e) int64.
 
     Raises:
-        TypeError: not integers.
-        ValueError: a wrong shape, or a row that does not exist.
+        TypeError: `listed` does not hold integers.
+        ValueError: a wrong shape, or an index out of range.
     """
     known = tensor(name, listed)
     if known.is_floating_point() or known.dtype is torch.bool or known.is_complex():
@@ -223,9 +223,9 @@ def _check_length(name: str, labels: Tensor, like: Tensor) -> None:
 
 
 def refuse(name: str, labels: Tensor, bad: Tensor, expected: str) -> None:
-    """Raise for the first entry marked `bad`, saying what was expected.
+    """Raise if any entry is marked `bad`; the message shows the first one.
 
-    Inside a compiled or vectorised function, where values cannot be read, nothing is checked.
+    Nothing is checked inside a compiled or vectorised function, where values are unknown.
     """
     if tracing():
         return

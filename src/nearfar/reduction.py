@@ -1,4 +1,4 @@
-"""From one loss a row to what the caller asked for."""
+"""Reduce one loss per row to the value that the caller asked for."""
 
 from typing import Literal, get_args
 
@@ -15,13 +15,14 @@ def reduce(
     weight: Tensor | None = None,
     counts: Tensor | None = None,
 ) -> Tensor:
-    """The mean, the sum or the rows themselves; the mean and sum of no rows are 0.
+    """The mean or sum of the losses, or the losses themselves; 0 for the mean or sum of no rows.
 
     Args:
-        per_row: (n,) losses, 0 where nothing counts.
+        per_row: (n,) losses, 0 for rows that do not count.
         reduction: "mean", "sum" or "none".
-        weight: (n,) by which each row counts; None: all by 1.
-        counts: (n,) how much each row counts in the mean beside its weight: 0 where it is left out.
+        weight: (n,) weights of the rows; None for 1.
+        counts: (n,) multiplies the weight of each row in the denominator of the mean; 0 for a row
+            that does not count.
 
     Raises:
         ValueError: an unknown reduction; the message lists the choices.
@@ -45,7 +46,7 @@ def check_reduction(reduction: str) -> None:
 
 
 def total_weight(weight: Tensor | None, counts: Tensor | None, per_row: Tensor) -> Tensor | int:
-    """What the mean divides by: the weight of the rows that have something to compare."""
+    """The denominator of the mean: the total weight of the rows that count."""
     if weight is None and counts is None:
         return max(per_row.shape[0], 1)
     if weight is None:

@@ -1,9 +1,9 @@
-"""The losses of the library: the one list that all others follow.
+"""The list of all losses, from which every other list is made.
 
-A new loss is its function and a row here. `python tools/write_losses.py` then writes its module,
-its public names and its place in the tables of the docs. What other code has to know about a loss
-follows from this row or from the arguments of its function. Nothing heavy is imported, so that
-`import nearfar` stays light.
+To add a loss, write its function and add a row here. `python tools/write_losses.py` then writes its
+module, its public names and its entries in the tables of the docs. What other code has to know
+about a loss follows from this row or from the arguments of its function. Nothing heavy is imported
+here, so that `import nearfar` stays fast.
 """
 
 from typing import Literal, NamedTuple
@@ -13,15 +13,15 @@ PairMargin = Literal["distance", "cosine"]
 
 
 class Loss(NamedTuple):
-    """A loss, by the names of its function and its module.
+    """A loss: the names of its function and its module, and the data it takes.
 
     Attributes:
-        function: its name, defined in a file of `nearfar/losses`.
+        function: the function, defined in a file of `nearfar/losses`.
         module: the class that holds its hyperparameters.
-        data: what it takes: "rows", where row i of every argument belongs together; a "batch" with
-            labels; two "towers", where row i of one belongs to row i of the other and to no other
-            row; or a batch and the "proxies" of its classes.
-        also: what else it takes.
+        data: "rows", where row i of all arguments belongs together; a "batch" with labels; two
+            "towers", where row i of one matches row i of the other and no other row; or a batch and
+            the "proxies" of its classes.
+        also: a second kind of data that it takes, if any.
         pair_margin: what it compares with its margin for each dissimilar pair, which has a loss of
             0 beyond it: the "distance" or the "cosine". None: no pair has a margin of its own.
     """
@@ -34,7 +34,7 @@ class Loss(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What the tool calls it."""
+        """The name of the loss on the command line."""
         return self.function.removesuffix("_loss")
 
     def takes(self, data: Data) -> bool:

@@ -1,16 +1,16 @@
-"""What singular values say of how many directions embeddings use."""
+"""How many directions embeddings use, from their singular values."""
 
 import torch
 from torch import Tensor
 
 
 def effective_rank(singular_values: Tensor) -> float:
-    r"""In how many directions, as the exponential of an entropy; of all zeros, 0.
+    r"""The number of directions in use, as the exponential of an entropy; 0 if all values are 0.
 
-    :math:`\exp(-\sum_k p_k \log p_k)` with :math:`p_k` the share of a value in their sum.
+    .. math:: \exp\Big(-\sum_k p_k \log p_k\Big), \qquad p_k = \sigma_k / \sum_j \sigma_j
 
     Args:
-        singular_values: (k,) of any scale, 0 or more.
+        singular_values: (k,) singular values on any scale, all 0 or more.
 
     >>> round(effective_rank(torch.tensor([1.0, 1.0, 0.0])), 6)
     2.0

@@ -1,4 +1,4 @@
-"""One table, three ways to show it: plain text, a terminal with `rich`, a notebook."""
+"""A table that can be shown as plain text, in a terminal with `rich`, or in a notebook."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Table:
-    """Headed columns of text; a column whose cells are all numbers is set flush right."""
+    """Columns of text with headers; a column of numbers is aligned to the right."""
 
     header: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
@@ -28,9 +28,9 @@ class Table:
         columns = [[head, *cells] for head, cells in zip(self.header, self._columns(), strict=True)]
         widths = [max(map(len, column)) for column in columns]
         lines = [self.header, tuple("-" * width for width in widths), *self.rows]
-        flush = [str.rjust if right else str.ljust for right in self._numeric()]
+        pads = [str.rjust if right else str.ljust for right in self._numeric()]
         return "\n".join(
-            "  ".join(f(cell, w) for f, cell, w in zip(flush, line, widths, strict=True)).rstrip()
+            "  ".join(f(cell, w) for f, cell, w in zip(pads, line, widths, strict=True)).rstrip()
             for line in lines
         )
 
@@ -47,12 +47,14 @@ class Table:
         return table
 
     def html(self) -> str:
-        """An HTML table that takes the page's own style."""
+        """An HTML table in the style of the page that shows it."""
         align = ["right" if right else "left" for right in self._numeric()]
 
         def line(tag: str, cells: tuple[str, ...]) -> str:
-            marks = zip(cells, align, strict=True)
-            inner = "".join(f'<{tag} style="text-align:{a}">{escape(c)}</{tag}>' for c, a in marks)
+            aligned = zip(cells, align, strict=True)
+            inner = "".join(
+                f'<{tag} style="text-align:{a}">{escape(c)}</{tag}>' for c, a in aligned
+            )
             return f"<tr>{inner}</tr>"
 
         body = "".join(line("td", row) for row in self.rows)

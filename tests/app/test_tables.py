@@ -168,7 +168,7 @@ def test_lines_are_counted_with_the_empty_ones(tmp_path):
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("a,,b\n1,2,3\n", ["line 2: '2' stands in column 2, which has no name"]),
+        ("a,,b\n1,2,3\n", ["line 2: '2' is in column 2, which has no name"]),
         ("a,b,,\n1,2,,4\n", ["line 2: 4 cells under 2 headers", "in quotes"]),
         ("a,b\n1\n", ["line 2: 1 cells under 2 headers"]),
         (",,\n,,\n", ["has no rows"]),

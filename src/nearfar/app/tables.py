@@ -1,9 +1,9 @@
-"""Reading CSV and Parquet tables cell by cell, so that an error can name the line.
+"""Read CSV and Parquet tables cell by cell, so that an error can name the line.
 
-A CSV cell is text; nothing is guessed from a column as a whole before it is asked for. A vector
-is text like "0.1 0.2 0.3" or "[0.1, 0.2, 0.3]", or a list in Parquet; an array of vectors is a list
-of lists, or vectors separated by semicolons. A comma may also be part of a number, as in "0,5": a
-cell that can be read in two ways is refused.
+CSV cells are text and are parsed only when a column is used. A vector is text such as
+"0.1 0.2 0.3" or "[0.1, 0.2, 0.3]", or a list in Parquet; an array of vectors is a list of lists, or
+vectors separated by semicolons. A comma may also be part of a number, as in "0,5": a cell that can
+be read in two ways is refused.
 """
 
 import csv
@@ -31,9 +31,10 @@ class Table:
 
     Attributes:
         path: the file.
-        columns: name -> cells: text from CSV; bool, numbers, text or lists from Parquet.
-        n: how many rows.
-        lines: for CSV, the line each row ends on, as an editor counts.
+        columns: the cells of each column by name: text from CSV; bool, numbers, text or lists from
+            Parquet.
+        n: the number of rows.
+        lines: for CSV, the line on which each row ends, counted from 1 as in an editor.
     """
 
     path: Path
@@ -45,21 +46,21 @@ class Table:
         return self.n
 
     def where(self, row: int) -> str:
-        """The file and the place in it, for a message."""
+        """The file and the line or row in it, for error messages."""
         return f"{self.path}, " + (f"line {self.lines[row]}" if self.lines else f"row {row}")
 
     def column(self, *names: str) -> Sequence[Any]:
-        """The first of these columns that is there.
+        """The first of these columns that exists.
 
         Raises:
-            InputError: none is; the message lists those that are.
+            InputError: none exists; the message lists the columns there are.
         """
         for name in names:
             if name in self.columns:
                 return self.columns[name]
-        there = ", ".join(self.columns) or "none"
+        existing = ", ".join(self.columns) or "none"
         raise InputError(
-            f"{self.path} has no column {names[0]!r}; its columns are: {there}. "
+            f"{self.path} has no column {names[0]!r}; its columns are: {existing}. "
             f"Rename one to {names[0]!r}."
         )
 
@@ -70,13 +71,13 @@ class Table:
         for row, value in enumerate(values):
             if value is None:
                 raise InputError(
-                    f"{self.where(row)}: {name} is {_shown(cells[row])}{_no_number(cells[row])}"
+                    f"{self.where(row)}: {name} is {_shown(cells[row])}{_not_a_number(cells[row])}"
                 )
         kinds = {type(value) for value in values}
         if bool in kinds and len(kinds) > 1:
             row = next(row for row, value in enumerate(values) if type(value) is not bool)
             raise InputError(
-                f"{self.where(row)}: {name} is {_shown(cells[row])}, but other rows say true or "
+                f"{self.where(row)}: {name} is {_shown(cells[row])}, but other rows are true or "
                 "false. Use one kind throughout."
             )
         return np.array(values, dtype=bool if kinds <= {bool} else None)
@@ -89,17 +90,18 @@ class Table:
         for row, array in enumerate(arrays):
             if array.shape != arrays[0].shape:
                 raise InputError(
-                    f"{self.where(row)}: {name} holds {_size(array)} and the first row "
-                    f"{_size(arrays[0])}; every row must hold as many."
+                    f"{self.where(row)}: {name} holds {_size(array)}, but the first row holds "
+                    f"{_size(arrays[0])}; every row must hold the same number."
                 )
         return np.stack(arrays) if arrays else np.zeros((0, 0))
 
 
 def read_table(path: Path) -> Table:
-    """A .csv or .parquet file.
+    """Read a .csv or .parquet file.
 
     Raises:
-        InputError: no such file, not such a file, no rows, a row with too few or too many cells.
+        InputError: the file is missing, cannot be parsed, has no rows, or has a row with too few or
+            too many cells.
     """
     if not path.is_file():
         raise InputError(f"no such file: {path}")
@@ -110,16 +112,16 @@ def read_table(path: Path) -> Table:
 
 
 def vector(cell: Any, what: str, n: int | None = None) -> Floats:
-    """A cell as (d,) or (m, d) numbers.
+    """Parse a cell as a vector, (d,), or as an array of vectors, (m, d).
 
     Args:
-        cell: text, or a list.
-        what: names the cell in a message.
-        n: how many numbers a vector must have, if that is known: commas that may separate numbers
-            or be part of them separate those of a cell that has n numbers only so.
+        cell: text or a list.
+        what: names the cell in error messages.
+        n: the length of a vector, if known. It decides whether a comma separates two numbers or is
+            part of one, where only one of the two gives n numbers.
 
     Raises:
-        InputError: it is no vector, or can be read in two ways.
+        InputError: the cell is not a vector, or can be read in two ways.
 
     >>> vector("[0.1, 2]", "x")
     array([0.1, 2. ])
@@ -141,7 +143,7 @@ def vector(cell: Any, what: str, n: int | None = None) -> Floats:
 
 
 def known_length(cells: Iterable[Any]) -> int | None:
-    """How many numbers the first cell has that can be read in one way only; None: there is none."""
+    """The length of the vector in the first cell that can be read in one way only, or None."""
     for cell in cells:
         text = cell.split(";")[0] if isinstance(cell, str) else ""
         if not (is_blank(text) or _with_commas_inside(text)):
@@ -156,14 +158,14 @@ def refuse_bad_labels(
     path: Path,
     similar_label: int | None,
 ) -> None:
-    """Refuse labels of pairs that are no degrees, or numbers that nothing says how to read.
+    """Refuse pair labels that are out of range, or numbers that could mean similar or dissimilar.
 
     Args:
         labels: (n,) bool or numbers.
-        name: of their column.
-        where: the place of a row, for a message.
-        path: the file they come from.
-        similar_label: which of 0 and 1 means similar; None: it was not said.
+        name: the column.
+        where: gives the position of a row, for error messages.
+        path: the file of the labels.
+        similar_label: which of 0 and 1 means similar; None if not given.
     """
     if labels.dtype == bool:
         return
@@ -179,18 +181,18 @@ def refuse_bad_labels(
         raise InputError(f"{where(row)}: {name} is {labels[row]}; {fix}.")
     if similar_label is None:
         raise InputError(
-            f"{path}: the labels are numbers, and nothing says which means similar. Add "
+            f"{path}: the labels are numbers, and it is unknown which one means similar. Add "
             "--similar-label 1 if 1 marks similar pairs, --similar-label 0 if 0 does."
         )
 
 
 def is_blank(cell: Any) -> bool:
-    """Whether a cell holds nothing: as text, as a list, or as the NaN that stands for nothing."""
+    """Whether a cell is empty: None, blank text, or the NaN that marks a missing value."""
     return cell is None or cell != cell or (isinstance(cell, str) and not cell.strip())
 
 
 def looks_like_vector(cell: Any) -> bool:
-    """Whether a cell begins like a vector, so that what follows is an error if it is not one."""
+    """Whether a cell starts with a number, so that anything else in it is an error."""
     if not isinstance(cell, str):
         return cell is not None
     first = cell.replace("[", " ").replace(",", " ").replace(";", " ").split()[:1]
@@ -198,7 +200,7 @@ def looks_like_vector(cell: Any) -> bool:
 
 
 def _tokens(text: str) -> list[str]:
-    """What commas and spaces separate."""
+    """The parts separated by commas and spaces."""
     return text.strip().removeprefix("[").removesuffix("]").replace(",", " ").split()
 
 
@@ -223,7 +225,7 @@ _THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?")
 
 
 def _readings(number: str) -> list[str]:
-    """What one number with commas inside may say, in the notation of Python."""
+    """The ways to read a number that contains commas, in Python's notation."""
     found = []
     if _DECIMAL.fullmatch(number):
         found.append(number.replace(".", "").replace(",", "."))
@@ -233,7 +235,7 @@ def _readings(number: str) -> list[str]:
 
 
 def _with_commas_inside(text: str) -> list[str]:
-    """The numbers of a cell if its commas are parts of them; empty where they cannot be.
+    """The numbers of a cell if its commas are part of them; empty if that is impossible.
 
     >>> _with_commas_inside("0,693 -0,470 1")
     ['0.693', '-0.470', '1']
@@ -244,7 +246,7 @@ def _with_commas_inside(text: str) -> list[str]:
         return []
     inner = text.strip().removeprefix("[").removesuffix("]")
     chunks = [chunk for word in inner.split() if (chunk := word.strip(","))]
-    if inner != text.strip() and len(chunks) == 1:  # [1,2] is a list, as programs write it
+    if inner != text.strip() and len(chunks) == 1:  # [1,2] is a list written by a program
         return []
     found = [[chunk] if _is_float(chunk) else _readings(chunk) for chunk in chunks]
     if not all(found) or not any("," in chunk for chunk in chunks):
@@ -257,8 +259,8 @@ def _listed(numbers: Sequence[str]) -> str:
     return f"{len(numbers)} number{'s' * (len(numbers) > 1)} ({first})"
 
 
-def _no_number(cell: Any) -> str:
-    """Why a cell is no number, and what to write."""
+def _not_a_number(cell: Any) -> str:
+    """Why a cell is not a number, and what to write instead."""
     readings = _readings(cell.strip()) if isinstance(cell, str) else []
     if len(readings) > 1:
         return f", which can be read in two ways: write {' or '.join(readings)}."
@@ -268,7 +270,7 @@ def _no_number(cell: Any) -> str:
 
 
 def _is_float(token: str) -> bool:
-    """Whether it is a number outside Python too, which reads 1_000 as 1000."""
+    """Whether it is a number in any notation but Python's, which also reads 1_000 as 1000."""
     try:
         float(token)
     except ValueError:
@@ -296,14 +298,14 @@ def _read_csv(path: Path) -> Table:
     csv.field_size_limit(sys.maxsize)  # a cell may hold a long vector
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            filled = _filled_rows(file)
-            _, named = next(filled, (0, []))
-            header = _without_blank_end([name.strip() for name in named])
+            non_empty = _non_empty_rows(file)
+            _, first = next(non_empty, (0, []))
+            header = _without_trailing_blanks([name.strip() for name in first])
             if len(header) == 1 and (mark := next((m for m in ";\t" if m in header[0]), "")):
                 raise InputError(f"{path} has {mark!r} between cells. Save it with commas.")
             lines, rows = [], []
-            for line, row in filled:
-                rows.append(_under(header, row, f"{path}, line {line}"))
+            for line, row in non_empty:
+                rows.append(_cells(row, header, f"{path}, line {line}"))
                 lines.append(line)
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} cannot be read as CSV: {error}. Save it as UTF-8.") from None
@@ -312,10 +314,10 @@ def _read_csv(path: Path) -> Table:
     return Table(path, columns, len(rows), lines)
 
 
-def _filled_rows(file: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
-    """Each row with anything in it, and the line it ends on.
+def _non_empty_rows(file: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
+    """The rows that are not empty, each with the line on which it ends.
 
-    Spreadsheets write empty rows, ",,", as far as they were ever scrolled or formatted.
+    Spreadsheets write empty rows, ",,", for every row that was ever formatted.
     """
     reader = csv.reader(file)
     for row in reader:
@@ -323,12 +325,13 @@ def _filled_rows(file: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
             yield reader.line_num, row
 
 
-def _under(header: Sequence[str], row: Sequence[str], where: str) -> list[str]:
-    """The cells of a row, as many as the header has; what is beyond must be empty.
+def _cells(row: Sequence[str], header: Sequence[str], where: str) -> list[str]:
+    """The cells of a row, one for each header; further cells must be empty.
 
-    The first column may be without a name, as the row numbers of pandas are; another is empty.
+    The first column may have no name, like the index that pandas writes; any other column without
+    a name must be empty.
     """
-    cells = [*row[: len(header)], *_without_blank_end(row[len(header) :])]
+    cells = [*row[: len(header)], *_without_trailing_blanks(row[len(header) :])]
     if len(cells) != len(header):
         raise InputError(
             f"{where}: {len(cells)} cells under {len(header)} headers. "
@@ -337,13 +340,13 @@ def _under(header: Sequence[str], row: Sequence[str], where: str) -> list[str]:
     for i, (name, cell) in enumerate(zip(header, cells, strict=True)):
         if i and not name and not is_blank(cell):
             raise InputError(
-                f"{where}: {_shown(cell)} stands in column {i + 1}, which has no name. Name the "
+                f"{where}: {_shown(cell)} is in column {i + 1}, which has no name. Name the "
                 "column, or empty it."
             )
     return cells
 
 
-def _without_blank_end(cells: Sequence[str]) -> list[str]:
+def _without_trailing_blanks(cells: Sequence[str]) -> list[str]:
     n = max((i for i, cell in enumerate(cells, 1) if not is_blank(cell)), default=0)
     return list(cells[:n])
 
@@ -361,9 +364,9 @@ def _read_parquet(path: Path) -> Table:
 
 
 class _Columns(Mapping[str, Sequence[Any]]):
-    """Columns of Arrow, each turned into Python's values when it is asked for.
+    """Arrow columns, each converted to Python values when it is used.
 
-    What is not asked for may be of any type, such as times that Python does not know.
+    Columns that are never used may be of any type, even one that Python cannot represent.
     """
 
     def __init__(self, path: Path, table: Any) -> None:
@@ -377,7 +380,7 @@ class _Columns(Mapping[str, Sequence[Any]]):
             column = self._table.column(name)
             try:
                 self._read[name] = column.to_pylist()
-            except Exception as error:  # of a value that Python lacks, nearly every kind
+            except Exception as error:  # pyarrow raises almost any kind
                 raise InputError(
                     f"{self._path}: {name} is a column of {column.type}, which cannot be read "
                     f"here: {error}"
