@@ -254,7 +254,7 @@ CASES = [
     (all_similar, ["every pair is labelled similar"]),
     (both_labels, ["pairs.csv, line 2 and ", "pairs.csv, line 282: the same pair", "(1 pairs of"]),
     (unlike_itself, ["pairs.csv, line 7: an item is labelled dissimilar to itself", "(1 of 280"]),
-    (turned_round, ["too few to split", "of 120 items are one identity", "check --similar-label"]),
+    (turned_round, ["too few to split", "of 120 items into one identity", "check --similar-label"]),
     (turned_round_within_groups, ["left without a", "61 of 77 items", "check --similar-label"]),
     (no_number, ["pairs.csv, line 7: b holds 'zero'", "not a number"]),
     (nan_cell, ["pairs.csv, line 7: b holds nan"]),

@@ -18,7 +18,7 @@ from nearfar.app.errors import InputError
 from nearfar.app.train import images
 from nearfar.app.train.data import as_input, read_data
 from nearfar.app.train.images import Fit, is_image, read_images
-from nearfar.app.train.record import _marks
+from nearfar.app.train.record import _fingerprints
 from nearfar.distance import between_rows
 from nearfar.evaluate import verification
 
@@ -196,7 +196,7 @@ def test_shallow_images_stay_bytes(tmp_path):
 def test_an_8_bit_image_is_known_again_among_deeper_ones():
     bytes_ = torch.randint(0, 256, (5, 1, 4, 4), dtype=torch.uint8)
     among = torch.cat([as_input(bytes_), torch.rand(3, 1, 4, 4)])
-    assert np.isin(_marks(among), _marks(bytes_)).tolist() == [True] * 5 + [False] * 3
+    assert np.isin(_fingerprints(among), _fingerprints(bytes_)).tolist() == [True] * 5 + [False] * 3
 
 
 def test_a_run_on_deep_images_keeps_their_scale(nearfar, tmp_path):

@@ -18,7 +18,7 @@ from nearfar.app.train.loop import split_data
 from nearfar.app.train.recorder import moments
 from nearfar.app.train.run import read_results
 from nearfar.app.train.split import (
-    _share_out,
+    _distribute,
     rows_to_measure,
     rows_within,
     split_items,
@@ -118,7 +118,7 @@ def test_sides_are_filled_wherever_bundles_can_fill_them():
             continue
         bundles, filled = np.repeat([f"{i}" for i in range(n)], sizes), filled + 1
         brought = np.repeat(brings, sizes, 0)
-        sides = _share_out(bundles, brought, {"test": 0.2, "calibration": 0.2}, seed, fewest=1)
+        sides = _distribute(bundles, brought, {"test": 0.2, "calibration": 0.2}, seed, fewest=1)
         assert all(len(set(sides[bundles == bundle])) == 1 for bundle in bundles)
         assert all(brought[sides == side].any(0).all() for side in SIDES)
     assert filled > 300

@@ -53,9 +53,7 @@ def test_rates_are_taken(rate):
 
 
 def test_the_error_knows_percentages():
-    with pytest.raises(
-        ValueError, match=r"far must hold rates from 0 to below 1, got 5; 5 % is"
-    ):
+    with pytest.raises(ValueError, match=r"far must hold rates from 0 to below 1, got 5; 5 % is"):
         verification(**PAIRS, far=[5])
     with pytest.raises(
         TypeError, match=r"far must be a sequence of rates, such as \(0.1, 0.01\); got 5"

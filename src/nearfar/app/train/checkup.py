@@ -1,4 +1,4 @@
-"""The doctor's rounds: at the start of a training, while it runs, at its end, and years later."""
+"""When the doctor examines a run: before training, during it, after it, and later on request."""
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -33,21 +33,21 @@ from nearfar.doctor.examine import fingerprints, of_embeddings, spectrum
 from nearfar.doctor.loss_rules import RECENT
 from nearfar.doctor.pushes import watch_pushes
 
-LOOKS = 8  # at a batch, over a whole training
+LOOKS = 8  # batches examined per run
 
 
 class Checkup:
-    """Gathers the evidence of a training, and says what is found when it is first seen.
+    """Gathers evidence during a training run, and reports each finding when it first appears.
 
     Args:
-        task: what is trained.
+        task: the task of the run.
         say: called with each finding.
     """
 
     def __init__(self, task: Task, say: Callable[[Finding], None]) -> None:
         self._task, self._say = task, say
         self._watch = Watch()
-        # What the rules read of the metrics: a long training's would not fit into memory.
+        # Only the metrics that the rules read: those of a long run would not fit into memory.
         self._early: list[Mapping[str, float]] = []
         self._recent: deque[Mapping[str, float]] = deque(maxlen=RECENT)
         self._settings = settings(task.config)
@@ -56,7 +56,7 @@ class Checkup:
     def step(
         self, line: Mapping[str, float], x: Tensor, rows: Tensor, proxies: Tensor | None
     ) -> None:
-        """Look at the metrics of a step, and now and then at its batch; see `Task.step`."""
+        """Examine the metrics of a step and, at a few steps, its batch; see `Task.step`."""
         (self._early if len(self._early) < EARLY else self._recent).append(line)
         step, steps = int(line["step"]), self._task.config.steps
         if step != 1 and step % -(-steps // LOOKS) and step != steps:
@@ -76,12 +76,12 @@ class Checkup:
         self._see(evidence, step)
 
     def end(self, outcome: Outcome, test: Mapping[str, Any], n_calibration_pairs: int) -> Diagnosis:
-        """Look at what came of it; returns all that was found in this training.
+        """Examine the trained run; returns all findings since training began.
 
         Args:
-            outcome: the test pairs.
-            test: their figures, as in `summary.json`.
-            n_calibration_pairs: pairs of identities that the threshold was fitted on.
+            outcome: the outcome on the test pairs.
+            test: the figures on the test pairs, as in `summary.json`.
+            n_calibration_pairs: the number of pairs of identities the threshold was fitted on.
         """
         n_identities = len(self._task.split.calibration)
         evidence = replace(
@@ -120,7 +120,7 @@ class Checkup:
         temperature = evidence.temperature()
         if temperature is None:
             return None
-        x = x.clone().requires_grad_()  # a loss without gradient has no forces to show
+        x = x.clone().requires_grad_()  # a loss without a gradient has no forces
         pushes = watch_pushes(
             lambda summed: self._task.step(summed, x, rows, proxies, torch.Generator()),
             self._task.loss,
@@ -139,13 +139,13 @@ def examine_record(
     history: Sequence[Mapping[str, float]],
     outcome: Outcome | None,
 ) -> Diagnosis:
-    """What a run folder says: the findings of its training, and those that its files give.
+    """Examine a run folder: the findings recorded in training, and new ones from its files.
 
     Args:
-        config: of the run.
-        summary: of the run; one without findings is older than the doctor.
-        history: its metrics.
-        outcome: its test pairs; None where the run is older than the record.
+        config: the config of the run.
+        summary: the summary of the run; it has no findings if the run is older than the doctor.
+        history: the metrics of each step.
+        outcome: the outcome on the test pairs; None if the run is older than the record.
     """
     recorded = [Finding.of(found) for found in summary.get("findings", ())]
     evidence = Evidence(settings=settings(config), loss=objective(config.loss).loss.__name__)
@@ -173,7 +173,7 @@ def examine_record(
 def _never_asked(
     found: Diagnosis, in_training: Mapping[str, Sequence[str]] | None
 ) -> dict[str, tuple[str, ...]]:
-    """The rules that could not be asked now, nor in training where it recorded that."""
+    """The rules that could not be checked now, nor during training if it recorded that."""
     if in_training is None:
         return dict(found.not_asked)
     never = {name for names in found.not_asked.values() for name in names}
@@ -182,7 +182,7 @@ def _never_asked(
 
 
 def at_the_end(config: TrainConfig, outcome: Outcome) -> Evidence:
-    """What the embeddings of the test items say."""
+    """Evidence from the embeddings of the test items."""
     x = torch.from_numpy(outcome.embeddings).float()
     identity = torch.from_numpy(outcome.identity[outcome.mapped]).long()
     distance, similar = (torch.from_numpy(part) for part in (outcome.learned, outcome.similar))
@@ -196,13 +196,13 @@ def at_the_end(config: TrainConfig, outcome: Outcome) -> Evidence:
 
 
 def settings(config: TrainConfig) -> dict[str, Any]:
-    """The hyperparameters, and the distance that the verifier measures."""
+    """The hyperparameters, and the distance by which the verifier compares."""
     distance = verifier_distance(config.loss, config.hyperparameters)
     return {**config.hyperparameters, "distance": distance}
 
 
 def fitted(test: Mapping[str, Any], n_identities: int, n_pairs: int | None) -> Fitted:
-    """The threshold of a run and its rate on the test pairs."""
+    """Evidence about the fitted threshold and its rates on the test pairs."""
     learned = test["learned"]
     at, far = learned["at_threshold"], test["fitted_far"]
     possible = {float(rate): tar for rate, tar in learned["tar_at_far"].items()}
@@ -221,13 +221,13 @@ def fitted(test: Mapping[str, Any], n_identities: int, n_pairs: int | None) -> F
 
 
 def _figure(figures: Mapping[str, Any], name: str) -> Figure:
-    """One of some figures, with its interval where they have intervals."""
+    """The figure of that name, with its interval if it has one."""
     span = (figures.get("intervals") or {}).get(name) or {}
     return Figure(figures[name], span.get("low"), span.get("high"))
 
 
 def _sides(task: Task) -> dict[str, Side]:
-    """Who and what each side of the split has."""
+    """The identities and item fingerprints on each side of the split."""
     items, sides = task.items, {}
     prints = fingerprints(items.x)
     for side in SIDES:
@@ -239,7 +239,7 @@ def _sides(task: Task) -> dict[str, Side]:
 
 
 def _commonest(task: Task) -> Commonest:
-    """Of the pairs' labels, or of the items' identities."""
+    """The commonest label of the pairs, or the commonest identity of the items."""
     if isinstance(task.data, Pairs):
         similar = task.data.is_similar()
         n, total = int(similar.sum()), len(similar)

@@ -1,4 +1,4 @@
-"""What training bought: the figures of the embeddings beside those of the raw input."""
+"""What training gained: the figures of the embeddings next to those of the raw input."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from nearfar.tabulate import Table
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Fitted on the same calibration pairs, at the same false-accept rate.
+    """Thresholds fitted on the same calibration pairs, at the same false-accept rate.
 
     Attributes:
-        learned: of the embeddings' distance.
-        raw: of the raw input's.
-        far: the rate.
-        raw_distance: by which the raw input is compared.
+        learned: threshold for the distance of the embeddings.
+        raw: threshold for the distance of the raw input.
+        far: the false-accept rate.
+        raw_distance: the distance by which the raw input is compared.
     """
 
     learned: float
@@ -34,13 +34,13 @@ class Comparison:
     """Figures of the embeddings and of the raw input on the same pairs.
 
     Attributes:
-        n_identities: how many identities the pairs are of.
-        learned: figures of the embeddings' distance.
-        raw: figures of the raw input's.
-        learned_at: those at the fitted threshold.
-        raw_at: those at the raw input's fitted threshold.
-        fitted_far: the false-accept rate both thresholds were fitted at.
-        raw_distance: by which the raw input is compared.
+        n_identities: the number of identities in the pairs.
+        learned: figures of the distance of the embeddings.
+        raw: figures of the distance of the raw input.
+        learned_at: figures of the embeddings at their fitted threshold.
+        raw_at: figures of the raw input at its fitted threshold.
+        fitted_far: the false-accept rate at which both thresholds were fitted.
+        raw_distance: the distance by which the raw input is compared.
     """
 
     n_identities: int
@@ -74,13 +74,13 @@ class Comparison:
 
 
 def fit(calibration: Measured, far: float) -> Thresholds:
-    """The thresholds that calibration pairs give."""
+    """Fit both thresholds on the calibration pairs."""
     learned, raw = (side.fit_threshold(far=far) for side in (calibration.learned, calibration.raw))
     return Thresholds(learned, raw, far, calibration.raw_distance)
 
 
 def compare(test: Measured, thresholds: Thresholds) -> Comparison:
-    """All figures of both distances, with intervals where there are identities enough."""
+    """All figures of both distances, with intervals if there are enough identities."""
     return Comparison(
         test.n_identities,
         test.learned.verification(),
@@ -93,9 +93,9 @@ def compare(test: Measured, thresholds: Thresholds) -> Comparison:
 
 
 def table(found: Comparison) -> Table:
-    """Each figure of the embeddings, where it is likely to lie, and the same one of the raw input.
+    """Each figure of the embeddings with its interval, and the same figure of the raw input.
 
-    A figure that takes more identities than there are is a dash.
+    A dash stands for a figure that would take more identities than there are.
     """
     learned, raw = found.learned, found.raw
     at, raw_at = found.learned_at, found.raw_at
@@ -120,18 +120,18 @@ def table(found: Comparison) -> Table:
 
 
 def dashes(found: Comparison) -> str:
-    """What the dashes of `table` mean; empty where it has none."""
+    """A line that explains the dashes of `table`; empty if there are none."""
     if found.learned.intervals and None not in found.learned.tar_at_far.values():
         return ""
     return (
-        f"-: too few to tell. Intervals take {FEWEST_IDENTITIES} identities among the similar and "
-        f"{FEWEST_IDENTITIES} among the dissimilar pairs, a rate at FAR f takes "
+        f"-: too few to tell. An interval needs {FEWEST_IDENTITIES} identities among the similar "
+        f"and {FEWEST_IDENTITIES} among the dissimilar pairs, a rate at FAR f needs "
         f"{ERRORS_NEEDED} / f pairs of identities."
     )
 
 
 def _figures(found: Verification, at: AtThreshold) -> Mapping[str, Any]:
-    """What does not depend on the choice of a threshold on the test pairs themselves."""
+    """The figures that do not depend on a threshold chosen on the test pairs themselves."""
     figures = found.as_dict()
     chosen = ("auc", "eer", "tar_at_far", "intervals")
     return {**{name: figures[name] for name in chosen}, "at_threshold": at.as_dict()}

@@ -1,4 +1,4 @@
-"""The forces of a loss on one batch, against distance: what a report draws."""
+"""A sample of the forces that a loss exerts on one batch, which a report plots over distance."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -12,16 +12,16 @@ from nearfar.engine.observe import Measured, watch, watch_forces
 from nearfar.engine.relation import Block
 from nearfar.registry import find
 
-N_SIMILAR, N_DISSIMILAR = 400, 800  # points of a plot
+N_SIMILAR, N_DISSIMILAR = 400, 800  # points in a plot
 
 
 @dataclass(frozen=True, eq=False)
 class ForceSample:
-    """Some of the forces of a batch.
+    """The forces on some pairs of a batch.
 
     Attributes:
-        distance: (q,) how far apart the two are.
-        force: (q,) the derivative of the loss by that: > 0 pulls together, < 0 pushes apart.
+        distance: (q,) distance of each pair.
+        force: (q,) derivative of the loss by the distance: > 0 pulls together, < 0 pushes apart.
         similar: (q,) bool.
     """
 
@@ -31,12 +31,12 @@ class ForceSample:
 
 
 def sample_forces(task: Task, x: Tensor, rows: Tensor, proxies: Tensor | None) -> ForceSample:
-    """Similar and dissimilar ones spread evenly over distance, a fixed number of each.
+    """The forces on a fixed number of similar and of dissimilar pairs, evenly spread by distance.
 
     Args:
-        task: whose loss it is.
+        task: gives the loss.
         x: (m, d) embeddings of `task.items_in(rows)`.
-        rows: of the batch.
+        rows: rows of the batch.
         proxies: as in `Task.step`.
     """
     x = x.detach().requires_grad_()
@@ -64,7 +64,7 @@ def _aligned(loss: Tensor, record: list[Measured], temperature: Any) -> list[Ten
         similar = torch.full_like(m.values, m.role == "positive", dtype=torch.bool)
         if m.similar is not None:
             similar = m.similar if m.similar.dtype is torch.bool else m.similar > 0.5
-        # A logit is a cosine by the temperature; both grow as a distance shrinks.
+        # A logit is a cosine over the temperature; both grow as the distance shrinks.
         unit = {"distance": -1.0, "similarity": 1.0, "logit": float(temperature)}[m.closeness]
         distance = m.values if unit < 0 else 1 - unit * m.values
         there = m.values.isfinite()
@@ -74,14 +74,14 @@ def _aligned(loss: Tensor, record: list[Measured], temperature: Any) -> list[Ten
 
 def _whole_batch(task: Task, step: Any) -> list[Tensor]:
     def summed(*data: Any, reduction: str = "mean", **keywords: Any) -> Tensor:
-        """Only a loss that is one number shows its forces; a form may ask for one an anchor."""
+        """Only a scalar loss has forces, but a form may ask for one loss per anchor."""
         value = task.loss(*data, reduction="mean", **keywords)
         return value if reduction == "mean" else value[None]
 
-    every = _Every()
-    with watch_forces(every):
+    collected = _AllForces()
+    with watch_forces(collected):
         step(summed, generator=torch.Generator())
-    closeness, force, similar = every.result()
+    closeness, force, similar = collected.result()
     listed = find(task.config.loss)
     # Losses of pairs show distances, the cosine ones too; others show what they compare.
     of_pairs = listed is not None and listed.pair_margin is not None
@@ -89,12 +89,12 @@ def _whole_batch(task: Task, step: Any) -> list[Tensor]:
     return [closeness if measures else 1 - closeness, force, similar]
 
 
-class _Every:
-    """Keeps every force that is shown, of anchors and others that are a pair."""
+class _AllForces:
+    """Collects the forces on all pairs of a batch, tile by tile."""
 
     def __init__(self) -> None:
         self.done: list[list[Tensor]] = []
-        self.open: list[list[Tensor]] = []  # that may still be scaled
+        self.open: list[list[Tensor]] = []  # not scaled yet
 
     def begin(self) -> None:
         self.done, self.open = self.done + self.open, []
@@ -121,7 +121,7 @@ class _Every:
 
 
 def _spread(distance: Tensor, wanted: Tensor, n: int) -> Tensor:
-    """Up to n rows of those wanted, evenly spaced in the order of their distance."""
+    """Up to n of the wanted rows, evenly spaced in order of distance."""
     rows = wanted.nonzero()[:, 0]
     rows = rows[distance[rows].argsort(stable=True)]
     return rows[torch.linspace(0, len(rows) - 1, min(n, len(rows))).round().long()]

@@ -1,4 +1,4 @@
-"""What items have in common beside their identity: whom they were taken with, what binds them."""
+"""Groups of items: which items similar pairs connect, and which must stay together in a split."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def connected(n: int, a: Tensor, b: Tensor, joined: Tensor) -> Tensor:
-    """(n,) int64: which of the sets connected by the joined pairs each of n items lies in."""
+    """(n,) int64: the connected component of each of n items, joined by the pairs (a, b)."""
     from scipy.sparse import coo_array  # type: ignore[import-untyped]
     from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
 
@@ -18,7 +18,7 @@ def connected(n: int, a: Tensor, b: Tensor, joined: Tensor) -> Tensor:
 
 
 def numbered(names: Sequence[str]) -> Tensor:
-    """(n,) int64, equal where names are; an empty name is no group, and has a number of its own.
+    """(n,) int64 ids, equal where the names are; every empty name, no group, gets an id of its own.
 
     >>> numbered(["left", "", "right", "left", ""])
     tensor([0, 2, 1, 0, 3])
@@ -30,14 +30,14 @@ def numbered(names: Sequence[str]) -> Tensor:
 
 
 def bound(identity: Tensor, names: Sequence[str], n_identities: int) -> list[str]:
-    """For each identity, the name of what must stay on its side of a split; empty: nothing.
+    """For each identity, the name of the group it is split with; empty if it is in no group.
 
-    An identity with items of two groups binds these together.
+    An identity with items of two groups merges the two.
 
     Args:
-        identity: (n,) int64 of n items.
-        names: the group of each item; empty where it has none.
-        n_identities: how many identities there are.
+        identity: (n,) int64, the identity of each item.
+        names: the group of each item; empty if it has none.
+        n_identities: the number of identities.
 
     >>> bound(torch.tensor([0, 0, 1, 2, 3]), ["x", "y", "y", "z", ""], 4)
     ['x + y', 'x + y', 'z', '']

@@ -1,4 +1,4 @@
-"""Image files of any size and mode as arrays of one size."""
+"""Read image files of any size and mode into arrays of one size."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -19,13 +19,13 @@ from nearfar.app.train.pixels import read_picture
 from nearfar.app.train.unreadable import FORMATS
 
 SIDE = 32
-# Pillow knows them by name alone, or asks another program.
-_NAMED_ONLY = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
+# Pillow recognises these but cannot decode them, or needs another program.
+_NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What images are made into.
+    """The size and channels to which images are converted.
 
     Attributes:
         width: in pixels.
@@ -43,24 +43,24 @@ class Fit:
 
     @staticmethod
     def to(shape: tuple[int, ...]) -> "Fit":
-        """What a network that takes images of this shape, (c, h, w), expects."""
+        """The fit for a network whose input shape is (c, h, w)."""
         channels, height, width = shape
         if channels not in (1, 3):
             raise InputError(
-                f"the run was trained on {channels} channels; image files have 1 or 3."
+                f"the run was trained on {channels} channels, but image files have 1 or 3."
             )
         return Fit(width, height, channels)
 
 
 def read_images(files: Sequence[Path], fit: Fit) -> tuple[Tensor, list[str]]:
-    """Images, and what a reader should know about them.
+    """Read images, and collect notes about them.
 
     Returns:
-        (n, c, h, w): uint8 where all files have 8 bits a channel, else float32 of the unit that
-        `pixels.Picture` names; and notes.
+        (n, c, h, w) images, uint8 if all files have 8 bits per channel, else float32 in the unit
+        described in `pixels.Picture`; and notes for the user.
 
     Raises:
-        InputError: a file that is missing or cannot be read; the message says which and why.
+        InputError: a file is missing or cannot be read; the message says which and why.
     """
     pictures = [read_picture(file, (fit.width, fit.height), fit.channels) for file in files]
     depths = Counter(picture.depth for picture in pictures)
@@ -73,34 +73,34 @@ def read_images(files: Sequence[Path], fit: Fit) -> tuple[Tensor, list[str]]:
     channels = fit.channels or max(array.shape[0] for array in arrays)
     shape = (channels, fit.height, fit.width)
     x = torch.from_numpy(np.stack([np.broadcast_to(array, shape) for array in arrays]))
-    return x, [_of_depths(depths)] if len(depths) > 1 else []
+    return x, [_depths_note(depths)] if len(depths) > 1 else []
 
 
-def _of_depths(depths: Counter[str]) -> str:
-    """How files of several depths are brought together."""
+def _depths_note(depths: Counter[str]) -> str:
+    """A note on how images of several bit depths are scaled."""
     scaled = ", ".join(
         f"{n:,} {depth} (as it is)" if depth == FLOAT else f"{n:,} {depth} (/ {LARGEST[depth]:,})"
         for depth, n in sorted(depths.items())
     )
-    return f"the images are of several depths, each scaled by its own: {scaled}"
+    return f"the images have several bit depths, each scaled by its own maximum: {scaled}"
 
 
 def is_image(path: Path | str) -> bool:
-    """By its name, so that one that cannot be read is an error, and not overlooked."""
+    """Whether a path names an image, so that an unreadable one is an error, not overlooked."""
     path = Path(path)
     return not path.name.startswith(".") and (is_readable(path) or path.suffix.lower() in FORMATS)
 
 
 def is_readable(path: Path | str) -> bool:
-    """Whether its name is that of an image of a format that is read here."""
+    """Whether the file name ends like one of an image format that is supported."""
     return Path(path).suffix.lower() in _readable()
 
 
 @cache
 def _readable() -> frozenset[str]:
-    """The endings of the formats that Pillow reads."""
-    with suppress(ImportError):  # not required: it brings a decoder of its own
+    """The file name endings of the formats that Pillow reads."""
+    with suppress(ImportError):  # optional, since it ships a decoder of its own
         import_module("pillow_heif").register_heif_opener()
     Image.init()
-    read = Image.OPEN.keys() - _NAMED_ONLY | {"MPO"}  # which is opened as JPEG
+    read = Image.OPEN.keys() - _NOT_DECODED | {"MPO"}  # opened by the JPEG reader
     return frozenset(ending for ending, form in Image.EXTENSION.items() if form in read)

@@ -1,4 +1,4 @@
-"""What training shows while it runs: a bar in a terminal, now and then a line elsewhere."""
+"""The progress of training: a bar in a terminal, a few lines elsewhere."""
 
 import time
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-LINES = 10  # over a whole run, where there is no terminal
+LINES = 10  # per run, if the output is not a terminal
 
 
 class Show(Protocol):
@@ -19,7 +19,7 @@ class Show(Protocol):
 
 @contextmanager
 def progress(console: Console, steps: int) -> Iterator[Show]:
-    """Shows loss, active share and items a second after every step, or about ten times in all."""
+    """Show loss, active share and items per second, at every step or about ten times per run."""
     with _bar(console, steps) if console.is_terminal else _lines(console, steps) as show:
         yield show
 
@@ -59,7 +59,7 @@ def _lines(console: Console, steps: int) -> Iterator[Show]:
 
 
 class _Clock:
-    """Items a second since it was made."""
+    """Measures items per second since it was created."""
 
     def __init__(self) -> None:
         self.start, self.items = time.perf_counter(), 0

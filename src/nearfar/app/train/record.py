@@ -1,8 +1,8 @@
-"""What a run remembers of itself, so that a report needs neither the data nor the network.
+"""The record of a run, from which a report is made without the data or the network.
 
-One file of plain arrays in the run folder: how the verifier changed at a dozen moments of its
-training (`Course`), what it made of the test pairs (`Outcome`), and a mark of each item that it has
-learned from, so that it knows them again.
+One file of plain arrays in the run folder: the state of the verifier at a dozen steps of training
+(`Course`), its results on the test pairs (`Outcome`), and a fingerprint of each item that it
+learned from, by which such an item is recognised later.
 """
 
 from collections.abc import Mapping
@@ -23,26 +23,26 @@ from nearfar.evaluate import verification
 
 RECORD = "record.npz"
 LEARNED_FROM = "learned_from"
-HARDEST = 12  # pairs of each kind that are shown
+HARDEST = 12  # similar and dissimilar pairs to show, each
 Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, eq=False)
 class Course:
-    """A fixed sample of calibration pairs, and of one batch's forces, at s moments of training.
+    """A fixed sample of calibration pairs, and the forces on one batch, at s steps of training.
 
     Attributes:
-        step: (s,) int64 steps done; the first is 0, the last is the end.
-        similar: (p,) bool, of the calibration pairs.
-        distance: (s, p) float32.
-        auc: (s,) of those pairs.
-        eer: (s,) equal error rate.
+        step: (s,) int64, the number of steps done, from 0 to the last step.
+        similar: (p,) bool, for the calibration pairs.
+        distance: (s, p) float32, their distances.
+        auc: (s,) area under the ROC curve of those pairs.
+        eer: (s,) equal error rate of those pairs.
         alignment: (s,) mean squared distance of the sample's similar pairs.
         uniformity: (s,) log of the mean of exp(-2 d^2) over all pairs of the sample.
         effective_rank: (s,) exp of the entropy of the sample's singular values.
-        force_similar: (q,) bool, of the forces of a training batch.
-        force_distance: (s, q) float32, how far apart the two are.
-        force: (s, q) float32, > 0 pulls together, < 0 pushes apart.
+        force_similar: (q,) bool, for the pairs of a training batch.
+        force_distance: (s, q) float32, their distances.
+        force: (s, q) float32, the forces on them: > 0 pulls together, < 0 pushes apart.
     """
 
     step: Array
@@ -60,27 +60,27 @@ class Course:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """Some of the test pairs, the curves of all of them, and the items they are of.
+    """Some of the test pairs, the ROC curves over all of them, and the items of those pairs.
 
     Attributes:
-        learned_curve: (3, p) thresholds, false-accept and true-accept rates of the embeddings'
-            distance, over all test pairs.
-        raw_curve: (3, q) those of the raw input's.
+        learned_curve: (3, p) thresholds, false-accept rates and true-accept rates of the
+            embeddings' distance, over all test pairs.
+        raw_curve: (3, q) the same for the distance of the raw input.
         hardest: (h, 2) int32, the two items of the closest dissimilar and farthest similar pairs.
         hardest_similar: (h,) bool.
-        hardest_distance: (h,) float32, of the embeddings.
-        pairs: (n, 2) int32, the two items of each pair of a sample.
+        hardest_distance: (h,) float32, distances of their embeddings.
+        pairs: (n, 2) int32, the two items of each pair in a sample.
         similar: (n,) bool.
         learned: (n,) float32 distances of the embeddings.
         raw: (n,) float32 distances of the raw input.
-        identity: (m,) int32, which of `identities` each item shows.
-        identities: (c,) their names.
-        names: (m,) of the items.
+        identity: (m,) int32, index into `identities` for each item.
+        identities: (c,) names of the identities.
+        names: (m,) names of the items.
         mapped: (k,) int32, items whose embeddings are kept, whole identities together.
-        embeddings: (k, d) float16.
-        singular_values: (min(m, d),) of the embeddings of all items, largest first.
+        embeddings: (k, d) float16, embeddings of the items in `mapped`.
+        singular_values: (min(m, d),) singular values of all embeddings, largest first.
         shown: (j,) int32, items of the hardest pairs.
-        inputs: (j, d) float32 vectors, or (j, c, h, w) uint8 thumbnails, of what those are.
+        inputs: (j, d) float32 vectors or (j, c, h, w) uint8 thumbnails of the items in `shown`.
     """
 
     learned_curve: Array
@@ -104,20 +104,20 @@ class Outcome:
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """Both."""
+    """The course of training, and its outcome on the test pairs."""
 
     course: Course
     outcome: Outcome
 
 
 def write_record(folder: Path, record: Record, learned_from: Tensor) -> None:
-    """All of it; `learned_from` are the items that the network or the threshold has seen."""
+    """Write the record; `learned_from` holds the items that the network or threshold has seen."""
     arrays = {
         f"{part.name}.{field.name}": getattr(getattr(record, part.name), field.name)
         for part in fields(Record)
         for field in fields(part.type)  # type: ignore[arg-type]
     }
-    arrays[LEARNED_FROM] = _marks(learned_from)
+    arrays[LEARNED_FROM] = _fingerprints(learned_from)
     np.savez_compressed(folder / RECORD, **arrays)
 
 
@@ -125,12 +125,12 @@ def read_record(run: Path) -> Record:
     """The record in a run folder.
 
     Raises:
-        InputError: the run has none, or it is damaged.
+        InputError: there is none, or it is damaged.
     """
     path = run / RECORD
     if not path.is_file():
         raise InputError(
-            f"{run} has no {RECORD}: it was trained before runs kept one. Train again: "
+            f"{run} has no {RECORD}: it was trained by an older nearfar. Train again: "
             f"nearfar train --config {run}/config.toml --out NEW"
         )
     try:
@@ -140,7 +140,7 @@ def read_record(run: Path) -> Record:
 
 
 def n_learned_from(run: Path, x: Tensor) -> int | None:
-    """How many of these items (n, ...) a run has learned from; None where it does not remember.
+    """How many of the items, (n, ...), a run has learned from; None if its record does not say.
 
     Raises:
         InputError: the record is damaged.
@@ -148,12 +148,12 @@ def n_learned_from(run: Path, x: Tensor) -> int | None:
     path = run / RECORD
     if not path.is_file():
         return None
-    marks = _arrays(path).get(LEARNED_FROM)
-    if marks is None:
+    known = _arrays(path).get(LEARNED_FROM)
+    if known is None:
         return None
-    if marks.dtype != np.uint64:
+    if known.dtype != np.uint64:
         raise InputError(f"{path} is damaged. Train again.")
-    return int(np.isin(_marks(x), marks).sum())
+    return int(np.isin(_fingerprints(x), known).sum())
 
 
 def _arrays(path: Path) -> dict[str, Array]:
@@ -166,22 +166,22 @@ def _arrays(path: Path) -> dict[str, Array]:
     return found
 
 
-def _marks(x: Tensor) -> Array:
-    """(n,) uint64 of items (n, ...), equal where all their bits are; of others hardly ever.
+def _fingerprints(x: Tensor) -> Array:
+    """(n,) uint64 fingerprints of items (n, ...): equal for equal bits, else almost surely not.
 
-    An 8-bit image among deeper ones, which make it float32, has the mark that it has by itself.
+    An 8-bit image read as float32, since others are deeper, has the fingerprint of its bytes.
     """
-    marks = np.frombuffer(b"".join(mark[:8] for mark in fingerprints(x)), dtype="<u8").copy()
+    found = np.frombuffer(b"".join(digest[:8] for digest in fingerprints(x)), dtype="<u8").copy()
     if x.ndim == 4 and x.is_floating_point():
         bytes_ = (255 * x).round().clamp(0, 255).to(torch.uint8)
         eight_bit = (as_input(bytes_) == x).flatten(1).all(1)
         if eight_bit.any():
-            marks[eight_bit.numpy()] = _marks(bytes_[eight_bit])
-    return marks
+            found[eight_bit.numpy()] = _fingerprints(bytes_[eight_bit])
+    return found
 
 
 def _with_curves(arrays: dict[str, Array]) -> dict[str, Array]:
-    """What a record before 0.1.1 lacks; all pairs that it was measured on are in its sample."""
+    """Add the curves that a record before 0.1.1 lacks; its sample holds all of its test pairs."""
     if "outcome.learned_curve" in arrays:
         return arrays
     similar, learned = arrays["outcome.similar"], arrays["outcome.learned"]
@@ -199,8 +199,8 @@ def _with_curves(arrays: dict[str, Array]) -> dict[str, Array]:
     return {**arrays, **added}
 
 
-# The kind of each array, and its sides: those of one letter have one length, within a part.
-# Kinds are those of NumPy, and "r" for floats that may be infinite.
+# The dtype kind of each array and its axes: within a part, axes of one letter have one length.
+# Kinds are those of NumPy, or "r" for floats that may be infinite.
 _FORM = {
     "course": {
         "step": "i s",
@@ -234,20 +234,21 @@ _FORM = {
         "shown": "i j",
     },
 }
-# Of the numbers of items or identities: the array whose rows they are.
+# For arrays of indices: the array they index.
 _ROWS = {"hardest": "names", "pairs": "names", "mapped": "names", "shown": "names"} | {
     "identity": "identities"
 }
 
 
 def _checked(arrays: Mapping[str, Array]) -> Record:
-    """A record whose arrays fit each other.
+    """Build the record, after checking that its arrays fit each other.
 
     Raises:
-        ValueError, KeyError: one does not, or is missing.
+        ValueError: an array does not fit.
+        KeyError: an array is missing.
     """
     for part, form in _FORM.items():
-        sides: dict[str, int] = {"2": 2, "3": 3}
+        lengths: dict[str, int] = {"2": 2, "3": 3}
         for name, described in form.items():
             kind, *letters = described.split()
             array = arrays[f"{part}.{name}"]
@@ -255,8 +256,8 @@ def _checked(arrays: Mapping[str, Array]) -> Record:
                 raise ValueError(name)
             if kind == "f" and not np.isfinite(array).all():
                 raise ValueError(name)
-            for letter, side in zip(letters, array.shape, strict=True):
-                if (side == 0 and letter not in "hnkj") or sides.setdefault(letter, side) != side:
+            for letter, n in zip(letters, array.shape, strict=True):
+                if (n == 0 and letter not in "hnkj") or lengths.setdefault(letter, n) != n:
                     raise ValueError(name)
     record = Record(_part(Course, arrays, "course"), _part(Outcome, arrays, "outcome"))
     outcome = record.outcome

@@ -1,4 +1,4 @@
-"""Identities into train, calibration and test: never pairs, never items."""
+"""Split identities, never pairs or items, into train, calibration and test."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ from nearfar.app.train.data import Items, Pairs
 from nearfar.app.train.groups import connected
 from nearfar.app.train.names import KEEP, LEAVE_OUT
 
-FEWEST = 2  # identities of a side: with one there is no dissimilar pair
+FEWEST = 2  # identities per side: one alone has no dissimilar pair
 SIDES = ("train", "calibration", "test")
 Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Which identities each side has; no two sides share one.
+    """The identities of each side; no two sides share one.
 
     Attributes:
         train: (i,) int64 identities.
@@ -37,18 +37,18 @@ class Split:
 def split_items(
     items: Items, *, calibration: float, test: float, seed: int, single: str | None = None
 ) -> Split:
-    """Split the identities by seed; what `items.split_groups` binds together stays together.
+    """Split the identities at random; those of one group in `items.split_groups` stay together.
 
     Args:
-        items: what to split.
-        calibration: share of the identities that this side gets.
-        test: likewise.
-        seed: of the choice.
-        single: what becomes of identities with a single item: "keep" gives each side its share of
-            them, "leave-out" leaves them on no side, "refuse" or None refuses them.
+        items: the items whose identities are split.
+        calibration: share of the identities for calibration.
+        test: share of the identities for test.
+        seed: random seed.
+        single: what to do with identities that have a single item: "keep" gives each side its
+            share of them, "leave-out" drops them, "refuse" or None raises an error.
 
     Raises:
-        InputError: an identity with a single item, or too few identities for three sides.
+        InputError: an identity has a single item, or there are too few identities for three sides.
     """
     alone = singles(items)
     if single not in (KEEP, LEAVE_OUT):
@@ -56,36 +56,35 @@ def split_items(
     taken = (~alone).nonzero()[:, 0] if single == LEAVE_OUT else torch.arange(len(alone))
     bundles = np.array(_bundles(items))[taken.numpy()]
     similar = items.can_be_similar()[taken].numpy()
-    # Bundles that cannot show what is the same are shared out by themselves, so that no side is
-    # left with nothing else.
-    telling = np.isin(bundles, bundles[similar])
-    fewest = FEWEST if telling.all() else 1
+    # Bundles without any similar pair are distributed separately, so that no side gets only those.
+    with_similar = np.isin(bundles, bundles[similar])
+    fewest = FEWEST if with_similar.all() else 1
     shares = {"test": test, "calibration": calibration}
     sides = np.full(len(bundles), "train", dtype=object)
-    sides[telling] = _share_out(
-        bundles[telling], similar[telling, None], shares, seed, fewest=fewest
+    sides[with_similar] = _distribute(
+        bundles[with_similar], similar[with_similar, None], shares, seed, fewest=fewest
     )
-    nothing = np.zeros((int((~telling).sum()), 0), dtype=bool)
-    sides[~telling] = _share_out(bundles[~telling], nothing, shares, seed, fewest=0)
+    nothing = np.zeros((int((~with_similar).sum()), 0), dtype=bool)
+    sides[~with_similar] = _distribute(bundles[~with_similar], nothing, shares, seed, fewest=0)
     split = Split(**{side: taken[torch.from_numpy(sides == side)] for side in SIDES})
     _refuse_few(len(taken), split, items)
-    _refuse_untelling(split, items)
+    _refuse_without_similar(split, items)
     return split
 
 
 def split_pairs(pairs: Pairs, *, calibration: float, test: float, seed: int) -> Split:
-    """Split what the similar pairs connect; what `pairs.items.split_groups` binds stays together.
+    """Split identities, the items that similar pairs connect; `split_groups` stay together.
 
-    A dissimilar pair across two sides belongs to neither and is lost. So the identities that
+    A dissimilar pair across two sides belongs to neither and is lost. Therefore identities that
     dissimilar pairs join into a cluster, such as the genuine and the forged signatures of one
-    writer, go to one side wherever such clusters can give each of three sides similar and
-    dissimilar pairs; see `_share_out`. Where they cannot, identities are split one by one.
+    writer, go to the same side, provided that whole clusters can give each side similar and
+    dissimilar pairs; see `_distribute`. Otherwise identities are split one by one.
 
-    So they are where whole clusters leave next to nothing to measure on, a tenth of what one by one
-    leaves: of pairs drawn at random among many identities, nearly all are in one cluster.
+    They are also split one by one if that leaves over ten times as many pairs to measure: pairs
+    drawn at random among many identities nearly all join into one cluster.
 
     Raises:
-        InputError: labels of one class only, or a side without similar or dissimilar pairs.
+        InputError: all labels are the same, or a side has no similar or no dissimilar pairs.
     """
     similar = pairs.is_similar()
     if similar.all() or not similar.any():
@@ -93,11 +92,11 @@ def split_pairs(pairs: Pairs, *, calibration: float, test: float, seed: int) -> 
         raise InputError(f"every pair is labelled {only}. Add {other} pairs, or check the labels.")
     shares = {"test": test, "calibration": calibration}
     kinds = _kinds(pairs)
-    whole = _of_sides(_share_out(np.array(_clusters(pairs)), kinds, shares, seed))
-    found = _of_sides(_share_out(np.array(_bundles(pairs.items)), kinds[:, :1], shares, seed))
-    if _fills(pairs, whole) and 10 * _measured(pairs, whole) >= _measured(pairs, found):
+    whole = _as_split(_distribute(np.array(_clusters(pairs)), kinds, shares, seed))
+    found = _as_split(_distribute(np.array(_bundles(pairs.items)), kinds[:, :1], shares, seed))
+    if _is_complete(pairs, whole) and 10 * _n_measured(pairs, whole) >= _n_measured(pairs, found):
         return whole
-    turned = _turned_round(pairs)
+    turned = _labels_may_be_swapped(pairs)
     unmeasured = "; those within one group are not measured" * (pairs.items.groups is not None)
     try:
         _refuse_few(len(kinds), found, pairs.items)
@@ -115,18 +114,18 @@ def split_pairs(pairs: Pairs, *, calibration: float, test: float, seed: int) -> 
 
 
 def singles(items: Items) -> Tensor:
-    """(i,) bool: the identities with a single item."""
+    """(i,) bool: whether each identity has a single item."""
     return torch.bincount(items.identity, minlength=len(items.identities)) < 2
 
 
 def rows_within(pairs: Pairs, identities: Tensor) -> Tensor:
-    """(m,) rows of the pairs whose two items both belong to these identities."""
+    """(m,) rows of the pairs whose items both belong to these identities."""
     inside = torch.isin(pairs.items.identity, identities)
     return (inside[pairs.a] & inside[pairs.b]).nonzero()[:, 0]
 
 
 def rows_to_measure(pairs: Pairs, identities: Tensor) -> Tensor:
-    """(m,) those of `rows_within` that are no pairs within one group, which are never measured."""
+    """(m,) rows of `rows_within`, without pairs inside one group, which are never measured."""
     rows = rows_within(pairs, identities)
     return rows[pairs.items.comparable(pairs.a[rows], pairs.b[rows])]
 
@@ -137,14 +136,14 @@ def _refuse_singles(items: Items, alone: Tensor) -> None:
     identity = int(alone.nonzero()[0])
     name = items.names[int((items.identity == identity).nonzero()[0])]
     raise InputError(
-        f"identity {items.identities[identity]!r} has a single item ({name}), so no pair can show "
-        f"what is the same about it ({int(alone.sum())} of {len(alone)} identities). Add an item; "
-        f"or say --single {KEEP}, to use it as a dissimilar example, or --single {LEAVE_OUT}."
+        f"identity {items.identities[identity]!r} has a single item ({name}), so it has no "
+        f"similar pair ({int(alone.sum())} of {len(alone)} identities). Add an item; or use "
+        f"--single {KEEP} to keep it as a dissimilar example, or --single {LEAVE_OUT}."
     )
 
 
 def _refuse_few(n: int, split: Split, items: Items) -> None:
-    """Refuse a side of too few identities, of n that there are."""
+    """Refuse a split that has too few of the n identities on a side."""
     grouped = " in groups that stay together" * (items.split_groups is not None)
     for side in SIDES:
         members = getattr(split, side)
@@ -156,52 +155,52 @@ def _refuse_few(n: int, split: Split, items: Items) -> None:
             )
 
 
-def _refuse_untelling(split: Split, items: Items) -> None:
-    """Refuse a side of identities none of which can show what is the same about it."""
+def _refuse_without_similar(split: Split, items: Items) -> None:
+    """Refuse a split with a side on which no identity has a similar pair."""
     able = items.can_be_similar()
     of = " of different groups" * (items.groups is not None)
     for side in SIDES:
         if not able[getattr(split, side)].any():
             raise InputError(
-                f"{side} would get no identity with two items{of}, so no pair could show what is "
-                f"the same: {int(able.sum())} of {len(able)} identities have two, and each of "
-                "train, calibration and test needs one. Add items."
+                f"{side} would get no identity with two items{of}, and so no similar pair: "
+                f"{int(able.sum())} of {len(able)} identities have two, and each of train, "
+                "calibration and test needs one. Add items."
             )
 
 
-def _turned_round(pairs: Pairs) -> str:
-    """A sentence for an error where most items are one identity; empty elsewhere."""
+def _labels_may_be_swapped(pairs: Pairs) -> str:
+    """A hint for an error message if most items are one identity; empty otherwise."""
     n, most = len(pairs.items.x), int(pairs.items.identity.bincount().max())
     if most <= n / 2:
         return ""
     return (
-        f" But {most:,} of {n:,} items are one identity, by similar pairs that connect them: the "
-        "labels may be the other way round; check --similar-label."
+        f" But similar pairs connect {most:,} of {n:,} items into one identity: the labels may be "
+        "the other way round; check --similar-label."
     )
 
 
 def _counts(pairs: Pairs, split: Split, side: str) -> tuple[int, int]:
-    """How many similar and dissimilar pairs a side trains on, or measures."""
+    """The number of similar and of dissimilar pairs that a side trains on or measures."""
     within = rows_within if side == "train" else rows_to_measure
     similar = pairs.is_similar()[within(pairs, getattr(split, side))]
     return int(similar.sum()), int((~similar).sum())
 
 
-def _fills(pairs: Pairs, split: Split) -> bool:
-    """Whether each side has identities enough, and pairs of both kinds."""
+def _is_complete(pairs: Pairs, split: Split) -> bool:
+    """Whether each side has enough identities, and both similar and dissimilar pairs."""
     return all(
         len(getattr(split, side)) >= FEWEST and min(_counts(pairs, split, side)) > 0
         for side in SIDES
     )
 
 
-def _measured(pairs: Pairs, split: Split) -> int:
-    """How many dissimilar pairs the poorer one of calibration and test has."""
+def _n_measured(pairs: Pairs, split: Split) -> int:
+    """The number of dissimilar pairs in calibration or test, whichever has fewer."""
     return min(_counts(pairs, split, side)[1] for side in ("calibration", "test"))
 
 
 def _kinds(pairs: Pairs) -> Bools:
-    """(i, 2): whether an identity has similar pairs, and dissimilar ones, that may be measured."""
+    """(i, 2) bool: whether each identity has similar, and dissimilar, pairs to measure."""
     items, similar = pairs.items, pairs.is_similar()
     comparable = items.comparable(pairs.a, pairs.b)
     kinds = torch.zeros(len(items.identities), 2, dtype=torch.bool)
@@ -212,7 +211,7 @@ def _kinds(pairs: Pairs) -> Bools:
 
 
 def _clusters(pairs: Pairs) -> list[str]:
-    """For each identity, the name of what pairs or `split_groups` connect it with."""
+    """For each identity, the name of the cluster that pairs or `split_groups` connect it to."""
     names: dict[str, int] = {}
     bundle = torch.tensor([names.setdefault(name, len(names)) for name in _bundles(pairs.items)])
     n = len(bundle)
@@ -224,17 +223,17 @@ def _clusters(pairs: Pairs) -> list[str]:
 
 
 def _bundles(items: Items) -> list[str]:
-    """For each identity, the name of what must stay on its side; its own where nothing must."""
+    """For each identity, the name of its split group, or a name of its own if it has none."""
     if items.split_groups is None:
         return [str(i) for i in range(len(items.identities))]
-    return [name or f" {i}" for i, name in enumerate(items.split_groups)]  # no name begins so
+    return [name or f" {i}" for i, name in enumerate(items.split_groups)]  # unlike any real name
 
 
-def _of_sides(sides: npt.NDArray[np.object_]) -> Split:
+def _as_split(sides: npt.NDArray[np.object_]) -> Split:
     return Split(**{side: torch.from_numpy(np.flatnonzero(sides == side)) for side in SIDES})
 
 
-def _share_out(
+def _distribute(
     bundles: npt.NDArray[np.str_],
     brings: Bools,
     shares: Mapping[str, float],
@@ -244,17 +243,17 @@ def _share_out(
 ) -> npt.NDArray[np.object_]:
     """(n,) the side of each identity.
 
-    The bundles are shuffled, and each goes to the first of test and calibration that it still fits
-    in, or else to train. Where this leaves a side without what it needs, each side is given some
-    bundles first that bring it, its founders; the others follow as before. What no way of doing so
-    fills comes back as it is.
+    The bundles are shuffled, and each goes to the first of test and calibration that has room for
+    it, or else to train. If this leaves a side without something it needs, each side is first given
+    some bundles that provide it, its founders, and the rest follow as before. If no attempt fills
+    every side, the first one is returned.
 
     Args:
-        bundles: (n,) the name of what an identity stays together with.
-        brings: (n, k) bool, which of the k things that a side needs an identity brings.
-        shares: of the identities, that test and calibration get.
-        seed: of the shuffling.
-        fewest: identities of a side.
+        bundles: (n,) the name of the bundle that each identity must stay with.
+        brings: (n, k) bool, which of the k things that a side needs each identity provides.
+        shares: share of the identities for test and for calibration.
+        seed: random seed.
+        fewest: the fewest identities a side may have.
     """
     names, index = np.unique(bundles, return_inverse=True)
     sizes = np.bincount(index, minlength=len(names))
@@ -281,7 +280,7 @@ def _follow(
     room: Mapping[str, float],
     founders: Mapping[int, str],
 ) -> npt.NDArray[np.object_]:
-    """The side of each bundle: that of the founders, then the first that a bundle still fits in."""
+    """The side of each bundle: founders are given, others go to the first side with room."""
     sides = np.full(len(sizes), "train", dtype=object)
     left = dict(room)
     for bundle, side in founders.items():
@@ -306,10 +305,10 @@ def _founders(
     *,
     fitting: bool,
 ) -> dict[int, str]:
-    """Bundles that bring each side what it needs, as far as there are any.
+    """Bundles that provide each side with what it needs, as far as there are any.
 
-    Those that fit in come first, then those that bring all at once (the other way round without
-    `fitting`); of those that do not fit, the smallest, and else by `order`.
+    Preferred are bundles that fit, then those that provide everything at once (in reverse without
+    `fitting`), then the smallest among those that do not fit, then the first in `order`.
     """
     found: dict[int, str] = {}
     for side, space in {**room, "train": sizes.sum() - sum(room.values())}.items():

@@ -1,4 +1,4 @@
-"""What a run trains: which rows make a batch, and the loss they give."""
+"""The task of a run: how batches are drawn, and the loss of a batch."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ class Task:
     """A loss on the training identities of some data.
 
     Attributes:
-        config: of the run.
-        chosen: the objective that `config.loss` names.
-        data: all of it.
-        split: of its identities.
+        config: the config of the run.
+        chosen: the objective named by `config.loss`.
+        data: all items or pairs.
+        split: the split of their identities.
     """
 
     config: TrainConfig
@@ -45,11 +45,11 @@ class Task:
 
     @cached_property
     def target(self) -> Tensor:
-        """(n,) of all items: 0 .. c - 1 where they show one of the c training identities."""
+        """(n,) class of each item, 0 to c - 1; meaningful for the c training identities only."""
         return torch.searchsorted(self.split.train, self.items.identity)
 
     def batches(self, generator: torch.Generator) -> Iterator[Tensor]:
-        """Rows of items, or rows of pairs; a batch of either is P x K items."""
+        """Batches without end: rows of items or rows of pairs, P x K items in either case."""
         config = self.config
         if isinstance(self.data, Pairs):
             draw = similar_pairs if self.chosen.similar_only else balanced_pairs
@@ -64,7 +64,7 @@ class Task:
         )
 
     def items_in(self, rows: Tensor) -> Tensor:
-        """The items of a batch: of pairs first all left sides, then all right ones."""
+        """The items of a batch; for pairs, all first items and then all second items."""
         data = self.data
         return torch.cat([data.a[rows], data.b[rows]]) if isinstance(data, Pairs) else rows
 
@@ -79,11 +79,11 @@ class Task:
         """The loss of a batch and its active share.
 
         Args:
-            loss: `self.loss`, or one that looks at it.
+            loss: `self.loss`, or a wrapper of it.
             x: (m, d) embeddings of `items_in(rows)`.
-            rows: of the batch.
-            proxies: what the network learned of each training identity, where the loss asks.
-            generator: of whatever is drawn at random.
+            rows: rows of the batch.
+            proxies: (c, d) learned proxies of the training identities, for losses that need them.
+            generator: for random choices.
         """
         if isinstance(self.data, Pairs):
             assert self.chosen.from_pairs is not None
