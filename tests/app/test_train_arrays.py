@@ -66,7 +66,7 @@ def test_numbers_beyond_the_network_are_named_where_they_are_embedded(
     np.savez(tmp_path / "v.npz", x=x, y=y)
     for command in (("embed", "--out", tmp_path / "e.npz"), ("evaluate",)):
         done = nearfar(command[0], vector_run, tmp_path / "v.npz", *command[1:])
-        assert "gives no number for v.npz:7 (1 of 16 items)" in done.error
+        assert "returns NaN or infinity for v.npz:7 (1 of 16 items)" in done.error
     assert not (tmp_path / "e.npz").exists()
 
 

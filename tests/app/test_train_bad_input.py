@@ -396,7 +396,7 @@ def test_a_batch_must_hold_the_identities_that_a_loss_compares(nearfar, vectors,
     options = ("--loss", loss, "--identities", 2)
     done = nearfar("train", vectors, "--out", tmp_path / "run", *options)
     assert done.status == 2
-    assert f"--loss {loss} needs 3 identities in a batch, and --identities is 2" in done.error
+    assert f"--loss {loss} needs 3 identities in a batch, but --identities is 2" in done.error
     assert list(tmp_path.iterdir()) == []
 
 

@@ -63,7 +63,7 @@ def test_every_loss_trains(nearfar, vectors, tmp_path, name):
 def test_losses_train_on_given_pairs(nearfar, pairs_csv, tmp_path, name):
     done = nearfar("train", pairs_csv, "--out", tmp_path / "run", "--loss", name, *QUICK)
     assert done.status == 0, done.err
-    assert "dissimilar pairs join two sides and are left out" in done.out
+    assert "dissimilar pairs across two sides are left out" in done.out
     learned, raw = figures(tmp_path / "run")
     assert learned > 0.9
     assert raw < 0.75
@@ -147,7 +147,7 @@ def test_evaluate_notices_what_the_run_has_learned_from(nearfar, vector_run, tmp
     for run, by in ((vector_run, 1.0), (old, 0.0)):
         (names,) = notes(run, train, by=by)
         assert f"{n} of the {n} identities" in names
-        assert "if they are the same ones" in names
+        assert "if they are the same identities" in names
     assert notes(old, test) == []
 
 

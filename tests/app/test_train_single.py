@@ -47,7 +47,7 @@ def test_singles_are_refused_with_what_can_be_done(nearfar, tmp_path):
     assert "single must be one of keep, leave-out, refuse; got 'drop'" in done.err
     table = write_csv(tmp_path / "p.csv", ("a", "b", "label"), [("1 2", "3 4", "true")])
     done = nearfar("train", table, "--out", tmp_path / "run", "--single", "keep")
-    assert "--single is for data that name identities" in done.err
+    assert "--single is for data with identities" in done.err
 
 
 def test_each_side_has_its_share_of_singles(tmp_path):

@@ -249,7 +249,7 @@ def test_pairs_within_a_group_are_not_measured(nearfar, tmp_path, suffix):
     ]
     done = nearfar("train", data, "--out", tmp_path / "run", *TINY, "--no-report")
     assert done.status == 0, done.err
-    assert f"; {int((~across).sum()):,} pairs lie within one group" in done.out
+    assert f"; {int((~across).sum()):,} pairs within one group" in done.out
     tested = json.loads((tmp_path / "run" / "summary.json").read_text())["test"]
     measured = across[rows_within(pairs, split.test)].sum()
     assert tested["n_similar"] + tested["n_dissimilar"] == measured

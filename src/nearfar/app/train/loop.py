@@ -1,8 +1,8 @@
-"""From a config to a run folder; read from top to bottom.
+"""From a config to a run folder, in the order of the stages.
 
-Whatever is random takes its numbers from the config's seed: the split, the weights, the batches,
-their distortion, the pairs measured. The same config and data give the same files, byte for byte,
-on one machine with one number of threads.
+All randomness comes from the config's seed: the split, the weights, the batches, their
+augmentation, the measured pairs. The same config and data give the same files, byte for byte, on
+the same machine with the same number of threads.
 """
 
 import json
@@ -57,27 +57,27 @@ from nearfar.doctor import Diagnosis
 def train(
     config: TrainConfig, out: Path, *, overwrite: bool, console: Console, finish: Finish = None
 ) -> Comparison:
-    """Read, split, train, fit the threshold, measure, write; each stage says what it does.
+    """Read, split, train, fit the threshold, measure, write; each stage prints what it does.
 
     Args:
-        config: the run, its hyperparameters resolved.
+        config: the settings of the run, with all hyperparameters filled in.
         out: the run folder to write.
-        overwrite: whether a run that is there may be replaced.
-        console: where to say what happens.
+        overwrite: whether an existing run may be replaced.
+        console: where progress is printed.
         finish: as in `writing`.
 
     Returns:
         The figures on the test identities.
 
     Raises:
-        InputError: the data, the config or `out` cannot be used. Nothing is written then.
+        InputError: the data, the config or `out` cannot be used; nothing is written.
     """
     say = partial(console.print, soft_wrap=True, highlight=False, markup=False)
     _refuse_unwritable(config, out)
     refuse_existing(out, overwrite=overwrite)
 
     say(f"reading {config.data}")
-    data = read_own(config)
+    data = read_configured(config)
     split = split_data(data, config)
     task = Task(config, objective(config.loss), data, split)
     _refuse_unsuitable(task)
@@ -106,7 +106,7 @@ def train(
         n_trials = chosen_by.n_trials
         say(f"  {_threshold_in_words(thresholds.learned, config.far, n_trials)}")
 
-        say(f"measuring on {len(split.test)} test identities, never seen so far")
+        say(f"measuring on {len(split.test)} test identities, never seen before")
         test = on(split.test, raw_distance=thresholds.raw_distance)
         say(f"  {_pairs_in_words(test)}")
         found = compare(test, thresholds)
@@ -122,11 +122,11 @@ def train(
 
 
 def _refuse_unwritable(config: TrainConfig, out: Path) -> None:
-    """Refuse what could not be written after the training, before it."""
+    """Refuse, before training, what could not be written afterwards."""
     try:
         to_toml(config).encode()
     except UnicodeEncodeError:
-        raise InputError(f"{config.data!r} is no valid text: rename it.") from None
+        raise InputError(f"{config.data!r} is not valid text: rename it.") from None
     refuse_inside(out, config.data)
     refuse_inside_run(out)
 
@@ -139,7 +139,7 @@ def _optimise(
     console: Console,
     checkup: Checkup,
 ) -> tuple[dict[str, float], Course]:
-    """The training loop itself, a line of metrics a step. Returns the last line, and its course."""
+    """Run the training loop, one line of metrics per step; return the last line and the course."""
     config, items = task.config, task.items
     network: Any = WithProxies(embedder.train(), task.n_proxies, config.embedding_dim)
     optimizer: Any = torch.optim.AdamW(
@@ -187,15 +187,15 @@ def _learned_from(items: Items, split: Split) -> Tensor:
 
 
 def make_embedder(config: TrainConfig, items: Items, split: Split) -> Embedder:
-    """A new network, which standardises its input as the training items suggest."""
+    """A new network that standardises its input by the training items."""
     embedder = build(config.encoder, tuple(items.x.shape[1:]), config.embedding_dim)
     rows = torch.isin(items.identity, split.train)
     embedder.standardise(as_input(items.x[rows]))
     return embedder
 
 
-def read_own(config: TrainConfig) -> Items | Pairs:
-    """The data that a config names."""
+def read_configured(config: TrainConfig) -> Items | Pairs:
+    """The data named by a config."""
     return read_data(
         config.data,
         image_size=config.image_size,
@@ -205,27 +205,27 @@ def read_own(config: TrainConfig) -> Items | Pairs:
 
 
 def split_data(data: Items | Pairs, config: TrainConfig) -> Split:
-    """The split of a config, the same each time."""
+    """The split that a config determines."""
     shares = {"calibration": config.calibration_share, "test": config.test_share}
     if isinstance(data, Items):
         return split_items(data, **shares, seed=config.seed, single=config.single)
     if config.single is not None:
         raise InputError(
-            f"--single is for data that name identities; {config.data} names pairs, where an item "
-            "without a similar pair is a dissimilar example. Leave it out."
+            f"--single is for data with identities, but {config.data} holds pairs, where an item "
+            "without a similar pair is a dissimilar example anyway. Leave the option out."
         )
     return split_pairs(data, **shares, seed=config.seed)
 
 
 @contextmanager
 def deterministic() -> Iterator[None]:
-    """Only algorithms that give the same bits each time; what was set before comes back."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # CUDA's matrix products need it
+    """Use only deterministic algorithms; restores the previous settings on exit."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required for CUDA matrix products
     before = torch.are_deterministic_algorithms_enabled()
     memory: Any = torch.utils.deterministic
     filling = memory.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
-    memory.fill_uninitialized_memory = False  # nothing here reads such memory, and filling is slow
+    memory.fill_uninitialized_memory = False  # no such memory is read here, and filling is slow
     try:
         yield
     finally:
@@ -238,27 +238,27 @@ def _fabric(accelerator: str) -> Fabric:
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         return Fabric(accelerator=accelerator, devices=1)
-    except Exception as error:  # Lightning has several for a device that is not there
+    except Exception as error:  # Lightning raises several kinds for a missing device
         raise InputError(f"--accelerator {accelerator}: {error}") from None
 
 
 def _refuse_unsuitable(task: Task) -> None:
-    """A loss that cannot be formed from this data."""
+    """Refuse a loss that this data cannot train."""
     config, chosen, split = task.config, task.chosen, task.split
     if isinstance(task.data, Pairs) and chosen.from_pairs is None:
         able = ", ".join(name for name, other in OBJECTIVES.items() if other.from_pairs)
         raise InputError(
-            f"--loss {config.loss} needs to know which items share an identity, and {config.data} "
+            f"--loss {config.loss} needs to know which items share an identity, but {config.data} "
             f"only says which pairs are similar. Use --loss {able}; or give a folder or .npz."
         )
     if chosen.fewest_identities > len(split.train):
         raise InputError(
-            f"--loss {config.loss} needs {chosen.fewest_identities} training identities and "
+            f"--loss {config.loss} needs {chosen.fewest_identities} training identities, but "
             f"{config.data} leaves {len(split.train)}. Add some."
         )
     if chosen.fewest_identities > config.identities:
         raise InputError(
-            f"--loss {config.loss} needs {chosen.fewest_identities} identities in a batch, and "
+            f"--loss {config.loss} needs {chosen.fewest_identities} identities in a batch, but "
             f"--identities is {config.identities}. Raise it."
         )
 
@@ -273,9 +273,9 @@ def _refuse_divergence(line: dict[str, float]) -> None:
 
 def _data_in_words(data: Items | Pairs) -> str:
     items = items_of(data)
-    sizes = " x ".join(map(str, items.x.shape[1:]))
+    size = " x ".join(map(str, items.x.shape[1:]))
     kind = "vectors of" if items.x.ndim == 2 else "images of"
-    words = f"{len(items.x):,} {kind} {sizes}, {len(items.identities):,} identities"
+    words = f"{len(items.x):,} {kind} {size}, {len(items.identities):,} identities"
     if isinstance(data, Pairs):
         n_similar = int(data.is_similar().sum())
         words += f", {n_similar:,} similar and {len(data.a) - n_similar:,} dissimilar pairs"
@@ -295,9 +295,9 @@ def _split_in_words(data: Items | Pairs, split: Split, single: str | None) -> st
         words += f"; {n:,} with a single item {does}"
     if isinstance(data, Pairs):
         dropped = len(data.a) - sum(len(rows_within(data, side)) for side in sides)
-        words += f"; {dropped:,} dissimilar pairs join two sides and are left out"
+        words += f"; {dropped:,} dissimilar pairs across two sides are left out"
         if n := int((~data.items.comparable(data.a, data.b)).sum()):
-            words += f"; {n:,} pairs lie within one group and are measured nowhere"
+            words += f"; {n:,} pairs within one group are never measured"
     return words
 
 
@@ -323,7 +323,7 @@ def _threshold_in_words(threshold: float, far: float, n_trials: int) -> str:
     words = f"same up to distance {threshold:.4f}: at most {far:.3g} of dissimilar pairs"
     if far * n_trials < 1:
         pairs = "pair of identities is" if n_trials == 1 else "pairs of identities are"
-        words += f" ({n_trials:,} {pairs} too few to speak of such a rate)"
+        words += f" ({n_trials:,} {pairs} too few to estimate such a rate)"
     return words
 
 
@@ -344,7 +344,7 @@ def _summary(
     found: Comparison,
     diagnosis: Diagnosis,
 ) -> dict[str, Any]:
-    """Nothing that depends on when or how fast it ran."""
+    """The contents of `summary.json`, none of which depend on when or how fast the run ran."""
     items = items_of(data)
     return {
         "versions": {"nearfar": nearfar.__version__, "torch": torch.__version__},

@@ -1,4 +1,4 @@
-"""The labelled pairs of some identities, measured by the embeddings and by the raw input."""
+"""Measure labelled pairs of some identities, by the embeddings and by the raw input."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -25,16 +25,16 @@ from nearfar.evaluate import (
 )
 from nearfar.evaluate.every_pair import MOST_ITEMS, within_bounds
 
-SAMPLE = 8000  # pairs that are kept for a report and to choose the raw distance by
-CHUNK = 512  # items or pairs at a time
-RAW_NUMBERS = 2**27  # of the raw input, at most, that are compared at once
+SAMPLE = 8000  # pairs kept for the report and for choosing the raw distance
+CHUNK = 512  # items or pairs processed at a time
+RAW_NUMBERS = 2**27  # the most numbers of raw input to compare at once
 
 RawDistance = Literal["euclidean", "cosine", "centred cosine"]
 RAW_DISTANCES: tuple[RawDistance, ...] = get_args(RawDistance)
 
 
 class LabelledPairs(Protocol):
-    """What figures are asked of, whether pairs were given or are all there are."""
+    """Labelled pairs that can be measured, whether given in a table or all pairs of some items."""
 
     @property
     def n_similar(self) -> int: ...
@@ -49,13 +49,13 @@ class LabelledPairs(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class GivenPairs:
-    """Pairs that somebody labelled, with the same methods as `evaluate.EveryPair`.
+    """Pairs labelled in a table, with the same methods as `evaluate.EveryPair`.
 
     Attributes:
-        pairs: (n, 2) int64, places of the two items of each pair.
+        pairs: (n, 2) int64, positions of the two items of each pair.
         identities: (n, 2) int64, their identities.
         similar: (n,) bool.
-        distance: (n,) between the two.
+        distance: (n,) distance of each pair.
     """
 
     pairs: Tensor
@@ -113,10 +113,10 @@ class GivenPairs:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """Some of the pairs, for a report; see `record.Outcome`.
+    """A sample of the pairs, for a report; see `record.Outcome`.
 
     Attributes:
-        pairs: (n, 2) int64, places of the two items of each pair.
+        pairs: (n, 2) int64, positions of the two items of each pair.
         similar: (n,) bool.
         learned: (n,) distances of the embeddings.
         raw: (n,) distances of the raw input.
@@ -130,17 +130,17 @@ class Sample:
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """The labelled pairs of some identities, measured twice.
+    """The labelled pairs of some identities, measured by two distances.
 
     Attributes:
-        learned: by the distance of the embeddings.
-        raw: by the distance of the raw input.
-        raw_distance: the name of that.
-        n_identities: how many identities the pairs are of.
-        n_left_out: how many of their items are not compared, since they would make too many pairs.
-        items: (m,) int64, the items that are compared, rising.
-        embeddings: (m, d) of those.
-        sample: some of the pairs; they, as the hardest ones, are places in `items`.
+        learned: the pairs with the distances of the embeddings.
+        raw: the pairs with the distances of the raw input.
+        raw_distance: the name of the distance of the raw input.
+        n_identities: the number of identities in the pairs.
+        n_left_out: the number of items left out, since they would make too many pairs.
+        items: (m,) int64, the items that are compared, in ascending order.
+        embeddings: (m, d) their embeddings.
+        sample: a sample of the pairs, given as positions in `items`, like the hardest pairs.
     """
 
     learned: LabelledPairs
@@ -154,7 +154,7 @@ class Measured:
 
 
 def embed(embedder: nn.Module, x: Tensor) -> Tensor:
-    """(n, d) embeddings of items, as they were read; the embedder is left in evaluation mode."""
+    """(n, d) embeddings of items as they were read; leaves the embedder in evaluation mode."""
     embedder.eval()
     device = next(iter([*embedder.parameters(), *embedder.buffers()])).device
     with torch.no_grad():
@@ -165,15 +165,15 @@ def embed_items(embedder: nn.Module, items: Items, rows: Tensor) -> Tensor:
     """(n, d) embeddings of the items in these rows, (n,).
 
     Raises:
-        InputError: one is NaN or infinite, as those of huge numbers are.
+        InputError: an embedding is NaN or infinite, which huge numbers in the input cause.
     """
     x = embed(embedder, items.x[rows])
     bad = ~x.isfinite().all(1)
     if bad.any():
         raise InputError(
-            f"the network gives no number for {items.names[int(rows[bad.int().argmax()])]} "
-            f"({int(bad.sum()):,} of {len(bad):,} items). Look for numbers that are far too large "
-            "in them; or train again."
+            "the network returns NaN or infinity for "
+            f"{items.names[int(rows[bad.int().argmax()])]} ({int(bad.sum()):,} of {len(bad):,} "
+            "items). Check them for huge numbers; or train again."
         )
     return x
 
@@ -187,15 +187,15 @@ def measure(
     raw_distance: RawDistance | None,
     seed: int,
 ) -> Measured:
-    """Measure every pair of the items of these identities, or those of the given pairs.
+    """Measure all pairs of items of these identities, or the given pairs among them.
 
     Args:
         embedder: the network.
-        data: the items.
-        identities: (i,) whose items to compare.
-        distance: of the embeddings.
-        raw_distance: of the raw input; None: the one that tells these pairs apart best, by AUC.
-        seed: of what is drawn: a sample, and the items to compare where there are too many.
+        data: items, of which every pair is measured, or pairs.
+        identities: (i,) the identities whose items are compared.
+        distance: the distance of the embeddings.
+        raw_distance: the distance of the raw input; None for the one with the best AUC.
+        seed: random seed for the sample, and for the items to compare if there are too many.
     """
     items = items_of(data)
     used, n_left_out, given = _compared(data, identities, seed)
@@ -226,7 +226,7 @@ def measure(
 
 @dataclass(frozen=True, eq=False)
 class _Given:
-    """(n, 2) places of given pairs among the items that are compared, and (n,) their labels."""
+    """Given pairs: (n, 2) positions among the compared items, and (n,) labels."""
 
     pairs: Tensor
     similar: Tensor
@@ -235,7 +235,7 @@ class _Given:
 def _compared(
     data: Items | Pairs, identities: Tensor, seed: int
 ) -> tuple[Tensor, int, _Given | None]:
-    """The items to compare, how many are left out, and the given pairs."""
+    """The items to compare, the number of items left out, and the given pairs if any."""
     if isinstance(data, Pairs):
         rows = rows_to_measure(data, identities)
         pairs = torch.stack([data.a[rows], data.b[rows]], 1)
@@ -248,12 +248,12 @@ def _compared(
 
 
 def _sample(items: Items, used: Tensor, given: _Given | None, seed: int) -> tuple[Tensor, Tensor]:
-    """(n, 2) some pairs, half of them similar where there are enough; (n,) whether they are."""
+    """A sample of pairs, (n, 2), half of them similar if possible, and (n,) whether they are."""
     if given is not None:
         order = torch.randperm(len(given.similar), generator=torch.Generator().manual_seed(seed))
         pairs, similar = given.pairs[order], given.similar[order]
     else:
-        n = SAMPLE if items.groups is None else 4 * SAMPLE  # some must not be compared
+        n = SAMPLE if items.groups is None else 4 * SAMPLE  # pairs within a group are dropped below
         a, b, similar = sample_pairs(items.identity[used], n, seed)
         kept = items.comparable(used[a], used[b])
         pairs, similar = torch.stack([a, b], 1)[kept], similar[kept]
@@ -263,17 +263,17 @@ def _sample(items: Items, used: Tensor, given: _Given | None, seed: int) -> tupl
 
 
 class _Raw:
-    """The raw input, by each of the distances that training is compared with.
+    """Distances of the raw input, the baselines for the learned distance.
 
-    "centred cosine" is the cosine after the mean of the training items, a number a channel or
-    column, has been taken away, as the network does it.
+    "centred cosine" is the cosine distance after the mean of the training items, one number per
+    channel or column, has been subtracted, as the network does.
     """
 
     def __init__(self, x: Tensor, embedder: Embedder) -> None:
         self._x, self._mean = x, embedder.mean.cpu()
 
     def rows(self, distance: RawDistance, at: Tensor | None = None) -> Tensor:
-        """(n, d) what `measure(distance)` compares."""
+        """(n, d) the rows that `measure(distance)` compares."""
         x = as_input(self._x if at is None else self._x[at])
         return (x - self._mean if distance == "centred cosine" else x).flatten(1)
 
@@ -282,7 +282,7 @@ class _Raw:
         return "euclidean" if distance == "euclidean" else "cosine"
 
     def between(self, pairs: Tensor, distance: RawDistance) -> Tensor:
-        """(n,) of (n, 2) pairs."""
+        """(n,) distances of the pairs, (n, 2)."""
         measure = self.measure(distance)
         found = [
             between_rows(self.rows(distance, part[:, 0]), self.rows(distance, part[:, 1]), measure)
@@ -291,7 +291,7 @@ class _Raw:
         return torch.cat(found)
 
     def best(self, pairs: Tensor, identities: Tensor, similar: Tensor) -> RawDistance:
-        """The distance with the largest AUC; of equal ones the one named first."""
+        """The distance with the largest AUC; ties go to the first in `RAW_DISTANCES`."""
 
         def auc(distance: RawDistance) -> float:
             found = verification(

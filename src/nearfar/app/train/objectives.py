@@ -1,7 +1,7 @@
 """The losses that can be trained, and how the arguments of each are formed from a batch.
 
-A form takes the loss with its hyperparameters bound, calls it on what it made of the batch, and
-returns the loss and the active share: the share of its pairs or tuples that still cost anything.
+A form calls a loss, whose hyperparameters are bound, on pairs or tuples that it makes from a batch.
+It returns the loss and the active share: the share of pairs or tuples whose loss is not zero.
 """
 
 import inspect
@@ -24,18 +24,19 @@ from nearfar.registry import Data
 Loss = Callable[..., Tensor]
 Step = tuple[Tensor, Tensor]
 FromPairs = Callable[[Loss, Tensor, Tensor, Tensor], Step]
-NEGATIVES = 8  # random negatives for every ordered (anchor, positive)
+NEGATIVES = 8  # random negatives per ordered pair (anchor, positive)
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """What a loss is formed from.
+    """A batch of items.
 
     Attributes:
         x: (n, d) embeddings.
-        identity: (n,) int64, from 0 to the number of training identities.
-        generator: of whatever is drawn at random.
-        proxies: (c, d), one learned for each training identity; None unless the objective asks.
+        identity: (n,) int64, from 0 to c - 1 for c training identities.
+        generator: for random choices.
+        proxies: (c, d) learned proxies of the training identities; None unless the objective
+            needs them.
     """
 
     x: Tensor
@@ -52,13 +53,14 @@ class Objective:
     """A loss that can be trained.
 
     Attributes:
-        loss: the function.
-        hyperparameters: those that can be set, with defaults for embeddings of length 1.
-        from_batch: forms its arguments from a batch.
-        from_pairs: the same from the two sides of given pairs; None where pairs do not suffice.
-        similar_only: of given pairs, it takes the similar ones.
-        proxies: it learns one embedding for each identity of the training set.
-        fewest_identities: that a batch must hold.
+        loss: the loss function.
+        hyperparameters: the hyperparameters that can be set, and their defaults for embeddings of
+            length 1.
+        from_batch: computes the loss of a batch of items.
+        from_pairs: computes the loss of given pairs; None if pairs do not suffice.
+        similar_only: whether only the similar ones of given pairs are used.
+        proxies: whether it learns a proxy for each training identity.
+        fewest_identities: the fewest identities a batch must hold.
     """
 
     loss: Loss
@@ -71,21 +73,21 @@ class Objective:
 
 
 def whole_batch(loss: Loss, batch: Batch) -> Step:
-    """The batch as it is, every item against every other."""
+    """The batch as it is: every item against every other."""
     with torch.no_grad():
         per_anchor = loss(batch.x, batch.identity, reduction="none")
     return loss(batch.x, batch.identity), _active(per_anchor)
 
 
 def against_proxies(loss: Loss, batch: Batch) -> Step:
-    """The batch against the learned embedding of every training identity."""
+    """The batch against the proxies of all training identities."""
     with torch.no_grad():
         per_anchor = loss(batch.x, batch.proxies, batch.identity, reduction="none")
     return loss(batch.x, batch.proxies, batch.identity), _active(per_anchor)
 
 
 def every_pair(loss: Loss, batch: Batch) -> Step:
-    """All n (n - 1) / 2 pairs; the few similar ones weigh as much as all the others."""
+    """All n (n - 1) / 2 pairs; the similar ones weigh as much in total as the dissimilar ones."""
     x, identity = batch.x, batch.identity
     first, second = torch.triu_indices(len(x), len(x), offset=1, device=x.device)
     similar = identity[first] == identity[second]
@@ -94,37 +96,37 @@ def every_pair(loss: Loss, batch: Batch) -> Step:
 
 
 def triplets(loss: Loss, batch: Batch) -> Step:
-    """Every ordered (anchor, positive), each with a few random negatives."""
+    """Every ordered pair (anchor, positive), each with a few random negatives."""
     x, identity, generator = batch.x, batch.identity, batch.generator
     anchor, positive = _anchors(identity)
-    negative = _stranger(identity, [anchor], generator)
+    negative = _random_negative(identity, [anchor], generator)
     per_triplet = loss(x[anchor], x[positive], x[negative], reduction="none")
     return per_triplet.mean(), _active(per_triplet)
 
 
 def quadruplets(loss: Loss, batch: Batch) -> Step:
-    """The same, each negative with a second one of a third identity."""
+    """Triplets, each with a second negative of a third identity."""
     x, identity, generator = batch.x, batch.identity, batch.generator
     anchor, positive = _anchors(identity)
-    negative = _stranger(identity, [anchor], generator)
-    negative2 = _stranger(identity, [anchor, negative], generator)
+    negative = _random_negative(identity, [anchor], generator)
+    negative2 = _random_negative(identity, [anchor, negative], generator)
     rows = (x[anchor], x[positive], x[negative], x[negative2])
     per_quadruplet = loss(*rows, reduction="none")
     return per_quadruplet.mean(), _active(per_quadruplet)
 
 
 def item_against_item(loss: Loss, batch: Batch) -> Step:
-    """One item of each identity as query, another as positive; the items left make more such rows.
+    """One item of each identity as query, another as positive; further items make more such rows.
 
-    An identity is in a set of rows once, so that another row's positive is truly a negative. One
-    with a single item has no row.
+    Each identity occurs once per set of rows, so that the positives of other rows are true
+    negatives. Identities with a single item are left out.
     """
     columns, _ = _columns(batch.identity)
     return _each_pair_of(loss, batch.x, columns)
 
 
 def item_against_all(loss: Loss, batch: Batch) -> Step:
-    """The same; identities with a single item are further negatives of every query."""
+    """As `item_against_item`; single items are additional negatives for every query."""
     columns, alone = _columns(batch.identity)
     if len(alone):
         loss = partial(loss, hard_negatives=batch.x[alone])
@@ -132,7 +134,7 @@ def item_against_all(loss: Loss, batch: Batch) -> Step:
 
 
 def item_against_classes(loss: Loss, batch: Batch) -> Step:
-    """Each item's cosines to the learned direction of every training identity, as scores."""
+    """Classify each item by its cosines to the proxies of all training identities."""
     assert batch.proxies is not None
     scores = unit(batch.x) @ unit(batch.proxies).T
     per_item = loss(scores, batch.identity, reduction="none")
@@ -140,20 +142,20 @@ def item_against_classes(loss: Loss, batch: Batch) -> Step:
 
 
 def given_pairs(loss: Loss, x1: Tensor, x2: Tensor, similar: Tensor) -> Step:
-    """The pairs as they are labelled; batches hold as many similar as dissimilar ones."""
+    """The given pairs; batches hold as many similar as dissimilar ones."""
     degrees = {"similar_label": 1} if similar.is_floating_point() else {}
     per_pair = loss(x1, x2, similar, reduction="none", **degrees)
     return per_pair.mean(), _active(per_pair)
 
 
 def similar_pairs(loss: Loss, x1: Tensor, x2: Tensor, similar: Tensor) -> Step:
-    """Similar pairs; the other rows' second items are the negatives."""
+    """Given similar pairs; the second items of the other rows are the negatives."""
     per_query = loss(x1, x2, reduction="none")
     return per_query.mean(), _active(per_query)
 
 
 def of_cosines(loss: Loss) -> Loss:
-    """A loss of scores as one of cosines, which without a temperature could not come near 0."""
+    """A loss of scores as one of cosines, which could not approach 0 without a temperature."""
 
     @wraps(loss)
     def scaled(cosines: Tensor, target: Tensor, *, temperature: float, **settings: Any) -> Tensor:
@@ -162,7 +164,7 @@ def of_cosines(loss: Loss) -> Loss:
     return scaled
 
 
-# How the arguments of a loss are formed: by what it takes ...
+# The forms by the kind of data that a loss takes ...
 FORMS: Mapping[Data, Callable[..., Objective]] = {
     "batch": partial(Objective, from_batch=whole_batch),
     "towers": partial(
@@ -170,7 +172,7 @@ FORMS: Mapping[Data, Callable[..., Objective]] = {
     ),
     "proxies": partial(Objective, from_batch=against_proxies, proxies=True),
 }
-# ... and of rows, by the names of its arguments.
+# ... and of losses of rows, by the names of their arguments.
 ROW_FORMS: Mapping[tuple[str, ...], Callable[..., Objective]] = {
     ("x1", "x2", "y"): partial(Objective, from_batch=every_pair, from_pairs=given_pairs),
     ("anchor", "positive", "negative"): partial(Objective, from_batch=triplets),
@@ -195,7 +197,7 @@ def _formed(listed: registry.Loss, hyperparameters: Mapping[str, Setting]) -> Ob
 
 
 def _objectives() -> Mapping[str, Objective]:
-    """Every loss of `DEFAULTS`, in that order."""
+    """The objectives of all losses in `DEFAULTS`, in the same order."""
     listed = {loss.name: loss for loss in registry.LOSSES}
     return {name: _formed(listed[name], settings) for name, settings in DEFAULTS.items()}
 
@@ -204,15 +206,15 @@ OBJECTIVES = _objectives()
 
 
 class WithProxies(nn.Module):
-    """An embedder, and beside it the embeddings that a loss learns for the training identities.
+    """An embedder together with the proxies that a loss learns for the training identities.
 
-    They are no part of the verifier: only the embedder is written to the run.
+    The proxies are not part of the verifier: only the embedder is saved with the run.
     """
 
     def __init__(self, embedder: nn.Module, n_proxies: int, embedding_dim: int) -> None:
         super().__init__()
         self.embedder = embedder
-        # Short ones, since only their direction counts, and long ones turn slowly.
+        # Short vectors: only their direction matters, and a long one turns slowly.
         directions = unit(torch.randn(n_proxies, embedding_dim))
         self.proxies = nn.Parameter(0.1 * directions) if n_proxies else None
 
@@ -233,7 +235,7 @@ def objective(name: str) -> Objective:
 
 
 def belonging(key: str) -> str:
-    """Which losses have a hyperparameter, as a sentence to add to an error; empty: none has."""
+    """A sentence for errors: which losses have this hyperparameter; empty if none has."""
     having = [name for name, o in OBJECTIVES.items() if key in o.hyperparameters]
     return f" {key!r} belongs to: {', '.join(having)}." if having else ""
 
@@ -242,7 +244,7 @@ def resolve(name: str, given: Mapping[str, Setting]) -> dict[str, Setting]:
     """All hyperparameters of a loss: the given ones, and defaults for the rest.
 
     Raises:
-        InputError: one that the loss does not have, or a value it refuses.
+        InputError: the loss has no such hyperparameter, or refuses its value.
     """
     chosen = objective(name)
     for key in given:
@@ -260,12 +262,12 @@ def resolve(name: str, given: Mapping[str, Setting]) -> dict[str, Setting]:
 
 
 def verifier_distance(name: str, hyperparameters: Mapping[str, Setting]) -> Distance:
-    """What the trained loss compares embeddings with."""
+    """The distance by which the trained loss compares embeddings."""
     return hyperparameters.get("distance", "cosine")  # type: ignore[return-value]
 
 
 def _columns(identity: Tensor) -> tuple[Sequence[Tensor], Tensor]:
-    """K columns of rows, each with an item of every identity of K; and the rows of single items."""
+    """K columns of rows, each with one item of every identity; and the rows of single items."""
     counts = torch.bincount(identity)[identity]
     rows = (counts > 1).nonzero()[:, 0]
     order = rows[identity[rows].argsort(stable=True)]
@@ -273,7 +275,7 @@ def _columns(identity: Tensor) -> tuple[Sequence[Tensor], Tensor]:
 
 
 def _each_pair_of(loss: Loss, x: Tensor, columns: Sequence[Tensor]) -> Step:
-    """The first column's items as queries of the second's, the third's of the fourth's, ..."""
+    """Items of the first column as queries for the second, of the third for the fourth, ..."""
     per_query = torch.cat(
         [
             loss(x[query], x[positive], reduction="none")
@@ -284,15 +286,15 @@ def _each_pair_of(loss: Loss, x: Tensor, columns: Sequence[Tensor]) -> Step:
 
 
 def _anchors(identity: Tensor) -> tuple[Tensor, Tensor]:
-    """Every ordered (anchor, positive), each `NEGATIVES` times."""
+    """Every ordered pair (anchor, positive), each `NEGATIVES` times."""
     match = identity[:, None] == identity[None, :]
     match.fill_diagonal_(False)
     anchor, positive = match.nonzero().repeat_interleave(NEGATIVES, dim=0).unbind(1)
     return anchor, positive
 
 
-def _stranger(identity: Tensor, of: list[Tensor], generator: torch.Generator) -> Tensor:
-    """For each row a random item whose identity none of these rows has."""
+def _random_negative(identity: Tensor, of: list[Tensor], generator: torch.Generator) -> Tensor:
+    """For each row, a random item whose identity differs from those of all `of` rows."""
     eligible = torch.ones(len(of[0]), len(identity), dtype=torch.bool, device=identity.device)
     for rows in of:
         eligible &= identity[rows][:, None] != identity[None, :]

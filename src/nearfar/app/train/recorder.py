@@ -1,4 +1,4 @@
-"""Looks at the network now and then while it trains, and once when it is done."""
+"""Record the state of the network at a few steps of training, and its results at the end."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -21,16 +21,16 @@ from nearfar.app.train.task import Task
 from nearfar.distance import between_rows
 from nearfar.evaluate import AtThreshold, Curve, sample_pairs, shape, verification
 
-MOMENTS = 12  # of a run, its beginning and its end among them
-IDENTITIES, ITEMS, PAIRS = 64, 8, 2000  # of the calibration sample, at most
-MAPPED = 1500  # embeddings that are kept
-SIDE = 96  # of a thumbnail, at most
-COLUMNS = 64  # of a vector that is shown, at most
+MOMENTS = 12  # snapshots of a run, including its first and last step
+IDENTITIES, ITEMS, PAIRS = 64, 8, 2000  # limits of the calibration sample
+MAPPED = 1500  # the most embeddings kept for the map
+SIDE = 96  # the longest side of a thumbnail
+COLUMNS = 64  # the most numbers shown of a vector
 
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """The network after some steps; see `record.Course`."""
+    """The state of the network after some step; see `record.Course`."""
 
     step: int
     distance: Tensor
@@ -43,10 +43,10 @@ class Snapshot:
 
 
 class Recorder:
-    """Takes snapshots of a training network on items and a batch that stay the same.
+    """Takes snapshots of a network in training, always on the same items and the same batch.
 
     Attributes:
-        snapshots: those taken so far.
+        snapshots: the snapshots taken so far.
     """
 
     def __init__(self, task: Task) -> None:
@@ -54,14 +54,14 @@ class Recorder:
         self._task = task
         self._moments = moments(config.steps)
         self._distance = verifier_distance(config.loss, config.hyperparameters)
-        # A generator of its own: looking must not change what the training draws.
+        # A separate generator: recording must not change the random choices of training.
         self._batch = next(task.batches(torch.Generator().manual_seed(config.seed)))
         pairs, self._similar = _sample(task)
         self._items, self._pairs = pairs.unique(return_inverse=True)  # type: ignore[no-untyped-call]
         self.snapshots: list[Snapshot] = []
 
     def after(self, step: int, network: WithProxies) -> None:
-        """Take a snapshot if this step is one of the moments; the network goes on training.
+        """Take a snapshot if this step is one of the moments; leaves the network in training mode.
 
         Raises:
             InputError: the embeddings are not finite.
@@ -117,7 +117,7 @@ class Recorder:
 
 
 class Norms:
-    """How long gradients and embeddings are, for the metrics of a step."""
+    """Norms of gradients and embeddings, for the metrics of a step."""
 
     def __init__(self, network: WithProxies) -> None:
         self._parameters = list(network.parameters())
@@ -125,7 +125,7 @@ class Norms:
         network.embedder.encoder.register_forward_hook(self._watch)  # type: ignore[union-attr]
 
     def _watch(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        """Before they are brought to length 1."""
+        """Keep the mean length of the embeddings before they are normalised."""
         self._embedding = output.detach().float().norm(dim=1).mean()
 
     def line(self) -> dict[str, float]:
@@ -135,7 +135,7 @@ class Norms:
 
 
 def moments(steps: int) -> frozenset[int]:
-    """About a dozen from 0 to `steps`, closer together at the beginning, where more happens.
+    """About a dozen steps from 0 to `steps`, denser at the beginning, where more changes.
 
     >>> sorted(moments(450))
     [0, 4, 15, 33, 60, 93, 134, 182, 238, 301, 372, 450]
@@ -145,7 +145,7 @@ def moments(steps: int) -> frozenset[int]:
 
 
 def outcome(items: Items, test: Measured, found: Comparison) -> Outcome:
-    """What the test pairs showed."""
+    """The results on the test pairs."""
     used, sample = test.items, test.sample
     identities, identity = torch.unique(items.identity[used], return_inverse=True)
     mapped = identity.argsort(stable=True)[:MAPPED]  # whole identities, for a map of them
@@ -174,7 +174,7 @@ def outcome(items: Items, test: Measured, found: Comparison) -> Outcome:
 
 
 def drawn(curve: Curve, at: AtThreshold) -> Array:
-    """(3, p) the points of a curve that a plot can tell apart, and that of the fitted threshold."""
+    """(3, p) the points of a curve that differ in a plot, and the point of the fitted threshold."""
     deviates = torch.special.ndtri(
         torch.from_numpy(np.stack([curve.far, curve.tar])).clamp(1e-6, 1 - 1e-6)
     )
@@ -187,7 +187,7 @@ def drawn(curve: Curve, at: AtThreshold) -> Array:
 
 
 def _sample(task: Task) -> tuple[Tensor, Tensor]:
-    """(p, 2) items of pairs among the calibration identities, and (p,) whether they are similar."""
+    """A sample of calibration pairs: (p, 2) items, and (p,) whether they are similar."""
     seed, chosen = task.config.seed, task.split.calibration
     if isinstance(task.data, Pairs):
         data = task.data
@@ -206,23 +206,23 @@ def _sample(task: Task) -> tuple[Tensor, Tensor]:
 
 
 def _by_turns(items: Items, identity: Tensor) -> Tensor:
-    """The items of an identity, one of each of its groups, a second of each, and so on.
+    """The items of an identity: one from each of its groups, then a second from each, and so on.
 
-    So the first few hold pairs that may be measured.
+    This way, even a few items contain pairs across groups, which may be measured.
     """
     rows = (items.identity == identity).nonzero()[:, 0]
     if items.groups is None:
         return rows
-    met: Counter[int] = Counter()
+    seen: Counter[int] = Counter()
     turns = []
     for group in items.groups[rows].tolist():
-        turns.append(met[group])
-        met[group] += 1
+        turns.append(seen[group])
+        seen[group] += 1
     return rows[torch.tensor(turns).argsort(stable=True)]
 
 
 def _thumbnails(x: Tensor) -> Tensor:
-    """Vectors as they are, images as uint8 of a size that is enough to look at."""
+    """The first numbers of vectors, or images as small uint8 thumbnails."""
     if x.ndim == 2:
         return x[:, :COLUMNS]
     if x.shape[1] not in (1, 3):

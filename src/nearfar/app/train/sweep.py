@@ -16,7 +16,7 @@ from rich.console import Console
 from nearfar.app.errors import InputError
 from nearfar.app.train.config import Setting, TrainConfig
 from nearfar.app.train.config_file import default_loss
-from nearfar.app.train.loop import read_own, train
+from nearfar.app.train.loop import read_configured, train
 from nearfar.app.train.names import SWEPT
 from nearfar.app.train.objectives import belonging, objective, resolve
 from nearfar.app.train.record import RECORD, read_record
@@ -259,7 +259,7 @@ def _is_there(run: Path, trial: Trial) -> bool:
 
 def _digest(config: TrainConfig) -> str:
     """Of the data, which all trials share: those on other data say nothing about these."""
-    return read_own(config).digest()
+    return read_configured(config).digest()
 
 
 def _finished(trial: Trial, run: Path) -> Finished:

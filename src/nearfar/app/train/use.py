@@ -1,4 +1,4 @@
-"""What a trained run is for: measuring it, comparing two items, embedding data."""
+"""Use a trained run: measure it, compare two items, embed data."""
 
 import os
 import tempfile
@@ -15,7 +15,7 @@ from nearfar.app.errors import InputError
 from nearfar.app.train.address import read_item
 from nearfar.app.train.compare import Comparison, compare
 from nearfar.app.train.data import Items, Pairs, items_of, read_data
-from nearfar.app.train.loop import read_own, split_data
+from nearfar.app.train.loop import read_configured, split_data
 from nearfar.app.train.measure import embed, embed_items, measure
 from nearfar.app.train.pairs import doubtful
 from nearfar.app.train.record import n_learned_from
@@ -29,9 +29,9 @@ class Decision:
 
     Attributes:
         same: whether their distance is at most the threshold.
-        distance: of their embeddings.
-        threshold: of the run.
-        far: the false-accept rate the threshold was fitted at.
+        distance: the distance of their embeddings.
+        threshold: the threshold of the run.
+        far: the false-accept rate at which the threshold was fitted.
         measure: the name of the distance.
     """
 
@@ -62,8 +62,8 @@ def verify_items(path: Path, a: str, b: str) -> Decision:
     distance = float(between_rows(x1, x2, run.distance))
     if not isfinite(distance):
         raise InputError(
-            f"the network of {path} gives no number for these. Look for numbers that are far too "
-            "large in them; or train again."
+            f"the network of {path} returns NaN or infinity for these items. Check them for huge "
+            "numbers; or train again."
         )
     threshold = run.thresholds.learned
     return Decision(distance <= threshold, distance, threshold, run.thresholds.far, run.distance)
@@ -76,22 +76,22 @@ def evaluate_run(
     similar_label: int | None = None,
     identity_depth: int | None = None,
 ) -> tuple[Comparison, list[str]]:
-    """The figures of a run, and what a reader should know about them.
+    """The figures of a run, and notes about them for the user.
 
     Args:
         path: the run folder.
-        source: the data to measure on, all of it; None: the test identities of the run.
+        source: the data to measure on, all of it; None for the test identities of the run.
         similar_label: for a table of pairs with numeric labels.
-        identity_depth: for a folder, at which depth its identities are.
+        identity_depth: for a folder, the depth of the subfolders that are identities.
 
     Raises:
         InputError: the run or the data cannot be used, or the run's own data has changed.
     """
     run = read_run(path)
     if source is None and similar_label is not None:
-        raise InputError("--similar-label is for a table that is named; the run has its own.")
+        raise InputError("--similar-label is for a table given as DATA; the run has its own.")
     if source is None and identity_depth is not None:
-        raise InputError("--identity-depth is for a folder that is named; the run has its own.")
+        raise InputError("--identity-depth is for a folder given as DATA; the run has its own.")
     if source is None:
         data = _own_data(run)
         return _measure(run, data, _tested(run, data)), []
@@ -104,18 +104,18 @@ def evaluate_run(
     _refuse_unmeasurable(source, data)
     found = _measure(run, data, torch.arange(len(items_of(data).identities)))
     notes = [*items_of(data).notes, doubtful(data) if isinstance(data, Pairs) else ""]
-    return found, [*filter(None, notes), *_flattery(run, source, data)]
+    return found, [*filter(None, notes), *_optimism_notes(run, source, data)]
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """What was written.
+    """What `embed_data` wrote.
 
     Attributes:
-        n: items.
-        d: numbers in an embedding.
+        n: the number of items.
+        d: the dimensions of an embedding.
         labelled: whether the identities are known.
-        notes: what a reader should know about how the data were read.
+        notes: notes for the user about how the data were read.
     """
 
     n: int
@@ -129,7 +129,7 @@ def embed_data(
 ) -> Embedded:
     """Write the embeddings of all items of some data as .npz.
 
-    The file has `x` (n, d), `names` (n,), and `y` (n,) with the identities where they are known.
+    The file holds `x` (n, d), `names` (n,), and the identities `y` (n,) if they are known.
     """
     if out.suffix.lower() != ".npz":
         raise InputError(f"--out {out} must end in .npz.")
@@ -153,41 +153,41 @@ def embed_data(
 def _own_data(run: Run) -> Items | Pairs:
     config = run.config
     try:
-        data = read_own(config)
+        data = read_configured(config)
     except InputError as error:
         raise InputError(
-            f"{run.path} was trained on {config.data}: {error} A relative path is looked up from "
-            "here: run this from the folder where it was trained."
+            f"{run.path} was trained on {config.data}: {error} A relative path starts at the "
+            "current folder: run this from the folder where the run was trained."
         ) from None
     shape = tuple(items_of(data).x.shape[1:])
     if shape != run.embedder.input_shape:
         raise InputError(
-            f"{config.data} holds items of shape {shape}, and the network of {run.path} takes "
+            f"{config.data} holds items of shape {shape}, but the network of {run.path} takes "
             f"{run.embedder.input_shape}: one of them has changed. Train again."
         )
     if data.digest() != run.summary["data"]["sha256"]:
         raise InputError(
             f"{config.data} has changed since {run.path} was trained on it, so its test identities "
-            f"are not known any more. Name the data to measure all of it: nearfar evaluate "
+            f"are no longer known. Name the data to measure all of it: nearfar evaluate "
             f"{run.path} DATA"
         )
     return data
 
 
 def _tested(run: Run, data: Items | Pairs) -> torch.Tensor:
-    """The test identities, as the run recorded them: a later version may split in another way."""
+    """The test identities as the run recorded them, since a later version may split differently."""
     number = {name: i for i, name in enumerate(items_of(data).identities)}
     tested = run.summary["split"]["test"]
     if all(name in number for name in tested):
         return torch.tensor([number[name] for name in tested])
-    return split_data(data, run.config).test  # of identities that were renamed
+    return split_data(data, run.config).test  # identities have been renamed
 
 
-def _flattery(run: Run, source: str, data: Items | Pairs) -> list[str]:
-    """A note where the run may know the data already, by all of it, by its items, by its names."""
+def _optimism_notes(run: Run, source: str, data: Items | Pairs) -> list[str]:
+    """A note if the run may have seen the data: the whole, some items, or names of identities."""
     if data.digest() == run.summary["data"]["sha256"]:
         return [
-            f"{source} is what {run.path} was trained on, so these figures flatter it; "
+            f"{run.path} was trained on {source}, so these figures flatter it; "
             f"`nearfar evaluate {run.path}` measures the identities it has not seen."
         ]
     items = items_of(data)
@@ -195,15 +195,15 @@ def _flattery(run: Run, source: str, data: Items | Pairs) -> list[str]:
     if known:
         return [
             f"{run.path} has learned from {known:,} of the {len(items.x):,} items of {source}, "
-            "which are the same bit by bit, so these figures flatter it. Evaluate on others."
+            "which are identical bit for bit, so these figures flatter it. Evaluate on others."
         ]
     split = run.summary["split"]
     names = {*split["train"], *split["calibration"]}.intersection(items.identities)
-    if names and not isinstance(data, Pairs):  # whose identities have numbers for names
+    if names and not isinstance(data, Pairs):  # whose identities are only numbered
         return [
             f"{len(names):,} of the {len(items.identities):,} identities of {source} have names "
-            f"that {run.path} has learned from ({min(names)!r}); if they are the same ones, these "
-            "figures flatter it. Evaluate on others."
+            f"that {run.path} has learned from ({min(names)!r}); if they are the same identities, "
+            "these figures flatter it. Evaluate on others."
         ]
     return []
 
@@ -221,7 +221,7 @@ def _measure(run: Run, data: Items | Pairs, identities: torch.Tensor) -> Compari
 
 
 def _refuse_unmeasurable(source: str, data: Items | Pairs) -> None:
-    """Rates need similar and dissimilar pairs."""
+    """Refuse data without similar or without dissimilar pairs."""
     if isinstance(data, Pairs):
         similar = data.is_similar()[data.items.comparable(data.a, data.b)]
         n_similar, n_dissimilar = int(similar.sum()), int((~similar).sum())
@@ -235,7 +235,7 @@ def _refuse_unmeasurable(source: str, data: Items | Pairs) -> None:
 
 
 def _write_npz(out: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Whole or not at all."""
+    """Write the file completely or not at all."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{out.name}.", dir=out.parent)
