@@ -63,7 +63,7 @@ def test_what_appears_at_out_during_training_is_kept(tmp_path):
 def test_overwrite_replaces_runs_only(nearfar, vectors, run):
     (run / "notes.txt").write_text("mine")
     done = nearfar("train", vectors, "--out", run, "--overwrite", *TINY)
-    assert "'notes.txt', which is no part of a run" in done.error
+    assert "'notes.txt', which is not part of a run" in done.error
     assert (run / "notes.txt").read_text() == "mine"
 
 
@@ -155,7 +155,7 @@ def test_vectors_may_begin_with_a_minus(nearfar, vector_run):
         ({"threshold": float("nan")}, "threshold is not a finite number"),
         ({"raw_threshold": float("inf")}, "raw_threshold is not a finite number"),
         ({"far": -1}, "far is not a rate"),
-        ({"distance": "sqeuclidean"}, "the run compares by"),
+        ({"distance": "sqeuclidean"}, "the run uses"),
     ],
 )
 def test_a_damaged_threshold_decides_nothing(nearfar, run, change_of, named):
@@ -310,7 +310,7 @@ def test_an_array_larger_than_memory_is_named(nearfar, tmp_path, monkeypatch):
     data = vectors_file(tmp_path / "v.npz")
     monkeypatch.setattr("nearfar.app.train.data.np.load", greedy)
     done = nearfar("train", data, "--out", tmp_path / "run", *TINY)
-    assert "v.npz is larger than the memory that is free" in done.error
+    assert "v.npz does not fit into memory" in done.error
 
 
 def test_names_and_text_of_arrays_are_checked_before_training(nearfar, tmp_path):
@@ -325,7 +325,7 @@ def test_names_and_text_of_arrays_are_checked_before_training(nearfar, tmp_path)
         == 0
     )
     bad = vectors_file(tmp_path / "bad.npz", y=np.array([b"\xff%d" % (i // 4) for i in range(48)]))
-    assert "no UTF-8" in nearfar("train", bad, "--out", tmp_path / "c", *TINY).err
+    assert "not UTF-8" in nearfar("train", bad, "--out", tmp_path / "c", *TINY).err
 
 
 def test_an_embedding_of_one_number_has_a_report(nearfar, vectors, tmp_path):
@@ -392,9 +392,9 @@ def test_a_table_with_other_separators_is_told_so(nearfar, tmp_path):
 
 def test_every_file_of_a_run_is_known(vector_run):
     """Or --overwrite would refuse it."""
-    from nearfar.app.train.run import BESIDE
+    from nearfar.app.train.run import OPTIONAL
 
-    assert {path.name for path in vector_run.iterdir()} <= {*FILES, *BESIDE}
+    assert {path.name for path in vector_run.iterdir()} <= {*FILES, *OPTIONAL}
 
 
 def test_loose_images_are_embedded(nearfar, image_run, folder, tmp_path):

@@ -225,7 +225,7 @@ def not_parquet(tmp):
 
 CASES = [
     (truncated_image, ["photos/id3/1.png", "cut off", "Repair or remove"]),
-    (not_an_image, ["photos/id3/1.png", "holds text", "no image"]),
+    (not_an_image, ["photos/id3/1.png", "it is text", "not an image"]),
     (empty_folder, ["photos is empty", "one subfolder per identity"]),
     (no_subfolders, ["no subfolders", "one subfolder per identity"]),
     (empty_subfolder, ["nobody holds no images"]),
@@ -245,7 +245,7 @@ CASES = [
     (lambda tmp: [tmp / "none.npz"], ["no such file", "none.npz"]),
     (lambda tmp: [tmp / "none"], ["no such file or folder", "none"]),
     (lambda tmp: [tmp / "none.csv"], ["no such file", "none.csv"]),
-    (lambda tmp: [__file__], ["of no kind that is known", ".parquet"]),
+    (lambda tmp: [__file__], ["not a known kind of data", ".parquet"]),
     (lambda tmp: [], ["train needs DATA"]),
     (no_label, ["no column 'label'", "a, b, note"]),
     (numeric_labels, ["--similar-label 1", "--similar-label 0"]),

@@ -66,7 +66,7 @@ def test_a_file_under_two_paths_is_one_item(tmp_path, photos, way, monkeypatch):
 def test_a_file_is_not_dissimilar_to_itself_by_another_name(nearfar, tmp_path, photos):
     rows = [(photos[0], photos[1], "true"), (photos[0], tmp_path / photos[0], "false")]
     done = nearfar("train", write_csv(tmp_path / "p.csv", HEADER, rows), "--out", tmp_path / "run")
-    assert f"p.csv, line 3: {photos[0]} and {tmp_path / photos[0]} are one file" in done.err
+    assert f"p.csv, line 3: {photos[0]} and {tmp_path / photos[0]} are the same file" in done.err
 
 
 @pytest.mark.parametrize("link", [os.symlink, os.link])
@@ -74,7 +74,11 @@ def test_one_file_under_two_identities_is_refused(nearfar, tmp_path, photos, lin
     link(tmp_path / photos[0], tmp_path / "photos" / "id1" / "again.png")
     done = nearfar("train", tmp_path / "photos", "--out", tmp_path / "run")
     assert done.status == 2
-    for words in ("photos/id0/0.png and ", "photos/id1/again.png are one file", "'id0' and 'id1'"):
+    for words in (
+        "photos/id0/0.png and ",
+        "photos/id1/again.png are the same file",
+        "'id0' and 'id1'",
+    ):
         assert words in done.err
     assert not (tmp_path / "run").exists()
 

@@ -74,7 +74,7 @@ def test_what_is_left_out_is_counted_with_its_reason(album):
     assert items.names == CLEAN
     assert note(items) == (
         f"left out of {album}: 1 .cr2 file (a camera's raw format: export as JPEG or TIFF), "
-        "2 .heic files (HEIC, which is read once pillow-heif is installed; or convert to JPEG), "
+        "2 .heic files (HEIC, which needs pillow-heif: install it, or convert to JPEG), "
         "1 .txt file (not an image), 1 file without an ending (not an image), 3 hidden files, "
         "2 links (to nothing), 1 loose image (in no identity's folder)"
     )
@@ -86,7 +86,7 @@ def test_links_are_what_they_lead_to(album, tmp_path):
     (album / "id0" / "more").symlink_to(tmp_path / "big" / "more")
     (album / "id8").symlink_to(tmp_path / "elsewhere")
     (album / "id1" / "2.png").symlink_to(tmp_path / "elsewhere" / "0.png")
-    with pytest.raises(InputError, match=r"id1/2.png and .*id8/0.png are one file"):
+    with pytest.raises(InputError, match=r"id1/2.png and .*id8/0.png are the same file"):
         read_data(str(album))
     (album / "id1" / "2.png").unlink()
     items = read_data(str(album))
@@ -108,12 +108,12 @@ def test_one_file_counts_once(album):
     (album / "id0" / "again.png").symlink_to(album / "id0" / "0.png")
     items = read_data(str(album))
     assert items.names == CLEAN
-    assert note(items).endswith("1 second path (to a file that is there already)")
+    assert note(items).endswith("1 second path (to a file that is already read)")
 
 
 def test_one_file_under_two_identities_is_refused_with_both_paths(album):
     (album / "id3" / "other").symlink_to(album / "id1")
-    with pytest.raises(InputError, match=r"id1/0.png and .*id3/other/0.png are one file"):
+    with pytest.raises(InputError, match=r"id1/0.png and .*id3/other/0.png are the same file"):
         read_data(str(album))
 
 
@@ -156,7 +156,7 @@ def test_a_folder_of_folders_is_answered_with_the_option(nearfar, tmp_path):
 
 
 def test_a_folder_in_a_folder_is_named(album):
-    with pytest.raises(InputError, match=r"holds a single folder, .*photos, .*Name that as DATA"):
+    with pytest.raises(InputError, match=r"holds a single folder, .*photos, .*Pass that as DATA"):
         read_data(str(album.parent))
 
 
@@ -166,7 +166,7 @@ def test_the_sides_of_a_split_are_no_identities(tmp_path):
             photo(tmp_path / "p" / side / identity / "0.png")
     with pytest.raises(InputError, match=r"sides of a split, not identities.*such as .*p/Val;"):
         read_data(str(tmp_path / "p"))
-    with pytest.raises(InputError, match=r"Val/ann, .*test/ann, .*: one name on two sides"):
+    with pytest.raises(InputError, match=r"Val/ann, .*test/ann, .*: the same name on two sides"):
         read_data(str(tmp_path / "p"), identity_depth=2)
     (tmp_path / "p" / "train").rename(tmp_path / "p" / "other")
     assert len(read_data(str(tmp_path / "p"), identity_depth=2).identities) == 6

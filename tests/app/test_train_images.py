@@ -334,17 +334,20 @@ def much_text() -> bytes:
 
 
 CAUSES = {
-    "too large": (claims(13500, 13500), ["182 million pixels", "more than 179 million"]),
+    "too large": (claims(13500, 13500), ["182 million pixels", "over the limit of 179 million"]),
     "text": (much_text(), ["a text or colour profile", "1,048,576 bytes", "without its metadata"]),
     "heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", ["HEIC", "pillow-heif", "JPEG"]),
     "empty": (b"", ["it is empty"]),
-    "zeros": (bytes(3000), ["holds zeros"]),
-    "page": (b"\n<!doctype html><p>Not found", ["holds text", "no image"]),
+    "zeros": (bytes(3000), ["only zeros"]),
+    "page": (b"\n<!doctype html><p>Not found", ["it is text", "not an image"]),
     "pointer": (b"version https://git-lfs.github.com/spec/v1\n", ["git lfs pull"]),
     "pdf": (b"%PDF-1.7\n", ["a document: export its pages"]),
-    "doubles": (tiff(FLOATS.astype(np.float64)), ["a TIFF of a kind", "floats of 32 bits"]),
+    "doubles": (
+        tiff(FLOATS.astype(np.float64)),
+        ["unsupported kind of TIFF", "32-bit integers or floats"],
+    ),
     "cut off": (png16(COLOUR, 2)[:200], ["it is cut off"]),
-    "noise": (b"\x01\x02\x03" * 99, ["damaged or no image"]),
+    "noise": (b"\x01\x02\x03" * 99, ["damaged or not an image"]),
     "planes": (tiff(COLOUR, 2, planar=True, deflate=True), ["16 bits a channel", "planes"]),
     "plain ppm": (b"P3 1 1 65535\n1 2 3\n", ["of its 16 bits a channel", "as PNG or TIFF"]),
 }

@@ -1,4 +1,4 @@
-"""What DATA names, read into tensors: items with identities, or pairs of items."""
+"""Read the data that DATA names into tensors: items with identities, or pairs of items."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -22,18 +22,18 @@ from nearfar.app.train.names import GLYPHS
 
 @dataclass(frozen=True, eq=False)
 class Items:
-    """Things to tell apart.
+    """Items, each of which shows an identity.
 
     Attributes:
         x: (n, d) float32 vectors, or (n, c, h, w) images, uint8 from 0 to 255 or float32.
-        identity: (n,) int64, which identity each item shows; -1 throughout if it is not known.
-        names: n names, for messages.
+        identity: (n,) int64, the identity of each item; -1 throughout if they are unknown.
+        names: n names of the items, for messages.
         identities: the name of each identity.
-        groups: (n,) int64; items of one number, such as those of one camera or session, are never
-            compared with each other when something is measured. None: any two are.
-        split_groups: for each identity, the name of what must stay on one side of a split; empty
-            where nothing must. None: nothing must.
-        notes: what a reader should know about how it was read.
+        groups: (n,) int64; items of one group, such as one camera or session, are never compared
+            with each other in a measurement. None if all pairs of items may be compared.
+        split_groups: for each identity, the name of its group, which stays on one side of a split;
+            empty if it has none. None if there are no such groups.
+        notes: notes for the user about how the data were read.
     """
 
     x: Tensor
@@ -51,13 +51,13 @@ class Items:
         return self.groups[a] != self.groups[b]
 
     def can_be_similar(self) -> Tensor:
-        """(i,) bool: the identities that have two items that may be measured as a pair."""
+        """(i,) bool: whether each identity has two items that may be measured as a pair."""
         counted = self.groups if self.groups is not None else torch.arange(len(self.identity))
         distinct = torch.stack([self.identity, counted], 1).unique(dim=0)  # type: ignore[no-untyped-call]
         return torch.bincount(distinct[:, 0], minlength=len(self.identities)) > 1
 
     def digest(self) -> str:
-        """A fingerprint of the data, to notice that a file has changed."""
+        """A hash of the data, by which a change is noticed."""
         digest = hashlib.sha256(str((tuple(self.x.shape), self.x.dtype)).encode())
         digest.update(self.x.contiguous().numpy().tobytes())
         digest.update(self.identity.numpy().tobytes())
@@ -71,7 +71,7 @@ class Pairs:
     """Pairs of items that are labelled similar or dissimilar.
 
     Attributes:
-        items: each distinct item once; the items that similar pairs connect are one identity.
+        items: each distinct item once; items connected by similar pairs form one identity.
         a: (p,) int64, row of `items` of the first item of each pair.
         b: (p,) int64, the second.
         similar: (p,) bool, or (p,) float32 degrees of similarity.
@@ -85,7 +85,7 @@ class Pairs:
     where: Sequence[str]
 
     def is_similar(self) -> Tensor:
-        """(p,) bool: a degree above one half counts as similar."""
+        """(p,) bool; a degree of similarity above one half counts as similar."""
         return self.similar if self.similar.dtype is torch.bool else self.similar > 0.5
 
     def digest(self) -> str:
@@ -107,17 +107,17 @@ def read_data(
     """Read DATA: "glyphs", a folder, an .npz, or a .csv or .parquet table of pairs.
 
     Args:
-        source: what to read.
-        image_size: side that images from files are resized to; None: 32.
+        source: the data to read.
+        image_size: side to which image files are resized; None for 32.
         similar_label: for pairs with numeric labels, which of 0 and 1 means similar.
-        shape: of the items a trained network takes; image files are made to fit it, and other
-            items must.
-        labelled: whether an .npz must say which identity each item shows.
-        identity_depth: of a folder, at which depth its identities are; see `read_folder`.
+        shape: the input shape of a trained network; image files are resized to it, and other items
+            must have it.
+        labelled: whether the identities of the items must be known.
+        identity_depth: for a folder, the depth of the subfolders that are identities; see
+            `read_folder`.
 
     Raises:
-        InputError: it cannot be read, with the file or row and the fix; or an option that this
-            kind of data does not take.
+        InputError: the data cannot be read, or an option does not apply to this kind of data.
     """
     data = _read(source, image_size, similar_label, shape, labelled, identity_depth)
     if isinstance(data, Pairs):
@@ -127,7 +127,7 @@ def read_data(
     found = tuple(items_of(data).x.shape[1:])
     if shape is not None and found != shape:
         raise InputError(
-            f"{source} holds items of shape {found}; the run was trained on items of shape {shape}."
+            f"{source} holds items of shape {found}, but the run was trained on shape {shape}."
         )
     return data
 
@@ -148,7 +148,7 @@ def _read(
     path = Path(source)
     is_folder = source != GLYPHS and path.is_dir()
     if identity_depth is not None and not is_folder:
-        raise InputError(f"--identity-depth is for folders of images; {source} is none.")
+        raise InputError(f"--identity-depth is for folders of images; {source} is not a folder.")
     if holds_pairs(source):
         resized = image_size is not None
         return read_pairs(
@@ -168,12 +168,12 @@ def _read(
         return read_npz(path, labelled=labelled)
     if path.exists():
         known = "a folder of images, .npz, .csv or .parquet"
-        raise InputError(f"{source} is of no kind that is known here: it must be {known}.")
+        raise InputError(f"{source} is not a known kind of data: it must be {known}.")
     raise InputError(f"no such file or folder: {source} (the built-in letters are called {GLYPHS})")
 
 
 def _printable(items: Items) -> Items:
-    """With names that every report, file and terminal can take, whoever gave them."""
+    """The items with names that are safe to print in reports, files and terminals."""
     return replace(
         items,
         names=[printable(name) for name in items.names],
@@ -183,7 +183,7 @@ def _printable(items: Items) -> Items:
 
 
 def holds_pairs(source: str) -> bool:
-    """Whether DATA is a table of pairs, by its name."""
+    """Whether DATA is a table of pairs, judging by its file name."""
     return Path(source).suffix.lower() in TABLES
 
 
@@ -192,7 +192,7 @@ def items_of(data: Items | Pairs) -> Items:
 
 
 def read_glyphs() -> Items:
-    """The letters shipped with the package; whole writing systems stay on one side of a split."""
+    """The built-in letters; each writing system stays on one side of a split."""
     asset = resources.files("nearfar.app") / "assets" / "glyphs.npz"
     if not asset.is_file():
         raise InputError("glyphs.npz is missing from this installation: reinstall nearfar.")
@@ -214,8 +214,8 @@ def read_glyphs() -> Items:
 def read_npz(path: Path, *, labelled: bool = True) -> Items:
     """An .npz with `x` and `y`: (n, d) vectors, or (n, h, w) or (n, c, h, w) images.
 
-    `y` holds identities as integers or text; `names`, where there, a name for each item; `groups`
-    and `split_groups`, a group for each item, as integers or text, empty where it has none.
+    `y` holds the identities as integers or text. Optional arrays are `names`, a name for each item,
+    and `groups` and `split_groups`, a group for each item as integers or text, empty for none.
     """
     arrays = read_arrays(path)
     if "x" not in arrays:
@@ -229,17 +229,17 @@ def read_npz(path: Path, *, labelled: bool = True) -> Items:
         identities, identity = ["unknown"], np.full(len(x), -1)
     if len(identity) != len(x):
         raise InputError(
-            f"{path}: x has {len(x)} items and y {len(identity)} identities. Give one y an item."
+            f"{path}: x has {len(x)} items and y {len(identity)} identities. Give one y per item."
         )
     names = arrays.get("names", np.array([f"{path.name}:{row}" for row in range(len(x))]))
     if names.shape != (len(x),):
-        raise InputError(f"{path}: names has shape {names.shape}; give one an item, ({len(x)},).")
+        raise InputError(f"{path}: names has shape {names.shape}; give one per item, ({len(x)},).")
     items = Items(x, torch.from_numpy(identity), _text(names, path).tolist(), identities)
     return _grouped(items, arrays, path) if "y" in arrays else items
 
 
 def _grouped(items: Items, arrays: dict[str, npt.NDArray[Any]], path: Path) -> Items:
-    """The items with the groups that an .npz names."""
+    """The items with the groups given in an .npz."""
     named: dict[str, list[str]] = {}
     for name in ("groups", "split_groups"):
         if name not in arrays:
@@ -255,7 +255,7 @@ def _grouped(items: Items, arrays: dict[str, npt.NDArray[Any]], path: Path) -> I
 
 
 def with_groups(items: Items, named: Mapping[str, Sequence[str]]) -> Items:
-    """The items with `groups`, `split_groups` or both, of which `named` has a name an item."""
+    """The items with `groups`, `split_groups` or both; `named` holds one group name per item."""
     groups, split_groups = named.get("groups"), named.get("split_groups")
     return replace(
         items,
@@ -267,13 +267,13 @@ def with_groups(items: Items, named: Mapping[str, Sequence[str]]) -> Items:
 
 
 def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """The arrays of an .npz; pickled objects are refused, never loaded."""
+    """The arrays of an .npz; pickled objects are never loaded."""
     if not path.is_file():
         raise InputError(f"no such file: {path}")
     try:
         found = load(path)
     except MemoryError:
-        raise InputError(f"{path} is larger than the memory that is free, or damaged.") from None
+        raise InputError(f"{path} does not fit into memory, or is damaged.") from None
     except Unreadable as error:
         raise InputError(f"{path} {error}") from None
     if isinstance(found, np.ndarray):
@@ -282,7 +282,7 @@ def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
 
 
 def as_input(x: Tensor) -> Tensor:
-    """What an encoder gets: float32, and images from 0 to 1 where they came as 0 to 255."""
+    """The input of an encoder: float32, with uint8 images scaled from 0..255 to 0..1."""
     return x.float() / 255 if x.dtype is torch.uint8 else x
 
 
@@ -305,7 +305,9 @@ def _readable(x: npt.NDArray[Any], path: Path) -> Tensor:
         )
     if x.ndim == 4 and x.dtype == np.uint8:
         return torch.from_numpy(x)
-    with np.errstate(over="ignore"):  # a number beyond float32 becomes infinite, and is refused
+    with np.errstate(
+        over="ignore"
+    ):  # a number beyond float32 becomes infinite and is refused below
         wide = x.astype(np.float32)
     bad = (~np.isfinite(wide.reshape(len(wide), -1))).sum(1) > 0
     if bad.any():
@@ -330,10 +332,10 @@ def _identities(y: npt.NDArray[Any], path: Path) -> tuple[list[str], npt.NDArray
 
 
 def _text(array: npt.NDArray[Any], path: Path) -> npt.NDArray[Any]:
-    """Of bytes, what they say in UTF-8."""
+    """The array as text; bytes are decoded as UTF-8."""
     if array.dtype.kind not in "biufSUmM":
         raise InputError(f"{path} holds names of dtype {array.dtype}. Save text.")
     try:
         return np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array.astype(str)
     except UnicodeDecodeError:
-        raise InputError(f"{path} holds bytes that are no UTF-8. Save text.") from None
+        raise InputError(f"{path} holds bytes that are not UTF-8. Save text.") from None

@@ -17,10 +17,10 @@ Factory = Callable[[tuple[int, ...], int], nn.Module]
 
 
 class Embedder(nn.Module):
-    """An encoder between two steps every run needs: standardised input, output of length 1.
+    """An encoder whose input is standardised and whose output is scaled to length 1.
 
-    The mean and deviation of the training items, a number a channel or column, are part of the
-    model, so that whoever uses it later need not know them.
+    The mean and standard deviation of the training items, one number per channel or column, are
+    saved as part of the model.
     """
 
     mean: Tensor
@@ -35,11 +35,11 @@ class Embedder(nn.Module):
         self.register_buffer("deviation", torch.ones(shape))
 
     def standardise(self, x: Tensor) -> None:
-        """Take the mean and deviation from training items, (n, *input_shape)."""
+        """Set the mean and deviation to those of training items, (n, *input_shape)."""
         axes = [0, *range(2, x.ndim)]
         deviation, mean = torch.std_mean(x, axes, correction=0)
         self.mean.copy_(mean.view_as(self.mean))
-        # A column that never changes has deviation 0 up to rounding; it is left as it is.
+        # A constant column has deviation 0 up to rounding; it is not scaled.
         constant = deviation <= 1e-6 * mean.abs()
         self.deviation.copy_(deviation.masked_fill(constant, 1).view_as(self.deviation))
 
@@ -50,14 +50,14 @@ class Embedder(nn.Module):
 
 
 class ConvNet(nn.Module):
-    """3 x 3 convolutions, each halving the image, until about 2 x 2 is left; then one matrix."""
+    """3 x 3 convolutions that each halve the image, down to about 2 x 2; then a linear layer."""
 
     def __init__(self, input_shape: tuple[int, ...], embedding_dim: int) -> None:
         super().__init__()
         channels, height, width = input_shape
         blocks: list[nn.Module] = []
         for out in _widths(min(height, width)):
-            # Pooling before normalisation leaves it a quarter of the work.
+            # Pooling first leaves a quarter of the work for the normalisation.
             blocks += [
                 nn.Conv2d(channels, out, 3, padding=1, bias=False),
                 nn.MaxPool2d(2),
@@ -77,7 +77,7 @@ class ConvNet(nn.Module):
 
 
 def mlp(input_shape: tuple[int, ...], embedding_dim: int) -> nn.Module:
-    """Two hidden layers."""
+    """A network with two hidden layers."""
     width = min(max(2 * input_shape[0], 64), 512)
     return nn.Sequential(
         nn.Linear(input_shape[0], width, bias=False),
@@ -94,8 +94,8 @@ def build(name: str, input_shape: tuple[int, ...], embedding_dim: int) -> Embedd
     """The encoder of this name: "auto" for one that suits the input, or package.module:factory.
 
     Raises:
-        InputError: no such module or factory, one that fails, or one whose network does not turn
-            (n, *input_shape) into (n, embedding_dim).
+        InputError: the factory does not exist or fails, or its network does not map
+            (n, *input_shape) to (n, embedding_dim).
     """
     if name != AUTO:
         factory = _find(name)
@@ -130,7 +130,7 @@ def _find(name: str) -> Factory:
         sys.path.insert(0, str(Path.cwd()))  # as `python -m` does; a console script does not
     try:
         factory: Factory = getattr(importlib.import_module(module_name), factory_name)
-    except (ImportError, TypeError, ValueError) as error:  # of a relative name, an empty one
+    except (ImportError, TypeError, ValueError) as error:  # for a relative or an empty name
         raise InputError(f"--encoder {name}: cannot import {module_name!r}: {error}") from None
     except AttributeError:
         raise InputError(f"--encoder {name}: {module_name!r} has no {factory_name!r}.") from None
@@ -140,7 +140,7 @@ def _find(name: str) -> Factory:
 def _checked(
     name: str, factory: Factory, input_shape: tuple[int, ...], embedding_dim: int
 ) -> Embedder:
-    """The user's own encoder, after a trial on two items of zeros."""
+    """The user's encoder, tried on two items of zeros."""
     try:
         encoder = factory(input_shape, embedding_dim)
         if not isinstance(encoder, nn.Module):
@@ -155,6 +155,6 @@ def _checked(
     if shape != (2, embedding_dim):
         raise InputError(
             f"--encoder {name} turns (2, {', '.join(map(str, input_shape))}) into {shape}; it must "
-            f"give (2, {embedding_dim}), an embedding of --embedding-dim numbers an item."
+            f"give (2, {embedding_dim}), one embedding of --embedding-dim numbers per item."
         )
     return Embedder(encoder.train(), input_shape)

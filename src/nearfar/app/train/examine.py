@@ -14,23 +14,23 @@ from nearfar.doctor import Diagnosis, examine
 
 
 def examine_path(path: Path) -> Diagnosis:
-    """Look for faults in a run folder, or in an .npz of embeddings.
+    """Look for problems in a run folder or in an .npz of embeddings.
 
     Args:
-        path: a folder that `train` wrote; or a file with `x`, (n, d) embeddings, and maybe `y`,
-            (n,) identities as integers or text, as `embed` writes it.
+        path: a folder written by `train`; or a file as written by `embed`, with (n, d) embeddings
+            `x` and, optionally, (n,) identities `y` as integers or text.
 
     Raises:
-        InputError: it is neither, or damaged.
+        InputError: `path` is neither, or is damaged.
     """
     if path.suffix.lower() == ".npz":
         return _examine_embeddings(path)
     if path.is_file():
         raise InputError(
             f"{path} is neither a run folder nor an .npz of embeddings. Name the folder given to "
-            "`nearfar train --out`, or what `nearfar embed` wrote."
+            "`nearfar train --out`, or a file written by `nearfar embed`."
         )
-    run = read_results(path)  # the network is not looked at, and may need code that is not there
+    run = read_results(path)  # without the network, whose code may be missing
     outcome = read_record(path).outcome if (path / RECORD).is_file() else None
     return examine_record(run.config, run.summary, read_metrics(path), outcome)
 
@@ -43,7 +43,7 @@ def _examine_embeddings(path: Path) -> Diagnosis:
     if x.ndim != 2 or x.dtype.kind not in "fiu" or 0 in x.shape:
         raise InputError(
             f"{path}: x has shape {x.shape} and dtype {x.dtype}; it must be (n, d) "
-            "numbers, an embedding a row. `nearfar embed` writes such a file."
+            "numbers, one embedding per row. `nearfar embed` writes such a file."
         )
     if y is not None and (y.shape != x.shape[:1] or y.dtype.kind not in "iuUS"):
         raise InputError(

@@ -1,4 +1,4 @@
-"""Files by their names, as other systems may have written them, and files that have several."""
+"""Find files whose names other systems may write differently, or that have several names."""
 
 from collections.abc import Hashable, Sequence
 from pathlib import Path
@@ -10,11 +10,11 @@ from nearfar.app.errors import InputError
 def find_file(folder: Path, name: str) -> Path:
     """The file of this name, relative to a folder or absolute.
 
-    Where there is none, backslashes are tried as slashes, and accents in the other of the two forms
-    that Unicode has for them (an e with an accent, or an e and an accent).
+    If there is none, backslashes are tried as slashes, and accented letters in both Unicode forms,
+    composed and decomposed.
 
     Raises:
-        InputError: no such file; the message says how far the path leads, and what is there.
+        InputError: no such file; the message says how much of the path exists.
     """
     for slashed in (name, name.replace("\\", "/")):
         for spelled in (slashed, normalize("NFC", slashed), normalize("NFD", slashed)):
@@ -22,41 +22,41 @@ def find_file(folder: Path, name: str) -> Path:
             try:
                 if path.is_file():
                     return path
-            except OSError as error:  # a name that no file can have
+            except OSError as error:  # an impossible name
                 raise InputError(f"no such image: {name[:40]!r} ...: {error.strerror}") from None
     path = folder / name.replace("\\", "/")
     raise InputError(f"no such image: {path}{_what_is_there(path)}")
 
 
 def file_key(path: Path) -> Hashable:
-    """What all paths of one file share, through whatever links they lead."""
+    """A key shared by all paths of one file, links included."""
     found = path.stat()
     return (found.st_dev, found.st_ino) if found.st_ino else path.resolve()
 
 
 def once_each(files: Sequence[Path], owners: Sequence[str]) -> list[int]:
-    """Which of these files to take, so that none is taken twice: the first path of each.
+    """Indices of the first path of each file, so that no file is read twice.
 
     Args:
         files: paths.
-        owners: the name of the identity that each shows.
+        owners: the name of the identity that each file shows.
 
     Raises:
-        InputError: one file under two identities.
+        InputError: one file is listed under two identities.
     """
     first: dict[Hashable, int] = {}
     for i, file in enumerate(files):
         k = first.setdefault(file_key(file), i)
         if owners[k] != owners[i]:
             raise InputError(
-                f"{files[k]} and {file} are one file, and cannot show both {owners[k]!r} and "
-                f"{owners[i]!r}. Remove one."
+                f"{files[k]} and {file} are the same file, which cannot show both "
+                f"{owners[k]!r} and {owners[i]!r}. Remove one."
             )
     return list(first.values())
 
 
 def _what_is_there(path: Path) -> str:
-    """How far a path leads, and a name there that is its own but for how it is written."""
+    """How much of a path exists, and a name there that differs only in spelling."""
     here = Path(path.anchor or ".")
     for part in path.relative_to(path.anchor).parts:
         if not (here / part).exists():

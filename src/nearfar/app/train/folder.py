@@ -1,4 +1,4 @@
-"""What counts as data in a folder of images: one rule, which docs/data.md states."""
+"""Read a folder of images; docs/data.md states which files and subfolders count."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from nearfar.app.train.files import once_each
 from nearfar.app.train.images import Fit, is_readable, read_images
 from nearfar.app.train.unreadable import FORMATS
 
-# What systems put beside the files of their users, besides names that begin with a dot.
+# Files and folders that operating systems create, besides names that begin with a dot.
 _HIDDEN = {
     "$recycle.bin",
     "#recycle",
@@ -28,15 +28,15 @@ _HIDDEN = {
 _SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"}
 _SHOWN = 3  # names in a message
 
-LeftOut = Counter[tuple[str, str]]  # of (what, why), how many
+LeftOut = Counter[tuple[str, str]]  # the number of files left out, by (what, why)
 
 
 @dataclass(frozen=True)
 class Place:
-    """A folder, and the true paths of it and of all that it was reached through."""
+    """A folder, and the resolved paths of it and of the folders through which it was reached."""
 
     path: Path
-    way: frozenset[Path]
+    ancestors: frozenset[Path]
 
 
 def read_folder(
@@ -45,15 +45,15 @@ def read_folder(
     """A folder with one subfolder of images per identity.
 
     Args:
-        folder: what to read.
-        fit: what images are made into.
-        labelled: whether identities must be known; if not, a folder of loose images will do.
-        identity_depth: 1 if each subfolder is an identity, 2 if each subfolder of those is; None:
-            1, unless the subfolders hold nothing but folders, which may be either.
+        folder: the folder to read.
+        fit: the size and channels of the images.
+        labelled: whether identities must be known; if not, the images may lie in `folder` itself.
+        identity_depth: 1 if each subfolder is an identity, 2 if each subfolder of those is; None
+            for 1, unless the subfolders hold only folders, which is ambiguous.
 
     Raises:
-        InputError: no subfolders, subfolders that are no identities or have no images, one file
-            under two identities, an image that cannot be read.
+        InputError: there are no subfolders, the subfolders are not identities or have no images,
+            one file is under two identities, or an image cannot be read.
     """
     left_out: LeftOut = Counter()
     top = Place(folder, frozenset({folder.resolve()}))
@@ -78,7 +78,7 @@ def read_folder(
         _refuse_folders_of_folders(folder, paths, images)
     kept = once_each(images, [paths[index].name for index in identity])
     if len(kept) < len(images):
-        left_out["second path", "to a file that is there already"] += len(images) - len(kept)
+        left_out["second path", "to a file that is already read"] += len(images) - len(kept)
     x, notes = read_images([images[row] for row in kept], fit)
     return Items(
         x=x,
@@ -90,7 +90,7 @@ def read_folder(
 
 
 def _loose(top: Place, fit: Fit, *, labelled: bool) -> Items:
-    """Images in no subfolder, whose identities are not known."""
+    """Read images that lie in the folder itself, whose identities are unknown."""
     left_out: LeftOut = Counter()
     _, images = _look(top, left_out)
     if not images or labelled:
@@ -112,7 +112,7 @@ def _loose(top: Place, fit: Fit, *, labelled: bool) -> Items:
 
 
 def _identities(place: Place, depth: int, left_out: LeftOut) -> list[Place]:
-    """The folders at this depth below a folder, in the order of their names."""
+    """The folders at this depth below a folder, in order of their names."""
     folders, images = _look(place, left_out)
     if images:
         left_out["loose image", "in no identity's folder"] += len(images)
@@ -122,7 +122,7 @@ def _identities(place: Place, depth: int, left_out: LeftOut) -> list[Place]:
 
 
 def _images(place: Place, left_out: LeftOut) -> Iterator[Path]:
-    """The images of a folder and of all folders in it."""
+    """The images in a folder and in all folders below it."""
     folders, images = _look(place, left_out)
     yield from images
     for folder in folders:
@@ -130,17 +130,17 @@ def _images(place: Place, left_out: LeftOut) -> Iterator[Path]:
 
 
 def _look(place: Place, left_out: LeftOut) -> tuple[list[Place], list[Path]]:
-    """The folders and the images in a folder, links taken for what they lead to."""
+    """The folders and images in a folder; links are followed."""
     folders, images = [], []
     for entry in sorted(place.path.iterdir()):
         if entry.name.startswith(".") or entry.name.lower() in _HIDDEN:
             left_out["hidden file", ""] += 1
         elif entry.is_dir():
-            true = entry.resolve()
-            if true in place.way:
+            resolved = entry.resolve()
+            if resolved in place.ancestors:
                 left_out["link", "to a folder it lies in"] += 1
             else:
-                folders.append(Place(entry, place.way | {true}))
+                folders.append(Place(entry, place.ancestors | {resolved}))
         elif not entry.is_file():
             left_out["link", "to nothing"] += 1
         elif is_readable(entry):
@@ -155,12 +155,12 @@ def _look(place: Place, left_out: LeftOut) -> tuple[list[Place], list[Path]]:
 def _refuse_folders_of_folders(
     folder: Path, identities: Sequence[Path], images: Sequence[Path]
 ) -> None:
-    """Where no subfolder holds an image itself, nothing says at which depth identities are."""
+    """Refuse subfolders that hold only folders: the depth of the identities is then unknown."""
     if {path.parent for path in images} & set(identities):
         return
     if len(identities) == 1:
         raise InputError(
-            f"{folder} holds a single folder, {identities[0]}, and no images. Name that as DATA."
+            f"{folder} holds a single folder, {identities[0]}, and no images. Pass that as DATA."
         )
     below = {path.relative_to(folder).parts[:2] for path in images}
     raise InputError(
@@ -171,7 +171,7 @@ def _refuse_folders_of_folders(
 
 
 def _refuse_sides(folder: Path, identities: Sequence[Path], depth: int | None) -> None:
-    """The sides of a split are no identities, and an identity may be on several."""
+    """Refuse train and test folders: they are not identities, but sides of a split."""
     sides = {path.relative_to(folder).parts[0] for path in identities}
     if len(sides) < 2 or not {side.lower() for side in sides} <= _SPLITS:
         return
@@ -180,14 +180,14 @@ def _refuse_sides(folder: Path, identities: Sequence[Path], depth: int | None) -
     if depth is None:
         raise InputError(
             f"{folder} holds {_some(sorted(map(Path, sides)))}, which are sides of a split, not "
-            f"identities. The tool splits identities itself: name one side as DATA, such as "
-            f"{identities[0]}; or add --identity-depth 2 to take those of all sides."
+            f"identities. The tool splits identities itself: pass one side as DATA, such as "
+            f"{identities[0]}; or add --identity-depth 2 to read all sides."
         )
     if n > 1:
         both = _some([path for path in identities if path.name == twice])
         raise InputError(
-            f"{both}: one name on two sides of a split. Put the images of an identity into one "
-            f"folder, or name one side as DATA, such as {folder / min(sides)}."
+            f"{both}: the same name on two sides of a split. Put the images of an identity into "
+            f"one folder, or pass one side as DATA, such as {folder / min(sides)}."
         )
 
 

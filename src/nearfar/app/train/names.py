@@ -1,13 +1,11 @@
-"""Names that the command line offers, apart from what they name, which takes seconds to load."""
+"""Names of the command line, kept apart from the modules they refer to, which load slowly."""
 
 from collections.abc import Mapping
 
-from nearfar.registry import Data, find
+GLYPHS = "glyphs"  # the built-in data set
 
-GLYPHS = "glyphs"  # the data set that nearfar brings
-
-# The losses that can be trained, by the names of their functions without "_loss", and their
-# hyperparameters where the user sets none: values for embeddings of length 1.
+# The losses that can be trained, named like their functions without "_loss", with the defaults of
+# their hyperparameters, chosen for embeddings of length 1.
 DEFAULTS: Mapping[str, Mapping[str, str | float | bool]] = {
     "contrastive": {"margin": 1.0, "distance": "euclidean"},
     "cosine": {"margin": 0.3},
@@ -31,19 +29,11 @@ DEFAULTS: Mapping[str, Mapping[str, str | float | bool]] = {
     "proxy_anchor": {"margin": 0.1, "scale": 32.0},
 }
 LOSSES = tuple(DEFAULTS)
+FOR_ITEMS, FOR_PAIRS = "sup_con", "contrastive"  # the default losses
 
-
-def _first(data: Data) -> str:
-    found = ((name, find(name)) for name in DEFAULTS)
-    return next(name for name, loss in found if loss is not None and loss.data == data)
-
-
-# Where no loss is named, the first in this list that takes a batch, or rows such as pairs.
-FOR_ITEMS, FOR_PAIRS = _first("batch"), _first("rows")
-
-KEEP, LEAVE_OUT, REFUSE = "keep", "leave-out", "refuse"  # what becomes of a single item
+KEEP, LEAVE_OUT, REFUSE = "keep", "leave-out", "refuse"  # what to do with single items
 SINGLE = (KEEP, LEAVE_OUT, REFUSE)
 
-# Options that may have several values in a sweep, and those of the losses that explain a table.
+# Options that may take several values in a sweep, and loss options of `nearfar explain`.
 SWEPT = ("loss", "margin", "margin2", "temperature", "scale", "distance")
 EXPLAINED = ("margin", "margin2", "temperature", "distance", "swap", "smooth", "label_smoothing")

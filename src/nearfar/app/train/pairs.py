@@ -1,4 +1,4 @@
-"""Tables of pairs: columns a, b and label, and maybe what the items of a pair belong to."""
+"""Read tables of pairs, with columns a, b, label and, optionally, groups of the items."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -34,13 +34,18 @@ def read_pairs(
     images_only: bool = False,
     labelled: bool = True,
 ) -> Pairs:
-    """A table whose cells under a and b are image paths, relative to its folder, or vectors.
+    """Read a table whose columns a and b hold vectors, or paths of images relative to the table.
 
-    Where it need not be `labelled`, no label is read, and no identity is known.
+    Args:
+        path: the table.
+        fit: the size and channels of the images.
+        similar_label: which of 0 and 1 means similar, for numeric labels.
+        images_only: whether vectors are refused.
+        labelled: whether labels are read; without them, no identity is known.
 
     Raises:
-        InputError: a column missing, labels that nothing says how to read, a cell that is neither
-            a vector nor an image, with its line or row.
+        InputError: a column is missing, the labels are ambiguous, or a cell is neither a vector nor
+            an image; the message names its line or row.
     """
     table = read_table(path)
     first, second = table.column("a"), table.column("b")
@@ -61,7 +66,7 @@ def read_pairs(
         unknown = torch.full((len(x),), -1)
         return Pairs(Items(x, unknown, names, ["unknown"], notes=notes), a, b, similar, where)
     joined = similar > 0.5 if similar.is_floating_point() else similar
-    _refuse_unlike_itself(table, a, b, joined)
+    _refuse_self_dissimilar(table, a, b, joined)
     _refuse_contradictions(path, a, b, joined, where)
     identity = connected(len(x), a, b, joined)
     identities = [f"identity {i}" for i in range(int(identity.max()) + 1)]
@@ -73,17 +78,17 @@ def read_pairs(
 def _names(
     cells: Sequence[Any], distinct: Sequence[tuple[Cell, int]], at: Sequence[str]
 ) -> list[str]:
-    """The path of an image, the place of a vector."""
+    """The name of each item: the path of an image, or the position of a vector."""
     return [str(cells[row]) if isinstance(cell, Path) else at[row] for cell, row in distinct]
 
 
 def _groups(table: Table, index: Sequence[int], n: int) -> Mapping[str, list[str]]:
-    """`groups` and `split_groups` of n items, where there are such columns; empty for no group.
+    """The `groups` and `split_groups` of n items, if there are such columns; empty for no group.
 
-    Either is one column, of both items of a pair, or two, one for each: `groups_a` and `groups_b`.
+    Each is one column for both items of a pair, or two: `groups_a` and `groups_b`.
 
     Raises:
-        InputError: one column of two, or an item that lies in two groups.
+        InputError: one of two columns is missing, or an item is in two groups.
     """
     found: dict[str, list[str]] = {}
     for name in ("groups", "split_groups"):
@@ -95,7 +100,7 @@ def _groups(table: Table, index: Sequence[int], n: int) -> Mapping[str, list[str
             raise InputError(f"{table.path} has {name!r} and {both[0]!r} or {both[1]!r}. Drop one.")
         cells = [cell for column in columns for cell in table.column(column)]
         found[name] = [""] * n
-        first: dict[int, int] = {}  # row of the cell that says the group of an item
+        first: dict[int, int] = {}  # the row of the cell that gives the group of an item
         for row, (cell, item) in enumerate(zip(cells, index, strict=True)):
             if is_blank(cell):
                 continue
@@ -103,8 +108,8 @@ def _groups(table: Table, index: Sequence[int], n: int) -> Mapping[str, list[str
             if found[name][item] not in ("", group):
                 places = [table.where(r % len(table)) for r in (first[item], row)]
                 raise InputError(
-                    f"{places[0]} and {places[1]}: an item is in the group {found[name][item]!r} "
-                    f"of {name}, and in {group!r}. Name one group for each item"
+                    f"{places[0]} and {places[1]}: an item is in two {name}, {found[name][item]!r} "
+                    f"and {group!r}. Name one group for each item"
                     + ("." if columns == both else f", in two columns, {' and '.join(both)}.")
                 )
             found[name][item] = group
@@ -113,7 +118,7 @@ def _groups(table: Table, index: Sequence[int], n: int) -> Mapping[str, list[str
 
 
 def doubtful(pairs: Pairs) -> str:
-    """A note on dissimilar pairs whose items similar pairs connect; empty where there are none."""
+    """A note on dissimilar pairs whose items similar pairs connect; empty if there are none."""
     identity = pairs.items.identity
     rows = (~pairs.is_similar() & (identity[pairs.a] == identity[pairs.b])).nonzero()[:, 0]
     if not len(rows):
@@ -125,8 +130,8 @@ def doubtful(pairs: Pairs) -> str:
     )
 
 
-def _refuse_unlike_itself(table: Table, a: Tensor, b: Tensor, similar: Tensor) -> None:
-    """Refuse an item that is dissimilar to itself, be it under two names."""
+def _refuse_self_dissimilar(table: Table, a: Tensor, b: Tensor, similar: Tensor) -> None:
+    """Refuse an item that is labelled dissimilar to itself, even under two names."""
     itself = ((a == b) & ~similar).nonzero()[:, 0]
     if not len(itself):
         return
@@ -135,7 +140,7 @@ def _refuse_unlike_itself(table: Table, a: Tensor, b: Tensor, similar: Tensor) -
     if names[0] == names[1] or looks_like_vector(names[0]):
         what = "an item is labelled dissimilar to itself"
     else:
-        what = f"{names[0]} and {names[1]} are one file, and labelled dissimilar"
+        what = f"{names[0]} and {names[1]} are the same file, but labelled dissimilar"
     raise InputError(
         f"{table.where(row)}: {what} ({len(itself):,} of {len(a):,} pairs of {table.path} are). "
         "Remove them, or check --similar-label."
@@ -145,7 +150,7 @@ def _refuse_unlike_itself(table: Table, a: Tensor, b: Tensor, similar: Tensor) -
 def _refuse_contradictions(
     path: Path, a: Tensor, b: Tensor, similar: Tensor, where: Sequence[str]
 ) -> None:
-    """Refuse a pair that is labelled both, in either order."""
+    """Refuse a pair that is labelled both similar and dissimilar, in either order."""
     first: dict[tuple[int, int, bool], int] = {}  # row of each pair under each label
     columns = zip(a.tolist(), b.tolist(), similar.tolist(), strict=True)
     for row, (one, other, same) in enumerate(columns):
@@ -164,15 +169,15 @@ def _refuse_contradictions(
 
 
 def _labels(table: Table, similar_label: int | None) -> Tensor:
-    """(p,) bool, or float32 degrees where some lie in between."""
+    """(p,) bool, or float32 degrees if some lie strictly between 0 and 1."""
     y = table.numbers("label")
     refuse_bad_labels(y, "label", table.where, table.path, similar_label)
     try:
         similar = pair_labels(y, like=torch.empty(len(y)), similar_label=similar_label)  # type: ignore[arg-type]
     except ValueError:
         raise InputError(
-            f"{table.path}: label says true or false, and true means similar; "
-            "drop --similar-label 0, or turn the labels round."
+            f"{table.path}: label is true or false, and true means similar; "
+            "drop --similar-label 0, or invert the labels."
         ) from None
     binary = similar if similar.dtype is torch.bool else similar == similar.round()
     if similar.dtype is torch.bool:
@@ -181,7 +186,7 @@ def _labels(table: Table, similar_label: int | None) -> Tensor:
 
 
 def _parsed(cells: Sequence[Any], at: Sequence[str], folder: Path) -> list[Cell]:
-    """Each cell as the path of an image or the numbers of a vector; all of one kind."""
+    """Each cell as the path of an image or as a vector; all cells must be of one kind."""
     parsed: list[Cell] = []
     n = known_length(cells)
     for cell, place in zip(cells, at, strict=True):
@@ -212,9 +217,9 @@ def names_image(cell: Any) -> bool:
 
 
 def _distinct(parsed: Sequence[Cell]) -> tuple[list[tuple[Cell, int]], list[int]]:
-    """Each item once, with the first row it is in; and for each row, which item it holds.
+    """The distinct items, each with its first row; and for each row, the index of its item.
 
-    A file is one item, by whatever paths it is named.
+    Different paths of one file are one item.
     """
     path_keys = {item: file_key(item) for item in set(parsed) if isinstance(item, Path)}
     keys = [path_keys[item] if isinstance(item, Path) else item for item in parsed]
@@ -237,7 +242,7 @@ def _read_items(items: Sequence[Cell], at: Sequence[str], fit: Fit) -> tuple[Ten
         if len(item) != len(vectors[0]):
             raise InputError(
                 f"{place} has {len(item)} numbers and {at[0]} has {len(vectors[0])}; "
-                "all vectors must be of one length."
+                "all vectors must have the same length."
             )
     x = torch.tensor(vectors, dtype=torch.float32)
     bad = (~x.isfinite()).any(1)

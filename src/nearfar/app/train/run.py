@@ -1,4 +1,4 @@
-"""The run folder: written whole or not at all, read without trusting it."""
+"""Write the run folder, completely or not at all, and read it with every value checked."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ CONFIG, MODEL, THRESHOLD = "config.toml", "model.safetensors", "threshold.json"
 METRICS, SUMMARY = "metrics.jsonl", "summary.json"
 FILES = (CONFIG, MODEL, THRESHOLD, METRICS, SUMMARY)
 REPORT = "report.html"
-BESIDE = (RECORD, REPORT)  # what else a run folder may hold
+OPTIONAL = (RECORD, REPORT)  # files that a run folder may also hold
 
 Finish = Callable[[Path], None] | None
 
@@ -40,12 +40,12 @@ class Run:
     """A trained verifier.
 
     Attributes:
-        path: its folder.
-        config: what it was trained by.
+        path: the run folder.
+        config: the config of the run.
         embedder: the network, in evaluation mode, on the CPU.
-        distance: what it compares embeddings with.
-        thresholds: up to which distance two items are the same.
-        summary: what training said about itself.
+        distance: the distance by which embeddings are compared.
+        thresholds: the largest distances at which two items count as the same.
+        summary: the summary that training wrote.
     """
 
     path: Path
@@ -58,7 +58,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Results:
-    """What a run folder says without its network; see `Run`."""
+    """The contents of a run folder without its network; see `Run`."""
 
     path: Path
     config: TrainConfig
@@ -68,7 +68,7 @@ class Results:
 
 
 def refuse_inside(out: Path, data: str) -> None:
-    """Refuse to write over the data that is read, or among it."""
+    """Refuse to write over the data or into its folder."""
     source = Path(data)
     if data != GLYPHS and source.exists() and out.resolve().is_relative_to(source.resolve()):
         lies = "is" if source.is_file() else "lies inside"
@@ -76,14 +76,14 @@ def refuse_inside(out: Path, data: str) -> None:
 
 
 def refuse_inside_run(out: Path) -> None:
-    """Refuse to write into a run, which could not be replaced any more with more than its files."""
+    """Refuse to write into a run folder: with foreign files in it, it could not be replaced."""
     for folder in out.resolve().parents:
         if (folder / CONFIG).is_file() and (folder / SUMMARY).is_file():
             raise InputError(f"--out {out} lies inside the run {folder}. Choose one outside.")
 
 
 def refuse_existing(out: Path, *, overwrite: bool) -> None:
-    """Refuse to write over what is there, unless it is a run and may be replaced."""
+    """Refuse to write over anything but an empty folder, or a run if `overwrite` is set."""
     if not out.exists() and not out.is_symlink():
         return
     if out.is_dir() and out.resolve() == Path.cwd():
@@ -94,27 +94,27 @@ def refuse_existing(out: Path, *, overwrite: bool) -> None:
         raise InputError(f"{out} exists. Choose another --out, or add --overwrite to replace it.")
     if not (out.is_dir() and (out / CONFIG).is_file() and (out / SUMMARY).is_file()):
         raise InputError(f"{out} is not a run folder and is not overwritten. Choose another --out.")
-    if foreign := sorted({entry.name for entry in out.iterdir()} - {*FILES, *BESIDE}):
+    if foreign := sorted({entry.name for entry in out.iterdir()} - {*FILES, *OPTIONAL}):
         raise InputError(
-            f"{out} holds {foreign[0]!r}, which is no part of a run, and is not overwritten. Move "
+            f"{out} holds {foreign[0]!r}, which is not part of a run, and is not overwritten. Move "
             "it elsewhere, or choose another --out."
         )
 
 
 @contextmanager
 def writing(out: Path, *, overwrite: bool = False, finish: Finish = None) -> Iterator[Path]:
-    """A folder beside `out` that takes its place once the block ends without an error.
+    """A temporary folder next to `out`, which becomes `out` if the block ends without an error.
 
     Args:
-        out: where it is to be.
-        overwrite: whether a run that is there may be replaced.
-        finish: adds to the folder what needs all of it, such as a report, before it takes its
-            place: whoever is killed meanwhile keeps what was there, whole.
+        out: the final path.
+        overwrite: whether an existing run may be replaced.
+        finish: called with the complete folder, to write a report, for example, before it becomes
+            `out`. Until then an existing run stays untouched, even if the process is killed.
 
     Raises:
-        InputError: the folder cannot be made, or something else has come to stand at `out`.
+        InputError: the folder cannot be created, or something else now exists at `out`.
     """
-    out = out.resolve()  # where `out` is a link, what it leads to is replaced
+    out = out.resolve()  # if `out` is a link, its target is replaced
     made = [parent for parent in (out.parent, *out.parent.parents) if not parent.exists()]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -124,7 +124,7 @@ def writing(out: Path, *, overwrite: bool = False, finish: Finish = None) -> Ite
     except OSError as error:
         raise InputError(f"--out {out} cannot be written: {error.strerror}.") from None
     try:
-        folder.chmod(0o755)  # mkdtemp's own is for its owner only
+        folder.chmod(0o755)  # mkdtemp makes it private to the owner
         yield folder
         if finish:
             finish(folder)
@@ -144,14 +144,14 @@ def write_run(
     thresholds: Thresholds,
     summary: Mapping[str, Any],
 ) -> None:
-    """All files of a run but the metrics, which training writes as it goes."""
+    """Write all files of a run except the metrics, which training writes as it goes."""
     (folder / CONFIG).write_text(to_toml(config), encoding="utf-8")
     state = {name: value.contiguous() for name, value in embedder.cpu().state_dict().items()}
-    # One key only: safetensors keeps several in an order that changes from process to process.
+    # A single key: safetensors writes several in an order that varies from process to process.
     shape = json.dumps({"format": FORMAT, "input_shape": list(embedder.input_shape)})
     try:
         save_file(state, folder / MODEL, metadata={"nearfar": shape})
-    except SafetensorError as error:  # how a full disk is reported
+    except SafetensorError as error:  # on a full disk, for example
         raise InputError(f"{folder / MODEL} cannot be written: {error}") from None
     (folder / MODEL).chmod(0o644)
     _write_json(
@@ -169,10 +169,10 @@ def write_run(
 
 
 def read_run(path: Path) -> Run:
-    """A run folder.
+    """Read a run folder.
 
     Raises:
-        InputError: no such folder, a missing or damaged file, another format version.
+        InputError: the folder or a file is missing, damaged or of another format version.
     """
     found = read_results(path)
     embedder = _read_model(path / MODEL, found.config)
@@ -180,7 +180,7 @@ def read_run(path: Path) -> Run:
 
 
 def read_results(path: Path) -> Results:
-    """All of a run folder but its network, which may need code that is not there.
+    """Read a run folder without its network, whose code may be missing.
 
     Raises:
         InputError: as `read_run`.
@@ -202,13 +202,13 @@ def read_results(path: Path) -> Results:
         float(threshold["threshold"]),
         float(threshold["raw_threshold"]),
         float(threshold["far"]),
-        threshold.get("raw_distance") or "euclidean",  # of runs before 0.1.1
+        threshold.get("raw_distance") or "euclidean",  # for runs before 0.1.1
     )
     distance = threshold["distance"]
     right = verifier_distance(config.loss, config.hyperparameters)
     if distance != right:
         raise InputError(
-            f"{path / THRESHOLD} is damaged: its distance is {distance!r}, but the run compares by "
+            f"{path / THRESHOLD} is damaged: its distance is {distance!r}, but the run uses "
             f"{right!r}. Train again."
         )
     if thresholds.raw_distance not in RAW_DISTANCES:
@@ -220,7 +220,7 @@ def read_results(path: Path) -> Results:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The metrics of each step of the run in this folder.
+    """Read the metrics of each step of a run.
 
     Raises:
         InputError: the file is damaged.
@@ -240,13 +240,13 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 def _read_model(path: Path, config: TrainConfig) -> Embedder:
     try:
-        content = path.read_bytes()  # safetensors itself opens no path that is not UTF-8
+        content = path.read_bytes()  # safetensors cannot open a path that is not UTF-8
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         described = json.loads(header["__metadata__"]["nearfar"])
         shape = tuple(int(size) for size in described["input_shape"])
         state = load(content)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError):
-        raise InputError(f"{path} is damaged or no model of nearfar. Train again.") from None
+        raise InputError(f"{path} is damaged or not a model of nearfar. Train again.") from None
     check_format(path, described.get("format"))
     embedder = build(config.encoder, shape, config.embedding_dim)
     try:
@@ -259,9 +259,9 @@ def _read_model(path: Path, config: TrainConfig) -> Embedder:
 
 
 def _replace(folder: Path, out: Path, *, overwrite: bool) -> None:
-    """Put `folder` where `out` is; what was there goes only once the new one is in place."""
+    """Move `folder` to `out`; an old run is deleted only once the new one is in place."""
     try:
-        refuse_existing(out, overwrite=overwrite)  # hours may have passed since it was asked
+        refuse_existing(out, overwrite=overwrite)  # hours may have passed since the first check
     except InputError as error:
         kept = folder.with_name(f"{out.name}-{folder.suffixes[-2].lstrip('.')}")
         folder.rename(kept)

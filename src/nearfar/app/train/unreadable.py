@@ -8,9 +8,9 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 # Pillow's readers log what they are about to raise.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
-_HEIC = "HEIC, which is read once pillow-heif is installed; or convert to JPEG"
+_HEIC = "HEIC, which needs pillow-heif: install it, or convert to JPEG"
 _RAW = "a camera's raw format: export as JPEG or TIFF"
-# Of images that Pillow does not read, by their names.
+# Image formats that Pillow does not read, by file name ending.
 FORMATS = {
     **dict.fromkeys((".heic", ".heif", ".hif"), _HEIC),
     **dict.fromkeys((".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"), _RAW),
@@ -23,16 +23,16 @@ _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def reason(file: Path, error: Exception) -> str:
-    """What is wrong with a file that raised this, and the way out; Pillow's words name neither."""
+    """Why a file raised this error, and the fix; Pillow's own messages name neither."""
     said = str(error)
     if isinstance(error, Image.DecompressionBombError):
         return _too_large(said)
     if "MAX_TEXT" in said:
         limit = PngImagePlugin.MAX_TEXT_CHUNK
         return (
-            f"a text or colour profile in it takes more than {limit:,} bytes once it is unpacked "
-            f"(or all of them more than {PngImagePlugin.MAX_TEXT_MEMORY:,}), which could fill the "
-            "memory. Save it without its metadata."
+            f"a text or colour profile in it unpacks to more than {limit:,} bytes (or all together "
+            f"to more than {PngImagePlugin.MAX_TEXT_MEMORY:,}), which could fill the memory. Save "
+            "it without its metadata."
         )
     if isinstance(error, UnidentifiedImageError):
         return _by_content(file)
@@ -44,18 +44,18 @@ def reason(file: Path, error: Exception) -> str:
 
 
 def _too_large(said: str) -> str:
-    """Pillow's limit is of pixels, before any is read."""
+    """The reason for Pillow's limit on the number of pixels."""
     size = re.search(r"(\d+) pixels", said)
     has = f"{int(size[1]) / 1e6:,.0f} million pixels" if size else "too many pixels"
     limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
     return (
-        f"it has {has}, and more than {limit / 1e6:,.0f} million are not read, since a small file "
-        "can claim any number and fill the memory. Make it smaller, or cut out what counts."
+        f"it has {has}, over the limit of {limit / 1e6:,.0f} million, which guards against small "
+        "files that fill the memory. Make it smaller, or crop it."
     )
 
 
 def _by_content(file: Path) -> str:
-    """What the first bytes of a file show that is no image, or none that Pillow reads."""
+    """Why Pillow cannot identify a file, judging by its first bytes."""
     with file.open("rb") as opened:
         head = opened.read(512)
     if not head:
@@ -68,11 +68,11 @@ def _by_content(file: Path) -> str:
         return "it is a pointer that stands for the file. Run: git lfs pull"
     if head[:4] in _TIFF:
         return (
-            "it is a TIFF of a kind that is not read, or damaged. Integers of 8 or 16 bits are, "
-            "grey ones of 32 bits, and grey floats of 32 bits; pass other numbers as .npz."
+            "it is damaged or an unsupported kind of TIFF. Supported are integers of 8 or 16 bits, "
+            "and grey images of 32-bit integers or floats; pass other numbers as .npz."
         )
     if not head.strip(b"\0"):
-        return "it holds zeros, as a copy that broke off does. Copy it again, or remove it."
+        return "it holds only zeros, like an interrupted copy. Copy it again, or remove it."
     if head.lstrip().startswith(b"<"):
-        return "it holds text, such as a web page, and no image. Download it again, or remove it."
-    return "it is damaged or no image. Repair or remove it."
+        return "it is text, such as a web page, not an image. Download it again, or remove it."
+    return "it is damaged or not an image. Repair or remove it."
