@@ -11,7 +11,7 @@ import pytest
 from conftest import make_vectors
 
 from nearfar.app.errors import InputError
-from nearfar.app.report import contest_of, write_comparison, write_report
+from nearfar.app.report import compare_runs, write_comparison, write_report
 from nearfar.app.report.study import read_study
 from nearfar.app.report.words import decided, percent, verdict
 from nearfar.app.train import recorder
@@ -273,7 +273,7 @@ def test_compare_sets_runs_side_by_side(nearfar, vector_run, another_run, tmp_pa
         "Settings that differ",
     ]
     assert all(link.startswith(("#", "data:")) for link in outline.links)
-    settings = contest_of([vector_run, another_run]).settings()
+    settings = compare_runs([vector_run, another_run]).settings()
     assert [row[0] for row in settings.rows] == [
         "distance",
         "loss",
@@ -294,18 +294,18 @@ def test_runs_measured_on_different_pairs_are_flagged(nearfar, vector_run, image
     assert done.status == 0
     assert "Measured on other data or other test identities than vectors: images" in done.err
     assert not json.loads(done.out)["comparable"]
-    contest = contest_of([vector_run, image_run])
-    write_comparison(contest, tmp_path / "page.html")
-    assert contest.warning in (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert "raw input" not in contest.table().header
+    comparison = compare_runs([vector_run, image_run])
+    write_comparison(comparison, tmp_path / "page.html")
+    assert comparison.warning in (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "raw input" not in comparison.table().header
 
 
 def test_compare_refuses(nearfar, vector_run, tmp_path):
     assert "two runs or more" in nearfar("compare", vector_run).error
     assert "no such run folder" in nearfar("compare", vector_run, tmp_path / "x").error
     with pytest.raises(InputError, match="two runs"):
-        contest_of([vector_run])
-    twice = contest_of([vector_run, vector_run])
+        compare_runs([vector_run])
+    twice = compare_runs([vector_run, vector_run])
     assert twice.labels == ("vectors (1)", "vectors (2)")
     assert twice.settings().rows == []
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from browser import browser, needs_chromium
 
-from nearfar.app.report import contest_of, write_comparison, write_report
+from nearfar.app.report import compare_runs, write_comparison, write_report
 from nearfar.app.report.study import read_study
 from nearfar.app.report.words import decided, percent
 
@@ -33,7 +33,7 @@ def pages(glyphs_run, image_run, vector_run, tmp_path_factory) -> dict[str, Path
     runs = {"glyphs": glyphs_run, "images": image_run, "vectors": vector_run}
     for name, run in runs.items():
         write_report(run, folder / f"{name}.html")
-    write_comparison(contest_of([glyphs_run, image_run]), folder / "compare.html")
+    write_comparison(compare_runs([glyphs_run, image_run]), folder / "compare.html")
     return {name: folder / f"{name}.html" for name in (*runs, "compare")}
 
 

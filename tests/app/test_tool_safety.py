@@ -196,7 +196,11 @@ def test_damaged_metrics_are_named(nearfar, run, lines, named):
         ("test.n_identities", True, "test.n_identities is not a whole number"),
         ("test.learned", 3, "test.learned is not an object"),
         ("test.learned.eer", 1.5, "test.learned.eer is not a rate"),
-        ("test.learned.tar_at_far", {"often": 1}, "test.learned.tar_at_far.often has no rate"),
+        (
+            "test.learned.tar_at_far",
+            {"often": 1},
+            "test.learned.tar_at_far.often is not named by a rate",
+        ),
         ("test.raw.at_threshold.tar", "all", "test.raw.at_threshold.tar is not a rate"),
         ("findings", [{"name": "x"}], "it has no 'findings.seen'"),
     ],

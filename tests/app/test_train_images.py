@@ -348,8 +348,8 @@ CAUSES = {
     ),
     "cut off": (png16(COLOUR, 2)[:200], ["it is cut off"]),
     "noise": (b"\x01\x02\x03" * 99, ["damaged or not an image"]),
-    "planes": (tiff(COLOUR, 2, planar=True, deflate=True), ["16 bits a channel", "planes"]),
-    "plain ppm": (b"P3 1 1 65535\n1 2 3\n", ["of its 16 bits a channel", "as PNG or TIFF"]),
+    "planes": (tiff(COLOUR, 2, planar=True, deflate=True), ["16 bits per channel", "planes"]),
+    "plain ppm": (b"P3 1 1 65535\n1 2 3\n", ["of its 16 bits per channel", "as PNG or TIFF"]),
 }
 
 

@@ -52,7 +52,7 @@ def test_every_combination_is_trained_on_the_same_splits_and_ranked_by_calibrati
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     assert main(command(data, tmp_path)) == 0
     said = capsys.readouterr().out
-    assert said.count("there already") == 3
+    assert said.count("already trained") == 3
     assert f"keep {tmp_path / found['best']}" in said.replace("\n", "")
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
 

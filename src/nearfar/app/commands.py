@@ -231,13 +231,13 @@ def compare(
     overwrite: Overwrite = False,
 ) -> None:
     """Show the figures of several runs side by side, and warn if they are not comparable."""
-    from nearfar.app.report import contest_of, page_at, write_comparison
+    from nearfar.app.report import compare_runs, page_at, write_comparison
 
-    contest = contest_of(runs)
-    note(filter(None, [contest.warning]))
-    show(contest, as_json)
+    comparison = compare_runs(runs)
+    note(filter(None, [comparison.warning]))
+    show(comparison, as_json)
     if out:
-        write_comparison(contest, page_at(out, overwrite))
+        write_comparison(comparison, page_at(out, overwrite))
         typer.echo(f"wrote {out}", err=as_json)
 
 
@@ -260,7 +260,7 @@ def sweep(
     """
     from nearfar.app.train import sweep
 
-    trials = sweep.asked_for(data, given)
+    trials = sweep.trials_from(data, given)
     show(sweep.sweep(trials, out, minutes=minutes, console=console(as_json)), as_json)
 
 

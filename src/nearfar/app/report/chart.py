@@ -1,4 +1,4 @@
-"""What every chart of a report shares: its look, and how it is handed to the page."""
+"""Shared parts of the charts in a report: their style, axes, and specification."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,27 +8,27 @@ import altair as alt
 
 from nearfar.tabulate import Table
 
-# Each has a contrast of at least 3 to 1 with white and with the dark page.
+# Each has a contrast of at least 3:1 with both the light and the dark page.
 SAME, DIFFERENT, RAW = "#3d7fc4", "#cf6a2c", "#848b98"
 KINDS = alt.Scale(domain=["same", "different"], range=[SAME, DIFFERENT])
 SOURCES = alt.Scale(domain=["learned", "raw input"], range=[SAME, RAW])
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', sans-serif"
 Row = Mapping[str, Any]
-# Put into the chart once it is made: altair copies and checks what it is given, row by row.
+# Filled in after the chart is built, since altair copies and validates data row by row.
 ROWS = alt.NamedData(name="rows")
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart with all that a reader needs who cannot see it.
+    """A chart, with a description and a table for readers who cannot see it.
 
     Attributes:
-        name: unique in the page.
-        title: what it shows.
-        caption: how to read it.
-        description: what can be seen in it, in words.
-        table: the numbers behind it, or those that matter.
-        spec: the chart in Vega-Lite.
+        name: identifier, unique in the page.
+        title: what the chart shows.
+        caption: how to read the chart.
+        description: the chart in words.
+        table: the most important numbers of the chart.
+        spec: the Vega-Lite specification.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Figure:
 
 
 def spec(chart: Any, rows: Sequence[Row], height: int = 260) -> dict[str, Any]:
-    """A chart of `ROWS` as wide as its place, in the page's own colours."""
+    """The specification of a chart of `ROWS`, as wide as its container, in the page's colours."""
     axis: dict[str, Any] = {
         "labelColor": "currentColor",
         "titleColor": "currentColor",
@@ -65,7 +65,7 @@ def spec(chart: Any, rows: Sequence[Row], height: int = 260) -> dict[str, Any]:
     drawn: dict[str, Any] = (
         chart.properties(width="container", height=height, background="transparent")
         .configure(
-            font=FONT,  # as the page's, by name: Vega measures words with it
+            font=FONT,  # the font of the page, with which Vega measures text
             axis=alt.AxisConfig(**axis),
             legend=alt.LegendConfig(**legend),
             view=alt.ViewConfig(stroke=None),
@@ -73,7 +73,7 @@ def spec(chart: Any, rows: Sequence[Row], height: int = 260) -> dict[str, Any]:
         )
         .to_dict()
     )
-    del drawn["$schema"]  # an address, though nobody would follow it
+    del drawn["$schema"]  # a URL, which an offline page should not hold
     drawn["datasets"] = {**drawn.get("datasets", {}), ROWS.name: rows}
     return drawn
 
@@ -95,7 +95,7 @@ def data(rows: Sequence[Row]) -> alt.InlineData:
 
 
 def rule(signal: str) -> alt.Chart:
-    """A dashed vertical line where a signal of the page stands."""
+    """A dashed vertical line at the value of a signal of the page."""
     drawn: alt.Chart = (
         alt.Chart(data([{}]))
         .transform_calculate(at=signal)
@@ -110,5 +110,5 @@ def signal(name: str, value: float) -> alt.Parameter:
 
 
 def short(value: float, digits: int = 4) -> float:
-    """As many digits as a screen can show, to keep the file small."""
+    """Round to the digits that a screen can show, to keep the file small."""
     return float(f"{value:.{digits}g}")

@@ -1,4 +1,4 @@
-"""Runs side by side."""
+"""Compare runs side by side."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,18 +15,18 @@ from nearfar.app.report.study import Study, read_study
 from nearfar.app.report.words import figures_table, percent, verdict
 from nearfar.tabulate import Table
 
-# "tableau10" without its grey; runs beyond these repeat a colour, and are render apart by dashes.
+# "tableau10" without its grey; further runs repeat the colours with dashed lines.
 COLOURS = ["#4c78a8", "#e4761a", "#3f9b49", "#e45756", "#b279a2", "#8a6d3b", "#39a0a6", "#7d5fb2"]
 POINTS = 200
 
 
 @dataclass(frozen=True, eq=False)
-class Contest:
+class RunComparison:
     """Runs to compare.
 
     Attributes:
-        names: of their folders.
-        studies: what these hold.
+        names: the names of the run folders.
+        studies: the contents of the run folders.
     """
 
     names: tuple[str, ...]
@@ -34,26 +34,26 @@ class Contest:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Names that differ."""
-        several = {name for name in self.names if self.names.count(name) > 1}
+        """The names, with a number added to those that occur more than once."""
+        repeated = {name for name in self.names if self.names.count(name) > 1}
         return tuple(
-            f"{name} ({i + 1})" if name in several else name for i, name in enumerate(self.names)
+            f"{name} ({i + 1})" if name in repeated else name for i, name in enumerate(self.names)
         )
 
     @property
     def warning(self) -> str | None:
         """Why the figures cannot be compared; None if they can."""
         first, *others = self.studies
-        odd = [
+        different = [
             label
             for label, study in zip(self.labels[1:], others, strict=True)
             if study.fingerprint != first.fingerprint
         ]
-        if not odd:
+        if not different:
             return None
         return (
             f"Measured on other data or other test identities than {self.labels[0]}: "
-            f"{', '.join(odd)}. Such figures cannot show which run is better."
+            f"{', '.join(different)}. Such figures cannot show which run is better."
         )
 
     @property
@@ -62,7 +62,7 @@ class Contest:
         return [(label, verdict(study.test, study.findings)) for label, study in pairs]
 
     def settings(self) -> Table:
-        """What the configs differ in."""
+        """The settings in which the configs differ."""
         configs = [_settings(study) for study in self.studies]
         keys = sorted({key for config in configs for key in config})
         differ = [key for key in keys if len({config.get(key, "–") for config in configs}) > 1]
@@ -70,7 +70,7 @@ class Contest:
         return Table(("setting", *self.labels), rows)
 
     def table(self) -> Table:
-        """Each figure of each run with its interval, the raw input's where it is shared."""
+        """Each figure of each run with its interval, and that of the raw input if runs share it."""
         tables = [figures_table(study.test) for study in self.studies]
         rows = []
         for lines in zip(*tables, strict=True):
@@ -135,7 +135,7 @@ class Contest:
         return self._lines(
             "errors",
             "Equal error rate on calibration identities",
-            "How fast each run learns what carries over to identities it was not trained on.",
+            "How fast each run learns what generalises to identities it was not trained on.",
             rows,
             "equal error rate",
         )
@@ -150,8 +150,8 @@ class Contest:
         return self._lines(
             "losses",
             "Loss",
-            "Losses of different kinds or hyperparameters have different units: compare their "
-            "course, not their level.",
+            "Losses of different kinds or hyperparameters have different scales: compare the "
+            "shapes of the curves, not their levels.",
             rows,
             "loss",
         )
@@ -190,20 +190,20 @@ class Contest:
         return drawn
 
 
-def contest_of(runs: Sequence[Path]) -> Contest:
-    """The runs in these folders.
+def compare_runs(runs: Sequence[Path]) -> RunComparison:
+    """Read the runs in these folders.
 
     Raises:
-        InputError: fewer than two, or one that cannot be read or has no record.
+        InputError: there are fewer than two, or one cannot be read or has no record.
     """
     if len(runs) < 2:
         raise InputError(f"compare needs two runs or more, got {len(runs)}: compare RUN RUN")
-    return Contest(
+    return RunComparison(
         tuple(run.resolve().name for run in runs), tuple(read_study(run) for run in runs)
     )
 
 
 def _settings(study: Study) -> dict[str, str]:
-    held = dict(vars(study.config))
-    held |= held.pop("hyperparameters")
-    return {name: str(value) for name, value in held.items()}
+    settings = dict(vars(study.config))
+    settings |= settings.pop("hyperparameters")
+    return {name: str(value) for name, value in settings.items()}

@@ -1,4 +1,4 @@
-"""Charts of what a threshold decides: ROC and DET, with a point that follows the slider."""
+"""Charts of the errors of each threshold, ROC and DET, with a point that follows the slider."""
 
 import altair as alt
 import numpy as np
@@ -42,7 +42,7 @@ def roc(study: Study) -> Figure:
     chart = alt.layer(lines, _point(f"max(far, {least})", "1 - frr").encode(x="x:Q", y="y:Q"))
     return Figure(
         "roc",
-        "ROC: what a false-accept rate buys",
+        "ROC: true accepts for each false-accept rate",
         "Each point is a threshold. Higher is better, and further left is stricter; the scale of "
         "false accepts is logarithmic. The dot is the threshold of the slider.",
         f"Two rising curves. At 1 % false accepts, the embeddings accept "
@@ -94,7 +94,7 @@ def det(study: Study) -> Figure:
 
 
 def curve_rows(found: Side, name: str, least: float) -> list[Row]:
-    """The ROC curve for a plot whose false accepts begin at `least`."""
+    """The ROC curve for a plot whose axis of false accepts starts at `least`."""
     return [
         {"far": short(max(far, least)), "tar": short(tar), "of": name}
         for far, tar in _points(found)
@@ -139,7 +139,7 @@ def _tar(found: Side) -> str:
 
 
 def _rates(study: Study) -> Table:
-    """What each curve says at a few false-accept rates."""
+    """The true-accept rates of both curves at a few false-accept rates."""
 
     def rate(found: Side, far: float) -> str:
         reached = found.tar[found.far <= far]

@@ -1,4 +1,4 @@
-"""The hardest test pairs, as images or rows that a page can hold."""
+"""The hardest test pairs, as images or numbers for the page."""
 
 from base64 import b64encode
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from PIL import Image
 from nearfar.app.report.study import Study
 from nearfar.app.train.record import Array
 
-NUMBERS = 6  # of a vector
+NUMBERS = 6  # shown of a vector
 
 
 @dataclass(frozen=True)
 class Item:
-    """One side of a pair: its name, and an image as a data address or some numbers."""
+    """An item of a pair: its name, and its image as a data URL or some of its numbers."""
 
     name: str
     identity: str
@@ -24,7 +24,7 @@ class Item:
 
 @dataclass(frozen=True)
 class HardPair:
-    """A pair that is hard to decide, and how far apart it is."""
+    """A pair that is hard to decide, and its distance."""
 
     distance: float
     a: Item
@@ -32,7 +32,7 @@ class HardPair:
 
 
 def hardest_pairs(study: Study) -> tuple[list[HardPair], list[HardPair]]:
-    """The closest different pairs, and the same pairs that are farthest apart."""
+    """The closest different pairs, and the farthest same pairs."""
     outcome = study.outcome
     items = {int(item): row for row, item in enumerate(outcome.shown)}
 
@@ -42,7 +42,7 @@ def hardest_pairs(study: Study) -> tuple[list[HardPair], list[HardPair]]:
         if x.ndim == 1:
             numbers = (*(f"{value:7.3g}" for value in x[:NUMBERS]), *["…"][: len(x) - NUMBERS])
             return Item(str(outcome.names[index]), identity, None, numbers)
-        return Item(str(outcome.names[index]), identity, _data_address(x), ())
+        return Item(str(outcome.names[index]), identity, _data_url(x), ())
 
     pairs = [
         HardPair(float(distance), item(int(a)), item(int(b)))
@@ -55,9 +55,9 @@ def hardest_pairs(study: Study) -> tuple[list[HardPair], list[HardPair]]:
     )
 
 
-def _data_address(x: Array) -> str:
-    """(c, h, w) uint8 as a PNG inside an address."""
+def _data_url(x: Array) -> str:
+    """A (c, h, w) uint8 image as a data URL."""
     pixels = x[0] if len(x) == 1 else x.transpose(1, 2, 0)
-    held = BytesIO()
-    Image.fromarray(pixels).save(held, "PNG", optimize=True)
-    return "data:image/png;base64," + b64encode(held.getvalue()).decode()
+    file = BytesIO()
+    Image.fromarray(pixels).save(file, "PNG", optimize=True)
+    return "data:image/png;base64," + b64encode(file.getvalue()).decode()

@@ -1,4 +1,4 @@
-"""The page: what goes into the template, and writing it."""
+"""Fill the templates of the report and write the page."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from markupsafe import Markup
 import nearfar
 from nearfar.app.errors import InputError
 from nearfar.app.report import decision, space, training
-from nearfar.app.report.compare import Contest
+from nearfar.app.report.compare import RunComparison
 from nearfar.app.report.gallery import hardest_pairs
 from nearfar.app.report.study import Study, read_study
 from nearfar.app.report.words import decided, figures_table, percent, verdict
@@ -27,52 +27,52 @@ from nearfar.evaluate.plain import plain
 
 
 def write_report(run: Path, out: Path, project: space.Projection = space.principal) -> str:
-    """Write the report of a run, from its folder alone; returns its verdict.
+    """Write the report of a run, using only its folder; returns the verdict.
 
     Args:
-        run: a folder that `train` wrote.
+        run: a folder written by `train`.
         out: the HTML file to write.
-        project: (n, d) embeddings to the (n, 2) of the map.
+        project: maps (n, d) embeddings to (n, 2) coordinates of the map.
 
     Raises:
         InputError: the run cannot be read, or has no record; `out` cannot be written.
     """
     study = read_study(run)
-    said = verdict(study.test, study.findings)
-    _write(out, "report.html", verdict=said, **_contents(study, project))
-    return said
+    sentence = verdict(study.test, study.findings)
+    _write(out, "report.html", verdict=sentence, **_contents(study, project))
+    return sentence
 
 
-def write_comparison(contest: Contest, out: Path) -> None:
-    """Write a page that sets runs side by side.
+def write_comparison(comparison: RunComparison, out: Path) -> None:
+    """Write a page that shows runs side by side.
 
     Raises:
         InputError: `out` cannot be written.
     """
-    _write(out, "compare.html", contest=contest, figures=contest.figures(), signals={})
+    _write(out, "compare.html", comparison=comparison, figures=comparison.figures(), signals={})
 
 
 def reporting() -> tuple[Callable[[Path], None], Future[str]]:
-    """What writes the report into the folder of a run, and the verdict that comes of it.
+    """A function that writes the report into a run folder, and a future of its verdict.
 
-    A report that fails does not cost the run: asking for the verdict raises what went wrong.
+    If the report fails, the run is still kept; the future then raises the error.
     """
-    said: Future[str] = Future()
+    result: Future[str] = Future()
 
     def write(folder: Path) -> None:
         try:
-            said.set_result(write_report(folder, folder / REPORT))
+            result.set_result(write_report(folder, folder / REPORT))
         except Exception as error:
-            said.set_exception(error)
+            result.set_exception(error)
 
-    return write, said
+    return write, result
 
 
 def page_at(out: Path, overwrite: bool) -> Path:
-    """Where a page may be written.
+    """The path `out`, if a page may be written there.
 
     Raises:
-        InputError: no .html, inside a run, or there already and not to be replaced.
+        InputError: it is not an .html, lies inside a run, or exists and may not be replaced.
     """
     if out.suffix.lower() != ".html":
         raise InputError(f"--out {out} must end in .html.")
@@ -84,7 +84,7 @@ def page_at(out: Path, overwrite: bool) -> Path:
 
 
 def _contents(study: Study, project: space.Projection) -> dict[str, Any]:
-    """What the template of a report shows."""
+    """The variables of the report's template."""
     course = study.course
     threshold = study.results.thresholds.learned
     figures = [
@@ -123,7 +123,7 @@ def _contents(study: Study, project: space.Projection) -> dict[str, Any]:
 
 
 def _write(out: Path, template: str, **contents: Any) -> None:
-    """Whole or not at all."""
+    """Write the page completely or not at all."""
     page = _environment().get_template(template)
     text = page.render(**contents, bundle=Markup(_bundle()), version=nearfar.__version__)
     try:
@@ -157,9 +157,9 @@ def _environment() -> Environment:
 
 @cache
 def _bundle() -> str:
-    """Vega, Vega-Lite and their way into a page, as one script; it takes a second to put together.
+    """Vega, Vega-Lite and Vega-Embed as one script, which takes a second to put together.
 
-    It is the version whose charts altair writes.
+    Its version is the one for which altair writes charts.
     """
     version = ".".join(SCHEMA_VERSION.removeprefix("v").split(".")[:2])
     bundle = vl_convert.javascript_bundle(vl_version=version)  # type: ignore[call-arg]
@@ -167,6 +167,6 @@ def _bundle() -> str:
 
 
 def _json(value: Any) -> Markup:
-    """JSON that may stand in a script element."""
+    """JSON that is safe inside a script element."""
     text = json.dumps(plain(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return Markup(text.replace("<", "\\u003c"))

@@ -1,4 +1,4 @@
-"""Charts of the embedding space: its spectrum, its way through training, a map."""
+"""Charts of the embedding space: its spectrum, its path through training, a map."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ from nearfar.app.report.words import percent
 from nearfar.app.train.record import Array
 from nearfar.tabulate import Table
 
-COLOURED = 10  # identities of a map; eyes tell no more colours apart
+COLOURED = 10  # identities with a colour in the map; more colours look alike
 ELSEWHERE = "others"
 Projection = Callable[[Array], Array]
 
@@ -30,7 +30,7 @@ def spectrum(study: Study) -> Figure:
         "Spectrum of the embeddings",
         f"The share of the energy of {n:,} test embeddings in each of their {len(values)} "
         f"principal directions (d = {d}). If the spectrum falls to zero after a few directions, "
-        "the embedding has collapsed: the other dimensions carry nothing.",
+        "the embedding has collapsed: the other dimensions carry no information.",
         f"A falling curve. {half} directions hold half of the energy, {most} hold nine tenths.",
         Table(
             ("directions", "share of the energy"),
@@ -86,9 +86,9 @@ def path(study: Study) -> Figure:
     return Figure(
         "path",
         "Alignment and uniformity",
-        "Good embeddings bring same pairs close (low alignment) and still use all of the space "
-        "(low uniformity). A network that collapses moves down and to the right, where everything "
-        "is close to everything. The dark dot is the step of the slider.",
+        "Good embeddings bring same pairs close (low alignment) and still use the whole space "
+        "(low uniformity). A network that collapses moves down and to the right, where all "
+        "embeddings are close together. The dark dot is the step of the slider.",
         f"A path from alignment {course.alignment[0]:.3f}, uniformity {course.uniformity[0]:.3f} "
         f"to {course.alignment[-1]:.3f} and {course.uniformity[-1]:.3f}.",
         Table(
@@ -109,10 +109,10 @@ def path(study: Study) -> Figure:
 
 
 def principal(embeddings: Array) -> Array:
-    """(n, 2) coordinates along the two directions of most variance, of a fixed sign."""
+    """(n, 2) coordinates along the two directions of largest variance, with a fixed sign."""
     x = torch.from_numpy(embeddings).double()
     if x.shape[1] == 1:
-        x = torch.nn.functional.pad(x, (0, 1))  # there is one direction only
+        x = torch.nn.functional.pad(x, (0, 1))  # there is only one direction
     left, values, right = torch.linalg.svd(x - x.mean(0), full_matrices=False)
     sign = right[:2].gather(1, right[:2].abs().argmax(1, keepdim=True)).sign()[:, 0]
     found: Array = (left[:, :2] * values[:2] * sign).numpy()
@@ -120,7 +120,7 @@ def principal(embeddings: Array) -> Array:
 
 
 def umap(embeddings: Array) -> Array:
-    """(n, 2) coordinates in which neighbours stay neighbours; what is far apart means little.
+    """(n, 2) coordinates that keep neighbours together; large distances mean little.
 
     Raises:
         InputError: the extra `umap` is not installed.

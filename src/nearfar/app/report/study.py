@@ -1,4 +1,4 @@
-"""A run folder, read for a report."""
+"""Read a run folder for a report."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ from nearfar.registry import find
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """What one distance is worth on the test pairs.
+    """The figures and the ROC curve of one distance on the test pairs.
 
     Attributes:
         figures: as in `summary.json`.
-        threshold: (p,) of the points of the curve, rising.
+        threshold: (p,) thresholds of the points of the curve, ascending.
         far: (p,) false-accept rates.
         tar: (p,) true-accept rates.
     """
@@ -31,13 +31,13 @@ class Side:
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """What there is to say about a run; neither its data nor its network is needed.
+    """Everything that a report says about a run, without its data or its network.
 
     Attributes:
         results: config, thresholds and summary.
-        metrics: a line a step.
-        course: of the training.
-        outcome: on the test pairs.
+        metrics: the metrics of each step.
+        course: the course of training.
+        outcome: the outcome on the test pairs.
     """
 
     results: Results
@@ -57,36 +57,36 @@ class Study:
 
     @property
     def findings(self) -> list[Mapping[str, Any]] | None:
-        """Of the doctor; None where the run is older than the doctor."""
+        """The findings of the doctor; None if the run is older than the doctor."""
         found: list[Mapping[str, Any]] | None = self.results.summary.get("findings")
         return found
 
     @property
     def learned(self) -> Side:
-        """Figures and curve of the embeddings' distance."""
+        """Figures and curve of the distance of the embeddings."""
         return Side(self.test["learned"], *self.outcome.learned_curve)
 
     @property
     def raw(self) -> Side:
-        """Those of the raw input's."""
+        """Figures and curve of the distance of the raw input."""
         return Side(self.test["raw"], *self.outcome.raw_curve)
 
     @property
     def raw_distance(self) -> str:
-        """By which the raw input was compared; runs before 0.1.1 knew one only."""
+        """The distance by which the raw input is compared; runs before 0.1.1 had only one."""
         return str(self.test["raw"].get("distance", "euclidean"))
 
     @property
     def n_trials(self) -> int:
-        """Pairs of different identities; of different items in runs before 0.1.1."""
+        """The number of pairs of identities; of dissimilar items in runs before 0.1.1."""
         return int(self.test.get("n_identity_pairs", self.test["n_dissimilar"]))
 
     @property
     def margin(self) -> float | None:
-        """The distance beyond which dissimilar pairs are left alone, of losses that have one."""
+        """The distance beyond which the loss ignores dissimilar pairs; None if there is none."""
         margin, loss = self.config.hyperparameters.get("margin"), find(self.config.loss)
         if margin is None or loss is None or loss.pair_margin is None:
-            return None  # that of tuples is a difference of distances, which has no place here
+            return None  # the margin of a tuple loss is a difference of distances
         return 1 - float(margin) if loss.pair_margin == "cosine" else float(margin)
 
     @property
@@ -95,16 +95,16 @@ class Study:
 
     @property
     def fingerprint(self) -> tuple[str, ...]:
-        """What two runs must share for their figures to be comparable."""
+        """Equal for runs whose figures are comparable: the data and the test identities."""
         summary = self.results.summary
         return (summary["data"]["sha256"], *summary["split"]["test"])
 
 
 def read_study(run: Path) -> Study:
-    """A run folder.
+    """Read a run folder.
 
     Raises:
-        InputError: it is no run, is damaged, or was trained before runs kept a record.
+        InputError: it is not a run, is damaged, or has no record.
     """
     results, record = read_results(run), read_record(run)
     return Study(results, read_metrics(run), record.course, record.outcome)

@@ -26,11 +26,11 @@ from nearfar.tabulate import Table
 
 BINS = 48
 FEW = alt.Axis(tickCount=10)
-POINTS = 500  # of a line
+POINTS = 500  # per line
 
 
 def distances(study: Study) -> Figure:
-    """Histograms of same and different pairs, one for each moment of the training."""
+    """Histograms of same and different pairs at each moment of training."""
     course, threshold = study.course, study.results.thresholds.learned
     edges = np.linspace(0, max(float(course.distance.max()), threshold, 1e-6) * 1.001, BINS + 1)
     rows = [
@@ -62,7 +62,7 @@ def distances(study: Study) -> Figure:
         "distances",
         "Distances of same and different pairs",
         "Pairs of calibration identities, which the network was not trained on. Training should "
-        "move the two histograms apart; where they still overlap, no threshold separates the "
+        "move the two histograms apart; where they overlap, no threshold separates the "
         "pairs. The dashed line is the threshold"
         + (", the dotted one the margin of the loss." if study.margin is not None else "."),
         f"Two histograms of distances. At the end, same pairs lie around "
@@ -116,9 +116,9 @@ def forces(study: Study) -> Figure:
     return Figure(
         "forces",
         "Force against distance",
-        f"What the {study.config.loss} loss does to the pairs of one training batch. Above the "
-        "line a pair is pulled together, below it the pair is pushed apart, and on the line no "
-        "force acts. If every pair is on the line, nothing is learned.",
+        f"The force of the {study.config.loss} loss on the pairs of one training batch. Pairs "
+        "above the line are pulled together, pairs below it are pushed apart, and no force acts "
+        "on pairs on the line. If every pair is on the line, nothing is learned.",
         f"A cloud of points. At the end, a force acts on {percent(float(active[-1]))} of the pairs "
         "shown.",
         Table(

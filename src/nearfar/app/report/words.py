@@ -1,4 +1,4 @@
-"""Figures as words: percentages, intervals, and the verdict on a run."""
+"""Figures in words: percentages, intervals, and the verdict on a run."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ _SPACE = "\N{NO-BREAK SPACE}"
 
 
 def percent(rate: float | None) -> str:
-    """A rate as a percentage: three digits, two decimals at most.
+    """A rate as a percentage, with at most three digits and two decimals.
 
     >>> [percent(rate).replace("\N{NO-BREAK SPACE}", " ") for rate in (0.0232, 0.002, 0.954, 1)]
     ['2.3 %', '0.20 %', '95.4 %', '100 %']
@@ -44,7 +44,7 @@ def verdict(test: Mapping[str, Any], findings: Sequence[Any] | None) -> str:
 
     Args:
         test: the figures on the test pairs, as in `summary.json`.
-        findings: of the doctor; None if none were recorded.
+        findings: the findings of the doctor; None if the run is older than the doctor.
     """
     learned, raw = test["learned"], test["raw"]
     at = learned["at_threshold"]
@@ -52,14 +52,14 @@ def verdict(test: Mapping[str, Any], findings: Sequence[Any] | None) -> str:
         f"the shipped threshold accepts {percent(at['tar'])} of same pairs and "
         f"{percent(at['far'])} of different pairs"
     )
-    sentence = f"{_beside_raw(learned, raw)}; {works}"
+    sentence = f"{_against_raw(learned, raw)}; {works}"
     if findings:
         several = f"{len(findings)} findings" if len(findings) > 1 else "finding"
         sentence += f" – but read the doctor's {several} first"
     return sentence + "."
 
 
-def _beside_raw(learned: Mapping[str, Any], raw: Mapping[str, Any]) -> str:
+def _against_raw(learned: Mapping[str, Any], raw: Mapping[str, Any]) -> str:
     ours, theirs = learned["eer"], raw["eer"]
     known, raw_known = learned.get("intervals"), raw.get("intervals")
     figure = f"an equal error rate of {percent(ours)}"
@@ -72,17 +72,17 @@ def _beside_raw(learned: Mapping[str, Any], raw: Mapping[str, Any]) -> str:
             f"input's {percent(theirs)}"
         )
     if known is None or raw_known is None:
-        unsure = "on too few identities for an interval"
-        return f"Reaches {figure} {unsure}, {_against(ours, theirs)}"
+        few = "on too few identities for an interval"
+        return f"Reaches {figure} {few}, {_relative_to_raw(ours, theirs)}"
     if known["eer"]["high"] >= raw_known["eer"]["low"]:
         return (
             f"Not clearly better than the raw input: {figure} on unseen identities, compared with "
             f"the raw input's {percent(theirs)} (interval {span(raw_known['eer'])})"
         )
-    return f"Verifies unseen identities with {figure}, {_against(ours, theirs)}"
+    return f"Verifies unseen identities with {figure}, {_relative_to_raw(ours, theirs)}"
 
 
-def _against(ours: float, theirs: float) -> str:
+def _relative_to_raw(ours: float, theirs: float) -> str:
     times = round(theirs / ours) if ours else 0
     if ours and theirs / ours < 1.75:
         return f"compared with the raw input's {percent(theirs)}"
@@ -92,7 +92,7 @@ def _against(ours: float, theirs: float) -> str:
 
 
 def decided(test: Mapping[str, Any]) -> str:
-    """What the shipped threshold does on the test pairs; the page's script says it the same way."""
+    """The errors of the shipped threshold on the test pairs, worded as in the page's script."""
     at = test["learned"]["at_threshold"]
     return (
         f"{percent(at['far'])} of different pairs are accepted (FAR), {percent(1 - at['tar'])} of "
@@ -101,7 +101,7 @@ def decided(test: Mapping[str, Any]) -> str:
 
 
 def figures_table(test: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Rows of the figures: name, learned, interval, raw input, interval."""
+    """The rows of the table of figures: name, learned, interval, raw input, interval."""
     ours, theirs = _figures(test["learned"]), _figures(test["raw"])
     return [
         (name, shown(value), span(interval, shown), shown(raw), span(raw_interval, shown))

@@ -1,4 +1,4 @@
-"""One item on the command line: an image, a vector, or a row of some data."""
+"""Read an item given on the command line: an image, a vector, or a row of some data."""
 
 from pathlib import Path
 
@@ -19,17 +19,17 @@ def read_item(address: str, shape: tuple[int, ...]) -> Tensor:
 
     Args:
         address: an image file, a .npy file with one vector, a vector as text ("0.1 0.2 0.3"), or
-            DATA:row, a row of the letters or of an .npz (glyphs:120, vectors.npz:7).
-        shape: what the network takes.
+            DATA:row, a row of the built-in letters or of an .npz (glyphs:120, vectors.npz:7).
+        shape: the input shape of the network.
 
     Raises:
-        InputError: it cannot be read, or has another shape.
+        InputError: the item cannot be read, or has another shape.
     """
     x = _read(address, shape)
     if tuple(x.shape[1:]) != shape:
         raise InputError(
-            f"{_shown(address)} has shape {tuple(x.shape[1:])}; the run was trained on items of "
-            f"shape {shape}."
+            f"{_shown(address)} has shape {tuple(x.shape[1:])}, but the run was trained on items "
+            f"of shape {shape}."
         )
     if x.is_floating_point() and not x.isfinite().all():
         raise InputError(
@@ -47,7 +47,7 @@ def _read(address: str, shape: tuple[int, ...]) -> Tensor:
         return _npy(path)
     if is_image(path) or path.is_file():
         if len(shape) != 3:
-            raise InputError(f"{address} is a file of an image; the run was trained on vectors.")
+            raise InputError(f"{address} is an image file, but the run was trained on vectors.")
         return read_images([path], Fit.to(shape))[0]
     if looks_like_vector(address):
         with np.errstate(over="ignore"):  # the caller refuses it
@@ -62,7 +62,7 @@ def _read(address: str, shape: tuple[int, ...]) -> Tensor:
 
 def _row(source: str, row: int) -> Tensor:
     if source != GLYPHS and Path(source).suffix.lower() != ".npz":
-        raise InputError(f"{source}:{row}: rows are counted in {GLYPHS} or an .npz; got {source}.")
+        raise InputError(f"{source}:{row}: DATA:row must name {GLYPHS} or an .npz; got {source}.")
     items = read_glyphs() if source == GLYPHS else read_npz(Path(source), labelled=False)
     if row >= len(items.x):
         raise InputError(f"{source}:{row}: the rows of {source} are 0 to {len(items.x) - 1}.")
@@ -70,7 +70,7 @@ def _row(source: str, row: int) -> Tensor:
 
 
 def _shown(address: str) -> str:
-    """A vector may be long; of a path the end counts."""
+    """The address for messages; of a long one, the beginning and the end."""
     return repr(address) if len(address) <= 200 else f"{address[:40]!r} ... {address[-40:]!r}"
 
 
@@ -80,7 +80,9 @@ def _npy(path: Path) -> Tensor:
     try:
         array = load(path)
     except (Unreadable, MemoryError):
-        raise InputError(f"{path} is no .npy file of numbers. Save it with numpy.save.") from None
+        raise InputError(
+            f"{path} is not an .npy file of numbers. Save it with numpy.save."
+        ) from None
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu" or array.ndim != 1:
         raise InputError(f"{path} must hold one vector, (d,) numbers.")
     with np.errstate(over="ignore"):  # the caller refuses it

@@ -1,4 +1,4 @@
-"""What a training step sees: balanced batches of items or pairs, images a little distorted."""
+"""Batches for training: balanced items or pairs, and augmentation of images."""
 
 from collections.abc import Iterator, Sequence
 from math import pi
@@ -14,18 +14,18 @@ from nearfar.app.train.split import rows_within
 def balanced_items(
     identity: Tensor, chosen: Tensor, *, n_identities: int, n_items: int, generator: torch.Generator
 ) -> Iterator[Tensor]:
-    """Without end: rows of P identities x K items, (P * K,), the items of an identity together.
+    """Endless batches of P identities x K items: (P * K,) rows, grouped by identity.
 
-    Identities with a single item give it once, as a dissimilar example, after all others: repeated,
-    it would be similar to itself. Identities come in random order until P with several items are
-    there; of those with a single one that come on the way, P are kept at most.
+    Identities are drawn in random order until P of them have several items. Up to P identities with
+    a single item that are drawn on the way are added at the end, once each, as dissimilar examples;
+    repeated, such an item would be similar to itself.
 
     Args:
-        identity: (n,) int64 of all items.
-        chosen: (i,) the identities to take from.
-        n_identities: P; all of `chosen` where those are fewer.
-        n_items: K; an identity with fewer items, but several, repeats some.
-        generator: of the random choices.
+        identity: (n,) int64, the identity of each item.
+        chosen: (i,) the identities to draw from.
+        n_identities: P; all of `chosen` if there are fewer.
+        n_items: K; an identity with several, but fewer, items repeats some.
+        generator: for random choices.
     """
     rows_of = [(identity == i).nonzero()[:, 0] for i in chosen]
     several = torch.tensor([len(rows) > 1 for rows in rows_of])
@@ -44,7 +44,7 @@ def balanced_items(
 def balanced_pairs(
     pairs: Pairs, chosen: Tensor, *, n_pairs: int, generator: torch.Generator
 ) -> Iterator[Tensor]:
-    """Without end: rows of pairs within the chosen identities, half of them similar, (n_pairs,)."""
+    """Endless batches of (n_pairs,) rows of pairs within the chosen identities, half similar."""
     rows = rows_within(pairs, chosen)
     similar = pairs.is_similar()[rows]
     near, far = rows[similar], rows[~similar]
@@ -57,7 +57,7 @@ def balanced_pairs(
 def similar_pairs(
     pairs: Pairs, chosen: Tensor, *, n_pairs: int, generator: torch.Generator
 ) -> Iterator[Tensor]:
-    """Without end: one similar pair of each of n_pairs identities, so that no two rows match."""
+    """Endless batches of one similar pair from each of n_pairs identities, so no two rows match."""
     rows = rows_within(pairs, chosen)
     rows = rows[pairs.is_similar()[rows]]
     identity = pairs.items.identity[pairs.a[rows]]
@@ -68,9 +68,9 @@ def similar_pairs(
 
 
 def distort(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Images (n, c, h, w) each shifted up to 6 %, scaled up to 10 % and rotated up to 10 degrees.
+    """Shift images, (n, c, h, w), by up to 6 %, scale by up to 10 %, rotate by up to 10 degrees.
 
-    What comes in at the edges repeats the edge, whatever colour the background has.
+    New pixels at the edges repeat the edge, which suits any background colour.
     """
     n = len(x)
     angle, scale, right, down = torch.rand(4, n, generator=generator) * 2 - 1
@@ -83,7 +83,7 @@ def distort(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _some(rows: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    """n of the rows at random, each as often as any other where n exceeds them."""
+    """n of the rows at random; if there are fewer, all are repeated equally often."""
     rounds: Sequence[Tensor] = [
         torch.randperm(len(rows), generator=generator) for _ in range(-(-n // len(rows)))
     ]

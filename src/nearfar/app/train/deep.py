@@ -1,4 +1,4 @@
-"""Images of more than 8 bits a channel, with all of their digits."""
+"""Read images of more than 8 bits per channel without losing precision."""
 
 import re
 import sys
@@ -18,15 +18,15 @@ Opened = ImageFile.ImageFile
 
 EIGHT, SIXTEEN, THIRTY_TWO, FLOAT = "8-bit", "16-bit", "32-bit", "float"
 LARGEST = {EIGHT: 2**8 - 1, SIXTEEN: 2**16 - 1, THIRTY_TWO: 2**32 - 1, FLOAT: 1}
-_BIG_ENDIAN = re.compile("(?<=;(?:16|32))B(?=[FS]$)")  # in the raw mode of floats, signed integers
-_BITS_PER_SAMPLE, _PLANAR, _SAMPLE_FORMAT = 258, 284, 339  # tags of TIFF
+_BIG_ENDIAN = re.compile("(?<=;(?:16|32))B(?=[FS]$)")  # in raw modes of floats and signed integers
+_BITS_PER_SAMPLE, _PLANAR, _SAMPLE_FORMAT = 258, 284, 339  # TIFF tags
 
 
 def depth(file: Path, image: Opened) -> str:
-    """What a file holds of each channel, a key of `LARGEST`; Pillow's mode says so of grey only.
+    """The bit depth of each channel, a key of `LARGEST`; Pillow's mode tells it only for grey.
 
     Raises:
-        InputError: more than 8 bits of colour in a format of which Pillow reads 8.
+        InputError: colours of more than 8 bits in a format of which Pillow reads only 8.
     """
     if image.mode == "F":
         return FLOAT
@@ -41,8 +41,8 @@ def depth(file: Path, image: Opened) -> str:
     planes = codec == "libtiff" and bits == 16 and _tag(image, _PLANAR) == (2,)
     if plain or planes or codec == "SGI16" or (codec == "sgi_rle" and more[-1] == 2):
         raise InputError(
-            f"{file} cannot be read: of its 16 bits a channel Pillow would give 8. "
-            + ("Save it without planes of their own." if planes else "Save it as PNG or TIFF.")
+            f"{file} cannot be read: Pillow would keep 8 of its 16 bits per channel. "
+            + ("Save it without separate planes." if planes else "Save it as PNG or TIFF.")
         )
     if bits == 16 or str(raw)[:-1].endswith(";16") or (codec == "ppm" and more[0] > 255):
         return SIXTEEN
@@ -55,7 +55,7 @@ def read_deep(
     """(h, w) of a grey image, (h, w, 3) of any other, float32; see `pixels.Picture` for the unit.
 
     Args:
-        image: not loaded yet.
+        image: an opened image whose pixels are not loaded yet.
         found: its depth, other than `EIGHT`.
         again: opens the same file once more.
     """
@@ -73,7 +73,7 @@ def read_deep(
         bands = (1 - inks) * (1 - black)
     elif bands.shape[2] in (2, 4):  # on white
         colour, alpha = bands[..., :-1], bands[..., -1:]
-        if not str(raw).startswith("RGBa"):  # where it is multiplied already
+        if not str(raw).startswith("RGBa"):  # RGBa is already multiplied by alpha
             colour *= alpha
         colour += 1 - alpha
         bands = colour
@@ -83,23 +83,23 @@ def read_deep(
 def _grey(image: Opened, largest: int) -> Array:
     """(h, w) float32."""
     if image.tile and image.tile[0].codec_name == "libtiff":
-        # It gives numbers in this machine's order, of which Pillow knows for unsigned ones only.
+        # libtiff returns native byte order, which Pillow handles for unsigned integers only.
         array = _unpacked(image, lambda raw: _BIG_ENDIAN.sub("N", raw))
     else:
         array = np.asarray(image)
     if image.format == "TIFF" and array.dtype == np.int32 and _tag(image, _SAMPLE_FORMAT)[0] == 1:
-        array = array.view(np.uint32)  # unsigned, which Pillow takes for signed
+        array = array.view(np.uint32)  # unsigned integers that Pillow takes for signed ones
     scaled = np.divide(array, largest, dtype=np.float32)
     clear = image.info.get("transparency")
     return scaled if clear is None else np.where(array == clear, np.float32(1), scaled)
 
 
 def _sixteen(image: Opened, again: Callable[[], AbstractContextManager[Opened]]) -> Array:
-    """(h, w, bands) uint16 of 16-bit colour.
+    """(h, w, bands) uint16 pixels of a 16-bit colour image.
 
-    Pillow gives the high byte of each number; told that their order is the other one, the low byte.
+    Pillow returns only the high byte of each number; with the opposite byte order, the low byte.
     """
-    if _arguments(image)[0] == "LA;16B":  # two numbers, which are four bytes
+    if _arguments(image)[0] == "LA;16B":  # two numbers, which fill four bytes
         both = _unpacked(image, lambda _: "RGBA")
         high, low = both[..., ::2], both[..., 1::2]
     else:
@@ -114,24 +114,24 @@ def _sixteen(image: Opened, again: Callable[[], AbstractContextManager[Opened]])
 
 
 def _unpacked(image: Opened, raw_mode: Callable[[str], str]) -> Array:
-    """The numbers of an image that Pillow is told to unpack in another raw mode than it chose."""
+    """The pixels of an image, unpacked in another raw mode than the one Pillow chose."""
     tiles = []
     for tile in image.tile:
         arguments = tile.args if isinstance(tile.args, tuple) else (tile.args,)
-        told = (raw_mode(str(arguments[0])), *arguments[1:])
-        if tile.codec_name == "ppm":  # which would scale the numbers to 8 bits
+        changed = (raw_mode(str(arguments[0])), *arguments[1:])
+        if tile.codec_name == "ppm":  # this codec would scale the numbers to 8 bits
             tile = tile._replace(codec_name="raw")
-            told = (told[0], 0, 1)
-        tiles.append(tile._replace(args=told if isinstance(tile.args, tuple) else told[0]))
+            changed = (changed[0], 0, 1)
+        tiles.append(tile._replace(args=changed if isinstance(tile.args, tuple) else changed[0]))
     image.tile = tiles
     return np.asarray(image)
 
 
 def _raw_mode(raw: str, order: str) -> str:
-    """From the raw mode that Pillow chose to the one that gives the high byte of each number."""
-    # Where it says no bits, it is that of a channel for itself, or of PPM.
+    """The raw mode that returns the high byte of each number, given the one that Pillow chose."""
+    # A raw mode without a bit depth belongs to a single channel or to PPM.
     raw = raw if ";16" in raw else f"{raw};16{order}"
-    return raw.replace("RGBa", "RGBA")  # or Pillow would divide the colour by the opacity
+    return raw.replace("RGBa", "RGBA")  # with RGBa, Pillow would divide the colour by alpha
 
 
 def _other_order(raw: str) -> str:
@@ -141,13 +141,13 @@ def _other_order(raw: str) -> str:
 
 
 def _arguments(image: Opened) -> tuple[Any, ...]:
-    """What Pillow tells the decoder of the first part of an image."""
-    told = image.tile[0].args
-    return told if isinstance(told, tuple) else (told,)
+    """The arguments that Pillow passes to the decoder of the first tile."""
+    arguments = image.tile[0].args
+    return arguments if isinstance(arguments, tuple) else (arguments,)
 
 
 def _tag(image: Image.Image, tag: int) -> tuple[int, ...]:
-    """Of a TIFF; (1,) where it is not there, which is what that means."""
+    """The values of a TIFF tag; (1,), its default, if it is missing."""
     tags = getattr(image, "tag_v2", None)
     found = 1 if tags is None else tags.get(tag, 1)
     return found if isinstance(found, tuple) else (found,)

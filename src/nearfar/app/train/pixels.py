@@ -1,4 +1,4 @@
-"""One image file as an array: of any mode, upright, with as many digits as the file holds."""
+"""Read an image file of any mode as an array, upright and in full precision."""
 
 import warnings
 from collections.abc import Iterator
@@ -17,16 +17,16 @@ from nearfar.app.train.unreadable import reason
 from nearfar.app.train.upright import keep_orientation_only, upright
 
 Array = npt.NDArray[Any]
-LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # of ITU-R 601, as Pillow's
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601, as in Pillow
 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """An image of the size that was asked for.
+    """An image of the requested size.
 
     Attributes:
-        pixels: (c, h, w), uint8 of an 8-bit file. Of another one float32: integers divided by the
-            largest that their depth can hold, floats as they are.
+        pixels: (c, h, w), uint8 for an 8-bit file, else float32: integers are divided by the
+            largest of their bit depth, floats are kept.
         depth: a key of `deep.LARGEST`.
     """
 
@@ -35,15 +35,15 @@ class Picture:
 
 
 def read_picture(file: Path, size: tuple[int, int], channels: int | None) -> Picture:
-    """The image in a file.
+    """Read an image.
 
     Args:
-        file: of any format and mode that Pillow reads.
-        size: width and height to resize it to.
-        channels: 1 for grey, 3 for RGB; None for 1 where the image is grey, else 3.
+        file: an image of any format and mode that Pillow reads.
+        size: width and height to which it is resized.
+        channels: 1 for grey, 3 for RGB; None for 1 if the image is grey, else 3.
 
     Raises:
-        InputError: it cannot be read, or holds numbers that are not finite; the message says why.
+        InputError: the file cannot be read or holds non-finite numbers; the message says why.
     """
     with _opened(file) as image:
         image.draft(None, size)  # lets JPEG decode at a fraction of its size
@@ -65,7 +65,7 @@ def read_picture(file: Path, size: tuple[int, int], channels: int | None) -> Pic
 
 @contextmanager
 def _opened(file: Path) -> Iterator[ImageFile.ImageFile]:
-    """An image, and one line about whatever goes wrong while it is read."""
+    """Open an image; any error while it is read becomes one line."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about metadata, which do not matter here
@@ -77,12 +77,12 @@ def _opened(file: Path) -> Iterator[ImageFile.ImageFile]:
         raise InputError(f"no such image: {file}") from None
     except (InputError, MemoryError):
         raise
-    except Exception as error:  # of a damaged file Pillow's readers raise nearly every kind
+    except Exception as error:  # Pillow raises almost any kind for a damaged file
         raise InputError(f"{file} cannot be read: {reason(file, error)}") from None
 
 
 def _plain(image: Image.Image) -> Image.Image:
-    """Any mode of 8 bits as L or RGB; what is transparent is put on white."""
+    """Convert any 8-bit mode to L or RGB; transparent pixels are put on white."""
     grey = image.mode in ("1", "L", "LA", "La")
     if image.mode in ("LA", "La", "RGBA", "RGBa", "PA") or "transparency" in image.info:
         layer = image.convert("RGBA")
@@ -91,7 +91,7 @@ def _plain(image: Image.Image) -> Image.Image:
 
 
 def _planes(file: Path, pixels: Array, channels: int | None) -> list[Image.Image]:
-    """(h, w) or (h, w, 3) float32 as images of one channel, which Pillow resizes as floats."""
+    """Split (h, w) or (h, w, 3) float32 into images of one channel, which Pillow can resize."""
     if pixels.ndim == 3 and channels == 1:
         pixels = pixels @ LUMA
     pixels = np.atleast_3d(pixels)

@@ -1,14 +1,14 @@
-"""What the JSON files of a run must hold for whoever reads them."""
+"""Check the structure of the JSON files of a run."""
 
 from collections.abc import Mapping
 from typing import Any
 
-# A form is a word for a value, [form] for a list, or the forms of the keys of an object. A key that
-# ends in "?" may be missing or null; ANY_KEY and ANY_RATE stand for all keys, the latter numbers,
-# whose values may be null.
+# A form is a word for a value, [form] for a list, or a mapping from the keys of an object to forms.
+# A key that ends in "?" may be missing or null. ANY_KEY stands for all keys; ANY_RATE stands for
+# all keys too, which must be rates and whose values may be null.
 TEXT, WHOLE, NUMBER, RATE = "text", "a whole number", "a finite number", "a rate"
 ANY_KEY, ANY_RATE = "*", "0.*"
-LARGEST = 1.7976931348623157e308  # that a float holds
+LARGEST = 1.7976931348623157e308  # the largest float
 _SPAN = {"low": NUMBER, "high": NUMBER}
 _FIGURES = {
     "auc": RATE,
@@ -45,7 +45,7 @@ METRICS: Mapping[str, Any] = {"step": WHOLE, "loss": NUMBER, ANY_KEY: NUMBER}
 
 
 def misfit(value: Any, form: Any, name: str = "") -> str:
-    """What is wrong with a value, in words that follow a colon; empty where nothing is.
+    """What is wrong with a value, phrased to follow a colon; empty if nothing is.
 
     >>> misfit({"a": {"b": 2}}, {"a": {"b": RATE}})
     'a.b is not a rate'
@@ -73,16 +73,16 @@ def _of_key(value: Mapping[str, Any], key: str, form: Any, name: str) -> str:
 
 
 def _of_any(key: str, value: Any, kind: str, form: Any, name: str) -> str:
-    """One of many keys that the form does not name."""
+    """What is wrong with a key, or its value, that stands for ANY_KEY or ANY_RATE."""
     inner = f"{name}.{key}".lstrip(".")
     if kind == ANY_KEY:
         return misfit(value, form, inner)
     try:
         rate = float(key)
     except ValueError:
-        return f"{inner} has no rate for its name"
+        return f"{inner} is not named by a rate"
     if not 0 <= rate <= 1:
-        return f"{inner} has no rate for its name"
+        return f"{inner} is not named by a rate"
     return "" if value is None else misfit(value, form, inner)
 
 

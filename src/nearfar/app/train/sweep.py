@@ -1,7 +1,7 @@
-"""Several settings trained on the same splits, and which of them to keep.
+"""Train several settings on the same split, and choose the best.
 
-The choice is made by the equal error rate on the calibration identities. A setting chosen by its
-test figures would be flattered by them: of many equal ones, the luckiest would win.
+The choice is by equal error rate on the calibration identities. Test figures would be biased if
+they made the choice: among many equally good settings, the luckiest would win.
 """
 
 import time
@@ -30,8 +30,8 @@ class Trial:
     """One setting.
 
     Attributes:
-        name: of its run folder: the loss, and what else is varied.
-        config: of the run.
+        name: the name of its run folder: the loss, and the hyperparameters that vary.
+        config: the config of the run.
     """
 
     name: str
@@ -43,8 +43,8 @@ class Finished:
     """A trial that has been trained.
 
     Attributes:
-        trial: which.
-        run: its folder.
+        trial: the trial.
+        run: its run folder.
         chosen_by: equal error rate on the calibration identities.
         test: figures on the test identities, as in `summary.json`.
     """
@@ -57,12 +57,12 @@ class Finished:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a sweep found.
+    """The result of a sweep.
 
     Attributes:
-        finished: the trials, best first by the calibration identities.
-        skipped: those for which no time was left.
-        failed: those that could not be trained, and why.
+        finished: the trained trials, best first by the calibration identities.
+        skipped: trials for which no time was left.
+        failed: trials that could not be trained, and why.
     """
 
     finished: tuple[Finished, ...]
@@ -75,15 +75,15 @@ class Sweep:
 
     @property
     def decided(self) -> bool:
-        """Whether there were identities enough to tell the trials apart, or only one of them."""
+        """Whether there are enough identities to rank the trials, or only one trial."""
         return len(self.finished) == 1 or _interval(self.best) is not None
 
     @property
     def tied(self) -> list[str]:
-        """Trials that chance may set apart from the best.
+        """Trials whose difference from the best may be due to chance.
 
-        Those ranked by the same figure, and those whose interval holds the figure of the best;
-        without an interval, all of them.
+        These are trials with the same calibration figure, trials whose interval contains the test
+        figure of the best, and trials without an interval.
         """
         figure = self.best.test["learned"]["eer"]
 
@@ -95,7 +95,7 @@ class Sweep:
         return [f.trial.name for f in self.finished[1:] if tied(f)]
 
     def table(self) -> Table:
-        """A row a trial: the figure it is ranked by, and figures on the test identities."""
+        """One row per trial: the figure it is ranked by, and figures on the test identities."""
         rows = [
             (
                 f.trial.name,
@@ -113,14 +113,14 @@ class Sweep:
         if self.decided:
             lines = [f"keep {self.best.run}, the best on the calibration identities"]
             if self.tied:
-                lines.append(f"chance may set it apart from: {', '.join(self.tied)}")
+                lines.append(f"not clearly better than: {', '.join(self.tied)}")
         else:
             few = "too few identities to tell them apart"
-            lines = [f"{few}: intervals take {FEWEST_IDENTITIES} test identities"]
+            lines = [f"{few}: intervals need {FEWEST_IDENTITIES} test identities"]
         lines += [f"{trial.name} failed: {why}" for trial, why in self.failed]
         if self.skipped:
             left = ", ".join(trial.name for trial in self.skipped)
-            more = "the same command with more --minutes goes on"
+            more = "the same command with more --minutes continues"
             lines.append(f"no time was left for: {left}; {more}")
         if len(self.finished) > 1:
             runs = " ".join(str(f.run) for f in self.finished)
@@ -146,15 +146,15 @@ class Sweep:
         }
 
 
-def asked_for(data: str, given: Mapping[str, Any]) -> list[Trial]:
-    """The trials of a command line.
+def trials_from(data: str, given: Mapping[str, Any]) -> list[Trial]:
+    """The trials that a command line asks for.
 
     Args:
-        data: what to train on.
-        given: fields of `TrainConfig`, and lists of what is named in `SWEPT`.
+        data: the data to train on.
+        given: fields of `TrainConfig`, and lists of values for the options in `SWEPT`.
 
     Raises:
-        InputError: as `trials_of`, or a field out of range.
+        InputError: as in `trials_of`, or a field is out of range.
     """
     fields = {name: value for name, value in given.items() if name not in SWEPT}
     settings = {name: value for name, value in given.items() if name in SWEPT and name != "loss"}
@@ -165,12 +165,12 @@ def asked_for(data: str, given: Mapping[str, Any]) -> list[Trial]:
 def trials_of(
     base: TrainConfig, losses: Sequence[str], settings: Mapping[str, Sequence[Setting]]
 ) -> list[Trial]:
-    """Every loss with every combination of those settings that it has.
+    """Every loss with every combination of the hyperparameters that it has.
 
     Args:
-        base: all else.
+        base: the config of everything else.
         losses: names of losses.
-        settings: hyperparameter -> values to try.
+        settings: values to try for each hyperparameter.
 
     Raises:
         InputError: an unknown loss, a setting that none of the losses has, a value one refuses.
@@ -197,22 +197,22 @@ def trials_of(
 def sweep(trials: Sequence[Trial], out: Path, *, minutes: float, console: Console) -> Sweep:
     """Train the trials one after the other, each into its own folder of `out`.
 
-    A trial whose run is there already, of the same config, is not trained again: a sweep that was
-    stopped goes on where it was.
+    A trial whose run already exists with the same config is not trained again, so that an
+    interrupted sweep continues where it stopped.
 
     Args:
-        trials: what to train.
-        out: the folder for all of them.
-        minutes: no further trial is begun that, by the longest so far, would end later.
-        console: where to say what happens.
+        trials: the trials to train.
+        out: the folder for all runs.
+        minutes: no trial is started that, taking as long as the longest so far, would end later.
+        console: where progress is printed.
 
     Raises:
-        InputError: no trial can be trained, or `out` holds something else by a trial's name.
+        InputError: no trial can be trained, or `out` holds something else under a trial's name.
     """
     if not trials:
         raise InputError("a sweep needs at least one loss.")
     if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file. Name a folder as --out: a sweep writes one a trial.")
+        raise InputError(f"{out} is a file. Name a folder as --out: a sweep writes several runs.")
     refuse_inside(out, trials[0].config.data)
     refuse_inside_run(out / trials[0].name)
     finished: list[Finished] = []
@@ -222,14 +222,14 @@ def sweep(trials: Sequence[Trial], out: Path, *, minutes: float, console: Consol
     for number, trial in enumerate(trials, 1):
         run = out / trial.name
         begun = time.monotonic()
-        if _is_there(run, trial):
+        if _is_done(run, trial):
             digest = digest or _digest(trial.config)
             if read_results(run).summary["data"].get("sha256") != digest:
                 raise InputError(
                     f"{trial.config.data} has changed since {run} was trained on it. Choose "
                     "another --out."
                 )
-            console.print(f"{trial.name}: there already", markup=False, highlight=False)
+            console.print(f"{trial.name}: already trained", markup=False, highlight=False)
         elif finished and begun - start + longest > 60 * minutes:
             skipped.append(trial)
             continue
@@ -238,18 +238,18 @@ def sweep(trials: Sequence[Trial], out: Path, *, minutes: float, console: Consol
             console.print(title, markup=False, highlight=False, style="bold")
             try:
                 train(trial.config, run, overwrite=False, console=console)
-            except InputError as error:  # one that diverges costs the others nothing
+            except InputError as error:  # one trial that diverges does not stop the others
                 failed.append((trial, str(error)))
                 continue
             longest = max(longest, time.monotonic() - begun)
         finished.append(_finished(trial, run))
     if not finished:
         raise InputError(f"no trial could be trained. {failed[0][0].name}: {failed[0][1]}")
-    finished.sort(key=lambda f: f.chosen_by)  # stable: of equals the one named first
+    finished.sort(key=lambda f: f.chosen_by)  # stable: ties keep the order of the trials
     return Sweep(tuple(finished), tuple(skipped), tuple(failed))
 
 
-def _is_there(run: Path, trial: Trial) -> bool:
+def _is_done(run: Path, trial: Trial) -> bool:
     if not ((run / SUMMARY).is_file() and (run / RECORD).is_file()):
         return False
     if read_results(run).config == trial.config:
@@ -258,7 +258,7 @@ def _is_there(run: Path, trial: Trial) -> bool:
 
 
 def _digest(config: TrainConfig) -> str:
-    """Of the data, which all trials share: those on other data say nothing about these."""
+    """The digest of the data, which all trials must share to be comparable."""
     return read_configured(config).digest()
 
 

@@ -1,4 +1,4 @@
-"""Which way up a photo was taken, whatever else its metadata hold."""
+"""Turn photos upright, even if other metadata are damaged."""
 
 import struct
 
@@ -18,13 +18,13 @@ _INTEGERS = {1: "B", 3: "H", 4: "L"}  # types of a value, and how they are packe
 
 
 def upright(plain: Image.Image, read: Image.Image) -> Image.Image:
-    """An image turned as the metadata of the one that was `read` and loaded say."""
+    """Turn an image as the metadata of the loaded image `read` say."""
     turn = _TURNS.get(orientation(read))
     return plain if turn is None else plain.transpose(turn)
 
 
 def keep_orientation_only(tiff: Image.Image) -> None:
-    """Drop the other metadata, which Pillow reads as it turns a TIFF, and fails at if damaged."""
+    """Drop other metadata, which Pillow reads when it turns a TIFF, failing if they are damaged."""
     if not isinstance(tiff.info.get("xmp"), bytes):
         tiff.info.pop("xmp", None)
     tags = tiff.getexif()
@@ -33,18 +33,18 @@ def keep_orientation_only(tiff: Image.Image) -> None:
 
 
 def orientation(image: Image.Image) -> int:
-    """From 1, upright, to 8, as EXIF counts; 1 where nothing says so."""
+    """The EXIF orientation, from 1 (upright) to 8; 1 if there is none."""
     found = _in_exif(image.info.get("exif", b""))
-    if found is None:  # other places: TIFF, XMP, text of a PNG
+    if found is None:  # elsewhere: TIFF tags, XMP, text of a PNG
         try:
             found = int(image.getexif().get(ExifTags.Base.Orientation, 1))
-        except Exception:  # of damaged metadata nearly every kind; the image is sound
+        except Exception:  # almost any kind for damaged metadata; the image is fine
             found = 1
     return found
 
 
 def _in_exif(exif: bytes) -> int | None:
-    """The orientation alone: Pillow's reader gives up at the first tag that is damaged.
+    """Read only the orientation: Pillow's reader gives up at the first damaged tag.
 
     >>> _in_exif(bytes.fromhex("4d4d002a 00000008 0001 0112 0003 00000001 0006 0000"))
     6
