@@ -1,17 +1,17 @@
 """Render the embedded data set `glyphs`: letters of many writing systems in many typefaces.
 
-Everything is drawn from openly licensed fonts in Debian packages, those of `SOURCES` below.
-Debian 12 (bookworm) with `pip install numpy pillow scikit-learn fonttools` and these packages
-remakes the files byte for byte; where packages are missing, the script prints the `apt-get install`
+Everything is drawn with openly licensed fonts from the Debian packages in `SOURCES` below. On
+Debian 12 (bookworm), with these packages and `pip install numpy pillow scikit-learn fonttools`, the
+script reproduces the files byte for byte; if packages are missing, it prints the `apt-get install`
 line to run.
 
 Run `python tools/render_glyphs.py` in the repository root.  It writes
 
     src/nearfar/app/assets/glyphs.npz    the images and their labels
-    src/nearfar/app/assets/GLYPHS.md     what they are, and the licence of every font drawn
+    src/nearfar/app/assets/GLYPHS.md     a description, with the licence of every font used
 
-In order: find the fonts and what they cover; choose letters per writing system; draw each
-letter in several typefaces; find the look-alikes by pixels and merge (or drop) them; thin out
+The steps are: find the fonts and the letters they cover; choose letters per writing system; draw
+each letter in several typefaces; find look-alikes by their pixels and merge or drop them; thin out
 near-duplicate drawings; name the split groups; write the files; measure how hard the task is.
 """
 
@@ -44,11 +44,11 @@ Floats = npt.NDArray[np.float64]
 ROOT = Path(__file__).resolve().parent.parent
 ASSETS = ROOT / "src" / "nearfar" / "app" / "assets"
 
-SIDE = 32  # pixels of an image side
+SIDE = 32  # side of an image in pixels
 BOX = 26  # the ink is scaled to fit this box, which leaves a margin for shifts and rotations
 DRAW_SIZE = 160  # font size of the large drawing that is then scaled down
-LEVELS = 8  # grey levels kept: eight are enough to look smooth, and deflate far better than 256
-MOST_TYPEFACES = 16  # per identity; more would not fit the size
+LEVELS = 8  # grey levels: eight are enough to look smooth, and compress far better than 256
+MOST_TYPEFACES = 16  # per identity; more would exceed the size limit
 FEWEST_TYPEFACES = 6  # an identity with fewer distinct drawings is left out
 CANDIDATE_TYPEFACES = 30  # tried per letter before near-duplicates are thinned out
 FEWEST_IDENTITIES = 8  # a writing system with fewer is left out
@@ -117,19 +117,19 @@ SYSTEMS = (
     System("Phoenician", "Phnx", 22),
 )
 
-# Systems that share so many shapes that they belong on one side of any split anyway.
+# Systems that share so many shapes that they must be on the same side of a split.
 RELATED = (
     ("Latin", "Greek", "Cyrillic"),
     ("Telugu", "Kannada"),
 )
 
-# Letters that are one shape to a reader although typefaces differ in how far they agree.
+# Letters that readers see as the same shape, although some typefaces draw them differently.
 SAME = (
     "AΑА BΒВв CcСсϹ EΕЕ HΗНн JjЈј KkΚκКк MΜМм NΝ PpΡρРр SsЅѕ TΤТт UuՍ VvνѴѵ WwԜԝ XxΧχХх YΥҮ "
     "ZzΖ aа eе yу ɑα ƐɛεЀ ƆɔϽ ƏəӘә ΓГг ΠПп Лл Дд Жж Зз Ии Йй Лл Ээ Юю Яя Цц Чч Шш Щщ Ъъ Ыы Ьь "
     "Єє Іі Ђ Фф ÞþϷϸ Ðɖ Đ Øø Œœ Ææ Ŋŋ Ʌʌ Ωω"
 ).replace("Ωω", "")
-SIMPLE = "OoΟοОоIlΙІӀ"  # circles and bars, which many systems have: these and their likes go
+SIMPLE = "OoΟοОоIlΙІӀ"  # circles and bars, which many systems have; look-alikes are dropped too
 
 APACHE, OFL, VERA, BSD = "Apache-2.0", "OFL-1.1", "Bitstream Vera", "BSD-3-Clause"
 DAMASE, MPLUS = "public domain", "OFL-1.1"
@@ -267,13 +267,13 @@ UNWANTED = re.compile(
 
 @dataclass(frozen=True)
 class Face:
-    """One typeface: a font file (and its number in a collection) with what it covers."""
+    """One typeface: a font file, its number in a collection, and the letters it covers."""
 
     path: Path
     number: int
     name: str
     family: str
-    style: tuple[float, float]  # weight and width, scaled so that differences compare
+    style: tuple[float, float]  # weight and width, on comparable scales
     copyright: str
     source: Source
     letters: frozenset[int]
@@ -302,7 +302,7 @@ def package_version(package: str) -> str:
 
 
 def check_packages() -> None:
-    """Stop with the line to run if a package is missing or its licence is not as listed."""
+    """Stop if a package is missing, with the line that installs it, or if a licence differs."""
     missing = [source.package for source in SOURCES if not package_version(source.package)]
     if missing:
         sys.exit(
@@ -330,7 +330,7 @@ def style_of(stem: str) -> tuple[float, float]:
 
 
 def family_of(path: Path) -> str:
-    """Family of a font from its file name: what precedes the style."""
+    """Family of a font from its file name: the part before the style."""
     stem = re.split(r"[-\[]", path.stem)[0]
     return re.sub(r"(Sans|Serif)Condensed|Extra(Light|Bold)$|Book$|Light$|Bold$", r"\1", stem)
 
@@ -359,7 +359,7 @@ def find_faces() -> list[Face]:
             if path.suffix.lower() not in {".ttf", ".otf", ".ttc"} or UNWANTED.search(path.name):
                 continue
             if re.search(source.files, path.name) and path.is_file() and not path.is_symlink():
-                # The first font of a collection is its Japanese version, good for all we draw.
+                # The first font of a collection is the Japanese version, which suits all we draw.
                 faces.append(read_face(path, 0, source))
     first = {face.name: face for face in reversed(faces)}  # a font may be packaged twice
     return [face for face in faces if first[face.name] is face]
@@ -425,7 +425,7 @@ def order_styles(faces: Sequence[Face]) -> list[Face]:
 
 
 def order_faces(faces: Sequence[Face], letters: Iterable[int]) -> list[Face]:
-    """Typefaces that serve a system: one style of every family, then a second of each, ..."""
+    """Typefaces that cover a system: one style of every family, then a second of each, ..."""
     wanted = set(letters)
     families: dict[str, list[Face]] = defaultdict(list)
     for face in faces:
@@ -473,7 +473,7 @@ def draw(face: Face, letter: str) -> Images | None:
 
 @cache
 def draw_missing(face: Face) -> bytes:
-    """What the typeface draws for a code point that it lacks (a non-character)."""
+    """The placeholder that a typeface draws for a missing code point (a non-character)."""
     image = draw(face, "\U0010fffe")
     return b"" if image is None else image.tobytes()
 
@@ -482,7 +482,7 @@ Drawings = dict[int, dict[Face, Images]]
 
 
 def draw_letters(letters: Iterable[int], faces: Sequence[Face]) -> Drawings:
-    """Every letter in the first typefaces of the list that have it."""
+    """Every letter, drawn in the first typefaces of the list that have it."""
     drawings: Drawings = {}
     for code in letters:
         row: dict[Face, Images] = {}
@@ -497,7 +497,7 @@ def draw_letters(letters: Iterable[int], faces: Sequence[Face]) -> Drawings:
 
 
 def without_placeholders(drawings: Drawings) -> Drawings:
-    """Without what a typeface draws the same for three letters or more: a box, not a letter."""
+    """Remove drawings that a typeface uses for three letters or more: placeholder boxes."""
     seen = Counter(
         (face, image.tobytes()) for row in drawings.values() for face, image in row.items()
     )
@@ -511,7 +511,7 @@ def without_placeholders(drawings: Drawings) -> Drawings:
 
 
 def soften(image: Images) -> Floats:
-    """Blurred and scaled to unit length, so that a pixel of offset costs little."""
+    """Blur and scale to unit length, so that an offset of one pixel matters little."""
     blurred = Image.fromarray(image).filter(ImageFilter.GaussianBlur(0.9))
     flat = np.asarray(blurred, dtype=np.float64).ravel()
     return flat / max(float(np.linalg.norm(flat)), 1e-9)
@@ -552,11 +552,11 @@ class Shapes:
     """Result of the look-alike search."""
 
     identities: list[list[int]]
-    dropped: list[str]  # what went and why, for the log
+    dropped: list[str]  # dropped letters and why, for the log
 
 
 def find_shapes(drawings: Drawings, home: dict[int, str]) -> Shapes:
-    """Merge the look-alikes within related systems, drop them between unrelated ones."""
+    """Merge look-alikes within related systems; drop those between unrelated systems."""
     codes, distance = unlikeness(drawings)
     index = {code: i for i, code in enumerate(codes)}
     rank = {system.name: order for order, system in enumerate(SYSTEMS)}
@@ -604,7 +604,7 @@ def find_shapes(drawings: Drawings, home: dict[int, str]) -> Shapes:
             drop(later, f"looks like {chr(codes[i + j - later])}, of another system")
             continue
         members = [k for k in range(len(codes)) if cluster[k] in (cluster[i], cluster[j])]
-        # Chains: a would be b and b would be c, yet a and c differ.  Leave the linking one out.
+        # A chain: a is like b and b like c, but a and c differ. Drop the link.
         if max(distance[a, b] for a in (i, j) for b in members if b not in gone) > 2 * CASE_PAIR:
             drop(later, f"between {chr(codes[i])} and {chr(codes[j])}")
         else:
@@ -617,7 +617,7 @@ def find_shapes(drawings: Drawings, home: dict[int, str]) -> Shapes:
 
 
 def is_bar(row: dict[Face, Images]) -> bool:
-    """Whether most typefaces draw the letter as hardly more than a line or a filled blot."""
+    """Whether most typefaces draw the letter as little more than a line or a filled blot."""
     if not row:
         return True
     bare = []
@@ -637,7 +637,7 @@ class Row(NamedTuple):
 
 
 def pick_rows(members: Sequence[int], drawings: Drawings) -> list[Row]:
-    """Drawings of one identity: one per typeface, its letters taking turns, no near-repeats."""
+    """Drawings of one identity: one per typeface, letters taking turns, no near-duplicates."""
     faces: list[Face] = []  # in the members' common order of preference
     for place in range(CANDIDATE_TYPEFACES):
         for code in members:
@@ -661,7 +661,7 @@ def differ(a: Images, b: Images) -> bool:
 
 
 def name_groups(identities: Sequence[Sequence[int]], home: dict[int, str]) -> list[str]:
-    """Name of every identity's split group: the systems that are related or share an identity."""
+    """The split group of every identity: systems that are related or share an identity."""
     parent = {system.name: system.name for system in SYSTEMS}
 
     def root(name: str) -> str:
@@ -692,7 +692,7 @@ class Glyphs:
 def assemble(
     identities: Sequence[Sequence[int]], rows: Sequence[Sequence[Row]], groups: Sequence[str]
 ) -> Glyphs:
-    """Number everything; rows ordered by typeface within identity, alike next to alike."""
+    """Number everything; rows are ordered by identity, then by typeface."""
     faces = sorted({row.face for of_one in rows for row in of_one}, key=lambda face: face.name)
     number = {face: i for i, face in enumerate(faces)}
     x, y, typeface = [], [], []
@@ -713,7 +713,7 @@ def assemble(
 
 
 def save(path: Path, arrays: dict[str, npt.NDArray[np.generic]]) -> None:
-    """Like np.savez_compressed, with the best deflate level and a fixed date: same bytes always."""
+    """Like np.savez_compressed, but with the best compression and a fixed date: reproducible."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
         for name, array in arrays.items():
             buffer = io.BytesIO()
@@ -733,10 +733,10 @@ def equal_error_rate(same: npt.NDArray[np.bool_], distance: Floats) -> float:
 
 
 def raw_pixel_error(glyphs: Glyphs, splits: int = 20, pairs: int = 4000) -> tuple[float, float]:
-    """Mean and spread of the equal error rate of pixel distance on held-out split groups.
+    """Mean and deviation of the equal error rate of pixel distance on held-out split groups.
 
-    Each split holds out groups until they have a quarter of the identities; half of the pairs
-    are two typefaces of one identity, half two different identities, all from held-out groups.
+    Each split holds out groups until they have a quarter of the identities. Half of the pairs are
+    two typefaces of one identity, half are two identities, all from held-out groups.
     """
     x = glyphs.arrays["x"].reshape(len(glyphs.arrays["x"]), -1).astype(np.float32)
     y = glyphs.arrays["y"].astype(np.intp)
@@ -816,13 +816,13 @@ def markdown(glyphs: Glyphs) -> str:
         "",
         "| font family | Debian package | licence | copyright |",
         "|---|---|---|---|",
-        *sorted(licence_line(face) for face in one_face_a_family(glyphs.faces)),
+        *sorted(licence_line(face) for face in one_face_per_family(glyphs.faces)),
         "",
     ]
     return "\n".join(lines)
 
 
-def one_face_a_family(faces: Iterable[Face]) -> list[Face]:
+def one_face_per_family(faces: Iterable[Face]) -> list[Face]:
     return list({(face.family, face.source.package): face for face in faces}.values())
 
 

@@ -1,10 +1,11 @@
-"""Writes what follows from the list of losses (`nearfar/registry.py`) and their functions.
+"""Write the files generated from the list of losses (`nearfar/registry.py`) and their functions.
 
-    python tools/write_losses.py            # after a change of the list, a signature, a docstring
-    python tools/write_losses.py --check    # is every file what it should be?
+    python tools/write_losses.py            # after changing the list, a signature or a docstring
+    python tools/write_losses.py --check    # check that every file is up to date
 
-The modules, the imports of `nearfar.losses`, the stub `nearfar/__init__.pyi` that editors and type
-checkers read, and in the docs whatever stands between `<!-- losses: ... -->` and `<!-- end -->`.
+Generated are the modules, the imports of `nearfar.losses`, the stub `nearfar/__init__.pyi` that
+editors and type checkers read, and, in the docs, the text between `<!-- losses: ... -->` and
+`<!-- end -->`.
 """
 
 import argparse
@@ -31,8 +32,8 @@ class Family:
     """A file of losses.
 
     Attributes:
-        name: of the module to import from.
-        tree: the file, parsed.
+        name: the module to import from.
+        tree: the syntax tree of the file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -40,7 +41,7 @@ class Family:
         self.tree = ast.parse(path.read_text(encoding="utf-8"))
 
     def function(self, name: str) -> ast.FunctionDef | None:
-        """The last definition of that name: those before it are overloads."""
+        """The last definition of that name; earlier ones are overloads."""
         found = [
             node
             for node in self.tree.body
@@ -49,7 +50,7 @@ class Family:
         return found[-1] if found else None
 
     def imports(self, name: str) -> str | None:
-        """The line that brings a name of this file to another; None where it is built in."""
+        """The line that imports a name of this file elsewhere; None for a built-in name."""
         for node in self.tree.body:
             if isinstance(node, ast.Import | ast.ImportFrom):
                 for alias in node.names:
@@ -62,7 +63,7 @@ class Family:
 
 
 def _defined(node: ast.stmt) -> list[str]:
-    """The names that a statement defines: a class, or an alias of a type."""
+    """The names that a statement defines: of a class or a type alias."""
     match node:
         case ast.ClassDef(name=name) | ast.AnnAssign(target=ast.Name(id=name)):
             return [name]
@@ -84,17 +85,17 @@ def home(loss: Loss) -> tuple[Family, ast.FunctionDef]:
         definition = family.function(loss.function)
         if definition:
             return family, definition
-    raise SystemExit(f"{loss.function} is in the registry, but in no file of nearfar/losses.")
+    raise SystemExit(f"{loss.function} is in the registry, but not in any file of nearfar/losses.")
 
 
 def keywords(definition: ast.FunctionDef) -> list[tuple[ast.arg, ast.expr | None]]:
-    """What is given by name, and its default; a module returns a loss, and no statistics."""
+    """The keyword arguments and their defaults, without `return_stats`, which modules lack."""
     given = zip(definition.args.kwonlyargs, definition.args.kw_defaults, strict=True)
     return [(argument, default) for argument, default in given if argument.arg != "return_stats"]
 
 
 def is_data(argument: ast.arg) -> bool:
-    """Whether a keyword follows the data from batch to batch, as weights and references do."""
+    """Whether a keyword argument changes with every batch, as weights and references do."""
     assert argument.annotation is not None
     kinds = {node.id for node in ast.walk(argument.annotation) if isinstance(node, ast.Name)}
     return bool(kinds & {"ArrayLike", "Reference"})
@@ -108,7 +109,7 @@ def parameter(argument: ast.arg, default: ast.expr | None) -> str:
 
 
 def modules() -> str:
-    """Every loss as a class, and what it needs imported."""
+    """The source of `modules.py`: every loss as a class, and the imports."""
     lines = {
         "from typing import TYPE_CHECKING",
         "from torch import Tensor",
@@ -125,7 +126,7 @@ def modules() -> str:
 
 
 def needed(family: Family, definition: ast.FunctionDef) -> set[str]:
-    """The imports that the signature of a function asks for."""
+    """The imports needed by the signature of a function."""
     arguments = (*definition.args.args, *(argument for argument, _ in keywords(definition)))
     used = {
         node.id
@@ -183,12 +184,12 @@ def module(loss: Loss, definition: ast.FunctionDef) -> str:
 
 
 def documented(loss: Loss, docstring: str, names: list[str]) -> str:
-    """The docstring of a class: what its function says in a line, and of the hyperparameters."""
+    """The docstring of a class: the summary and hyperparameters from that of its function."""
     described = dict(entries(docstring))
     summary, function = docstring.partition("\n")[0], f":func:`nearfar.{loss.function}`"
     missing = [name for name in names if name not in described]
     if missing:
-        raise SystemExit(f"{loss.function} describes no {', '.join(missing)} under Args.")
+        raise SystemExit(f"{loss.function} does not describe {', '.join(missing)} under Args.")
     said = [
         fill(f"{name}: {described[name]}", WIDTH - 8, subsequent_indent=" " * 4,
              break_long_words=False, break_on_hyphens=False)
@@ -208,7 +209,7 @@ def documented(loss: Loss, docstring: str, names: list[str]) -> str:
 
 
 def entries(docstring: str) -> Iterator[tuple[str, str]]:
-    """What a docstring says of each argument."""
+    """The description of each argument in a docstring."""
     described = docstring.partition("\nArgs:\n")[2].partition("\n\n")[0]
     for entry in re.split(r"\n(?=    \S)", described):
         name, _, text = entry.strip().partition(": ")
@@ -219,24 +220,24 @@ def entries(docstring: str) -> Iterator[tuple[str, str]]:
 
 
 def package() -> str:
-    """The imports of `nearfar.losses`."""
+    """The source of `losses/__init__.py`: the imports."""
     names = sorted(name for loss in LOSSES for name in (loss.function, loss.module))
     imports = sorted(f"from {home(loss)[0].name} import {loss.function}" for loss in LOSSES)
     imports += [f"from nearfar.losses.modules import {loss.module}" for loss in LOSSES]
     docstring = (
-        '"""The losses, one family a file; a function is its docstring (the paper), its checks and '
-        f'a rule.\n\n{HEADER}\n"""'
+        '"""The losses, one family per file; a function is its docstring (the paper), its checks '
+        f'and a rule.\n\n{HEADER}\n"""'
     )
     return f"{docstring}\n\n{chr(10).join(imports)}\n\n__all__ = {names!r}\n"
 
 
 def stub() -> str:
-    """What editors and type checkers read in place of `nearfar/__init__.py`."""
+    """The stub that editors and type checkers read in place of `nearfar/__init__.py`."""
     imports = [f"from {module} import {name}" for name, module in nearfar._HOME.items()]
     imports += [
         f"from nearfar import {name}" for name in nearfar.__all__ if name not in nearfar._HOME
     ]
-    docstring = f'"""The names of `__init__.py`, which loads each when it is used.\n\n{HEADER}\n"""'
+    docstring = f'"""The names of `__init__.py`, which loads each on first use.\n\n{HEADER}\n"""'
     body = f"__version__: str\n\n__all__ = {nearfar.__all__!r}\n"
     return f"{docstring}\n\n{chr(10).join(imports)}\n\n{body}"
 
@@ -247,7 +248,7 @@ BEGIN, END = "<!-- losses: {} -->", "<!-- end -->"
 
 
 def by_data() -> str:
-    """The losses by what they take."""
+    """The losses by the data they take."""
     takes: dict[Data, str] = {
         "rows": "pairs, triplets, quadruplets in rows",
         "batch": "a batch with class labels",
@@ -262,8 +263,8 @@ def by_data() -> str:
 
 
 def trained() -> str:
-    """The losses of the tool and their defaults."""
-    # Here, since it loads the losses, which are written first.
+    """The losses of the command line and their defaults."""
+    # Imported here, since it loads the losses, which must be written first.
     from nearfar.app.train.objectives import OBJECTIVES
 
     rows = []
@@ -279,7 +280,7 @@ def shown(value: object) -> str:
 
 
 def weighted() -> str:
-    """The losses that take a weight a row."""
+    """The losses that take one weight per row."""
 
     def takes_weight(loss: Loss) -> bool:
         return any(argument.arg == "weight" for argument in home(loss)[1].args.kwonlyargs)
@@ -288,7 +289,7 @@ def weighted() -> str:
 
 
 def traced() -> str:
-    """The losses that `torch.compile` traces whole: those that do not loop over tiles."""
+    """The losses that `torch.compile` traces completely: those that do not loop over tiles."""
     rows = code(loss for loss in LOSSES if loss.data == "rows")
     both = code(loss for loss in LOSSES if loss.also == "rows")
     return f"{rows}, and {both} with `negatives`."
@@ -302,7 +303,7 @@ def broken() -> str:
 
 
 def reference(data: Data) -> str:
-    """A page's list for the reference, which shows each function and its module."""
+    """The directive that documents each function and its module in the API reference."""
     names = [f"   {loss.function}" for loss in LOSSES if loss.data == data]
     directive = [".. currentmodule:: nearfar", "", ".. losses::", "", *names]
     return "\n".join(["", "```{eval-rst}", *directive, "```", ""])
@@ -328,7 +329,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
 
 
 def page(text: str) -> str:
-    """A page of the docs with its blocks written anew."""
+    """A page of the docs with its generated blocks updated."""
 
     def written(found: re.Match[str]) -> str:
         name = found[1]
@@ -346,7 +347,7 @@ def page(text: str) -> str:
 
 
 def tidied(source: str, name: str) -> str:
-    """Python in the project's format, imports in order."""
+    """Python source, formatted and with sorted imports."""
     for command in (["check", "--fix", "--quiet", "--select", "I,RUF022"], ["format", "--quiet"]):
         ruff = [sys.executable, "-m", "ruff", *command, "--stdin-filename", name, "-"]
         done = subprocess.run(
@@ -359,7 +360,7 @@ def tidied(source: str, name: str) -> str:
 
 
 def sources() -> Iterator[tuple[Path, str]]:
-    """Each file of the package that follows from the list, and what it should be."""
+    """Each generated file of the package, and its up-to-date contents."""
     for name, text in (
         ("losses/modules.py", modules),
         ("losses/__init__.py", package),
@@ -370,15 +371,15 @@ def sources() -> Iterator[tuple[Path, str]]:
 
 
 def pages() -> Iterator[tuple[Path, str]]:
-    """Each page of the docs, and what it should be."""
+    """Each page of the docs, and its up-to-date contents."""
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))):
         yield path, page(path.read_text(encoding="utf-8"))
 
 
 def main(check: bool) -> int:
-    """0 where all files are, or have become, what they should be."""
+    """Write or check all files; returns 1 if a check found a file out of date, else 0."""
     status = 0
-    for written in (sources, pages):  # what the pages say is read from the package
+    for written in (sources, pages):  # the pages are made from the written package
         if status:
             break
         for path, text in written():
@@ -397,6 +398,6 @@ def main(check: bool) -> int:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
-        "--check", action="store_true", help="write nothing; 1 if a file would change"
+        "--check", action="store_true", help="write nothing; exit status 1 if a file would change"
     )
     sys.exit(main(parser.parse_args().check))

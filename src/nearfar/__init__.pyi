@@ -1,4 +1,4 @@
-"""The names of `__init__.py`, which loads each when it is used.
+"""The names of `__init__.py`, which loads each on first use.
 
 Written by tools/write_losses.py; do not edit.
 """

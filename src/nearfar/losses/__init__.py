@@ -1,4 +1,4 @@
-"""The losses, one family a file; a function is its docstring (the paper), its checks and a rule.
+"""The losses, one family per file; a function is its docstring (the paper), its checks and a rule.
 
 Written by tools/write_losses.py; do not edit.
 """
