@@ -18,6 +18,7 @@ import torch
 from measure import arguments, header, in_turns, installed, peak_growth, save, table
 from torch import Tensor
 
+from nearfar import Reference
 from nearfar.evaluate import retrieval
 
 QUERIES, D, PER_CLASS = 1_000, 128, 10
@@ -28,7 +29,7 @@ def contenders(x: Tensor, reference: Tensor, labels: Tensor) -> dict[str, Callab
     own = labels[: len(x)]
 
     def ours() -> object:
-        return retrieval(x, own, reference=reference, reference_labels=labels)
+        return retrieval(x, own, reference=Reference(reference, labels))
 
     if installed(PEER) is None:
         print(f"\n({PEER} is left out: pip install {PEER})")

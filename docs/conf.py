@@ -122,9 +122,11 @@ def tidy_signature(
         analyzer.analyze()
         analyzer.overloads.clear()
     if what == "class" and not issubclass(obj, nn.Module):
-        made_by_hand = obj.__module__.startswith("nearfar.doctor")
-        return (signature.replace("<factory>", "...") if made_by_hand else ""), None
+        made_by_hand = obj.__module__.startswith(("nearfar.doctor", "nearfar.reference"))
+        if not made_by_hand:
+            return "", None
     spelled = {
+        "<factory>": "...",
         stringify_annotation(ArrayLike, "smart"): "~nearfar.inputs.ArrayLike",
         "Callable[[...], ": "Callable[..., ",
     }

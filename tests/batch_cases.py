@@ -166,7 +166,7 @@ class Case:
                 here = (where >= 0).nonzero()[:, 0]
                 rows["reference"][where[here]] = rows["x"][here]
                 others["reference_labels"][where[here]] = others["labels"][here]
-                others["reference_self"] = where
+                others["reference_own"] = where
         if self.hard:
             rows["hard_negatives"] = normal(*(n if k == -1 else k for k in self.hard))
         if self.weighted:
@@ -177,7 +177,7 @@ class Case:
 
     def run(self, data: Data, reduction: str = "none", **more: Any) -> Tensor:
         given = {**self.hyper, **data.others, **data.rows, **more}
-        return self.function(**given, reduction=reduction)
+        return self.function(**referring(given), reduction=reduction)
 
     def truth(self, data: Data, reduction: str = "none") -> Tensor:
         rows = {name: a.double() for name, a in data.rows.items()}
@@ -238,6 +238,16 @@ def near(
             atol=rtol * size + floor,
             msg=lambda m, k=name: f"{k}: {m}",
         )
+
+
+def referring(given: dict[str, Any]) -> dict[str, Any]:
+    """The keywords of an oracle as those of a loss: what they say of a reference, as one."""
+    told = {name: value for name, value in given.items() if name.startswith("reference")}
+    rest = {name: value for name, value in given.items() if name not in told}
+    if not told:
+        return rest
+    parts = (told.get(name) for name in ("reference", "reference_labels", "reference_own"))
+    return {**rest, "reference": nearfar.Reference(*parts)}
 
 
 def over(cases: list[Case]) -> pytest.MarkDecorator:

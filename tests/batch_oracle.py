@@ -348,11 +348,11 @@ def _compare(
     normalize: bool,
     reference: Tensor | None = None,
     reference_labels: Tensor | None = None,
-    reference_self: Tensor | None = None,
+    reference_own: Tensor | None = None,
 ) -> tuple[list[Tensor], list[Tensor], Pairs]:
     rows = _rows(x, normalize)
     columns = rows if reference is None else _rows(reference, normalize)
-    return rows, columns, who(labels, reference_labels, reference_self)
+    return rows, columns, who(labels, reference_labels, reference_own)
 
 
 def _two_kinds(

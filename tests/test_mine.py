@@ -54,8 +54,8 @@ def test_the_nearest_of_near_duplicates(reference: bool, apart: float) -> None:
     for seed in range(50):
         x, labels = near_duplicates(seed, apart), torch.arange(12)
         if reference:
-            how = {"reference": x, "reference_labels": labels, "reference_self": labels}
-            found = mine.hard_negatives(x, labels, distance="cosine", **how)
+            against = nearfar.Reference(x, labels, own=labels)
+            found = mine.hard_negatives(x, labels, distance="cosine", reference=against)
         else:
             found = mine.hard_negatives(x, labels, distance="cosine")
         assert (found.distances >= 0).all()
@@ -89,14 +89,14 @@ def test_hard_positives_and_negatives(reference: bool, multi: bool, k: int, dist
     if reference:
         y, others = draw(11, seed=1, multi=multi)
         own = torch.tensor([3, -1, 0, 10, *[-1] * 10])
-        how = {"reference": y, "reference_labels": others, "reference_self": own}
+        how = {"reference": y, "reference_labels": others, "reference_own": own}
     d = oracle.between(x, how.get("reference", x), distance)
     positives, negatives = oracle.relations(
-        labels, how.get("reference_labels"), how.get("reference_self")
+        labels, how.get("reference_labels"), how.get("reference_own")
     )
     with tile_shape(4, 4):
-        near = mine.hard_negatives(x, labels, k=k, distance=distance, **how)
-        far = mine.hard_positives(x, labels, k=k, distance=distance, **how)
+        near = mine.hard_negatives(x, labels, k=k, distance=distance, **referring(how))
+        far = mine.hard_positives(x, labels, k=k, distance=distance, **referring(how))
     agree(near, *hardest(d, negatives, k))
     agree(far, *hardest(d, positives, k, farthest=True))
 
@@ -177,7 +177,7 @@ def test_a_row_that_excludes_itself_is_no_positive_of_its_own() -> None:
     x, labels = draw()
     x = x / 10  # or a positive far away hides what is made of that distance
     known = torch.arange(len(x))[:, None]
-    for how in ({}, {"reference": x, "reference_labels": labels, "reference_self": known[:, 0]}):
+    for how in ({}, {"reference": nearfar.Reference(x, labels, known[:, 0])}):
         plain = mine.hard_negatives(x, labels, margin=0.0, **how)
         found = mine.hard_negatives(x, labels, margin=0.0, exclude=known, **how)
         agree(found, plain.indices, plain.distances)
@@ -187,7 +187,8 @@ def test_without_labels_only_exclude_says_who_is_similar() -> None:
     """Questions and a corpus: question i is answered by passage i."""
     questions, passages = draw(4, seed=4)[0], draw(7, seed=5)[0]
     own = torch.arange(4)[:, None]
-    found = mine.hard_negatives(questions, None, k=6, reference=passages, exclude=own)
+    against = nearfar.Reference(passages, None)
+    found = mine.hard_negatives(questions, None, k=6, reference=against, exclude=own)
     others = [[j for j in range(7) if j != i] for i in range(4)]
     agree(found, *hardest(oracle.between(questions, passages, "euclidean"), others, 6))
     within = mine.hard_negatives(questions, None, k=3)
@@ -339,8 +340,8 @@ def test_no_rows_and_one(miner: Callable[..., Any], n: int) -> None:
 @pytest.mark.parametrize("miner", MINERS, ids=lambda miner: miner.__name__)
 def test_an_empty_reference(miner: Callable[..., Any]) -> None:
     x, labels = draw(5)
-    empty = {"reference": torch.zeros(0, 3), "reference_labels": torch.zeros(0, dtype=torch.long)}
-    found = miner(x, labels, **empty)
+    empty = nearfar.Reference(torch.zeros(0, 3), torch.zeros(0, dtype=torch.long))
+    found = miner(x, labels, reference=empty)
     if isinstance(found, mine.Found):
         assert (found.indices == -1).all()
 
@@ -406,7 +407,11 @@ ERRORS: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (mine.multi_similarity_pairs, {"epsilon": inf}, "epsilon must be"),
     (mine.distance_weighted_negatives, {"cutoff": 0}, "cutoff must be"),
     (mine.distance_weighted_negatives, {"nonzero_loss_cutoff": 0.1}, "nonzero_loss_cutoff must be"),
-    (mine.hard_negatives, {"reference_labels": [0]}, "describe reference"),
+    *(
+        (miner, {"reference": torch.ones(2, 3)}, r"nearfar\.Reference\(x, labels\)")
+        for miner in MINERS
+    ),
+    (mine.hard_positives, {"reference": nearfar.Reference([[0.0] * 3], None)}, "must have a label"),
 ]
 
 
@@ -415,3 +420,11 @@ def test_errors_teach(miner: Callable[..., Any], how: dict[str, Any], message: s
     x, labels = draw(4)
     with pytest.raises((TypeError, ValueError), match=message):
         miner(x, labels, **how)
+
+
+@pytest.mark.parametrize(
+    "reference", [torch.ones(2, 3), nearfar.Reference(torch.ones(2, 3), [0, 1])]
+)
+def test_without_labels_the_reference_has_none(reference: Any) -> None:
+    with pytest.raises(TypeError, match=r"reference=nearfar\.Reference\(x, "):
+        mine.hard_negatives(draw(4)[0], None, reference=reference)

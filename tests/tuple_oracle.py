@@ -87,7 +87,7 @@ def batch_triplet(
     swap: bool = False,
     reference: Tensor | None = None,
     reference_labels: Tensor | None = None,
-    reference_self: Tensor | None = None,
+    reference_own: Tensor | None = None,
     reduction: str = "mean",
 ) -> tuple[Tensor, int, int]:
     """The loss, the number of triplets, and of those that cost something."""
@@ -95,7 +95,7 @@ def batch_triplet(
         margin, smooth = 0.0, True
     columns = x if reference is None else reference
     d = between(x, columns, distance)
-    positives, negatives = relations(labels, reference_labels, reference_self)
+    positives, negatives = relations(labels, reference_labels, reference_own)
     triplets = select_triplets(d, positives, negatives, select)
     zero = 0 * (x.sum() + columns.sum())
     if not triplets:
@@ -170,12 +170,12 @@ def online_contrastive(
     distance: str = "euclidean",
     reference: Tensor | None = None,
     reference_labels: Tensor | None = None,
-    reference_self: Tensor | None = None,
+    reference_own: Tensor | None = None,
     reduction: str = "mean",
 ) -> Tensor:
     """Similar pairs farther than the nearest dissimilar one, and the reverse."""
     d = between(x, x if reference is None else reference, distance)
-    positives, negatives = relations(labels, reference_labels, reference_self)
+    positives, negatives = relations(labels, reference_labels, reference_own)
     near = [(i, j) for i, row in enumerate(positives) for j in row]
     far = [(i, j) for i, row in enumerate(negatives) for j in row]
     rows = d.tolist()

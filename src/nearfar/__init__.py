@@ -21,6 +21,7 @@ _NAMES = {
     "nearfar.insight.forces": ("Forces", "forces"),
     "nearfar.losses": tuple(name for loss in _LOSSES for name in (loss.function, loss.module)),
     "nearfar.losses.batch_tuples": ("QuadrupletStats", "TripletStats"),
+    "nearfar.reference": ("Reference",),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 

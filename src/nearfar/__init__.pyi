@@ -53,6 +53,7 @@ from nearfar.losses import (
     triplet_loss,
 )
 from nearfar.losses.batch_tuples import QuadrupletStats, TripletStats
+from nearfar.reference import Reference
 
 __version__: str
 
@@ -77,6 +78,7 @@ __all__ = [
     "ProxySoftmaxLoss",
     "QuadrupletLoss",
     "QuadrupletStats",
+    "Reference",
     "SigLIPLoss",
     "SoftmaxLoss",
     "SupConLoss",

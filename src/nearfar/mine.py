@@ -20,8 +20,9 @@ from nearfar.engine.relation import Block, Relation
 from nearfar.engine.walk import blocks
 from nearfar.inputs import ArrayLike, between, lift, tensor
 from nearfar.labels import listed_rows
-from nearfar.losses.batch import compare
+from nearfar.losses.batch import as_batch
 from nearfar.losses.batch_tuples import CUTOFF, NONZERO_LOSS_CUTOFF, seed
+from nearfar.reference import Reference, check_reference
 
 __all__ = [
     "Found",
@@ -70,9 +71,7 @@ def hard_negatives(
     relative_margin: float | None = None,
     score_range: tuple[float, float] | None = None,
     exclude: ArrayLike | None = None,
-    reference: ArrayLike | None = None,
-    reference_labels: ArrayLike | None = None,
-    reference_self: ArrayLike | None = None,
+    reference: Reference | None = None,
 ) -> Found:
     r"""The k nearest negatives of each row, with guards against false negatives.
 
@@ -97,9 +96,8 @@ def hard_negatives(
         score_range: (low, high) scores to keep.
         exclude: (n, e) int64, further known positives, as rows of the reference or of the batch; -1
             for none.
-        reference: (m, d) embeddings to search instead of the batch itself.
-        reference_labels: (m,) or (m, c), their labels; None if `labels` is None.
-        reference_self: (n,) which row of `reference` is row i itself, -1 for none.
+        reference: rows to search instead of the other rows of the batch; without labels if
+            `labels` is None, `Reference(x, None)`.
 
     Returns:
         `Found`, nearest first.
@@ -124,9 +122,7 @@ def hard_negatives(
     if relative_margin is not None:
         between("relative_margin", relative_margin, 0, inf)
     low, high = _range(score_range)
-    rows, columns, relation = _compare(
-        x, labels, reference, reference_labels, reference_self, distance
-    )
+    rows, columns, relation = _compare(x, labels, reference, distance)
     known = None
     if exclude is not None:
         known = listed_rows("exclude", exclude, len(rows), relation.m, rows.device)
@@ -160,9 +156,7 @@ def hard_positives(
     *,
     k: int = 1,
     distance: Distance = "euclidean",
-    reference: ArrayLike | None = None,
-    reference_labels: ArrayLike | None = None,
-    reference_self: ArrayLike | None = None,
+    reference: Reference | None = None,
 ) -> Found:
     """The k farthest positives of each row.
 
@@ -171,9 +165,7 @@ def hard_positives(
         labels: (n,) class ids, or (n, c) bool multi-labels; rows that share a label are similar.
         k: how many positives.
         distance: "euclidean", "sqeuclidean" or "cosine".
-        reference: (m, d) embeddings to search instead of the batch itself.
-        reference_labels: (m,) or (m, c), their labels.
-        reference_self: (n,) which row of `reference` is row i itself, -1 for none.
+        reference: rows to search instead of the other rows of the batch.
 
     Returns:
         `Found`, farthest first.
@@ -193,9 +185,7 @@ def hard_positives(
     2017.
     """
     _at_least_one(k)
-    rows, columns, relation = _compare(
-        x, labels, reference, reference_labels, reference_self, distance
-    )
+    rows, columns, relation = _compare(x, labels, reference, distance)
 
     def in_block(where: slice, d: Tensor, who: Block) -> tuple[Tensor, Tensor]:
         far, index = _nearest((-d).masked_fill(~who.masks()[0], inf), k)
@@ -211,9 +201,7 @@ def semihard_triplets(
     distance: Distance = "euclidean",
     max: int | None = None,
     generator: torch.Generator | None = None,
-    reference: ArrayLike | None = None,
-    reference_labels: ArrayLike | None = None,
-    reference_self: ArrayLike | None = None,
+    reference: Reference | None = None,
 ) -> Tensor:
     r"""For each anchor and positive, the nearest negative that is farther than the positive.
 
@@ -226,9 +214,7 @@ def semihard_triplets(
         distance: "euclidean", "sqeuclidean" or "cosine".
         max: how many triplets at most, drawn at random; None: all.
         generator: for the draw; None: torch's own.
-        reference: (m, d) embeddings to take positives and negatives from.
-        reference_labels: (m,) or (m, c), their labels.
-        reference_self: (n,) which row of `reference` is row i itself, -1 for none.
+        reference: rows to take positives and negatives from instead of the batch.
 
     Returns:
         (t, 3) int64, the anchor, positive and negative of each triplet, sorted by anchor and
@@ -249,9 +235,7 @@ def semihard_triplets(
     """
     if max is not None:
         _at_least_one(max, "max")
-    rows, columns, relation = _compare(
-        x, labels, reference, reference_labels, reference_self, distance
-    )
+    rows, columns, relation = _compare(x, labels, reference, distance)
     nobody = torch.zeros(0, 3, dtype=torch.int64, device=rows.device)
     pick = semihard(distance, relation)
     found = pick(*_scaled(rows, columns, distance), current_limits())
@@ -274,9 +258,7 @@ def multi_similarity_pairs(
     *,
     epsilon: float = 0.1,
     distance: Distance = "cosine",
-    reference: ArrayLike | None = None,
-    reference_labels: ArrayLike | None = None,
-    reference_self: ArrayLike | None = None,
+    reference: Reference | None = None,
 ) -> FoundPairs:
     r"""The negatives nearer than an anchor's farthest positive, and the reverse, within epsilon.
 
@@ -291,9 +273,7 @@ def multi_similarity_pairs(
         labels: (n,) class ids, or (n, c) bool multi-labels; rows that share a label are similar.
         epsilon: how far on the right side a pair may be and still be taken.
         distance: "cosine" (the paper's), "euclidean" or "sqeuclidean".
-        reference: (m, d) embeddings to compare with instead of the batch itself.
-        reference_labels: (m,) or (m, c), their labels.
-        reference_self: (n,) which row of `reference` is row i itself, -1 for none.
+        reference: rows to compare with instead of the other rows of the batch.
 
     Returns:
         `FoundPairs`, sorted by row. Their number depends on how much the classes overlap; at most,
@@ -316,9 +296,7 @@ def multi_similarity_pairs(
     Learning", CVPR 2019, equations 11 and 12.
     """
     between("epsilon", epsilon, -inf, inf)
-    rows, columns, relation = _compare(
-        x, labels, reference, reference_labels, reference_self, distance
-    )
+    rows, columns, relation = _compare(x, labels, reference, distance)
     positive: list[Tensor] = []
     negative: list[Tensor] = []
     for where, d, who in _distances(rows, columns, relation, distance):
@@ -345,9 +323,7 @@ def distance_weighted_negatives(
     cutoff: float = CUTOFF,
     nonzero_loss_cutoff: float = NONZERO_LOSS_CUTOFF,
     generator: torch.Generator | None = None,
-    reference: ArrayLike | None = None,
-    reference_labels: ArrayLike | None = None,
-    reference_self: ArrayLike | None = None,
+    reference: Reference | None = None,
 ) -> Found:
     r"""k negatives of each row, drawn so that all distances are equally likely.
 
@@ -366,9 +342,7 @@ def distance_weighted_negatives(
         nonzero_loss_cutoff: negatives at this distance or farther are drawn only if there are no
             others; then all have the same weight.
         generator: for the draw; None: torch's own.
-        reference: (m, D) embeddings to draw from instead of the batch itself.
-        reference_labels: (m,) or (m, c), their labels.
-        reference_self: (n,) which row of `reference` is row i itself, -1 for none.
+        reference: rows to draw from instead of the other rows of the batch.
 
     Returns:
         `Found`, in the order they were drawn, with distances between unit rows.
@@ -388,9 +362,7 @@ def distance_weighted_negatives(
     _at_least_one(k)
     between("cutoff", cutoff, 1e-3, 2)
     between("nonzero_loss_cutoff", nonzero_loss_cutoff, cutoff, 2)
-    rows, columns, relation = _compare(
-        x, labels, reference, reference_labels, reference_self, "cosine"
-    )
+    rows, columns, relation = _compare(x, labels, reference, "cosine")
     rows, columns = _scaled(rows, columns, "cosine")
     chance = torch.Generator().manual_seed(seed(generator))
     every = torch.full((len(rows),), k, device=rows.device)
@@ -411,36 +383,38 @@ def distance_weighted_negatives(
 def _compare(
     x: ArrayLike,
     labels: ArrayLike | None,
-    reference: ArrayLike | None,
-    reference_labels: ArrayLike | None,
-    reference_self: ArrayLike | None,
+    reference: Reference | None,
     distance: Distance,
 ) -> tuple[Tensor, Tensor | None, Relation]:
     """Rows and columns without gradient, and their relation."""
     largest(distance)  # refuses an unknown name
     if labels is None:
-        if reference_labels is not None:
-            raise TypeError("reference_labels needs labels: pass both or neither.")
-        items = tensor("x", x)
-        n, device = len(items), items.device
-        labels = torch.arange(n, device=device)
-        if reference is not None:
-            others = len(tensor("reference", reference))
-            reference_labels = torch.arange(n, n + others, device=device)
-    rows, columns, relation = compare(
-        x,
-        labels,
-        reference,
-        reference_labels,
-        reference_self,
-        "mean",  # no backward pass follows
-    )
+        labels, reference = _all_different(x, reference)
+    rows, columns, relation = as_batch(x, labels, reference, "mean")  # no backward pass follows
     rows = lift("x", rows.detach())
-    columns = None if columns is None else lift("reference", columns.detach())
+    columns = None if columns is None else lift("reference.x", columns.detach())
     if columns is not None and columns.dtype != rows.dtype:
         common = torch.promote_types(rows.dtype, columns.dtype)
         rows, columns = rows.to(common), columns.to(common)
     return rows, columns, relation
+
+
+def _all_different(x: ArrayLike, reference: Reference | None) -> tuple[Tensor, Reference | None]:
+    """Labels of which no two are the same, for rows that have none."""
+    items = tensor("x", x)
+    n, device = len(items), items.device
+    labels = torch.arange(n, device=device)
+    if reference is None:
+        return labels, None
+    check_reference(reference)
+    if reference.labels is not None:
+        raise TypeError(
+            "labels must be given if the reference has labels: pass both, or neither as in "
+            "reference=nearfar.Reference(x, None)."
+        )
+    others = len(tensor("reference.x", reference.x))
+    different = torch.arange(n, n + others, device=device)
+    return labels, Reference(reference.x, different, reference.own)
 
 
 def _scaled(

@@ -16,7 +16,8 @@ import nearfar
 from nearfar import clip_loss, info_nce_loss, siglip_loss, sup_con_loss
 from nearfar.engine.pair_sets import Diagonal, Listed, Masked, OneEach
 from nearfar.engine.relation import Relation, across, matched, within
-from nearfar.losses.batch import compare, row_weight, towers
+from nearfar.losses.batch import as_batch, as_towers, row_weight
+from nearfar.reference import Reference
 
 few = settings(max_examples=40, derandomize=True, deadline=None, database=None)
 seeds = st.integers(0, 2**20)
@@ -196,120 +197,119 @@ def test_a_row_is_not_similar_to_itself_even_with_labels_of_its_own() -> None:
 
 X = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
 LABELS = [0, 0, 1, 1]
-REFERENCE = {"reference": torch.ones(2, 3), "reference_labels": [0, 1]}
 
 # (what is raised, every word the message must hold, the call)
 MESSAGES: dict[str, tuple[type[Exception], tuple[str, ...], Callable[[], Any]]] = {
     "x is a vector": (
         ValueError,
         ("x must have shape (n, d)", "got (3,)", "x[None]"),
-        lambda: compare(X[0], [0], None, None, None, "mean"),
+        lambda: as_batch(X[0], [0], None, "mean"),
     ),
-    "x is text": (TypeError, ("x must be",), lambda: compare("abc", [0], None, None, None, "mean")),
+    "x is text": (TypeError, ("x must be",), lambda: as_batch("abc", [0], None, "mean")),
     "x is bool": (
         TypeError,
         ("x must hold real numbers", "torch.bool"),
-        lambda: compare(X > 0, LABELS, None, None, None, "mean"),
+        lambda: as_batch(X > 0, LABELS, None, "mean"),
     ),
     "x is complex": (
         TypeError,
         ("x must hold real numbers", "torch.complex64"),
-        lambda: compare(X.to(torch.complex64), LABELS, None, None, None, "mean"),
+        lambda: as_batch(X.to(torch.complex64), LABELS, None, "mean"),
     ),
     "x has no columns": (
         ValueError,
         ("x must have at least one column", "(4, 0)"),
-        lambda: compare(X[:, :0], LABELS, None, None, None, "mean"),
+        lambda: as_batch(X[:, :0], LABELS, None, "mean"),
     ),
     "too few labels": (
         ValueError,
         ("labels must have one entry per row", "3 labels for 4 rows"),
-        lambda: compare(X, [0, 1, 2], None, None, None, "mean"),
+        lambda: as_batch(X, [0, 1, 2], None, "mean"),
     ),
     "float labels": (
         TypeError,
         ("labels must be class ids of an integer dtype", "torch.float32", "labels.long()"),
-        lambda: compare(X, [0.0, 1.0, 2.0, 3.0], None, None, None, "mean"),
+        lambda: as_batch(X, [0.0, 1.0, 2.0, 3.0], None, "mean"),
     ),
     "bool labels of one dimension": (
         TypeError,
         ("labels must be class ids", "torch.bool"),
-        lambda: compare(X, [True] * 4, None, None, None, "mean"),
+        lambda: as_batch(X, [True] * 4, None, "mean"),
     ),
     "multi-labels of numbers": (
         TypeError,
         ("multi-labels and must be bool", "torch.int64", "labels.bool()"),
-        lambda: compare(X, [[0, 1]] * 4, None, None, None, "mean"),
+        lambda: as_batch(X, [[0, 1]] * 4, None, "mean"),
     ),
     "labels of three dimensions": (
         ValueError,
         ("labels must have shape (n,)", "(4, 1, 1)"),
-        lambda: compare(X, torch.zeros(4, 1, 1, dtype=torch.long), None, None, None, "mean"),
+        lambda: as_batch(X, torch.zeros(4, 1, 1, dtype=torch.long), None, "mean"),
     ),
-    "labels without reference": (
+    "a reference of rows alone": (
         TypeError,
-        ("reference_labels and reference_self describe reference", "pass it too"),
-        lambda: compare(X, LABELS, None, [0], None, "mean"),
+        ("reference must hold rows and their labels", "nearfar.Reference(x, labels)", "Tensor"),
+        lambda: sup_con_loss(X, LABELS, reference=X),
     ),
-    "self without reference": (
+    "a reference of names": (
         TypeError,
-        ("describe reference",),
-        lambda: compare(X, LABELS, None, None, [0, 1, 2, 3], "mean"),
+        ("nearfar.Reference(x, labels)", "got dict"),
+        lambda: sup_con_loss(X, LABELS, reference={"x": X, "labels": LABELS}),
     ),
     "reference without labels": (
         TypeError,
-        ("reference_labels must be given with reference",),
-        lambda: compare(X, LABELS, X, None, None, "mean"),
+        ("reference.labels must have a label for each row of the reference",),
+        lambda: as_batch(X, LABELS, Reference(X, None), "mean"),
     ),
     "reference of another width": (
         ValueError,
-        ("reference must have rows of length 3", "(4, 2)"),
-        lambda: compare(X, LABELS, X[:, :2], LABELS, None, "mean"),
+        ("reference.x must have rows of length 3", "(4, 2)"),
+        lambda: as_batch(X, LABELS, Reference(X[:, :2], LABELS), "mean"),
     ),
     "reference that is a vector": (
         ValueError,
-        ("reference must have shape", "(3,)"),
-        lambda: compare(X, LABELS, X[0], [0], None, "mean"),
+        ("reference.x must have shape", "(3,)"),
+        lambda: as_batch(X, LABELS, Reference(X[0], [0]), "mean"),
     ),
     "too few labels of the reference": (
         ValueError,
-        ("reference_labels must have one entry per row", "1 labels for 4 rows"),
-        lambda: compare(X, LABELS, X, [0], None, "mean"),
+        ("reference.labels must have one entry per row", "1 labels for 4 rows"),
+        lambda: as_batch(X, LABELS, Reference(X, [0]), "mean"),
     ),
     "labels of two kinds": (
         ValueError,
-        ("labels and reference_labels must be of one kind", "(4,)", "(4, 2)"),
-        lambda: compare(X, LABELS, X, [[True, False]] * 4, None, "mean"),
+        ("labels and reference.labels must be of one kind", "(4,)", "(4, 2)"),
+        lambda: as_batch(X, LABELS, Reference(X, [[True, False]] * 4), "mean"),
     ),
     "multi-labels of two widths": (
         ValueError,
         ("must be of one kind", "(4, 3)", "(4, 2)"),
-        lambda: compare(X, [[True] * 3] * 4, X, [[True] * 2] * 4, None, "mean"),
+        lambda: as_batch(X, [[True] * 3] * 4, Reference(X, [[True] * 2] * 4), "mean"),
     ),
     "self out of range": (
         ValueError,
-        ("reference_self must be a row of reference, 0 to 3, or -1", "reference_self[1] is 4"),
-        lambda: compare(X, LABELS, X, LABELS, [0, 4, 1, 2], "mean"),
+        ("reference.own must be a row of the reference, 0 to 3, or -1", "reference.own[1] is 4"),
+        lambda: as_batch(X, LABELS, Reference(X, LABELS, [0, 4, 1, 2]), "mean"),
     ),
     "self below -1": (
         ValueError,
-        ("or -1 for none", "reference_self[2] is -2"),
-        lambda: compare(X, LABELS, X, LABELS, [0, 1, -2, 2], "mean"),
+        ("or -1 for none", "reference.own[2] is -2"),
+        lambda: as_batch(X, LABELS, Reference(X, LABELS, [0, 1, -2, 2]), "mean"),
     ),
     "self of floats": (
         TypeError,
-        ("reference_self must be", "torch.float32"),
-        lambda: compare(X, LABELS, X, LABELS, [0.0] * 4, "mean"),
+        ("reference.own must be", "torch.float32"),
+        lambda: as_batch(X, LABELS, Reference(X, LABELS, [0.0] * 4), "mean"),
     ),
     "too few selves": (
         ValueError,
-        ("reference_self must have one entry per row", "3", "4 rows"),
-        lambda: compare(X, LABELS, X, LABELS, [0, 1, 2], "mean"),
+        ("reference.own must have one entry per row", "3", "4 rows"),
+        lambda: as_batch(X, LABELS, Reference(X, LABELS, [0, 1, 2]), "mean"),
     ),
     "towers of two lengths": (
         ValueError,
         ("second must have the shape of first, (4, 3)", "got (3, 3)"),
-        lambda: towers(first=X, second=X[:3]),
+        lambda: as_towers(first=X, second=X[:3]),
     ),
     "towers of two widths": (
         ValueError,
@@ -379,7 +379,7 @@ def test_two_devices_are_refused_in_words() -> None:
     for call in (
         lambda: clip_loss(X, elsewhere, scale=1.0),
         lambda: siglip_loss(elsewhere, X, scale=1.0, bias=0.0),
-        lambda: sup_con_loss(X, LABELS, reference=elsewhere, reference_labels=LABELS),
+        lambda: sup_con_loss(X, LABELS, reference=Reference(elsewhere, LABELS)),
     ):
         with pytest.raises(ValueError, match=r"is on .*; they must be on the same device: pass"):
             call()
@@ -391,7 +391,7 @@ def test_the_public_functions_check_their_data(case: Any) -> None:
     data = case.draw(4)
     for name, array in data.rows.items():
         if array.ndim == 2:
-            with pytest.raises(ValueError, match=rf"^{name} must have shape") as raised:
+            with pytest.raises(ValueError, match=rf"^{name}(\.x)? must have shape") as raised:
                 case.run(data.at(**{name: array[0]}))
             assert "(4,)" in str(raised.value)
 

@@ -1,6 +1,7 @@
 """Retrieval, exact search and approximate search against sorting, scikit-learn and torchmetrics."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from torchmetrics.retrieval import (
     RetrievalRPrecision,
 )
 
-from nearfar import memory_budget
+from nearfar import Reference, memory_budget
 from nearfar.engine.budget import tile_shape
 from nearfar.evaluate import approximate_nearest, nearest, retrieval, retrieval_of
 from nearfar.mine import Found
@@ -72,7 +73,7 @@ def test_ties_go_to_the_lower_index_at_any_tile(tile, seed):
     x, labels, reference, others = draw(25, 60, seed=seed, whole=True)
     with tile_shape(*tile):
         found = retrieval(
-            x, labels, reference=reference, reference_labels=others, k=K, distance="euclidean"
+            x, labels, reference=Reference(reference, others), k=K, distance="euclidean"
         )
         near = nearest(x, k=60, distance="euclidean", reference=reference).indices
     order = ranked(distances(x, reference, "euclidean"), [-1] * len(x))
@@ -87,13 +88,13 @@ def test_a_row_itself_is_left_out_only_where_it_is_declared(n, m, seed, width):
     own = np.random.default_rng(seed).integers(-1, m, n)
     positive = similar(labels, others)
     positive[np.arange(n)[own >= 0], own[own >= 0]] = False
-    given = {"reference": reference, "reference_self": own}
+    against = Reference(reference, others, own)
     if not positive.any():
         with pytest.raises(ValueError, match="nothing to find"):
-            retrieval(x, labels, reference_labels=others, **given)
+            retrieval(x, labels, reference=against)
         return
     with tile_shape(3, width):
-        found = retrieval(x, labels, reference_labels=others, k=K, distance="sqeuclidean", **given)
+        found = retrieval(x, labels, reference=against, k=K, distance="sqeuclidean")
     agree(found, figures(positive, ranked(distances(x, reference, "sqeuclidean"), own), K))
     assert found.n_queries + found.n_left_out == n
 
@@ -122,12 +123,11 @@ def test_a_row_without_direction_is_at_cosine_distance_1(search):
 
 def test_equal_values_are_not_taken_for_the_same_item():
     x, labels = np.zeros((4, 2)), np.array([0, 1, 0, 1])
-    against = {"reference": x, "reference_labels": labels}
-    with pytest.warns(UserWarning, match="reference_self="):
-        found = retrieval(x, labels, **against, k=(1,), distance="euclidean")
+    with pytest.warns(UserWarning, match="find themselves"):
+        found = retrieval(x, labels, reference=Reference(x, labels), k=(1,), distance="euclidean")
     assert found.overall.hit_rate == {1: 0.5}  # all tied: row 0 is nearest to all
     # Who names himself is not warned: the others are at distance 0 too.
-    retrieval(x, labels, **against, reference_self=np.arange(4), k=(1,))
+    retrieval(x, labels, reference=Reference(x, labels, own=np.arange(4)), k=(1,))
     found = retrieval(x, labels, k=(1,), distance="euclidean")
     assert found.overall.hit_rate == {1: 0.25}  # row 0 finds row 1, the others find row 0
     assert found.n_references == 3
@@ -141,12 +141,12 @@ def test_queries_that_find_themselves_are_warned_of(distance, whole):
     x, labels = torch.randn(300, 32, generator=generator), torch.arange(300) % 30
     queries = slice(None) if whole else slice(0, 40)
     for reference in (x, x.clone(), x.double(), 3 * x if distance == "cosine" else x.numpy()):
-        against = {"reference": reference, "reference_labels": labels, "distance": distance}
-        with pytest.warns(UserWarning, match=r"reference_self=, torch\.arange\(len\(x\)\)"):
-            found = retrieval(x[queries], labels[queries], k=(1,), **against)
+        search = partial(retrieval, x[queries], labels[queries], k=(1,), distance=distance)
+        with pytest.warns(UserWarning, match=r"labels, own\), torch\.arange\(len\(x\)\)"):
+            found = search(reference=Reference(reference, labels))
         assert found.overall.hit_rate == {1: 1.0}
         own = torch.arange(300)[queries]
-        true = retrieval(x[queries], labels[queries], k=(1,), reference_self=own, **against)
+        true = search(reference=Reference(reference, labels, own))
         assert true.overall.hit_rate[1] < 0.2
         near = nearest(x[queries], k=3, reference=reference, distance=distance)
         if reference is x:
@@ -157,10 +157,9 @@ def test_queries_that_find_themselves_are_warned_of(distance, whole):
 def test_a_reference_that_holds_some_queries_is_no_cause_to_warn():
     x, labels, reference, others = draw(20, 30)
     reference[:19] = x[:19]  # `filterwarnings = error` would tell
-    retrieval(x, labels, reference=reference, reference_labels=others, k=(1,))
-    empty = {"reference": reference[:0], "reference_labels": others[:0]}
+    retrieval(x, labels, reference=Reference(reference, others), k=(1,))
     with pytest.raises(ValueError, match="nothing to find"):
-        retrieval(x, labels, **empty)
+        retrieval(x, labels, reference=Reference(reference[:0], others[:0]))
 
 
 @settings(max_examples=40, deadline=None)
@@ -180,7 +179,7 @@ def test_what_is_excluded_is_neither_found_nor_relevant(n, m, e, seed, multi, de
     own, against = np.arange(n) if m is None else np.full(n, -1), {}
     if m is not None:
         own = random.integers(-1, m, n) if declared else np.full(n, -1)
-        against = {"reference": reference, "reference_labels": columns, "reference_self": own}
+        against = {"reference": Reference(reference, columns, own)}
     hidden = [{int(mine), *row} for mine, row in zip(own, exclude.tolist(), strict=True)]
     positive = similar(labels, columns)
     for i, row in enumerate(hidden):
@@ -192,12 +191,12 @@ def test_what_is_excluded_is_neither_found_nor_relevant(n, m, e, seed, multi, de
         return
     with tile_shape(3, 2):
         found = retrieval(x, labels, k=K, **search, **against)
-        sides = {k: v for k, v in against.items() if k != "reference_labels"}
+        sides = {"reference": reference, "reference_self": own} if against else {}
         near = nearest(x, k=len(reference), **search, **sides)
     order = ranked_without(distances(x, reference, "euclidean"), hidden)
     agree(found, figures(positive, order, K))
     assert [[j for j in row if j >= 0] for row in near.indices.tolist()] == order
-    sides = {k: v for k, v in against.items() if k != "reference"}
+    sides = {"reference_labels": columns, "reference_self": own} if against else {}
     k = tuple(size for size in K if size <= len(reference))
     of = retrieval_of(near, labels, k=k, exclude=exclude, **sides)
     agree(of, figures(positive, order, k), k)
@@ -231,7 +230,7 @@ def test_approximate_search_finds_nothing_excluded():
 
 def test_figures_equal_torchmetrics_and_scikit_learn():
     x, labels, reference, others = draw(30, 50)
-    found = retrieval(x, labels, reference=reference, reference_labels=others, k=K).overall
+    found = retrieval(x, labels, reference=Reference(reference, others), k=K).overall
     closeness = torch.from_numpy(1 - distances(x, reference, "cosine"))
     assert (closeness < 0).any()  # negative similarities are ordinary values
     target = torch.from_numpy(similar(labels, others))
@@ -259,8 +258,7 @@ def test_figures_by_hand():
     found = retrieval(
         [[0.0], [0.0]],
         [0, 1],
-        reference=reference,
-        reference_labels=[1, 2, 0, 1],
+        reference=Reference(reference, [1, 2, 0, 1]),
         k=(1, 3),
         distance="euclidean",
     )
@@ -274,11 +272,11 @@ def test_figures_by_hand():
 
 def test_the_first_relevant_reference_counts_however_far_down():
     m = 500
+    own_class = torch.where(torch.arange(m) == 431, 7, 1)
     found = retrieval(
         [[0.0]],
         [7],
-        reference=1 + torch.arange(m)[:, None].float(),
-        reference_labels=torch.where(torch.arange(m) == 431, 7, 1),
+        reference=Reference(1 + torch.arange(m)[:, None].float(), own_class),
         k=(1,),
         distance="euclidean",
     )
@@ -290,8 +288,7 @@ def test_class_ids_are_never_floats():
     found = retrieval(
         [[0.0], [0.1]],
         [big, big + 1],
-        reference=[[0.01], [0.11]],
-        reference_labels=[big + 1, big],
+        reference=Reference([[0.01], [0.11]], [big + 1, big]),
         k=(1,),
         distance="euclidean",
     )
@@ -347,7 +344,7 @@ def test_memory_does_not_grow_with_queries_times_references():
     reference = torch.randn(20_000, 8, generator=torch.Generator().manual_seed(1))
     others = torch.arange(20_000) % 1000
     with memory_budget(2**20), Allocations() as seen:
-        retrieval(x, others[:500], reference=reference, reference_labels=others)
+        retrieval(x, others[:500], reference=Reference(reference, others))
     assert seen.largest <= reference.numel() * 4 + 2**20  # the whole matrix would be 40 MB
 
 
@@ -363,10 +360,16 @@ def test_errors_teach():
         retrieval(x, labels, exclude=[0, 1])
     with pytest.raises(ValueError, match="exclude must hold rows from 0 to 5, or -1 for none"):
         retrieval(x, labels, exclude=np.full((6, 1), 6))
-    with pytest.raises(TypeError, match="reference_labels must be given"):
+    with pytest.raises(TypeError, match=r"pass reference=nearfar\.Reference\(x, labels\)"):
         retrieval(x, labels, reference=x)
-    with pytest.raises(TypeError, match="pass it too"):
-        retrieval(x, labels, reference_labels=labels)
+    with pytest.raises(TypeError, match=r"reference\.labels must have a label for each row"):
+        retrieval(x, labels, reference=Reference(x, None))
+    with pytest.raises(ValueError, match=r"reference\.own must be a row of the reference, 0 to 5"):
+        retrieval(x, labels, reference=Reference(x, labels, own=np.full(6, 6)))
+    with pytest.raises(ValueError, match=r"reference_self must have one entry per row"):
+        retrieval_of(nearest(x, k=2), labels, reference_labels=labels, reference_self=[0], k=(1,))
+    with pytest.raises(TypeError, match="reference_self describes reference: pass it too"):
+        nearest(x, k=1, reference_self=np.arange(6))
     with pytest.raises(ValueError, match="nothing to find"):
         retrieval(x, np.arange(6))
     with pytest.raises(ValueError, match=r"x\[2\] is not finite"):

@@ -245,6 +245,13 @@ def test_errors_teach():
         nf.explain(nf.contrastive_loss, x1, x2, y, reduction="mean")
     with pytest.raises(TypeError, match="nearfar's losses"):
         nf.explain(torch.nn.functional.mse_loss, x1, x2)
+    with pytest.raises(TypeError, match=r"takes x1, x2, y, margin, .*; got m, marge\."):
+        nf.explain(nf.ContrastiveLoss(margin=2.0), x1, x2, y, m=1.0, marge=1.0)
+    of_0_1 = r"got reference_labels. Pass reference=nearfar.Reference\(x, labels, own\)"
+    for look in (nf.explain, nf.doctor.examine):
+        loss = {"loss": nf.sup_con_loss} if look is nf.doctor.examine else {}
+        with pytest.raises(TypeError, match=of_0_1):
+            look(*(() if loss else (nf.sup_con_loss,)), x1, y, **loss, reference_labels=y)
     with pytest.raises(TypeError, match="similar_label"):
         nf.explain(nf.contrastive_loss, x1, x2, y.int())
 

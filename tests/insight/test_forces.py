@@ -136,9 +136,9 @@ def test_the_loss_as_called():
         torch.testing.assert_close(nf.forces(called, x, labels, k=3).force, shown.force)
     with pytest.raises(TypeError, match="mean or sum"):
         nf.forces(lambda *data: nf.sup_con_loss(*data, reduction="none").sum(), x, labels)
-    nothing = {"reference": x[:0], "reference_labels": labels[:0]}
+    nothing = nf.Reference(x[:0], labels[:0])
     with pytest.raises(ValueError, match="nothing to compare with"):
-        nf.forces(nf.sup_con_loss, x, labels, **nothing)
+        nf.forces(nf.sup_con_loss, x, labels, reference=nothing)
 
 
 def test_what_the_loss_takes_forces_takes():

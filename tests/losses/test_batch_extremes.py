@@ -296,7 +296,7 @@ def with_twins(case: Case, seed: int, *, apart: float) -> Data:
         step = gridded(apart * step / step.norm(dim=1, keepdim=True))
         data = data.at(**{name: torch.cat([a[:-10], a[:10] + step])})
     if case.reference == "self":  # what is declared to be the same row must be
-        own = data.others["reference_self"]
+        own = data.others["reference_own"]
         reference = data.rows["reference"].clone()
         reference[own[own >= 0]] = data.rows["x"][own >= 0]
         data = data.at(reference=reference)
@@ -418,8 +418,8 @@ def test_rows_of_nearly_one_direction(
     def run(rows: Tensor) -> tuple[Tensor, Tensor]:
         leaf = rows.clone().requires_grad_()
         if reference:
-            others["reference"], others["reference_labels"] = rows.flip(0), labels.flip(0)
-            others["reference_self"] = torch.arange(24).flip(0)
+            own = torch.arange(24).flip(0)
+            others["reference"] = nearfar.Reference(rows.flip(0), labels.flip(0), own)
         with tile_shape(*shape):
             loss = COSINES[name](leaf, labels, **others)
         loss.backward()
@@ -475,7 +475,7 @@ def test_labels_may_change_before_the_backward_pass(case: Case) -> None:
         lambda x, y: nearfar.clip_loss(x, y, scale=5.0, reduction="none"),
         lambda x, y: nearfar.siglip_loss(y, x, scale=5.0, bias=-1.0, reduction="none"),
         lambda x, y: nearfar.sup_con_loss(
-            x, range(9), reference=y, reference_labels=range(9), reduction="none"
+            x, range(9), reference=nearfar.Reference(y, range(9)), reduction="none"
         ),
         lambda x, y: nearfar.proxy_softmax_loss(x, y, range(9), reduction="none"),
     ],
@@ -553,8 +553,8 @@ def test_no_rows_against_more_columns_than_the_budget_holds() -> None:
         nothing = torch.zeros(0, 4), torch.zeros(0, dtype=torch.long)
         many = torch.randn(20_000, 4)
         assert nearfar.proxy_softmax_loss(nothing[0], many, nothing[1]) == 0
-        labels = torch.arange(20_000)
-        assert nearfar.sup_con_loss(*nothing, reference=many, reference_labels=labels) == 0
+        reference = nearfar.Reference(many, torch.arange(20_000))
+        assert nearfar.sup_con_loss(*nothing, reference=reference) == 0
 
 
 def test_two_classes_hold_no_quadruplet_and_feel_no_force() -> None:

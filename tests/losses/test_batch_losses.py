@@ -27,6 +27,7 @@ from batch_cases import (
     gradients,
     near,
     over,
+    referring,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -116,7 +117,7 @@ def test_reductions_agree(case: Case) -> None:
     near((rows, row_gradients), gradients(runs(case, "sum"), data), 1e-12)
     assert case.run(data, "none").shape == (case.outputs(11),)
     given = {**case.hyper, **data.others, **data.rows}
-    assert torch.equal(case.function(**given), case.run(data, "mean"))  # the default
+    assert torch.equal(case.function(**referring(given)), case.run(data, "mean"))  # the default
 
 
 @pytest.mark.parametrize("bad", ["avg", "Mean", None])
@@ -190,7 +191,7 @@ def test_the_mean_is_over_what_the_page_says(
     given = {"reference": reference, "reference_labels": reference_labels}
     if how:
         given["decoupled"] = True
-    run = partial(getattr(nearfar, name), x, labels, **given)
+    run = partial(getattr(nearfar, name), x, labels, **referring(given))
     terms = torch.tensor([2.0, 3, 0] if over_what == "positive pairs" else [1.0, 1, 1])
     counts = terms * torch.tensor([True, positives == "counts", negatives == "counts"])
     for weight in (torch.ones(3), torch.tensor([2.0, 3, 5])):
@@ -230,7 +231,7 @@ def test_lists_beside_float64_keep_their_digits(case: Case) -> None:
     for listed in names if len(names) > 1 else []:
         given = {**case.hyper, **data.others, **data.rows, **weight}
         given[listed] = data.rows[listed].tolist()
-        assert torch.equal(case.function(**given, reduction="none"), expected)
+        assert torch.equal(case.function(**referring(given), reduction="none"), expected)
     assert torch.equal(case.run(data, "none", **weight), expected)
 
 
@@ -444,7 +445,7 @@ def test_a_batch_as_its_own_declared_reference_is_the_batch(case: Case) -> None:
     data = case.draw(9, seed=7)
     whole = gradients(runs(case), data)
     labels = data.others["labels"]
-    how = {"reference_labels": labels, "reference_self": torch.arange(9)}
+    how = {"reference_labels": labels, "reference_own": torch.arange(9)}
     with_reference = data.at(reference=data.rows["x"].clone())
     value, found = gradients(runs(case, **how), with_reference)
     found["x"] += found.pop("reference")
@@ -454,7 +455,7 @@ def test_a_batch_as_its_own_declared_reference_is_the_batch(case: Case) -> None:
 
 @over(REFERENCED)
 def test_mistake_3_self_pairs_are_declared_and_never_guessed(case: Case) -> None:
-    """An equal copy, or the very tensor, without `reference_self`: everyone is its own positive."""
+    """An equal copy, or the very tensor, without `reference_own`: everyone is its own positive."""
     data = case.draw(6, layout="pairs", seed=8)
     x, labels = data.rows["x"], data.others["labels"]
     # At its default the circle loss all but ignores a positive at cosine 1.
@@ -468,7 +469,7 @@ def test_mistake_3_self_pairs_are_declared_and_never_guessed(case: Case) -> None
         for names in (labels, labels.clone()):
             how = {"reference": rows, "reference_labels": names}
             torch.testing.assert_close(run(data, **how), with_itself)
-            declared = run(data, **how, reference_self=torch.arange(6))
+            declared = run(data, **how, reference_own=torch.arange(6))
             torch.testing.assert_close(declared, alone)
 
 
@@ -485,6 +486,18 @@ def test_an_empty_reference_is_nothing_to_compare_with(case: Case) -> None:
             value, found = gradients(runs(case, reduction, **nobody, **more), data)
             assert not value.any()
             assert not any(g.any() for g in found.values())
+
+
+@over(REFERENCED)
+def test_a_reference_is_whatever_has_rows_labels_and_own(case: Case) -> None:
+    """As a memory that keeps them in buffers."""
+    data = replace(case, reference="self").draw(6)
+    given = {**case.hyper, **data.others, **data.rows}
+    memory = nn.Module()
+    memory.register_buffer("x", given.pop("reference"))
+    memory.register_buffer("labels", given.pop("reference_labels"))
+    memory.register_buffer("own", given.pop("reference_own"))
+    assert torch.equal(case.function(**given, reference=memory), case.run(data, "mean"))
 
 
 @over(REFERENCED)
@@ -507,7 +520,7 @@ def test_only_the_reference_learns_if_only_it_asks(case: Case) -> None:
 def test_order_of_rows_orders_the_losses(case: Case, seed: int, n: int) -> None:
     data = case.draw(n, seed=seed)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    in_order = {"x", "y", "query", "positive", "labels", "weight", "reference_self"}
+    in_order = {"x", "y", "query", "positive", "labels", "weight", "reference_own"}
 
     def moved(named: Named) -> Named:
         return {k: v[order] if k in in_order else v for k, v in named.items()}
@@ -613,7 +626,7 @@ def shell_of(function: Any) -> type[nn.Module]:
     )
 
 
-DATA = {"weight", "reference", "reference_labels", "reference_self", "hard_negatives"}
+DATA = {"weight", "reference", "hard_negatives"}
 
 
 @over(CASES)
@@ -621,7 +634,8 @@ def test_shell_equals_function_also_when_copied(case: Case) -> None:
     data = case.draw(6)
     held = {**case.hyper, **{k: nn.Parameter(data.rows[k]) for k in case.learned}}
     module = shell_of(case.function)(**held, reduction="none")
-    arrays = {k: v for k, v in {**data.rows, **data.others}.items() if k not in case.learned}
+    arrays = referring({**data.rows, **data.others})
+    arrays = {k: v for k, v in arrays.items() if k not in case.learned}
     expected = case.run(data)
     for same in (module, copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
         assert torch.equal(same(**arrays), expected)
@@ -1085,7 +1099,7 @@ def test_numpy_and_lists_give_what_tensors_give(case: Case) -> None:
         {k: v.tolist() for k, v in given.items()},
     ):
         assert torch.equal(
-            case.function(**case.hyper | numbers | arrays, reduction="none"), expected
+            case.function(**referring(case.hyper | numbers | arrays), reduction="none"), expected
         )
 
 

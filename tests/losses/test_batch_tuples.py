@@ -11,6 +11,7 @@ import pytest
 import torch
 import tuple_oracle as oracle
 from allocations import Allocations
+from batch_cases import referring
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -102,7 +103,7 @@ def agree(found: Any, true: Any, rtol: float = 1e-12) -> None:
 
 
 def triplets(x: Tensor, labels: Any, **how: Any) -> tuple[Any, ...]:
-    loss, stats = batch_triplet_loss(x, labels, return_stats=True, **how)
+    loss, stats = batch_triplet_loss(x, labels, return_stats=True, **referring(how))
     return loss, stats.valid, stats.active
 
 
@@ -214,7 +215,7 @@ def test_a_reference_set(how: Settings, own: bool, layout: str) -> None:
     reference, others = draw(12, layout, seed=7)
     more = {**how, "reference_labels": others, "reduction": "none"}
     if own:
-        more["reference_self"] = torch.tensor([3, -1, 0, 11, -1, 5, 2])
+        more["reference_own"] = torch.tensor([3, -1, 0, 11, -1, 5, 2])
     with tile_shape(3, 3):
         found = gradients(lambda x, r: triplets(x, labels, reference=r, **more), x, reference)
     agree(
@@ -552,22 +553,17 @@ def test_pairs_at_the_edge_of_the_overlap_do_not_overlap() -> None:
 def test_online_contrastive_with_a_reference() -> None:
     x, labels = draw(6, "random", seed=17)
     reference, others = draw(9, "random", seed=18)
-    how = {
-        "reference_labels": others,
-        "reference_self": torch.tensor([2, -1, 0, 1, -1, 8]),
-        "margin": 3.0,
-    }
-    found = gradients(
-        lambda x, r: batch_contrastive_loss(x, labels, select="hard", reference=r, **how),
-        x,
-        reference,
-    )
-    agree(
-        found,
-        gradients(
-            lambda x, r: oracle.online_contrastive(x, labels, reference=r, **how), x, reference
-        ),
-    )
+    own = torch.tensor([2, -1, 0, 1, -1, 8])
+
+    def found(x: Tensor, rows: Tensor) -> Tensor:
+        against = nearfar.Reference(rows, others, own)
+        return batch_contrastive_loss(x, labels, margin=3.0, select="hard", reference=against)
+
+    def true(x: Tensor, rows: Tensor) -> Any:
+        told = {"reference": rows, "reference_labels": others, "reference_own": own}
+        return oracle.online_contrastive(x, labels, margin=3.0, **told)
+
+    agree(gradients(found, x, reference), gradients(true, x, reference))
 
 
 # What is seen from outside.
@@ -658,8 +654,7 @@ def test_in_a_reference_what_an_anchor_does_is_shown_as_its_doing() -> None:
         [0],
         select="hard",
         swap=True,
-        reference=torch.tensor([[9.0], [3.0], [4.0]]),
-        reference_labels=[1, 0, 1],
+        reference=nearfar.Reference(torch.tensor([[9.0], [3.0], [4.0]]), [1, 0, 1]),
     )
     seen = shown.anchor, shown.other, shown.force
     acts = {(int(a), int(o)): float(f) for a, o, f in zip(*seen, strict=True)}
@@ -719,7 +714,7 @@ ERRORS: list[tuple[Callable[..., Any], Settings, str]] = [
     (batch_triplet_loss, {"margin": "softer"}, r"margin must be a number"),
     (batch_triplet_loss, {"distance": "l2"}, r"distance must be one of"),
     (batch_triplet_loss, {"swap": True}, r"the other choices do: 'hard', 'semihard', "),
-    (batch_triplet_loss, {"reference_labels": [0]}, r"describe reference"),
+    (batch_triplet_loss, {"reference": np.ones((2, 3))}, r"Reference\(x, labels\); got ndarray"),
     (batch_quadruplet_loss, {"select": "semihard"}, r"select must be one of 'all', 'hard'"),
     (batch_quadruplet_loss, {"reduction": "active"}, r"reduction must be "),
     (batch_quadruplet_loss, {"margin2": -0.1}, r"margin2 must be"),

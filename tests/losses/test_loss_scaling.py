@@ -115,7 +115,7 @@ def test_a_gradient_scaler_skips_the_steps_it_should(reduction: Any) -> None:
         lambda x: nearfar.clip_loss(x, x, scale=3.0),
         lambda x: nearfar.clip_loss(x, x, scale=3.0, reduction="none").sum(),
         lambda x: nearfar.sup_con_loss(
-            x, range(9), reference=x, reference_labels=[*range(1, 9), 0], reference_self=range(9)
+            x, range(9), reference=nearfar.Reference(x, [*range(1, 9), 0], own=range(9))
         ),
         lambda x: nearfar.proxy_nca_loss(x, x, [*range(1, 9), 0]),
         lambda x: nearfar.triplet_loss(x, x, torch.ones(9, 5).to(x), margin=4.0),

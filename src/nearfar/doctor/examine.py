@@ -18,14 +18,14 @@ from nearfar.engine.relation import within
 from nearfar.inputs import ArrayLike, batch, tensor
 from nearfar.labels import batch_labels, share_label
 from nearfar.losses.base import unwrap
-from nearfar.losses.batch import towers
+from nearfar.losses.batch import as_towers
+from nearfar.reference import Reference
 from nearfar.registry import LOSSES
 from nearfar.spectrum import effective_rank
 
 ROWS = 1024  # compared with each other; from more rows, whole classes are drawn by seed
 TOWERS = tuple(loss.function for loss in LOSSES if loss.takes("towers"))
 OF_SPLITS = ("identity-leak", "duplicates-across-splits", "few-identities")  # rules about them
-_ALSO = ("reference", "hard_negatives")  # rows that a loss takes by keyword
 
 
 def examine(
@@ -105,7 +105,7 @@ def of_batch(
         settings: its other arguments.
     """
     if function.__name__ in TOWERS:
-        both = towers(**dict(zip(_data_of(function), data, strict=False)))
+        both = as_towers(**dict(zip(_data_of(function), data, strict=False)))
         rows, other = (tower.detach() for tower in both)
         evidence = of_towers(rows, other, settings, _data_of(function))
     else:
@@ -149,7 +149,11 @@ def _collapsed_value(
     def alike(rows: ArrayLike) -> Tensor:
         return whole.expand_as(tensor("embeddings", rows))
 
-    others = {name: alike(settings[name]) for name in _ALSO if settings.get(name) is not None}
+    others: dict[str, Any] = {}  # rows that the loss takes by keyword
+    if (reference := settings.get("reference")) is not None:
+        others["reference"] = Reference(alike(reference.x), reference.labels, reference.own)
+    if (hard := settings.get("hard_negatives")) is not None:
+        others["hard_negatives"] = alike(hard)
     if function.__name__ in TOWERS:
         other = alike(other)
     with torch.no_grad():

@@ -245,7 +245,8 @@ def across(
     x: Tensor,
     reference: Tensor,
     reference_labels: ArrayLike | None,
-    reference_self: ArrayLike | None,
+    own: ArrayLike | None,
+    names: tuple[str, str] = ("reference.labels", "reference.own"),
 ) -> Relation:
     """Every row against every row of a reference set.
 
@@ -254,22 +255,24 @@ def across(
         x: (n, d) the rows.
         reference: (m, d) the columns.
         reference_labels: of the columns, of the same kind as `labels`.
-        reference_self: (n,) integers: which row of the reference is row i itself, -1 for none.
-            None: the reference holds no row of the batch.
+        own: (n,) integers: which row of the reference is row i itself, -1 for none. None: the
+            reference holds no row of the batch.
+        names: the caller's names for `reference_labels` and `own`.
     """
+    name, name_of_own = names
     if reference_labels is None:
-        raise TypeError("reference_labels must be given with reference: one label a row of it.")
+        raise TypeError(f"{name} must have a label for each row of the reference; got None.")
     rows = batch_labels(labels, like=x)
-    columns = batch_labels(reference_labels, like=reference, name="reference_labels")
+    columns = batch_labels(reference_labels, like=reference, name=name)
     if rows.shape[1:] != columns.shape[1:]:
         raise ValueError(
-            f"labels and reference_labels must be of one kind, class ids (n,) or multi-labels "
+            f"labels and {name} must be of one kind, class ids (n,) or multi-labels "
             f"(n, c) with the same c; got {tuple(rows.shape)} and {tuple(columns.shape)}."
         )
-    own = None
-    if reference_self is not None:
-        own = class_ids(reference_self, like=x, name="reference_self")
-        outside = (own < -1) | (own >= len(reference))
-        expected = f"be a row of reference, 0 to {len(reference) - 1}, or -1 for none"
-        refuse("reference_self", own, outside, expected)
-    return Relation(x.shape[0], reference.shape[0], x.device, rows, columns, own)
+    declared = None
+    if own is not None:
+        declared = class_ids(own, like=x, name=name_of_own)
+        outside = (declared < -1) | (declared >= len(reference))
+        expected = f"be a row of the reference, 0 to {len(reference) - 1}, or -1 for none"
+        refuse(name_of_own, declared, outside, expected)
+    return Relation(x.shape[0], reference.shape[0], x.device, rows, columns, declared)

@@ -49,35 +49,36 @@ class Space:
 def space(
     x: ArrayLike,
     reference: ArrayLike | None,
-    reference_self: ArrayLike | None,
+    own: ArrayLike | None,
     exclude: ArrayLike | None,
     distance: Distance,
+    name_of_own: str = "reference_self",
 ) -> Space:
-    """Check and lift rows and references.
+    """Check and lift rows and references; `name_of_own` is the caller's name of `own`.
 
     Raises:
-        TypeError: `reference_self` without a reference.
+        TypeError: `own` without a reference.
         ValueError: a shape, device or row that is out of range or not finite.
     """
     largest(distance)  # refuses an unknown name
     rows = lift("x", batch("x", x).detach())
     _refuse_non_finite("x", rows)
     if reference is None:
-        if reference_self is not None:
-            raise TypeError("reference_self describes reference: pass it too.")
+        if own is not None:
+            raise TypeError(f"{name_of_own} describes reference: pass it too.")
         columns = rows
-        own: Tensor | None = torch.arange(len(rows), device=rows.device)
+        selves: Tensor | None = torch.arange(len(rows), device=rows.device)
     else:
         columns = lift("reference", batch("reference", reference, like=rows).detach())
         _refuse_non_finite("reference", columns)
         common = torch.promote_types(rows.dtype, columns.dtype)
         rows, columns = rows.to(common), columns.to(common)
-        own = _own(reference_self, rows, columns)
+        selves = _selves(name_of_own, own, rows, columns)
     as_given = (rows, columns) if distance == "cosine" else None
     if distance == "cosine":
         rows, columns = _at_unit_length(rows, columns)
     a, b = Euclidean(squared=True).prepare(rows, None if columns is rows else columns)
-    hidden = hidden_columns(own, exclude, len(rows), len(columns), rows.device)
+    hidden = hidden_columns(selves, exclude, len(rows), len(columns), rows.device)
     return Space(a, a if b is None else b, hidden, distance, as_given)
 
 
@@ -280,13 +281,13 @@ def check_k(name: str, k: object) -> None:
         raise ValueError(f"{name} must be an integer of at least 1, got {k!r}.")
 
 
-def _own(reference_self: ArrayLike | None, rows: Tensor, columns: Tensor) -> Tensor | None:
-    if reference_self is None:
+def _selves(name: str, own: ArrayLike | None, rows: Tensor, columns: Tensor) -> Tensor | None:
+    if own is None:
         return None
-    own = class_ids(reference_self, like=rows, name="reference_self")
-    outside = (own < -1) | (own >= len(columns))
-    refuse("reference_self", own, outside, f"be a row of reference, 0 to {len(columns) - 1}, or -1")
-    return own
+    selves = class_ids(own, like=rows, name=name)
+    outside = (selves < -1) | (selves >= len(columns))
+    refuse(name, selves, outside, f"be a row of the reference, 0 to {len(columns) - 1}, or -1")
+    return selves
 
 
 def hidden_columns(

@@ -24,6 +24,7 @@ from nearfar.evaluate.nearest import (
 from nearfar.evaluate.plain import number, plain
 from nearfar.inputs import ArrayLike, tensor
 from nearfar.mine import Found
+from nearfar.reference import Reference, check_reference
 from nearfar.tabulate import Table
 
 
@@ -116,9 +117,7 @@ def retrieval(
     x: ArrayLike,
     labels: ArrayLike,
     *,
-    reference: ArrayLike | None = None,
-    reference_labels: ArrayLike | None = None,
-    reference_self: ArrayLike | None = None,
+    reference: Reference | None = None,
     exclude: ArrayLike | None = None,
     k: Sequence[int] = (1, 5, 10),
     distance: Distance = "cosine",
@@ -143,11 +142,10 @@ def retrieval(
         x: (n, d) embeddings, the queries.
         labels: (n,) class ids, or (n, c) bool multi-labels; a reference that shares a label is
             relevant.
-        reference: (m, d) embeddings to search. None: the other rows of x.
-        reference_labels: (m,) or (m, c), their labels.
-        reference_self: (n,) which row of `reference` is row i itself, -1 for none; it is neither
-            found nor relevant. Rows of equal values are not assumed to be the same item, but a
-            warning is given if every query has a reference at distance 0 and this is None.
+        reference: rows to search, with their labels. None: the other rows of x. A row that
+            `Reference.own` names is neither found nor relevant. Rows of equal values are not
+            assumed to be the same item, but a warning is given if every query has a reference at
+            distance 0 and `own` is None.
         exclude: (n, e) integers, rows of the reference (or of x) that row i is not compared with,
             -1 for none; they are neither found nor relevant. In re-identification, these are images
             of the same person by the same camera.
@@ -176,8 +174,10 @@ def retrieval(
     Järvelin & Kekäläinen, 2002; Recall@k as a hit rate: Jégou, Douze & Schmid, 2011.
     """
     sizes = _sizes(k)
-    where, limits = space(x, reference, reference_self, exclude, distance), current_limits()
-    relation = _relation(where, labels, reference is None, reference_labels, reference_self)
+    columns, own = _rows_of(reference)
+    where = space(x, columns, own, exclude, distance, "reference.own")
+    limits = current_limits()
+    relation = _relation(where, labels, reference)
     relevant = _n_relevant(relation, where.hidden)
     depth = max(min(max(*sizes, int(relevant.max()) if len(relevant) else 0), relation.m), 1)
     scored, meet_themselves = [], True
@@ -185,8 +185,8 @@ def retrieval(
         hits, first, nearest = _search(where, relation, rows, depth, limits)
         scored.append(_Scored.of(hits, first, relevant[rows], sizes))
         meet_themselves = meet_themselves and _at_no_distance(where.rows[rows], nearest)
-    if reference is not None and reference_self is None and meet_themselves:
-        _warn_of_selves()
+    if reference is not None and own is None and meet_themselves:
+        _warn_of_selves("reference=nearfar.Reference(x, labels, own)")
     return _gather(scored, relevant, relation, sizes)
 
 
@@ -234,11 +234,12 @@ def retrieval_of(
         relation = within(labels, rows)
     else:
         columns = tensor("reference_labels", reference_labels, device=rows.device)
-        relation = across(labels, rows, columns, reference_labels, reference_self)
+        names = ("reference_labels", "reference_self")
+        relation = across(labels, rows, columns, reference_labels, reference_self, names)
     hidden = hidden_columns(relation.own, exclude, relation.n, relation.m, rows.device)
     relevant = _n_relevant(relation, hidden)
     if relation.own is None and len(rows) and bool((found.distances[:, 0] == 0).all()):
-        _warn_of_selves()
+        _warn_of_selves("reference_self=")
     hits = _hits(relation, slice(0, len(rows)), rows)
     for column in hidden.unbind(1):
         hits &= rows != column[:, None]
@@ -297,10 +298,10 @@ def _at_no_distance(rows: Tensor, nearest: Tensor) -> bool:
     return bool((nearest[:, 0] <= near).all())
 
 
-def _warn_of_selves() -> None:
+def _warn_of_selves(how: str) -> None:
     warnings.warn(
         "Every query has a reference at distance 0. If queries find themselves, the figures mean "
-        "nothing. Name each query's own row in the reference with reference_self=, "
+        f"nothing. Name each query's own row in the reference with {how}, "
         "torch.arange(len(x)) if the reference is x, or leave reference out.",
         stacklevel=3,
     )
@@ -373,7 +374,7 @@ def _gather(
     if not used.any():
         raise ValueError(
             f"None of the {relation.n} queries has a reference that shares its label, so there is "
-            "nothing to find. Check labels, reference_labels and exclude."
+            "nothing to find. Check the labels of both, and exclude."
         )
     at_k = torch.cat([block.at_k for block in scored])[used]
     whole = torch.cat([block.whole for block in scored])[used]
@@ -410,18 +411,18 @@ def _by_k(found: Figures) -> dict[str, Mapping[int, float]]:
     )
 
 
-def _relation(
-    where: Space,
-    labels: ArrayLike,
-    itself: bool,
-    reference_labels: ArrayLike | None,
-    reference_self: ArrayLike | None,
-) -> Relation:
-    if not itself:
-        return across(labels, where.rows, where.columns, reference_labels, reference_self)
-    if reference_labels is not None:
-        raise TypeError("reference_labels describe reference: pass it too.")
-    return within(labels, where.rows)
+def _rows_of(reference: Reference | None) -> tuple[ArrayLike | None, ArrayLike | None]:
+    """The embeddings to search, and which of them are the queries themselves."""
+    if reference is None:
+        return None, None
+    check_reference(reference)
+    return reference.x, reference.own
+
+
+def _relation(where: Space, labels: ArrayLike, reference: Reference | None) -> Relation:
+    if reference is None:
+        return within(labels, where.rows)
+    return across(labels, where.rows, where.columns, reference.labels, reference.own)
 
 
 def _sizes(k: Sequence[int]) -> tuple[int, ...]:

@@ -1,13 +1,15 @@
 """What the modules of the losses share, and how to look behind one."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Set
 from functools import wraps
 from typing import Any, ClassVar, TypeVar, cast
 
 from torch import Tensor, nn
 
 Init = TypeVar("Init", bound=Callable[..., None])
+# Until version 0.2, these described the rows that are now a Reference.
+OF_0_1 = {"reference_labels", "reference_self"}
 
 
 class LossModule(nn.Module):
@@ -71,7 +73,8 @@ def unwrap(
     The reduction and the wish for statistics are left out: they shape what comes, not the loss.
 
     Raises:
-        TypeError: `loss` is not one of nearfar's, or a reduction is given.
+        TypeError: `loss` is not one of nearfar's, or does not take one of the keywords; or a
+            reduction is given.
     """
     function = getattr(loss, "loss", loss) if isinstance(loss, nn.Module) else loss
     if not inspect.isfunction(function) or not function.__module__.startswith("nearfar."):
@@ -79,8 +82,9 @@ def unwrap(
             "this looks into nearfar's losses, such as contrastive_loss or TripletLoss(); got "
             f"{loss!r}."
         )
-    parameters = inspect.signature(function).parameters.values()
-    settings = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    parameters = inspect.signature(function).parameters
+    _refuse_unknown(function.__name__, hyperparameters.keys() - parameters.keys(), parameters)
+    settings = {p.name: p.default for p in parameters.values() if p.kind is p.KEYWORD_ONLY}
     if "reduction" in hyperparameters:
         raise TypeError("each row is looked at by itself: leave reduction out.")
     settings.pop("reduction", None)
@@ -89,3 +93,11 @@ def unwrap(
     settings |= hyperparameters
     settings.pop("return_stats", None)
     return function, settings
+
+
+def _refuse_unknown(loss: str, unknown: Set[str], known: Iterable[str]) -> None:
+    if unknown:
+        before = " Pass reference=nearfar.Reference(x, labels, own)." if unknown & OF_0_1 else ""
+        raise TypeError(
+            f"{loss} takes {', '.join(known)}; got {', '.join(sorted(unknown))}.{before}"
+        )

@@ -1,7 +1,7 @@
 """What every whole-batch loss does with its arguments before the engine takes over."""
 
 from copy import deepcopy
-from typing import get_args
+from typing import TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -9,34 +9,32 @@ from torch import Tensor
 from nearfar.engine.relation import Relation, across, within
 from nearfar.inputs import ArrayLike, batch, lift, same_device, tensor
 from nearfar.labels import refuse
+from nearfar.reference import Reference, check_reference
+
+Labels = TypeVar("Labels", bound=ArrayLike | None)
 
 
-def compare(
-    x: ArrayLike,
-    labels: ArrayLike,
-    reference: ArrayLike | None,
-    reference_labels: ArrayLike | None,
-    reference_self: ArrayLike | None,
-    reduction: str,
+def as_batch(
+    x: ArrayLike, labels: ArrayLike, reference: Reference | None, reduction: str
 ) -> tuple[Tensor, Tensor | None, Relation]:
     """Rows, columns (None: the rows themselves), and who is similar to whom."""
-    rows, labels = batch("x", x, other=reference), kept(labels, reduction)
+    labels = snapshot(labels, reduction)
     if reference is None:
-        if reference_labels is not None or reference_self is not None:
-            raise TypeError("reference_labels and reference_self describe reference: pass it too.")
+        rows = batch("x", x)
         return rows, None, within(labels, rows)
-    columns = batch("reference", reference, like=rows)
-    others = None if reference_labels is None else kept(reference_labels, reduction)
-    own = None if reference_self is None else kept(reference_self, reduction)
+    check_reference(reference)
+    rows = batch("x", x, other=reference.x)
+    columns = batch("reference.x", reference.x, like=rows)
+    others, own = (snapshot(part, reduction) for part in (reference.labels, reference.own))
     return rows, columns, across(labels, rows, columns, others, own)
 
 
-def kept(labels: ArrayLike, reduction: str) -> ArrayLike:
+def snapshot(labels: Labels, reduction: str) -> Labels:
     """The labels, copied where the backward pass asks for them again: a buffer may change."""
     return deepcopy(labels) if reduction == "none" else labels
 
 
-def towers(**given: ArrayLike) -> tuple[Tensor, Tensor]:
+def as_towers(**given: ArrayLike) -> tuple[Tensor, Tensor]:
     """Two towers, row i of which belongs together, by the names the caller knows them by."""
     (first, x), (second, y) = given.items()
     rows = batch(first, x, other=y)

@@ -13,9 +13,10 @@ from nearfar.engine.pair_sums import PairSum, overlap_loss, pair_loss
 from nearfar.engine.relation import Relation, matched
 from nearfar.engine.step import run
 from nearfar.inputs import ArrayLike, above_zero, between, finite, tracing
-from nearfar.losses.batch import compare, one_of, row_weight, towers
+from nearfar.losses.batch import as_batch, as_towers, one_of, row_weight
 from nearfar.losses.terms import softplus_and_slope
 from nearfar.reduction import Reduction
+from nearfar.reference import Reference
 
 Selection = Literal["all", "hard"]
 
@@ -27,9 +28,7 @@ def batch_contrastive_loss(
     margin: float = 1.0,
     distance: Distance = "euclidean",
     select: Selection = "all",
-    reference: ArrayLike | None = None,
-    reference_labels: ArrayLike | None = None,
-    reference_self: ArrayLike | None = None,
+    reference: Reference | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""The contrastive loss over every pair of the batch, both kinds of pairs counting the same.
@@ -54,9 +53,7 @@ def batch_contrastive_loss(
         margin: the distance, 0 or more, from which dissimilar pairs are left alone.
         distance: "euclidean", "sqeuclidean" or "cosine".
         select: "all" pairs, or those of the overlap: "hard".
-        reference: (m, d) embeddings to compare with instead of the batch itself.
-        reference_labels: (m,) or (m, c), their labels.
-        reference_self: (n,) which row of `reference` is row i itself, -1 for none.
+        reference: rows to compare with instead of the other rows of the batch.
         reduction: "mean" over similar plus mean over dissimilar pairs; "sum" over all ordered
             pairs, or "none" for (n,) sums, row i's pairs with everyone, without those means.
 
@@ -81,9 +78,7 @@ def batch_contrastive_loss(
     """
     between("margin", margin, 0, inf, ", a distance")
     one_of("select", select, Selection)
-    rows, columns, relation = compare(
-        x, labels, reference, reference_labels, reference_self, reduction
-    )
+    rows, columns, relation = as_batch(x, labels, reference, reduction)
 
     def near(d: Tensor) -> tuple[Tensor, Tensor]:
         force = 2 * d
@@ -109,9 +104,7 @@ def batch_cosine_loss(
     labels: ArrayLike,
     *,
     margin: float = 0.0,
-    reference: ArrayLike | None = None,
-    reference_labels: ArrayLike | None = None,
-    reference_self: ArrayLike | None = None,
+    reference: Reference | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""The cosine loss over every pair of the batch, both kinds of pairs counting the same.
@@ -125,9 +118,7 @@ def batch_cosine_loss(
         x: (n, d) embeddings, any floating dtype.
         labels: (n,) class ids, or (n, c) bool multi-labels, where sharing one makes a pair similar.
         margin: the cosine, from -1 to 1, below which dissimilar pairs are left alone.
-        reference: (m, d) embeddings to compare with instead of the batch itself.
-        reference_labels: (m,) or (m, c), their labels.
-        reference_self: (n,) which row of `reference` is row i itself, -1 for none.
+        reference: rows to compare with instead of the other rows of the batch.
         reduction: "mean" over similar plus mean over dissimilar pairs; "sum" over all ordered
             pairs, or "none" for (n,) sums, row i's pairs with everyone, without those means.
 
@@ -145,9 +136,7 @@ def batch_cosine_loss(
     Source: as `cosine_loss`, over all pairs.
     """
     between("margin", margin, -1, 1, ", a cosine")
-    rows, columns, relation = compare(
-        x, labels, reference, reference_labels, reference_self, reduction
-    )
+    rows, columns, relation = as_batch(x, labels, reference, reduction)
 
     def near(d: Tensor) -> tuple[Tensor, Tensor]:
         return d.clone(), torch.ones_like(d)
@@ -205,7 +194,7 @@ def siglip_loss(
     Source: Zhai, Mustafa, Kolesnikov & Beyer, "Sigmoid Loss for Language Image Pre-Training",
     ICCV 2023.
     """
-    rows, columns = towers(x=x, y=y)
+    rows, columns = as_towers(x=x, y=y)
 
     def match(z: Tensor) -> tuple[Tensor, Tensor]:
         loss, force = softplus_and_slope(-z)

@@ -19,8 +19,9 @@ from nearfar.engine.quadruplets import every_quadruplet, hardest_quadruplets
 from nearfar.engine.step import run
 from nearfar.engine.triplets import every_triplet
 from nearfar.inputs import ArrayLike, between
-from nearfar.losses.batch import compare, one_of
+from nearfar.losses.batch import as_batch, one_of
 from nearfar.reduction import Reduction
+from nearfar.reference import Reference
 
 Triplets = Literal["all", "hard", "semihard", "easy_positive", "distance_weighted"]
 Quadruplets = Literal["all", "hard"]
@@ -68,9 +69,7 @@ class _TripletSettings(_Batch, total=False):
     smooth: bool
     swap: bool
     generator: torch.Generator | None
-    reference: ArrayLike | None
-    reference_labels: ArrayLike | None
-    reference_self: ArrayLike | None
+    reference: Reference | None
     reduction: TripletReduction
 
 
@@ -107,9 +106,7 @@ def batch_triplet_loss(
     smooth: bool = False,
     swap: bool = False,
     generator: torch.Generator | None = None,
-    reference: ArrayLike | None = None,
-    reference_labels: ArrayLike | None = None,
-    reference_self: ArrayLike | None = None,
+    reference: Reference | None = None,
     reduction: TripletReduction = "mean",
     return_stats: bool = False,
 ) -> Tensor | tuple[Tensor, TripletStats]:
@@ -152,9 +149,7 @@ def batch_triplet_loss(
         swap: measure the negative from anchor or positive, whichever is nearer to it; not for
             "all".
         generator: draws for "distance_weighted"; None: torch's own. One draw a call.
-        reference: (m, d) embeddings that positives and negatives are taken from.
-        reference_labels: (m,) or (m, c), their labels.
-        reference_self: (n,) which row of `reference` is row i itself, -1 for none.
+        reference: rows to take positives and negatives from instead of the batch.
         reduction: "mean" over the triplets: all of them, or the picked ones (an anchor each for
             "hard" and "easy_positive", an anchor and positive each for "semihard" and
             "distance_weighted"); "active" for the mean over those that cost something; "sum", or
@@ -191,9 +186,7 @@ def batch_triplet_loss(
     largest(distance)  # refuses an unknown name
     one_of("select", select, Triplets)
     one_of("reduction", reduction, TripletReduction)
-    rows, columns, relation = compare(
-        x, labels, reference, reference_labels, reference_self, reduction
-    )
+    rows, columns, relation = as_batch(x, labels, reference, reduction)
     tally, of_active = Tally(), reduction == "active"
     if select == "all":
         if swap:
@@ -298,7 +291,7 @@ def batch_quadruplet_loss(
     between("margin2", margin2, 0, inf, ", a difference of distances")
     largest(distance)  # refuses an unknown name
     one_of("select", select, Quadruplets)
-    rows, _, relation = compare(x, labels, None, None, None, reduction)
+    rows, _, relation = as_batch(x, labels, None, reduction)
     classes = relation.row_labels
     assert classes is not None
     if classes.ndim == 2:

@@ -10,9 +10,10 @@ from nearfar.engine.log_sums import Finished, LogSum, LogSumRule, log_sum_loss
 from nearfar.engine.relation import Relation, matched
 from nearfar.engine.step import run
 from nearfar.inputs import ArrayLike, above_zero
-from nearfar.losses.batch import compare, row_weight, towers
+from nearfar.losses.batch import as_batch, as_towers, row_weight
 from nearfar.losses.terms import softplus, sum_of
 from nearfar.reduction import Reduction
+from nearfar.reference import Reference
 
 
 def pick_one(negatives: LogSum, positive: Tensor, _: Tensor | float) -> Finished:
@@ -91,7 +92,7 @@ def clip_loss(
     Source: Radford et al., "Learning Transferable Visual Models From Natural Language
     Supervision", ICML 2021, figure 3.
     """
-    rows, columns = towers(x=x, y=y)
+    rows, columns = as_towers(x=x, y=y)
     relation = matched(len(rows), len(columns), rows.device)
     return run(
         log_sum_loss(DECOUPLED if decoupled else ONE, Product(), relation, both=True),
@@ -112,9 +113,7 @@ def sup_con_loss(
     normalize: bool = True,
     decoupled: bool = False,
     weight: ArrayLike | None = None,
-    reference: ArrayLike | None = None,
-    reference_labels: ArrayLike | None = None,
-    reference_self: ArrayLike | None = None,
+    reference: Reference | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""Supervised contrast: each anchor against everyone, all that share its label positive.
@@ -132,9 +131,7 @@ def sup_con_loss(
         normalize: scale all rows to length 1 first, so that the products are cosines.
         decoupled: leave the positives out of the denominator (Yeh et al. 2022).
         weight: (n,) how much each anchor counts, 0 or more.
-        reference: (m, d) embeddings to compare with instead of the batch itself.
-        reference_labels: (m,) or (m, c), their labels.
-        reference_self: (n,) which row of `reference` is row i itself, -1 for none.
+        reference: rows to compare with instead of the other rows of the batch.
         reduction: "mean" over the anchors that have a positive (decoupled: and a negative),
             "sum", or "none", where the others are 0.
 
@@ -153,9 +150,7 @@ def sup_con_loss(
 
     Source: Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020, equation 2 (L_out).
     """
-    rows, columns, relation = compare(
-        x, labels, reference, reference_labels, reference_self, reduction
-    )
+    rows, columns, relation = as_batch(x, labels, reference, reduction)
     rule = DECOUPLED if decoupled else ALL
     if not decoupled and not (relation.n_positives() > 1).any():
         rule = ONE  # the same with one positive an anchor, with all digits of a small loss
@@ -178,9 +173,7 @@ def nt_xent_loss(
     normalize: bool = True,
     decoupled: bool = False,
     weight: ArrayLike | None = None,
-    reference: ArrayLike | None = None,
-    reference_labels: ArrayLike | None = None,
-    reference_self: ArrayLike | None = None,
+    reference: Reference | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""One softmax a positive pair: that positive against the anchor's negatives.
@@ -201,9 +194,7 @@ def nt_xent_loss(
         normalize: scale all rows to length 1 first, so that the products are cosines.
         decoupled: leave the positive out of its denominator (Yeh et al. 2022).
         weight: (n,) how much each anchor counts, 0 or more.
-        reference: (m, d) embeddings to compare with instead of the batch itself.
-        reference_labels: (m,) or (m, c), their labels.
-        reference_self: (n,) which row of `reference` is row i itself, -1 for none.
+        reference: rows to compare with instead of the other rows of the batch.
         reduction: "mean" over the positive pairs, "sum" over them, or "none" for (n,) sums, an
             anchor's positive pairs. As in the paper, a positive pair whose anchor has no negatives
             costs 0 and counts in the mean (decoupled: it has no value, and is left out).
@@ -227,9 +218,7 @@ def nt_xent_loss(
         counts=lambda r: r.n_positives() * (r.n_negatives() > 0) if decoupled else r.n_positives(),
         each=True,
     )
-    rows, columns, relation = compare(
-        x, labels, reference, reference_labels, reference_self, reduction
-    )
+    rows, columns, relation = as_batch(x, labels, reference, reduction)
     return run(
         log_sum_loss(rule, Product(), relation),
         rows,

@@ -20,7 +20,7 @@ from nearfar.inputs import (
     same_device,
     tensor,
 )
-from nearfar.losses.batch import row_weight, towers
+from nearfar.losses.batch import as_towers, row_weight
 from nearfar.losses.contrast import DECOUPLED, ONE
 from nearfar.losses.softmax import pick
 from nearfar.reduction import Reduction, reduce
@@ -115,7 +115,7 @@ def info_nce_loss(
         near = measured("positive", "similarity", near) / temperature
         far = measured("negative", "similarity", far) / temperature
         return _listed(near, far, decoupled, counted, reduction)
-    rows, columns = towers(query=query, positive=positive)
+    rows, columns = as_towers(query=query, positive=positive)
     rule = DECOUPLED if decoupled else ONE
 
     def one_way(rows: Tensor, columns: Tensor, *, both: bool = False) -> Tensor:

@@ -33,6 +33,7 @@ from nearfar.losses.softmax import softmax_loss
 from nearfar.losses.tuples import quadruplet_loss, triplet_loss
 from nearfar.losses.weighted import circle_loss, lifted_structure_loss, multi_similarity_loss
 from nearfar.reduction import Reduction
+from nearfar.reference import Reference
 
 
 class ContrastiveLoss(LossModule):
@@ -504,21 +505,13 @@ class BatchContrastiveLoss(LossModule):
         super().__init__(margin=margin, distance=distance, select=select, reduction=reduction)
 
     def forward(
-        self,
-        x: ArrayLike,
-        labels: ArrayLike,
-        *,
-        reference: ArrayLike | None = None,
-        reference_labels: ArrayLike | None = None,
-        reference_self: ArrayLike | None = None,
+        self, x: ArrayLike, labels: ArrayLike, *, reference: Reference | None = None
     ) -> Tensor:
         """The loss of a batch; see :func:`nearfar.batch_contrastive_loss`."""
         return batch_contrastive_loss(
             x,
             labels,
             reference=reference,
-            reference_labels=reference_labels,
-            reference_self=reference_self,
             margin=self.margin,
             distance=self.distance,
             select=self.select,
@@ -528,13 +521,7 @@ class BatchContrastiveLoss(LossModule):
     if TYPE_CHECKING:
 
         def __call__(
-            self,
-            x: ArrayLike,
-            labels: ArrayLike,
-            *,
-            reference: ArrayLike | None = None,
-            reference_labels: ArrayLike | None = None,
-            reference_self: ArrayLike | None = None,
+            self, x: ArrayLike, labels: ArrayLike, *, reference: Reference | None = None
         ) -> Tensor: ...
 
 
@@ -558,35 +545,17 @@ class BatchCosineLoss(LossModule):
         super().__init__(margin=margin, reduction=reduction)
 
     def forward(
-        self,
-        x: ArrayLike,
-        labels: ArrayLike,
-        *,
-        reference: ArrayLike | None = None,
-        reference_labels: ArrayLike | None = None,
-        reference_self: ArrayLike | None = None,
+        self, x: ArrayLike, labels: ArrayLike, *, reference: Reference | None = None
     ) -> Tensor:
         """The loss of a batch; see :func:`nearfar.batch_cosine_loss`."""
         return batch_cosine_loss(
-            x,
-            labels,
-            reference=reference,
-            reference_labels=reference_labels,
-            reference_self=reference_self,
-            margin=self.margin,
-            reduction=self.reduction,
+            x, labels, reference=reference, margin=self.margin, reduction=self.reduction
         )
 
     if TYPE_CHECKING:
 
         def __call__(
-            self,
-            x: ArrayLike,
-            labels: ArrayLike,
-            *,
-            reference: ArrayLike | None = None,
-            reference_labels: ArrayLike | None = None,
-            reference_self: ArrayLike | None = None,
+            self, x: ArrayLike, labels: ArrayLike, *, reference: Reference | None = None
         ) -> Tensor: ...
 
 
@@ -644,21 +613,13 @@ class BatchTripletLoss(LossModule):
         )
 
     def forward(
-        self,
-        x: ArrayLike,
-        labels: ArrayLike,
-        *,
-        reference: ArrayLike | None = None,
-        reference_labels: ArrayLike | None = None,
-        reference_self: ArrayLike | None = None,
+        self, x: ArrayLike, labels: ArrayLike, *, reference: Reference | None = None
     ) -> Tensor:
         """The loss of a batch; see :func:`nearfar.batch_triplet_loss`."""
         return batch_triplet_loss(
             x,
             labels,
             reference=reference,
-            reference_labels=reference_labels,
-            reference_self=reference_self,
             margin=self.margin,
             distance=self.distance,
             select=self.select,
@@ -671,13 +632,7 @@ class BatchTripletLoss(LossModule):
     if TYPE_CHECKING:
 
         def __call__(
-            self,
-            x: ArrayLike,
-            labels: ArrayLike,
-            *,
-            reference: ArrayLike | None = None,
-            reference_labels: ArrayLike | None = None,
-            reference_self: ArrayLike | None = None,
+            self, x: ArrayLike, labels: ArrayLike, *, reference: Reference | None = None
         ) -> Tensor: ...
 
 
@@ -771,9 +726,7 @@ class SupConLoss(LossModule):
         labels: ArrayLike,
         *,
         weight: ArrayLike | None = None,
-        reference: ArrayLike | None = None,
-        reference_labels: ArrayLike | None = None,
-        reference_self: ArrayLike | None = None,
+        reference: Reference | None = None,
     ) -> Tensor:
         """The loss of a batch; see :func:`nearfar.sup_con_loss`."""
         return sup_con_loss(
@@ -781,8 +734,6 @@ class SupConLoss(LossModule):
             labels,
             weight=weight,
             reference=reference,
-            reference_labels=reference_labels,
-            reference_self=reference_self,
             temperature=self.temperature,
             normalize=self.normalize,
             decoupled=self.decoupled,
@@ -797,9 +748,7 @@ class SupConLoss(LossModule):
             labels: ArrayLike,
             *,
             weight: ArrayLike | None = None,
-            reference: ArrayLike | None = None,
-            reference_labels: ArrayLike | None = None,
-            reference_self: ArrayLike | None = None,
+            reference: Reference | None = None,
         ) -> Tensor: ...
 
 
@@ -842,9 +791,7 @@ class NTXentLoss(LossModule):
         labels: ArrayLike,
         *,
         weight: ArrayLike | None = None,
-        reference: ArrayLike | None = None,
-        reference_labels: ArrayLike | None = None,
-        reference_self: ArrayLike | None = None,
+        reference: Reference | None = None,
     ) -> Tensor:
         """The loss of a batch; see :func:`nearfar.nt_xent_loss`."""
         return nt_xent_loss(
@@ -852,8 +799,6 @@ class NTXentLoss(LossModule):
             labels,
             weight=weight,
             reference=reference,
-            reference_labels=reference_labels,
-            reference_self=reference_self,
             temperature=self.temperature,
             normalize=self.normalize,
             decoupled=self.decoupled,
@@ -868,9 +813,7 @@ class NTXentLoss(LossModule):
             labels: ArrayLike,
             *,
             weight: ArrayLike | None = None,
-            reference: ArrayLike | None = None,
-            reference_labels: ArrayLike | None = None,
-            reference_self: ArrayLike | None = None,
+            reference: Reference | None = None,
         ) -> Tensor: ...
 
 
@@ -915,9 +858,7 @@ class MultiSimilarityLoss(LossModule):
         labels: ArrayLike,
         *,
         weight: ArrayLike | None = None,
-        reference: ArrayLike | None = None,
-        reference_labels: ArrayLike | None = None,
-        reference_self: ArrayLike | None = None,
+        reference: Reference | None = None,
     ) -> Tensor:
         """The loss of a batch; see :func:`nearfar.multi_similarity_loss`."""
         return multi_similarity_loss(
@@ -925,8 +866,6 @@ class MultiSimilarityLoss(LossModule):
             labels,
             weight=weight,
             reference=reference,
-            reference_labels=reference_labels,
-            reference_self=reference_self,
             alpha=self.alpha,
             beta=self.beta,
             base=self.base,
@@ -942,9 +881,7 @@ class MultiSimilarityLoss(LossModule):
             labels: ArrayLike,
             *,
             weight: ArrayLike | None = None,
-            reference: ArrayLike | None = None,
-            reference_labels: ArrayLike | None = None,
-            reference_self: ArrayLike | None = None,
+            reference: Reference | None = None,
         ) -> Tensor: ...
 
 
@@ -984,9 +921,7 @@ class CircleLoss(LossModule):
         labels: ArrayLike,
         *,
         weight: ArrayLike | None = None,
-        reference: ArrayLike | None = None,
-        reference_labels: ArrayLike | None = None,
-        reference_self: ArrayLike | None = None,
+        reference: Reference | None = None,
     ) -> Tensor:
         """The loss of a batch; see :func:`nearfar.circle_loss`."""
         return circle_loss(
@@ -994,8 +929,6 @@ class CircleLoss(LossModule):
             labels,
             weight=weight,
             reference=reference,
-            reference_labels=reference_labels,
-            reference_self=reference_self,
             margin=self.margin,
             scale=self.scale,
             normalize=self.normalize,
@@ -1010,9 +943,7 @@ class CircleLoss(LossModule):
             labels: ArrayLike,
             *,
             weight: ArrayLike | None = None,
-            reference: ArrayLike | None = None,
-            reference_labels: ArrayLike | None = None,
-            reference_self: ArrayLike | None = None,
+            reference: Reference | None = None,
         ) -> Tensor: ...
 
 
@@ -1049,9 +980,7 @@ class LiftedStructureLoss(LossModule):
         labels: ArrayLike,
         *,
         weight: ArrayLike | None = None,
-        reference: ArrayLike | None = None,
-        reference_labels: ArrayLike | None = None,
-        reference_self: ArrayLike | None = None,
+        reference: Reference | None = None,
     ) -> Tensor:
         """The loss of a batch; see :func:`nearfar.lifted_structure_loss`."""
         return lifted_structure_loss(
@@ -1059,8 +988,6 @@ class LiftedStructureLoss(LossModule):
             labels,
             weight=weight,
             reference=reference,
-            reference_labels=reference_labels,
-            reference_self=reference_self,
             margin=self.margin,
             distance=self.distance,
             reduction=self.reduction,
@@ -1074,9 +1001,7 @@ class LiftedStructureLoss(LossModule):
             labels: ArrayLike,
             *,
             weight: ArrayLike | None = None,
-            reference: ArrayLike | None = None,
-            reference_labels: ArrayLike | None = None,
-            reference_self: ArrayLike | None = None,
+            reference: Reference | None = None,
         ) -> Tensor: ...
 
 

@@ -12,7 +12,7 @@ from nearfar.engine.relation import Relation
 from nearfar.engine.step import run
 from nearfar.inputs import ArrayLike, above_zero, batch, between, positive_number
 from nearfar.labels import class_ids
-from nearfar.losses.batch import kept, row_weight
+from nearfar.losses.batch import row_weight, snapshot
 from nearfar.losses.contrast import DECOUPLED, ONE, have_positives, pick_one
 from nearfar.losses.terms import log_sum, softplus
 from nearfar.reduction import Reduction
@@ -224,7 +224,11 @@ def _to_proxies(
     """Rows, proxies, and (n,) the proxy of each row."""
     rows = batch("x", x, other=proxies)
     columns = batch("proxies", proxies, like=rows)
-    return rows, columns, class_ids(kept(labels, reduction), like=rows, n_classes=columns.shape[0])
+    return (
+        rows,
+        columns,
+        class_ids(snapshot(labels, reduction), like=rows, n_classes=columns.shape[0]),
+    )
 
 
 def _each_to(own: Tensor, proxies: Tensor) -> Relation:

@@ -9,10 +9,11 @@ from nearfar.engine.closeness import Product, by_distance
 from nearfar.engine.log_sums import Finished, LogSum, LogSumRule, log_sum_loss
 from nearfar.engine.step import run
 from nearfar.inputs import ArrayLike, between, positive_number
-from nearfar.losses.batch import compare, row_weight
+from nearfar.losses.batch import as_batch, row_weight
 from nearfar.losses.contrast import have_both
 from nearfar.losses.terms import log_sum, softplus
 from nearfar.reduction import Reduction
+from nearfar.reference import Reference
 
 
 def multi_similarity_loss(
@@ -24,9 +25,7 @@ def multi_similarity_loss(
     base: float = 0.5,
     normalize: bool = True,
     weight: ArrayLike | None = None,
-    reference: ArrayLike | None = None,
-    reference_labels: ArrayLike | None = None,
-    reference_self: ArrayLike | None = None,
+    reference: Reference | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""Weigh each pair by its own similarity and by those of its anchor's other pairs.
@@ -45,9 +44,7 @@ def multi_similarity_loss(
         base: lambda, the similarity that separates the two.
         normalize: scale all rows to length 1 first, so that the products are cosines.
         weight: (n,) how much each anchor counts, 0 or more.
-        reference: (m, d) embeddings to compare with instead of the batch itself.
-        reference_labels: (m,) or (m, c), their labels.
-        reference_self: (n,) which row of `reference` is row i itself, -1 for none.
+        reference: rows to compare with instead of the other rows of the batch.
         reduction: "mean" over all anchors that have anyone to compare with, positive or negative,
             as in the paper; "sum", or "none" for a loss an anchor.
 
@@ -83,9 +80,7 @@ def multi_similarity_loss(
         steepness=max(alpha, beta),
         offset=beta * abs(base),
     )
-    rows, columns, relation = compare(
-        x, labels, reference, reference_labels, reference_self, reduction
-    )
+    rows, columns, relation = as_batch(x, labels, reference, reduction)
     return run(
         log_sum_loss(rule, Product(), relation),
         rows,
@@ -104,9 +99,7 @@ def circle_loss(
     scale: float = 256.0,
     normalize: bool = True,
     weight: ArrayLike | None = None,
-    reference: ArrayLike | None = None,
-    reference_labels: ArrayLike | None = None,
-    reference_self: ArrayLike | None = None,
+    reference: Reference | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""Pull and push each similarity the harder, the farther it is from where it should be.
@@ -127,9 +120,7 @@ def circle_loss(
         scale: gamma, above 0.
         normalize: scale all rows to length 1 first, so that the products are cosines.
         weight: (n,) how much each anchor counts, 0 or more.
-        reference: (m, d) embeddings to compare with instead of the batch itself.
-        reference_labels: (m,) or (m, c), their labels.
-        reference_self: (n,) which row of `reference` is row i itself, -1 for none.
+        reference: rows to compare with instead of the other rows of the batch.
         reduction: "mean" over the anchors that have a positive and a negative, "sum", or "none",
             where the others are 0.
 
@@ -169,9 +160,7 @@ def circle_loss(
         steepness=scale * (1 + margin),
         offset=scale * (1 + margin) * margin,
     )
-    rows, columns, relation = compare(
-        x, labels, reference, reference_labels, reference_self, reduction
-    )
+    rows, columns, relation = as_batch(x, labels, reference, reduction)
     return run(
         log_sum_loss(rule, Product(), relation),
         rows,
@@ -189,9 +178,7 @@ def lifted_structure_loss(
     margin: float = 1.0,
     distance: Distance = "euclidean",
     weight: ArrayLike | None = None,
-    reference: ArrayLike | None = None,
-    reference_labels: ArrayLike | None = None,
-    reference_self: ArrayLike | None = None,
+    reference: Reference | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""Pull the farthest positives and push the nearest negatives of each anchor, smoothly.
@@ -205,9 +192,7 @@ def lifted_structure_loss(
         margin: m, 0 or more, in units of the distance.
         distance: "euclidean", "sqeuclidean" or "cosine".
         weight: (n,) how much each anchor counts, 0 or more.
-        reference: (m, d) embeddings to compare with instead of the batch itself.
-        reference_labels: (m,) or (m, c), their labels.
-        reference_self: (n,) which row of `reference` is row i itself, -1 for none.
+        reference: rows to compare with instead of the other rows of the batch.
         reduction: "mean" over the anchors that have a positive and a negative, "sum", or "none",
             where the others are 0.
 
@@ -242,9 +227,7 @@ def lifted_structure_loss(
         slope=-1.0,
         offset=inf,  # distances are not bounded as products are
     )
-    rows, columns, relation = compare(
-        x, labels, reference, reference_labels, reference_self, reduction
-    )
+    rows, columns, relation = as_batch(x, labels, reference, reduction)
     return run(
         log_sum_loss(rule, by_distance(distance), relation),
         rows,
