@@ -9,7 +9,6 @@ from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.domains.python import PyObject
 from sphinx.environment import BuildEnvironment
-from sphinx.pycode import ModuleAnalyzer
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import stringify_annotation
@@ -112,15 +111,11 @@ def tidy_signature(
 ) -> tuple[str, str | None] | None:
     """Signatures as a reader wants them.
 
-    Names `ArrayLike` where autodoc spells the union out. Shows the function itself in place of its
-    overloads. Leaves out the constructor of what only functions make: its attributes are listed.
+    Names `ArrayLike` where autodoc spells the union out. Leaves out the constructor of what only
+    functions make: its attributes are listed.
     """
     if signature is None:
         return None
-    if what == "function":
-        analyzer = ModuleAnalyzer.for_module(obj.__module__)
-        analyzer.analyze()
-        analyzer.overloads.clear()
     if what == "class" and not issubclass(obj, nn.Module):
         made_by_hand = obj.__module__.startswith(("nearfar.doctor", "nearfar.reference"))
         if not made_by_hand:

@@ -10,6 +10,7 @@ import pytest
 import torch
 import tuple_oracle as oracle
 from allocations import Allocations
+from batch_cases import referring
 from conftest import near_duplicates
 from torch import Tensor
 

@@ -41,13 +41,12 @@ class Family:
         self.tree = ast.parse(path.read_text(encoding="utf-8"))
 
     def function(self, name: str) -> ast.FunctionDef | None:
-        """The last definition of that name; earlier ones are overloads."""
-        found = [
+        found = (
             node
             for node in self.tree.body
             if isinstance(node, ast.FunctionDef) and node.name == name
-        ]
-        return found[-1] if found else None
+        )
+        return next(found, None)
 
     def imports(self, name: str) -> str | None:
         """The line that imports a name of this file elsewhere; None for a built-in name."""
@@ -89,9 +88,8 @@ def home(loss: Loss) -> tuple[Family, ast.FunctionDef]:
 
 
 def keywords(definition: ast.FunctionDef) -> list[tuple[ast.arg, ast.expr | None]]:
-    """The keyword arguments and their defaults, without `return_stats`, which modules lack."""
-    given = zip(definition.args.kwonlyargs, definition.args.kw_defaults, strict=True)
-    return [(argument, default) for argument, default in given if argument.arg != "return_stats"]
+    """The keyword arguments and their defaults."""
+    return list(zip(definition.args.kwonlyargs, definition.args.kw_defaults, strict=True))
 
 
 def is_data(argument: ast.arg) -> bool:

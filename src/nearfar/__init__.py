@@ -20,7 +20,12 @@ _NAMES = {
     "nearfar.insight.explain": ("Explanation", "explain"),
     "nearfar.insight.forces": ("Forces", "forces"),
     "nearfar.losses": tuple(name for loss in _LOSSES for name in (loss.function, loss.module)),
-    "nearfar.losses.batch_tuples": ("QuadrupletStats", "TripletStats"),
+    "nearfar.losses.batch_tuples": (
+        "QuadrupletStats",
+        "TripletStats",
+        "quadruplet_stats",
+        "triplet_stats",
+    ),
     "nearfar.reference": ("Reference",),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}

@@ -52,7 +52,12 @@ from nearfar.losses import (
     sup_con_loss,
     triplet_loss,
 )
-from nearfar.losses.batch_tuples import QuadrupletStats, TripletStats
+from nearfar.losses.batch_tuples import (
+    QuadrupletStats,
+    TripletStats,
+    quadruplet_stats,
+    triplet_stats,
+)
 from nearfar.reference import Reference
 
 __version__: str
@@ -107,8 +112,10 @@ __all__ = [
     "proxy_nca_loss",
     "proxy_softmax_loss",
     "quadruplet_loss",
+    "quadruplet_stats",
     "siglip_loss",
     "softmax_loss",
     "sup_con_loss",
     "triplet_loss",
+    "triplet_stats",
 ]

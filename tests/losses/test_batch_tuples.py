@@ -27,8 +27,11 @@ from nearfar import (
     batch_triplet_loss,
     forces,
     memory_budget,
+    quadruplet_stats,
+    triplet_stats,
 )
 from nearfar.engine import anchors as lookup
+from nearfar.engine import step
 from nearfar.engine.budget import tile_shape
 
 few = settings(max_examples=12, derandomize=True, deadline=None, database=None)
@@ -103,13 +106,19 @@ def agree(found: Any, true: Any, rtol: float = 1e-12) -> None:
 
 
 def triplets(x: Tensor, labels: Any, **how: Any) -> tuple[Any, ...]:
-    loss, stats = batch_triplet_loss(x, labels, return_stats=True, **referring(how))
-    return loss, stats.valid, stats.active
+    """The loss, and how many triplets there are and cost something."""
+    told = referring(how)
+    counted = {k: v for k, v in told.items() if k not in ("smooth", "reduction")}
+    stats = triplet_stats(x, labels, **counted)
+    every = how.get("smooth") or how.get("margin") == "soft"
+    active = stats.valid if every else stats.active
+    return batch_triplet_loss(x, labels, **told), stats.valid, active
 
 
 def quadruplets(x: Tensor, labels: Any, **how: Any) -> tuple[Any, ...]:
-    loss, stats = batch_quadruplet_loss(x, labels, return_stats=True, **how)
-    return loss, stats.valid, stats.active, stats.active2
+    counted = {k: v for k, v in how.items() if k != "reduction"}
+    stats = quadruplet_stats(x, labels, **counted)
+    return batch_quadruplet_loss(x, labels, **how), stats.valid, stats.active, stats.active2
 
 
 # Against the listed tuples.
@@ -227,19 +236,20 @@ def test_a_reference_set(how: Settings, own: bool, layout: str) -> None:
 @named([*TRIPLET_CASES, {"select": "distance_weighted"}])
 def test_reductions_agree(how: Settings) -> None:
     x, labels = draw(9, "random", seed=8)
-    run = partial(batch_triplet_loss, labels=labels, **how)
-    if how["select"] == "distance_weighted":
 
-        def run(x: Tensor, **more: Any) -> Any:
-            return batch_triplet_loss(
-                x, labels, generator=torch.Generator().manual_seed(3), **how, **more
-            )
+    def chance() -> Settings:
+        drawn = how["select"] == "distance_weighted"
+        return {"generator": torch.Generator().manual_seed(3)} if drawn else {}
+
+    def run(x: Tensor, **more: Any) -> Tensor:
+        return batch_triplet_loss(x, labels, **how, **chance(), **more)
 
     rows = gradients(lambda x: run(x, reduction="none").sum(), x)
     agree(rows, gradients(partial(run, reduction="sum"), x))
-    total, stats = run(x, reduction="sum", return_stats=True)
-    torch.testing.assert_close(run(x), total / stats.valid)
-    torch.testing.assert_close(run(x, reduction="active"), total / stats.active)
+    total = run(x, reduction="sum")
+    _, valid, active = triplets(x, labels, **how, **chance())
+    torch.testing.assert_close(run(x), total / valid)
+    torch.testing.assert_close(run(x, reduction="active"), total / active)
 
 
 @pytest.mark.parametrize("smooth", [False, True])
@@ -468,12 +478,54 @@ def test_counts_do_not_overflow() -> None:
     n = 1500
     labels = torch.arange(n) // 500
     x = torch.zeros(n, 1)
-    _, stats = batch_quadruplet_loss(x, labels, return_stats=True, reduction="sum")
+    stats = quadruplet_stats(x, labels)
     each = 499 * (1000**2 - 2 * 500**2)
     assert stats == QuadrupletStats(n * each, n * each, n * each)
-    loss, stats = batch_triplet_loss(x, labels, return_stats=True, reduction="sum")
-    assert stats == TripletStats(n * 499 * 1000, n * 499 * 1000)
+    assert triplet_stats(x, labels) == TripletStats(n * 499 * 1000, n * 499 * 1000)
+    loss = batch_triplet_loss(x, labels, reduction="sum")
     torch.testing.assert_close(loss, torch.tensor(float(n * 499 * 1000)))
+
+
+STATS = [
+    (batch_triplet_loss, triplet_stats, {"smooth", "reduction"}),
+    (batch_quadruplet_loss, quadruplet_stats, {"reduction"}),
+]
+
+
+@pytest.mark.parametrize(("loss", "stats", "without"), STATS)
+def test_the_statistics_take_what_the_loss_takes(
+    loss: Callable[..., Tensor], stats: Callable[..., Any], without: set[str]
+) -> None:
+    """By the same names, in the same order, and with the same defaults."""
+    of_loss, of_stats = (inspect.signature(f).parameters for f in (loss, stats))
+    assert [(k, p.default) for k, p in of_stats.items()] == [
+        (k, p.default) for k, p in of_loss.items() if k not in without
+    ]
+    doc = inspect.getdoc(stats) or ""
+    for name in of_stats:
+        assert f"\n    {name}: " in doc
+    for part in ("Args:", "Returns:", "Raises:", ">>> ", ".. math::"):
+        assert part in doc
+
+
+@pytest.mark.parametrize("stats", [triplet_stats, quadruplet_stats])
+def test_the_statistics_take_no_gradient_and_leave_the_mode_as_it_is(
+    stats: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, labels = draw(9, "random", seed=23)
+    module, asked = inspect.getmodule(stats), []
+
+    def run(*data: Any, **how: Any) -> Tensor:
+        asked.append(torch.is_grad_enabled())
+        return step.run(*data, **how)
+
+    monkeypatch.setattr(module, "run", run)
+    counted = stats(x.requires_grad_(), labels)
+    assert asked == [False]
+    assert torch.is_grad_enabled()
+    assert all(isinstance(count, int) for count in vars(counted).values())
+    with pytest.raises(ValueError, match="select must be one of"):
+        stats(x, labels, select="hardest")
 
 
 # Memory.
@@ -496,19 +548,16 @@ def test_memory_is_linear_in_the_batch(loss: Callable[..., Tensor], how: Setting
 
 def test_distance_weighted_is_the_mean_over_its_picks() -> None:
     x, labels = draw(10, "random", seed=14)
-    value, stats = batch_triplet_loss(
-        x,
-        labels,
-        select="distance_weighted",
-        generator=torch.Generator().manual_seed(1),
-        return_stats=True,
-    )
+
+    def drawn(what: Callable[..., Any], seed: int) -> Any:
+        generator = torch.Generator().manual_seed(seed)
+        return what(x, labels, select="distance_weighted", generator=generator)
+
     same = (labels[:, None] == labels) & ~torch.eye(10, dtype=torch.bool)
+    stats = drawn(triplet_stats, 1)
     assert stats.valid == int(same.sum())
-    other = batch_triplet_loss(
-        x, labels, select="distance_weighted", generator=torch.Generator().manual_seed(2)
-    )
-    assert value != other
+    value = drawn(batch_triplet_loss, 1)
+    assert value != drawn(batch_triplet_loss, 2)
 
 
 def test_distance_weighted_draws_the_same_whatever_the_block_and_in_backward() -> None:
@@ -684,7 +733,7 @@ def test_modules() -> None:
         module(x, labels), batch_triplet_loss(x, labels, margin=0.3, select="semihard")
     )
     assert torch.equal(copy.deepcopy(BatchTripletLoss())(x, labels), batch_triplet_loss(x, labels))
-    with pytest.raises(TypeError, match="got return_stats"):  # a module returns one thing
+    with pytest.raises(TypeError, match="got return_stats"):
         BatchTripletLoss(return_stats=True)  # type: ignore[call-arg]
     assert torch.equal(BatchQuadrupletLoss()(x, labels), batch_quadruplet_loss(x, labels))
     assert "select='semihard'" in repr(module)
@@ -759,8 +808,8 @@ def test_triplets_in_the_order_of_their_classes(shape: tuple[int, int], reductio
     labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
     labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(4))]
     x = draw(len(labels), "random", seed=8)[0]
-    how: Settings = {"margin": 0.7, "reduction": reduction, "return_stats": True}
+    run = partial(triplets, labels=labels, margin=0.7, reduction=reduction)
     with tile_shape(*shape):
-        found = gradients(lambda x: batch_triplet_loss(x, labels, **how), x)
+        found = gradients(run, x)
     with tile_shape(2 * len(x), len(x)):
-        agree(found, gradients(lambda x: batch_triplet_loss(x, labels, **how), x))
+        agree(found, gradients(run, x))

@@ -114,8 +114,6 @@ def forces(loss: Callable[..., Tensor], *data: ArrayLike, k: int = 10, **keyword
         # A loss without gradient has no forces to show.
         rows[0] = lift("argument 0", rows[0].detach()).detach().requires_grad_()
         value = loss(*rows, **keywords)
-        if isinstance(value, tuple):  # the statistics come with it
-            value = value[0]
         by = None if value.ndim else upstream(value)
     if by is None or by.ndim:
         raise TypeError(

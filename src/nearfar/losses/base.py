@@ -70,7 +70,7 @@ def unwrap(
 ) -> tuple[Callable[..., Tensor], dict[str, Any]]:
     """The function behind a loss or its module, and what it takes by keyword.
 
-    The reduction and the wish for statistics are left out: they shape what comes, not the loss.
+    The reduction is left out: it shapes what comes, not the loss.
 
     Raises:
         TypeError: `loss` is not one of nearfar's, or does not take one of the keywords; or a
@@ -90,9 +90,7 @@ def unwrap(
     settings.pop("reduction", None)
     if isinstance(loss, nn.Module):
         settings = {name: getattr(loss, name, default) for name, default in settings.items()}
-    settings |= hyperparameters
-    settings.pop("return_stats", None)
-    return function, settings
+    return function, settings | hyperparameters
 
 
 def _refuse_unknown(loss: str, unknown: Set[str], known: Iterable[str]) -> None:

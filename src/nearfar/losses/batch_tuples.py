@@ -2,9 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from math import inf
-from typing import Literal, TypedDict, Unpack, get_args, overload
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -59,43 +58,6 @@ class QuadrupletStats:
     active2: int
 
 
-class _Batch(TypedDict, total=False):
-    distance: Distance
-
-
-class _TripletSettings(_Batch, total=False):
-    margin: float | Literal["soft"]
-    select: Triplets
-    smooth: bool
-    swap: bool
-    generator: torch.Generator | None
-    reference: Reference | None
-    reduction: TripletReduction
-
-
-class _QuadrupletSettings(_Batch, total=False):
-    margin: float
-    margin2: float
-    select: Quadruplets
-    reduction: Reduction
-
-
-@overload
-def batch_triplet_loss(
-    x: ArrayLike,
-    labels: ArrayLike,
-    *,
-    return_stats: Literal[False] = False,
-    **settings: Unpack[_TripletSettings],
-) -> Tensor: ...
-@overload
-def batch_triplet_loss(
-    x: ArrayLike,
-    labels: ArrayLike,
-    *,
-    return_stats: Literal[True],
-    **settings: Unpack[_TripletSettings],
-) -> tuple[Tensor, TripletStats]: ...
 def batch_triplet_loss(
     x: ArrayLike,
     labels: ArrayLike,
@@ -108,8 +70,7 @@ def batch_triplet_loss(
     generator: torch.Generator | None = None,
     reference: Reference | None = None,
     reduction: TripletReduction = "mean",
-    return_stats: bool = False,
-) -> Tensor | tuple[Tensor, TripletStats]:
+) -> Tensor:
     r"""The triplet loss over every triplet of the batch, or over those that `select` picks.
 
     With :math:`P(i)` the positives and :math:`N(i)` the negatives of anchor i, and
@@ -154,11 +115,9 @@ def batch_triplet_loss(
             "hard" and "easy_positive", an anchor and positive each for "semihard" and
             "distance_weighted"); "active" for the mean over those that cost something; "sum", or
             "none" for (n,) sums, an anchor's triplets.
-        return_stats: also return how many triplets there are and how many cost something.
 
     Returns:
         A scalar, or (n,) with reduction="none"; float32 or wider; 0 where there is no triplet.
-        With `return_stats` a pair of it and `TripletStats`.
 
     Raises:
         TypeError: labels that are not class ids or bool multi-labels.
@@ -166,8 +125,8 @@ def batch_triplet_loss(
 
     >>> x = torch.tensor([[0.0, 0], [0, 1], [1.5, 0], [0, 4]])
     >>> labels = [0, 0, 1, 1]
-    >>> batch_triplet_loss(x, labels, return_stats=True)
-    (tensor(1.4353), TripletStats(valid=8, active=6))
+    >>> batch_triplet_loss(x, labels)
+    tensor(1.4353)
     >>> batch_triplet_loss(x, labels, reduction="active")
     tensor(1.9137)
     >>> batch_triplet_loss(x, labels, select="hard", reduction="none")
@@ -180,6 +139,25 @@ def batch_triplet_loss(
     Embeddings with Easy Positive Triplet Mining", WACV 2020; Wu, Manmatha, Smola & Krähenbühl,
     "Sampling Matters in Deep Embedding Learning", ICCV 2017.
     """
+    return _over_triplets(
+        x, labels, margin, distance, select, smooth, swap, generator, reference, reduction, Tally()
+    )
+
+
+def _over_triplets(
+    x: ArrayLike,
+    labels: ArrayLike,
+    margin: float | Literal["soft"],
+    distance: Distance,
+    select: Triplets,
+    smooth: bool,
+    swap: bool,
+    generator: torch.Generator | None,
+    reference: Reference | None,
+    reduction: TripletReduction,
+    tally: Tally,
+) -> Tensor:
+    """See `batch_triplet_loss`; `tally` counts the triplets."""
     if isinstance(margin, str) and margin == "soft":
         smooth, margin = True, 0.0
     between("margin", margin, 0, inf, ', a difference of distances, or "soft"')
@@ -187,7 +165,7 @@ def batch_triplet_loss(
     one_of("select", select, Triplets)
     one_of("reduction", reduction, TripletReduction)
     rows, columns, relation = as_batch(x, labels, reference, reduction)
-    tally, of_active = Tally(), reduction == "active"
+    of_active = reduction == "active"
     if select == "all":
         if swap:
             others = ", ".join(repr(s) for s in get_args(Triplets) if s != "all")
@@ -210,29 +188,63 @@ def batch_triplet_loss(
         pick = pickers[select]()
         executor = listed(rule, pick, distance, relation, tally, mean_of_active=of_active)
     over: Reduction = "mean" if reduction == "active" else reduction
-    unit = distance == "cosine"
-    loss = partial(run, executor, rows, columns, normalize=unit, reduction=over)
-    if not return_stats:
-        return loss()
-    return loss(), TripletStats(int(tally.valid), int(tally.active))
+    return run(executor, rows, columns, normalize=distance == "cosine", reduction=over)
 
 
-@overload
-def batch_quadruplet_loss(
+def triplet_stats(
     x: ArrayLike,
     labels: ArrayLike,
     *,
-    return_stats: Literal[False] = False,
-    **settings: Unpack[_QuadrupletSettings],
-) -> Tensor: ...
-@overload
-def batch_quadruplet_loss(
-    x: ArrayLike,
-    labels: ArrayLike,
-    *,
-    return_stats: Literal[True],
-    **settings: Unpack[_QuadrupletSettings],
-) -> tuple[Tensor, QuadrupletStats]: ...
+    margin: float = 1.0,
+    distance: Distance = "euclidean",
+    select: Triplets = "all",
+    swap: bool = False,
+    generator: torch.Generator | None = None,
+    reference: Reference | None = None,
+) -> TripletStats:
+    r"""How many triplets `batch_triplet_loss` is over, and how many of them cost something.
+
+    A triplet of anchor i, positive p and negative n is active where
+
+    .. math:: d_{ip} - d_{in} + m > 0
+
+    The network learns from active triplets only. As it learns, their share falls; once it is nearly
+    0, the batch has nothing left to teach at this margin. No gradient is taken. The arguments are
+    those of the loss, except `smooth`, with which every triplet costs something.
+
+    Args:
+        x: (n, d) embeddings, any floating dtype.
+        labels: (n,) class ids, or (n, c) bool multi-labels, where sharing one makes a pair similar.
+        margin: how much farther a negative must be than a positive, 0 or more.
+        distance: "euclidean", "sqeuclidean" or "cosine".
+        select: "all" triplets, or those that "hard", "easy_positive", "semihard" or
+            "distance_weighted" picks; see `batch_triplet_loss`.
+        swap: measure the negative from anchor or positive, whichever is nearer to it; not for
+            "all".
+        generator: draws for "distance_weighted"; None: torch's own. One draw a call.
+        reference: rows to take positives and negatives from instead of the batch.
+
+    Returns:
+        `TripletStats`.
+
+    Raises:
+        TypeError: labels that are not class ids or bool multi-labels.
+        ValueError: a shape, length, device or hyperparameter out of range.
+
+    >>> x = torch.tensor([[0.0, 0], [0, 1], [1.5, 0], [0, 4]])
+    >>> triplet_stats(x, [0, 0, 1, 1])
+    TripletStats(valid=8, active=6)
+    >>> triplet_stats(x, [0, 0, 1, 1], select="hard", margin=0.2)
+    TripletStats(valid=4, active=2)
+    """
+    tally = Tally()
+    with torch.no_grad():
+        _over_triplets(
+            x, labels, margin, distance, select, False, swap, generator, reference, "sum", tally
+        )
+    return TripletStats(int(tally.valid), int(tally.active))
+
+
 def batch_quadruplet_loss(
     x: ArrayLike,
     labels: ArrayLike,
@@ -242,8 +254,7 @@ def batch_quadruplet_loss(
     distance: Distance = "euclidean",
     select: Quadruplets = "all",
     reduction: Reduction = "mean",
-    return_stats: bool = False,
-) -> Tensor | tuple[Tensor, QuadrupletStats]:
+) -> Tensor:
     r"""The quadruplet loss over every quadruplet of the batch, or over the hardest of each anchor.
 
     A quadruplet (i, j, k, l) is an anchor i, another row j of its class, a row k of a second class
@@ -267,26 +278,40 @@ def batch_quadruplet_loss(
         select: "all" or "hard".
         reduction: "mean" over the quadruplets ("hard": over the anchors that have one), "sum", or
             "none" for (n,) sums, an anchor's quadruplets.
-        return_stats: also return how many quadruplets there are and of how many each term costs
-            something.
 
     Returns:
         A scalar, or (n,) with reduction="none"; float32 or wider; 0 where there is no quadruplet.
-        With `return_stats` a pair of it and `QuadrupletStats`.
 
     Raises:
         TypeError: labels that are not class ids.
         ValueError: a shape, length, device or hyperparameter out of range.
 
     >>> x = torch.tensor([[0.0, 0], [0, 1], [1.5, 0], [0, 2.5]])
-    >>> batch_quadruplet_loss(x, [0, 0, 1, 2], return_stats=True)
-    (tensor(0.2993), QuadrupletStats(valid=4, active=3, active2=0))
+    >>> batch_quadruplet_loss(x, [0, 0, 1, 2])
+    tensor(0.2993)
     >>> batch_quadruplet_loss(x, [0, 0, 1, 2], select="hard", reduction="none")
     tensor([0.5000, 0.5000, 0.0000, 0.0000])
 
     Source: Chen, Chen, Zhang & Huang, "Beyond triplet loss: a deep quadruplet network for person
     re-identification", CVPR 2017, over all quadruplets of the batch.
     """
+    return _over_quadruplets(
+        x, labels, margin, margin2, distance, select, reduction, Tally(), Tally()
+    )
+
+
+def _over_quadruplets(
+    x: ArrayLike,
+    labels: ArrayLike,
+    margin: float,
+    margin2: float,
+    distance: Distance,
+    select: Quadruplets,
+    reduction: Reduction,
+    first: Tally,
+    second: Tally,
+) -> Tensor:
+    """See `batch_quadruplet_loss`; `first` and `second` count the quadruplets of each term."""
     between("margin", margin, 0, inf, ", a difference of distances")
     between("margin2", margin2, 0, inf, ", a difference of distances")
     largest(distance)  # refuses an unknown name
@@ -300,7 +325,6 @@ def batch_quadruplet_loss(
             "quadruplet takes rows of three different classes, and rows that share one of several "
             "labels are not of different ones. batch_triplet_loss takes multi-labels."
         )
-    first, second = Tally(), Tally()
     if select == "all":
         executor = every_quadruplet(classes, relation, distance, margin, margin2, first, second)
     else:
@@ -308,11 +332,49 @@ def batch_quadruplet_loss(
         executor = listed(
             _quadruplet_rule(margin, margin2, first, second), pick, distance, relation, Tally()
         )
-    unit = distance == "cosine"
-    loss = partial(run, executor, rows, None, normalize=unit, reduction=reduction)
-    if not return_stats:
-        return loss()
-    return loss(), QuadrupletStats(int(first.valid), int(first.active), int(second.active))
+    return run(executor, rows, None, normalize=distance == "cosine", reduction=reduction)
+
+
+def quadruplet_stats(
+    x: ArrayLike,
+    labels: ArrayLike,
+    *,
+    margin: float = 1.0,
+    margin2: float = 0.5,
+    distance: Distance = "euclidean",
+    select: Quadruplets = "all",
+) -> QuadrupletStats:
+    r"""How many quadruplets `batch_quadruplet_loss` is over, and how many cost something.
+
+    The terms of a quadruplet (i, j, k, l) are active where
+
+    .. math:: d_{ij} - d_{ik} + m_1 > 0, \qquad d_{ij} - d_{kl} + m_2 > 0
+
+    No gradient is taken.
+
+    Args:
+        x: (n, d) embeddings, any floating dtype.
+        labels: (n,) class ids. Multi-labels have no "different classes".
+        margin: of the first term, 0 or more, in units of the distance.
+        margin2: of the second term, 0 or more.
+        distance: "euclidean", "sqeuclidean" or "cosine".
+        select: "all" quadruplets, or the "hard" one of each anchor.
+
+    Returns:
+        `QuadrupletStats`.
+
+    Raises:
+        TypeError: labels that are not class ids.
+        ValueError: a shape, length, device or hyperparameter out of range.
+
+    >>> x = torch.tensor([[0.0, 0], [0, 1], [1.5, 0], [0, 2.5]])
+    >>> quadruplet_stats(x, [0, 0, 1, 2])
+    QuadrupletStats(valid=4, active=3, active2=0)
+    """
+    first, second = Tally(), Tally()
+    with torch.no_grad():
+        _over_quadruplets(x, labels, margin, margin2, distance, select, "sum", first, second)
+    return QuadrupletStats(int(first.valid), int(first.active), int(second.active))
 
 
 def seed(generator: torch.Generator | None) -> int:
