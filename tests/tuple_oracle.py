@@ -80,7 +80,7 @@ def batch_triplet(
     x: Tensor,
     labels: Tensor,
     *,
-    margin: float | str = 1.0,
+    margin: float = 1.0,
     distance: str = "euclidean",
     select: str = "all",
     smooth: bool = False,
@@ -91,8 +91,6 @@ def batch_triplet(
     reduction: str = "mean",
 ) -> tuple[Tensor, int, int]:
     """The loss, the number of triplets, and of those that cost something."""
-    if margin == "soft":
-        margin, smooth = 0.0, True
     columns = x if reference is None else reference
     d = between(x, columns, distance)
     positives, negatives = relations(labels, reference_labels, reference_own)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -13,6 +14,7 @@ from sklearn.metrics import roc_auc_score
 from nearfar.app.errors import InputError
 from nearfar.app.train import force_sample, record, recorder
 from nearfar.app.train.config import TrainConfig
+from nearfar.app.train.config_file import read_config, to_toml
 from nearfar.app.train.data import Items
 from nearfar.app.train.objectives import OBJECTIVES, objective, resolve
 from nearfar.app.train.record import RECORD, read_record
@@ -167,6 +169,25 @@ def test_a_run_older_than_records_is_read_but_has_none(nearfar, vector_run, tmp_
     assert nearfar("evaluate", tmp_path / "run").status == 0
     with pytest.raises(InputError, match=r"no record\.npz.*Train again"):
         read_record(tmp_path / "run")
+
+
+def test_a_run_of_0_1_with_its_soft_margin_is_read(nearfar, vector_run, tmp_path):
+    """Its config holds what the loss no longer takes; only to train again, that must be changed."""
+    run = shutil.copytree(vector_run, tmp_path / "run")
+    soft = {"margin": "soft", "distance": "cosine"}
+    config = replace(
+        read_config(run / "config.toml"), loss="batch_triplet", hyperparameters=soft, steps=2
+    )
+    (run / "config.toml").write_text(to_toml(config), encoding="utf-8", newline="")
+    for command in ("evaluate", "report", "doctor"):
+        assert nearfar(command, run).status in (0, 1), command
+    assert nearfar("compare", run, vector_run).status == 0
+    assert "margin" in (run / "report.html").read_text(encoding="utf-8")
+    again = ("train", "--config", run / "config.toml", "--out", tmp_path / "again", "--no-report")
+    assert "the soft margin is smooth=True, margin=0.0" in nearfar(*again).error
+    done = nearfar(*again, "--margin", 0, "--smooth")
+    assert done.status == 0, done.err
+    assert read_config(tmp_path / "again" / "config.toml").hyperparameters["smooth"] is True
 
 
 def make_task(loss: str) -> Task:

@@ -55,7 +55,7 @@ TRIPLETS: list[Settings] = [
     {"margin": 0.3, "distance": "cosine"},
     {"margin": 2.0, "distance": "sqeuclidean"},
     {"smooth": True, "margin": 0.2},
-    {"margin": "soft"},
+    {"smooth": True, "margin": 0.0},
 ]
 PICKED = ("hard", "easy_positive", "semihard")
 TRIPLET_CASES = [{**how, "select": select} for select in ("all", *PICKED) for how in TRIPLETS] + [
@@ -110,8 +110,7 @@ def triplets(x: Tensor, labels: Any, **how: Any) -> tuple[Any, ...]:
     told = referring(how)
     counted = {k: v for k, v in told.items() if k not in ("smooth", "reduction")}
     stats = triplet_stats(x, labels, **counted)
-    every = how.get("smooth") or how.get("margin") == "soft"
-    active = stats.valid if every else stats.active
+    active = stats.valid if how.get("smooth") else stats.active
     return batch_triplet_loss(x, labels, **told), stats.valid, active
 
 
@@ -273,7 +272,7 @@ def test_second_derivatives_are_refused() -> None:
 
 LOSSES: list[tuple[Callable[..., Tensor], Settings]] = [
     *((batch_triplet_loss, {"select": s}) for s in ("all", *PICKED, "distance_weighted")),
-    (batch_triplet_loss, {"margin": "soft"}),
+    (batch_triplet_loss, {"smooth": True, "margin": 0.0}),
     (batch_triplet_loss, {"select": "all", "distance": "cosine"}),
     (batch_triplet_loss, {"select": "semihard", "distance": "cosine", "swap": True}),
     (batch_quadruplet_loss, {}),
@@ -759,7 +758,8 @@ ERRORS: list[tuple[Callable[..., Any], Settings, str]] = [
         {"reduction": "avg"},
         r"reduction must be one of 'mean', 'active', .*'avg'",
     ),
-    (batch_triplet_loss, {"margin": -1}, r'margin must be a number .*or "soft"'),
+    (batch_triplet_loss, {"margin": -1}, r"margin must be a number .*a difference of distances"),
+    (batch_triplet_loss, {"margin": "soft"}, r"the soft margin is smooth=True, margin=0\.0"),
     (batch_triplet_loss, {"margin": "softer"}, r"margin must be a number"),
     (batch_triplet_loss, {"distance": "l2"}, r"distance must be one of"),
     (batch_triplet_loss, {"swap": True}, r"the other choices do: 'hard', 'semihard', "),

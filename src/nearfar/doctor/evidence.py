@@ -230,7 +230,7 @@ class Evidence:
             raise Missing("a quarter of the training steps")
 
     def setting(self, name: str) -> float | None:
-        """A numeric hyperparameter; None if it is text, such as margin="soft"."""
+        """A numeric hyperparameter; None if it is text, such as a distance."""
         value = self.settings.get(name)
         if isinstance(value, Tensor):
             return float(value.item())

@@ -62,7 +62,7 @@ def batch_triplet_loss(
     x: ArrayLike,
     labels: ArrayLike,
     *,
-    margin: float | Literal["soft"] = 1.0,
+    margin: float = 1.0,
     distance: Distance = "euclidean",
     select: Triplets = "all",
     smooth: bool = False,
@@ -100,13 +100,12 @@ def batch_triplet_loss(
     Args:
         x: (n, d) embeddings, any floating dtype.
         labels: (n,) class ids, or (n, c) bool multi-labels, where sharing one makes a pair similar.
-        margin: how much farther a negative must be than a positive, 0 or more. "soft" is the soft
-            margin of Hermans et al.: `smooth` with margin 0.
+        margin: how much farther a negative must be than a positive, 0 or more.
         distance: "euclidean", "sqeuclidean" (Schroff et al.) or "cosine".
         select: "all" triplets, or how to pick some: "hard", "easy_positive", "semihard" or
             "distance_weighted".
-        smooth: softplus in place of the hinge. With "all", time then grows with
-            :math:`n^2` times the positives of a row.
+        smooth: softplus in place of the hinge; with margin 0, the soft margin of Hermans et al.
+            With "all", time then grows with :math:`n^2` times the positives of a row.
         swap: measure the negative from anchor or positive, whichever is nearer to it; not for
             "all".
         generator: draws for "distance_weighted"; None: torch's own. One draw a call.
@@ -147,7 +146,7 @@ def batch_triplet_loss(
 def _over_triplets(
     x: ArrayLike,
     labels: ArrayLike,
-    margin: float | Literal["soft"],
+    margin: float,
     distance: Distance,
     select: Triplets,
     smooth: bool,
@@ -159,8 +158,8 @@ def _over_triplets(
 ) -> Tensor:
     """See `batch_triplet_loss`; `tally` counts the triplets."""
     if isinstance(margin, str) and margin == "soft":
-        smooth, margin = True, 0.0
-    between("margin", margin, 0, inf, ', a difference of distances, or "soft"')
+        raise ValueError("margin must be a number: the soft margin is smooth=True, margin=0.0.")
+    between("margin", margin, 0, inf, ", a difference of distances")
     largest(distance)  # refuses an unknown name
     one_of("select", select, Triplets)
     one_of("reduction", reduction, TripletReduction)

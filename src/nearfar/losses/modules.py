@@ -3,7 +3,7 @@
 Written by tools/write_losses.py; do not edit.
 """
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -565,13 +565,12 @@ class BatchTripletLoss(LossModule):
     The module of :func:`nearfar.batch_triplet_loss`, which describes the data and the math.
 
     Args:
-        margin: how much farther a negative must be than a positive, 0 or more. "soft" is the soft
-            margin of Hermans et al.: `smooth` with margin 0.
+        margin: how much farther a negative must be than a positive, 0 or more.
         distance: "euclidean", "sqeuclidean" (Schroff et al.) or "cosine".
         select: "all" triplets, or how to pick some: "hard", "easy_positive", "semihard" or
             "distance_weighted".
-        smooth: softplus in place of the hinge. With "all", time then grows with :math:`n^2` times
-            the positives of a row.
+        smooth: softplus in place of the hinge; with margin 0, the soft margin of Hermans et al.
+            With "all", time then grows with :math:`n^2` times the positives of a row.
         swap: measure the negative from anchor or positive, whichever is nearer to it; not for
             "all".
         generator: draws for "distance_weighted"; None: torch's own. One draw a call.
@@ -582,7 +581,7 @@ class BatchTripletLoss(LossModule):
     """
 
     loss = staticmethod(batch_triplet_loss)
-    margin: float | Literal["soft"]
+    margin: float
     distance: Distance
     select: Triplets
     smooth: bool
@@ -594,7 +593,7 @@ class BatchTripletLoss(LossModule):
     def __init__(
         self,
         *,
-        margin: float | Literal["soft"] = 1.0,
+        margin: float = 1.0,
         distance: Distance = "euclidean",
         select: Triplets = "all",
         smooth: bool = False,

@@ -19,7 +19,7 @@ DEFAULTS: Mapping[str, Mapping[str, str | float | bool]] = {
     "circle": {"margin": 0.25, "scale": 64.0},
     "lifted_structure": {"margin": 1.0, "distance": "euclidean"},
     "batch_contrastive": {"margin": 1.0, "distance": "euclidean"},
-    "batch_triplet": {"margin": 0.3, "distance": "euclidean"},
+    "batch_triplet": {"margin": 0.3, "distance": "euclidean", "smooth": False},
     "batch_quadruplet": {"margin": 0.3, "margin2": 0.15, "distance": "euclidean"},
     "batch_cosine": {"margin": 0.3},
     "clip": {"scale": 10.0},
