@@ -1,5 +1,7 @@
 """`forces` shows what the loss does: its forces rebuild the gradient, and its top k are the top."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -79,10 +81,15 @@ def test_distances_are_shown_as_distances():
 
 def test_errors_teach():
     x, labels = batch()
-    with pytest.raises(TypeError, match="use explain"):
+    with pytest.raises(
+        TypeError, match=r"For contrastive_loss on aligned rows use nearfar\.explain"
+    ):
         nf.forces(nf.contrastive_loss, x, x, labels > 3)
-    with pytest.raises(TypeError, match="mean or sum"):
-        nf.forces(nf.sup_con_loss, x, labels, reduction="none")
+    for none in ({"loss": nf.SupConLoss(reduction="none")}, {"reduction": "none"}):
+        with pytest.raises(ValueError, match='reduction must be "mean" or "sum"'):
+            nf.forces(none.pop("loss", nf.sup_con_loss), x, labels, **none)
+    with pytest.raises(TypeError, match=r"sup_con_loss takes x, labels, .*; got temp\."):
+        nf.forces(nf.sup_con_loss, x, labels, temp=0.1)
     with pytest.raises(ValueError, match="k must be"):
         nf.forces(nf.sup_con_loss, x, labels, k=0)
     with pytest.raises(ValueError, match="k must be"):
@@ -113,29 +120,41 @@ def test_a_positive_pair_of_quadruplets_is_shown_once():
 
 
 def test_one_comparison_at_a_time():
-    x, labels = batch()
+    x, _ = batch()
     with pytest.raises(ValueError, match="one comparison"):
         nf.forces(nf.info_nce_loss, x[:9], x[9:18], hard_negatives=x[18:20], symmetric=True)
-    with pytest.raises(ValueError, match="one comparison"):
-        nf.forces(lambda *data: nf.sup_con_loss(*data) + nf.nt_xent_loss(*data), x, labels)
 
 
-def test_the_loss_as_called():
-    """What is done with the loss before it is returned counts too."""
+def twice(x: Tensor, labels: Tensor) -> Tensor:
+    return 2 * nf.sup_con_loss(x, labels)
+
+
+@pytest.mark.parametrize(
+    "loss", [twice, partial(nf.sup_con_loss, temperature=0.1), nf.triplet_stats, torch.nn.ReLU()]
+)
+def test_what_is_no_loss_of_ours_is_refused(loss):
+    """Even if it calls one: which of its forces are those of the loss, nobody could say."""
     x, labels = batch()
-    plain = nf.forces(nf.sup_con_loss, x, labels, k=3)
+    for look in (nf.forces, nf.explain):
+        with pytest.raises(TypeError, match=r"one of nearfar's losses itself.*arguments beside it"):
+            look(loss, x, labels)
 
-    def called(x, labels):
-        return 3 * nf.sup_con_loss(x, labels) + x.square().sum()
 
-    shown = nf.forces(called, x, labels, k=3)
-    for name in ("force", "pull", "push"):
-        torch.testing.assert_close(getattr(shown, name), 3 * getattr(plain, name))
-    assert shown.loss == pytest.approx(3 * plain.loss + x.square().sum().item())
+def test_the_reduction_counts():
+    x, labels = batch()
+    total = nf.forces(nf.sup_con_loss, x, labels, k=3, reduction="sum")
+    mean = nf.forces(nf.sup_con_loss, x, labels, k=3)
+    n = total.loss / mean.loss
+    assert n == pytest.approx(int(((labels[:, None] == labels).sum(1) > 1).sum()))
+    torch.testing.assert_close(total.force, n * mean.force)
+    module = nf.forces(nf.SupConLoss(reduction="sum"), x, labels, k=3)
+    torch.testing.assert_close(module.force, total.force)
     with torch.inference_mode():
-        torch.testing.assert_close(nf.forces(called, x, labels, k=3).force, shown.force)
-    with pytest.raises(TypeError, match="mean or sum"):
-        nf.forces(lambda *data: nf.sup_con_loss(*data, reduction="none").sum(), x, labels)
+        torch.testing.assert_close(nf.forces(nf.sup_con_loss, x, labels, k=3).force, mean.force)
+
+
+def test_nothing_to_compare_with_has_no_forces():
+    x, labels = batch()
     nothing = nf.Reference(x[:0], labels[:0])
     with pytest.raises(ValueError, match="nothing to compare with"):
         nf.forces(nf.sup_con_loss, x, labels, reference=nothing)

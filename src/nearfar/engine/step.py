@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
 
 from nearfar.engine.budget import Limits, current_limits
 from nearfar.engine.observe import force_visitors
@@ -201,23 +200,6 @@ class _Step(torch.autograd.Function):
         weight = upstream if job.weight is None else upstream * job.weight
         done = _compute(job, x, y, scale, bias, weight, True)
         return None, *_fitted(done.gradients, ctx.given, ctx.twice)
-
-
-def upstream(value: Tensor) -> Tensor | None:
-    """The derivative of `value` by the loss that the step before it returned; None: there is none.
-
-    1 where `value` is that loss itself.
-    """
-    seen, open_nodes = set(), [value.grad_fn]
-    while open_nodes:
-        node = open_nodes.pop()
-        if node is None or node in seen:
-            continue
-        if isinstance(node, _Step._backward_cls):
-            return torch.autograd.grad(value, GradientEdge(node, 0), retain_graph=True)[0]
-        seen.add(node)
-        open_nodes += [before for before, _ in node.next_functions]
-    return None
 
 
 def _refuse_transforms(upstream: Tensor | None = None) -> None:

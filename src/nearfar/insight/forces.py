@@ -9,8 +9,8 @@ from torch import Tensor
 
 from nearfar.engine.observe import watch_forces
 from nearfar.engine.relation import Block
-from nearfar.engine.step import upstream
 from nearfar.inputs import ArrayLike, lift, tensor
+from nearfar.losses.base import unwrap
 from nearfar.tabulate import Table
 
 
@@ -69,26 +69,29 @@ def way(force: float) -> str:
     return f"{'pull' if force > 0 else 'push'} {abs(force):.3g}"
 
 
-def forces(loss: Callable[..., Tensor], *data: ArrayLike, k: int = 10, **keywords: Any) -> Forces:
+def forces(
+    loss: Callable[..., Tensor], *data: ArrayLike, k: int = 10, **hyperparameters: Any
+) -> Forces:
     r"""The strongest pulls and pushes of a whole-batch loss, and their totals per anchor.
 
-    The loss is run once and shows its forces tile by tile, :math:`\partial L / \partial d_{ij}` for
-    the loss as called, including its reduction and any factor it is multiplied by. The matrix is
-    never stored.
+    The loss is run once and shows its forces tile by tile, :math:`\partial L / \partial d_{ij}`
+    with its reduction. The matrix is never stored.
 
     Args:
-        loss: a whole-batch, two-tower or proxy loss, as a function or a module.
+        loss: one of nearfar's losses over a whole batch, two towers or proxies, as a function or a
+            module.
         data: the data arguments of the loss.
         k: how many of the strongest forces to keep.
-        keywords: the keyword arguments of the loss; its reduction must not be "none".
+        hyperparameters: its keyword arguments; those of a module are already set. Any reduction but
+            "none".
 
     Returns:
         `Forces`.
 
     Raises:
-        TypeError: a loss on aligned rows (use `explain`), or not a loss of nearfar.
-        ValueError: any error of the loss itself; no rows, or nothing to compare them with; a loss
-            made of two comparisons, such as symmetric InfoNCE with hard negatives.
+        TypeError: `loss` is not one of nearfar's losses, or is one on aligned rows: use `explain`.
+        ValueError: any error of the loss itself; reduction="none"; no rows, or nothing to compare
+            them with; symmetric InfoNCE with hard negatives, which makes two comparisons.
 
     >>> from nearfar import sup_con_loss
     >>> x = torch.tensor([[1.0, 0], [0.8, 0.6], [0, 1], [-0.5, 0.9]])
@@ -106,6 +109,10 @@ def forces(loss: Callable[..., Tensor], *data: ArrayLike, k: int = 10, **keyword
         raise ValueError(f"k must be an integer of at least 1, got {k!r}.")
     if not data:
         raise TypeError("forces needs the data by position, as in forces(loss, x, labels).")
+    reduction = hyperparameters.pop("reduction", getattr(loss, "reduction", "mean"))
+    if reduction == "none":
+        raise ValueError('reduction must be "mean" or "sum": forces act on one number, not many.')
+    function, settings = unwrap(loss, hyperparameters)
     strongest = _Strongest(k)
     with torch.inference_mode(False), watch_forces(strongest):
         rows = [_normal(tensor(f"argument {i}", value)) for i, value in enumerate(data)]
@@ -113,16 +120,14 @@ def forces(loss: Callable[..., Tensor], *data: ArrayLike, k: int = 10, **keyword
             raise ValueError("forces needs at least one row: the batch is empty.")
         # A loss without gradient has no forces to show.
         rows[0] = lift("argument 0", rows[0].detach()).detach().requires_grad_()
-        value = loss(*rows, **keywords)
-        by = None if value.ndim else upstream(value)
-    if by is None or by.ndim:
+        value = function(*rows, **settings, reduction=reduction)
+    if not strongest.begun:
         raise TypeError(
-            "forces takes whole-batch losses of nearfar with reduction mean or sum, such as "
-            f"sup_con_loss or CLIPLoss(scale=20); got {loss!r}. For aligned rows use explain."
+            "forces takes losses that compare all rows of a batch, such as sup_con_loss or "
+            f"clip_loss. For {function.__name__} on aligned rows use nearfar.explain."
         )
     if not strongest.best:
         raise ValueError("forces needs at least one pair: there is nothing to compare with.")
-    strongest.scale(by)
     return strongest.result(float(value.detach()))
 
 
@@ -143,8 +148,8 @@ class _Strongest:
     def begin(self) -> None:
         if self.begun:
             raise ValueError(
-                "forces shows one comparison of rows and columns. Call it for each part of a sum "
-                "of losses; with hard_negatives, leave symmetric out."
+                "forces shows one comparison of rows and columns, and symmetric=True with "
+                "hard_negatives makes two: leave symmetric out."
             )
         self.begun = True
 

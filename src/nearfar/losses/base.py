@@ -3,9 +3,12 @@
 import inspect
 from collections.abc import Callable, Iterable, Set
 from functools import wraps
-from typing import Any, ClassVar, TypeVar, cast
+from types import FunctionType
+from typing import Any, ClassVar, TypeGuard, TypeVar, cast
 
 from torch import Tensor, nn
+
+from nearfar.registry import LOSSES
 
 Init = TypeVar("Init", bound=Callable[..., None])
 # Until version 0.2, these described the rows that are now a Reference.
@@ -77,10 +80,10 @@ def unwrap(
             reduction is given.
     """
     function = getattr(loss, "loss", loss) if isinstance(loss, nn.Module) else loss
-    if not inspect.isfunction(function) or not function.__module__.startswith("nearfar."):
+    if not _is_loss(function):
         raise TypeError(
-            "this looks into nearfar's losses, such as contrastive_loss or TripletLoss(); got "
-            f"{loss!r}."
+            "loss must be one of nearfar's losses itself, such as nearfar.sup_con_loss or "
+            f"nearfar.TripletLoss(), with its arguments beside it; got {loss!r}."
         )
     parameters = inspect.signature(function).parameters
     _refuse_unknown(function.__name__, hyperparameters.keys() - parameters.keys(), parameters)
@@ -91,6 +94,14 @@ def unwrap(
     if isinstance(loss, nn.Module):
         settings = {name: getattr(loss, name, default) for name, default in settings.items()}
     return function, settings | hyperparameters
+
+
+def _is_loss(function: object) -> TypeGuard[FunctionType]:
+    return (
+        inspect.isfunction(function)
+        and function.__module__.startswith("nearfar.losses.")
+        and function.__name__ in {loss.function for loss in LOSSES}
+    )
 
 
 def _refuse_unknown(loss: str, unknown: Set[str], known: Iterable[str]) -> None:
