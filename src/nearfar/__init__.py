@@ -20,6 +20,8 @@ _NAMES = {
     "nearfar.insight.explain": ("Explanation", "explain"),
     "nearfar.insight.forces": ("Forces", "forces"),
     "nearfar.losses": tuple(name for loss in _LOSSES for name in (loss.function, loss.module)),
+    "nearfar.engine.closeness": ("Tile",),
+    "nearfar.losses.own": ("AnchorRule", "PairRule", "batch_loss"),
     "nearfar.losses.batch_tuples": (
         "QuadrupletStats",
         "TripletStats",

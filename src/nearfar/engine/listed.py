@@ -15,7 +15,6 @@ from torch.linalg import vecdot
 from nearfar.distance import Distance, length
 from nearfar.engine.budget import Limits, block
 from nearfar.engine.closeness import Tile, add_rows
-from nearfar.engine.hinge import Tally
 from nearfar.engine.observe import force_visitors
 from nearfar.engine.relation import Relation
 from nearfar.engine.slices import spans
@@ -28,6 +27,20 @@ Picker = Callable[[Tensor, Tensor | None, Limits], Iterator[Tensor]]
 
 # Copies of the rows of a tuple that live at once: themselves, differences, gradients.
 _BUFFERS = 4
+
+
+@dataclass(eq=False)
+class Tally:
+    """How many terms a loss has, and how many of them are not zero.
+
+    Filled by an executor while it runs; the numbers stay on the device.
+    """
+
+    valid: Tensor | int = 0
+    active: Tensor | int = 0
+
+    def add(self, valid: Tensor | int, active: Tensor | int) -> None:
+        self.valid, self.active = self.valid + valid, self.active + active
 
 
 @dataclass(eq=False)

@@ -89,10 +89,10 @@ class Walk:
             self.closeness, self.relation, self.a, columns, limits, buffers=buffers, bound=bound
         )
 
-    def kept_elements(self, copies: int) -> int:
+    def kept_elements(self, copies: int, shape: tuple[int, int] | None = None) -> int:
         """How many elements of the tiles of a first pass a second one may find."""
         limits, device, itemsize, _ = self.room
-        return budget.kept_elements(limits, device, itemsize, self.shape, copies)
+        return budget.kept_elements(limits, device, itemsize, shape or self.shape, copies)
 
     def tile(self, place: Place, bound: float | None = None, out: Tensor | None = None) -> Tile:
         """The tile at a place.

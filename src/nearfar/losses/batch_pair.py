@@ -1,6 +1,5 @@
 """Losses that add up over every pair of the batch."""
 
-from dataclasses import replace
 from math import inf
 from typing import Literal
 
@@ -8,12 +7,13 @@ import torch
 from torch import Tensor
 
 from nearfar.distance import Distance
-from nearfar.engine.closeness import CosineDistance, Product, by_distance
+from nearfar.engine.closeness import Product, by_distance
 from nearfar.engine.pair_sums import PairSum, overlap_loss, pair_loss
-from nearfar.engine.relation import Relation, matched
+from nearfar.engine.relation import matched
 from nearfar.engine.step import run
-from nearfar.inputs import ArrayLike, above_zero, between, finite, tracing
+from nearfar.inputs import ArrayLike, above_zero, between, finite
 from nearfar.losses.batch import as_batch, as_towers, one_of, row_weight
+from nearfar.losses.own import PairRule, batch_loss
 from nearfar.losses.terms import softplus_and_slope
 from nearfar.reduction import Reduction
 from nearfar.reference import Reference
@@ -78,25 +78,27 @@ def batch_contrastive_loss(
     """
     between("margin", margin, 0, inf, ", a distance")
     one_of("select", select, Selection)
-    rows, columns, relation = as_batch(x, labels, reference, reduction)
 
     def near(d: Tensor) -> tuple[Tensor, Tensor]:
-        force = 2 * d
-        return d.square(), force
+        return d.square(), 2 * d
 
     def far(d: Tensor) -> tuple[Tensor, Tensor]:
         short = (margin - d).relu_()
-        force = -2 * short
-        return short.square(), force
+        return short.square(), -2 * short
 
-    closeness, mean = by_distance(distance), reduction == "mean"
-    if select == "hard":
-        executor = overlap_loss(PairSum(near, far), closeness, relation, mean=mean)
-    else:
-        rule = _balanced(PairSum(near, far), relation) if mean else PairSum(near, far)
-        executor = pair_loss(rule, closeness, relation)
-    unit = distance == "cosine"
-    return run(executor, rows, columns, normalize=unit, reduction=reduction)
+    rule = PairRule(near, far)
+    if select == "all":
+        return batch_loss(
+            rule, x, labels, distance=distance, reference=reference, reduction=reduction
+        )
+    rows, columns, relation = as_batch(x, labels, reference, reduction)
+    return run(
+        overlap_loss(PairSum(near, far), by_distance(distance), relation, mean=reduction == "mean"),
+        rows,
+        columns,
+        normalize=distance == "cosine",
+        reduction=reduction,
+    )
 
 
 def batch_cosine_loss(
@@ -136,7 +138,6 @@ def batch_cosine_loss(
     Source: as `cosine_loss`, over all pairs.
     """
     between("margin", margin, -1, 1, ", a cosine")
-    rows, columns, relation = as_batch(x, labels, reference, reduction)
 
     def near(d: Tensor) -> tuple[Tensor, Tensor]:
         return d.clone(), torch.ones_like(d)
@@ -145,11 +146,8 @@ def batch_cosine_loss(
         short = (1 - margin - d).relu_()
         return short, short.sign().neg_()
 
-    rule = PairSum(near, far)
-    if reduction == "mean":
-        rule = _balanced(rule, relation)
-    executor = pair_loss(rule, CosineDistance(), relation)
-    return run(executor, rows, columns, normalize=True, reduction=reduction)
+    rule = PairRule(near, far)
+    return batch_loss(rule, x, labels, distance="cosine", reference=reference, reduction=reduction)
 
 
 def siglip_loss(
@@ -211,14 +209,3 @@ def siglip_loss(
         bias=finite("bias", bias),
         weight=row_weight(weight, rows),
     )
-
-
-def _balanced(rule: PairSum, relation: Relation) -> PairSum:
-    """The rule whose mean is that over positives plus that over negatives."""
-    positives, negatives = relation.n_positives().sum(), relation.n_negatives()
-    weight: Tensor | float
-    if positives.is_cpu and not tracing():
-        weight = max(negatives.sum().item(), 1) / max(positives.item(), 1)
-    else:  # a number would stall an accelerator
-        weight = negatives.sum().clamp(min=1) / positives.clamp(min=1)
-    return replace(rule, positive_weight=weight, counts=negatives)

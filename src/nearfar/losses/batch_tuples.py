@@ -11,14 +11,13 @@ from torch.nn.functional import logsigmoid
 
 from nearfar.distance import Distance, largest
 from nearfar.engine.closeness import by_distance
-from nearfar.engine.hinge import Tally
-from nearfar.engine.listed import Picker, TupleRule, listed
+from nearfar.engine.listed import Picker, Tally, TupleRule, listed
 from nearfar.engine.pick import by_distance_weight, hardest, semihard
-from nearfar.engine.quadruplets import every_quadruplet, hardest_quadruplets
 from nearfar.engine.step import run
-from nearfar.engine.triplets import every_triplet
 from nearfar.inputs import ArrayLike, between
 from nearfar.losses.batch import as_batch, one_of
+from nearfar.losses.every_quadruplet import every_quadruplet, hardest_quadruplets
+from nearfar.losses.every_triplet import every_triplet
 from nearfar.reduction import Reduction
 from nearfar.reference import Reference
 

@@ -18,14 +18,14 @@ from nearfar.distance import Distance, between_rows
 from nearfar.engine.anchors import Anchors, look_up
 from nearfar.engine.budget import Limits, Workspace, block
 from nearfar.engine.closeness import Tile, add_rows, by_distance
-from nearfar.engine.hinge import Tally, hinges
-from nearfar.engine.listed import Picker, show_listed
+from nearfar.engine.listed import Picker, Tally, show_listed
 from nearfar.engine.observe import force_visitors
 from nearfar.engine.pick import in_order_of, walk
 from nearfar.engine.relation import Relation
 from nearfar.engine.slices import spans
 from nearfar.engine.step import Answer, Executor, Request
 from nearfar.engine.walk import Walk, show
+from nearfar.losses.every_triplet import hinges
 from nearfar.reduction import sum_dtype
 
 # Copies of the rows of a pair that live at once.

@@ -1,0 +1,319 @@
+"""Every triplet of a batch, without listing one.
+
+An anchor's triplets are all of its positives with all of its negatives. A positive at distance d
+has its threshold at d + margin: every negative nearer than that adds the difference. With few
+positives, one comparison of the block per positive is fastest. With many, each negative is looked
+up once in the sorted thresholds: how many it falls short of gives sums, forces and counts. That is
+O(block * log positives) of work, where there are block * positives triplets.
+
+In a batch with itself each pair of rows is looked at once. In the order of their classes, all
+positives lie in square tiles on the diagonal, which tell each anchor's thresholds; every other tile
+holds only negatives, each a negative of both its ends. That takes 3 N^2 d of work for the products,
+not 6.
+"""
+
+from bisect import bisect_right
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from math import inf
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from nearfar.engine import anchors as lookup
+from nearfar.engine import budget
+from nearfar.engine.anchor_sums import block_loss
+from nearfar.engine.anchors import Anchors, look_up_rows
+from nearfar.engine.budget import Workspace
+from nearfar.engine.closeness import Closeness, Tile
+from nearfar.engine.listed import Tally
+from nearfar.engine.observe import force_visitors
+from nearfar.engine.relation import Relation
+from nearfar.engine.slices import part, spans
+from nearfar.engine.step import Answer, Executor, Request
+from nearfar.engine.walk import Place, Walk
+from nearfar.reduction import sum_dtype
+
+# Copies of a tile that live at once: distances, forces of both ends, comparisons.
+_BUFFERS = 6
+
+
+def every_triplet(
+    closeness: Closeness,
+    relation: Relation,
+    margin: float,
+    smooth: bool,
+    mean_of_active: bool,
+    tally: Tally,
+) -> Executor:
+    """All triplets of each anchor; `tally` counts them, and those whose loss is not zero."""
+
+    def rule(
+        tile: Tile, weight: Tensor | None, gradient: bool, space: Workspace
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        anchors = Anchors.of(tile.block)
+        sums = hinges(tile.closeness, anchors, margin, space, smooth=smooth, gradient=gradient)
+        tally.add(sums.valid.sum(), sums.active.sum())
+        force = sums.force
+        if force is not None and weight is not None:
+            force = force.mul_(weight[:, None])
+        loss = torch.where(sums.valid > 0, sums.loss, 0)
+        return loss, sums.active if mean_of_active else sums.valid, force
+
+    by_blocks = block_loss(rule, closeness, relation)
+
+    def execute(request: Request) -> Answer:
+        a = request.a
+        height, width = budget.tile(request.limits, a.device, a.element_size(), _BUFFERS)
+        shape = max(height // 2, 1), 2 * width
+        small = smooth or len(a) <= shape[0] or force_visitors() or not _has_small_classes(relation)
+        if small:
+            return by_blocks(request)
+        answer, active = _ByClass(closeness, relation, margin, request).answer(shape)
+        assert answer.counts is not None  # the number of triplets of each anchor
+        tally.add(answer.counts.sum(), active.sum())
+        return replace(answer, counts=active) if mean_of_active else answer
+
+    return execute
+
+
+def _has_small_classes(relation: Relation) -> bool:
+    """Whether a batch meets itself, and its classes are so small that comparing is fastest."""
+    if not relation.symmetric or relation.row_labels is None or relation.row_labels.ndim == 2:
+        return False
+    return 0 < int(relation.n_positives().max()) <= lookup.FEW
+
+
+class _ByClass:
+    """A batch in the order of its classes."""
+
+    def __init__(
+        self, closeness: Closeness, relation: Relation, margin: float, request: Request
+    ) -> None:
+        assert relation.row_labels is not None
+        labels, self.order = relation.row_labels.sort(stable=True)
+        in_order = replace(relation, row_labels=labels, column_labels=labels)
+        self.weight = None if request.weight is None else request.weight[self.order]
+        request = replace(request, a=request.a[self.order], weight=self.weight)
+        self.walk = Walk(request, closeness, in_order, buffers=_BUFFERS)
+        self.original, self.margin, self.space = relation, margin, Workspace()
+        a, n = self.walk.a, len(labels)
+        most = int(relation.n_positives().max())
+        self.threshold = a.new_full((n, most), -inf)
+        self.pull = a.new_zeros((n, most), dtype=sum_dtype(a))
+        self.loss = a.new_zeros(n, dtype=sum_dtype(a))
+        self.ends = [*(labels.diff() != 0).nonzero()[:, 0].add(1).tolist(), n]
+
+    def answer(self, shape: tuple[int, int]) -> tuple[Answer, Tensor]:
+        """The answer in the order of the batch, and how many triplets of a row are not zero."""
+        room, squares = self.walk.kept_elements(1, shape), self._squares(shape[0])
+        kept: list[tuple[Anchors, Tile | None]] = []
+        for rows in squares:
+            square = self.walk.tile((rows, rows, False))
+            anchors = Anchors.of(square.block)
+            table = anchors.table(square.closeness, -inf)
+            self.threshold[rows, : anchors.most] = table.add_(self.margin)
+            room -= square.closeness.numel()
+            kept.append((anchors, square if room >= 0 else None))
+        n = len(self.loss)
+        for rows in squares:
+            for at in spans(n - rows.stop, shape[1]):
+                self._both_ends((rows, slice(rows.stop + at.start, rows.stop + at.stop), True))
+        for rows, (anchors, known) in zip(squares, kept, strict=True):
+            self._own(known or self.walk.tile((rows, rows, False)), anchors)
+        return self._in_order()
+
+    def _squares(self, step: int) -> list[slice]:
+        """Rows of about so many at a time, which share no class."""
+        cuts = [0]
+        while cuts[-1] < len(self.loss):
+            fits = bisect_right(self.ends, cuts[-1] + step) - 1
+            cuts.append(self.ends[max(fits, bisect_right(self.ends, cuts[-1]))])
+        return [slice(*cut) for cut in pairwise(cuts)]
+
+    def _both_ends(self, place: Place) -> None:
+        """A tile of negatives, seen from its rows and from its columns."""
+        tile = self.walk.tile(place)
+        self.space.clear()
+        force = self._forces(tile.rows, tile.closeness)
+        other = self._forces(tile.columns, tile.closeness.T)
+        if self.walk.gradient is not None:
+            self.walk.pull(tile, force.add_(other.T))
+
+    def _own(self, tile: Tile, anchors: Anchors) -> None:
+        """A tile on the diagonal, the last of its rows: from here on their pulls are known."""
+        self.space.clear()
+        force = self._forces(tile.rows, tile.closeness, anchors)
+        if self.walk.gradient is not None:
+            pull = self.pull[tile.rows][anchors.row, anchors.slot].to(force.dtype)
+            if self.weight is not None:
+                pull *= self.weight[tile.rows][anchors.row]
+            force[anchors.row, anchors.column] = pull
+            self.walk.pull(tile, force)
+
+    def _forces(self, rows: slice, d: Tensor, anchors: Anchors | None = None) -> Tensor:
+        """(r, c) the forces of anchors on their negatives; adds up the losses of these.
+
+        Args:
+            rows: which anchors.
+            d: (r, c) their distances.
+            anchors: who is not a negative of theirs; None: everyone is one.
+        """
+        threshold = part(self.threshold, rows)
+        with nullcontext() if anchors is None else anchors.only_negatives(d):
+            pull, force = counted(threshold, d, None, self.space)
+        part(self.pull, rows).add_(pull)
+        part(self.loss, rows).add_(of_negatives(threshold, d, force, self.space))
+        return force if self.weight is None else force.mul_(self.weight[rows, None])
+
+    def _in_order(self) -> tuple[Answer, Tensor]:
+        place = self.order.argsort()
+        valid = self.original.n_positives() * self.original.n_negatives()
+        active = self.pull.nan_to_num(0).sum(1).long()[place]
+        loss = (self.loss + of_positives(self.threshold, self.pull))[place].where(valid > 0, 0)
+        answer = self.walk.answer(loss, valid)
+        return replace(answer, da=None if answer.da is None else answer.da[place]), active
+
+
+@dataclass(eq=False)
+class Hinges:
+    """All triplets of a block of anchors.
+
+    Attributes:
+        loss: (b,) the sums of their losses, float64.
+        valid: (b,) int64, how many there are.
+        active: (b,) int64, how many are not zero, or the sum of their weights.
+        force: (b, m) derivative of each row's loss by its distances; None unless asked for.
+    """
+
+    loss: Tensor
+    valid: Tensor
+    active: Tensor
+    force: Tensor | None
+
+
+def hinges(
+    d: Tensor,
+    anchors: Anchors,
+    margin: float,
+    space: Workspace,
+    *,
+    smooth: bool = False,
+    weight: Tensor | None = None,
+    gradient: bool = True,
+) -> Hinges:
+    """Sums over all triplets of each row of max(0, d_ip - d_in + margin), or its softplus.
+
+    Args:
+        d: (b, m) distances.
+        anchors: their positives.
+        margin: how much farther a negative must be than a positive.
+        space: where the forces go.
+        smooth: softplus in place of the hinge.
+        weight: (b, m) by which the triplets with each negative count; None: all by 1.
+        gradient: whether the forces are wanted.
+    """
+    valid = anchors.count * anchors.n_negatives
+    if not anchors.most:
+        nothing = torch.zeros_like(d) if gradient else None
+        return Hinges(
+            d.new_zeros(len(d), dtype=sum_dtype(d)), valid, torch.zeros_like(valid), nothing
+        )
+    threshold = anchors.table(d, -inf).add_(margin)
+    with anchors.only_negatives(d):
+        if smooth:
+            loss, pull, force = _softly(threshold, d, weight)
+        else:
+            pull, force = counted(threshold, d, weight, space)
+    if not smooth:
+        loss = of_positives(threshold, pull) + of_negatives(threshold, d, force, space)
+    active = valid if smooth else pull.nan_to_num(0).sum(1, dtype=sum_dtype(d)).long()
+    if not gradient:
+        return Hinges(loss, valid, active, None)
+    force[anchors.row, anchors.column] = pull[anchors.row, anchors.slot].to(d.dtype)
+    return Hinges(loss, valid, active, force)
+
+
+def counted(
+    threshold: Tensor, far: Tensor, weight: Tensor | None, space: Workspace
+) -> tuple[Tensor, Tensor]:
+    """How many negatives each positive's threshold exceeds, and how many exceed each negative.
+
+    Args:
+        threshold: (b, p) of each positive, -inf where there is none.
+        far: (b, m) distances to the negatives, inf to everyone else.
+        weight: (b, m) by which each negative counts; None: all by 1.
+        space: where the forces go.
+
+    Returns:
+        (b, p) float64, the pulls on the positives; (b, m), the numbers negated: the forces on the
+            negatives.
+    """
+    if threshold.shape[1] > lookup.FEW:
+        return _look_up(threshold, far, weight)
+    pull = torch.zeros_like(threshold, dtype=sum_dtype(far))
+    pushed = space.like(far)
+    by_slot = threshold.T.contiguous()  # faster to compare with a transposed tile
+    with space.lent(far) as short:
+        for slot in range(len(by_slot)):
+            one = short if slot else pushed
+            torch.gt(by_slot[slot, :, None], far, out=one)
+            if weight is not None:
+                one.mul_(weight)
+            # A float32 counts up to 2^24, which weights may exceed.
+            pull[:, slot] = one.sum(1, dtype=None if weight is None else sum_dtype(far))
+            if slot:
+                pushed.add_(one)
+    return pull, pushed.neg_()
+
+
+def _look_up(threshold: Tensor, far: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    """All positives at once; see `counted`."""
+    rows, most = threshold.shape
+    ordered, order = threshold.sort(1)
+    place = look_up_rows(ordered, far).long()
+    bucket = place + torch.arange(0, rows * (most + 1), most + 1, device=far.device)[:, None]
+    by = None if weight is None else weight.flatten().to(sum_dtype(far))
+    nearer = torch.bincount(bucket.flatten(), by, rows * (most + 1)).view(rows, most + 1)
+    pull = nearer[:, :most].cumsum(1).to(sum_dtype(far))
+    force = (place - most).to(far.dtype)
+    return torch.empty_like(pull).scatter_(1, order, pull), (
+        force if weight is None else force.mul_(weight)
+    )
+
+
+# A loss is a sum over positives plus one over negatives. Both measure from the largest threshold:
+# measured from 0, they would cancel and lose the digits of a small loss.
+
+
+def _largest(threshold: Tensor) -> Tensor:
+    """(b, 1) the largest threshold of each row; 0 where there is none."""
+    top = threshold.amax(1, keepdim=True)
+    return top.masked_fill_(top == -inf, 0)
+
+
+def of_positives(threshold: Tensor, pull: Tensor) -> Tensor:
+    """(b,) the part of the losses that comes from the thresholds of positives and their pulls."""
+    short = (threshold - _largest(threshold)).masked_fill_(threshold == -inf, 0)
+    return (short.to(pull.dtype) * pull).sum(1)
+
+
+def of_negatives(threshold: Tensor, d: Tensor, force: Tensor, space: Workspace) -> Tensor:
+    """(b,) the part that comes from the distances of negatives and the forces on them."""
+    with space.lent(d) as short:
+        return torch.sub(d, _largest(threshold), out=short).mul_(force).sum(1)
+
+
+def _softly(threshold: Tensor, far: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses (b,), pulls (b, p) and forces (b, m) of the softplus, positive by positive."""
+    loss = far.new_zeros(len(far), dtype=sum_dtype(far))
+    pull, force = torch.zeros_like(threshold, dtype=sum_dtype(far)), torch.zeros_like(far)
+    for slot in range(threshold.shape[1]):
+        short = threshold[:, slot, None] - far
+        slope, cost = short.sigmoid(), logsigmoid(short.neg_()).neg_()
+        force -= slope
+        loss += cost.sum(1) if weight is None else torch.linalg.vecdot(cost, weight)
+        pull[:, slot] = slope.sum(1) if weight is None else torch.linalg.vecdot(slope, weight)
+    return loss, pull, force if weight is None else force.mul_(weight)
