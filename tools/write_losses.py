@@ -140,16 +140,16 @@ def module(loss: Loss, definition: ast.FunctionDef) -> str:
     """The class of one loss."""
     arguments = definition.args
     settings = [pair for pair in keywords(definition) if not is_data(pair[0])]
-    beside = [pair for pair in keywords(definition) if is_data(pair[0])]
+    per_batch = [pair for pair in keywords(definition) if is_data(pair[0])]
     without = [None] * (len(arguments.args) - len(arguments.defaults))
     data = list(zip(arguments.args, [*without, *arguments.defaults], strict=True))
     names = [argument.arg for argument, _ in settings]
     takes = [parameter(*pair) for pair in data]
-    if beside:
-        takes += ["*", *(parameter(*pair) for pair in beside)]
+    if per_batch:
+        takes += ["*", *(parameter(*pair) for pair in per_batch)]
     passed = [
         *(argument.arg for argument, _ in data),
-        *(f"{argument.arg}={argument.arg}" for argument, _ in beside),
+        *(f"{argument.arg}={argument.arg}" for argument, _ in per_batch),
         *(f"{name}=self.{name}" for name in names),
     ]
     return dedent('''\

@@ -45,7 +45,7 @@ def tensor(
     try:
         array = value if isinstance(value, np.ndarray) else np.asarray(value)
         if array.dtype == np.float64 and not isinstance(value, np.ndarray):
-            return torch.as_tensor(array, dtype=_dtype_beside(beside), device=device)
+            return torch.as_tensor(array, dtype=_list_dtype(beside), device=device)
         if not _torch_can_share(array):
             array = array.astype(array.dtype.newbyteorder("="), order="C")
         with warnings.catch_warnings():
@@ -65,7 +65,7 @@ def tensor(
         ) from error
 
 
-def _dtype_beside(others: tuple[ArrayLike | None, ...]) -> torch.dtype:
+def _list_dtype(others: tuple[ArrayLike | None, ...]) -> torch.dtype:
     double = any(
         value.dtype == (torch.float64 if isinstance(value, Tensor) else np.float64)
         for value in others

@@ -13,7 +13,7 @@ from conftest import QUICK, make_vectors, pair_rows, write_csv
 from nearfar.app.errors import InputError
 from nearfar.app.train.config import TrainConfig
 from nearfar.app.train.data import Items, Pairs, read_data
-from nearfar.app.train.groups import bound, connected
+from nearfar.app.train.groups import connected, merged_groups
 from nearfar.app.train.loop import split_data
 from nearfar.app.train.recorder import moments
 from nearfar.app.train.run import read_results
@@ -209,7 +209,7 @@ def test_split_groups_of_tables_stay_on_one_side(tmp_path, suffix, columns):
 def test_an_identity_of_two_groups_binds_them():
     identity = torch.tensor([0, 0, 1, 2, 3, 4, 5])
     names = ["b", "a", "a", "b", "c", "", ""]
-    assert bound(identity, names, 6) == ["a + b", "a + b", "a + b", "c", "", ""]
+    assert merged_groups(identity, names, 6) == ["a + b", "a + b", "a + b", "c", "", ""]
 
 
 def test_too_few_split_groups_are_refused(tmp_path):

@@ -36,7 +36,7 @@ def balanced_items(
         picked = order[is_several & (before < n_identities)]
         alone = order[~is_several & (before < n_identities)][:n_identities]
         yield torch.cat(
-            [_some(rows_of[int(i)], n_items, generator) for i in picked]
+            [_sample(rows_of[int(i)], n_items, generator) for i in picked]
             + [rows_of[int(i)] for i in alone]
         )
 
@@ -51,7 +51,7 @@ def balanced_pairs(
     n_near = min(n_pairs // 2, len(near))
     n_far = min(n_pairs // 2, len(far))
     while True:
-        yield torch.cat([_some(near, n_near, generator), _some(far, n_far, generator)])
+        yield torch.cat([_sample(near, n_near, generator), _sample(far, n_far, generator)])
 
 
 def similar_pairs(
@@ -64,7 +64,7 @@ def similar_pairs(
     rows_of = [rows[identity == i] for i in identity.unique()]  # type: ignore[no-untyped-call]
     while True:
         picked = torch.randperm(len(rows_of), generator=generator)[:n_pairs]
-        yield torch.cat([_some(rows_of[int(i)], 1, generator) for i in picked])
+        yield torch.cat([_sample(rows_of[int(i)], 1, generator) for i in picked])
 
 
 def distort(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -82,7 +82,7 @@ def distort(x: Tensor, generator: torch.Generator) -> Tensor:
     return grid_sample(x, grid, padding_mode="border", align_corners=False)
 
 
-def _some(rows: Tensor, n: int, generator: torch.Generator) -> Tensor:
+def _sample(rows: Tensor, n: int, generator: torch.Generator) -> Tensor:
     """n of the rows at random; if there are fewer, all are repeated equally often."""
     rounds: Sequence[Tensor] = [
         torch.randperm(len(rows), generator=generator) for _ in range(-(-n // len(rows)))

@@ -65,7 +65,7 @@ class Checkup:
         with torch.no_grad():
             evidence = replace(
                 self._batch(x, rows),
-                loss=self._task.chosen.loss.__name__,
+                loss=self._task.objective.loss.__name__,
                 progress=step / steps,
                 value=line["loss"],
                 collapsed_value=self._collapsed_value(x, rows, proxies),
@@ -106,7 +106,7 @@ class Checkup:
         similar = task.data.is_similar()[rows]
         distances = between_rows(x1, x2, verifier_distance(task.config.loss, self._settings)).cpu()
         evidence = of_embeddings(x, None, self._settings)
-        if task.chosen.similar_only:  # the negatives are the other rows
+        if task.objective.similar_only:  # the negatives are the other rows
             return evidence
         return replace(
             evidence,

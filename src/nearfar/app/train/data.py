@@ -16,7 +16,7 @@ from nearfar.app.errors import InputError
 from nearfar.app.tables import SUFFIXES as TABLES
 from nearfar.app.text import printable
 from nearfar.app.train.arrays import Unreadable, load
-from nearfar.app.train.groups import bound, numbered
+from nearfar.app.train.groups import group_ids, merged_groups
 from nearfar.app.train.names import GLYPHS
 
 
@@ -259,10 +259,10 @@ def with_groups(items: Items, named: Mapping[str, Sequence[str]]) -> Items:
     groups, split_groups = named.get("groups"), named.get("split_groups")
     return replace(
         items,
-        groups=None if groups is None else numbered(groups),
+        groups=None if groups is None else group_ids(groups),
         split_groups=None
         if split_groups is None
-        else bound(items.identity, split_groups, len(items.identities)),
+        else merged_groups(items.identity, split_groups, len(items.identities)),
     )
 
 

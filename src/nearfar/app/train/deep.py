@@ -50,21 +50,21 @@ def depth(file: Path, image: Opened) -> str:
 
 
 def read_deep(
-    image: Opened, found: str, again: Callable[[], AbstractContextManager[Opened]]
+    image: Opened, found: str, reopen: Callable[[], AbstractContextManager[Opened]]
 ) -> Array:
     """(h, w) of a grey image, (h, w, 3) of any other, float32; see `pixels.Picture` for the unit.
 
     Args:
         image: an opened image whose pixels are not loaded yet.
         found: its depth, other than `EIGHT`.
-        again: opens the same file once more.
+        reopen: opens the same file again.
     """
     if found != SIXTEEN or image.mode.startswith("I"):
-        return _grey(image, LARGEST[found])
+        return _read_grey(image, LARGEST[found])
     raw, *more = _arguments(image)
     largest = more[0] if image.format == "PPM" else LARGEST[SIXTEEN]
     clear, mode = image.info.get("transparency"), image.mode
-    numbers = _sixteen(image, again)
+    numbers = _read_16_bit(image, reopen)
     bands: Array = np.divide(numbers, largest, dtype=np.float32)
     if clear is not None:
         bands[(numbers == clear).all(2)] = 1
@@ -80,7 +80,7 @@ def read_deep(
     return bands[..., 0] if bands.shape[2] == 1 else bands
 
 
-def _grey(image: Opened, largest: int) -> Array:
+def _read_grey(image: Opened, largest: int) -> Array:
     """(h, w) float32."""
     if image.tile and image.tile[0].codec_name == "libtiff":
         # libtiff returns native byte order, which Pillow handles for unsigned integers only.
@@ -94,7 +94,7 @@ def _grey(image: Opened, largest: int) -> Array:
     return scaled if clear is None else np.where(array == clear, np.float32(1), scaled)
 
 
-def _sixteen(image: Opened, again: Callable[[], AbstractContextManager[Opened]]) -> Array:
+def _read_16_bit(image: Opened, reopen: Callable[[], AbstractContextManager[Opened]]) -> Array:
     """(h, w, bands) uint16 pixels of a 16-bit colour image.
 
     Pillow returns only the high byte of each number; with the opposite byte order, the low byte.
@@ -105,7 +105,7 @@ def _sixteen(image: Opened, again: Callable[[], AbstractContextManager[Opened]])
     else:
         order = "L" if getattr(getattr(image, "tag_v2", None), "prefix", b"MM") == b"II" else "B"
         high = _unpacked(image, lambda raw: _raw_mode(raw, order))
-        with again() as other:
+        with reopen() as other:
             low = _unpacked(other, lambda raw: _other_order(_raw_mode(raw, order)))
     numbers = high.astype(np.uint16)
     numbers <<= 8

@@ -25,7 +25,7 @@ def find_file(folder: Path, name: str) -> Path:
             except OSError as error:  # an impossible name
                 raise InputError(f"no such image: {name[:40]!r} ...: {error.strerror}") from None
     path = folder / name.replace("\\", "/")
-    raise InputError(f"no such image: {path}{_what_is_there(path)}")
+    raise InputError(f"no such image: {path}{_closest_existing(path)}")
 
 
 def file_key(path: Path) -> Hashable:
@@ -34,7 +34,7 @@ def file_key(path: Path) -> Hashable:
     return (found.st_dev, found.st_ino) if found.st_ino else path.resolve()
 
 
-def once_each(files: Sequence[Path], owners: Sequence[str]) -> list[int]:
+def unique_files(files: Sequence[Path], owners: Sequence[str]) -> list[int]:
     """Indices of the first path of each file, so that no file is read twice.
 
     Args:
@@ -55,7 +55,7 @@ def once_each(files: Sequence[Path], owners: Sequence[str]) -> list[int]:
     return list(first.values())
 
 
-def _what_is_there(path: Path) -> str:
+def _closest_existing(path: Path) -> str:
     """How much of a path exists, and a name there that differs only in spelling."""
     here = Path(path.anchor or ".")
     for part in path.relative_to(path.anchor).parts:

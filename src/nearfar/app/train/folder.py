@@ -9,7 +9,7 @@ import torch
 
 from nearfar.app.errors import InputError
 from nearfar.app.train.data import Items
-from nearfar.app.train.files import once_each
+from nearfar.app.train.files import unique_files
 from nearfar.app.train.images import Fit, is_readable, read_images
 from nearfar.app.train.unreadable import FORMATS
 
@@ -76,7 +76,7 @@ def read_folder(
     _refuse_sides(folder, paths, identity_depth)
     if identity_depth is None:
         _refuse_folders_of_folders(folder, paths, images)
-    kept = once_each(images, [paths[index].name for index in identity])
+    kept = unique_files(images, [paths[index].name for index in identity])
     if len(kept) < len(images):
         left_out["second path", "to a file that is already read"] += len(images) - len(kept)
     x, notes = read_images([images[row] for row in kept], fit)
@@ -92,7 +92,7 @@ def read_folder(
 def _loose(top: Place, fit: Fit, *, labelled: bool) -> Items:
     """Read images that lie in the folder itself, whose identities are unknown."""
     left_out: LeftOut = Counter()
-    _, images = _look(top, left_out)
+    _, images = _scan(top, left_out)
     if not images or labelled:
         has = "is empty"
         if images or left_out:
@@ -113,7 +113,7 @@ def _loose(top: Place, fit: Fit, *, labelled: bool) -> Items:
 
 def _identities(place: Place, depth: int, left_out: LeftOut) -> list[Place]:
     """The folders at this depth below a folder, in order of their names."""
-    folders, images = _look(place, left_out)
+    folders, images = _scan(place, left_out)
     if images:
         left_out["loose image", "in no identity's folder"] += len(images)
     if depth == 1:
@@ -123,13 +123,13 @@ def _identities(place: Place, depth: int, left_out: LeftOut) -> list[Place]:
 
 def _images(place: Place, left_out: LeftOut) -> Iterator[Path]:
     """The images in a folder and in all folders below it."""
-    folders, images = _look(place, left_out)
+    folders, images = _scan(place, left_out)
     yield from images
     for folder in folders:
         yield from _images(folder, left_out)
 
 
-def _look(place: Place, left_out: LeftOut) -> tuple[list[Place], list[Path]]:
+def _scan(place: Place, left_out: LeftOut) -> tuple[list[Place], list[Path]]:
     """The folders and images in a folder; links are followed."""
     folders, images = [], []
     for entry in sorted(place.path.iterdir()):
@@ -164,7 +164,7 @@ def _refuse_folders_of_folders(
         )
     below = {path.relative_to(folder).parts[:2] for path in images}
     raise InputError(
-        f"the {len(identities):,} subfolders of {folder} ({_some(identities)}) hold only folders, "
+        f"the {len(identities):,} subfolders of {folder} ({_few(identities)}) hold only folders, "
         f"{len(below):,} in all. If each of those is an identity, add --identity-depth 2; if they "
         "are parts of an identity, such as sessions, --identity-depth 1."
     )
@@ -179,19 +179,19 @@ def _refuse_sides(folder: Path, identities: Sequence[Path], depth: int | None) -
     (twice, n), *_ = named.most_common(1)
     if depth is None:
         raise InputError(
-            f"{folder} holds {_some(sorted(map(Path, sides)))}, which are sides of a split, not "
+            f"{folder} holds {_few(sorted(map(Path, sides)))}, which are sides of a split, not "
             f"identities. The tool splits identities itself: pass one side as DATA, such as "
             f"{identities[0]}; or add --identity-depth 2 to read all sides."
         )
     if n > 1:
-        both = _some([path for path in identities if path.name == twice])
+        both = _few([path for path in identities if path.name == twice])
         raise InputError(
             f"{both}: the same name on two sides of a split. Put the images of an identity into "
             f"one folder, or pass one side as DATA, such as {folder / min(sides)}."
         )
 
 
-def _some(paths: Sequence[Path]) -> str:
+def _few(paths: Sequence[Path]) -> str:
     shown = ", ".join(map(str, paths[:_SHOWN]))
     return f"{shown}, ..." if len(paths) > _SHOWN else shown
 

@@ -17,10 +17,10 @@ def connected(n: int, a: Tensor, b: Tensor, joined: Tensor) -> Tensor:
     return torch.from_numpy(component.astype(np.int64))
 
 
-def numbered(names: Sequence[str]) -> Tensor:
+def group_ids(names: Sequence[str]) -> Tensor:
     """(n,) int64 ids, equal where the names are; every empty name, no group, gets an id of its own.
 
-    >>> numbered(["left", "", "right", "left", ""])
+    >>> group_ids(["left", "", "right", "left", ""])
     tensor([0, 2, 1, 0, 3])
     """
     known = {name: i for i, name in enumerate(dict.fromkeys(filter(None, names)))}
@@ -29,7 +29,7 @@ def numbered(names: Sequence[str]) -> Tensor:
     return torch.tensor(numbers, dtype=torch.int64)
 
 
-def bound(identity: Tensor, names: Sequence[str], n_identities: int) -> list[str]:
+def merged_groups(identity: Tensor, names: Sequence[str], n_identities: int) -> list[str]:
     """For each identity, the name of the group it is split with; empty if it is in no group.
 
     An identity with items of two groups merges the two.
@@ -39,10 +39,10 @@ def bound(identity: Tensor, names: Sequence[str], n_identities: int) -> list[str
         names: the group of each item; empty if it has none.
         n_identities: the number of identities.
 
-    >>> bound(torch.tensor([0, 0, 1, 2, 3]), ["x", "y", "y", "z", ""], 4)
+    >>> merged_groups(torch.tensor([0, 0, 1, 2, 3]), ["x", "y", "y", "z", ""], 4)
     ['x + y', 'x + y', 'z', '']
     """
-    group = numbered(names)
+    group = group_ids(names)
     there = torch.tensor([bool(name) for name in names])
     n = n_identities + (int(group.max()) + 1 if len(group) else 0)
     together = connected(n, identity, n_identities + group, there)

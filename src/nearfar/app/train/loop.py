@@ -99,15 +99,15 @@ def train(
 
         say(f"fitting the threshold on {len(split.calibration)} calibration identities")
         distance = verifier_distance(config.loss, config.hyperparameters)
-        on = partial(measure, embedder, data, distance=distance, seed=config.seed)
-        calibration = on(split.calibration, raw_distance=None)
+        measure_on = partial(measure, embedder, data, distance=distance, seed=config.seed)
+        calibration = measure_on(split.calibration, raw_distance=None)
         thresholds = fit(calibration, config.far)
         chosen_by = calibration.learned.verification()
         n_trials = chosen_by.n_trials
         say(f"  {_threshold_in_words(thresholds.learned, config.far, n_trials)}")
 
         say(f"measuring on {len(split.test)} test identities, never seen before")
-        test = on(split.test, raw_distance=thresholds.raw_distance)
+        test = measure_on(split.test, raw_distance=thresholds.raw_distance)
         say(f"  {_pairs_in_words(test)}")
         found = compare(test, thresholds)
         ended = outcome(items_of(data), test, found)
@@ -244,7 +244,7 @@ def _fabric(accelerator: str) -> Fabric:
 
 def _refuse_unsuitable(task: Task) -> None:
     """Refuse a loss that this data cannot train."""
-    config, chosen, split = task.config, task.chosen, task.split
+    config, chosen, split = task.config, task.objective, task.split
     if isinstance(task.data, Pairs) and chosen.from_pairs is None:
         able = ", ".join(name for name, other in OBJECTIVES.items() if other.from_pairs)
         raise InputError(

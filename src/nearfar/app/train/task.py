@@ -20,13 +20,13 @@ class Task:
 
     Attributes:
         config: the config of the run.
-        chosen: the objective named by `config.loss`.
+        objective: the objective named by `config.loss`.
         data: all items or pairs.
         split: the split of their identities.
     """
 
     config: TrainConfig
-    chosen: Objective
+    objective: Objective
     data: Items | Pairs
     split: Split
 
@@ -36,12 +36,12 @@ class Task:
 
     @property
     def n_proxies(self) -> int:
-        return len(self.split.train) if self.chosen.proxies else 0
+        return len(self.split.train) if self.objective.proxies else 0
 
     @cached_property
     def loss(self) -> Loss:
         """The loss with its hyperparameters."""
-        return partial(self.chosen.loss, **self.config.hyperparameters)
+        return partial(self.objective.loss, **self.config.hyperparameters)
 
     @cached_property
     def target(self) -> Tensor:
@@ -52,7 +52,7 @@ class Task:
         """Batches without end: rows of items or rows of pairs, P x K items in either case."""
         config = self.config
         if isinstance(self.data, Pairs):
-            draw = similar_pairs if self.chosen.similar_only else balanced_pairs
+            draw = similar_pairs if self.objective.similar_only else balanced_pairs
             n_pairs = config.identities * config.items // 2
             return draw(self.data, self.split.train, n_pairs=n_pairs, generator=generator)
         return balanced_items(
@@ -86,8 +86,8 @@ class Task:
             generator: for random choices.
         """
         if isinstance(self.data, Pairs):
-            assert self.chosen.from_pairs is not None
+            assert self.objective.from_pairs is not None
             x1, x2 = x.chunk(2)
-            return self.chosen.from_pairs(loss, x1, x2, self.data.similar[rows].to(x.device))
+            return self.objective.from_pairs(loss, x1, x2, self.data.similar[rows].to(x.device))
         batch = Batch(x, self.target[rows].to(x.device), generator, proxies)
-        return self.chosen.from_batch(loss, batch)
+        return self.objective.from_batch(loss, batch)
