@@ -35,7 +35,7 @@ class Option:
             raise InputError(f"{name} must lie between {low:,} and {high:,}, got {got}.")
 
 
-Loss, Data, Training = (partial(Option, f"The {panel}") for panel in ("loss", "data", "training"))
+Loss, Data, Training = (partial(Option, panel) for panel in ("Loss", "Data", "Training"))
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Hyperparameters(TypedDict, total=False):
     margin2: Annotated[float, Loss("Second margin (quadruplet).")]
     temperature: Annotated[float, Loss(f"Temperature of the softmax losses. {BY_LOSS}")]
     distance: Annotated[str, Loss("euclidean, sqeuclidean or cosine.")]
-    swap: Annotated[bool, Loss("Use the closer of d(a, n) and d(p, n) (triplet).")]
+    swap: Annotated[bool, Loss("Use the smaller of d(a, n) and d(p, n) (triplet).")]
     smooth: Annotated[bool, Loss("Softplus instead of the hinge (triplet).")]
     label_smoothing: Annotated[float, Loss("Label smoothing, from 0 to 1 (softmax).")]
     scale: Annotated[float, Loss(f"1 / temperature (circle, clip, siglip, proxies). {BY_LOSS}")]
