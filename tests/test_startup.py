@@ -90,6 +90,7 @@ def test_help_and_a_wrong_word_load_nothing_heavy(arguments):
 
 def test_the_names_of_the_losses_are_those_of_the_objectives():
     assert tuple(OBJECTIVES) == names.LOSSES
+    assert (names.FOR_ITEMS, names.FOR_PAIRS) == ("sup_con", "contrastive")
     assert OBJECTIVES[names.FOR_PAIRS].from_pairs
     assert not OBJECTIVES[names.FOR_ITEMS].from_pairs
 

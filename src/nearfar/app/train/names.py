@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+from nearfar.registry import Data, find
+
 GLYPHS = "glyphs"  # the built-in data set
 
 # The losses that can be trained, named like their functions without "_loss", with the defaults of
@@ -29,7 +31,15 @@ DEFAULTS: Mapping[str, Mapping[str, str | float | bool]] = {
     "proxy_anchor": {"margin": 0.1, "scale": 32.0},
 }
 LOSSES = tuple(DEFAULTS)
-FOR_ITEMS, FOR_PAIRS = "sup_con", "contrastive"  # the default losses
+
+
+def _first(data: Data) -> str:
+    known = ((name, find(name)) for name in DEFAULTS)
+    return next(name for name, loss in known if loss is not None and loss.data == data)
+
+
+# The default losses: the first in the list that takes a batch, and the first that takes rows.
+FOR_ITEMS, FOR_PAIRS = _first("batch"), _first("rows")
 
 KEEP, LEAVE_OUT, REFUSE = "keep", "leave-out", "refuse"  # what to do with single items
 SINGLE = (KEEP, LEAVE_OUT, REFUSE)
