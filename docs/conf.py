@@ -146,7 +146,7 @@ def find_elsewhere(
     if node["reftype"] != "obj":
         return None
     domain = env.domains.python_domain
-    for module in ("nearfar", "nearfar.mine", "nearfar.insight.explain"):
+    for module in ("nearfar", "nearfar.mine", "nearfar.insight.explanation"):
         target = f"{module}.{node['reftarget']}"
         found = domain.resolve_xref(env, node["refdoc"], app.builder, "obj", target, node, text)
         if found is not None:

@@ -17,7 +17,8 @@ __version__ = "0.1.1"
 _NAMES = {
     "nearfar.distance": ("cosine_similarity",),
     "nearfar.engine.budget": ("memory_budget",),
-    "nearfar.insight.explain": ("Explanation", "explain"),
+    "nearfar.insight.explain": ("explain",),
+    "nearfar.insight.explanation": ("Explanation",),
     "nearfar.insight.forces": ("Forces", "forces"),
     "nearfar.losses": tuple(name for loss in _LOSSES for name in (loss.function, loss.module)),
     "nearfar.engine.closeness": ("Tile",),

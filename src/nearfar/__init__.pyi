@@ -6,7 +6,8 @@ Written by tools/write_losses.py; do not edit.
 from nearfar import doctor, mine
 from nearfar.distance import cosine_similarity
 from nearfar.engine.budget import memory_budget
-from nearfar.insight.explain import Explanation, explain
+from nearfar.insight.explain import explain
+from nearfar.insight.explanation import Explanation
 from nearfar.insight.forces import Forces, forces
 from nearfar.losses import (
     BatchContrastiveLoss,

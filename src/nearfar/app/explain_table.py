@@ -14,7 +14,8 @@ from nearfar.app.errors import InputError
 from nearfar.app.tables import Table, read_table, refuse_bad_labels
 from nearfar.app.train.data import read_arrays
 from nearfar.app.train.names import EXPLAINED
-from nearfar.insight.explain import Explanation, explain
+from nearfar.insight.explain import explain
+from nearfar.insight.explanation import Explanation
 
 # What is added to the name of a loss gives the form of it that takes distances.
 FROM_DISTANCE = "_from_distance"

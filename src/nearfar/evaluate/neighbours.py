@@ -8,10 +8,10 @@ from torch import Tensor
 
 from nearfar.distance import Distance
 from nearfar.evaluate.nearest import check_k, nearest
-from nearfar.evaluate.plain import plain
 from nearfar.inputs import ArrayLike, batch
 from nearfar.labels import batch_labels
 from nearfar.mine import Found, hard_negatives, hard_positives
+from nearfar.plain import plain
 from nearfar.tabulate import Table
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nearfar.evaluate.plain import plain
 from nearfar.evaluate.scores import Bools, Floats, as_floats, checked
 from nearfar.inputs import ArrayLike, between
+from nearfar.plain import plain
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ from nearfar.evaluate.nearest import (
     space,
     squares,
 )
-from nearfar.evaluate.plain import number, plain
 from nearfar.inputs import ArrayLike, tensor
 from nearfar.mine import Found
+from nearfar.plain import number, plain
 from nearfar.reference import Reference, check_reference
 from nearfar.tabulate import Table
 

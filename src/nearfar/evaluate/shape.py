@@ -13,8 +13,8 @@ from nearfar.engine.budget import current_limits, tile
 from nearfar.engine.closeness import Euclidean
 from nearfar.engine.relation import Block, Relation, within
 from nearfar.engine.slices import spans
-from nearfar.evaluate.plain import number, plain
 from nearfar.inputs import ArrayLike, batch, lift
+from nearfar.plain import number, plain
 from nearfar.spectrum import effective_rank
 from nearfar.tabulate import Table
 

@@ -13,10 +13,10 @@ from nearfar.evaluate.intervals import (
     intervals,
     pair_groups,
 )
-from nearfar.evaluate.plain import number, plain
 from nearfar.evaluate.scores import Floats, checked
 from nearfar.evaluate.tally import Average, Tally, tally_at, tally_of
 from nearfar.inputs import ArrayLike
+from nearfar.plain import number, plain
 from nearfar.tabulate import Table
 
 

@@ -17,10 +17,10 @@ from nearfar.evaluate.intervals import (
     intervals,
     pair_groups,
 )
-from nearfar.evaluate.plain import number, plain
 from nearfar.evaluate.scores import Floats, checked
 from nearfar.evaluate.tally import Average, Tally, tally_of
 from nearfar.inputs import ArrayLike, rates
+from nearfar.plain import number, plain
 from nearfar.tabulate import Table
 
 # Doddington's rule of 30: from 30 errors, an error rate is known to within 30 %, 9 times in 10. At

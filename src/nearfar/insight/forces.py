@@ -10,7 +10,9 @@ from torch import Tensor
 from nearfar.engine.observe import watch_forces
 from nearfar.engine.relation import Block
 from nearfar.inputs import ArrayLike, lift, tensor
+from nearfar.insight.readings import way
 from nearfar.losses.base import unwrap
+from nearfar.plain import number
 from nearfar.tabulate import Table
 
 
@@ -54,19 +56,12 @@ class Forces:
             strict=True,
         )
         cells = [
-            (str(a), str(o), "yes" if s else "no", f"{c:.4f}", way(f)) for a, o, s, c, f in rows
+            (str(a), str(o), "yes" if s else "no", number(c), way(f)) for a, o, s, c, f in rows
         ]
         table = Table(("anchor", "other", "similar", "closeness", "force"), cells)
         pull, push = float(self.pull.sum()), float(self.push.sum())
         totals = f"loss {self.loss:.4g}, pull {pull:.4g}, push {push:.4g}"
         return f"{totals} over {len(self.pull)} anchors; the strongest:\n{table.plain()}"
-
-
-def way(force: float) -> str:
-    """A force in words: "pull 0.5", "push 0.5" or "none"."""
-    if not force:
-        return "none"
-    return f"{'pull' if force > 0 else 'push'} {abs(force):.3g}"
 
 
 def forces(

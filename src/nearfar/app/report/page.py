@@ -23,7 +23,7 @@ from nearfar.app.report.study import Study, read_study
 from nearfar.app.report.words import decided, figures_table, percent, verdict
 from nearfar.app.train.run import REPORT, refuse_inside_run
 from nearfar.evaluate.intervals import FEWEST_IDENTITIES
-from nearfar.evaluate.plain import plain
+from nearfar.plain import plain
 
 
 def write_report(run: Path, out: Path, project: space.Projection = space.principal) -> str:

@@ -1,10 +1,14 @@
 """Figures in words: percentages, intervals, and the verdict on a run."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
+
+from nearfar.plain import number
 
 Shown = Callable[[float | None], str]
 _SHARES = ("", "", "half", "a third", "a quarter", "a fifth", "a sixth", "a seventh", "an eighth")
+_NONE = "–"
 _SPACE = "\N{NO-BREAK SPACE}"
 
 
@@ -15,16 +19,11 @@ def percent(rate: float | None) -> str:
     ['2.3 %', '0.20 %', '95.4 %', '100 %']
     """
     if rate is None:
-        return "–"
+        return _NONE
     of_hundred = 100 * rate
     if rate in (0, 1):
         return f"{of_hundred:.0f}{_SPACE}%"
     return f"{of_hundred:.{2 if of_hundred < 1 or of_hundred > 99 else 1}f}{_SPACE}%"
-
-
-def decimals(value: float | None) -> str:
-    """Four decimals."""
-    return "–" if value is None else f"{value:.4f}"
 
 
 def span(interval: Mapping[str, float] | None, shown: Shown = percent) -> str:
@@ -34,7 +33,7 @@ def span(interval: Mapping[str, float] | None, shown: Shown = percent) -> str:
     '1.9 to 2.8 %'
     """
     if interval is None:
-        return "–"
+        return _NONE
     low, high = shown(interval["low"]), shown(interval["high"])
     return f"{low.removesuffix(_SPACE + '%')} to {high}"
 
@@ -115,7 +114,7 @@ def _figures(side: Mapping[str, Any]) -> list[tuple[str, Shown, float | None, An
     known, at = side.get("intervals") or {}, side["at_threshold"]
     known_at, rates = at.get("intervals") or {}, known.get("tar_at_far") or {}
     return [
-        ("AUC", decimals, side["auc"], known.get("auc")),
+        ("AUC", partial(number, missing=_NONE), side["auc"], known.get("auc")),
         ("equal error rate", percent, side["eer"], known.get("eer")),
         *(
             (

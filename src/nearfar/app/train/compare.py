@@ -7,8 +7,8 @@ from typing import Any
 from nearfar.app.train.measure import Measured, RawDistance
 from nearfar.evaluate import AtThreshold, Verification
 from nearfar.evaluate.intervals import FEWEST_IDENTITIES
-from nearfar.evaluate.plain import number
 from nearfar.evaluate.verification import ERRORS_NEEDED
+from nearfar.plain import number
 from nearfar.tabulate import Table
 
 

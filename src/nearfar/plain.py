@@ -27,10 +27,10 @@ def _key(key: Any) -> str:
     return f"{key:g}" if isinstance(key, float) else str(key)
 
 
-def number(value: float | None) -> str:
-    """A number with four decimals; a dash for None.
+def number(value: float | None, missing: str = "-") -> str:
+    """A number with four decimals, or what stands for None.
 
     >>> number(0.25), number(None)
     ('0.2500', '-')
     """
-    return "-" if value is None else f"{value:.4f}"
+    return missing if value is None else f"{value:.4f}"
