@@ -243,6 +243,16 @@ def test_explain_every_loss_from_npz_and_parquet(nearfar, tmp_path, name):
         assert found["mean"] == pytest.approx(expected["mean"], rel=1e-4)
 
 
+def test_explain_a_table_whose_other_rows_are_the_negatives(nearfar, tmp_path):
+    data = {name: TABLES["info_nce"][name] for name in ("query", "positive")}
+    np.savez(tmp_path / "t.npz", **data)
+    done = nearfar("explain", tmp_path / "t.npz", "--loss", "info_nce", "--json")
+    assert done.status == 0, done.err
+    found, expected = json.loads(done.out), nf.explain(nf.info_nce_loss, *data.values()).as_dict()
+    assert found["n"] == 6
+    assert found["rows"][0]["other"] == expected["rows"][0]["other"]
+
+
 @pytest.mark.parametrize(
     ("rows", "header", "options", "named"),
     [

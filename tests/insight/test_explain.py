@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from allocations import Allocations
 from torch import Tensor
 
 import nearfar as nf
@@ -82,7 +83,6 @@ def test_totals_are_those_of_the_loss():
         (nf.cosine_loss, healthy_pairs()),
         (nf.triplet_loss, healthy_tuples()[:3]),
         (nf.quadruplet_loss, healthy_tuples()),
-        (nf.info_nce_loss, healthy_tuples()[:2]),
         (nf.info_nce_loss, (*healthy_tuples()[:2], healthy_tuples()[2][:, None])),
         (nf.softmax_loss, (6.0 * torch.eye(5), torch.arange(5))),
     ],
@@ -305,5 +305,31 @@ def test_a_decoupled_loss_with_nothing_to_compare_has_no_force() -> None:
     """The log-sum-exp of no negatives has no derivative; the loss, which is 0, has."""
     x = torch.randn(1, 3, generator=torch.Generator().manual_seed(0))
     found = nf.explain(nf.info_nce_loss, x, x.flip(1), decoupled=True)
-    assert found.rows[0].loss == 0
+    assert (found.mean, found.rows) == (0, ())
     assert "nan" not in str(found)
+    listed = nf.explain(nf.info_nce_loss, x, x.flip(1), x[:0], decoupled=True)
+    assert listed.rows[0].loss == 0
+    assert "nan" not in str(listed)
+
+
+def test_info_nce_in_the_batch_is_shown_as_what_it_is_two_towers() -> None:
+    """Its strongest forces, as those of the CLIP loss; also in both directions."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 12, 6, generator=generator).unbind()
+    found = nf.explain(nf.info_nce_loss, x, y, temperature=0.2)
+    assert found == nf.explain(nf.info_nce_loss, x, y, None, temperature=0.2)
+    assert {row.label for row in found.rows} == {"similar", "dissimilar"}
+    both = nf.explain(nf.InfoNCELoss(temperature=0.2, symmetric=True), x, y)
+    clip = nf.explain(nf.clip_loss, x, y, scale=5.0)
+    assert both.rows == clip.rows
+    assert (both.mean, both.total, both.pull) == (clip.mean, clip.total, clip.pull)
+    with pytest.raises(ValueError, match="leave symmetric out"):
+        nf.explain(nf.info_nce_loss, x, y, symmetric=True, hard_negatives=x)
+
+
+def test_explaining_two_towers_holds_no_matrix_of_all_pairs() -> None:
+    n = 4000
+    x, y = torch.randn(2, n, 4, generator=torch.Generator().manual_seed(0)).unbind()
+    with nf.memory_budget(2**20), Allocations(x, y) as seen:
+        nf.explain(nf.info_nce_loss, x, y)
+    assert seen.largest < n * n  # bytes; the matrix has four times as many

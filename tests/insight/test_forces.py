@@ -72,6 +72,23 @@ def test_two_towers_proxies_and_modules():
     assert anchors.pull.shape == (9,)
 
 
+def test_the_forces_of_info_nce_are_its_probabilities():
+    """By the similarity to a negative, the derivative is its probability over the temperature."""
+    x, _ = batch()
+    query, positive, hard = x[:9], x[9:18], x[18:21]
+    shown = nf.forces(
+        nf.info_nce_loss, query, positive, k=200, temperature=0.5, hard_negatives=hard
+    )
+    unit = torch.nn.functional.normalize(x, dim=1)
+    cosine = unit[:9] @ unit[9:21].T  # the hard negatives are columns 9 to 11
+    force = (torch.eye(9, 12, dtype=torch.float64) - (cosine / 0.5).softmax(1)) / 0.5 / 9
+    torch.testing.assert_close(shown.force, force[shown.anchor, shown.other])
+    torch.testing.assert_close(shown.closeness, cosine[shown.anchor, shown.other])
+    assert len(shown.force) == 9 * 12
+    with pytest.raises(TypeError, match=r"For info_nce_loss on aligned rows use nearfar\.explain"):
+        nf.forces(nf.info_nce_loss, query, positive, hard)
+
+
 def test_distances_are_shown_as_distances():
     x, labels = batch()
     shown = nf.forces(nf.batch_contrastive_loss, x, labels, margin=3.0, k=3)

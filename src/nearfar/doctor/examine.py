@@ -105,7 +105,7 @@ def of_batch(
         settings: its other arguments.
     """
     if function.__name__ in TOWERS:
-        both = as_towers(**dict(zip(_data_of(function), data, strict=False)))
+        both = as_towers(**dict(zip(_data_of(function), data[:2], strict=False)))
         rows, other = (tower.detach() for tower in both)
         evidence = of_towers(rows, other, settings, _data_of(function))
     else:

@@ -23,10 +23,7 @@ def row_evidence(
     settings: dict[str, Any],
     seen: Observation,
 ) -> Evidence:
-    """Evidence from a loss on aligned rows."""
-    listed = settings.get("negatives") is not None or any(part is not None for part in data[2:])
-    if examined(function) and not listed:  # two towers
-        return replace(of_batch(function, data, settings), active=seen.active)
+    """Evidence from a loss that compares its rows one by one."""
     rows = tensor("data", data[0])
     closeness = next(iter(seen.measured.values())).closeness
     embedded = rows.ndim == 2 and closeness != "logit"

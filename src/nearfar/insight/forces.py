@@ -28,7 +28,7 @@ class Forces:
     Attributes:
         anchor: (k,) int64, the row that exerts the force; strongest force first.
         other: (k,) int64, the row it acts on (of the reference or the other tower, if there is
-            one).
+            one; hard negatives are counted on from the last row of the tower).
         similar: (k,) bool, whether the two are a positive pair.
         closeness: (k,) their distance; for losses on similarities, their similarity.
         force: (k,) > 0 pulls, < 0 pushes.
@@ -110,12 +110,12 @@ def forces(
     function, settings = unwrap(loss, hyperparameters)
     strongest = _Strongest(k)
     with torch.inference_mode(False), watch_forces(strongest):
-        rows = [_normal(tensor(f"argument {i}", value)) for i, value in enumerate(data)]
-        if not len(rows[0]):
+        first, *others = (_normal(f"argument {i}", value) for i, value in enumerate(data))
+        if first is None or not len(first):
             raise ValueError("forces needs at least one row: the batch is empty.")
         # A loss without gradient has no forces to show.
-        rows[0] = lift("argument 0", rows[0].detach()).detach().requires_grad_()
-        value = function(*rows, **settings, reduction=reduction)
+        first = lift("argument 0", first.detach()).detach().requires_grad_()
+        value = function(first, *others, **settings, reduction=reduction)
     if not strongest.begun:
         raise TypeError(
             "forces takes losses that compare all rows of a batch, such as sup_con_loss or "
@@ -126,8 +126,11 @@ def forces(
     return strongest.result(float(value.detach()))
 
 
-def _normal(x: Tensor) -> Tensor:
-    """`x`, copied if it was made in inference mode, where no gradient could pass through it."""
+def _normal(name: str, value: ArrayLike | None) -> Tensor | None:
+    """A tensor, copied if made in inference mode, where no gradient could pass through it."""
+    if value is None:  # an argument left out, such as listed negatives
+        return None
+    x = tensor(name, value)
     return x.clone() if x.is_inference() else x
 
 
@@ -143,7 +146,7 @@ class _Strongest:
     def begin(self) -> None:
         if self.begun:
             raise ValueError(
-                "forces shows one comparison of rows and columns, and symmetric=True with "
+                "one comparison of rows and columns can be shown, and symmetric=True with "
                 "hard_negatives makes two: leave symmetric out."
             )
         self.begun = True

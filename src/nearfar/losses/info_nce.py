@@ -1,6 +1,6 @@
 """InfoNCE: pick the positive out of the negatives, listed ones or the rest of the batch."""
 
-from math import inf
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from torch import Tensor
 from nearfar.distance import unit
 from nearfar.engine.closeness import Product
 from nearfar.engine.log_sums import log_sum_loss
-from nearfar.engine.observe import measured, watched
+from nearfar.engine.observe import measured
 from nearfar.engine.relation import matched
 from nearfar.engine.step import run
 from nearfar.inputs import (
@@ -98,38 +98,19 @@ def info_nce_loss(
             "leave negatives out, or pass them as hard_negatives."
         )
     temperature = above_zero("temperature", temperature)
-    if negatives is not None or watched():
-        if symmetric:
-            raise ValueError("one direction at a time can be explained: leave symmetric out.")
-        query, positive = embeddings(query=query, positive=positive)
-        counted = row_weight(weight, query)
-        scale = unit if normalize else _as_is
-        name = "hard_negatives" if negatives is None else "negatives"
-        others = hard_negatives if negatives is None else negatives
-        near, far = _similarities(
-            scale(query),
-            scale(positive),
-            None if others is None else scale(_negatives(name, others, query)).to(query.dtype),
-            in_batch=negatives is None,
+    if negatives is not None:
+        return _against_listed(
+            query, positive, negatives, temperature, normalize, decoupled, weight, reduction
         )
-        near = measured("positive", "similarity", near) / temperature
-        far = measured("negative", "similarity", far) / temperature
-        return _listed(near, far, decoupled, counted, reduction)
     rows, columns = as_towers(query=query, positive=positive)
-    rule = DECOUPLED if decoupled else ONE
-
-    def one_way(rows: Tensor, columns: Tensor, *, both: bool = False) -> Tensor:
-        relation = matched(len(rows), len(columns), rows.device)
-        return run(
-            log_sum_loss(rule, Product(), relation, both=both),
-            rows,
-            columns,
-            normalize=normalize,
-            reduction=reduction,
-            scale=1 / temperature,
-            weight=row_weight(weight, rows),
-        )
-
+    one_way = partial(
+        _in_batch,
+        temperature=temperature,
+        normalize=normalize,
+        decoupled=decoupled,
+        weight=weight,
+        reduction=reduction,
+    )
     if hard_negatives is None:
         return one_way(rows, columns, both=symmetric)
     hard = _negatives("hard_negatives", hard_negatives, rows)
@@ -140,34 +121,64 @@ def info_nce_loss(
     return (there + one_way(columns, rows)) / 2 if symmetric else there
 
 
-def _listed(
-    near: Tensor, far: Tensor, decoupled: bool, weight: Tensor | None, reduction: Reduction
+def _in_batch(
+    rows: Tensor,
+    columns: Tensor,
+    *,
+    temperature: float | Tensor,
+    normalize: bool,
+    decoupled: bool,
+    weight: ArrayLike | None,
+    reduction: Reduction,
+    both: bool = False,
 ) -> Tensor:
-    """The loss of similarities (n,) to the positive and (n, m) to the negatives, -inf for none."""
+    """Row i picks column i out of all columns; with `both`, column i also picks row i."""
+    relation = matched(len(rows), len(columns), rows.device)
+    return run(
+        log_sum_loss(DECOUPLED if decoupled else ONE, Product(), relation, both=both),
+        rows,
+        columns,
+        normalize=normalize,
+        reduction=reduction,
+        scale=1 / temperature,
+        weight=row_weight(weight, rows),
+    )
+
+
+def _against_listed(
+    query: ArrayLike,
+    positive: ArrayLike,
+    negatives: ArrayLike,
+    temperature: float | Tensor,
+    normalize: bool,
+    decoupled: bool,
+    weight: ArrayLike | None,
+    reduction: Reduction,
+) -> Tensor:
+    """Each query picks its positive out of that and the negatives listed for it."""
+    query, positive = embeddings(query=query, positive=positive)
+    counted = row_weight(weight, query)
+    others = _negatives("negatives", negatives, query)
+    if normalize:
+        query, positive, others = unit(query), unit(positive), unit(others)
+    near, far = _similarities(query, positive, others.to(query.dtype))
+    near = measured("positive", "similarity", near) / temperature
+    far = measured("negative", "similarity", far) / temperature
     if not decoupled:
-        return reduce(pick(near, far), reduction, weight)
-    some = (far > -inf).any(1) | far.isnan().any(1)
-    # 0 stands in where there is nothing to compare, which no gradient turns into NaN; a query that
-    # is NaN stays so.
-    gap = (far.masked_fill(~some[:, None], 0) - near[:, None]).logsumexp(1)
-    return reduce(torch.where(some, gap, near * 0), reduction, weight, some)
+        return reduce(pick(near, far), reduction, counted)
+    if not far.shape[1]:  # nothing to compare: 0, but NaN where a row is
+        nothing = near * 0 + far.sum(1)
+        return reduce(nothing, reduction, counted, torch.zeros_like(near, dtype=torch.bool))
+    return reduce((far - near[:, None]).logsumexp(1), reduction, counted)
 
 
-def _similarities(
-    query: Tensor, positive: Tensor, others: Tensor | None, *, in_batch: bool
-) -> tuple[Tensor, Tensor]:
+def _similarities(query: Tensor, positive: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     """(n,) similarities to the positive and (n, m) to the negatives."""
-    parts = []
     # Under autocast a matrix product would drop to half precision, and its digits with it.
     with torch.autocast(query.device.type, enabled=False):
-        if in_batch:
-            itself = torch.eye(len(query), dtype=torch.bool, device=query.device)
-            parts.append((query @ positive.T).masked_fill(itself, -inf))
-            others = others.flatten(0, 1) if others is not None and others.ndim == 3 else others
-        if others is not None:
-            shared = others.ndim == 2
-            parts.append(query @ others.T if shared else (others @ query[..., None])[..., 0])
-    return (query * positive).sum(-1), torch.cat(parts, 1)
+        shared = others.ndim == 2
+        far = query @ others.T if shared else (others @ query[..., None])[..., 0]
+    return (query * positive).sum(-1), far
 
 
 def _negatives(name: str, negatives: ArrayLike, query: Tensor) -> Tensor:
@@ -183,7 +194,3 @@ def _negatives(name: str, negatives: ArrayLike, query: Tensor) -> Tensor:
         )
     same_device(name, given, "query", query)
     return lift(name, given)
-
-
-def _as_is(x: Tensor) -> Tensor:
-    return x
