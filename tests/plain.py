@@ -7,6 +7,7 @@ from torch import Tensor
 
 from nearfar.engine.log_sums import LogSum, LogSumRule
 from nearfar.engine.pair_sums import PairSum
+from nearfar.engine.positives import EachPositive
 from nearfar.engine.relation import Relation
 
 Rule = LogSumRule | PairSum
@@ -42,7 +43,7 @@ def of_log_sums(
     some = taken.any(1)
     terms = exponents.masked_fill(~taken, -inf).masked_fill(~some[:, None], 0)
     logs = LogSum(terms.logsumexp(1).where(some, -inf))
-    if rule.each:
+    if rule.positives is EachPositive:
         anchor, other = positive.nonzero(as_tuple=True)
         return rule.finish(logs, closeness[anchor, other], anchor)[0], counts
     total = torch.where(positive, closeness, 0).sum(1)

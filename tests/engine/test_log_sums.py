@@ -13,6 +13,7 @@ from torch import Tensor
 import nearfar as nf
 from nearfar.engine import log_sums
 from nearfar.engine.budget import tile_shape
+from nearfar.engine.positives import EachPositive
 from nearfar.engine.walk import Walk
 
 N, D = 40, 6
@@ -62,7 +63,7 @@ def bases(monkeypatch: pytest.MonkeyPatch) -> list[float | None]:
 
 def by_strips(loss: Loss, x: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(log_sums, "_needs_all_at_once", lambda *_: False)
+        patch.setattr(EachPositive, "wants_all_tiles", lambda *_: False)
         return gradient(loss, x, labels)
 
 
@@ -142,8 +143,8 @@ def test_where_most_are_positive_strips_need_less(monkeypatch: pytest.MonkeyPatc
         chosen.append(usual(*arguments))
         return chosen[-1]
 
-    usual = log_sums._needs_all_at_once
-    monkeypatch.setattr(log_sums, "_needs_all_at_once", needs)
+    usual = EachPositive.wants_all_tiles
+    monkeypatch.setattr(EachPositive, "wants_all_tiles", needs)
     x = torch.randn(300, 4)
     for labels, by_pairs in ((torch.arange(300) // 2, True), (torch.zeros(300).long(), False)):
         chosen.clear()

@@ -13,17 +13,16 @@ second step applies the forces. There are two schedules:
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from math import inf
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nearfar.engine.budget import budget_of
 from nearfar.engine.closeness import Closeness, Tile
 from nearfar.engine.observe import force_visitors
 from nearfar.engine.pair_sets import PairSet
+from nearfar.engine.positives import EachPositive, Side, SummedPositives
 from nearfar.engine.relation import Relation
 from nearfar.engine.slices import joined, part
 from nearfar.engine.step import Answer, Executor, Request
@@ -69,12 +68,11 @@ class LogSumRule:
     """A loss of an anchor's log-sum-exp and its positives.
 
     Attributes:
-        finish: the loss. Its arguments are the log-sum-exps and the positives: their (n,) sums and
-            their numbers (a tensor, or 1.0), or with `each` the closeness of all positive pairs
-            (k,) and their anchors (k,).
+        finish: the loss of the log-sum-exps and the positives: their (n,) sums and numbers, or the
+            closeness of each (k,) and its anchor (k,).
         counts: the relation -> (n,) how much each anchor counts in the mean, 0 where it has nothing
             to compare; None: all by 1.
-        each: whether the loss takes each positive by itself. The closeness of these is stored.
+        positives: whether the loss takes the sum of an anchor's positives or each of them.
         everyone: whether the log-sum-exp is over positives and negatives, not over negatives alone.
         exponent: closeness -> what is summed the exponentials of, in new memory; None: the
             closeness itself, which must be a product.
@@ -84,7 +82,7 @@ class LogSumRule:
 
     finish: Callable[[LogSum, Tensor, Any], Finished]
     counts: Callable[[Relation], Tensor | None]
-    each: bool = False
+    positives: type[SummedPositives] | type[EachPositive] = SummedPositives
     everyone: bool = False
     exponent: Callable[[Tensor], Tensor] | None = None
     slope: Callable[[Tensor], Tensor] | float = 1.0
@@ -103,8 +101,9 @@ def log_sum_loss(
     def execute(request: Request) -> Answer:
         walk = Walk(request, closeness, relation, buffers=_BUFFERS)
         counts = rule.counts(relation)
-        shape = walk.strip_shape(_floats_per_pair(rule, walk))
-        if _needs_all_at_once(rule, walk, both, shape[0]):
+        plain = _IN_PLACE if rule.exponent is None else _BESIDE
+        shape = walk.strip_shape(plain + rule.positives.floats_per_pair(walk))
+        if both or rule.positives.wants_all_tiles(walk, shape[0]):
             sums = _Sums(rule, walk, slice(0, walk.a.shape[0]), counts, both)
             kept = walk.kept_elements(1 if rule.exponent is None else 2)
             per_row = _two_steps(walk, sums, walk.places(), kept)
@@ -146,41 +145,9 @@ def _two_steps(walk: Walk, sums: "_Sums", places: Sequence[Place], most: float) 
 
 
 _BUFFERS = 8
-# Strips of fewer rows are slower than computing all products twice.
-_FEWEST_ROWS = 64
-# Numbers kept per pair of a strip: the terms, and where exponents are not the closeness itself, the
-# closeness and room to work in. A listed positive takes more: its place in 64 bits, share and pull.
-_IN_PLACE, _BESIDE, _PER_POSITIVE = 1, 4, 12
-# Relations of fewer pairs are not asked how many are positive.
-_LARGE = 2**20
-# Bytes a positive takes where all are listed at once, of which half a budget is available; and the
-# height of tiles below which two steps over everything cost more steps than strips.
-_LISTED_POSITIVE, _FEWEST_LISTED_ROWS = 128, 256
-
-
-def _floats_per_pair(rule: LogSumRule, walk: Walk) -> int:
-    """How many numbers a strip keeps per pair."""
-    plain, relation = _IN_PLACE if rule.exponent is None else _BESIDE, walk.relation
-    pairs = relation.n * relation.m
-    if not rule.each or pairs < _LARGE or not walk.a.is_cpu:  # asking would stall an accelerator
-        return plain
-    return plain + round(_PER_POSITIVE * relation.n_positives().sum().item() / pairs)
-
-
-def _needs_all_at_once(rule: LogSumRule, walk: Walk, both: bool, strip_height: int) -> bool:
-    """Whether sums are collected from all tiles before any force, or strip by strip."""
-    n = walk.a.shape[0]
-    if not rule.each:
-        return both or walk.mirrored or strip_height < min(max(n, 1), _FEWEST_ROWS)
-    limits, device, *_ = walk.room
-    height = walk.shape[0]
-    if not walk.mirrored or not walk.a.is_cpu or n <= height:
-        return False
-    if height < _FEWEST_LISTED_ROWS and limits.tile is None:
-        return False
-    positives = int(walk.relation.n_positives().sum())
-    return positives * _LISTED_POSITIVE <= budget_of(limits, device) // 2
-
+# Numbers kept per pair of a strip: its term, and where exponents are not the closeness itself, that
+# and room to work in.
+_IN_PLACE, _BESIDE = 1, 4
 
 # Exponents within this of 0 have an exponential, and sums of millions of them, that are normal
 # numbers of the dtype: such exponents are summed as they are.
@@ -199,14 +166,6 @@ class _Terms:
 
     values: Tensor
     base: Tensor | float | None
-
-
-@dataclass(eq=False)
-class _Side:
-    """The anchors along one dimension of a tile: which, and the dimension of their terms."""
-
-    at: slice
-    dim: int
 
 
 class _Sums:
@@ -230,8 +189,7 @@ class _Sums:
         n = 2 * self.n if both else self.n
         safe = self.bound + rule.offset <= SAFE.get(walk.a.dtype, 0)
         self.logs = _Running(n, walk.a, safe)
-        self.positives: _EachPositive | _SummedPositives
-        self.positives = _EachPositive(walk, rows) if rule.each else _SummedPositives(walk, n)
+        self.positives = rule.positives(walk, rows, n)
         self.room = room
 
     def collect(self, place: Place) -> tuple[Tile, _Terms]:
@@ -262,22 +220,23 @@ class _Sums:
 
     def finish(self) -> Tensor:
         """The losses; from here on it is known how hard each anchor acts."""
-        values, of = self.positives.finish(self._counts_of_positives)
-        loss, by_logs, by_positives = self.rule.finish(self.logs.value(), values, of)
+        positives = self.positives
+        logs = self.logs.value()
+        loss, by_logs, by_positives = self.rule.finish(logs, positives.values, positives.of)
         if self.counts is not None:
             valid = self._of_anchors(self.counts) > 0
             loss, by_logs = loss.where(valid, 0), by_logs.where(valid, 0)
-            by_positives = by_positives.where(self.positives.per_positive(valid), 0)
+            by_positives = by_positives.where(positives.per_value(valid), 0)
         if self.walk.request.weight is not None:
             weight = self._of_anchors(self.walk.request.weight)
             by_logs = by_logs * weight
-            by_positives = by_positives * self.positives.per_positive(weight)
+            by_positives = by_positives * positives.per_value(weight)
         if self.both:  # a row's loss is the mean of its two
             loss, by_logs, by_positives = loss.view(2, -1).mean(0), by_logs / 2, by_positives / 2
         if not callable(self.rule.slope):
             by_logs = by_logs * self.rule.slope
         self.logs.finish(by_logs)
-        self.positives.set_forces(by_positives.to(self.walk.a.dtype))
+        positives.set_forces(by_positives.to(self.walk.a.dtype))
         return loss
 
     def force(self, tile: Tile, terms: _Terms) -> Tensor:
@@ -289,20 +248,14 @@ class _Sums:
         self.positives.add_forces(force, tile, sides)
         return force
 
-    def _sides(self, tile: Tile) -> list[_Side]:
+    def _sides(self, tile: Tile) -> list[Side]:
         start = self.rows.start
-        sides = [_Side(slice(tile.rows.start - start, tile.rows.stop - start), 1)]
+        sides = [Side(slice(tile.rows.start - start, tile.rows.stop - start), 1)]
         if tile.mirrored or self.both:
             first = self.n if self.both else 0
             columns = slice(first + tile.columns.start, first + tile.columns.stop)
-            sides.append(_Side(columns, 0))
+            sides.append(Side(columns, 0))
         return sides
-
-    def _counts_of_positives(self) -> Tensor | float:
-        relation = self.walk.relation
-        if relation.one_positive:
-            return 1.0
-        return self._of_anchors(relation.n_positives().clamp(min=1).to(sum_dtype(self.walk.a)))
 
     def _of_anchors(self, of_rows: Tensor) -> Tensor:
         """(n,) what is known of each row, for the anchors."""
@@ -362,7 +315,7 @@ class _Running:
         self.total = like.new_zeros(n, dtype=sum_dtype(like))
         self.top = torch.full_like(self.total, -inf)
 
-    def add(self, terms: _Terms, side: _Side) -> None:
+    def add(self, terms: _Terms, side: Side) -> None:
         """Add the terms of a tile, summed along a dimension."""
         values, base, total = terms.values, terms.base, part(self.total, side.at)
         if self.safe or not values.shape[side.dim]:
@@ -390,7 +343,7 @@ class _Running:
         # Nothing was summed where the total is 0; by is 0 there.
         self.by, self.share = by, by / (self.total + torch.finfo(self.total.dtype).tiny)
 
-    def force(self, terms: _Terms, sides: Sequence[_Side]) -> Tensor:
+    def force(self, terms: _Terms, sides: Sequence[Side]) -> Tensor:
         """(r, c) the derivatives by the exponents; overwrites the terms."""
         if terms.base is not None:
             factors = [self._factor(terms.base, side) for side in sides]
@@ -405,7 +358,7 @@ class _Running:
             force.add_(other)
         return force
 
-    def _factor(self, base: Tensor | float, side: _Side) -> Tensor:
+    def _factor(self, base: Tensor | float, side: Side) -> Tensor:
         """What terms relative to a base are multiplied with, (r, 1) or (1, c)."""
         if self.safe:
             return self._along(self.share, side)
@@ -414,7 +367,7 @@ class _Running:
         above = above.clamp_(max=2 * SAFE[self.dtype]).exp_().mul_(part(self.by, side.at))
         return above.to(self.dtype).unsqueeze(side.dim)
 
-    def _along(self, values: Tensor, side: _Side) -> Tensor:
+    def _along(self, values: Tensor, side: Side) -> Tensor:
         """Values of all anchors, for those of a tile, as it can be multiplied with them."""
         return part(values, side.at).to(self.dtype).unsqueeze(side.dim)
 
@@ -422,75 +375,3 @@ class _Running:
 def _finite(logs: Tensor) -> Tensor:
     """The smallest number for -inf, where nothing was summed: -inf - -inf would be NaN."""
     return logs.clamp(min=torch.finfo(logs.dtype).min)
-
-
-class _SummedPositives:
-    """The sum of each anchor's positives."""
-
-    def __init__(self, walk: Walk, n: int) -> None:
-        self.total = walk.a.new_zeros(n, dtype=sum_dtype(walk.a))
-
-    def add(self, tile: Tile, sides: Sequence[_Side]) -> None:
-        positives = tile.block.positives
-        if positives is not None:
-            taken = positives.take(tile.closeness)
-            for side in sides:
-                positives.add_sums(taken, part(self.total, side.at), side.dim)
-
-    def finish(self, counts: Callable[[], Tensor | float]) -> tuple[Tensor, Tensor | float]:
-        return self.total, counts()
-
-    def per_positive(self, of_anchors: Tensor) -> Tensor:
-        return of_anchors
-
-    def set_forces(self, force: Tensor) -> None:
-        self._force = force
-
-    def add_forces(self, force: Tensor, tile: Tile, sides: Sequence[_Side]) -> None:
-        if tile.block.positives is not None:
-            by_row, *by_column = (part(self._force, side.at) for side in sides)
-            tile.block.positives.add(force, by_row, by_column[0] if by_column else None)
-
-
-class _EachPositive:
-    """The closeness of every positive, in the order in which the tiles come.
-
-    All memory is taken at once: small arrays that stay behind each tile would fragment the memory
-    that the next tile could use again.
-    """
-
-    def __init__(self, walk: Walk, rows: slice) -> None:
-        k = int(part(walk.relation.n_positives(), rows).sum())
-        self._values = walk.a.new_empty(k)
-        self._anchors = walk.a.new_empty(k, dtype=torch.int64)
-        self._sizes: list[int] = []
-        self._taken = 0
-
-    def add(self, tile: Tile, sides: Sequence[_Side]) -> None:
-        positives = tile.block.positives
-        if positives is None:
-            self._sizes += [0] * len(sides)
-            return
-        ends = positives.indices()
-        values = tile.closeness[ends]
-        for side, anchors in zip(sides, ends, strict=False):
-            here = slice(self._taken, self._taken + anchors.shape[0])
-            self._values[here] = values
-            torch.add(anchors, side.at.start, out=self._anchors[here])
-            self._sizes.append(anchors.shape[0])
-            self._taken = here.stop
-
-    def finish(self, counts: Callable[[], Tensor | float]) -> tuple[Tensor, Tensor]:
-        return self._values, self._anchors
-
-    def per_positive(self, of_anchors: Tensor) -> Tensor:
-        """What is known of each anchor, for each of its positives."""
-        return of_anchors[self._anchors]
-
-    def set_forces(self, force: Tensor) -> None:
-        self._forces = iter(force.split_with_sizes(self._sizes))
-
-    def add_forces(self, force: Tensor, tile: Tile, sides: Sequence[_Side]) -> None:
-        pulls = [next(self._forces) for _ in sides]
-        if tile.block.positives is not None:  # whose terms are 0
-            force[tile.block.positives.indices()] = reduce(torch.add, pulls)

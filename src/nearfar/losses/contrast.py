@@ -7,6 +7,7 @@ from torch import Tensor
 
 from nearfar.engine.closeness import Product
 from nearfar.engine.log_sums import Finished, LogSum, LogSumRule, log_sum_loss
+from nearfar.engine.positives import EachPositive
 from nearfar.engine.relation import Relation, matched
 from nearfar.engine.step import run
 from nearfar.inputs import ArrayLike, above_zero
@@ -216,7 +217,7 @@ def nt_xent_loss(
     rule = LogSumRule(
         _each_decoupled if decoupled else _each_positive,
         counts=lambda r: r.n_positives() * (r.n_negatives() > 0) if decoupled else r.n_positives(),
-        each=True,
+        positives=EachPositive,
     )
     rows, columns, relation = as_batch(x, labels, reference, reduction)
     return run(

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from nearfar.engine.closeness import Product
 from nearfar.engine.log_sums import Finished, LogSum, LogSumRule, log_sum_loss
+from nearfar.engine.positives import EachPositive
 from nearfar.engine.relation import Relation
 from nearfar.engine.step import run
 from nearfar.inputs import ArrayLike, above_zero, batch, between, positive_number
@@ -202,7 +203,7 @@ def proxy_anchor_loss(
     rule = LogSumRule(
         finish,
         counts=lambda relation: None,
-        each=True,
+        positives=EachPositive,
         exponent=lambda s: (s + margin).mul_(scale),
         slope=scale,
         steepness=scale,

@@ -7,6 +7,7 @@ from torch import Tensor
 from nearfar.distance import Distance
 from nearfar.engine.closeness import Product, by_distance
 from nearfar.engine.log_sums import Finished, LogSum, LogSumRule, log_sum_loss
+from nearfar.engine.positives import EachPositive
 from nearfar.engine.step import run
 from nearfar.inputs import ArrayLike, between, positive_number
 from nearfar.losses.batch import as_batch, row_weight
@@ -74,7 +75,7 @@ def multi_similarity_loss(
     rule = LogSumRule(
         finish,
         counts=lambda relation: relation.n_positives() + relation.n_negatives() > 0,
-        each=True,
+        positives=EachPositive,
         exponent=lambda s: (s * beta).sub_(beta * base),
         slope=beta,
         steepness=max(alpha, beta),
@@ -154,7 +155,7 @@ def circle_loss(
     rule = LogSumRule(
         finish,
         counts=have_both,
-        each=True,
+        positives=EachPositive,
         exponent=lambda s: push(s) * (s - margin),
         slope=push,
         steepness=scale * (1 + margin),
@@ -222,7 +223,7 @@ def lifted_structure_loss(
     rule = LogSumRule(
         finish,
         counts=have_both,
-        each=True,
+        positives=EachPositive,
         exponent=lambda d: margin - d,
         slope=-1.0,
         offset=inf,  # distances are not bounded as products are
