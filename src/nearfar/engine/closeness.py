@@ -41,15 +41,19 @@ class Tile:
     repaired: Tensor | None = None
     mirrored: bool = False
 
-    @cached_property
+    @property
     def positive(self) -> Tensor:
         """(r, c) bool, the pairs that are similar."""
-        return self.block.masks()[0]
+        return self._masks[0]
 
-    @cached_property
+    @property
     def negative(self) -> Tensor:
         """(r, c) bool, the pairs that are dissimilar. A row and itself are neither."""
-        return self.block.masks()[1]
+        return self._masks[1]
+
+    @cached_property
+    def _masks(self) -> tuple[Tensor, Tensor]:
+        return self.block.masks()
 
     @property
     def uniform_forces(self) -> bool:

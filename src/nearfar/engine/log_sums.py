@@ -35,27 +35,26 @@ class LogSum:
     """(n,) log-sum-exps, in two parts so that the difference of two large numbers is exact.
 
     Attributes:
-        top: a number near the log-sum-exp.
-        rest: the log-sum-exp minus `top`; None: 0.
+        rest: the log-sum-exp minus `top`; -inf where nothing was summed.
+        top: numbers near the log-sum-exps, or one number.
     """
 
-    top: Tensor
-    rest: Tensor | None = None
+    rest: Tensor
+    top: Tensor | float = 0.0
 
     @property
     def value(self) -> Tensor:
-        """The log-sum-exps as one number each; -inf where nothing was summed."""
-        return self.top if self.rest is None else self.top + self.rest
+        """The log-sum-exps as one number each."""
+        return self.top + self.rest
 
     def minus(self, other: Tensor) -> Tensor:
         """The log-sum-exps minus other numbers (n,)."""
-        difference = self.top - other
-        return difference if self.rest is None else difference + self.rest
+        return self.top - other + self.rest
 
     def of(self, anchor: Tensor) -> "LogSum":
         """(k,) those of the anchors with these indices."""
-        rest = None if self.rest is None else self.rest.index_select(0, anchor)
-        return LogSum(self.top.index_select(0, anchor), rest)
+        top = self.top.index_select(0, anchor) if isinstance(self.top, Tensor) else self.top
+        return LogSum(self.rest.index_select(0, anchor), top)
 
 
 # What a loss makes of the sums: its (n,) values, its derivatives by the log-sum-exps (n,), and by
@@ -224,16 +223,18 @@ class _Sums:
         logs = self.logs.value()
         loss, by_logs, by_positives = self.rule.finish(logs, positives.values, positives.of)
         if self.counts is not None:
-            valid = self._of_anchors(self.counts) > 0
-            loss, by_logs = loss.where(valid, 0), by_logs.where(valid, 0)
-            by_positives = by_positives.where(positives.per_value(valid), 0)
+            empty = self._of_anchors(self.counts) == 0
+            loss = loss.masked_fill(empty, 0)
+            if positives.NEED_MASK:
+                by_logs = by_logs.masked_fill(empty, 0)
+                by_positives = by_positives.masked_fill(empty, 0)
         if self.walk.request.weight is not None:
             weight = self._of_anchors(self.walk.request.weight)
             by_logs = by_logs * weight
             by_positives = by_positives * positives.per_value(weight)
         if self.both:  # a row's loss is the mean of its two
             loss, by_logs, by_positives = loss.view(2, -1).mean(0), by_logs / 2, by_positives / 2
-        if not callable(self.rule.slope):
+        if not callable(self.rule.slope) and self.rule.slope != 1:
             by_logs = by_logs * self.rule.slope
         self.logs.finish(by_logs)
         positives.set_forces(by_positives.to(self.walk.a.dtype))
@@ -307,36 +308,42 @@ def _common_base(low: float, high: float, safe: float) -> float | None:
 class _Running:
     """A running log-sum-exp of each anchor: its total times e^top.
 
-    Where no exponent is large (`safe`), top is 0.
+    While all tiles have one base, that is the top, and totals just add up.
     """
 
     def __init__(self, n: int, like: Tensor, safe: bool) -> None:
         self.safe, self.dtype = safe, like.dtype
         self.total = like.new_zeros(n, dtype=sum_dtype(like))
-        self.top = torch.full_like(self.total, -inf)
+        self.top: Tensor | float | None = 0.0 if safe else None  # None: nothing was added yet
 
     def add(self, terms: _Terms, side: Side) -> None:
         """Add the terms of a tile, summed along a dimension."""
         values, base, total = terms.values, terms.base, part(self.total, side.at)
-        if self.safe or not values.shape[side.dim]:
-            total.add_(values.sum(side.dim))
-            return
         if base is None:
-            top = _finite(values.amax(side.dim))
-            fresh = (values - top.unsqueeze(side.dim)).exp_().sum(side.dim)
-        else:
-            fresh = values.sum(side.dim)
+            base = _finite(values.amax(side.dim))
+            values = (values - base.unsqueeze(side.dim)).exp_()
+        sums = values.sum(side.dim)
+        whole = not isinstance(base, Tensor) or len(base) == len(self.total)
+        if self.top is None and whole:
+            self.top = base
+        elif isinstance(base, Tensor) or isinstance(self.top, Tensor) or base != self.top:
             # Where an anchor has no term in the tile, its base means nothing.
-            top = base if isinstance(base, Tensor) else torch.where(fresh != 0, base, -inf)
-        old = part(self.top, side.at)
-        new = torch.maximum(old, top)
-        safe = _finite(new)
-        total.mul_((old - safe).exp_()).add_(fresh * (top - safe).exp())
+            sums = self._rescaled(sums, torch.where(sums != 0, base, -inf), side.at)
+        total.add_(sums)
+
+    def _rescaled(self, sums: Tensor, base: Tensor, at: slice) -> Tensor:
+        """The sums relative to the larger of their base and the top, as the totals are then too."""
+        if not isinstance(self.top, Tensor) or self.top.dtype is not self.total.dtype:
+            top = -inf if self.top is None else self.top
+            self.top = torch.where(self.total != 0, top, -inf).to(self.total.dtype)
+        old = part(self.top, at)
+        new = torch.maximum(old, base)
+        part(self.total, at).mul_((old - _finite(new)).exp_())
         old.copy_(new)
+        return sums * (base - _finite(new)).exp()
 
     def value(self) -> LogSum:
-        rest = self.total.log()
-        return LogSum(rest) if self.safe else LogSum(self.top, rest)
+        return LogSum(self.total.log(), 0.0 if self.top is None else self.top)
 
     def finish(self, by: Tensor) -> None:
         """Keep the derivatives by the log-sum-exps, which terms are to be multiplied with."""
@@ -349,9 +356,9 @@ class _Running:
             factors = [self._factor(terms.base, side) for side in sides]
             return terms.values.mul_(factors[0] if len(sides) == 1 else factors[0] + factors[1])
         force, *others = [
-            (terms.values - self._along(_finite(self.top), side))
+            (terms.values - self._along(self._top(side), side))
             .exp_()
-            .mul_(self._along(self.share, side))
+            .mul_(self._along(part(self.share, side.at), side))
             for side in sides
         ]
         for other in others:
@@ -360,16 +367,20 @@ class _Running:
 
     def _factor(self, base: Tensor | float, side: Side) -> Tensor:
         """What terms relative to a base are multiplied with, (r, 1) or (1, c)."""
-        if self.safe:
-            return self._along(self.share, side)
-        above = base - _finite(part(self.top, side.at)) - part(self.total, side.at).log()
+        if base is self.top or (isinstance(self.top, float) and base == self.top):
+            return self._along(part(self.share, side.at), side)
+        above = base - self._top(side) - part(self.total, side.at).log()
         # No term of an anchor is above its sum; where it has none in the tile, the base may be.
         above = above.clamp_(max=2 * SAFE[self.dtype]).exp_().mul_(part(self.by, side.at))
-        return above.to(self.dtype).unsqueeze(side.dim)
+        return self._along(above, side)
+
+    def _top(self, side: Side) -> Tensor:
+        assert isinstance(self.top, Tensor)
+        return _finite(part(self.top, side.at))
 
     def _along(self, values: Tensor, side: Side) -> Tensor:
-        """Values of all anchors, for those of a tile, as it can be multiplied with them."""
-        return part(values, side.at).to(self.dtype).unsqueeze(side.dim)
+        """A number for each anchor of a tile, as the tile can be multiplied with them."""
+        return values.to(self.dtype).unsqueeze(side.dim)
 
 
 def _finite(logs: Tensor) -> Tensor:

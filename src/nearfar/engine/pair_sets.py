@@ -156,6 +156,10 @@ class Masked:
     marked: Tensor
 
     def indices(self) -> tuple[Tensor, Tensor]:
+        return self._indices
+
+    @cached_property
+    def _indices(self) -> tuple[Tensor, Tensor]:
         row, column = self.marked.nonzero(as_tuple=True)
         return row, column
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
 
 import torch
 from torch import Tensor
@@ -33,7 +33,14 @@ class SummedPositives:
         walk: over the tiles.
         rows: which rows are anchors.
         n: how many anchors there are: the rows, or these and as many columns.
+
+    Attributes:
+        values: (n,) the sums.
+        of: how many positives each anchor has, at least 1.
     """
+
+    # A mean has derivatives for anchors without positives too.
+    NEED_MASK = True
 
     def __init__(self, walk: Walk, rows: slice, n: int) -> None:
         self.values = walk.a.new_zeros(n, dtype=sum_dtype(walk.a))
@@ -91,14 +98,30 @@ class EachPositive:
 
     All memory is taken at once: small arrays that stay behind each tile would fragment the memory
     that the next tile could use again. Arguments and methods are those of `SummedPositives`.
+
+    Attributes:
+        values: (k,) the closeness.
+        of: (k,) the anchors.
     """
 
+    NEED_MASK = False
+
     def __init__(self, walk: Walk, rows: slice, n: int) -> None:
-        k = int(part(walk.relation.n_positives(), rows).sum())
-        self.values = walk.a.new_empty(k)
-        self.of = walk.a.new_empty(k, dtype=torch.int64)
+        self._walk, self._rows = walk, rows
         self._sizes: list[int] = []
         self._taken = 0
+
+    @cached_property
+    def values(self) -> Tensor:
+        return self._walk.a.new_empty(self._number)
+
+    @cached_property
+    def of(self) -> Tensor:
+        return self._walk.a.new_empty(self._number, dtype=torch.int64)
+
+    @cached_property
+    def _number(self) -> int:
+        return int(part(self._walk.relation.n_positives(), self._rows).sum())
 
     @staticmethod
     def wants_all_tiles(walk: Walk, strip_height: int) -> bool:
@@ -124,6 +147,10 @@ class EachPositive:
             return
         ends = tile.block.positives.indices()
         values = tile.closeness[ends]
+        if tile.rows == self._rows and tile.columns == slice(0, self._walk.columns.shape[0]):
+            self.values, self.of = values, ends[0]  # one tile has them all
+            self._sizes.append(len(values))
+            return
         for side, anchors in zip(sides, ends, strict=False):
             here = slice(self._taken, self._taken + anchors.shape[0])
             self.values[here] = values

@@ -233,15 +233,15 @@ def nt_xent_loss(
 
 def _each_positive(negatives: LogSum, z: Tensor, anchor: Tensor) -> Finished:
     """The sum of log(1 + sum_n e^(z_n - z_p)) over the positives of each anchor."""
-    n, gap = len(negatives.top), negatives.of(anchor).minus(z)
+    n, gap = len(negatives.rest), negatives.of(anchor).minus(z)
     wrong = gap.sigmoid()
     return sum_of(softplus(gap), anchor, n), sum_of(wrong, anchor, n), -wrong
 
 
 def _each_decoupled(negatives: LogSum, z: Tensor, anchor: Tensor) -> Finished:
     """The sum of log(sum_n e^(z_n)) - z_p, 0 for anchors without negatives."""
-    n, logs = len(negatives.top), negatives.of(anchor)
+    n, logs = len(negatives.rest), negatives.of(anchor)
     some = logs.value != -inf
-    count = some.to(logs.top.dtype)
+    count = some.to(logs.rest.dtype)
     loss = sum_of(logs.minus(z).where(some, 0), anchor, n)
     return loss, sum_of(count, anchor, n), -count

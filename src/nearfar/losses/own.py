@@ -124,7 +124,7 @@ def batch_loss(
     rows, columns, relation = as_batch(x, labels, reference, reduction)
     weights = row_weight(weight, rows)
     if isinstance(rule, PairRule):
-        executor = _pair_executor(rule, learned, closeness, relation, weights, reduction, rows)
+        executor = _pair_executor(rule, learned, closeness, relation, weights, reduction)
     else:
         given = rule if isinstance(rule, AnchorRule) else AnchorRule(rule)
         executor = anchor_loss(_checked(given.loss), given.force, learned, closeness, relation)
@@ -191,12 +191,11 @@ def _pair_executor(
     relation: Relation,
     weight: Tensor | None,
     reduction: Reduction,
-    like: Tensor,
 ) -> Executor:
     """A sum over pairs; with learned tensors, anchor by anchor and by autograd."""
     positive_weight, counts = mean_over_pairs(rule, relation, weight, reduction)
     if not learned:
-        near, far = (_with_derivative(term, like) for term in (rule.positive, rule.negative))
+        near, far = (_with_derivative(term) for term in (rule.positive, rule.negative))
         return pair_loss(PairSum(near, far, positive_weight, counts), closeness, relation)
 
     def loss(tile: Tile, *tensors: Tensor) -> tuple[Tensor, Tensor]:
@@ -230,30 +229,29 @@ def mean_over_pairs(
     return torch.where(far > 0, far, 1) / torch.where(near > 0, near, 1), negatives
 
 
-def _with_derivative(term: PairTerm, like: Tensor) -> Term:
+def _with_derivative(term: PairTerm) -> Term:
     """A term that returns losses and derivatives, by autograd where it does not itself."""
-    if isinstance(term(like.new_empty(0)), tuple):
+    its_own = True
 
-        def given(closeness: Tensor) -> tuple[Tensor, Tensor]:
-            loss, force = term(closeness)
+    def both(closeness: Tensor) -> tuple[Tensor, Tensor]:
+        nonlocal its_own
+        found = term(closeness) if its_own else None
+        if isinstance(found, tuple):
+            loss, force = found
             return _apart(loss, closeness), _apart(force, closeness)
-
-        return given
-
-    def derived(closeness: Tensor) -> tuple[Tensor, Tensor]:
+        its_own = False
         leaf = closeness.detach().requires_grad_()
         with torch.enable_grad():
             loss = _losses(term(leaf))
             (force,) = torch.autograd.grad(loss.sum(), leaf, materialize_grads=True)
         return _apart(loss.detach(), closeness), force
 
-    return derived
+    return both
 
 
 def _apart(found: Tensor, closeness: Tensor) -> Tensor:
     """What a term returned, in memory of its own: the engine overwrites it."""
-    shared = found.untyped_storage().data_ptr() == closeness.untyped_storage().data_ptr()
-    return found.clone() if shared else found
+    return found.clone() if found.data_ptr() == closeness.data_ptr() else found
 
 
 def _losses(found: Tensor | tuple[Tensor, Tensor]) -> Tensor:
