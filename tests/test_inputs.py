@@ -21,7 +21,7 @@ from nearfar import (
     softmax_loss,
     triplet_loss,
 )
-from nearfar.distance import between_rows, largest, length, unit
+from nearfar.distance import between_rows, check_distance, largest, length, unit
 from nearfar.inputs import above_zero, embeddings, lift, tensor, vector
 
 X = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
@@ -237,6 +237,7 @@ def test_unknown_distance(bad: Any) -> None:
         lambda: quadruplet_loss(X, X, X, X, distance=bad),
         lambda: between_rows(X, X, bad),
         lambda: largest(bad),
+        lambda: check_distance(bad),
     ):
         message = complaint(ValueError, loss)
         assert_says(message, "distance must be one of", "'euclidean', 'sqeuclidean', 'cosine'")

@@ -22,12 +22,24 @@ def between_rows(x1: Tensor, x2: Tensor, distance: Distance) -> Tensor:
     Raises:
         ValueError: an unknown name; the message lists the choices.
     """
-    return _by_name(distance)(x1, x2)
+    check_distance(distance)
+    return _DISTANCES[distance](x1, x2)
+
+
+def check_distance(distance: Distance) -> None:
+    """Refuse an unknown name.
+
+    Raises:
+        ValueError: an unknown name; the message lists the choices.
+    """
+    if not isinstance(distance, str) or distance not in _DISTANCES:
+        choices = ", ".join(map(repr, _DISTANCES))
+        raise ValueError(f"distance must be one of {choices}; got {distance!r}.")
 
 
 def largest(distance: Distance) -> float:
     """The largest possible distance: 2 for cosine distance, infinity for the others."""
-    _by_name(distance)
+    check_distance(distance)
     return 2.0 if distance == "cosine" else float("inf")
 
 
@@ -156,10 +168,3 @@ _DISTANCES: dict[Distance, Callable[[Tensor, Tensor], Tensor]] = {
     "sqeuclidean": sqeuclidean,
     "cosine": cosine,
 }
-
-
-def _by_name(distance: Distance) -> Callable[[Tensor, Tensor], Tensor]:
-    if not isinstance(distance, str) or distance not in _DISTANCES:
-        choices = ", ".join(map(repr, _DISTANCES))
-        raise ValueError(f"distance must be one of {choices}; got {distance!r}.")
-    return _DISTANCES[distance]

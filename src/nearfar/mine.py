@@ -12,7 +12,7 @@ from math import inf
 import torch
 from torch import Tensor
 
-from nearfar.distance import Distance, largest, unit
+from nearfar.distance import Distance, check_distance, unit
 from nearfar.engine.budget import current_limits
 from nearfar.engine.closeness import by_distance, sharpen
 from nearfar.engine.pick import distance_weight, draw, semihard
@@ -387,7 +387,7 @@ def _compare(
     distance: Distance,
 ) -> tuple[Tensor, Tensor | None, Relation]:
     """Rows and columns without gradient, and their relation."""
-    largest(distance)  # refuses an unknown name
+    check_distance(distance)
     if labels is None:
         labels, reference = _all_different(x, reference)
     rows, columns, relation = as_batch(x, labels, reference, "mean")  # no backward pass follows

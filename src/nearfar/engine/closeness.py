@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from nearfar.distance import Distance, largest, safe_power_of_two, unit
+from nearfar.distance import Distance, check_distance, safe_power_of_two, unit
 from nearfar.engine.products import Gradient, products, squares
 from nearfar.engine.relation import Block
 from nearfar.engine.slices import part, spans
@@ -337,7 +337,7 @@ def _chunks(pairs: Tensor | None, tile: Tensor, a: Tensor) -> Iterator[tuple[Ten
 
 def by_distance(distance: Distance) -> Closeness:
     """The measure of a distance by its name; cosine wants unit rows."""
-    largest(distance)  # refuses an unknown name
+    check_distance(distance)
     return CosineDistance() if distance == "cosine" else Euclidean(distance == "sqeuclidean")
 
 

@@ -7,7 +7,7 @@ from math import inf
 import torch
 from torch import Tensor
 
-from nearfar.distance import Distance, largest, unit
+from nearfar.distance import Distance, check_distance, unit
 from nearfar.engine.budget import Limits, current_limits, tile
 from nearfar.engine.closeness import Euclidean, sharpen
 from nearfar.engine.slices import spans
@@ -60,7 +60,7 @@ def space(
         TypeError: `own` without a reference.
         ValueError: a shape, device or row that is out of range or not finite.
     """
-    largest(distance)  # refuses an unknown name
+    check_distance(distance)
     rows = lift("x", batch("x", x).detach())
     _refuse_non_finite("x", rows)
     if reference is None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from nearfar.distance import Distance, largest
+from nearfar.distance import Distance, check_distance
 from nearfar.engine.closeness import by_distance
 from nearfar.engine.listed import Picker, Tally, TupleRule, listed
 from nearfar.engine.pick import by_distance_weight, hardest, semihard
@@ -159,7 +159,7 @@ def _over_triplets(
     if isinstance(margin, str) and margin == "soft":
         raise ValueError("margin must be a number: the soft margin is smooth=True, margin=0.0.")
     between("margin", margin, 0, inf, ", a difference of distances")
-    largest(distance)  # refuses an unknown name
+    check_distance(distance)
     one_of("select", select, Triplets)
     one_of("reduction", reduction, TripletReduction)
     rows, columns, relation = as_batch(x, labels, reference, reduction)
@@ -312,7 +312,7 @@ def _over_quadruplets(
     """See `batch_quadruplet_loss`; `first` and `second` count the quadruplets of each term."""
     between("margin", margin, 0, inf, ", a difference of distances")
     between("margin2", margin2, 0, inf, ", a difference of distances")
-    largest(distance)  # refuses an unknown name
+    check_distance(distance)
     one_of("select", select, Quadruplets)
     rows, _, relation = as_batch(x, labels, None, reduction)
     classes = relation.row_labels
