@@ -6,6 +6,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 
 import nearfar
 
@@ -75,9 +76,26 @@ def test_links_between_pages_lead_somewhere(path):
 
 def test_every_guide_can_be_reached_from_the_first_page():
     index = (ROOT / "docs/index.md").read_text(encoding="utf-8")
-    listed = set(re.findall(r"^([\w/-]+)$", index, re.MULTILINE))
+    listed = set(re.findall(r"^([\w/.-]+)$", index, re.MULTILINE))
     pages = {str(p.relative_to(ROOT / "docs").with_suffix("")) for p in ROOT.glob("docs/**/*.md")}
     assert pages - {"index"} == listed - {"index"}
+
+
+def test_what_the_page_on_moving_shows_runs_and_what_it_shows_of_0_1_is_refused():
+    page = (ROOT / "docs/moving-to-0.2.md").read_text(encoding="utf-8")
+    x, labels = torch.randn(8, 4), torch.arange(8) // 2
+    names = {"nf": nearfar, "x": x, "labels": labels, "r": x, "r_labels": labels, "own": labels}
+    names |= {"query": x, "positive": x.flip(0), "negatives": x.roll(1, 0)}
+    blocks = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()]
+    old = [line for line in lines if line.endswith("# 0.1")]
+    assert len(old) == 4
+    for line in lines:
+        if line in old:
+            with pytest.raises((TypeError, ValueError)):
+                exec(line, names)
+        else:
+            exec(line, names)
 
 
 def test_the_ten_lines_run(capsys):

@@ -99,7 +99,7 @@ def unwrap(
 def _is_loss(function: object) -> TypeGuard[FunctionType]:
     return (
         inspect.isfunction(function)
-        and function.__module__.startswith("nearfar.losses.")
+        and (function.__module__ or "").startswith("nearfar.losses.")
         and function.__name__ in {loss.function for loss in LOSSES}
     )
 
