@@ -47,10 +47,14 @@ criterion: nn.Module = nf.CLIPLoss(scale=10.0)
 print(criterion, [list(losses) for losses in (nf.TripletLoss(reduction="none")(x, x, x),)])
 print(nf.contrastive_loss([[0.0]], np.ones((1, 1)), [1], similar_label=1, distance="cosine"))
 print(nf.batch_triplet_loss(x, labels, margin=0.2, select="hard").item())
+print(nf.triplet_stats(x, labels, margin=0.2).active, nf.quadruplet_stats(x, labels).active2)
+print(trainer.loss(x, labels, reference=nf.Reference(x, labels, own=[0, 1, 2, 3, 4, 5])))
 print(nf.explain(nf.CosineLoss(margin=0.5), x, x).mean, nf.forces(nf.sup_con_loss, x, labels).pull)
 nf.SigLIPLoss(scale=1.0)  # wrong: bias
 nf.ContrastiveLoss(2.0)  # wrong: by name only
 trainer.loss(x)  # wrong: labels
+trainer.loss(x, labels, reference=x)  # wrong: a Reference
+nf.mine.hard_negatives(x, labels, reference=x)  # wrong: a Reference
 nf.contrastive_los(x, x, labels)  # wrong: loss
 """
 

@@ -64,8 +64,8 @@ def _aligned(loss: Tensor, record: list[Measured], temperature: Any) -> list[Ten
         similar = torch.full_like(m.values, m.role == "positive", dtype=torch.bool)
         if m.similar is not None:
             similar = m.similar if m.similar.dtype is torch.bool else m.similar > 0.5
-        # A logit is a cosine over the temperature; both grow as the distance shrinks.
-        unit = {"distance": -1.0, "similarity": 1.0, "logit": float(temperature)}[m.closeness]
+        # A logit is a cosine over the temperature; it grows as the distance shrinks.
+        unit = -1.0 if m.closeness == "distance" else float(temperature)
         distance = m.values if unit < 0 else 1 - unit * m.values
         there = m.values.isfinite()
         parts.append([distance[there], (-derivative / unit)[there], similar[there]])
