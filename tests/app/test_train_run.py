@@ -378,7 +378,7 @@ def test_a_damaged_run_is_refused(vector_run, tmp_path, name):
     for file in FILES:
         (tmp_path / file).write_bytes((vector_run / file).read_bytes())
     whole = (tmp_path / name).read_bytes()
-    (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+    (tmp_path / name).write_bytes(whole[:20])  # in a value; half of a config may be a config
     with pytest.raises(InputError, match=name):
         read_run(tmp_path)
 
