@@ -106,7 +106,5 @@ def _is_loss(function: object) -> TypeGuard[FunctionType]:
 
 def _refuse_unknown(loss: str, unknown: Set[str], known: Iterable[str]) -> None:
     if unknown:
-        before = " Pass reference=nearfar.Reference(x, labels, own)." if unknown & OF_0_1 else ""
-        raise TypeError(
-            f"{loss} takes {', '.join(known)}; got {', '.join(sorted(unknown))}.{before}"
-        )
+        fix = " Pass reference=nearfar.Reference(x, labels, own)." if unknown & OF_0_1 else ""
+        raise TypeError(f"{loss} takes {', '.join(known)}; got {', '.join(sorted(unknown))}.{fix}")
