@@ -51,13 +51,13 @@ def gradient(loss: Loss, x: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, T
 def bases(monkeypatch: pytest.MonkeyPatch) -> list[float | None]:
     """What is taken off the exponents of each tile."""
     seen: list[float | None] = []
-    usual = log_sums._common_base
+    usual = log_sums._Running.common_base
 
-    def watched(low: float, high: float, safe: float) -> float | None:
-        seen.append(usual(low, high, safe))
+    def watched(self: log_sums._Running, low: float, high: float) -> float | None:
+        seen.append(usual(self, low, high))
         return seen[-1]
 
-    monkeypatch.setattr(log_sums, "_common_base", watched)
+    monkeypatch.setattr(log_sums._Running, "common_base", watched)
     return seen
 
 

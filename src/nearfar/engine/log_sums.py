@@ -103,7 +103,8 @@ def log_sum_loss(
         plain = _IN_PLACE if rule.exponent is None else _BESIDE
         shape = walk.strip_shape(plain + rule.positives.floats_per_pair(walk))
         if both or rule.positives.wants_all_tiles(walk, shape[0]):
-            sums = _Sums(rule, walk, slice(0, walk.a.shape[0]), counts, both)
+            sums = _Sums(rule, walk, slice(0, walk.a.shape[0]), counts, both=both)
+            sums.two_sided = both or walk.mirrored
             kept = walk.kept_elements(1 if rule.exponent is None else 2)
             per_row = _two_steps(walk, sums, walk.places(), kept)
         else:
@@ -112,7 +113,7 @@ def log_sum_loss(
             if walk.a.shape[0] > shape[0] and rule.exponent is None:
                 room = walk.a.new_empty(shape[0] * walk.columns.shape[0])
             strips = (
-                _two_steps(walk, _Sums(rule, walk, rows, counts, False, room), places, inf)
+                _two_steps(walk, _Sums(rule, walk, rows, counts, room=room), places, inf)
                 for rows, places in walk.strips(shape)
             )
             per_row = joined(list(strips), walk.a)
@@ -130,15 +131,17 @@ def _two_steps(walk: Walk, sums: "_Sums", places: Sequence[Place], most: float) 
         places: of the tiles.
         most: how many elements of the tiles of the first step are kept for the second.
     """
+    bases: list[_Base] = []
     kept: deque[tuple[Tile, _Terms] | None] = deque()
     for place in places:
         tile, terms = sums.collect(place)
         most -= terms.values.numel()
         kept.append((tile, terms) if most >= 0 and walk.gradient is not None else None)
+        bases.append(terms.base)
     losses = sums.finish()
     if walk.gradient is not None:
-        for place in places:
-            tile, terms = kept.popleft() or sums.take(place)
+        for place, base in zip(places, bases, strict=True):
+            tile, terms = kept.popleft() or sums.take(place, (base,))
             walk.pull(tile, sums.force(tile, terms))
     return losses
 
@@ -153,6 +156,11 @@ _IN_PLACE, _BESIDE = 1, 4
 SAFE = {torch.float32: 40.0, torch.float64: 300.0}
 
 
+# What is subtracted from the exponents of a tile: a number, or one per row (r,); None: they lie too
+# far apart for one number.
+_Base = Tensor | float | None
+
+
 @dataclass(eq=False)
 class _Terms:
     """What the log-sum-exps of a tile are over.
@@ -160,11 +168,11 @@ class _Terms:
     Attributes:
         values: (r, c) exponentials of the exponents minus `base`, 0 for pairs left out; where there
             is no base, the exponents themselves, -inf for pairs left out.
-        base: a number, or one per row (r,); None: the exponents lie too far apart for one number.
+        base: what was subtracted.
     """
 
     values: Tensor
-    base: Tensor | float | None
+    base: _Base
 
 
 class _Sums:
@@ -179,7 +187,8 @@ class _Sums:
         walk: Walk,
         rows: slice,
         counts: Tensor | None,
-        both: bool,
+        *,
+        both: bool = False,
         room: Tensor | None = None,
     ) -> None:
         self.rule, self.walk, self.rows, self.counts, self.both = rule, walk, rows, counts, both
@@ -189,14 +198,17 @@ class _Sums:
         safe = self.bound + rule.offset <= SAFE.get(walk.a.dtype, 0)
         self.logs = _Running(n, walk.a, safe)
         self.positives = rule.positives(walk, rows, n)
+        self.two_sided = False
         self.room = room
 
     def collect(self, place: Place) -> tuple[Tile, _Terms]:
         """A tile and its terms, after adding it to the sums of the anchors on its sides."""
         return self.take(place, collect=True)
 
-    def take(self, place: Place, *, collect: bool = False) -> tuple[Tile, _Terms]:
-        """A tile and its terms."""
+    def take(
+        self, place: Place, known: tuple[_Base] | None = None, *, collect: bool = False
+    ) -> tuple[Tile, _Terms]:
+        """A tile and its terms, with a known base if there is one."""
         out = None
         if self.room is not None:
             columns = place[1]
@@ -207,11 +219,10 @@ class _Sums:
         if collect:  # before the terms overwrite the closeness
             self.positives.add(tile, sides)
         if self.rule.exponent is not None:
-            terms = self._terms(tile, self.rule.exponent(tile.closeness), len(sides))
-        elif observed:
-            terms = self._terms(tile, tile.closeness.clone(), len(sides))
+            exponents, out = self.rule.exponent(tile.closeness), None
         else:
-            terms = self._terms(tile, tile.closeness, len(sides), out)
+            exponents = tile.closeness.clone() if observed else tile.closeness
+        terms = self._terms(tile, exponents, exponents if out is None else out, known)
         if collect:
             for side in sides:
                 self.logs.add(terms, side)
@@ -264,27 +275,29 @@ class _Sums:
         return torch.cat([of_rows, of_rows]) if self.both else of_rows
 
     def _terms(
-        self, tile: Tile, exponents: Tensor, sides: int, out: Tensor | None = None
+        self, tile: Tile, exponents: Tensor, out: Tensor, known: tuple[_Base] | None
     ) -> _Terms:
-        """The terms of a tile, in place of the exponents or in `out`."""
+        """The terms of a tile, in `out`, which may be the exponents."""
         hidden = tile.block.selves, None if self.rule.everyone else tile.block.positives
-        out = exponents if out is None else out
         if self.logs.safe:
             torch.exp(exponents, out=out)
             _fill(out, hidden, 0)
             return _Terms(out, 0.0)
-        terms = exponents if out is exponents else out.copy_(exponents)
-        if sides == 1:
-            _fill(terms, hidden, -inf)
-            top = _finite(terms.amax(1)) if terms.shape[1] else terms.new_zeros(terms.shape[0])
-            return _Terms(terms.sub_(top[:, None]).exp_(), top)
-        if not terms.is_cpu or not terms.numel():  # asking would stall an accelerator
-            _fill(terms, hidden, -inf)
-            return _Terms(terms, None)
-        low = terms.amin().item()
+        terms = out if out is exponents else out.copy_(exponents)
+        ask = known is None and self.two_sided and terms.is_cpu  # it would stall an accelerator
+        low = terms.amin().item() if ask and terms.numel() else 0.0
         _fill(terms, hidden, -inf)
-        base = _common_base(low, terms.amax().item(), SAFE.get(terms.dtype, 0))
-        if base:
+        if known is not None:
+            (base,) = known
+        elif not terms.numel():
+            base = 0.0
+        elif not self.two_sided:
+            base = _finite(terms.amax(1))
+        else:
+            base = self.logs.common_base(low, terms.amax().item()) if ask else None
+        if isinstance(base, Tensor):
+            terms.sub_(base[:, None])
+        elif base:
             terms.sub_(base)
         return _Terms(terms if base is None else terms.exp_(), base)
 
@@ -293,16 +306,6 @@ def _fill(terms: Tensor, hidden: Sequence[PairSet | None], value: float) -> None
     for pairs in hidden:
         if pairs is not None:
             pairs.fill(terms, value)
-
-
-def _common_base(low: float, high: float, safe: float) -> float | None:
-    """What to subtract from exponents so that all lie within `safe` of 0; None: nothing does it."""
-    if high == -inf or (-safe <= low and high <= safe):
-        return 0.0
-    # One less, for the rounding; and a large base would cost digits.
-    if not high - low <= 2 * safe - 1 or not abs(high) < 2**20:
-        return None
-    return float(round((low + high) / 2))
 
 
 class _Running:
@@ -315,6 +318,21 @@ class _Running:
         self.safe, self.dtype = safe, like.dtype
         self.total = like.new_zeros(n, dtype=sum_dtype(like))
         self.top: Tensor | float | None = 0.0 if safe else None  # None: nothing was added yet
+        self.last = 0.0  # the base last chosen
+
+    def common_base(self, low: float, high: float) -> float | None:
+        """What to subtract from exponents so that both ends can sum them; None: nothing does it.
+
+        Below, terms may be as small as normal numbers are. The base in use is preferred.
+        """
+        safe, last = SAFE.get(self.dtype, 0), self.last
+        if high == -inf or (last - 2 * safe <= low and high <= last + safe):
+            return last
+        # One less on each side, for the rounding; and a large base would cost digits.
+        if not high - low <= 3 * safe - 2 or not abs(high) < 2**20:
+            return None
+        self.last = float(round((low + high + safe) / 2))
+        return self.last
 
     def add(self, terms: _Terms, side: Side) -> None:
         """Add the terms of a tile, summed along a dimension."""
