@@ -13,6 +13,7 @@ second step applies the forces. There are two schedules:
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import inf
 from typing import Any
 
@@ -169,10 +170,12 @@ class _Terms:
         values: (r, c) exponentials of the exponents minus `base`, 0 for pairs left out; where there
             is no base, the exponents themselves, -inf for pairs left out.
         base: what was subtracted.
+        sides: whose terms they are.
     """
 
     values: Tensor
     base: _Base
+    sides: list[Side]
 
 
 class _Sums:
@@ -222,7 +225,7 @@ class _Sums:
             exponents, out = self.rule.exponent(tile.closeness), None
         else:
             exponents = tile.closeness.clone() if observed else tile.closeness
-        terms = self._terms(tile, exponents, exponents if out is None else out, known)
+        terms = self._terms(tile, sides, exponents, exponents if out is None else out, known)
         if collect:
             for side in sides:
                 self.logs.add(terms, side)
@@ -253,11 +256,10 @@ class _Sums:
 
     def force(self, tile: Tile, terms: _Terms) -> Tensor:
         """(r, c) the forces of the anchors on the sides of a tile; overwrites the terms."""
-        sides = self._sides(tile)
-        force = self.logs.force(terms, sides)
+        force = self.logs.force(terms)
         if callable(self.rule.slope):
             force.mul_(self.rule.slope(tile.closeness))
-        self.positives.add_forces(force, tile, sides)
+        self.positives.add_forces(force, tile, terms.sides)
         return force
 
     def _sides(self, tile: Tile) -> list[Side]:
@@ -275,14 +277,19 @@ class _Sums:
         return torch.cat([of_rows, of_rows]) if self.both else of_rows
 
     def _terms(
-        self, tile: Tile, exponents: Tensor, out: Tensor, known: tuple[_Base] | None
+        self,
+        tile: Tile,
+        sides: list[Side],
+        exponents: Tensor,
+        out: Tensor,
+        known: tuple[_Base] | None,
     ) -> _Terms:
         """The terms of a tile, in `out`, which may be the exponents."""
         hidden = tile.block.selves, None if self.rule.everyone else tile.block.positives
         if self.logs.safe:
             torch.exp(exponents, out=out)
             _fill(out, hidden, 0)
-            return _Terms(out, 0.0)
+            return _Terms(out, 0.0, sides)
         terms = out if out is exponents else out.copy_(exponents)
         ask = known is None and self.two_sided and terms.is_cpu  # it would stall an accelerator
         low = terms.amin().item() if ask and terms.numel() else 0.0
@@ -299,7 +306,7 @@ class _Sums:
             terms.sub_(base[:, None])
         elif base:
             terms.sub_(base)
-        return _Terms(terms if base is None else terms.exp_(), base)
+        return _Terms(terms if base is None else terms.exp_(), base, sides)
 
 
 def _fill(terms: Tensor, hidden: Sequence[PairSet | None], value: float) -> None:
@@ -315,10 +322,14 @@ class _Running:
     """
 
     def __init__(self, n: int, like: Tensor, safe: bool) -> None:
-        self.safe, self.dtype = safe, like.dtype
-        self.total = like.new_zeros(n, dtype=sum_dtype(like))
+        self.safe, self.dtype, self.device = safe, like.dtype, like.device
+        self.n, self.sum_dtype = n, sum_dtype(like)
         self.top: Tensor | float | None = 0.0 if safe else None  # None: nothing was added yet
         self.last = 0.0  # the base last chosen
+
+    @cached_property
+    def total(self) -> Tensor:
+        return torch.zeros(self.n, dtype=self.sum_dtype, device=self.device)
 
     def common_base(self, low: float, high: float) -> float | None:
         """What to subtract from exponents so that both ends can sum them; None: nothing does it.
@@ -336,18 +347,21 @@ class _Running:
 
     def add(self, terms: _Terms, side: Side) -> None:
         """Add the terms of a tile, summed along a dimension."""
-        values, base, total = terms.values, terms.base, part(self.total, side.at)
+        values, base = terms.values, terms.base
         if base is None:
             base = _finite(values.amax(side.dim))
             values = (values - base.unsqueeze(side.dim)).exp_()
         sums = values.sum(side.dim)
-        whole = not isinstance(base, Tensor) or len(base) == len(self.total)
-        if self.top is None and whole:
+        whole = side.at == slice(0, self.n)
+        if whole and "total" not in vars(self):  # what comes first need not be added
+            self.top, self.total = base, sums.to(self.sum_dtype)
+            return
+        if self.top is None and not isinstance(base, Tensor):
             self.top = base
         elif isinstance(base, Tensor) or isinstance(self.top, Tensor) or base != self.top:
             # Where an anchor has no term in the tile, its base means nothing.
             sums = self._rescaled(sums, torch.where(sums != 0, base, -inf), side.at)
-        total.add_(sums)
+        part(self.total, side.at).add_(sums)
 
     def _rescaled(self, sums: Tensor, base: Tensor, at: slice) -> Tensor:
         """The sums relative to the larger of their base and the top, as the totals are then too."""
@@ -368,8 +382,9 @@ class _Running:
         # Nothing was summed where the total is 0; by is 0 there.
         self.by, self.share = by, by / (self.total + torch.finfo(self.total.dtype).tiny)
 
-    def force(self, terms: _Terms, sides: Sequence[Side]) -> Tensor:
+    def force(self, terms: _Terms) -> Tensor:
         """(r, c) the derivatives by the exponents; overwrites the terms."""
+        sides = terms.sides
         if terms.base is not None:
             factors = [self._factor(terms.base, side) for side in sides]
             return terms.values.mul_(factors[0] if len(sides) == 1 else factors[0] + factors[1])
