@@ -162,3 +162,16 @@ def test_the_memory_of_pairs_is_linear_in_the_batch(name: str, bases: list[float
         LOSSES[name](x, labels).backward()
     assert bases
     assert allocations.peak <= budget + 8 * x.nbytes + 60 * 8 * len(x)
+
+
+@pytest.mark.parametrize("scale", [20.0, 100.0])
+def test_the_gradient_of_a_loss_near_0_keeps_its_digits(scale: float) -> None:
+    """Exponentials far above 1 would push what they are multiplied with below the normal numbers."""
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(256, 128, generator=random)
+    y = x + 0.1 * torch.randn(256, 128, generator=random)
+    found, true = (
+        gradient(lambda a, b: nf.clip_loss(a, b, scale=scale), x.to(dtype), y.to(dtype))
+        for dtype in (torch.float32, torch.float64)
+    )
+    near(found, true, 3e-5)

@@ -1,8 +1,8 @@
-"""The executor of losses on listed tuples of rows: picked in a first walk, paid for in a second.
+"""Losses of listed tuples of rows.
 
-A picker streams over the blocks and yields the tuples it picked as indices; each batch of them is
-paid for at once, a chunk at a time, from its rows themselves. Memory is linear in the batch,
-whatever the number of tuples, and gradients are added up in the same order every time.
+A picker walks over blocks of the batch and yields the tuples it picks, as indices. Their losses and
+gradients are computed from the rows themselves, a chunk of tuples at a time. Memory is linear in
+the batch, whatever the number of tuples, and gradients are added up in the same order every time.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.linalg import vecdot
 
-from nearfar.distance import Distance, length
+from nearfar.distance import Distance, between_rows
 from nearfar.engine.budget import Limits, block
 from nearfar.engine.closeness import Tile, add_rows
 from nearfar.engine.observe import force_visitors
@@ -78,7 +77,7 @@ def listed(
         valid, active = per_row.new_zeros(2, len(a), dtype=torch.int64)
         da = torch.zeros_like(a) if request.gradient else None
         db = torch.zeros_like(columns) if request.gradient and request.b is not None else None
-        shown, gap = _Shown(), _GAPS[distance]
+        shown = _Shown()
         with torch.no_grad():
             width = rule.places * a.shape[1]
             size = block(request.limits, a.device, a.element_size(), _BUFFERS, width)
@@ -88,16 +87,15 @@ def listed(
                     anchor = tuples[:, 0]
                     weight = None if request.weight is None else request.weight[anchor]
                     rows = [a[anchor], *(columns[other] for other in tuples.T[1:])]
-                    loss, pulls, between = _pay(rule, gap, rows, weight, request.gradient)
+                    loss, pulls, between = _of(rule, distance, rows, weight, request.gradient)
                     per_row.index_add_(0, anchor, loss)
                     valid.index_add_(0, anchor, torch.ones_like(anchor))
                     active.index_add_(0, anchor, (loss > 0).long())
                     if da is None:
                         continue
-                    for ends, pull in zip(rule.pairs, pulls, strict=True):
-                        for place, by in zip(ends, (1, -1), strict=True):
-                            to = da if place == 0 or db is None else db
-                            add_rows(to, tuples[:, place], pull, by)
+                    for place, pull in enumerate(pulls):
+                        to = da if place == 0 or db is None else db
+                        add_rows(to, tuples[:, place], pull)
                     if force_visitors():
                         shown.add(rule, tuples, between, request.b is None)
         shown.show(request, relation)
@@ -108,7 +106,7 @@ def listed(
 
 
 def _together(found: Iterator[Tensor], size: int) -> Iterator[Tensor]:
-    """The same tuples, at least `size` at a time: the few of a block are not worth their steps."""
+    """The same tuples, at least `size` at a time: a block may have too few to be worth a step."""
     waiting: list[Tensor] = []
     for tuples in found:
         waiting.append(tuples)
@@ -119,59 +117,26 @@ def _together(found: Iterator[Tensor], size: int) -> Iterator[Tensor]:
         yield torch.cat(waiting)
 
 
-@dataclass(eq=False)
-class _Gap:
-    """A distance of x - y.
-
-    Attributes:
-        length: (t, d) x - y, x and y -> (t,) distances.
-        slope: (t,) distances -> what x - y is multiplied with to be the gradient by x.
-    """
-
-    length: Callable[[Tensor, Tensor, Tensor], Tensor]
-    slope: Callable[[Tensor], Tensor | float]
-
-
-def _turn(gap: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """1 - cos of unit rows, of which one without a direction is 0, and has cosine 0."""
-    square: Tensor = vecdot(gap, gap)
-    return square.add_(2 - vecdot(x, x).round_() - vecdot(y, y).round_()).div_(2)
-
-
-_GAPS: dict[Distance, _Gap] = {
-    "euclidean": _Gap(
-        lambda gap, x, y: length(gap),
-        lambda d: d.reciprocal().masked_fill_(d == 0, 0),
-    ),
-    "sqeuclidean": _Gap(
-        lambda gap, x, y: vecdot(gap, gap).clamp_(max=torch.finfo(gap.dtype).max), lambda d: 2.0
-    ),
-    "cosine": _Gap(_turn, lambda d: 1.0),
-}
-
-
-def _pay(
-    rule: TupleRule, gap: _Gap, rows: list[Tensor], weight: Tensor | None, gradient: bool
-) -> tuple[Tensor, list[Tensor], list[tuple[Tensor, Tensor]]]:
-    """The losses, each pair's pull on its first row, and each pair's distance and force."""
-    gaps = [rows[i] - rows[j] for i, j in rule.pairs]
-    apart = [gap.length(g, rows[i], rows[j]) for g, (i, j) in zip(gaps, rule.pairs, strict=True)]
-    if not gradient:
-        return rule.loss(*apart), [], []
-    with torch.enable_grad():
-        loss = rule.loss(*(d.requires_grad_() for d in apart))
+def _of(
+    rule: TupleRule, distance: Distance, rows: list[Tensor], weight: Tensor | None, gradient: bool
+) -> tuple[Tensor, Sequence[Tensor], Sequence[tuple[Tensor, Tensor]]]:
+    """The losses, their gradient by the rows at each place, and each pair's distance and force."""
+    with torch.set_grad_enabled(gradient):
+        rows = [row.requires_grad_(gradient) for row in rows]
+        apart = [between_rows(rows[i], rows[j], distance) for i, j in rule.pairs]
+        loss = rule.loss(*apart)
+        if not gradient:
+            return loss, [], []
         total = (loss if weight is None else loss * weight).sum()
-        forces = torch.autograd.grad(total, apart, materialize_grads=True)
-    between = [(d.detach(), force) for d, force in zip(apart, forces, strict=True)]
-    pulls = [
-        g.mul_((force * gap.slope(d))[:, None]) for g, (d, force) in zip(gaps, between, strict=True)
-    ]
-    return loss.detach(), pulls, between
+        found = torch.autograd.grad(total, [*apart, *rows], materialize_grads=True)
+    forces, pulls = found[: len(apart)], found[len(apart) :]
+    distances = [d.detach() for d in apart]
+    return loss.detach(), pulls, list(zip(distances, forces, strict=True))
 
 
 @dataclass(eq=False)
 class _Shown:
-    """The forces between listed pairs, kept for whoever watches: anchor, other, distance, force."""
+    """The forces between listed pairs, kept for observers: anchor, other, distance, force."""
 
     parts: list[tuple[Tensor, ...]] = field(default_factory=list)
 
@@ -179,11 +144,11 @@ class _Shown:
         self,
         rule: TupleRule,
         tuples: Tensor,
-        between: list[tuple[Tensor, Tensor]],
+        between: Sequence[tuple[Tensor, Tensor]],
         symmetric: bool,
     ) -> None:
         for (i, j), (d, force) in zip(rule.pairs, between, strict=True):
-            # In a reference no row but the anchor is an anchor: what it does is shown as its doing.
+            # In a reference only the first row is an anchor, so all forces are shown as its own.
             first = i if symmetric else 0
             self.parts.append((tuples[:, first], tuples[:, j], d, force))
 

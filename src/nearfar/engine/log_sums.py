@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import inf
+from math import ceil, inf
 from typing import Any
 
 import torch
@@ -155,6 +155,8 @@ _IN_PLACE, _BESIDE = 1, 4
 # Exponents within this of 0 have an exponential, and sums of millions of them, that are normal
 # numbers of the dtype: such exponents are summed as they are.
 SAFE = {torch.float32: 40.0, torch.float64: 300.0}
+# By so much may exponents exceed a base.
+_HIGHEST = 8
 
 
 # What is subtracted from the exponents of a tile: a number, or one per row (r,); None: they lie too
@@ -334,15 +336,16 @@ class _Running:
     def common_base(self, low: float, high: float) -> float | None:
         """What to subtract from exponents so that both ends can sum them; None: nothing does it.
 
-        Below, terms may be as small as normal numbers are. The base in use is preferred.
+        Terms may then be as small as normal numbers are, but not much larger than 1: a force is a
+        term times a factor, which is the smaller, the larger the terms are, and would underflow.
         """
-        safe, last = SAFE.get(self.dtype, 0), self.last
-        if high == -inf or (last - 2 * safe <= low and high <= last + safe):
-            return last
-        # One less on each side, for the rounding; and a large base would cost digits.
-        if not high - low <= 3 * safe - 2 or not abs(high) < 2**20:
+        lowest, last = 2 * SAFE.get(self.dtype, 0), self.last
+        if high == -inf or (last - lowest <= low and high <= last + _HIGHEST):
+            return last  # a base in use is preferred: its sums just add up
+        # One less, for the rounding; and a large base would cost digits.
+        if not high - low <= lowest - 1 or not abs(high) < 2**20:
             return None
-        self.last = float(round((low + high + safe) / 2))
+        self.last = float(ceil(high))
         return self.last
 
     def add(self, terms: _Terms, side: Side) -> None:
