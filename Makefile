@@ -13,7 +13,7 @@ help:
 	@echo "make test      the test suite            make test-slow the slow tests    make test-all  both"
 	@echo "make check     format, lint, types, doctests"
 	@echo "make docs      the guides and the API reference, in build/docs; no warning is let through"
-	@echo "make bench     speed and memory beside the peers"
+	@echo "make bench     speed, memory and accuracy beside other libraries"
 	@echo "make format    rewrite the code in the project's format"
 
 $(READY): pyproject.toml constraints.txt
@@ -68,12 +68,15 @@ $(PEERS): $(READY)
 bench: $(PEERS)
 	$(BIN)/python benchmarks/speed.py --json runs/bench/speed.json
 	$(BIN)/python benchmarks/memory.py --large --json runs/bench/memory.json
+	$(BIN)/python benchmarks/accuracy.py --json runs/bench/accuracy.json
+	$(BIN)/python benchmarks/accuracy.py --large --d 512 --repeats 3 --json runs/bench/accuracy-large.json
 	$(BIN)/python benchmarks/small_batches.py --json runs/bench/small_batches.json
 	$(BIN)/python benchmarks/tuples.py --large --json runs/bench/tuples.json
 	$(BIN)/python benchmarks/retrieval.py --json runs/bench/retrieval.json
 	$(BIN)/python benchmarks/verification.py --json runs/bench/verification.json
-	$(BIN)/python benchmarks/accuracy.py --json runs/bench/accuracy.json
-	$(BIN)/python benchmarks/accuracy.py --large --d 512 --json runs/bench/accuracy-large.json
+	$(BIN)/python benchmarks/glyphs.py --json runs/bench/glyphs.json
+	$(BIN)/python benchmarks/startup.py --json runs/bench/startup.json
+	@echo "[nearfar] $(BIN)/python benchmarks/tables.py writes these figures into docs/results.md"
 
 clean:
 	rm -rf .venv runs build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,15 +1,16 @@
-"""How large is the rounding error in float32, beside the textbook formula's?
+"""How large are the rounding errors in float32, beside those of the textbook formula?
 
-Peer: the textbook formula in plain torch. Both are measured against the formula in float64.
+Both are compared with the formula in float64.
 
     pip install nearfar
     python benchmarks/accuracy.py [--large] [--d 512] [--only clip] [--json accuracy.json]
 
-Errors are relative: of the loss, of the gradients of the embeddings (largest error by largest
-entry, the worst of the towers) and of the gradient of the scale or temperature; averaged over
-five draws. Easy batches have their matches close by, so that losses are near 0; in hard ones the
-matches are as far away as chance. Ours may be at most twice the textbook's. Where one part in ten
-million, a float32's last digit, is not exceeded, the ratio says nothing and is not held against it.
+Errors are relative: of the loss, of the gradients of the embeddings (the largest error divided by
+the largest entry, for whichever tower is worse) and of the gradient of the scale or temperature.
+They are averaged over --repeats draws. In easy batches, matches are close to each other, so that
+losses are near 0; in hard batches they are as far apart as any two rows. nearfar's error should be
+at most twice the formula's. An error of at most one part in ten million, the last digit of a
+float32, is accepted whatever the ratio.
 """
 
 import inspect
@@ -32,7 +33,7 @@ AT_MOST = 2.0
 LAST_DIGIT = 1.2e-7
 SEEDS = 5
 NOISE = {"easy": 0.2, "hard": 1e3}
-SHARP: Mapping[str, tuple[float, ...]] = {
+SHARPNESS: Mapping[str, tuple[float, ...]] = {
     "scale": (1.0, 20.0, 100.0),
     "temperature": (1.0, 0.05, 0.01),
 }
@@ -40,13 +41,13 @@ Errors = dict[str, float]
 
 
 def settings(only: str) -> Iterator[tuple[Case, str]]:
-    """The softmax and sigmoid losses from soft to sharp, with what is sharp learned; all others."""
+    """All losses; those with a learnable scale or temperature at several values of it."""
     for case in (case for case in WHOLE_BATCH if only in case.name):
         name = sharpness(case)
         if name is None:
-            yield case, "as in speed.py"
+            yield case, "as in cases.py"
             continue
-        for value in SHARP[name]:
+        for value in SHARPNESS[name]:
             learned = tuple({*case.learned, name})
             yield (
                 replace(case, hyper={**case.hyper, name: value}, learned=learned),
@@ -55,22 +56,22 @@ def settings(only: str) -> Iterator[tuple[Case, str]]:
 
 
 def sharpness(case: Case) -> str | None:
-    """The scale or temperature that a loss can learn; beside a margin it cannot."""
+    """The scale or temperature that a loss can learn; None for a loss with a margin."""
     takes = inspect.signature(case.ours).parameters
     learnable = [
-        name for name in SHARP if name in takes and takes[name].annotation == float | Tensor
+        name for name in SHARPNESS if name in takes and takes[name].annotation == float | Tensor
     ]
     return learnable[0] if learnable and case.name == case.ours.__name__ else None
 
 
-def measured(case: Case, setting: str, kind: str, n: int, d: int) -> dict[str, Any]:
+def measured(case: Case, setting: str, kind: str, n: int, d: int, draws: int) -> dict[str, Any]:
     sums: dict[str, Errors] = {"nearfar": {}, "textbook": {}}
-    for seed in range(SEEDS):
+    for seed in range(draws):
         data = case.data(n, d, seed=seed, noise=NOISE[kind])
         truth = exact(case.textbook, data)
         for name, function in (("nearfar", case.ours), ("textbook", case.textbook)):
             for of, error in _errors(_outcome(function, data.to(torch.float32)), truth).items():
-                sums[name][of] = sums[name].get(of, 0.0) + error / SEEDS
+                sums[name][of] = sums[name].get(of, 0.0) + error / draws
     return {
         "case": case.name, "setting": setting, "batch": kind, "n": n, "d": d,
         **sums, "reached": all(_enough(sums, of) for of in sums["nearfar"]),
@@ -129,7 +130,8 @@ def _cells(result: dict[str, Any], part: str) -> tuple[str, str, str]:
     return f"{ours:.1e}", f"{textbook:.1e}", ratio
 
 
-# Where a loss near 0 leaves float64 no digits either: the positive out of the sum.
+# If the loss is near 0, the textbook formula loses its digits even in float64. These leave the
+# positive out of the sum.
 
 
 def _cross_entropy(z: Tensor, target: Tensor) -> Tensor:
@@ -149,14 +151,14 @@ def exact(formula: Callable[..., Tensor], data: Data) -> dict[str, tuple[Tensor,
 
 
 def main() -> None:
-    parser = arguments(__doc__, repeats=1)
-    parser.add_argument("--d", type=int, default=D, help="the length of a row")
+    parser = arguments(__doc__, "large", "only", "shrink", "threads", repeats=SEEDS)
+    parser.add_argument("--d", type=int, default=D, help="numbers in a row")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     header("Error against float64")
-    n = LARGE if asked.large else N
+    n = (LARGE if asked.large else N) // asked.shrink
     results = [
-        measured(case, setting, kind, n, asked.d)
+        measured(case, setting, kind, n, asked.d, asked.repeats)
         for case, setting in settings(asked.only)
         for kind in NOISE
     ]

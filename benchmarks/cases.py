@@ -1,7 +1,8 @@
-"""The table of losses that every benchmark runs over: one row a loss and setting.
+"""The table of losses that every benchmark runs over: a row for each loss and setting.
 
-They follow from the list of losses: one is measured as soon as `textbook.py` has its formula.
-`SETTINGS` is for those with peers, or with other hyperparameters than their defaults.
+It follows from the list of losses: a loss is measured as soon as `textbook.py` has its formula.
+`SETTINGS` lists those that other libraries have too, and those measured with other hyperparameters
+than their defaults.
 """
 
 import inspect
@@ -28,7 +29,7 @@ COMPILED = "compiled textbook"
 
 @dataclass(frozen=True)
 class Data:
-    """The arguments of one call: what carries a gradient, labels, hyperparameters."""
+    """The arguments of one call: embeddings, labels and hyperparameters."""
 
     embeddings: tuple[Tensor, ...]
     labels: tuple[Tensor, ...]
@@ -40,7 +41,7 @@ class Data:
         return (*self.embeddings, *learned)
 
     def to(self, dtype: torch.dtype) -> "Data":
-        """The same numbers as fresh leaves of another precision."""
+        """The same numbers in another precision, as new leaves."""
 
         def copy(x: Any) -> Any:
             return x.detach().to(dtype, copy=True).requires_grad_() if _is_float(x) else x
@@ -57,12 +58,12 @@ Draw = Callable[[int, int, float], tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
 
 @dataclass(frozen=True)
 class Peer:
-    """Another library's way to the same loss.
+    """Another library's version of the same loss.
 
     Attributes:
-        build: takes the data and gives the loss as a call without arguments.
-        package: what has to be installed; None where plain torch is enough.
-        differs: where its definition is not ours, so that the values do not agree.
+        build: takes the data and returns the loss as a call without arguments.
+        package: what has to be installed; None if plain torch is enough.
+        differs: what it does differently, if its values do not agree with nearfar's.
     """
 
     build: Callable[..., Loss]
@@ -72,16 +73,16 @@ class Peer:
 
 @dataclass(frozen=True)
 class Asked:
-    """The size at which a case is measured, and what is asked of it beside one contender.
+    """The size at which a case is measured, and what it should reach.
 
     Attributes:
         n: rows.
-        d: their length.
-        large: rows in the larger measurement.
-        beside: the contender.
-        faster: at least so many times as fast as it.
-        memory: at most this share of its extra memory.
-        of_product: at least this share of the rate of a plain matrix product.
+        d: numbers in a row.
+        large: rows with --large.
+        beside: the contender that `faster` and `memory` refer to.
+        faster: at least this many times as fast.
+        memory: at most this share of the other's memory.
+        of_product: at least this share of the rate of torch.mm.
     """
 
     n: int = 4096
@@ -102,12 +103,14 @@ class Case:
         textbook: the formula, which takes the same arguments.
         draw: makes embeddings and labels from (n, d, noise).
         hyper: hyperparameters of both.
-        learned: those of them that carry a gradient.
-        peers: by the name that the tables print.
-        work: how many times n^2 d the operations of the executor are, in its matrix products.
-        whole_batch: compares everyone with everyone, so that the formula has an (n, n) matrix.
-        asked: how fast it has to be, and at what size.
-        at_most: bytes of extra memory that it may take, by (n, d).
+        learned: those hyperparameters that have a gradient.
+        peers: other implementations, by the name that the tables print.
+        work: the operations in nearfar's matrix products, as a multiple of n^2 d.
+        whole_batch: whether every row is compared with every other, so that the formula has an
+            (n, n) matrix.
+        compiled: whether the formula is measured under torch.compile too.
+        asked: how fast it should be, and at what size.
+        at_most: bytes of extra memory that it should take at most, by (n, d).
     """
 
     name: str
@@ -119,6 +122,7 @@ class Case:
     peers: Mapping[str, Peer] = field(default_factory=dict)
     work: int | None = None
     whole_batch: bool = True
+    compiled: bool = True
     asked: Asked = field(default_factory=Asked)
     at_most: Mapping[tuple[int, int], float] = field(default_factory=dict)
 
@@ -132,10 +136,13 @@ class Case:
         return Data(tuple(x.requires_grad_() for x in embeddings), labels, hyper)
 
     def contenders(self) -> dict[str, Callable[[Data], Loss]]:
-        """Ours, the textbook's, the peers': each makes a call without arguments from the data."""
+        """All implementations: each makes a call without arguments from the data."""
 
         def plain(function: Callable[..., Tensor]) -> Callable[[Data], Loss]:
             return lambda data: lambda: function(*data.embeddings, *data.labels, **data.hyper)
+
+        def compiled(data: Data) -> Loss:
+            return plain(torch.compile(self.textbook))(data)
 
         def built(peer: Peer) -> Callable[[Data], Loss]:
             return lambda data: peer.build(*data.embeddings, *data.labels, **data.hyper)
@@ -143,21 +150,21 @@ class Case:
         return {
             "nearfar": plain(self.ours),
             "textbook": plain(self.textbook),
-            COMPILED: lambda data: plain(torch.compile(self.textbook))(data),
+            **({COMPILED: compiled} if self.compiled else {}),
             **{name: built(peer) for name, peer in self.peers.items()},
         }
 
     def missing(self, contender: str) -> str | None:
-        """What has to be installed before a contender can run; None: nothing."""
+        """What has to be installed before a contender can run; None if nothing is missing."""
         if contender == COMPILED:
             compiler = which(os.environ.get("CXX", "g++")) or which("clang++")
             return None if compiler else "a C++ compiler"
         package = self.peers[contender].package if contender in self.peers else None
-        return None if package is None or installed(package) else f"pip install {package}"
+        return None if package is None or installed(package) else f"`pip install {package}`"
 
 
 def forward_backward(loss: Loss, data: Data) -> Callable[[], float]:
-    """One training step's share of the loss: its value, and every gradient anew."""
+    """What a training step does with a loss: compute its value, and every gradient from scratch."""
 
     def step() -> float:
         for leaf in data.leaves:
@@ -170,13 +177,13 @@ def forward_backward(loss: Loss, data: Data) -> Callable[[], float]:
 
 
 def towers(n: int, d: int, noise: float) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Row i of the second is row i of the first and noise."""
+    """Row i of the second tower is row i of the first plus noise."""
     x = torch.randn(n, d)
     return (x, torch.randn(n, d).mul_(noise).add_(x)), ()
 
 
 def classes(n: int, d: int, noise: float) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Rows of about length 1 around the centre of their class, eight a class."""
+    """Rows of about length 1 around the centre of their class, eight per class."""
     labels = torch.arange(n) // PER_CLASS
     centres = torch.randn(len(labels.unique()), d)
     size = (d * (1 + noise**2)) ** 0.5
@@ -184,7 +191,7 @@ def classes(n: int, d: int, noise: float) -> tuple[tuple[Tensor, ...], tuple[Ten
 
 
 def proxies(n: int, d: int, noise: float) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Classes as above; as many proxies as rows, of which an eighth have rows in the batch."""
+    """Classes as above, and as many proxies as rows: one in eight has rows in the batch."""
     (x,), (labels,) = classes(n, d, noise)
     learned = torch.randn(n, d)
     learned[labels] = torch.randn(n, d).mul_(noise).add_(x.detach() * d**0.5)
@@ -209,7 +216,7 @@ def logits(n: int, d: int, noise: float) -> tuple[tuple[Tensor, ...], tuple[Tens
 
 
 def listed(*shape: int) -> Draw:
-    """Two towers, and negatives: `shape` shared ones, or where n stands first, n times as many."""
+    """Two towers and listed negatives: `shape` is (k,) for k shared ones, (-1, k) for k a row."""
 
     def draw(n: int, d: int, noise: float) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         embeddings, _ = towers(n, d, noise)
@@ -226,19 +233,19 @@ def _metric_learning(build: Callable[..., Loss], differs: str = "") -> dict[str,
 
 
 _RANKING = {"sentence-transformers": Peer(peers.ranking, "sentence-transformers")}
-_TWO_PRODUCTS = {
-    "two products": Peer(
+_OPEN_CLIP = {
+    "as in open_clip": Peer(
         lambda x, y, **hyper: lambda: textbook.clip_loss_two_products(x, y, **hyper)
     )
 }
 _FIVE_TIMES = Asked(beside=_METRIC_LEARNING, faster=5, memory=1 / 10)
-_NOT_SQUARED = "theirs adds up d and max(0, margin - d), not their squares"
+_NOT_SQUARED = "adds up d and max(0, margin - d), not their squares"
 
 DRAWS: Mapping[registry.Data, Draw] = {"batch": classes, "towers": towers, "proxies": proxies}
-# Of the executors, see docs/architecture.md.
+# Of the executors: see docs/architecture.md.
 WORK: Mapping[registry.Data, int] = {"towers": 6, "proxies": 6}
-# What a case sets apart from its defaults: the arguments of `Case`, several times where a loss is
-# measured at several settings, by what the name of the case adds to that of the loss.
+# Arguments of `Case` that differ from the defaults. A loss measured at several settings has one
+# entry for each; the key is what the name of the case adds to that of the loss.
 SETTINGS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "contrastive_loss": {"": {"draw": pairs}},
     "contrastive_loss_from_distance": {"": {"draw": distances}},
@@ -254,7 +261,7 @@ SETTINGS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "clip_loss": {
         "": {
             "hyper": {"scale": exp(2.659)}, "learned": ("scale",),
-            "peers": _TWO_PRODUCTS, "work": 8,
+            "peers": _OPEN_CLIP, "work": 8,
             "asked": Asked(8192, 512, 16384, "textbook", 3, 1 / 8, 0.8),
             "at_most": {(65536, 256): 600e6},
         },
@@ -274,7 +281,7 @@ SETTINGS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "nt_xent_loss": {
         "": {
             "peers": _metric_learning(peers.nt_xent),
-            # Theirs takes 15 GB for 512 rows.
+            # With 512 rows, pytorch-metric-learning takes 15 GB.
             "asked": Asked(256, 128, 256, _METRIC_LEARNING, 500),
             "at_most": {(8192, 128): 200e6},
         },
@@ -306,7 +313,7 @@ SETTINGS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
 
 
 def _cases(loss: registry.Loss) -> Iterator[Case]:
-    """A loss at its defaults, or at each of its settings."""
+    """A loss at its defaults, or at each of the settings listed for it."""
     formula = getattr(textbook, loss.function)
     ours = inspect.signature(getattr(nearfar, loss.function)).parameters
     takes = inspect.signature(formula).parameters.values()
@@ -318,12 +325,14 @@ def _cases(loss: registry.Loss) -> Iterator[Case]:
         "hyper": defaults,
         "work": WORK.get(loss.data),
         "whole_batch": loss.data != "rows",
+        # Compiling takes half a minute a case, and proxies are computed as two towers are.
+        "compiled": loss.data != "proxies",
     }
     for setting, own in SETTINGS.get(loss.function, {"": {}}).items():
         yield Case(loss.function + setting, **{**usual, **own})
 
 
-# Losses without a formula in textbook.py are measured elsewhere: tuples.py has those of tuples.
+# Losses without a formula in textbook.py are measured in tuples.py.
 _ALL = [
     case for loss in registry.LOSSES if hasattr(textbook, loss.function) for case in _cases(loss)
 ]

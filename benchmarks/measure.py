@@ -1,4 +1,4 @@
-"""What the benchmark scripts share: timing in turns, peak memory, tables, and the results file."""
+"""What the benchmarks share: timing in turns, peak memory, printed tables and the results file."""
 
 import argparse
 import json
@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -18,28 +19,39 @@ from typing import Any
 
 import torch
 
-PEERS = ("pytorch-metric-learning", "sentence-transformers")
+PEERS = ("pytorch-metric-learning", "sentence-transformers", "scikit-learn")
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds a call, over repeated calls."""
+    """Seconds per call, over repeated calls."""
 
     median: float
     minimum: float
 
 
 def in_turns(
-    calls: Mapping[str, Callable[[], object]], repeats: int, seconds: float = 0.25
+    calls: Mapping[str, Callable[[], object]],
+    repeats: int,
+    seconds: float = 0.25,
+    *,
+    warm: bool = False,
 ) -> dict[str, Timing]:
     """Time all calls in this process, one after the other in every repeat.
 
-    A machine that gets slower while it works then slows all of them alike. A repeat of a call is
-    the mean of as many in a row as take `seconds`, one at least: a single interruption decides
-    nothing then. Each is called once beforehand, to warm up.
+    If the machine slows down during the run, it then slows all of them alike. Each repeat calls a
+    function again and again for `seconds`, at least once, and takes the mean, so that a single
+    interruption has little effect.
+
+    Args:
+        calls: by the names that the result has.
+        repeats: how many times each has its turn.
+        seconds: how long a turn lasts.
+        warm: whether each has been called before; if not, each is first called once.
     """
-    for call in calls.values():
-        call()
+    if not warm:
+        for call in calls.values():
+            call()
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats):
         for name, call in calls.items():
@@ -58,8 +70,8 @@ def _mean(call: Callable[[], object], seconds: float) -> float:
 def peak_growth(call: Callable[[], object]) -> int:
     """Bytes by which the resident memory of this process grew at its peak during the call.
 
-    Call it once a process, after a warm-up on a tiny input: freed memory that the process has kept
-    is used again and would not count.
+    Use it once per process, after a warm-up on a tiny input: memory that the process has freed but
+    kept is used again, and would not be counted.
     """
     if _forget_peak():
         before = _status("VmRSS")
@@ -71,7 +83,7 @@ def peak_growth(call: Callable[[], object]) -> int:
 
 
 def _forget_peak() -> bool:
-    """Set Linux's high-water mark back to the present size; False where that is not possible."""
+    """Reset Linux's high-water mark to the present size; False if that is not possible."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
         return _status("VmHWM") > 0
@@ -91,32 +103,49 @@ def _highest_ever() -> int:
     return highest if sys.platform == "darwin" else highest * 1024
 
 
-def arguments(doc: str | None, *, repeats: int) -> argparse.ArgumentParser:
-    """The options of every script; its docstring is the help text."""
+_OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "large": {"action": "store_true", "help": "add the larger sizes"},
+    "only": {"default": "", "metavar": "TEXT", "help": "run only the cases whose name has TEXT"},
+    "shrink": {
+        "type": int,
+        "default": 1,
+        "metavar": "K",
+        "help": "divide all sizes by K, to try the script",
+    },
+    "threads": {"type": int, "default": torch.get_num_threads(), "metavar": "N"},
+}
+
+
+def arguments(
+    doc: str | None, *options: str, repeats: int | None = None
+) -> argparse.ArgumentParser:
+    """The options that a script shares with others; its docstring is the help text."""
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--large", action="store_true", help="add the larger sizes")
-    parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name has TEXT")
-    parser.add_argument("--repeats", type=int, default=repeats, metavar="N")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), metavar="N")
+    for name in options:
+        parser.add_argument(f"--{name}", **_OPTIONS[name])
+    if repeats is not None:
+        parser.add_argument("--repeats", type=int, default=repeats, metavar="N")
     parser.add_argument("--json", type=Path, metavar="FILE", help="save the results as JSON")
     return parser
 
 
 @cache
 def machine() -> dict[str, Any]:
-    """The hardware and the software that the figures belong to, as the script started."""
+    """The hardware and software of the figures, as they were when the script started."""
     return {
         "cpu": _cpu(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "waiting": os.environ.get("OMP_WAIT_POLICY", "as OpenMP likes"),
+        "waiting": os.environ.get("OMP_WAIT_POLICY", "OpenMP's default"),
         "system": platform.system(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         **{peer: installed(peer) for peer in PEERS},
         "commit": _commit(),
+        "date": date.today().isoformat(),
     }
 
 
@@ -128,7 +157,7 @@ def installed(package: str) -> str | None:
 
 
 def save(path: Path | None, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write the machine and the results, whole or not at all."""
+    """Write the machine and the results; the file is complete or is not written at all."""
     if path is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -137,14 +166,20 @@ def save(path: Path | None, rows: Sequence[Mapping[str, Any]]) -> None:
     draft.replace(path)
 
 
+def load(path: Path) -> tuple[Mapping[str, Any], list[Any]]:
+    """The machine and the results that a script saved."""
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    return saved["machine"], saved["results"]
+
+
 def header(script: str) -> None:
-    """Say what is measured and on what."""
+    """Print what is measured, and on which machine."""
     print(script)
     print(", ".join(f"{key} {value}" for key, value in machine().items()))
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Aligned text: the first column to the left, all others to the right."""
+    """A table as text: the first column is aligned to the left, the others to the right."""
     widths = [max(len(row[k]) for row in (columns, *rows)) for k in range(len(columns))]
 
     def line(cells: Sequence[str]) -> str:
@@ -160,15 +195,20 @@ def verdict(reached: bool) -> str:
 
 
 def _cpu() -> str:
+    """The name of the processor; on x86 with its family and model, which the name may leave out."""
     try:
-        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+        text = Path("/proc/cpuinfo").read_text()
     except OSError:
-        found = None
-    return found[1] if found else platform.processor() or platform.machine()
+        text = ""
+    said = dict(re.findall(r"^(model name|cpu family|model)\s*:\s*(.+)$", text, re.MULTILINE))
+    name = said.get("model name") or platform.processor() or platform.machine()
+    if "cpu family" in said:
+        name += f" (family {said['cpu family']}, model {said['model']})"
+    return name
 
 
 def _commit() -> str | None:
-    """The commit of this checkout, with a + where files differ from it."""
+    """The commit of this checkout, followed by a + if the files differ from it."""
 
     def git(*words: str) -> str:
         here = Path(__file__).parent

@@ -1,4 +1,4 @@
-"""Imported before torch: threads that wait do not spin, as under `make` and in the tool."""
+"""Import this before torch: waiting threads then sleep instead of spinning, as in the tool."""
 
 import os
 

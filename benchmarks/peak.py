@@ -1,10 +1,10 @@
-"""Peak extra memory and the time of one forward and backward pass, alone in a fresh process.
+"""Peak extra memory and time of one forward and backward pass in a fresh process.
 
 python benchmarks/peak.py clip_loss nearfar 8192 512
 
-prints one line of JSON. The memory is that above the process with its libraries loaded, its input
-made and two tiny batches behind it; the gradients of the input count. The other scripts call this
-one.
+prints one line of JSON. The memory is what the pass adds to a process that has loaded its
+libraries, made its input and trained on two tiny batches; the gradients of the input count. The
+other scripts call this one.
 """
 
 import argparse
@@ -34,7 +34,7 @@ class Peak(TypedDict):
 def in_fresh_processes(
     case: str, contender: str, n: int, d: int, threads: int, processes: int = PROCESSES
 ) -> Peak:
-    """The median of a few: how much of what was freed the allocator keeps is partly chance."""
+    """The median of several processes, since how much freed memory stays is partly chance."""
     passes = [_in_fresh_process(case, contender, n, d, threads) for _ in range(processes)]
     return sorted(passes, key=lambda peak: peak["bytes"])[len(passes) // 2]
 
@@ -55,7 +55,7 @@ def one_pass(case: str, contender: str, n: int, d: int) -> Peak:
     build = CASES[case].contenders()[contender]
     data = CASES[case].data(n, d)
     step = forward_backward(build(data), data)
-    for few in (16, 24):  # two sizes, of which torch.compile makes code for all
+    for few in (16, 24):  # after two sizes, torch.compile has code for all sizes
         tiny = CASES[case].data(few, d)
         forward_backward(build(tiny), tiny)()
     losses = []
@@ -69,7 +69,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("case", choices=CASES)
-    parser.add_argument("contender", help="nearfar, textbook or a peer of the case")
+    parser.add_argument("contender", help="nearfar, textbook, or another of the case's contenders")
     parser.add_argument("n", type=int)
     parser.add_argument("d", type=int)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

@@ -1,9 +1,10 @@
-"""The peers' losses with the hyperparameters named as in nearfar.
+"""The losses of other libraries, with hyperparameters named as in nearfar.
 
     pip install pytorch-metric-learning sentence-transformers
 
 Each function takes the data and hyperparameters of a case and returns the loss as a call without
-arguments. They import their library when called, so that a process loads only what it measures.
+arguments. Libraries are imported inside the functions, so that a process loads only what it
+measures.
 """
 
 from collections.abc import Callable
@@ -19,7 +20,7 @@ Loss = Callable[[], Tensor]
 def ranking(query: Tensor, positive: Tensor, *, temperature: float) -> Loss:
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
-    no_encoder: Any = None  # the loss is called on embeddings
+    no_encoder: Any = None  # the loss is applied to embeddings
     loss = MultipleNegativesRankingLoss(no_encoder, scale=1 / temperature)
     unused = torch.zeros(len(query))
     return lambda: loss.compute_loss_from_embeddings([query, positive], unused)
@@ -106,13 +107,13 @@ def proxy_anchor(
 
 
 def _with_weight(loss: Any, proxies: Tensor) -> Any:
-    loss.W = nn.Parameter(proxies.detach().T.clone())  # theirs are the columns
+    loss.W = nn.Parameter(proxies.detach().T.clone())  # a column per proxy
     return loss
 
 
 def _on(loss: Any, x: Tensor, labels: Tensor) -> Loss:
     def call() -> Tensor:
-        loss.zero_grad()  # the proxies, which the module keeps
+        loss.zero_grad()  # of the proxies, which the module holds
         value: Tensor = loss(x, labels)
         return value
 

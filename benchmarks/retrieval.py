@@ -1,13 +1,13 @@
-"""How long does exact search take among many references, and how much memory?
+"""How long does exact search among many references take, and how much memory?
 
-Peer: `util.semantic_search` of sentence-transformers, which finds the ten nearest and takes no
-figures of them.
+The other contender is `util.semantic_search` of sentence-transformers, which finds the ten nearest
+references and computes no figures from them.
 
     pip install nearfar sentence-transformers
     python benchmarks/retrieval.py [--large] [--json retrieval.json]
 
-1,000 queries of 128 numbers against 100,000 references; with `--large` against 1,000,000 too.
-Memory is the extra peak of the first call in this process, ours before theirs.
+1,000 queries of 128 numbers against 100,000 references; with `--large` also against 1,000,000.
+Memory is the extra peak of the first call in this process, nearfar before the other.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ def contenders(x: Tensor, reference: Tensor, labels: Tensor) -> dict[str, Callab
         return retrieval(x, own, reference=Reference(reference, labels))
 
     if installed(PEER) is None:
-        print(f"\n({PEER} is left out: pip install {PEER})")
+        print(f"\n(without {PEER}: it needs `pip install {PEER}`)")
         return {"nearfar": ours}
     from sentence_transformers.util import semantic_search
 
@@ -46,9 +46,11 @@ def measured(references: int, repeats: int) -> dict[str, Any]:
     x = reference[:QUERIES] + torch.randn(QUERIES, D)
     calls = contenders(x, reference, labels)
     extra = {name: peak_growth(call) for name, call in calls.items()}
-    times = in_turns(calls, repeats)
+    times = in_turns(calls, repeats, warm=True)
     return {
+        "queries": len(x),
         "references": references,
+        "d": D,
         "contenders": {
             name: {"median_s": t.median, "min_s": t.minimum, "extra_bytes": extra[name]}
             for name, t in times.items()
@@ -66,12 +68,12 @@ def shown(result: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    asked = arguments(__doc__, repeats=3).parse_args()
+    asked = arguments(__doc__, "large", "shrink", "threads", repeats=3).parse_args()
     torch.set_num_threads(asked.threads)
     header("Exact search")
     results = []
     for references in (100_000, 1_000_000) if asked.large else (100_000,):
-        results.append(measured(references, asked.repeats))
+        results.append(measured(references // asked.shrink, asked.repeats))
         print(shown(results[-1]), flush=True)
     save(asked.json, results)
 

@@ -1,12 +1,12 @@
-"""Does the engine tax the common case, a batch of 64?
+"""Is nearfar slower than plain torch on a batch of 64?
 
-Peer: the textbook formula in plain torch, which at this size has nothing to save.
+The other contender is the textbook formula, whose matrix is small at this size.
 
     pip install nearfar
-    python benchmarks/small_batches.py [--large] [--only triplet] [--json small.json]
+    python benchmarks/small_batches.py [--large] [--only triplet] [--json small_batches.json]
 
-Forward and backward, n = 64, d = 128, in one process, in turns. No loss may take more than 1.5
-times as long as the formula. `--large` adds n = 256 and n = 1,024.
+Forward and backward pass, n = 64, d = 128, in one process, in turns. No loss should take more than
+1.5 times as long as the formula. `--large` adds n = 256 and n = 1,024.
 """
 
 from typing import Any
@@ -40,7 +40,9 @@ def measured(case: Case, n: int, repeats: int) -> dict[str, Any]:
 
 
 def shown(results: list[dict[str, Any]]) -> str:
-    columns = ("", "ours µs", "min", "textbook µs", "min", "ratio", "of min", f"at most {AT_MOST}")
+    columns = (
+        "", "nearfar µs", "min", "textbook µs", "min", "ratio", "of min", f"at most {AT_MOST}"
+    )  # fmt: skip
     lines = [
         (
             result["case"],
@@ -58,7 +60,7 @@ def shown(results: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    asked = arguments(__doc__, repeats=300).parse_args()
+    asked = arguments(__doc__, "large", "only", "threads", repeats=300).parse_args()
     torch.set_num_threads(asked.threads)
     header("Small batches")
     results = []

@@ -1,16 +1,18 @@
-"""How much faster and smaller than the peers? Forward and backward, float32, on the CPU.
+"""How fast is a whole-batch loss, and how much memory does it take, beside other implementations?
 
-Peers: the textbook formula in plain torch, as it is and by torch.compile (for CLIP also with a
-product for each direction, as open_clip has it), pytorch-metric-learning, sentence-transformers.
+Forward and backward pass in float32 on the CPU. The others are the textbook formula in plain torch,
+as it is and under torch.compile (for CLIP also with one product for each direction, as in
+open_clip), pytorch-metric-learning and sentence-transformers.
 
     pip install nearfar pytorch-metric-learning sentence-transformers
     python benchmarks/speed.py [--large] [--only clip] [--json speed.json]
 
-All contenders of a case run in this process, in turns, with equal hyperparameters on the same
-input. Peak memory is that of one pass in a fresh process, the median of three. "of a product's
-rate" is that of the case's operations as a share of that of a plain 4096 x 4096 x 512 product,
-which has its turn too; "nothing but products" is how much faster than the formula ours would be at
-that rate, did it do nothing else.
+All contenders of a case run in one process, in turns, on the same input with the same
+hyperparameters. Memory is the extra peak of one pass in a fresh process: of nearfar the median of
+three processes, of the others one, since their matrices hide what varies.
+
+The "rate of torch.mm" compares the floating-point operations per second of a case's matrix products
+with those of a plain product of 4096 x 512 and 512 x 4096, which takes its turn in the same run.
 """
 
 from typing import Any
@@ -19,13 +21,13 @@ import passive  # noqa: F401
 import torch
 from cases import WHOLE_BATCH, Asked, Case, forward_backward
 from measure import Timing, arguments, header, in_turns, save, table, verdict
-from peak import in_fresh_processes
+from peak import PROCESSES, in_fresh_processes
 
 PRODUCT = (4096, 4096, 512)
 
 
 def measured(case: Case, n: int, repeats: int, threads: int) -> dict[str, Any]:
-    """Times, memory and losses of all contenders, and what is asked of ours."""
+    """Times, memory and losses of all contenders."""
     d = case.asked.d
     data = case.data(n, d)
     steps = {
@@ -34,9 +36,14 @@ def measured(case: Case, n: int, repeats: int, threads: int) -> dict[str, Any]:
         if _is_there(case, name)
     }
     losses = {name: step() for name, step in steps.items()}
-    times = in_turns({**steps, "product": _product()}, repeats)
+    times = in_turns({**steps, "product": _product()}, repeats, warm=True)
     product = times.pop("product")
-    peaks = {name: in_fresh_processes(case.name, name, n, d, threads)["bytes"] for name in steps}
+    peaks = {
+        name: in_fresh_processes(
+            case.name, name, n, d, threads, processes=PROCESSES if name == "nearfar" else 1
+        )["bytes"]
+        for name in steps
+    }
     contenders = {
         name: {
             "median_s": times[name].median,
@@ -56,56 +63,61 @@ def measured(case: Case, n: int, repeats: int, threads: int) -> dict[str, Any]:
 
 
 def shown(result: dict[str, Any]) -> str:
-    columns = ("", "median", "min", "ours is", "extra MB", "ours takes", "loss")
+    columns = ("", "median", "min", "nearfar is", "extra MB", "nearfar takes", "loss")
     lines = [
         (
             name,
             f"{took['median_s'] * 1e3:.1f} ms",
             f"{took['min_s'] * 1e3:.1f} ms",
-            "" if name == "nearfar" else f"{took['ours_faster']:.2f} x faster",
+            "" if name == "nearfar" else f"{took['ours_faster']:.2f} x as fast",
             f"{took['extra_bytes'] / 1e6:.1f}",
             "" if name == "nearfar" else f"1/{1 / max(took['ours_memory'], 1e-9):.1f}",
             f"{took['loss']:.6f}" + (" *" if took["differs"] else ""),
         )
         for name, took in result["contenders"].items()
     ]
-    notes = [f"  * {took['differs']}" for took in result["contenders"].values() if took["differs"]]
+    notes = [
+        f"  * {name} {took['differs']}"
+        for name, took in result["contenders"].items()
+        if took["differs"]
+    ]
     title = f"\n{result['case']}, n = {result['n']}, d = {result['d']}"
     return "\n".join((title, table(columns, lines), *notes))
 
 
-def answers(question: Asked, result: dict[str, Any]) -> list[str]:
-    """What was asked at this size, what came, and whether that is enough."""
+def answers(asked: Asked, result: dict[str, Any]) -> list[str]:
+    """What should be reached at this size, and whether it was."""
     lines: list[str] = []
-    if result["n"] != question.n:
+    if result["n"] != asked.n:
         return lines
-    beside = result["contenders"].get(question.beside)
-    if beside and question.faster:
-        reached = verdict(beside["ours_faster"] >= question.faster)
-        lines.append(f"at least {question.faster:g} x faster than {question.beside}: {reached}")
-    if beside and question.memory:
-        reached = verdict(beside["ours_memory"] <= question.memory)
-        lines.append(f"at most 1/{1 / question.memory:g} of its extra memory: {reached}")
+    beside = result["contenders"].get(asked.beside)
+    if beside and asked.faster:
+        reached = verdict(beside["ours_faster"] >= asked.faster)
+        lines.append(f"at least {asked.faster:g} x as fast as {asked.beside}: {reached}")
+    if beside and asked.memory:
+        reached = verdict(beside["ours_memory"] <= asked.memory)
+        lines.append(f"at most 1/{1 / asked.memory:g} of its extra memory: {reached}")
     if result["of_product"]:
-        line = f"{result['of_product']:.0%} of a product's rate"
-        if question.of_product:
-            reached = verdict(result["of_product"] >= question.of_product)
-            line += f", at least {question.of_product:.0%}: {reached}"
+        line = f"{result['of_product']:.0%} of the rate of torch.mm"
+        if asked.of_product:
+            reached = verdict(result["of_product"] >= asked.of_product)
+            line += f", at least {asked.of_product:.0%}: {reached}"
         most = result["contenders"]["textbook"]["ours_faster"] / result["of_product"]
-        lines += [line, f"nothing but products would be {most:.2f} x faster than the formula"]
+        lines += [line, f"its products alone, at that rate: {most:.2f} x as fast as the formula"]
     return lines
 
 
 def _is_there(case: Case, contender: str) -> bool:
     missing = case.missing(contender)
     if missing:
-        print(f"\n({contender} is left out: {missing})")
+        print(f"\n(without {contender}: it needs {missing})")
     return missing is None
 
 
 def _product() -> Any:
     rows, columns, inner = PRODUCT
     a, b, out = torch.randn(rows, inner), torch.randn(inner, columns), torch.empty(rows, columns)
+    torch.mm(a, b, out=out)  # to warm up
     return lambda: torch.mm(a, b, out=out)
 
 
@@ -118,11 +130,10 @@ def _of_product(case: Case, n: int, d: int, ours: Timing, product: Timing) -> fl
 
 
 def main() -> None:
-    parser = arguments(__doc__, repeats=5)
-    parser.add_argument("--shrink", type=int, default=1, metavar="K", help="n / K, for a quick try")
+    parser = arguments(__doc__, "large", "only", "shrink", "threads", repeats=5)
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
-    header("Speed and memory beside the peers")
+    header("Speed and memory of whole-batch losses")
     results = []
     for case in (case for case in WHOLE_BATCH if asked.only in case.name):
         sizes = {case.asked.n, case.asked.large} if asked.large else {case.asked.n}
@@ -131,7 +142,7 @@ def main() -> None:
             result["answers"] = answers(case.asked, result)
             results.append(result)
             print(shown(result), *(f"  {line}" for line in result["answers"]), sep="\n", flush=True)
-            save(asked.json, results)  # what is there, should a large peer run out of memory
+            save(asked.json, results)  # in case a later contender runs out of memory
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Every loss as a textbook or a first search result has it: dense torch, autograd, the mean.
+"""Every loss as a textbook or the first search result has it: dense torch, autograd, the mean.
 
-Arguments and hyperparameters are named as in nearfar, so that a benchmark calls both alike.
+Arguments and hyperparameters have the same names as in nearfar, so that benchmarks can call both
+alike.
 """
 
 from math import cos, inf, pi, sin
@@ -80,7 +81,7 @@ def clip_loss(x: Tensor, y: Tensor, *, scale: float | Tensor) -> Tensor:
 
 
 def clip_loss_two_products(x: Tensor, y: Tensor, *, scale: float | Tensor) -> Tensor:
-    """A matrix product for each direction, as open_clip has it."""
+    """One matrix product for each direction, as in open_clip."""
     x, y = F.normalize(x), F.normalize(y)
     target = _range(x)
     to_y, to_x = scale * x @ y.T, scale * y @ x.T
@@ -188,7 +189,7 @@ def _cosines(x: Tensor) -> Tensor:
 
 
 def _kinds(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """(n, n) who is positive for whom, and who negative."""
+    """(n, n) masks of the positive and of the negative pairs."""
     same = labels[:, None] == labels
     return same & ~torch.eye(len(labels), dtype=torch.bool), ~same
 

@@ -1,13 +1,14 @@
-"""Every triplet and quadruplet, and the hardest: how fast, how small, and how they grow.
+"""How fast are losses over all, or the hardest, triplets and quadruplets, and how do they grow?
 
-Peer: pytorch-metric-learning, which lists triplets; it has no quadruplets over a batch.
+The other contender is pytorch-metric-learning, which lists the triplets; it has no quadruplets over
+a batch.
 
     pip install nearfar pytorch-metric-learning
     python benchmarks/tuples.py [--large] [--only semihard] [--json tuples.json]
 
-Forward and backward in float32, d = 128, 8 rows a class. Times are of all contenders in this
-process, in turns; peak extra memory is of one pass in a fresh process each. `--large` adds the
-sizes at which theirs takes minutes and gigabytes, and the growth of ours.
+Forward and backward pass in float32, d = 128, 8 rows per class. Contenders are timed in one
+process, in turns; extra peak memory is that of one pass in a fresh process. `--large` adds the
+size at which the other takes many seconds and gigabytes, and how time grows with n.
 """
 
 import argparse
@@ -44,16 +45,19 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Question:
-    """A case at a size, and what is asked of it.
+    """A case at a size, and what it should reach.
 
     Attributes:
-        faster: than theirs, so many times.
-        memory: at most this share of theirs.
+        case: which triplets or quadruplets.
+        n: rows.
+        faster: at least this many times as fast as pytorch-metric-learning.
+        memory: at most this share of its memory.
         seconds: at most.
         extra: bytes at most.
-        beside: measure theirs too; at some sizes it takes minutes and tens of gigabytes.
-        large: only with --large, and once.
-        differs: where their definition is not ours.
+        beside: measure pytorch-metric-learning too; at some sizes it takes minutes and tens of
+            gigabytes.
+        large: only with --large, with at most three repeats.
+        differs: what pytorch-metric-learning does differently.
     """
 
     case: str
@@ -68,7 +72,7 @@ class Question:
 
 
 _SEMIHARD = (
-    "theirs takes every negative beyond the positive and within the margin, ours the nearest"
+    "takes every negative beyond the positive and within the margin, nearfar only the nearest"
 )
 QUESTIONS = [
     Question("all", 1024, faster=60, memory=1 / 40),
@@ -84,11 +88,17 @@ GROWTH = ("all", "semihard", "hard", "quadruplets")
 AT_MOST = 20.0
 
 
-def ours(case: str) -> Loss:
+def ours(case: str) -> partial[Tensor]:
     if case.startswith("quadruplets"):
         select = "hard" if case.endswith("hard") else "all"
         return partial(nearfar.batch_quadruplet_loss, margin=MARGIN, margin2=MARGIN2, select=select)
     return partial(nearfar.batch_triplet_loss, margin=MARGIN, select=case)
+
+
+def named(case: str) -> dict[str, str]:
+    """What the tables call a case."""
+    loss = ours(case)
+    return {"function": loss.func.__name__, "select": loss.keywords["select"]}
 
 
 def theirs(case: str) -> Loss | None:
@@ -136,7 +146,7 @@ def contenders(case: str) -> dict[str, Loss]:
 
 
 def peak(case: str, contender: str, n: int, threads: int) -> int:
-    """Bytes of one pass in a fresh process."""
+    """Extra bytes of one pass in a fresh process."""
     command = [sys.executable, __file__, "--peak", case, contender, str(n)]
     done = subprocess.run(
         [*command, "--threads", str(threads)],
@@ -159,29 +169,32 @@ def measured(question: Question, n: int, repeats: int, threads: int) -> dict[str
     x, labels = data(n)
     losses = contenders(question.case) if question.beside else {"nearfar": ours(question.case)}
     repeats = min(3, repeats) if question.large else repeats
-    times = in_turns(
-        {name: partial(step, loss, x, labels) for name, loss in losses.items()}, repeats
-    )
+    steps = {name: partial(step, loss, x, labels) for name, loss in losses.items()}
+    values = {name: call() for name, call in steps.items()}
+    times = in_turns(steps, repeats, warm=True)
     took = {
         name: {
             "median_s": times[name].median,
             "min_s": times[name].minimum,
             "extra_bytes": peak(question.case, name, n, threads),
-            "loss": step(loss, x, labels),
+            "loss": values[name],
         }
-        for name, loss in losses.items()
+        for name in steps
     }
     return {
         "case": question.case,
+        **named(question.case),
         "n": n,
+        "d": D,
         "contenders": took,
+        "differs": question.differs,
         "answers": answers(question, n, took),
     }
 
 
 def answers(question: Question, n: int, took: dict[str, Any]) -> list[str]:
-    """What was asked at this size, what came, and whether that is enough."""
-    notes = [f"* {question.differs}"] if question.differs and PEER in took else []
+    """What should be reached at this size, and whether it was."""
+    notes = [f"* {PEER} {question.differs}"] if question.differs and PEER in took else []
     if n != question.n:
         return notes
     mine, peer, lines = took["nearfar"], took.get(PEER), []
@@ -196,7 +209,7 @@ def answers(question: Question, n: int, took: dict[str, Any]) -> list[str]:
     if peer and question.faster:
         ratio = peer["median_s"] / mine["median_s"]
         reached = verdict(ratio >= question.faster)
-        lines.append(f"{ratio:.0f} x faster, at least {question.faster:g}: {reached}")
+        lines.append(f"{ratio:.0f} x as fast, at least {question.faster:g}: {reached}")
     if peer and question.memory:
         ratio = peer["extra_bytes"] / max(mine["extra_bytes"], 1)
         reached = verdict(ratio >= 1 / question.memory)
@@ -206,15 +219,25 @@ def answers(question: Question, n: int, took: dict[str, Any]) -> list[str]:
     return lines + notes
 
 
-def growth(case: str, repeats: int) -> dict[str, Any]:
-    """By how much time grows where n grows 4 times, which is 16 times the pairs."""
+def growth(case: str, sizes: tuple[int, int], repeats: int) -> dict[str, Any]:
+    """How much longer a pass takes on 4 times the rows, which have 16 times the pairs."""
     loss = ours(case)
-    calls = {str(n): partial(step, loss, *data(n)) for n in (2048, 8192)}
-    times = in_turns(calls, repeats)
-    ratio = times["8192"].median / times["2048"].median
+    times = in_turns({str(n): partial(step, loss, *data(n)) for n in sizes}, repeats)
+    small, large = (times[str(n)] for n in sizes)
+    ratio = large.median / small.median
     reached = verdict(ratio <= AT_MOST)
-    line = f"{ratio:.1f} x the time from n = 2048 to 8192, at most {AT_MOST:g}: {reached}"
-    return {"case": case, "growth": ratio, "answers": [line]}
+    line = (
+        f"{ratio:.1f} x the time from n = {sizes[0]} to {sizes[1]}, at most {AT_MOST:g}: {reached}"
+    )
+    return {
+        "case": case,
+        **named(case),
+        "sizes": sizes,
+        "d": D,
+        "growth": ratio,
+        "growth_of_min": large.minimum / small.minimum,
+        "answers": [line],
+    }
 
 
 def shown(result: dict[str, Any]) -> str:
@@ -233,8 +256,7 @@ def shown(result: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = arguments(__doc__, repeats=5)
-    parser.add_argument("--shrink", type=int, default=1, metavar="K", help="n / K, for a quick try")
+    parser = arguments(__doc__, "large", "only", "shrink", "threads", repeats=5)
     parser.add_argument("--peak", nargs=3, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
@@ -251,7 +273,8 @@ def main() -> None:
             print(shown(result), *(f"  {line}" for line in result["answers"]), sep="\n", flush=True)
     for case in GROWTH if asked.large else ():
         if asked.only in case:
-            results.append(growth(case, asked.repeats))
+            sizes = (2048 // asked.shrink, 8192 // asked.shrink)
+            results.append(growth(case, sizes, asked.repeats))
             print(f"\n{case}\n  {results[-1]['answers'][0]}", flush=True)
     save(asked.json, results)
 

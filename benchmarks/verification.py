@@ -1,13 +1,13 @@
-"""How long do the figures of every pair take, with their intervals, and how much memory?
+"""How long do figures over every pair take, with their intervals, and how much memory?
 
-Peer: every distance in one array, then scikit-learn's `roc_curve`, which weighs pairs alike and
-gives no interval.
+The other contender puts every distance into one array and calls scikit-learn's `roc_curve`, which
+weighs all pairs alike and gives no intervals.
 
     pip install nearfar scikit-learn
     python benchmarks/verification.py [--json verification.json]
 
 5,180 items of 370 identities, 128 numbers each: 33,670 similar and 13.4 million dissimilar pairs.
-Memory is the extra peak of the first call in this process, ours before theirs.
+Memory is the extra peak of the first call in this process, nearfar before the other.
 """
 
 from typing import Any
@@ -39,28 +39,44 @@ def theirs(x: Tensor, labels: Tensor) -> object:
     return auc(far, tar), float(far[np.argmin(np.abs(far - (1 - tar)))])
 
 
-def main() -> None:
-    asked = arguments(__doc__, repeats=3).parse_args()
-    torch.set_num_threads(asked.threads)
-    header("Every pair")
+def measured(identities: int, repeats: int) -> dict[str, Any]:
     torch.manual_seed(0)
-    labels = torch.arange(IDENTITIES).repeat_interleave(ITEMS)
-    x = torch.randn(IDENTITIES, D)[labels] + 1.2 * torch.randn(len(labels), D)
+    labels = torch.arange(identities).repeat_interleave(ITEMS)
+    x = torch.randn(identities, D)[labels] + 1.2 * torch.randn(len(labels), D)
     calls = {"nearfar": lambda: ours(x, labels)}
-    if installed(PEER) is not None:
-        calls[f"{PEER}, no intervals"] = lambda: theirs(x, labels)
+    if installed(PEER) is None:
+        print(f"\n(without {PEER}: it needs `pip install {PEER}`)")
+    else:
+        calls[PEER] = lambda: theirs(x, labels)
     extra = {name: peak_growth(call) for name, call in calls.items()}
-    times = in_turns(calls, asked.repeats)
-    results: dict[str, Any] = {
-        name: {"median_s": t.median, "min_s": t.minimum, "extra_bytes": extra[name]}
-        for name, t in times.items()
+    times = in_turns(calls, repeats, warm=True)
+    return {
+        "items": len(x),
+        "identities": identities,
+        "d": D,
+        "contenders": {
+            name: {"median_s": t.median, "min_s": t.minimum, "extra_bytes": extra[name]}
+            for name, t in times.items()
+        },
     }
-    rows = [
+
+
+def shown(result: dict[str, Any]) -> str:
+    lines = [
         (name, f"{t['median_s']:.2f} s", f"{t['min_s']:.2f} s", f"{t['extra_bytes'] / 1e6:.0f}")
-        for name, t in results.items()
+        for name, t in result["contenders"].items()
     ]
-    print(table(("", "median", "min", "extra MB"), rows))
-    save(asked.json, results)
+    title = f"\n{result['items']} items of {result['identities']} identities"
+    return f"{title}\n{table(('', 'median', 'min', 'extra MB'), lines)}"
+
+
+def main() -> None:
+    asked = arguments(__doc__, "shrink", "threads", repeats=3).parse_args()
+    torch.set_num_threads(asked.threads)
+    header("Figures over every pair")
+    result = measured(IDENTITIES // asked.shrink, asked.repeats)
+    print(shown(result))
+    save(asked.json, [result])
 
 
 if __name__ == "__main__":

@@ -166,7 +166,7 @@ def test_the_memory_of_pairs_is_linear_in_the_batch(name: str, bases: list[float
 
 @pytest.mark.parametrize("scale", [20.0, 100.0])
 def test_the_gradient_of_a_loss_near_0_keeps_its_digits(scale: float) -> None:
-    """Exponentials far above 1 would push what they are multiplied with below the normal numbers."""
+    """Factors of exponentials far above 1 would be smaller than normal numbers are."""
     random = torch.Generator().manual_seed(0)
     x = torch.randn(256, 128, generator=random)
     y = x + 0.1 * torch.randn(256, 128, generator=random)
