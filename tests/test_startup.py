@@ -14,7 +14,7 @@ from shutil import which
 import pytest
 
 import nearfar
-from nearfar.app.explain_table import LOSSES
+from nearfar.app.explain_table import FUNCTIONS
 from nearfar.app.train import names
 from nearfar.app.train.config import Hyperparameters, options_of
 from nearfar.app.train.objectives import OBJECTIVES
@@ -89,7 +89,7 @@ def test_help_and_a_wrong_word_load_nothing_heavy(arguments):
 
 
 def test_the_names_of_the_losses_are_those_of_the_objectives():
-    assert tuple(OBJECTIVES) == names.LOSSES
+    assert tuple(OBJECTIVES) == names.TRAINED
     assert (names.FOR_ITEMS, names.FOR_PAIRS) == ("sup_con", "contrastive")
     assert OBJECTIVES[names.FOR_PAIRS].from_pairs
     assert not OBJECTIVES[names.FOR_ITEMS].from_pairs
@@ -103,7 +103,7 @@ def test_the_declared_hyperparameters_are_those_of_the_objectives():
 
 
 def test_explain_takes_the_hyperparameters_of_its_losses():
-    taken = {name for loss in LOSSES.values() for name in inspect.signature(loss).parameters}
+    taken = {name for loss in FUNCTIONS.values() for name in inspect.signature(loss).parameters}
     assert set(names.EXPLAINED) == taken & set(options_of(Hyperparameters))
 
 

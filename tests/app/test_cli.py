@@ -18,7 +18,7 @@ from conftest import write_csv
 import nearfar as nf
 from nearfar.app import commands
 from nearfar.app.commands import OPTIONS
-from nearfar.app.explain_table import LOSSES
+from nearfar.app.explain_table import FUNCTIONS
 from nearfar.app.train.config import Hyperparameters, TrainConfig, options_of
 from nearfar.app.train.names import SWEPT
 
@@ -33,7 +33,7 @@ def test_version_and_help(nearfar):
     for command in ("train", "evaluate", "verify", "embed", "explain"):
         assert command in shown
         assert "nearfar" in nearfar(command, "--help").out
-    for loss in LOSSES:
+    for loss in FUNCTIONS:
         assert loss in nearfar("train", "--help").out
     assert "Usage" in nearfar().out
 
@@ -225,7 +225,7 @@ TABLES = {
 }
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", FUNCTIONS)
 def test_explain_every_loss_from_npz_and_parquet(nearfar, tmp_path, name):
     import pyarrow
     import pyarrow.parquet
@@ -234,7 +234,7 @@ def test_explain_every_loss_from_npz_and_parquet(nearfar, tmp_path, name):
     np.savez(tmp_path / "t.npz", **data)
     columns = {key: value.tolist() for key, value in data.items()}
     pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "t.parquet")
-    expected = nf.explain(LOSSES[name], *data.values()).as_dict()
+    expected = nf.explain(FUNCTIONS[name], *data.values()).as_dict()
     for file in ("t.npz", "t.parquet"):
         done = nearfar("explain", tmp_path / file, "--loss", name, "--json")
         assert done.status == 0, done.err

@@ -19,7 +19,7 @@ from nearfar.app.train.config_file import read_config, to_toml
 from nearfar.app.train.data import Items, Pairs, read_glyphs
 from nearfar.app.train.encoders import Embedder, build
 from nearfar.app.train.groups import connected
-from nearfar.app.train.measure import GivenPairs, Measured, Sample
+from nearfar.app.train.measure import GivenPairs, MeasuredPairs, Sample
 from nearfar.app.train.split import rows_within, split_items, split_pairs
 from nearfar.doctor import Evidence, Fitted
 from nearfar.doctor.threshold_rules import coarse_threshold
@@ -306,7 +306,7 @@ def test_dashes_are_explained_where_there_are_any():
         identities, nothing = torch.stack([first, second], 1), torch.zeros(0)
         pairs = GivenPairs(identities, identities, similar, apart)
         sample = Sample(nothing, nothing, nothing, nothing)
-        test = Measured(pairs, pairs, "cosine", n_identities, 0, nothing, nothing, sample)
+        test = MeasuredPairs(pairs, pairs, "cosine", n_identities, 0, nothing, nothing, sample)
         return compare(test, Thresholds(0.9, 0.9, 0.01, "cosine"))
 
     def without_rare_rates(of: Comparison) -> Comparison:

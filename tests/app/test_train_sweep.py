@@ -11,7 +11,7 @@ from rich.console import Console
 from nearfar.app.cli import main
 from nearfar.app.errors import InputError
 from nearfar.app.train.config import TrainConfig
-from nearfar.app.train.sweep import Finished, Sweep, Trial, sweep, trials_of
+from nearfar.app.train.sweep import FinishedTrial, Sweep, Trial, sweep, trials_of
 
 
 @pytest.fixture(scope="module")
@@ -112,10 +112,12 @@ def test_a_file_in_place_of_the_folder_is_refused_before_anything_is_read(tmp_pa
 
 
 def test_a_tie_is_called_one() -> None:
-    def finished(name: str, eer: float, low: float = 0, high: float = 0) -> Finished:
+    def finished(name: str, eer: float, low: float = 0, high: float = 0) -> FinishedTrial:
         intervals = {"eer": {"low": low, "high": high}} if high else None
         test = {"learned": {"eer": eer, "auc": 1 - eer, "intervals": intervals}}
-        return Finished(Trial(name, TrainConfig(data="d", loss="sup_con")), Path(name), eer, test)
+        return FinishedTrial(
+            Trial(name, TrainConfig(data="d", loss="sup_con")), Path(name), eer, test
+        )
 
     found = Sweep(
         (

@@ -134,8 +134,8 @@ def hand_written(loss: Loss) -> list[Path]:
 def mentions(loss: Loss, path: Path) -> set[int]:
     """The lines of a file that name a loss: its function, its module, or what the tool calls it.
 
-    Prose does not count: comments, docstrings and error messages. Nor do losses of other libraries
-    that happen to have the same name.
+    Prose does not count: comments, docstrings, error messages and examples of commands. Nor do
+    losses of other libraries that happen to have the same name.
     """
     tree = ast.parse(path.read_text(encoding="utf-8"))
     prose, foreign = set(), set()
@@ -151,8 +151,10 @@ def mentions(loss: Loss, path: Path) -> set[int]:
     for node in ast.walk(tree):
         match node:
             case ast.Constant(value=str(text)) if node not in prose:
-                words = set(re.findall(r"\w+", text))
-                found = bool(named & words) or (text == loss.name and text not in DISTANCES)
+                words = set() if " --" in text else set(re.findall(r"\w+", text))
+                # In a sentence, a name such as "softmax" may be an ordinary word.
+                of_tool = loss.name in words if "_" in loss.name else text == loss.name
+                found = bool(named & words) or (of_tool and text not in DISTANCES)
             case ast.Name(id=name) | ast.Attribute(attr=name) | ast.alias(name=name):
                 found = name in named
             case ast.FunctionDef(name=name) | ast.ClassDef(name=name) | ast.keyword(arg=name):

@@ -17,7 +17,7 @@ import nearfar
 from nearfar.app.errors import InputError
 from nearfar.app.show import console, note, show
 from nearfar.app.train.config import Hyperparameters, TrainConfig, options_of
-from nearfar.app.train.names import EXPLAINED, GLYPHS, SWEPT
+from nearfar.app.train.names import EXPLAINED, GLYPHS, ROW_LOSSES, SWEPT
 
 OPTIONS = {**options_of(TrainConfig), **options_of(Hyperparameters)}
 FLAGS = {name: "--" + name.replace("_", "-") for name in OPTIONS}
@@ -46,7 +46,7 @@ DATA = argument(
     f"'{GLYPHS}' (built in), a folder with one subfolder of images per identity, an .npz with "
     "arrays x and y, or a .csv or .parquet of pairs with columns a, b and label.",
 )
-Run = Annotated[Path, argument("RUN", "A run folder written by train.")]
+RunFolder = Annotated[Path, argument("RUN", "A run folder written by train.")]
 AsJson = Annotated[bool, option("Print JSON.", "--json")]
 Overwrite = Annotated[bool, option("Replace --out if it exists.", "--overwrite")]
 
@@ -143,7 +143,7 @@ def train(
 
 @command(takes=("similar_label", "identity_depth"))
 def evaluate(
-    run: Run,
+    run: RunFolder,
     data: Annotated[
         str | None, argument("DATA", "Other data, all of it. Default: the run's test identities.")
     ] = None,
@@ -164,7 +164,7 @@ def evaluate(
     'verify runs/vectors "0.1 0.2 0.3" "0.3 0.2 0.1" && echo same',
 )
 def verify(
-    run: Run,
+    run: RunFolder,
     a: Annotated[str, argument("A", "An image, a vector as text or .npy, or DATA:row.")],
     b: Annotated[str, argument("B", "The second item, in the same forms.")],
     as_json: AsJson = False,
@@ -178,7 +178,7 @@ def verify(
 
 @command(takes=("identity_depth",))
 def embed(
-    run: Run,
+    run: RunFolder,
     data: Annotated[str, DATA],
     out: Annotated[Path, option("The .npz file to write.", "--out", metavar="FILE")],
     overwrite: Overwrite = False,
@@ -207,7 +207,7 @@ def doctor(
 
 @command("report runs/photos", "report runs/photos --out photos.html")
 def report(
-    run: Run,
+    run: RunFolder,
     out: Annotated[
         Path | None, option("The .html file (RUN/report.html).", "--out", metavar="FILE")
     ] = None,
@@ -274,7 +274,7 @@ def explain(
         Path,
         argument("TABLE", "A .csv, .parquet or .npz with columns named after the loss's data."),
     ],
-    loss: Annotated[str, option("contrastive, cosine, triplet, quadruplet, info_nce or softmax.")],
+    loss: Annotated[str, option(f"One of {', '.join(ROW_LOSSES)}.")],
     limit: Annotated[int | None, option("Show at most this many rows.", min=1)] = None,
     as_json: AsJson = False,
     **given: Any,

@@ -9,21 +9,16 @@ import numpy.typing as npt
 from torch import Tensor
 
 import nearfar
-from nearfar import registry
 from nearfar.app.errors import InputError
-from nearfar.app.tables import Table, read_table, refuse_bad_labels
+from nearfar.app.tables import TableFile, read_table, refuse_bad_labels
 from nearfar.app.train.data import read_arrays
-from nearfar.app.train.names import EXPLAINED
+from nearfar.app.train.names import EXPLAINED, FROM_DISTANCE, ROW_LOSSES
 from nearfar.insight.explain import explain
 from nearfar.insight.explanation import Explanation
 
-# What is added to the name of a loss gives the form of it that takes distances.
-FROM_DISTANCE = "_from_distance"
 # "contrastive" stands for contrastive_loss_from_distance too, if the table holds distances.
-LOSSES: Mapping[str, Callable[..., Tensor]] = {
-    loss.name: getattr(nearfar, loss.function)
-    for loss in registry.LOSSES
-    if loss.takes("rows") and not loss.function.endswith(FROM_DISTANCE)
+FUNCTIONS: Mapping[str, Callable[..., Tensor]] = {
+    name: getattr(nearfar, f"{name}_loss") for name in ROW_LOSSES
 }
 ALIASES = {"x1": "a", "x2": "b", "y": "label", "d": "distance"}
 NUMBERS = ("d", "y", "target")  # the others are columns of vectors
@@ -41,16 +36,16 @@ def explain_table(path: Path, name: str, hyperparameters: Mapping[str, Any]) -> 
     Raises:
         InputError: the file, a column, a cell, the loss or a hyperparameter cannot be used.
     """
-    if name not in LOSSES:
+    if name not in ROW_LOSSES:
         if callable(getattr(nearfar, f"{name}_loss", None)):
             raise InputError(
                 f"{name} compares a whole batch; a table can be explained with: "
-                f"{', '.join(LOSSES)}. In Python use nearfar.forces."
+                f"{', '.join(ROW_LOSSES)}. In Python use nearfar.forces."
             )
-        raise InputError(f"unknown loss {name!r}; the choices are: {', '.join(LOSSES)}.")
+        raise InputError(f"unknown loss {name!r}; the choices are: {', '.join(ROW_LOSSES)}.")
     data = read_arrays(path) if path.suffix.lower() == ".npz" else read_table(path)
-    columns = data.columns if isinstance(data, Table) else data
-    loss = LOSSES[name]
+    columns = data.columns if isinstance(data, TableFile) else data
+    loss = FUNCTIONS[name]
     if _has(columns, "d") and not _has(columns, "x1"):
         loss = getattr(nearfar, loss.__name__ + FROM_DISTANCE, loss)
     arguments, settings = _parameters(loss)
@@ -78,13 +73,13 @@ def _parameters(loss: Callable[..., Tensor]) -> tuple[dict[str, bool], list[str]
 
 
 def _array(
-    data: Table | Mapping[str, npt.NDArray[Any]],
+    data: TableFile | Mapping[str, npt.NDArray[Any]],
     path: Path,
     argument: str,
     needed: bool,
     wanted: Iterable[str],
 ) -> npt.NDArray[Any] | None:
-    columns = data.columns if isinstance(data, Table) else data
+    columns = data.columns if isinstance(data, TableFile) else data
     if not _has(columns, argument):
         if not needed:
             return None
@@ -94,22 +89,22 @@ def _array(
             f"The loss takes: {', '.join(wanted)}."
         )
     name = argument if argument in columns else ALIASES[argument]
-    if isinstance(data, Table):
+    if isinstance(data, TableFile):
         return data.numbers(name) if argument in NUMBERS else data.vectors(name)
     return data[name]
 
 
 def _refuse_bad_labels(
-    data: Table | Mapping[str, npt.NDArray[Any]],
+    data: TableFile | Mapping[str, npt.NDArray[Any]],
     path: Path,
     labels: npt.NDArray[Any],
     similar_label: int | None,
 ) -> None:
     if labels.ndim != 1 or labels.dtype.kind not in "biuf":
         return  # the loss itself reports what is wrong with the array
-    columns = data.columns if isinstance(data, Table) else data
+    columns = data.columns if isinstance(data, TableFile) else data
     name = "y" if "y" in columns else ALIASES["y"]
-    where = data.where if isinstance(data, Table) else lambda row: f"{path}, row {row}"
+    where = data.where if isinstance(data, TableFile) else lambda row: f"{path}, row {row}"
     refuse_bad_labels(labels, name, where, path, similar_label)
 
 

@@ -26,7 +26,7 @@ SUFFIXES = (".csv", ".parquet")
 
 
 @dataclass(frozen=True, eq=False)
-class Table:
+class TableFile:
     """Columns of equal length.
 
     Attributes:
@@ -96,7 +96,7 @@ class Table:
         return np.stack(arrays) if arrays else np.zeros((0, 0))
 
 
-def read_table(path: Path) -> Table:
+def read_table(path: Path) -> TableFile:
     """Read a .csv or .parquet file.
 
     Raises:
@@ -294,7 +294,7 @@ def _number(cell: Any) -> bool | int | float | None:
     return cell if isinstance(cell, int) and abs(cell) < 2**63 else None
 
 
-def _read_csv(path: Path) -> Table:
+def _read_csv(path: Path) -> TableFile:
     csv.field_size_limit(sys.maxsize)  # a cell may hold a long vector
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -311,7 +311,7 @@ def _read_csv(path: Path) -> Table:
         raise InputError(f"{path} cannot be read as CSV: {error}. Save it as UTF-8.") from None
     _refuse_repeated(path, [name for name in header if name])
     columns = {name: [row[i] for row in rows] for i, name in enumerate(header) if name}
-    return Table(path, columns, len(rows), lines)
+    return TableFile(path, columns, len(rows), lines)
 
 
 def _non_empty_rows(file: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
@@ -351,7 +351,7 @@ def _without_trailing_blanks(cells: Sequence[str]) -> list[str]:
     return list(cells[:n])
 
 
-def _read_parquet(path: Path) -> Table:
+def _read_parquet(path: Path) -> TableFile:
     import pyarrow
     import pyarrow.parquet
 
@@ -360,7 +360,7 @@ def _read_parquet(path: Path) -> Table:
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as Parquet: {error}") from None
     _refuse_repeated(path, table.column_names)
-    return Table(path, _Columns(path, table), table.num_rows)
+    return TableFile(path, _Columns(path, table), table.num_rows)
 
 
 class _Columns(Mapping[str, Sequence[Any]]):

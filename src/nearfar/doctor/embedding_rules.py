@@ -5,7 +5,7 @@ from torch import Tensor
 
 from nearfar.doctor.evidence import METRICS, Evidence, fires, known
 from nearfar.doctor.finding import Finding, Missing
-from nearfar.engine.observe import Closeness
+from nearfar.engine.observe import Quantity
 from nearfar.spectrum import effective_rank
 
 EARLY = 10  # steps that say how it began
@@ -95,7 +95,7 @@ def _quantile(evidence: Evidence, distances: Tensor) -> float:
     return _in_lengths(evidence, float(distances.kthvalue(rank).values), "distance")
 
 
-def _in_lengths(evidence: Evidence, measured: float, closeness: Closeness) -> float:
+def _in_lengths(evidence: Evidence, measured: float, closeness: Quantity) -> float:
     """A distance or similarity of rows as Euclidean distance, in units of their length."""
     scale = _length(evidence)
     if closeness == "similarity":  # a cosine, or a product; negated

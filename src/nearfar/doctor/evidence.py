@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from nearfar.doctor.finding import Missing
-from nearfar.engine.observe import Closeness
+from nearfar.engine.observe import Quantity
 from nearfar.inputs import between
 
 SETTLED = 0.25  # share of the training steps; before that, it is the untrained network one sees
@@ -46,7 +46,7 @@ class Apart:
 
     similar: Tensor
     dissimilar: Tensor
-    closeness: Closeness = "distance"
+    closeness: Quantity = "distance"
     n_rows: int | None = None
 
 

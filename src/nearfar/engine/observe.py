@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from nearfar.engine.relation import Block
 
 Role = Literal["pair", "positive", "negative", "second negative"]
-Closeness = Literal["distance", "similarity", "logit"]
+Quantity = Literal["distance", "similarity", "logit"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +37,7 @@ class Measured:
     """
 
     role: Role
-    closeness: Closeness
+    closeness: Quantity
     values: Tensor
     similar: Tensor | None = None
 
@@ -51,7 +51,7 @@ def watched() -> bool:
 
 
 def measured(
-    role: Role, closeness: Closeness, values: Tensor, similar: Tensor | None = None
+    role: Role, closeness: Quantity, values: Tensor, similar: Tensor | None = None
 ) -> Tensor:
     """`values`, after showing them to whoever watches."""
     if torch.compiler.is_compiling():  # a compiled graph has no watchers, and cannot ask for them

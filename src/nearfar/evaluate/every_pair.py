@@ -49,15 +49,15 @@ class FarPair:
 
 
 @dataclass(frozen=True, eq=False)
-class _Measured:
+class _PairDistances:
     """Some pairs: (k,) distances, and (k,) positions of their items in the order of labels."""
 
     distance: Tensor
     a: Tensor
     b: Tensor
 
-    def where(self, wanted: Tensor) -> "_Measured":
-        return _Measured(self.distance[wanted], self.a[wanted], self.b[wanted])
+    def where(self, wanted: Tensor) -> "_PairDistances":
+        return _PairDistances(self.distance[wanted], self.a[wanted], self.b[wanted])
 
 
 class EveryPair:
@@ -177,10 +177,10 @@ class EveryPair:
             near.see(measured)
         far = _Nearest(n)
         for measured in self._similar():
-            far.see(_Measured(-measured.distance, measured.a, measured.b))
+            far.see(_PairDistances(-measured.distance, measured.a, measured.b))
         return self._named(near.kept, 1), self._named(far.kept, -1)
 
-    def _named(self, kept: _Measured, sign: int) -> list[FarPair]:
+    def _named(self, kept: _PairDistances, sign: int) -> list[FarPair]:
         rows = zip(
             self._rows[kept.a].tolist(),
             self._rows[kept.b].tolist(),
@@ -260,7 +260,7 @@ class EveryPair:
         who = self._identity[torch.cat([part.a for part in parts])]
         return torch.cat([part.distance for part in parts]), who.numpy()
 
-    def _identities(self, part: _Measured) -> tuple[Integers, Integers]:
+    def _identities(self, part: _PairDistances) -> tuple[Integers, Integers]:
         return self._identity[part.a].numpy(), self._identity[part.b].numpy()
 
     def _weight(self, a: Integers, b: Integers) -> Floats:
@@ -274,13 +274,13 @@ class EveryPair:
             found: Floats = 1 / self._counts.numpy().astype(np.float64)
         return found
 
-    def _similar(self) -> Iterator[_Measured]:
+    def _similar(self) -> Iterator[_PairDistances]:
         return self._measured(similar=True)
 
-    def _dissimilar(self) -> Iterator[_Measured]:
+    def _dissimilar(self) -> Iterator[_PairDistances]:
         return self._measured(similar=False)
 
-    def _measured(self, *, similar: bool) -> Iterator[_Measured]:
+    def _measured(self, *, similar: bool) -> Iterator[_PairDistances]:
         """The pairs of one kind, tile by tile, each once."""
         x, who = self._prepared, self._identity
         height, width = tile(current_limits(), x.device, x.element_size(), _BUFFERS)
@@ -296,10 +296,10 @@ class EveryPair:
                 if wanted.all():
                     i = torch.arange(rows.start, rows.stop).repeat_interleave(values.shape[1])
                     j = torch.arange(columns.start, columns.stop).repeat(values.shape[0])
-                    yield _Measured(values.flatten(), i, j)
+                    yield _PairDistances(values.flatten(), i, j)
                 else:
                     i, j = wanted.nonzero(as_tuple=True)
-                    yield _Measured(values[i, j], i + rows.start, j + columns.start)
+                    yield _PairDistances(values[i, j], i + rows.start, j + columns.start)
 
     def _wanted(self, rows: slice, columns: slice, similar: bool) -> Tensor:
         """(r, c) the pairs of one kind in a tile, each once, that may be compared."""
@@ -479,9 +479,9 @@ class _Nearest:
 
     def __init__(self, n: int) -> None:
         nothing = torch.zeros(0, dtype=torch.int64)
-        self._n, self.kept = n, _Measured(torch.zeros(0), nothing, nothing)
+        self._n, self.kept = n, _PairDistances(torch.zeros(0), nothing, nothing)
 
-    def see(self, measured: _Measured) -> None:
+    def see(self, measured: _PairDistances) -> None:
         kept = self.kept
         if len(kept.a) == self._n:
             closer = measured.distance < kept.distance[-1]
@@ -491,4 +491,4 @@ class _Nearest:
         distance = torch.cat([kept.distance.to(measured.distance.dtype), measured.distance])
         order = distance.argsort(stable=True)[: self._n]
         a, b = (torch.cat([getattr(kept, s), getattr(measured, s)])[order] for s in "ab")
-        self.kept = _Measured(distance[order], a, b)
+        self.kept = _PairDistances(distance[order], a, b)

@@ -11,7 +11,7 @@ from nearfar.evaluate.tally import Average, Tally, replicates
 from nearfar.inputs import ArrayLike, between, tensor
 
 # (b, c) false-accept and true-accept rates from strict to loose -> (b, k) rates between 0 and 1.
-Figures = Callable[[Floats, Floats], Floats]
+FiguresOf = Callable[[Floats, Floats], Floats]
 
 # With fewer identities, the spread between identities can hardly be estimated.
 FEWEST_IDENTITIES = 30
@@ -56,7 +56,7 @@ def pair_groups(groups: ArrayLike, n: int) -> Integers:
 
 
 def intervals(
-    figures: Figures, tally: Tally, estimate: Floats, *, level: float, resamples: int, seed: int
+    figures: FiguresOf, tally: Tally, estimate: Floats, *, level: float, resamples: int, seed: int
 ) -> list[Interval]:
     r"""Intervals of several rates at once.
 
@@ -88,7 +88,7 @@ def intervals(
     them had 20 times as many items as the others.
 
     Args:
-        figures: see `Figures`.
+        figures: see `FiguresOf`.
         tally: of the pairs, by identity.
         estimate: (k,) the figures of all pairs.
         level: confidence level of the intervals.

@@ -13,13 +13,13 @@ SAME, DIFFERENT, RAW = "#3d7fc4", "#cf6a2c", "#848b98"
 KINDS = alt.Scale(domain=["same", "different"], range=[SAME, DIFFERENT])
 SOURCES = alt.Scale(domain=["learned", "raw input"], range=[SAME, RAW])
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', sans-serif"
-Row = Mapping[str, Any]
+Datum = Mapping[str, Any]
 # Filled in after the chart is built, since altair copies and validates data row by row.
 ROWS = alt.NamedData(name="rows")
 
 
 @dataclass(frozen=True)
-class Figure:
+class Plot:
     """A chart, with a description and a table for readers who cannot see it.
 
     Attributes:
@@ -39,7 +39,7 @@ class Figure:
     spec: dict[str, Any]
 
 
-def spec(chart: Any, rows: Sequence[Row], height: int = 260) -> dict[str, Any]:
+def spec(chart: Any, rows: Sequence[Datum], height: int = 260) -> dict[str, Any]:
     """The specification of a chart of `ROWS`, as wide as its container, in the page's colours."""
     axis: dict[str, Any] = {
         "labelColor": "currentColor",
@@ -90,7 +90,7 @@ def false_accepts(least: float) -> alt.X:
     )
 
 
-def data(rows: Sequence[Row]) -> alt.InlineData:
+def data(rows: Sequence[Datum]) -> alt.InlineData:
     return alt.InlineData(values=[dict(row) for row in rows])
 
 

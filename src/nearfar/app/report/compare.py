@@ -9,7 +9,7 @@ import altair as alt
 import numpy as np
 
 from nearfar.app.errors import InputError
-from nearfar.app.report.chart import ROWS, Figure, Row, false_accepts, short, spec
+from nearfar.app.report.chart import ROWS, Datum, Plot, false_accepts, short, spec
 from nearfar.app.report.decision import curve_rows
 from nearfar.app.report.study import Study, read_study
 from nearfar.app.report.words import figures_table, percent, verdict
@@ -79,7 +79,7 @@ class RunComparison:
             rows.append((lines[0][0], *cells, *raw))
         return Table(("figure", *self.labels, *([] if self.warning else ["raw input"])), rows)
 
-    def figures(self) -> list[Figure]:
+    def figures(self) -> list[Plot]:
         return [self._roc(), self._course(), self._losses()]
 
     def as_dict(self) -> dict[str, Any]:
@@ -95,7 +95,7 @@ class RunComparison:
         """For a terminal."""
         return [self.table()]
 
-    def _roc(self) -> Figure:
+    def _roc(self) -> Plot:
         pairs = list(zip(self.labels, self.studies, strict=True))
         least = min(1 / study.n_trials for study in self.studies)
         rows = [row for label, study in pairs for row in curve_rows(study.learned, label, least)]
@@ -109,7 +109,7 @@ class RunComparison:
             ),
             order="far:Q",
         )
-        return Figure(
+        return Plot(
             "roc",
             "ROC",
             "Each point is a threshold. Higher is better, and further left is stricter; the scale "
@@ -126,7 +126,7 @@ class RunComparison:
             spec(chart, rows, height=340),
         )
 
-    def _course(self) -> Figure:
+    def _course(self) -> Plot:
         rows = [
             {"step": int(step), "value": short(eer), "of": label}
             for label, study in zip(self.labels, self.studies, strict=True)
@@ -140,7 +140,7 @@ class RunComparison:
             "equal error rate",
         )
 
-    def _losses(self) -> Figure:
+    def _losses(self) -> Plot:
         rows = []
         for label, study in zip(self.labels, self.studies, strict=True):
             n = len(study.metrics)
@@ -156,13 +156,13 @@ class RunComparison:
             "loss",
         )
 
-    def _lines(self, name: str, title: str, caption: str, rows: Sequence[Row], unit: str) -> Figure:
+    def _lines(self, name: str, title: str, caption: str, rows: Sequence[Datum], unit: str) -> Plot:
         chart = self._drawn().encode(
             x=alt.X("step:Q", title="step", axis=alt.Axis(tickCount=6)),
             y=alt.Y("value:Q", title=unit, axis=alt.Axis(tickCount=5, format=".4~g")),
         )
         ends = {row["of"]: row for row in rows}
-        return Figure(
+        return Plot(
             name,
             title,
             caption,

@@ -7,15 +7,15 @@ import torch
 from nearfar.app.report.chart import (
     ROWS,
     SOURCES,
-    Figure,
-    Row,
+    Datum,
+    Plot,
     data,
     false_accepts,
     short,
     signal,
     spec,
 )
-from nearfar.app.report.study import Side, Study
+from nearfar.app.report.study import DistanceResult, Study
 from nearfar.app.report.words import percent
 from nearfar.app.train.record import Array
 from nearfar.tabulate import Table
@@ -23,7 +23,7 @@ from nearfar.tabulate import Table
 TICKS = (0.001, 0.01, 0.05, 0.2, 0.5, 0.8, 0.95, 0.99, 0.999)
 
 
-def roc(study: Study) -> Figure:
+def roc(study: Study) -> Plot:
     least = 1 / study.n_trials
     rows = [row for name, found in _both(study) for row in curve_rows(found, name, least)]
     tar = alt.Y(
@@ -40,7 +40,7 @@ def roc(study: Study) -> Figure:
         )
     )
     chart = alt.layer(lines, _point(f"max(far, {least})", "1 - frr").encode(x="x:Q", y="y:Q"))
-    return Figure(
+    return Plot(
         "roc",
         "ROC: true accepts for each false-accept rate",
         "Each point is a threshold. Higher is better, and further left is stricter; the scale of "
@@ -52,8 +52,8 @@ def roc(study: Study) -> Figure:
     )
 
 
-def det(study: Study) -> Figure:
-    rows: list[Row] = [
+def det(study: Study) -> Plot:
+    rows: list[Datum] = [
         {"x": short(_probit(far)), "y": short(_probit(1 - tar)), "of": name}
         for name, found in _both(study)
         for far, tar in _points(found)
@@ -80,7 +80,7 @@ def det(study: Study) -> Figure:
     )
     place = f"clamp(quantileNormal(clamp({{}}, 1e-5, 1 - 1e-5)), {ends[0]}, {ends[1]})"
     point = _point(place.format("far"), place.format("frr")).encode(x="x:Q", y="y:Q")
-    return Figure(
+    return Plot(
         "det",
         "DET: the two errors against each other",
         "The same thresholds, shown by their two error rates. Nearer to the lower left corner is "
@@ -93,7 +93,7 @@ def det(study: Study) -> Figure:
     )
 
 
-def curve_rows(found: Side, name: str, least: float) -> list[Row]:
+def curve_rows(found: DistanceResult, name: str, least: float) -> list[Datum]:
     """The ROC curve for a plot whose axis of false accepts starts at `least`."""
     return [
         {"far": short(max(far, least)), "tar": short(tar), "of": name}
@@ -101,11 +101,11 @@ def curve_rows(found: Side, name: str, least: float) -> list[Row]:
     ]
 
 
-def _both(study: Study) -> list[tuple[str, Side]]:
+def _both(study: Study) -> list[tuple[str, DistanceResult]]:
     return [("learned", study.learned), ("raw input", study.raw)]
 
 
-def _points(found: Side) -> list[tuple[float, float]]:
+def _points(found: DistanceResult) -> list[tuple[float, float]]:
     """(far, tar) along the curve."""
     return list(zip(found.far.tolist(), found.tar.tolist(), strict=True))
 
@@ -133,7 +133,7 @@ def _signals(study: Study) -> list[alt.Parameter]:
     return [signal("far", at["far"]), signal("frr", 1 - at["tar"])]
 
 
-def _tar(found: Side) -> str:
+def _tar(found: DistanceResult) -> str:
     rate = found.figures["tar_at_far"].get("0.01")
     return "an unknown share" if rate is None else percent(rate)
 
@@ -141,7 +141,7 @@ def _tar(found: Side) -> str:
 def _rates(study: Study) -> Table:
     """The true-accept rates of both curves at a few false-accept rates."""
 
-    def rate(found: Side, far: float) -> str:
+    def rate(found: DistanceResult, far: float) -> str:
         reached = found.tar[found.far <= far]
         return percent(float(reached.max()) if len(reached) else 0.0)
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from nearfar.app.errors import InputError
-from nearfar.app.report.chart import RAW, ROWS, SAME, Figure, short, signal, spec
+from nearfar.app.report.chart import RAW, ROWS, SAME, Plot, short, signal, spec
 from nearfar.app.report.study import Study
 from nearfar.app.report.words import percent
 from nearfar.app.train.record import Array
@@ -18,14 +18,14 @@ ELSEWHERE = "others"
 Projection = Callable[[Array], Array]
 
 
-def spectrum(study: Study) -> Figure:
+def spectrum(study: Study) -> Plot:
     values = study.outcome.singular_values.astype(float)
     energy = values**2 / max(float((values**2).sum()), 1e-30)
     rows = [{"rank": i + 1, "share": short(share)} for i, share in enumerate(energy)]
     n, d = len(study.outcome.identity), study.config.embedding_dim
     half, most = (int(np.searchsorted(energy.cumsum(), share) + 1) for share in (0.5, 0.9))
     bars = alt.Chart(ROWS).mark_area(color=SAME, opacity=0.75, interpolate="step")
-    return Figure(
+    return Plot(
         "spectrum",
         "Spectrum of the embeddings",
         f"The share of the energy of {n:,} test embeddings in each of their {len(values)} "
@@ -51,7 +51,7 @@ def spectrum(study: Study) -> Figure:
     )
 
 
-def path(study: Study) -> Figure:
+def path(study: Study) -> Plot:
     course = study.course
     rows = [
         {
@@ -83,7 +83,7 @@ def path(study: Study) -> Figure:
         .mark_text(color="currentColor", dy=-14, fontSize=12)
         .encode(text="words:N"),
     )
-    return Figure(
+    return Plot(
         "path",
         "Alignment and uniformity",
         "Good embeddings bring same pairs close (low alignment) and still use the whole space "
@@ -137,7 +137,7 @@ def umap(embeddings: Array) -> Array:
     return found
 
 
-def embedding_map(study: Study, project: Projection = principal) -> Figure:
+def embedding_map(study: Study, project: Projection = principal) -> Plot:
     outcome = study.outcome
     at = project(outcome.embeddings.astype(np.float32))
     identity = outcome.identity[outcome.mapped]
@@ -159,7 +159,7 @@ def embedding_map(study: Study, project: Projection = principal) -> Figure:
         if project is principal
         else "two dimensions that keep neighbours together (UMAP)"
     )
-    return Figure(
+    return Plot(
         "map",
         "A map of the test embeddings",
         f"{len(rows):,} embeddings of {len(found)} identities, reduced to {way}. The items of one "

@@ -13,7 +13,7 @@ from nearfar.registry import find
 
 
 @dataclass(frozen=True, eq=False)
-class Side:
+class DistanceResult:
     """The figures and the ROC curve of one distance on the test pairs.
 
     Attributes:
@@ -62,14 +62,14 @@ class Study:
         return found
 
     @property
-    def learned(self) -> Side:
+    def learned(self) -> DistanceResult:
         """Figures and curve of the distance of the embeddings."""
-        return Side(self.test["learned"], *self.outcome.learned_curve)
+        return DistanceResult(self.test["learned"], *self.outcome.learned_curve)
 
     @property
-    def raw(self) -> Side:
+    def raw(self) -> DistanceResult:
         """Figures and curve of the distance of the raw input."""
-        return Side(self.test["raw"], *self.outcome.raw_curve)
+        return DistanceResult(self.test["raw"], *self.outcome.raw_curve)
 
     @property
     def raw_distance(self) -> str:

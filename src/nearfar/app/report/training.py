@@ -11,8 +11,8 @@ from nearfar.app.report.chart import (
     KINDS,
     ROWS,
     SAME,
-    Figure,
-    Row,
+    Datum,
+    Plot,
     data,
     rule,
     short,
@@ -29,7 +29,7 @@ FEW = alt.Axis(tickCount=10)
 POINTS = 500  # per line
 
 
-def distances(study: Study) -> Figure:
+def distances(study: Study) -> Plot:
     """Histograms of same and different pairs at each moment of training."""
     course, threshold = study.course, study.results.thresholds.learned
     edges = np.linspace(0, max(float(course.distance.max()), threshold, 1e-6) * 1.001, BINS + 1)
@@ -58,7 +58,7 @@ def distances(study: Study) -> Figure:
     if study.margin is not None:
         layers.append(_named_line(study.margin, "margin"))
     chart = alt.layer(*layers).add_params(signal("moment", last), signal("threshold", threshold))
-    return Figure(
+    return Plot(
         "distances",
         "Distances of same and different pairs",
         "Pairs of calibration identities, which the network was not trained on. Training should "
@@ -87,7 +87,7 @@ def distances(study: Study) -> Figure:
     )
 
 
-def forces(study: Study) -> Figure:
+def forces(study: Study) -> Plot:
     """The force of the loss on each pair of a batch, against the distance of the pair."""
     course = study.course
     kinds = np.where(course.force_similar, "same", "different")
@@ -113,7 +113,7 @@ def forces(study: Study) -> Figure:
     )
     chart = alt.layer(zero.encode(y="y:Q"), points)
     active = (np.abs(course.force) > 1e-6 * np.abs(course.force).max(1, keepdims=True)).mean(1)
-    return Figure(
+    return Plot(
         "forces",
         "Force against distance",
         f"The force of the {study.config.loss} loss on the pairs of one training batch. Pairs "
@@ -137,7 +137,7 @@ def forces(study: Study) -> Figure:
     )
 
 
-def progress(study: Study) -> list[Figure]:
+def progress(study: Study) -> list[Plot]:
     """Loss, active share, figures and norms over the steps."""
     course = study.course
     figures = [
@@ -153,7 +153,7 @@ def progress(study: Study) -> list[Figure]:
             "Active share",
             "Share of the terms in a batch that are still non-zero. Near 0, nothing is learned.",
         ),
-        Figure(
+        Plot(
             "figures",
             "Errors on calibration identities",
             "If the error rises again while the loss falls, the network is memorising the "
@@ -179,14 +179,14 @@ def progress(study: Study) -> list[Figure]:
     ]
 
 
-def _metric(study: Study, name: str, title: str, caption: str) -> Figure:
+def _metric(study: Study, name: str, title: str, caption: str) -> Plot:
     lines = [line for line in study.metrics if name in line]
     chosen = np.unique(np.linspace(0, len(lines) - 1, min(POINTS, len(lines))).round().astype(int))
     rows = [
         {"step": lines[i]["step"], "value": short(lines[i][name]), "kind": title} for i in chosen
     ]
     few = np.unique(np.linspace(0, len(lines) - 1, min(12, len(lines))).round().astype(int))
-    return Figure(
+    return Plot(
         name.replace("_", "-"),
         title,
         caption,
@@ -200,7 +200,7 @@ def _metric(study: Study, name: str, title: str, caption: str) -> Figure:
     )
 
 
-def _lines(rows: Sequence[Row], title: str, colours: list[str]) -> dict[str, object]:
+def _lines(rows: Sequence[Datum], title: str, colours: list[str]) -> dict[str, object]:
     several = len(colours) > 1
     colour = alt.Color(
         "kind:N",
@@ -222,7 +222,7 @@ def _lines(rows: Sequence[Row], title: str, colours: list[str]) -> dict[str, obj
     )
 
 
-def _histogram(distance: Array, edges: Array, kind: str, moment: int) -> list[Row]:
+def _histogram(distance: Array, edges: Array, kind: str, moment: int) -> list[Datum]:
     counts, _ = np.histogram(distance, edges)
     return [
         {

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nearfar.app.train.measure import Measured, RawDistance
+from nearfar.app.train.measure import MeasuredPairs, RawDistance
 from nearfar.evaluate import AtThreshold, Verification
 from nearfar.evaluate.intervals import FEWEST_IDENTITIES
 from nearfar.evaluate.verification import ERRORS_NEEDED
@@ -73,13 +73,13 @@ class Comparison:
         return [pairs, table(self), *filter(None, [dashes(self)])]
 
 
-def fit(calibration: Measured, far: float) -> Thresholds:
+def fit(calibration: MeasuredPairs, far: float) -> Thresholds:
     """Fit both thresholds on the calibration pairs."""
     learned, raw = (side.fit_threshold(far=far) for side in (calibration.learned, calibration.raw))
     return Thresholds(learned, raw, far, calibration.raw_distance)
 
 
-def compare(test: Measured, thresholds: Thresholds) -> Comparison:
+def compare(test: MeasuredPairs, thresholds: Thresholds) -> Comparison:
     """All figures of both distances, with intervals if there are enough identities."""
     return Comparison(
         test.n_identities,

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Annotated, Any, TypedDict, get_args, get_origin, get_type_hints
 
 from nearfar.app.errors import InputError
-from nearfar.app.train.names import FOR_ITEMS, FOR_PAIRS, LOSSES, SINGLE
+from nearfar.app.train.names import DEFAULTS, FOR_ITEMS, FOR_PAIRS, SINGLE, TRAINED
 
 Setting = float | int | bool | str
 BY_LOSS = "The default depends on the loss; docs/data.md lists those of train."
@@ -35,7 +35,9 @@ class Option:
             raise InputError(f"{name} must lie between {low:,} and {high:,}, got {got}.")
 
 
-Loss, Data, Training = (partial(Option, panel) for panel in ("Loss", "Data", "Training"))
+LossOption, DataOption, TrainingOption = (
+    partial(Option, panel) for panel in ("Loss", "Data", "Training")
+)
 
 
 @dataclass(frozen=True)
@@ -44,41 +46,49 @@ class TrainConfig:
 
     data: str  # as typed
     loss: Annotated[
-        str, Loss(f"One of {', '.join(LOSSES)}. Default: {FOR_ITEMS}, or {FOR_PAIRS} for pairs.")
+        str,
+        LossOption(f"One of {', '.join(TRAINED)}. Default: {FOR_ITEMS}, or {FOR_PAIRS} for pairs."),
     ]
     similar_label: Annotated[
-        int | None, Data("Which number marks similar pairs, if labels are numbers.", choices=(0, 1))
+        int | None,
+        DataOption("Which number marks similar pairs, if labels are numbers.", choices=(0, 1)),
     ] = None
-    image_size: Annotated[int | None, Data("Side of resized image files (32).", (8, 1024))] = None
+    image_size: Annotated[
+        int | None, DataOption("Side of resized image files (32).", (8, 1024))
+    ] = None
     identity_depth: Annotated[
         int | None,
-        Data("For folders: 1 if the subfolders are identities, 2 if theirs are; up to 9.", (1, 9)),
+        DataOption(
+            "For folders: 1 if the subfolders are identities, 2 if theirs are; up to 9.", (1, 9)
+        ),
     ] = None
     single: Annotated[
         str | None,
-        Data(
+        DataOption(
             "Identities with one item: keep as dissimilar examples, leave out or refuse (refuse).",
             choices=SINGLE,
         ),
     ] = None
     hyperparameters: Mapping[str, Setting] = field(default_factory=dict)  # of the loss
-    encoder: Annotated[str, Training("auto, or your own as package.module:factory.")] = "auto"
-    embedding_dim: Annotated[int, Training("Dimensions of an embedding.", (1, 65536))] = 128
-    augment: Annotated[bool, Data("Shift, scale and rotate training images slightly.")] = True
-    steps: Annotated[int, Training("Training steps.", (1, 10**9))] = 450
-    identities: Annotated[int, Training("Identities per batch.", (2, 10**6))] = 64
-    items: Annotated[int, Training("Items per identity in a batch.", (2, 10**6))] = 4
-    learning_rate: Annotated[float, Training("Peak learning rate.", (1e-12, 1000))] = 0.003
-    weight_decay: Annotated[float, Training("Weight decay of AdamW.", (0, 1000))] = 0.0001
+    encoder: Annotated[str, TrainingOption("auto, or your own as package.module:factory.")] = "auto"
+    embedding_dim: Annotated[int, TrainingOption("Dimensions of an embedding.", (1, 65536))] = 128
+    augment: Annotated[bool, DataOption("Shift, scale and rotate training images slightly.")] = True
+    steps: Annotated[int, TrainingOption("Training steps.", (1, 10**9))] = 450
+    identities: Annotated[int, TrainingOption("Identities per batch.", (2, 10**6))] = 64
+    items: Annotated[int, TrainingOption("Items per identity in a batch.", (2, 10**6))] = 4
+    learning_rate: Annotated[float, TrainingOption("Peak learning rate.", (1e-12, 1000))] = 0.003
+    weight_decay: Annotated[float, TrainingOption("Weight decay of AdamW.", (0, 1000))] = 0.0001
     calibration_share: Annotated[
-        float, Data("Share of the identities that the threshold is fitted on.", (0.01, 0.9))
+        float, DataOption("Share of the identities that the threshold is fitted on.", (0.01, 0.9))
     ] = 0.2
     test_share: Annotated[
-        float, Data("Share of the identities held out for the test figures.", (0.01, 0.9))
+        float, DataOption("Share of the identities held out for the test figures.", (0.01, 0.9))
     ] = 0.2
-    far: Annotated[float, Training("False-accept rate to fit the threshold at.", (0, 0.5))] = 0.01
-    seed: Annotated[int, Training("Random seed.", (0, 2**31 - 1))] = 0
-    accelerator: Annotated[str, Training("auto, cpu, cuda, mps.")] = "auto"
+    far: Annotated[
+        float, TrainingOption("False-accept rate to fit the threshold at.", (0, 0.5))
+    ] = 0.01
+    seed: Annotated[int, TrainingOption("Random seed.", (0, 2**31 - 1))] = 0
+    accelerator: Annotated[str, TrainingOption("auto, cpu, cuda, mps.")] = "auto"
 
     def __post_init__(self) -> None:
         for name, (_, option) in options_of(TrainConfig).items():
@@ -88,23 +98,29 @@ class TrainConfig:
             raise InputError("calibration_share and test_share must leave identities to train on.")
 
 
+def _of_some(name: str, what: str, more: str = "") -> Option:
+    """A hyperparameter of some losses; the help says of which."""
+    losses = [loss for loss, settings in DEFAULTS.items() if name in settings]
+    return LossOption(f"{what} ({', '.join(losses)}). {more}".rstrip())
+
+
 class Hyperparameters(TypedDict, total=False):
     """Hyperparameters of the losses; `names.DEFAULTS` says which loss has which."""
 
-    margin: Annotated[float, Loss(f"Margin of the loss. {BY_LOSS}")]
-    margin2: Annotated[float, Loss("Second margin (quadruplet).")]
-    temperature: Annotated[float, Loss(f"Temperature of the softmax losses. {BY_LOSS}")]
-    distance: Annotated[str, Loss("euclidean, sqeuclidean or cosine.")]
-    swap: Annotated[bool, Loss("Use the smaller of d(a, n) and d(p, n) (triplet).")]
-    smooth: Annotated[bool, Loss("Softplus instead of the hinge (triplet).")]
-    label_smoothing: Annotated[float, Loss("Label smoothing, from 0 to 1 (softmax).")]
-    scale: Annotated[float, Loss(f"1 / temperature (circle, clip, siglip, proxies). {BY_LOSS}")]
-    bias: Annotated[float, Loss("Bias of the logits (siglip).")]
-    alpha: Annotated[float, Loss("Scale of the positives (multi_similarity).")]
-    beta: Annotated[float, Loss("Scale of the negatives (multi_similarity).")]
-    base: Annotated[float, Loss("Offset of the cosine (multi_similarity).")]
-    angle_margin: Annotated[float, Loss("Margin of ArcFace, in radians (proxy_softmax).")]
-    cosine_margin: Annotated[float, Loss("Margin of CosFace (proxy_softmax).")]
+    margin: Annotated[float, LossOption(f"Margin of the loss. {BY_LOSS}")]
+    margin2: Annotated[float, _of_some("margin2", "Second margin")]
+    temperature: Annotated[float, _of_some("temperature", "Temperature", BY_LOSS)]
+    distance: Annotated[str, LossOption("euclidean, sqeuclidean or cosine.")]
+    swap: Annotated[bool, _of_some("swap", "Use the smaller of d(a, n) and d(p, n)")]
+    smooth: Annotated[bool, _of_some("smooth", "Softplus instead of the hinge")]
+    label_smoothing: Annotated[float, _of_some("label_smoothing", "Label smoothing, from 0 to 1")]
+    scale: Annotated[float, _of_some("scale", "1 / temperature", BY_LOSS)]
+    bias: Annotated[float, _of_some("bias", "Bias of the logits")]
+    alpha: Annotated[float, _of_some("alpha", "Scale of the positives")]
+    beta: Annotated[float, _of_some("beta", "Scale of the negatives")]
+    base: Annotated[float, _of_some("base", "Offset of the cosine")]
+    angle_margin: Annotated[float, _of_some("angle_margin", "Margin of ArcFace, in radians")]
+    cosine_margin: Annotated[float, _of_some("cosine_margin", "Margin of CosFace")]
 
 
 def options_of(declared: type) -> dict[str, tuple[Any, Option]]:

@@ -32,7 +32,7 @@ LeftOut = Counter[tuple[str, str]]  # the number of files left out, by (what, wh
 
 
 @dataclass(frozen=True)
-class Place:
+class FoundFolder:
     """A folder, and the resolved paths of it and of the folders through which it was reached."""
 
     path: Path
@@ -56,7 +56,7 @@ def read_folder(
             one file is under two identities, or an image cannot be read.
     """
     left_out: LeftOut = Counter()
-    top = Place(folder, frozenset({folder.resolve()}))
+    top = FoundFolder(folder, frozenset({folder.resolve()}))
     identities = _identities(top, identity_depth or 1, left_out)
     if not identities:
         return _loose(top, fit, labelled=labelled)
@@ -89,7 +89,7 @@ def read_folder(
     )
 
 
-def _loose(top: Place, fit: Fit, *, labelled: bool) -> Items:
+def _loose(top: FoundFolder, fit: Fit, *, labelled: bool) -> Items:
     """Read images that lie in the folder itself, whose identities are unknown."""
     left_out: LeftOut = Counter()
     _, images = _scan(top, left_out)
@@ -111,7 +111,7 @@ def _loose(top: Place, fit: Fit, *, labelled: bool) -> Items:
     )
 
 
-def _identities(place: Place, depth: int, left_out: LeftOut) -> list[Place]:
+def _identities(place: FoundFolder, depth: int, left_out: LeftOut) -> list[FoundFolder]:
     """The folders at this depth below a folder, in order of their names."""
     folders, images = _scan(place, left_out)
     if images:
@@ -121,7 +121,7 @@ def _identities(place: Place, depth: int, left_out: LeftOut) -> list[Place]:
     return [below for folder in folders for below in _identities(folder, depth - 1, left_out)]
 
 
-def _images(place: Place, left_out: LeftOut) -> Iterator[Path]:
+def _images(place: FoundFolder, left_out: LeftOut) -> Iterator[Path]:
     """The images in a folder and in all folders below it."""
     folders, images = _scan(place, left_out)
     yield from images
@@ -129,7 +129,7 @@ def _images(place: Place, left_out: LeftOut) -> Iterator[Path]:
         yield from _images(folder, left_out)
 
 
-def _scan(place: Place, left_out: LeftOut) -> tuple[list[Place], list[Path]]:
+def _scan(place: FoundFolder, left_out: LeftOut) -> tuple[list[FoundFolder], list[Path]]:
     """The folders and images in a folder; links are followed."""
     folders, images = [], []
     for entry in sorted(place.path.iterdir()):
@@ -140,7 +140,7 @@ def _scan(place: Place, left_out: LeftOut) -> tuple[list[Place], list[Path]]:
             if resolved in place.ancestors:
                 left_out["link", "to a folder it lies in"] += 1
             else:
-                folders.append(Place(entry, place.ancestors | {resolved}))
+                folders.append(FoundFolder(entry, place.ancestors | {resolved}))
         elif not entry.is_file():
             left_out["link", "to nothing"] += 1
         elif is_readable(entry):

@@ -27,7 +27,7 @@ from nearfar.app.train.config import TrainConfig
 from nearfar.app.train.config_file import to_toml
 from nearfar.app.train.data import Items, Pairs, as_input, items_of, read_data
 from nearfar.app.train.encoders import Embedder, build
-from nearfar.app.train.measure import Measured, measure
+from nearfar.app.train.measure import MeasuredPairs, measure
 from nearfar.app.train.names import KEEP
 from nearfar.app.train.objectives import OBJECTIVES, WithProxies, objective, verifier_distance
 from nearfar.app.train.pairs import doubtful
@@ -36,7 +36,7 @@ from nearfar.app.train.record import Course, Record, write_record
 from nearfar.app.train.recorder import Norms, Recorder, outcome
 from nearfar.app.train.run import (
     METRICS,
-    Finish,
+    WhenFinished,
     refuse_existing,
     refuse_inside,
     refuse_inside_run,
@@ -55,7 +55,12 @@ from nearfar.doctor import Diagnosis
 
 
 def train(
-    config: TrainConfig, out: Path, *, overwrite: bool, console: Console, finish: Finish = None
+    config: TrainConfig,
+    out: Path,
+    *,
+    overwrite: bool,
+    console: Console,
+    finish: WhenFinished = None,
 ) -> Comparison:
     """Read, split, train, fit the threshold, measure, write; each stage prints what it does.
 
@@ -327,7 +332,7 @@ def _threshold_in_words(threshold: float, far: float, n_trials: int) -> str:
     return words
 
 
-def _pairs_in_words(measured: Measured) -> str:
+def _pairs_in_words(measured: MeasuredPairs) -> str:
     pairs = measured.learned
     words = f"{pairs.n_similar:,} similar and {pairs.n_dissimilar:,} dissimilar pairs"
     if measured.n_left_out:

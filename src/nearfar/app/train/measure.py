@@ -129,7 +129,7 @@ class Sample:
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
+class MeasuredPairs:
     """The labelled pairs of some identities, measured by two distances.
 
     Attributes:
@@ -186,7 +186,7 @@ def measure(
     distance: Distance,
     raw_distance: RawDistance | None,
     seed: int,
-) -> Measured:
+) -> MeasuredPairs:
     """Measure all pairs of items of these identities, or the given pairs among them.
 
     Args:
@@ -221,7 +221,9 @@ def measure(
             GivenPairs(*of, raw.between(given.pairs, raw_distance)),
         )
     n_identities = len(identity.unique())  # type: ignore[no-untyped-call]
-    return Measured(sides[0], sides[1], raw_distance, n_identities, n_left_out, used, x, sample)
+    return MeasuredPairs(
+        sides[0], sides[1], raw_distance, n_identities, n_left_out, used, x, sample
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from nearfar.registry import Data, find
+from nearfar.registry import LOSSES, Data, find
 
 GLYPHS = "glyphs"  # the built-in data set
 
@@ -30,7 +30,7 @@ DEFAULTS: Mapping[str, Mapping[str, str | float | bool]] = {
     "proxy_nca": {"scale": 8.0},
     "proxy_anchor": {"margin": 0.1, "scale": 32.0},
 }
-LOSSES = tuple(DEFAULTS)
+TRAINED = tuple(DEFAULTS)
 
 
 def _first(data: Data) -> str:
@@ -40,6 +40,12 @@ def _first(data: Data) -> str:
 
 # The default losses: the first in the list that takes a batch, and the first that takes rows.
 FOR_ITEMS, FOR_PAIRS = _first("batch"), _first("rows")
+
+# The losses that `nearfar explain` shows; with this suffix, one takes distances in place of rows.
+FROM_DISTANCE = "_from_distance"
+ROW_LOSSES = tuple(
+    loss.name for loss in LOSSES if loss.takes("rows") and not loss.function.endswith(FROM_DISTANCE)
+)
 
 KEEP, LEAVE_OUT, REFUSE = "keep", "leave-out", "refuse"  # what to do with single items
 SINGLE = (KEEP, LEAVE_OUT, REFUSE)

@@ -21,9 +21,9 @@ from nearfar.app.train.names import DEFAULTS
 from nearfar.distance import Distance, unit
 from nearfar.registry import Data
 
-Loss = Callable[..., Tensor]
-Step = tuple[Tensor, Tensor]
-FromPairs = Callable[[Loss, Tensor, Tensor, Tensor], Step]
+LossFunction = Callable[..., Tensor]
+LossAndActive = tuple[Tensor, Tensor]
+FromPairs = Callable[[LossFunction, Tensor, Tensor, Tensor], LossAndActive]
 NEGATIVES = 8  # random negatives per ordered pair (anchor, positive)
 
 
@@ -45,7 +45,7 @@ class Batch:
     proxies: Tensor | None = None
 
 
-FromBatch = Callable[[Loss, Batch], Step]
+FromBatch = Callable[[LossFunction, Batch], LossAndActive]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Objective:
         fewest_identities: the fewest identities a batch must hold.
     """
 
-    loss: Loss
+    loss: LossFunction
     hyperparameters: Mapping[str, Setting]
     from_batch: FromBatch
     from_pairs: FromPairs | None = None
@@ -72,21 +72,21 @@ class Objective:
     fewest_identities: int = 2
 
 
-def whole_batch(loss: Loss, batch: Batch) -> Step:
+def whole_batch(loss: LossFunction, batch: Batch) -> LossAndActive:
     """The batch as it is: every item against every other."""
     with torch.no_grad():
         per_anchor = loss(batch.x, batch.identity, reduction="none")
     return loss(batch.x, batch.identity), _active(per_anchor)
 
 
-def against_proxies(loss: Loss, batch: Batch) -> Step:
+def against_proxies(loss: LossFunction, batch: Batch) -> LossAndActive:
     """The batch against the proxies of all training identities."""
     with torch.no_grad():
         per_anchor = loss(batch.x, batch.proxies, batch.identity, reduction="none")
     return loss(batch.x, batch.proxies, batch.identity), _active(per_anchor)
 
 
-def every_pair(loss: Loss, batch: Batch) -> Step:
+def every_pair(loss: LossFunction, batch: Batch) -> LossAndActive:
     """All n (n - 1) / 2 pairs; the similar ones weigh as much in total as the dissimilar ones."""
     x, identity = batch.x, batch.identity
     first, second = torch.triu_indices(len(x), len(x), offset=1, device=x.device)
@@ -95,7 +95,7 @@ def every_pair(loss: Loss, batch: Batch) -> Step:
     return per_pair[similar].mean() + per_pair[~similar].mean(), _active(per_pair)
 
 
-def triplets(loss: Loss, batch: Batch) -> Step:
+def triplets(loss: LossFunction, batch: Batch) -> LossAndActive:
     """Every ordered pair (anchor, positive), each with a few random negatives."""
     x, identity, generator = batch.x, batch.identity, batch.generator
     anchor, positive = _anchors(identity)
@@ -104,7 +104,7 @@ def triplets(loss: Loss, batch: Batch) -> Step:
     return per_triplet.mean(), _active(per_triplet)
 
 
-def quadruplets(loss: Loss, batch: Batch) -> Step:
+def quadruplets(loss: LossFunction, batch: Batch) -> LossAndActive:
     """Triplets, each with a second negative of a third identity."""
     x, identity, generator = batch.x, batch.identity, batch.generator
     anchor, positive = _anchors(identity)
@@ -115,7 +115,7 @@ def quadruplets(loss: Loss, batch: Batch) -> Step:
     return per_quadruplet.mean(), _active(per_quadruplet)
 
 
-def item_against_item(loss: Loss, batch: Batch) -> Step:
+def item_against_item(loss: LossFunction, batch: Batch) -> LossAndActive:
     """One item of each identity as query, another as positive; further items make more such rows.
 
     Each identity occurs once per set of rows, so that the positives of other rows are true
@@ -125,7 +125,7 @@ def item_against_item(loss: Loss, batch: Batch) -> Step:
     return _each_pair_of(loss, batch.x, columns)
 
 
-def item_against_all(loss: Loss, batch: Batch) -> Step:
+def item_against_all(loss: LossFunction, batch: Batch) -> LossAndActive:
     """As `item_against_item`; single items are additional negatives for every query."""
     columns, alone = _columns(batch.identity)
     if len(alone):
@@ -133,7 +133,7 @@ def item_against_all(loss: Loss, batch: Batch) -> Step:
     return _each_pair_of(loss, batch.x, columns)
 
 
-def item_against_classes(loss: Loss, batch: Batch) -> Step:
+def item_against_classes(loss: LossFunction, batch: Batch) -> LossAndActive:
     """Classify each item by its cosines to the proxies of all training identities."""
     assert batch.proxies is not None
     scores = unit(batch.x) @ unit(batch.proxies).T
@@ -141,20 +141,20 @@ def item_against_classes(loss: Loss, batch: Batch) -> Step:
     return per_item.mean(), _active(per_item)
 
 
-def given_pairs(loss: Loss, x1: Tensor, x2: Tensor, similar: Tensor) -> Step:
+def given_pairs(loss: LossFunction, x1: Tensor, x2: Tensor, similar: Tensor) -> LossAndActive:
     """The given pairs; batches hold as many similar as dissimilar ones."""
     degrees = {"similar_label": 1} if similar.is_floating_point() else {}
     per_pair = loss(x1, x2, similar, reduction="none", **degrees)
     return per_pair.mean(), _active(per_pair)
 
 
-def similar_pairs(loss: Loss, x1: Tensor, x2: Tensor, similar: Tensor) -> Step:
+def similar_pairs(loss: LossFunction, x1: Tensor, x2: Tensor, similar: Tensor) -> LossAndActive:
     """Given similar pairs; the second items of the other rows are the negatives."""
     per_query = loss(x1, x2, reduction="none")
     return per_query.mean(), _active(per_query)
 
 
-def of_cosines(loss: Loss) -> Loss:
+def of_cosines(loss: LossFunction) -> LossFunction:
     """A loss of scores as one of cosines, which could not approach 0 without a temperature."""
 
     @wraps(loss)
@@ -183,7 +183,7 @@ ROW_FORMS: Mapping[tuple[str, ...], Callable[..., Objective]] = {
 
 def _formed(listed: registry.Loss, hyperparameters: Mapping[str, Setting]) -> Objective:
     """How a loss of the list is trained."""
-    loss: Loss = getattr(nearfar, listed.function)
+    loss: LossFunction = getattr(nearfar, listed.function)
     takes = inspect.signature(loss).parameters
     data = tuple(name for name, p in takes.items() if p.kind is p.POSITIONAL_OR_KEYWORD)
     form = ROW_FORMS[data] if listed.data == "rows" else FORMS[listed.data]
@@ -274,7 +274,7 @@ def _columns(identity: Tensor) -> tuple[Sequence[Tensor], Tensor]:
     return order.view(-1, int(counts.max())).unbind(1), (counts == 1).nonzero()[:, 0]
 
 
-def _each_pair_of(loss: Loss, x: Tensor, columns: Sequence[Tensor]) -> Step:
+def _each_pair_of(loss: LossFunction, x: Tensor, columns: Sequence[Tensor]) -> LossAndActive:
     """Items of the first column as queries for the second, of the third for the fourth, ..."""
     per_query = torch.cat(
         [

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nearfar.app.errors import InputError
 from nearfar.app.tables import (
-    Table,
+    TableFile,
     is_blank,
     known_length,
     looks_like_vector,
@@ -82,7 +82,7 @@ def _names(
     return [str(cells[row]) if isinstance(cell, Path) else at[row] for cell, row in distinct]
 
 
-def _groups(table: Table, index: Sequence[int], n: int) -> Mapping[str, list[str]]:
+def _groups(table: TableFile, index: Sequence[int], n: int) -> Mapping[str, list[str]]:
     """The `groups` and `split_groups` of n items, if there are such columns; empty for no group.
 
     Each is one column for both items of a pair, or two: `groups_a` and `groups_b`.
@@ -130,7 +130,7 @@ def doubtful(pairs: Pairs) -> str:
     )
 
 
-def _refuse_self_dissimilar(table: Table, a: Tensor, b: Tensor, similar: Tensor) -> None:
+def _refuse_self_dissimilar(table: TableFile, a: Tensor, b: Tensor, similar: Tensor) -> None:
     """Refuse an item that is labelled dissimilar to itself, even under two names."""
     itself = ((a == b) & ~similar).nonzero()[:, 0]
     if not len(itself):
@@ -168,7 +168,7 @@ def _refuse_contradictions(
         )
 
 
-def _labels(table: Table, similar_label: int | None) -> Tensor:
+def _labels(table: TableFile, similar_label: int | None) -> Tensor:
     """(p,) bool, or float32 degrees if some lie strictly between 0 and 1."""
     y = table.numbers("label")
     refuse_bad_labels(y, "label", table.where, table.path, similar_label)

@@ -13,7 +13,7 @@ from nearfar.app.errors import InputError
 from nearfar.app.train.compare import Comparison
 from nearfar.app.train.data import Items, Pairs
 from nearfar.app.train.force_sample import ForceSample, sample_forces
-from nearfar.app.train.measure import Measured, embed
+from nearfar.app.train.measure import MeasuredPairs, embed
 from nearfar.app.train.objectives import WithProxies, verifier_distance
 from nearfar.app.train.record import HARDEST, Array, Course, Outcome
 from nearfar.app.train.split import rows_to_measure
@@ -144,7 +144,7 @@ def moments(steps: int) -> frozenset[int]:
     return frozenset(round(steps * (k / last) ** 2) for k in range(MOMENTS))
 
 
-def outcome(items: Items, test: Measured, found: Comparison) -> Outcome:
+def outcome(items: Items, test: MeasuredPairs, found: Comparison) -> Outcome:
     """The results on the test pairs."""
     used, sample = test.items, test.sample
     identities, identity = torch.unique(items.identity[used], return_inverse=True)

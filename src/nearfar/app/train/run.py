@@ -32,7 +32,7 @@ FILES = (CONFIG, MODEL, THRESHOLD, METRICS, SUMMARY)
 REPORT = "report.html"
 OPTIONAL = (RECORD, REPORT)  # files that a run folder may also hold
 
-Finish = Callable[[Path], None] | None
+WhenFinished = Callable[[Path], None] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +102,7 @@ def refuse_existing(out: Path, *, overwrite: bool) -> None:
 
 
 @contextmanager
-def writing(out: Path, *, overwrite: bool = False, finish: Finish = None) -> Iterator[Path]:
+def writing(out: Path, *, overwrite: bool = False, finish: WhenFinished = None) -> Iterator[Path]:
     """A temporary folder next to `out`, which becomes `out` if the block ends without an error.
 
     Args:

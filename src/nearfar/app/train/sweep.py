@@ -39,7 +39,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Finished:
+class FinishedTrial:
     """A trial that has been trained.
 
     Attributes:
@@ -65,12 +65,12 @@ class Sweep:
         failed: trials that could not be trained, and why.
     """
 
-    finished: tuple[Finished, ...]
+    finished: tuple[FinishedTrial, ...]
     skipped: tuple[Trial, ...] = ()
     failed: tuple[tuple[Trial, str], ...] = ()
 
     @property
-    def best(self) -> Finished:
+    def best(self) -> FinishedTrial:
         return self.finished[0]
 
     @property
@@ -87,7 +87,7 @@ class Sweep:
         """
         figure = self.best.test["learned"]["eer"]
 
-        def tied(other: Finished) -> bool:
+        def tied(other: FinishedTrial) -> bool:
             s = _interval(other)
             equal = other.chosen_by == self.best.chosen_by
             return equal or s is None or s["low"] <= figure <= s["high"]
@@ -215,7 +215,7 @@ def sweep(trials: Sequence[Trial], out: Path, *, minutes: float, console: Consol
         raise InputError(f"{out} is a file. Name a folder as --out: a sweep writes several runs.")
     refuse_inside(out, trials[0].config.data)
     refuse_inside_run(out / trials[0].name)
-    finished: list[Finished] = []
+    finished: list[FinishedTrial] = []
     skipped: list[Trial] = []
     failed: list[tuple[Trial, str]] = []
     start, longest, digest = time.monotonic(), 0.0, ""
@@ -262,15 +262,15 @@ def _digest(config: TrainConfig) -> str:
     return read_configured(config).digest()
 
 
-def _finished(trial: Trial, run: Path) -> Finished:
+def _finished(trial: Trial, run: Path) -> FinishedTrial:
     summary = read_results(run).summary
     if "calibration" in summary:
         eer = float(summary["calibration"]["eer"])
     else:  # a run before 0.1.1
         eer = float(read_record(run).course.eer[-1])
-    return Finished(trial, run, eer, summary["test"])
+    return FinishedTrial(trial, run, eer, summary["test"])
 
 
-def _interval(finished: Finished) -> Mapping[str, float] | None:
+def _interval(finished: FinishedTrial) -> Mapping[str, float] | None:
     known: Mapping[str, Any] = finished.test["learned"].get("intervals") or {}
     return known.get("eer")

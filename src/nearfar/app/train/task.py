@@ -10,7 +10,7 @@ from torch import Tensor
 from nearfar.app.train.batches import balanced_items, balanced_pairs, similar_pairs
 from nearfar.app.train.config import TrainConfig
 from nearfar.app.train.data import Items, Pairs, items_of
-from nearfar.app.train.objectives import Batch, Loss, Objective, Step
+from nearfar.app.train.objectives import Batch, LossAndActive, LossFunction, Objective
 from nearfar.app.train.split import Split
 
 
@@ -39,7 +39,7 @@ class Task:
         return len(self.split.train) if self.objective.proxies else 0
 
     @cached_property
-    def loss(self) -> Loss:
+    def loss(self) -> LossFunction:
         """The loss with its hyperparameters."""
         return partial(self.objective.loss, **self.config.hyperparameters)
 
@@ -70,12 +70,12 @@ class Task:
 
     def step(
         self,
-        loss: Loss,
+        loss: LossFunction,
         x: Tensor,
         rows: Tensor,
         proxies: Tensor | None,
         generator: torch.Generator,
-    ) -> Step:
+    ) -> LossAndActive:
         """The loss of a batch and its active share.
 
         Args:
