@@ -6,6 +6,7 @@ Written by tools/write_losses.py; do not edit.
 from nearfar import doctor, mine
 from nearfar.distance import cosine_similarity
 from nearfar.engine.budget import memory_budget
+from nearfar.engine.closeness import Tile
 from nearfar.insight.explain import explain
 from nearfar.insight.explanation import Explanation
 from nearfar.insight.forces import Forces, forces
@@ -59,11 +60,13 @@ from nearfar.losses.batch_tuples import (
     quadruplet_stats,
     triplet_stats,
 )
+from nearfar.losses.own import AnchorRule, PairRule, batch_loss
 from nearfar.reference import Reference
 
 __version__: str
 
 __all__ = [
+    "AnchorRule",
     "BatchContrastiveLoss",
     "BatchCosineLoss",
     "BatchQuadrupletLoss",
@@ -79,6 +82,7 @@ __all__ = [
     "LiftedStructureLoss",
     "MultiSimilarityLoss",
     "NTXentLoss",
+    "PairRule",
     "ProxyAnchorLoss",
     "ProxyNCALoss",
     "ProxySoftmaxLoss",
@@ -88,10 +92,12 @@ __all__ = [
     "SigLIPLoss",
     "SoftmaxLoss",
     "SupConLoss",
+    "Tile",
     "TripletLoss",
     "TripletStats",
     "batch_contrastive_loss",
     "batch_cosine_loss",
+    "batch_loss",
     "batch_quadruplet_loss",
     "batch_triplet_loss",
     "circle_loss",

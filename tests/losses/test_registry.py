@@ -56,6 +56,7 @@ def test_every_loss_is_in_the_list():
     found = {
         node.name
         for family in FAMILIES
+        if family.stem != "own"  # a rule of the user's makes a loss that nobody can list
         for node in ast.parse(family.read_text(encoding="utf-8")).body
         if isinstance(node, ast.FunctionDef)
         and not node.name.startswith("_")
