@@ -144,25 +144,11 @@ class CosineDistance:
             of_a, of_b = (values.new_full((t.shape[0],), 0.5) for t in (a, b))  # of unit rows
             return _cancelling(values, of_a, of_b, 1.0, self.CANCELS)
 
-        close = _but_selves(cancelling, values, a, b)
-        if close is not None and _many(close, values):
-            close = _mask(close, values)
-            torch.where(close, _in_float64(a, b).to(values.dtype), values, out=values)
-            return values, close
-        for rows, columns in _chunks(close, values, a):
-            values[rows, columns] = (a[rows] - b[columns]).square().sum(1).div_(2)
-        return values, close
+        return values, _repaired(_but_selves(cancelling, values, a, b), values, a, b, unit=True)
 
     def backward(self, force: Tensor, tile: Tile, gradient: Gradient) -> None:
-        # That of a . b is b, of which the part along a is taken away later, with its digits.
-        close = tile.repaired
-        if close is not None and close.dtype is torch.bool:
-            _add_in_float64(gradient, tile, force.where(close, 0))
-            force.masked_fill_(close, 0)
-        else:
-            for i, j in _chunks(close, force, gradient.a):
-                _add_pairs(gradient, tile, i, j, force[i, j])
-                force[i, j] = 0
+        # That of a . b is b; normalisation takes away its part along a later, with its digits.
+        _take_repaired(force, tile, gradient)
         gradient.add(force, tile.rows, tile.columns, -1, uniform=tile.uniform_forces)
 
 
@@ -213,9 +199,7 @@ class Euclidean:
         def cancelling() -> Tensor | None:
             return _cancelling(apart, of_a, of_b, most, self.CANCELS)
 
-        close = _but_selves(cancelling, apart, a, b)
-        for rows, columns in _chunks(close, apart, a):
-            apart[rows, columns] = (a[rows] - b[columns]).square().sum(1)
+        close = _repaired(_but_selves(cancelling, apart, a, b), apart, a, b, unit=False)
         return apart if self.squared else apart.sqrt_(), close
 
     def _scaled_down(
@@ -232,23 +216,20 @@ class Euclidean:
         short_a, short_b = of_a < largest / 4, of_b < largest / 4
         i, j = short_a.nonzero()[:, 0], short_b.nonzero()[:, 0]
         values[i[:, None], j], near = self.measure(a[i], b[j])
-        close = [torch.zeros(0, 2, dtype=torch.int64, device=a.device)]
-        if far is not None:
-            row, column = far.unbind(1)
-            close.append(far[~(short_a[row] & short_b[column])])
-        if near is not None:
-            row, column = near.unbind(1)
-            close.append(torch.stack([i[row], j[column]], 1))
-        return values, torch.cat(close)
+        nobody = torch.zeros(0, 2, dtype=torch.int64, device=a.device)
+        row, column = (nobody if far is None else far).unbind(1)
+        of_long = ~(short_a[row] & short_b[column])
+        near_row, near_column = (nobody if near is None else near).unbind(1)
+        rows = torch.cat([row[of_long], i[near_row]])
+        columns = torch.cat([column[of_long], j[near_column]])
+        return values, torch.stack([rows, columns], 1)
 
     def backward(self, force: Tensor, tile: Tile, gradient: Gradient) -> None:
         # The gradient of the distance is (a - b) / d, that of its square 2 (a - b).
-        d = tile.closeness
-        for i, j in _chunks(tile.repaired, force, gradient.a):
-            by = self._on_square(force[i, j], d[i, j]).masked_fill_(d[i, j] == 0, 0)
-            _add_pairs(gradient, tile, i, j, by)
-            force[i, j], d[i, j] = 0, 1
-        by = self._on_square(force, d)
+        d, by = tile.closeness, self._on_square(force, tile.closeness)
+        if tile.repaired is not None and not self.squared:
+            by.masked_fill_(d == 0, 0)
+        _take_repaired(by, tile, gradient)
         gradient.add_squares(by, tile.rows, tile.columns, uniform=tile.uniform_forces)
 
     def _on_square(self, force: Tensor, d: Tensor) -> Tensor:
@@ -272,27 +253,46 @@ def _but_selves(
     return close
 
 
-def _add_pairs(gradient: Gradient, tile: Tile, i: Tensor, j: Tensor, by: Tensor) -> None:
-    """Add the gradient of sum(by * |a - b|^2) / 2 over the pairs i, j of a tile."""
-    a, b = part(gradient.a, tile.rows), part(gradient.b, tile.columns)
-    pull = by[:, None] * (a[i] - b[j])
-    add_rows(gradient.of_rows(tile.rows), i, pull)
-    add_rows(gradient.of_columns(tile.columns), j, pull.neg_())
-
-
-# In a batch that collapses so many pairs are close that they are repaired at once, in float64.
+# In a batch of unit rows that collapses, so many pairs are close that all are repaired at once, in
+# float64. Of rows of any length, that would not keep enough digits.
 _MANY, _MANY_OF = 2**14, 16
 
 
-def _many(close: Tensor, values: Tensor) -> bool:
-    enough = len(close) > max(_MANY, values.numel() // _MANY_OF)
-    return enough and values.dtype is not sum_dtype(values)
-
-
-def _mask(close: Tensor, values: Tensor) -> Tensor:
+def _repaired(
+    close: Tensor | None, values: Tensor, a: Tensor, b: Tensor, *, unit: bool
+) -> Tensor | None:
+    """The pairs (k, 2), or a mask of many, whose |a - b|^2 is put in, halved for unit rows."""
+    if close is None:
+        return None
+    many = unit and len(close) > max(_MANY, values.numel() // _MANY_OF)
+    if not many or values.dtype is sum_dtype(values):
+        for i, j in _chunks(close, values, a):
+            squares = (a[i] - b[j]).square().sum(1)
+            values[i, j] = squares.div_(2) if unit else squares
+        return close
     mask = torch.zeros_like(values, dtype=torch.bool)
     mask[close[:, 0], close[:, 1]] = True
+    torch.where(mask, _in_float64(a, b).to(values.dtype), values, out=values)
     return mask
+
+
+def _take_repaired(by: Tensor, tile: Tile, gradient: Gradient) -> None:
+    """Add the gradient of sum(by * |a - b|^2) / 2 over repaired pairs, where `by` becomes 0."""
+    rows, columns, repaired = tile.rows, tile.columns, tile.repaired
+    a, b = part(gradient.a, rows), part(gradient.b, columns)
+    if repaired is not None and repaired.dtype is torch.bool:
+        x, y, pull = (t.to(sum_dtype(t)) for t in (a, b, by.where(repaired, 0)))
+        of_rows = torch.addmm(pull.sum(1)[:, None] * x, pull, y, alpha=-1)
+        of_columns = torch.addmm(pull.sum(0)[:, None] * y, pull.T, x, alpha=-1)
+        gradient.of_rows(rows).add_(of_rows)
+        gradient.of_columns(columns).add_(of_columns)
+        by.masked_fill_(repaired, 0)
+        return
+    for i, j in _chunks(repaired, by, gradient.a):
+        pull = by[i, j][:, None] * (a[i] - b[j])
+        add_rows(gradient.of_rows(rows), i, pull)
+        add_rows(gradient.of_columns(columns), j, pull.neg_())
+        by[i, j] = 0
 
 
 def _in_float64(a: Tensor, b: Tensor) -> Tensor:
@@ -300,14 +300,6 @@ def _in_float64(a: Tensor, b: Tensor) -> Tensor:
     a, b = a.to(sum_dtype(a)), b.to(sum_dtype(b))
     of_a, of_b = (torch.linalg.vecdot(t, t).div_(2) for t in (a, b))
     return torch.add(of_a[:, None], of_b).addmm_(a, b.T, alpha=-1).clamp_(min=0)
-
-
-def _add_in_float64(gradient: Gradient, tile: Tile, by: Tensor) -> None:
-    """Add the gradient of sum(by * |a - b|^2) / 2 over all pairs of a tile."""
-    rows, columns = part(gradient.a, tile.rows), part(gradient.b, tile.columns)
-    a, b, by = (t.to(sum_dtype(t)) for t in (rows, columns, by))
-    gradient.of_rows(tile.rows).add_(torch.addmm(by.sum(1)[:, None] * a, by, b, alpha=-1))
-    gradient.of_columns(tile.columns).add_(torch.addmm(by.sum(0)[:, None] * b, by.T, a, alpha=-1))
 
 
 def _cancelling(
