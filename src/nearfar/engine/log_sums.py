@@ -327,6 +327,7 @@ class _Running:
         self.safe, self.dtype, self.device = safe, like.dtype, like.device
         self.n, self.sum_dtype = n, sum_dtype(like)
         self.top: Tensor | float | None = 0.0 if safe else None  # None: nothing was added yet
+        self.is_common = True  # whether top is the base of all tiles so far
         self.last = 0.0  # the base last chosen
 
     @cached_property
@@ -368,9 +369,10 @@ class _Running:
 
     def _rescaled(self, sums: Tensor, base: Tensor, at: slice) -> Tensor:
         """The sums relative to the larger of their base and the top, as the totals are then too."""
-        if not isinstance(self.top, Tensor) or self.top.dtype is not self.total.dtype:
+        if self.is_common or not isinstance(self.top, Tensor):
             top = -inf if self.top is None else self.top
             self.top = torch.where(self.total != 0, top, -inf).to(self.total.dtype)
+            self.is_common = False
         old = part(self.top, at)
         new = torch.maximum(old, base)
         part(self.total, at).mul_((old - _finite(new)).exp_())

@@ -56,6 +56,7 @@ def multi_similarity_loss(
         TypeError: labels that are not class ids or bool multi-labels.
         ValueError: a shape, length, device or hyperparameter out of range.
 
+    >>> import torch
     >>> x = torch.tensor([[1.0, 0], [0.8, 0.6], [0, 1], [-0.6, 0.8]])
     >>> multi_similarity_loss(x, [0, 0, 1, 1])
     tensor(0.2688)
@@ -132,6 +133,7 @@ def circle_loss(
         TypeError: labels that are not class ids or bool multi-labels.
         ValueError: a shape, length, device or hyperparameter out of range.
 
+    >>> import torch
     >>> x = torch.tensor([[1.0, 0], [0.8, 0.6], [0, 1], [-0.6, 0.8]])
     >>> circle_loss(x, [0, 0, 1, 1], scale=16.0)
     tensor(2.5427)
@@ -204,6 +206,7 @@ def lifted_structure_loss(
         TypeError: labels that are not class ids or bool multi-labels.
         ValueError: a shape, length, device or hyperparameter out of range.
 
+    >>> import torch
     >>> x = torch.tensor([[1.0, 0], [0.8, 0.6], [0, 1], [-0.6, 0.8]])
     >>> lifted_structure_loss(x, [0, 0, 1, 1])
     tensor(0.9731)
