@@ -79,7 +79,8 @@ def listed(
         db = torch.zeros_like(columns) if request.gradient and request.b is not None else None
         shown = _Shown()
         with torch.no_grad():
-            width = rule.places * a.shape[1]
+            # The rows of a tuple, their differences, and the gradients of both.
+            width = 4 * rule.places * a.shape[1]
             size = block(request.limits, a.device, a.element_size(), _BUFFERS, width)
             for found in _together(pick(a, request.b, request.limits), size):
                 for chunk in spans(len(found), size):

@@ -228,6 +228,8 @@ class _Sums:
         else:
             exponents = tile.closeness.clone() if observed else tile.closeness
         terms = self._terms(tile, sides, exponents, exponents if out is None else out, known)
+        if self.rule.exponent is None and not observed:
+            tile.closeness = terms.values  # nobody needs the closeness any more
         if collect:
             for side in sides:
                 self.logs.add(terms, side)
