@@ -21,10 +21,9 @@ from typing import Any
 from unittest.mock import patch
 
 import passive  # noqa: F401
-import textbook
 import torch
 import torch.nn.functional as F  # noqa: N812
-from cases import WHOLE_BATCH, Case, Data
+from cases import WHOLE_BATCH, Case, Data, textbook
 from measure import arguments, header, save, table, verdict
 from torch import Tensor
 
@@ -134,10 +133,11 @@ def _cells(result: dict[str, Any], part: str) -> tuple[str, str, str]:
 # positive out of the sum.
 
 
-def _cross_entropy(z: Tensor, target: Tensor) -> Tensor:
+def _cross_entropy(z: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
     positive = z.gather(1, target[:, None])[:, 0]
     others = z.scatter(1, target[:, None], -inf).logsumexp(1)
-    return _excess(positive, others).mean()
+    per_row = _excess(positive, others)
+    return per_row.mean() if reduction == "mean" else per_row
 
 
 def _excess(z: Tensor, others: Tensor) -> Tensor:

@@ -1,20 +1,21 @@
 """The table of losses that every benchmark runs over: a row for each loss and setting.
 
-It follows from the list of losses: a loss is measured as soon as `textbook.py` has its formula.
-`SETTINGS` lists those that other libraries have too, and those measured with other hyperparameters
-than their defaults.
+It follows from the list of losses: a loss is measured as soon as `tests/textbook.py` has its
+formula. `SETTINGS` lists those that other libraries have too, and those measured with other
+hyperparameters than their defaults.
 """
 
 import inspect
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import exp
+from pathlib import Path
 from shutil import which
 from typing import Any
 
 import peers
-import textbook
 import torch
 from measure import installed
 from peers import Loss
@@ -22,6 +23,10 @@ from torch import Tensor
 
 import nearfar
 from nearfar import registry
+
+# The formulas are those of the tests, beside the oracles.
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+import textbook
 
 PER_CLASS = 8
 COMPILED = "compiled textbook"
@@ -316,13 +321,14 @@ def _cases(loss: registry.Loss) -> Iterator[Case]:
     """A loss at its defaults, or at each of the settings listed for it."""
     formula = getattr(textbook, loss.function)
     ours = inspect.signature(getattr(nearfar, loss.function)).parameters
-    takes = inspect.signature(formula).parameters.values()
-    defaults = {p.name: ours[p.name].default for p in takes if p.kind is p.KEYWORD_ONLY}
+    takes = inspect.signature(formula).parameters.keys() & ours.keys()
+    defaults = {name: ours[name].default for name in ours if name in takes}
+    numbers = {k: v for k, v in defaults.items() if isinstance(v, float)}
     usual = {
         "ours": getattr(nearfar, loss.function),
         "textbook": formula,
         "draw": DRAWS.get(loss.data),
-        "hyper": defaults,
+        "hyper": numbers,
         "work": WORK.get(loss.data),
         "whole_batch": loss.data != "rows",
         # Compiling takes half a minute a case, and proxies are computed as two towers are.

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import batch_oracle as oracle
-import batch_textbook as textbook
 import pytest
+import textbook
 import torch
 from torch import Tensor
 
@@ -78,7 +78,7 @@ class Case:
         function: the loss under test.
         kind: what it compares: a batch with itself or a reference, two towers, or rows and proxies.
         oracle: the loops of `batch_oracle.py`.
-        textbook: the formula of `batch_textbook.py`.
+        textbook: the formula of `textbook.py`.
         hyper: hyperparameters passed to all three.
         learned: those of them that are tensors with a gradient.
         multi: bool multi-labels in place of class ids.
@@ -260,7 +260,13 @@ def _case(name: str, kind: Kind, **more: Any) -> Case:
     fields = {k: more.pop(k) for k in list(more) if k in Case.__dataclass_fields__}
     function = getattr(nearfar, f"{loss}_loss")
     return Case(
-        name, function, kind, getattr(oracle, loss), getattr(textbook, loss), more, **fields
+        name,
+        function,
+        kind,
+        getattr(oracle, loss),
+        getattr(textbook, function.__name__),
+        more,
+        **fields,
     )
 
 

@@ -102,7 +102,8 @@ class Case:
     def schoolbook(self, x: Tensors, labels: Tensors) -> Tensor:
         wide = tuple(a.float() for a in x)
         meant = tuple(y.float() if y.is_floating_point() else y for y in self.meaning(labels))
-        return self.textbook(*wide, *meant, **self.hyper)
+        per_row = {"reduction": "none"} if "reduction" in self.takes else {}
+        return self.textbook(*wide, *meant, **self.hyper, **per_row)
 
 
 def value_and_gradients(loss: Callable[[Tensors], Tensor], x: Tensors) -> tuple[Tensor, Tensors]:
@@ -157,7 +158,7 @@ def _contrastive(name: str, **more: Any) -> Case:
     labels, similar_label = more.pop("labels", _bools), more.pop("similar_label", None)
     return Case(
         f"contrastive-{name}", nearfar.contrastive_loss, _aligned(2),
-        oracle.contrastive, textbook.contrastive, more, labels, similar_label,
+        oracle.contrastive, textbook.contrastive_loss, more, labels, similar_label,
         laws=_laws(more, "swap"),
     )  # fmt: skip
 
@@ -166,7 +167,7 @@ def _from_distance(name: str, **more: Any) -> Case:
     labels, similar_label = more.pop("labels", _bools), more.pop("similar_label", None)
     return Case(
         f"from_distance-{name}", nearfar.contrastive_loss_from_distance, lambda n, d: ((n,),),
-        oracle.contrastive_from_distance, textbook.contrastive_from_distance, more,
+        oracle.contrastive_from_distance, textbook.contrastive_loss_from_distance, more,
         labels, similar_label, distances=True,
     )  # fmt: skip
 
@@ -174,14 +175,14 @@ def _from_distance(name: str, **more: Any) -> Case:
 def _cosine(name: str, **more: Any) -> Case:
     labels, similar_label = more.pop("labels", _bools), more.pop("similar_label", None)
     return Case(
-        f"cosine-{name}", nearfar.cosine_loss, _aligned(2), oracle.cosine, textbook.cosine,
+        f"cosine-{name}", nearfar.cosine_loss, _aligned(2), oracle.cosine, textbook.cosine_loss,
         more, labels, similar_label, laws=frozenset({"swap", "rotate", "rescale"}),
     )  # fmt: skip
 
 
 def _triplet(name: str, **hyper: Any) -> Case:
     return Case(
-        f"triplet-{name}", nearfar.triplet_loss, _aligned(3), oracle.triplet, textbook.triplet,
+        f"triplet-{name}", nearfar.triplet_loss, _aligned(3), oracle.triplet, textbook.triplet_loss,
         hyper, laws=_laws(hyper, *(["swap"] if hyper.get("swap") else [])),
     )  # fmt: skip
 
@@ -189,7 +190,7 @@ def _triplet(name: str, **hyper: Any) -> Case:
 def _quadruplet(name: str, **hyper: Any) -> Case:
     return Case(
         f"quadruplet-{name}", nearfar.quadruplet_loss, _aligned(4),
-        oracle.quadruplet, textbook.quadruplet, hyper, laws=_laws(hyper),
+        oracle.quadruplet, textbook.quadruplet_loss, hyper, laws=_laws(hyper),
     )  # fmt: skip
 
 
@@ -210,7 +211,7 @@ def _info_nce(name: str, kind: str, **hyper: Any) -> Case:
     laws = {"rotate"} | ({"rescale"} if hyper.get("normalize", True) else set())
     return Case(
         f"info_nce-{kind}-{name}", nearfar.info_nce_loss, shapes,
-        partial(oracle.info_nce, per_query=kind == "own"), textbook.info_nce, hyper,
+        partial(oracle.info_nce, per_query=kind == "own"), textbook.info_nce_loss, hyper,
                 laws=frozenset(laws), reach=reach, streamed=kind == "batch",
     )  # fmt: skip
 
@@ -218,7 +219,7 @@ def _info_nce(name: str, kind: str, **hyper: Any) -> Case:
 def _softmax(name: str, labels: Callable[[int], Tensors] = _classes, **hyper: Any) -> Case:
     return Case(
         f"softmax-{name}", nearfar.softmax_loss, lambda n, d: ((n, max(d, 3)),),
-        oracle.softmax, textbook.softmax, hyper, labels,
+        oracle.softmax, textbook.softmax_loss, hyper, labels,
     )  # fmt: skip
 
 

@@ -1,36 +1,57 @@
-"""Every aligned loss as a textbook or a first search result has it: the formula in plain torch.
+"""Every loss as a textbook or the first search result has it: the formula in dense, plain torch.
 
-The yardstick of the fourth point of the numbers contract: an error of ours, measured against
-float64, may not exceed twice the error of these.
+The yardstick of the fourth point of the numbers contract, whose errors ours may not exceed twice,
+and what the benchmarks measure ours beside. Functions, arguments and hyperparameters are named as
+in nearfar, so that both can be called alike. Labels of a batch are class ids.
 """
+
+from collections.abc import Callable
+from math import cos, inf, pi, sin
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 
-def contrastive(
-    x1: Tensor, x2: Tensor, similar: Tensor, *, margin: float = 1.0, distance: str = "euclidean"
-) -> Tensor:
-    return contrastive_from_distance(_distance(x1, x2, distance), similar, margin=margin)
-
-
-def contrastive_from_distance(d: Tensor, similar: Tensor, *, margin: float = 1.0) -> Tensor:
-    return similar * d**2 + (1 - similar) * F.relu(margin - d) ** 2
-
-
 def cosine_similarity(x1: Tensor, x2: Tensor) -> Tensor:
     return F.cosine_similarity(x1, x2)
 
 
-def cosine(x1: Tensor, x2: Tensor, similar: Tensor | None = None, *, margin: float = 0.0) -> Tensor:
-    cos = F.cosine_similarity(x1, x2)
-    if similar is None:
-        return 1 - cos
-    return similar * (1 - cos) + (1 - similar) * F.relu(cos - margin)
+# -- rows that belong together --------------------------------------------------------------------
 
 
-def triplet(
+def contrastive_loss(
+    x1: Tensor,
+    x2: Tensor,
+    y: Tensor,
+    *,
+    margin: float = 1.0,
+    distance: str = "euclidean",
+    reduction: str = "mean",
+) -> Tensor:
+    d = _distance(x1, x2, distance)
+    return contrastive_loss_from_distance(d, y, margin=margin, reduction=reduction)
+
+
+def contrastive_loss_from_distance(
+    d: Tensor, y: Tensor, *, margin: float = 1.0, reduction: str = "mean"
+) -> Tensor:
+    return _reduced(_by_label(y, d**2, F.relu(margin - d) ** 2), reduction)
+
+
+def cosine_loss(
+    x1: Tensor,
+    x2: Tensor,
+    y: Tensor | None = None,
+    *,
+    margin: float = 0.0,
+    reduction: str = "mean",
+) -> Tensor:
+    c = F.cosine_similarity(x1, x2)
+    return _reduced(1 - c if y is None else _by_label(y, 1 - c, F.relu(c - margin)), reduction)
+
+
+def triplet_loss(
     anchor: Tensor,
     positive: Tensor,
     negative: Tensor,
@@ -39,14 +60,16 @@ def triplet(
     distance: str = "euclidean",
     swap: bool = False,
     smooth: bool = False,
+    reduction: str = "mean",
 ) -> Tensor:
     near, far = _distance(anchor, positive, distance), _distance(anchor, negative, distance)
     if swap:
         far = torch.minimum(far, _distance(positive, negative, distance))
-    return F.softplus(near - far + margin) if smooth else F.relu(near - far + margin)
+    short = near - far + margin
+    return _reduced(F.softplus(short) if smooth else F.relu(short), reduction)
 
 
-def quadruplet(
+def quadruplet_loss(
     anchor: Tensor,
     positive: Tensor,
     negative: Tensor,
@@ -55,40 +78,275 @@ def quadruplet(
     margin: float = 1.0,
     margin2: float = 0.5,
     distance: str = "euclidean",
+    reduction: str = "mean",
 ) -> Tensor:
     near, far = _distance(anchor, positive, distance), _distance(anchor, negative, distance)
     apart = _distance(negative, negative2, distance)
-    return F.relu(near - far + margin) + F.relu(near - apart + margin2)
+    return _reduced(F.relu(near - far + margin) + F.relu(near - apart + margin2), reduction)
 
 
-def info_nce(
+def softmax_loss(
+    logits: Tensor, target: Tensor, *, label_smoothing: float = 0.0, reduction: str = "mean"
+) -> Tensor:
+    return F.cross_entropy(
+        logits, target.long(), label_smoothing=label_smoothing, reduction=reduction
+    )
+
+
+# -- two towers -----------------------------------------------------------------------------------
+
+
+def info_nce_loss(
     query: Tensor,
     positive: Tensor,
     negatives: Tensor | None = None,
     *,
-    temperature: float = 0.07,
+    temperature: float | Tensor = 0.07,
+    normalize: bool = True,
+    symmetric: bool = False,
+    decoupled: bool = False,
+    hard_negatives: Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    query, positive = _scaled(query, normalize), _scaled(positive, normalize)
+    if negatives is not None:
+        negatives = _scaled(negatives, normalize)
+        near = (query * positive).sum(1, keepdim=True)
+        far = query @ negatives.T if negatives.ndim == 2 else (negatives @ query[..., None])[..., 0]
+        logits = torch.cat([near, far], dim=1) / temperature
+        return cross_entropy(logits, torch.zeros_like(_range(query)), reduction)
+    columns = positive
+    if hard_negatives is not None:
+        columns = torch.cat([positive, _scaled(hard_negatives.flatten(0, -2), normalize)])
+    loss = _match(query @ columns.T / temperature, decoupled, reduction)
+    if not symmetric:
+        return loss
+    return (loss + _match(positive @ query.T / temperature, decoupled, reduction)) / 2
+
+
+def clip_loss(
+    x: Tensor,
+    y: Tensor,
+    *,
+    scale: float | Tensor,
+    normalize: bool = True,
+    decoupled: bool = False,
+) -> Tensor:
+    logits = scale * _scaled(x, normalize) @ _scaled(y, normalize).T
+    return (_match(logits, decoupled) + _match(logits.T, decoupled)) / 2
+
+
+def clip_loss_two_products(x: Tensor, y: Tensor, *, scale: float | Tensor) -> Tensor:
+    """One matrix product for each direction, as in open_clip."""
+    x, y = F.normalize(x), F.normalize(y)
+    return (_match(scale * x @ y.T) + _match(scale * y @ x.T)) / 2
+
+
+def siglip_loss(
+    x: Tensor,
+    y: Tensor,
+    *,
+    scale: float | Tensor,
+    bias: float | Tensor,
     normalize: bool = True,
 ) -> Tensor:
-    if normalize:
-        query, positive = F.normalize(query), F.normalize(positive)
-        negatives = None if negatives is None else F.normalize(negatives, dim=-1)
-    if negatives is None:
-        target = torch.arange(len(query))
-        return F.cross_entropy(query @ positive.T / temperature, target, reduction="none")
-    to_positive = (query * positive).sum(1, keepdim=True)
-    if negatives.ndim == 2:
-        to_negatives = query @ negatives.T
-    else:
-        to_negatives = torch.einsum("nd,nmd->nm", query, negatives)
-    logits = torch.cat([to_positive, to_negatives], dim=1) / temperature
-    return F.cross_entropy(logits, torch.zeros(len(query), dtype=torch.long), reduction="none")
+    logits = scale * _scaled(x, normalize) @ _scaled(y, normalize).T + bias
+    sign = 2 * torch.eye(len(x)) - 1
+    return -F.logsigmoid(sign * logits).sum() / len(x)
 
 
-def softmax(logits: Tensor, target: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-    return F.cross_entropy(logits, target.long(), label_smoothing=label_smoothing, reduction="none")
+# -- a batch with labels --------------------------------------------------------------------------
+
+
+def batch_contrastive_loss(
+    x: Tensor, labels: Tensor, *, margin: float = 1.0, distance: str = "euclidean"
+) -> Tensor:
+    d = _distances(x, distance)
+    positive, negative = _kinds(labels)
+    near = (positive * d**2).sum() / positive.sum()
+    return near + (negative * F.relu(margin - d) ** 2).sum() / negative.sum()
+
+
+def batch_cosine_loss(x: Tensor, labels: Tensor, *, margin: float = 0.0) -> Tensor:
+    c = _products(x)
+    positive, negative = _kinds(labels)
+    near = (positive * (1 - c)).sum() / positive.sum()
+    return near + (negative * F.relu(c - margin)).sum() / negative.sum()
+
+
+def sup_con_loss(
+    x: Tensor,
+    labels: Tensor,
+    *,
+    temperature: float | Tensor = 0.1,
+    normalize: bool = True,
+    decoupled: bool = False,
+) -> Tensor:
+    z = _products(x, normalize) / temperature
+    positive, negative = _kinds(labels)
+    hidden = ~negative if decoupled else torch.eye(len(x), dtype=torch.bool)
+    log_share = z - z.masked_fill(hidden, -inf).logsumexp(1, keepdim=True)
+    count = positive.sum(1)
+    return -((positive * log_share).sum(1) / count.clamp(min=1)).sum() / (count > 0).sum()
+
+
+def nt_xent_loss(
+    x: Tensor,
+    labels: Tensor,
+    *,
+    temperature: float | Tensor = 0.5,
+    normalize: bool = True,
+    decoupled: bool = False,
+) -> Tensor:
+    z = _products(x, normalize) / temperature
+    positive, negative = _kinds(labels)
+    of_negatives = z.masked_fill(~negative, -inf).logsumexp(1, keepdim=True)
+    each = of_negatives - z if decoupled else excess(z, of_negatives)
+    return (positive * each).sum() / positive.sum()
+
+
+def multi_similarity_loss(
+    x: Tensor,
+    labels: Tensor,
+    *,
+    alpha: float = 2.0,
+    beta: float = 50.0,
+    base: float = 0.5,
+    normalize: bool = True,
+) -> Tensor:
+    s = _products(x, normalize)
+    positive, negative = _kinds(labels)
+    near = torch.log1p((positive * torch.exp(-alpha * (s - base))).sum(1)) / alpha
+    far = torch.log1p((negative * torch.exp(beta * (s - base))).sum(1)) / beta
+    return (near + far).mean()
+
+
+def circle_loss(
+    x: Tensor, labels: Tensor, *, margin: float = 0.25, scale: float = 256.0, normalize: bool = True
+) -> Tensor:
+    s = _products(x, normalize)
+    near = -scale * F.relu(1 + margin - s.detach()) * (s - (1 - margin))
+    far = scale * F.relu(s.detach() + margin) * (s - margin)
+    return _mean_of_valid(F.softplus, near, far, labels)
+
+
+def lifted_structure_loss(
+    x: Tensor, labels: Tensor, *, margin: float = 1.0, distance: str = "euclidean"
+) -> Tensor:
+    d = _distances(x, distance)
+    return _mean_of_valid(F.relu, d, margin - d, labels)
+
+
+# -- proxies of classes ---------------------------------------------------------------------------
+
+
+def proxy_softmax_loss(
+    x: Tensor,
+    proxies: Tensor,
+    labels: Tensor,
+    *,
+    scale: float | Tensor = 64.0,
+    angle_margin: float = 0.0,
+    cosine_margin: float = 0.0,
+) -> Tensor:
+    c = F.normalize(x) @ F.normalize(proxies).T
+    if angle_margin or cosine_margin:
+        own = c.gather(1, labels[:, None])
+        turned = torch.cos(torch.acos(own) + angle_margin)
+        # As in the authors' code: past pi - m the cosine would rise again, so go on linearly.
+        past = own <= cos(pi - angle_margin)
+        turned = torch.where(past, own - angle_margin * sin(angle_margin), turned)
+        c = c.scatter(1, labels[:, None], turned - cosine_margin)
+    return cross_entropy(scale * c, labels)
+
+
+def proxy_nca_loss(
+    x: Tensor, proxies: Tensor, labels: Tensor, *, scale: float | Tensor = 1.0
+) -> Tensor:
+    closeness = -scale * torch.cdist(F.normalize(x), F.normalize(proxies)) ** 2
+    own = F.one_hot(labels, len(proxies)).bool()
+    return (closeness.masked_fill(own, -inf).logsumexp(1) - closeness[own]).mean()
+
+
+def proxy_anchor_loss(
+    x: Tensor, proxies: Tensor, labels: Tensor, *, margin: float = 0.1, scale: float = 32.0
+) -> Tensor:
+    s = F.normalize(x) @ F.normalize(proxies).T
+    positive = F.one_hot(labels, len(proxies))
+    near = torch.log1p((positive * torch.exp(-scale * (s - margin))).sum(0))
+    far = torch.log1p(((1 - positive) * torch.exp(scale * (s + margin))).sum(0))
+    return near.sum() / positive.any(0).sum() + far.mean()
+
+
+# -- what they are made of; benchmarks/accuracy.py has a more exact form of the first two ----------
+
+
+def cross_entropy(z: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+    return F.cross_entropy(z, target, reduction=reduction)
+
+
+def excess(z: Tensor, others: Tensor) -> Tensor:
+    """How much larger log(exp(z) + exp(others)) is than z."""
+    return torch.logaddexp(z, others) - z
+
+
+def _match(z: Tensor, decoupled: bool = False, reduction: str = "mean") -> Tensor:
+    """The cross-entropy of the diagonal, which a decoupled loss leaves out of the sum."""
+    if not decoupled:
+        return cross_entropy(z, _range(z), reduction)
+    itself = torch.eye(*z.shape, dtype=torch.bool)
+    return _reduced(z.masked_fill(itself, -inf).logsumexp(1) - z.diagonal(), reduction)
+
+
+def _mean_of_valid(
+    hinge: Callable[[Tensor], Tensor], near: Tensor, far: Tensor, labels: Tensor
+) -> Tensor:
+    """The mean hinge of two log-sum-exps, over the anchors that have positives and negatives."""
+    positive, negative = _kinds(labels)
+    near = near.masked_fill(~positive, -inf).logsumexp(1)
+    both = near + far.masked_fill(~negative, -inf).logsumexp(1)
+    return hinge(both).sum() / (both > -inf).sum()
+
+
+def _reduced(per_row: Tensor, reduction: str) -> Tensor:
+    return per_row.mean() if reduction == "mean" else per_row
+
+
+def _by_label(y: Tensor, similar: Tensor, dissimilar: Tensor) -> Tensor:
+    """The loss of similar or dissimilar rows; a degree weighs both."""
+    if y.dtype is torch.bool:
+        return torch.where(y, similar, dissimilar)
+    return y * similar + (1 - y) * dissimilar
+
+
+def _scaled(x: Tensor, normalize: bool) -> Tensor:
+    return F.normalize(x, dim=-1) if normalize else x
+
+
+def _products(x: Tensor, normalize: bool = True) -> Tensor:
+    x = _scaled(x, normalize)
+    return x @ x.T
 
 
 def _distance(a: Tensor, b: Tensor, name: str) -> Tensor:
+    """(n,) of aligned rows."""
     if name == "cosine":
         return 1 - F.cosine_similarity(a, b)
     return (a - b).norm(dim=1) if name == "euclidean" else (a - b).pow(2).sum(1)
+
+
+def _distances(x: Tensor, name: str) -> Tensor:
+    """(n, n) of every two rows."""
+    if name == "cosine":
+        return 1 - _products(x)
+    return torch.cdist(x, x) if name == "euclidean" else torch.cdist(x, x) ** 2
+
+
+def _kinds(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """(n, n) masks of the positive and of the negative pairs."""
+    same = labels[:, None] == labels
+    return same & ~torch.eye(len(labels), dtype=torch.bool), ~same
+
+
+def _range(x: Tensor) -> Tensor:
+    return torch.arange(len(x))

@@ -754,7 +754,8 @@ def assert_as_good_as_the_textbook(case: Case, regimes: list[Data]) -> None:
 def test_error_is_at_most_twice_the_textbooks(case: Case) -> None:
     """With towers that are far apart, and with towers that nearly agree."""
     for noise in (1.0, 0.1) if case.kind == "towers" else (1.0,):
-        assert_as_good_as_the_textbook(case, [planted(case, seed, noise) for seed in range(4)])
+        # Many draws, since the gradient of a bias is one number, which four round luckily.
+        assert_as_good_as_the_textbook(case, [planted(case, seed, noise) for seed in range(24)])
 
 
 @over(REST)

@@ -7,6 +7,7 @@ from typing import Any
 import batch_cases
 import cases
 import pytest
+import textbook
 import torch
 from batch_cases import Data
 from test_batch_tuples import Settings, over_losses
@@ -66,16 +67,6 @@ def test_losses_of_tuples(loss: Callable[..., Tensor], how: Settings, reduction:
     assert_overflow_is_infinite(run, [x])
 
 
-def textbook(x: Tensor, labels: Tensor) -> Tensor:
-    """`sup_con_loss` at temperature 0.01 as anyone would write it."""
-    x = nn.functional.normalize(x.float(), dim=1)
-    itself = torch.eye(len(x), dtype=torch.bool)
-    z = (x @ x.T / 0.01).masked_fill(itself, -torch.inf)
-    similar = (labels[:, None] == labels) & ~itself
-    log_share = (z - z.logsumexp(1, keepdim=True)).masked_fill(~similar, 0)
-    return -(log_share.sum(1) / similar.sum(1)).mean()
-
-
 def train(loss: Callable[..., Tensor]) -> tuple[list[int], list[Tensor]]:
     """Which of 60 steps the scaler skipped, and the gradients of the others, unscaled."""
     torch.manual_seed(0)
@@ -100,7 +91,9 @@ def train(loss: Callable[..., Tensor]) -> tuple[list[int], list[Tensor]]:
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_a_gradient_scaler_skips_the_steps_it_should(reduction: Any) -> None:
     """Saturated gradients look like any others: it skipped none, and its scale went to 1e22."""
-    skipped, gradients = train(textbook)
+    skipped, gradients = train(
+        lambda x, labels: textbook.sup_con_loss(x.float(), labels, temperature=0.01)
+    )
     loss = partial(nearfar.sup_con_loss, temperature=0.01, reduction=reduction)
     found, ours = train(lambda x, labels: loss(x, labels).mean())
     assert found == skipped

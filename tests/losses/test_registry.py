@@ -127,9 +127,8 @@ def hand_written(loss: Loss) -> list[Path]:
     paths = [
         path for part in ("src", "tools", "benchmarks") for path in (ROOT / part).rglob("*.py")
     ]
-    formulas = ROOT / "benchmarks" / "textbook.py"  # beside which the function is measured
     generated = [package / name for name in WRITTEN]
-    return [path for path in paths if path not in (own, formulas, *generated)]
+    return [path for path in paths if path not in (own, *generated)]
 
 
 def mentions(loss: Loss, path: Path) -> set[int]:
