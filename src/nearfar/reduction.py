@@ -51,8 +51,9 @@ def total_weight(weight: Tensor | None, counts: Tensor | None, per_row: Tensor) 
         return max(per_row.shape[0], 1)
     if weight is None:
         assert counts is not None
-        return counts.sum(dtype=per_row.dtype).clamp(min=1)  # counts are whole numbers
-    total = (weight if counts is None else weight * counts).sum()
+        total = counts.sum(dtype=per_row.dtype)
+    else:
+        total = (weight if counts is None else weight * counts).sum()
     return torch.where(total > 0, total, 1)
 
 

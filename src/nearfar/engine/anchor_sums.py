@@ -15,6 +15,7 @@ from nearfar.engine.closeness import Closeness, Tile
 from nearfar.engine.relation import Relation
 from nearfar.engine.step import Answer, Executor, Request
 from nearfar.engine.walk import Walk
+from nearfar.reduction import sum_dtype
 
 # A tile of all columns, (b,) weights of the losses in the gradient (None: all 1), whether a
 # gradient is wanted, memory that lasts until the next tile -> (b,) losses, (b,) how much each
@@ -37,12 +38,12 @@ def block_loss(rule: BlockRule, closeness: Closeness, relation: Relation) -> Exe
     def execute(request: Request) -> Answer:
         walk = Walk(request, closeness, relation, buffers=_BUFFERS)
         n, workspace = walk.a.shape[0], Workspace()
-        per_row, counts = walk.a.new_zeros(n), walk.a.new_zeros(n, dtype=torch.int64)
+        per_row, counts = walk.a.new_zeros(n), walk.a.new_zeros(n, dtype=sum_dtype(walk.a))
         for tile in walk.blocks():
             workspace.clear()
             weight = None if request.weight is None else request.weight[tile.rows]
             loss, count, force = rule(tile, weight, request.gradient, workspace)
-            per_row[tile.rows], counts[tile.rows] = loss.to(walk.a.dtype), count.long()
+            per_row[tile.rows], counts[tile.rows] = loss.to(walk.a.dtype), count.to(counts.dtype)
             if force is not None:
                 walk.pull(tile, force)
         return walk.answer(per_row, counts)
@@ -91,7 +92,8 @@ def anchor_loss(
                 pull = pull if weight is None else pull * weight[:, None]
             for total, more in zip(sums, found, strict=True):
                 total += more
-            return per_row, count, pull
+            # No anchor pulls that has nothing to compare; and the walk overwrites what it is given.
+            return per_row, count, pull.where(count[:, None] > 0, 0).to(leaf.dtype)
 
         answer = block_loss(with_forces, closeness, relation)(request)
         by_tensor = iter(sums)
