@@ -15,7 +15,7 @@ from nearfar.engine.relation import Relation
 from nearfar.engine.step import Answer, Executor, Request, run
 from nearfar.inputs import ArrayLike, tracing
 from nearfar.losses.batch import as_batch, one_of, row_weight
-from nearfar.reduction import Reduction
+from nearfar.reduction import Reduction, sum_dtype
 from nearfar.reference import Reference
 
 Similarity = Literal["cosine", "inner_product"]
@@ -33,9 +33,10 @@ class PairRule:
     .. math:: \sum_{(i,j)\ \text{similar}} f(d_{ij})
               + \sum_{(i,j)\ \text{dissimilar}} g(d_{ij})
 
-    A term takes a tensor of distances or similarities, of any shape, and returns one loss for each,
-    as a new tensor. Its derivative is left to autograd, unless the term returns a pair: the losses
-    and their derivatives. If `batch_loss` is given `learned` tensors, they follow the distances.
+    A term takes a tensor of distances or similarities, of any shape, and returns the loss of each.
+    Autograd derives it, unless the term returns a pair: the losses and their derivatives. If
+    `batch_loss` is given `learned` tensors, they follow the distances, and autograd derives both
+    terms.
 
     Args:
         positive: f, the term of similar pairs.
@@ -55,10 +56,13 @@ class AnchorRule:
 
     Args:
         loss: takes a `Tile` of some anchors against all columns, and the `learned` tensors if there
-            are any. It returns (r,) losses, one per anchor, or these and (r,) numbers: how much
-            each anchor counts in the mean, 0 for one that has nothing to compare.
+            are any. It returns (r,) losses, one per anchor, or these and (r,) counts, numbers or
+            bool. The mean is the sum of the losses divided by the sum of the counts. An anchor that
+            has nothing to compare counts 0; its loss is then taken to be 0. Without counts, each
+            anchor counts 1.
         force: takes the same, and returns (r, m) derivatives of each anchor's loss by its closeness
-            to everyone. None: autograd derives them, which takes longer.
+            to everyone. None: autograd derives them, which takes longer. The learned tensors are
+            left to autograd in any case.
     """
 
     loss: AnchorTerm
@@ -84,14 +88,14 @@ def batch_loss(
     the gradient of the rows, the reductions, works as in the losses of the library.
 
     Args:
-        rule: a function of a tile, which returns one loss per anchor; an `AnchorRule`, which may
+        rule: a function of a tile, as the `loss` of an `AnchorRule`; an `AnchorRule`, which may
             also give its derivative; or a `PairRule`, for a loss that adds up over pairs.
         x: (n, d) embeddings, any floating dtype.
         labels: (n,) class ids, or (n, c) bool multi-labels, where sharing one makes a pair similar.
         distance: "euclidean", "sqeuclidean" or "cosine", or
         similarity: "cosine" or "inner_product": what the rule sees. One of the two is needed.
         learned: tensors of the rule, such as a learned margin, which get gradients. They are passed
-            to the rule after the tile.
+            to the rule after the tile. The rule may use no other tensor that requires a gradient.
         weight: (n,) how much each anchor counts, 0 or more.
         reference: a `Reference` to compare with instead of the batch itself.
         reduction: "mean" over the anchors, weighted by the counts that the rule returns (for a
@@ -102,9 +106,10 @@ def batch_loss(
 
     Raises:
         TypeError: labels that are not class ids or bool multi-labels; both or neither of distance
-            and similarity; a rule that returns something else than tensors.
-        ValueError: a shape, length, device or hyperparameter out of range, or a rule that returns
-            another shape than one loss per anchor.
+            and similarity; a rule that is none, or returns something else than tensors.
+        ValueError: a shape, length, device or hyperparameter out of range; a rule that returns
+            another shape than it should, or uses a tensor that requires a gradient and is not among
+            `learned`.
 
     >>> def pull(tile):  # the mean distance to the positives
     ...     counts = tile.positive.sum(1)
@@ -120,6 +125,7 @@ def batch_loss(
     "Multi-Similarity Loss", CVPR 2019, section 3).
     """
     closeness, normalize = _closeness(distance, similarity)
+    _check_rule(rule)
     _check_learned(learned)
     rows, columns, relation = as_batch(x, labels, reference, reduction)
     weights = row_weight(weight, rows)
@@ -127,7 +133,8 @@ def batch_loss(
         executor = _pair_executor(rule, learned, closeness, relation, weights, reduction)
     else:
         given = rule if isinstance(rule, AnchorRule) else AnchorRule(rule)
-        executor = anchor_loss(_checked(given.loss), given.force, learned, closeness, relation)
+        force = None if given.force is None else _checked_force(given.force)
+        executor = anchor_loss(_checked(given.loss), force, learned, closeness, relation)
     return run(
         executor,
         rows,
@@ -153,6 +160,15 @@ def _closeness(distance: Distance | None, similarity: Similarity | None) -> tupl
     return Product(), similarity == "cosine"
 
 
+def _check_rule(rule: object) -> None:
+    function = rule.loss if isinstance(rule, AnchorRule) else rule
+    if not isinstance(rule, PairRule) and not callable(function):
+        raise TypeError(
+            "rule must be a function of a tile, a nearfar.AnchorRule of one, or a "
+            f"nearfar.PairRule; got {type(function).__name__}."
+        )
+
+
 def _check_learned(learned: object) -> None:
     if not isinstance(learned, Sequence) or not all(isinstance(t, Tensor) for t in learned):
         raise TypeError(f"learned must be a sequence of tensors, such as (beta,); got {learned!r}.")
@@ -160,28 +176,69 @@ def _check_learned(learned: object) -> None:
 
 def _checked(rule: AnchorTerm) -> Callable[..., tuple[Tensor, Tensor]]:
     """The rule, with counts, and with errors that say what it should have returned."""
+    wanted = "the rule must return a tensor of losses, one per anchor, or two, losses and counts"
 
     def checked(tile: Tile, *learned: Tensor) -> tuple[Tensor, Tensor]:
-        found = rule(tile, *learned)
-        loss, counts = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
-        anchors = tile.closeness.shape[:1]
-        if counts is None and isinstance(loss, Tensor):
-            counts = torch.ones_like(loss, dtype=torch.bool)
-        if not isinstance(loss, Tensor) or not isinstance(counts, Tensor):
-            raise TypeError(
-                "the rule must return a tensor of losses, one per anchor, or two tensors, losses "
-                f"and counts; got {found!r}."
-            )
-        if loss.shape != anchors or counts.shape != anchors:
-            raise ValueError(
-                f"the rule must return one loss, and one count, for each of its {anchors[0]} "
-                f"anchors, of shape ({anchors[0]},); got {tuple(loss.shape)} and "
-                f"{tuple(counts.shape)}. Sum over the columns, or give one loss per pair as a "
-                "nearfar.PairRule."
-            )
-        return loss, counts
+        loss, counts = _one_or_two(rule(tile, *learned), wanted)
+        found = (loss,) if counts is None else (loss, counts)
+        hint = " Sum over the columns, or give one loss per pair as a nearfar.PairRule."
+        _check_shape(wanted, tile.closeness.shape[:1], *found, hint=hint)
+        _refuse_unlisted(loss, tile.closeness, *learned)
+        return loss, torch.ones_like(loss, dtype=torch.bool) if counts is None else counts
 
     return checked
+
+
+def _checked_force(force: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    wanted = "force must return one derivative for each distance or similarity of the tile"
+
+    def checked(tile: Tile, *learned: Tensor) -> Tensor:
+        found = force(tile, *learned)
+        if not isinstance(found, Tensor):
+            raise TypeError(f"{wanted}; got {_kind(found)}.")
+        _check_shape(wanted, tile.closeness.shape, found)
+        return found
+
+    return checked
+
+
+def _one_or_two(found: object, wanted: str) -> tuple[Tensor, Tensor | None]:
+    """What a rule or term returned: losses, and what it may return beside them."""
+    first, second = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
+    if not isinstance(first, Tensor) or not isinstance(second, Tensor | None):
+        raise TypeError(f"{wanted}; got {_kind(found)}.")
+    return first, second
+
+
+def _kind(found: object) -> str:
+    """The type of a value; of a tuple, the types of its parts."""
+    if isinstance(found, tuple):
+        return f"({', '.join(map(_kind, found))})"
+    return type(found).__name__
+
+
+def _check_shape(wanted: str, shape: Sequence[int], *found: Tensor, hint: str = "") -> None:
+    if any(tensor.shape != shape for tensor in found):
+        shapes = " and ".join(str(tuple(tensor.shape)) for tensor in found)
+        raise ValueError(f"{wanted}, of shape {tuple(shape)}; got {shapes}.{hint}")
+
+
+def _refuse_unlisted(loss: Tensor, *listed: Tensor) -> None:
+    """Refuse a rule whose losses depend on a tensor that would be left without its gradient."""
+    nodes, seen = [loss.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        nodes += [before for before, _ in node.next_functions]
+        leaf = getattr(node, "variable", None)  # that a gradient is for, where the graph ends
+        if leaf is not None and not any(leaf is tensor for tensor in listed):
+            raise ValueError(
+                f"the rule uses a tensor of shape {tuple(leaf.shape)} that requires a gradient and "
+                "would get none: pass what is computed of it as learned=(...), which the rule gets "
+                "after the tile, or detach() it."
+            )
 
 
 def _pair_executor(
@@ -200,13 +257,14 @@ def _pair_executor(
 
     def loss(tile: Tile, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         near, far = (
-            _losses(term(tile.closeness, *tensors)) for term in (rule.positive, rule.negative)
+            _of_each(term(tile.closeness, *tensors), tile.closeness)[0]
+            for term in (rule.positive, rule.negative)
         )
         per_row = (near * positive_weight).where(tile.positive, 0).sum(1)
         per_row = per_row + far.where(tile.negative, 0).sum(1)
         return per_row, torch.ones_like(per_row)
 
-    by_anchors = anchor_loss(loss, None, learned, closeness, relation)
+    by_anchors = anchor_loss(_checked(loss), None, learned, closeness, relation)
 
     def execute(request: Request) -> Answer:
         return replace(by_anchors(request), counts=counts)
@@ -216,14 +274,17 @@ def _pair_executor(
 
 def mean_over_pairs(
     rule: PairRule, relation: Relation, weight: Tensor | None, reduction: Reduction
-) -> tuple[Tensor | float, Tensor | None]:
+) -> tuple[Tensor | float, Tensor]:
     """How much a positive pair counts beside a negative one, and how many pairs each row has."""
     if reduction != "mean":
-        return 1.0, None
+        # Not None: then a loss would be taken to show by itself that a row is NaN, and a rule may
+        # ignore a distance.
+        return 1.0, torch.ones(relation.n, device=relation.device)
     positives, negatives = relation.n_positives(), relation.n_negatives()
     if not rule.balanced:
         return 1.0, positives + negatives
-    near, far = (n.sum() if weight is None else (n * weight).sum() for n in (positives, negatives))
+    sums = (n.sum() if weight is None else (n * weight).sum() for n in (positives, negatives))
+    near, far = (total.to(sum_dtype(total)) for total in sums)
     if positives.is_cpu and not tracing():  # elsewhere, reading a number would stall the device
         return (far.item() or 1.0) / (near.item() or 1.0), negatives
     return torch.where(far > 0, far, 1) / torch.where(near > 0, near, 1), negatives
@@ -235,24 +296,37 @@ def _with_derivative(term: PairTerm) -> Term:
 
     def both(closeness: Tensor) -> tuple[Tensor, Tensor]:
         nonlocal its_own
-        found = term(closeness) if its_own else None
-        if isinstance(found, tuple):
-            loss, force = found
-            return _apart(loss, closeness), _apart(force, closeness)
-        its_own = False
+        if its_own:
+            loss, force = _of_each(term(closeness), closeness)
+            if force is not None:
+                return _apart(loss, closeness), _apart(force, closeness, loss)
+            its_own = False
         leaf = closeness.detach().requires_grad_()
         with torch.enable_grad():
-            loss = _losses(term(leaf))
-            (force,) = torch.autograd.grad(loss.sum(), leaf, materialize_grads=True)
-        return _apart(loss.detach(), closeness), force
+            loss, _ = _of_each(term(leaf), leaf)
+        _refuse_unlisted(loss, leaf)
+        if loss.requires_grad:
+            (force,) = torch.autograd.grad(loss, leaf, torch.ones_like(loss))
+        else:
+            force = torch.zeros_like(closeness)
+        return _apart(loss.detach(), closeness), _apart(force, closeness)
 
     return both
 
 
-def _apart(found: Tensor, closeness: Tensor) -> Tensor:
-    """What a term returned, in memory of its own: the engine overwrites it."""
-    return found.clone() if found.data_ptr() == closeness.data_ptr() else found
+def _of_each(found: object, closeness: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The losses that a term returned, and their derivatives if it gives them."""
+    wanted = (
+        "a term of a PairRule must return the loss of each pair, or losses and derivatives, as "
+        "tensors like the one it is given"
+    )
+    loss, force = _one_or_two(found, wanted)
+    _check_shape(wanted, closeness.shape, *((loss,) if force is None else (loss, force)))
+    return loss, force
 
 
-def _losses(found: Tensor | tuple[Tensor, Tensor]) -> Tensor:
-    return found[0] if isinstance(found, tuple) else found
+def _apart(found: Tensor, closeness: Tensor, *others: Tensor) -> Tensor:
+    """What a term returned, in memory of its own, since the engine overwrites it."""
+    found = found.to(closeness.dtype)
+    shared = any(found.data_ptr() == other.data_ptr() for other in (closeness, *others))
+    return found.clone() if shared or 0 in found.stride() else found
