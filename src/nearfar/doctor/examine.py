@@ -45,7 +45,8 @@ def examine(
             row i of `x`.
         loss: if given, rules about the loss are checked too. A whole-batch loss of nearfar over
             (x, labels), or a two-tower loss (`clip_loss`, `siglip_loss`, `info_nce_loss`), as a
-            function or module. For other losses use `nearfar.explain`.
+            function or module; or `nearfar.batch_loss`, with `rule` as a keyword. For other losses
+            use `nearfar.explain`.
         distance: the distance between embeddings. None: that of the loss, or "cosine" without one.
         hyperparameters: of the loss.
 
@@ -81,7 +82,7 @@ def examine(
         known = None if labels is None else batch_labels(labels, like=rows)
         return diagnose(of_embeddings(rows, known, {"distance": distance or "cosine"}))
     asked = {} if distance is None else {"distance": distance}
-    function, settings = unwrap(loss, asked | hyperparameters)
+    function, _, settings = unwrap(loss, (), asked | hyperparameters)
     takes = _data_of(function)
     if not examined(function) or settings.get("negatives") is not None:
         raise TypeError(

@@ -13,13 +13,16 @@ from nearfar.engine.observe import watch
 from nearfar.inputs import ArrayLike
 from nearfar.insight.evidence import batch_evidence, row_evidence
 from nearfar.insight.explanation import SHOWN, Explanation, Row
-from nearfar.insight.forces import forces
+from nearfar.insight.forces import forces_of
 from nearfar.insight.observation import Observation
 from nearfar.insight.readings import labels, read_force, readings
 from nearfar.losses.base import unwrap
+from nearfar.losses.own import Rule, name_of
 
 
-def explain(loss: Callable[..., Tensor], *data: ArrayLike, **hyperparameters: Any) -> Explanation:
+def explain(
+    loss: Callable[..., Tensor], *data: ArrayLike | Rule, **hyperparameters: Any
+) -> Explanation:
     r"""Show what a loss does to each row: its distances, its loss, its force, and why.
 
     The loss itself is run and differentiated, so what is shown is what trains. For row i with a
@@ -29,8 +32,9 @@ def explain(loss: Callable[..., Tensor], *data: ArrayLike, **hyperparameters: An
     For a whole-batch loss, the strongest forces are shown; `nearfar.forces` has more.
 
     Args:
-        loss: one of nearfar's losses, as a function or a module.
-        data: the data arguments of the loss: embeddings, distances, labels.
+        loss: one of nearfar's losses, as a function or a module; or `nearfar.batch_loss`.
+        data: the data arguments of the loss: embeddings, distances, labels. For `batch_loss`, its
+            rule comes first.
         hyperparameters: its keyword arguments; those of a module are already set.
 
     Returns:
@@ -54,11 +58,11 @@ def explain(loss: Callable[..., Tensor], *data: ArrayLike, **hyperparameters: An
     Source: the gradient of any contrastive loss is a weighted sum over pairs (Wang et al.,
     "Multi-Similarity Loss", CVPR 2019, section 3).
     """
-    function, settings = unwrap(loss, hyperparameters)
+    function, given, settings = unwrap(loss, data, hyperparameters)
     with watch() as record:
-        per_row = function(*data, **settings, reduction="none")
+        per_row = function(*given, **settings, reduction="none")
         if not record:
-            return _explain_batch(function, data, settings)
+            return _explain_batch(function, given, settings)
         derivatives = torch.autograd.grad(per_row.sum(), [m.values for m in record])
     seen = Observation.of(per_row, record, derivatives)
     columns = [_column(seen, role) for role in seen.measured]
@@ -86,7 +90,7 @@ def explain(loss: Callable[..., Tensor], *data: ArrayLike, **hyperparameters: An
         active_share=float(seen.active.sum()) / max(len(rows), 1),
         pull=float(every_force.clamp(min=0).sum()),
         push=float((-every_force).clamp(min=0).sum()),
-        findings=diagnose(row_evidence(function, data, settings, seen)).findings,
+        findings=diagnose(row_evidence(function, given, settings, seen)).findings,
     )
 
 
@@ -94,7 +98,7 @@ def _explain_batch(
     function: Callable[..., Tensor], data: tuple[ArrayLike, ...], settings: dict[str, Any]
 ) -> Explanation:
     """The strongest forces of a whole-batch loss, and the totals over all forces."""
-    shown = forces(function, *data, k=SHOWN, **settings)
+    shown = forces_of(function, data, settings, k=SHOWN)
     with torch.no_grad():
         total = float(function(*data, **settings, reduction="sum"))
     acting = shown.pull + shown.push
@@ -130,11 +134,12 @@ def _explain_batch(
 
 
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that are single values; keywords that hold data are left out."""
+    """The settings that are single values, and the name of a rule; data is left out."""
+    rule = {"rule": name_of(settings["rule"])} if "rule" in settings else {}
     values = {
         k: v.item() if isinstance(v, Tensor) and not v.ndim else v for k, v in settings.items()
     }
-    return {k: v for k, v in values.items() if isinstance(v, bool | int | float | str)}
+    return rule | {k: v for k, v in values.items() if isinstance(v, bool | int | float | str)}
 
 
 @dataclass(frozen=True)

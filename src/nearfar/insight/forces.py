@@ -12,6 +12,7 @@ from nearfar.engine.relation import Block
 from nearfar.inputs import ArrayLike, lift, tensor
 from nearfar.insight.readings import way
 from nearfar.losses.base import unwrap
+from nearfar.losses.own import Rule
 from nearfar.plain import number
 from nearfar.tabulate import Table
 
@@ -65,7 +66,7 @@ class Forces:
 
 
 def forces(
-    loss: Callable[..., Tensor], *data: ArrayLike, k: int = 10, **hyperparameters: Any
+    loss: Callable[..., Tensor], *data: ArrayLike | Rule, k: int = 10, **hyperparameters: Any
 ) -> Forces:
     r"""The strongest pulls and pushes of a whole-batch loss, and their totals per anchor.
 
@@ -74,8 +75,8 @@ def forces(
 
     Args:
         loss: one of nearfar's losses over a whole batch, two towers or proxies, as a function or a
-            module.
-        data: the data arguments of the loss.
+            module; or `nearfar.batch_loss`.
+        data: the data arguments of the loss. For `batch_loss`, its rule comes first.
         k: how many of the strongest forces to keep.
         hyperparameters: its keyword arguments; those of a module are already set. Any reduction but
             "none".
@@ -102,12 +103,23 @@ def forces(
     """
     if not isinstance(k, int) or isinstance(k, bool) or k < 1:
         raise ValueError(f"k must be an integer of at least 1, got {k!r}.")
-    if not data:
-        raise TypeError("forces needs the data by position, as in forces(loss, x, labels).")
     reduction = hyperparameters.pop("reduction", getattr(loss, "reduction", "mean"))
     if reduction == "none":
         raise ValueError('reduction must be "mean" or "sum": forces act on one number, not many.')
-    function, settings = unwrap(loss, hyperparameters)
+    return forces_of(*unwrap(loss, data, hyperparameters), k=k, reduction=reduction)
+
+
+def forces_of(
+    function: Callable[..., Tensor],
+    data: tuple[ArrayLike, ...],
+    settings: dict[str, Any],
+    *,
+    k: int,
+    reduction: str = "mean",
+) -> Forces:
+    """The forces of a loss, its data and its settings, from `unwrap`."""
+    if not data:
+        raise TypeError("forces needs the data by position, as in forces(loss, x, labels).")
     strongest = _Strongest(k)
     with torch.inference_mode(False), watch_forces(strongest):
         first, *others = (_normal(f"argument {i}", value) for i, value in enumerate(data))

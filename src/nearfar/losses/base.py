@@ -8,6 +8,7 @@ from typing import Any, ClassVar, TypeGuard, TypeVar, cast
 
 from torch import Tensor, nn
 
+from nearfar.losses.own import batch_loss, check_rule, with_rule
 from nearfar.registry import LOSSES
 
 Init = TypeVar("Init", bound=Callable[..., None])
@@ -69,11 +70,12 @@ def by_name(init: Init) -> Init:
 
 
 def unwrap(
-    loss: Callable[..., Tensor], hyperparameters: dict[str, Any]
-) -> tuple[Callable[..., Tensor], dict[str, Any]]:
-    """The function behind a loss or its module, and what it takes by keyword.
+    loss: Callable[..., Tensor], data: tuple[Any, ...], hyperparameters: dict[str, Any]
+) -> tuple[Callable[..., Tensor], tuple[Any, ...], dict[str, Any]]:
+    """The function behind a loss or its module, its data, and what it takes by keyword.
 
-    The reduction is left out: it shapes what comes, not the loss.
+    The rule of `batch_loss` is no data, so it is put beside its other settings. The reduction is
+    left out: it shapes what comes, not the loss. So is what is not given and has no default.
 
     Raises:
         TypeError: `loss` is not one of nearfar's, or does not take one of the keywords; or a
@@ -83,21 +85,28 @@ def unwrap(
     if not _is_loss(function):
         raise TypeError(
             "loss must be one of nearfar's losses itself, such as nearfar.sup_con_loss or "
-            f"nearfar.TripletLoss(), with its arguments beside it; got {loss!r}."
+            "nearfar.TripletLoss(), with its arguments beside it, or nearfar.batch_loss with a "
+            f"rule and its arguments; got {loss!r}."
         )
+    if function is batch_loss:
+        if "rule" not in hyperparameters:
+            data, hyperparameters = data[1:], {"rule": data[0] if data else None, **hyperparameters}
+        check_rule(hyperparameters["rule"])
     parameters = inspect.signature(function).parameters
     _refuse_unknown(function.__name__, hyperparameters.keys() - parameters.keys(), parameters)
-    settings = {p.name: p.default for p in parameters.values() if p.kind is p.KEYWORD_ONLY}
     if "reduction" in hyperparameters:
         raise TypeError("each row is looked at by itself: leave reduction out.")
+    settings = {p.name: p.default for p in parameters.values() if p.kind is p.KEYWORD_ONLY}
     settings.pop("reduction", None)
     if isinstance(loss, nn.Module):
         settings = {name: getattr(loss, name, default) for name, default in settings.items()}
-    return function, settings | hyperparameters
+    empty = inspect.Parameter.empty
+    settings = {k: v for k, v in settings.items() if v is not None and v is not empty}
+    return (with_rule if function is batch_loss else function), data, settings | hyperparameters
 
 
 def _is_loss(function: object) -> TypeGuard[FunctionType]:
-    return (
+    return function is batch_loss or (
         inspect.isfunction(function)
         and (function.__module__ or "").startswith("nearfar.losses.")
         and function.__name__ in {loss.function for loss in LOSSES}

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -69,8 +69,11 @@ class AnchorRule:
     force: Callable[..., Tensor] | None = None
 
 
+Rule: TypeAlias = PairRule | AnchorRule | AnchorTerm
+
+
 def batch_loss(
-    rule: PairRule | AnchorRule | AnchorTerm,
+    rule: Rule,
     x: ArrayLike,
     labels: ArrayLike,
     *,
@@ -125,7 +128,7 @@ def batch_loss(
     "Multi-Similarity Loss", CVPR 2019, section 3).
     """
     closeness, normalize = _closeness(distance, similarity)
-    _check_rule(rule)
+    check_rule(rule)
     _check_learned(learned)
     rows, columns, relation = as_batch(x, labels, reference, reduction)
     weights = row_weight(weight, rows)
@@ -146,6 +149,23 @@ def batch_loss(
     )
 
 
+def with_rule(x: ArrayLike, labels: ArrayLike, *, rule: Rule, **settings: Any) -> Tensor:
+    """`batch_loss` as the other losses are called: first the data, then all settings by name."""
+    return batch_loss(rule, x, labels, **settings)
+
+
+# Messages name what the caller knows.
+with_rule.__name__ = with_rule.__qualname__ = batch_loss.__name__
+
+
+def name_of(rule: object) -> str:
+    """What to call a rule where it is shown."""
+    if isinstance(rule, PairRule):
+        return f"PairRule({name_of(rule.positive)}, {name_of(rule.negative)})"
+    function = rule.loss if isinstance(rule, AnchorRule) else rule
+    return getattr(function, "__name__", type(function).__name__)
+
+
 def _closeness(distance: Distance | None, similarity: Similarity | None) -> tuple[Closeness, bool]:
     """What the rule sees, and whether rows are scaled to length 1 for it."""
     if (distance is None) == (similarity is None):
@@ -160,7 +180,8 @@ def _closeness(distance: Distance | None, similarity: Similarity | None) -> tupl
     return Product(), similarity == "cosine"
 
 
-def _check_rule(rule: object) -> None:
+def check_rule(rule: object) -> None:
+    """Refuse what is no rule."""
     function = rule.loss if isinstance(rule, AnchorRule) else rule
     if not isinstance(rule, PairRule) and not callable(function):
         raise TypeError(
