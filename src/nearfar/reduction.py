@@ -45,15 +45,19 @@ def check_reduction(reduction: str) -> None:
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}.")
 
 
-def total_weight(weight: Tensor | None, counts: Tensor | None, per_row: Tensor) -> Tensor | int:
+def total_weight(
+    weight: Tensor | None, counts: Tensor | float | None, per_row: Tensor
+) -> Tensor | float:
     """The denominator of the mean: the total weight of the rows that count."""
-    if weight is None and counts is None:
-        return max(per_row.shape[0], 1)
     if weight is None:
-        assert counts is not None
-        total = counts.sum(dtype=per_row.dtype)
-    else:
-        total = (weight if counts is None else weight * counts).sum()
+        if counts is None:
+            return max(per_row.shape[0], 1)
+        if not isinstance(counts, Tensor):
+            return counts or 1
+        if not counts.is_floating_point():
+            return counts.sum(dtype=per_row.dtype).clamp(min=1)
+    total = (per_row.new_ones(1) if weight is None else weight) * (1 if counts is None else counts)
+    total = total.sum()
     return torch.where(total > 0, total, 1)
 
 

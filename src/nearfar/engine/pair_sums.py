@@ -26,13 +26,13 @@ class PairSum:
         positive: the term of positive pairs.
         negative: the term of negative pairs.
         positive_weight: how much a positive pair counts where a negative one counts 1.
-        counts: (n,) how much each row counts in the mean, or its sum; None: all by 1.
+        counts: (n,) how much each row counts in the mean, or the sum of these; None: all by 1.
     """
 
     positive: Term
     negative: Term
     positive_weight: float | Tensor = 1.0
-    counts: Tensor | None = None
+    counts: Tensor | float | None = None
 
     def of(self, tile: Tile) -> tuple[Tensor, Tensor]:
         """(r, c) losses and forces. Where positives are few, theirs are put in one by one."""

@@ -133,6 +133,12 @@ class Relation:
         """(n,) how many columns are dissimilar to each row."""
         return self.m - self._n_own() - self.n_positives()
 
+    def n_pairs(self) -> tuple[int, int]:
+        """How many pairs are similar and how many dissimilar. Stalls an accelerator."""
+        similar, own = int(self.n_positives().sum()), self._n_own()
+        n_own = own * self.n if isinstance(own, int) else int(own.sum())
+        return similar, self.n * self.m - n_own - similar
+
     def _n_own(self) -> Tensor | int:
         if self.declared is None:
             return int(self.symmetric)

@@ -72,7 +72,7 @@ class Answer:
     """
 
     per_row: Tensor
-    counts: Tensor | None = None
+    counts: Tensor | float | None = None
     da: Tensor | None = None
     db: Tensor | None = None
     forces: Tensor | None = None
@@ -256,7 +256,7 @@ class _Computed:
     """Per-row losses, how much each counts, and the gradients of x, y, scale, bias and the rest."""
 
     per_row: Tensor
-    counts: Tensor | None
+    counts: Tensor | float | None
     gradients: Sequence[Tensor | None] = ()
 
 

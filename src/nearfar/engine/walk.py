@@ -115,7 +115,7 @@ class Walk:
         self.closeness.backward(force, tile, self.gradient)
 
     def answer(
-        self, per_row: Tensor, counts: Tensor | None = None, *, forces: Tensor | None = None
+        self, per_row: Tensor, counts: Tensor | float | None = None, *, forces: Tensor | None = None
     ) -> Answer:
         """What the step is told: the losses, see `Answer`, and the gradient."""
         da, db = (None, None) if self.gradient is None else self.gradient.whole()

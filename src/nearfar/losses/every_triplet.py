@@ -72,7 +72,7 @@ def every_triplet(
         if small:
             return by_blocks(request)
         answer, active = _ByClass(closeness, relation, margin, request).answer(shape)
-        assert answer.counts is not None  # the number of triplets of each anchor
+        assert isinstance(answer.counts, Tensor)  # the number of triplets of each anchor
         tally.add(answer.counts.sum(), active.sum())
         return replace(answer, counts=active) if mean_of_active else answer
 

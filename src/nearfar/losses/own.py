@@ -295,20 +295,23 @@ def _pair_executor(
 
 def mean_over_pairs(
     rule: PairRule, relation: Relation, weight: Tensor | None, reduction: Reduction
-) -> tuple[Tensor | float, Tensor]:
-    """How much a positive pair counts beside a negative one, and how many pairs each row has."""
+) -> tuple[Tensor | float, Tensor | float]:
+    """How much a positive pair counts beside a negative one, and the counts of `PairSum`."""
     if reduction != "mean":
         # Not None: then a loss would be taken to show by itself that a row is NaN, and a rule may
         # ignore a distance.
-        return 1.0, torch.ones(relation.n, device=relation.device)
+        return 1.0, 1.0
+    if weight is None and relation.device.type == "cpu" and not tracing():
+        similar, dissimilar = relation.n_pairs()
+        if not rule.balanced:
+            return 1.0, float(similar + dissimilar)
+        return max(dissimilar, 1) / max(similar, 1), float(dissimilar)
     positives, negatives = relation.n_positives(), relation.n_negatives()
     if not rule.balanced:
         return 1.0, positives + negatives
     sums = (n.sum() if weight is None else (n * weight).sum() for n in (positives, negatives))
-    near, far = (total.to(sum_dtype(total)) for total in sums)
-    if positives.is_cpu and not tracing():  # elsewhere, reading a number would stall the device
-        return (far.item() or 1.0) / (near.item() or 1.0), negatives
-    return torch.where(far > 0, far, 1) / torch.where(near > 0, near, 1), negatives
+    near, far = (torch.where(n > 0, n, 1).to(sum_dtype(n)) for n in sums)
+    return far / near, negatives
 
 
 def _with_derivative(term: PairTerm) -> Term:
@@ -335,19 +338,25 @@ def _with_derivative(term: PairTerm) -> Term:
     return both
 
 
+_WANTED = (
+    "a term of a PairRule must return the loss of each pair, or losses and derivatives, as tensors "
+    "like the one it is given"
+)
+
+
 def _of_each(found: object, closeness: Tensor) -> tuple[Tensor, Tensor | None]:
     """The losses that a term returned, and their derivatives if it gives them."""
-    wanted = (
-        "a term of a PairRule must return the loss of each pair, or losses and derivatives, as "
-        "tensors like the one it is given"
-    )
-    loss, force = _one_or_two(found, wanted)
-    _check_shape(wanted, closeness.shape, *((loss,) if force is None else (loss, force)))
+    loss, force = _one_or_two(found, _WANTED)
+    if loss.shape != closeness.shape or (force is not None and force.shape != loss.shape):
+        _check_shape(_WANTED, closeness.shape, *((loss,) if force is None else (loss, force)))
     return loss, force
 
 
-def _apart(found: Tensor, closeness: Tensor, *others: Tensor) -> Tensor:
+def _apart(found: Tensor, *others: Tensor) -> Tensor:
     """What a term returned, in memory of its own, since the engine overwrites it."""
-    found = found.to(closeness.dtype)
-    shared = any(found.data_ptr() == other.data_ptr() for other in (closeness, *others))
-    return found.clone() if shared or 0 in found.stride() else found
+    if found.dtype is not others[0].dtype:
+        return found.to(others[0].dtype)
+    address = found.data_ptr()
+    if 0 in found.stride() or any(address == other.data_ptr() for other in others):
+        return found.clone()
+    return found
