@@ -144,9 +144,7 @@ def train(
 @command(takes=("similar_label", "identity_depth"))
 def evaluate(
     run: RunFolder,
-    data: Annotated[
-        str | None, argument("DATA", "Other data, all of it. Default: the run's test identities.")
-    ] = None,
+    data: Annotated[str | None, argument("DATA", "Data (the run's test identities).")] = None,
     as_json: AsJson = False,
     **given: Any,
 ) -> None:
@@ -208,9 +206,7 @@ def doctor(
 @command("report runs/photos", "report runs/photos --out photos.html")
 def report(
     run: RunFolder,
-    out: Annotated[
-        Path | None, option("The .html file (RUN/report.html).", "--out", metavar="FILE")
-    ] = None,
+    out: Annotated[Path | None, option("File (RUN/report.html).", "--out", metavar="FILE")] = None,
     umap: Annotated[bool, option("Map by UMAP (pip install 'nearfar\\[umap]').", "--umap")] = False,
     overwrite: Overwrite = False,
 ) -> None:

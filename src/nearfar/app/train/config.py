@@ -35,9 +35,7 @@ class Option:
             raise InputError(f"{name} must lie between {low:,} and {high:,}, got {got}.")
 
 
-LossOption, DataOption, TrainingOption = (
-    partial(Option, panel) for panel in ("Loss", "Data", "Training")
-)
+Loss, Data, Training = (partial(Option, panel) for panel in ("Loss", "Data", "Training"))
 
 
 @dataclass(frozen=True)
@@ -46,49 +44,39 @@ class TrainConfig:
 
     data: str  # as typed
     loss: Annotated[
-        str,
-        LossOption(f"One of {', '.join(TRAINED)}. Default: {FOR_ITEMS}, or {FOR_PAIRS} for pairs."),
+        str, Loss(f"One of {', '.join(TRAINED)}. Default: {FOR_ITEMS}, or {FOR_PAIRS} for pairs.")
     ]
     similar_label: Annotated[
-        int | None,
-        DataOption("Which number marks similar pairs, if labels are numbers.", choices=(0, 1)),
+        int | None, Data("Which number marks similar pairs, if labels are numbers.", choices=(0, 1))
     ] = None
-    image_size: Annotated[
-        int | None, DataOption("Side of resized image files (32).", (8, 1024))
-    ] = None
+    image_size: Annotated[int | None, Data("Side of resized image files (32).", (8, 1024))] = None
     identity_depth: Annotated[
         int | None,
-        DataOption(
-            "For folders: 1 if the subfolders are identities, 2 if theirs are; up to 9.", (1, 9)
-        ),
+        Data("For folders: 1 if the subfolders are identities, 2 if theirs are; up to 9.", (1, 9)),
     ] = None
     single: Annotated[
         str | None,
-        DataOption(
-            "Identities with one item: keep as dissimilar examples, leave out or refuse (refuse).",
+        Data(
+            "Identities with one item: keep (as dissimilar), leave out or refuse (refuse).",
             choices=SINGLE,
         ),
     ] = None
     hyperparameters: Mapping[str, Setting] = field(default_factory=dict)  # of the loss
-    encoder: Annotated[str, TrainingOption("auto, or your own as package.module:factory.")] = "auto"
-    embedding_dim: Annotated[int, TrainingOption("Dimensions of an embedding.", (1, 65536))] = 128
-    augment: Annotated[bool, DataOption("Shift, scale and rotate training images slightly.")] = True
-    steps: Annotated[int, TrainingOption("Training steps.", (1, 10**9))] = 450
-    identities: Annotated[int, TrainingOption("Identities per batch.", (2, 10**6))] = 64
-    items: Annotated[int, TrainingOption("Items per identity in a batch.", (2, 10**6))] = 4
-    learning_rate: Annotated[float, TrainingOption("Peak learning rate.", (1e-12, 1000))] = 0.003
-    weight_decay: Annotated[float, TrainingOption("Weight decay of AdamW.", (0, 1000))] = 0.0001
+    encoder: Annotated[str, Training("auto, or your own as package.module:factory.")] = "auto"
+    embedding_dim: Annotated[int, Training("Dimensions of an embedding.", (1, 65536))] = 128
+    augment: Annotated[bool, Data("Shift, scale and rotate training images slightly.")] = True
+    steps: Annotated[int, Training("Training steps.", (1, 10**9))] = 450
+    identities: Annotated[int, Training("Identities per batch.", (2, 10**6))] = 64
+    items: Annotated[int, Training("Items per identity in a batch.", (2, 10**6))] = 4
+    learning_rate: Annotated[float, Training("Peak learning rate.", (1e-12, 1000))] = 0.003
+    weight_decay: Annotated[float, Training("Weight decay of AdamW.", (0, 1000))] = 0.0001
     calibration_share: Annotated[
-        float, DataOption("Share of the identities that the threshold is fitted on.", (0.01, 0.9))
+        float, Data("Share of identities to calibrate on.", (0.01, 0.9))
     ] = 0.2
-    test_share: Annotated[
-        float, DataOption("Share of the identities held out for the test figures.", (0.01, 0.9))
-    ] = 0.2
-    far: Annotated[
-        float, TrainingOption("False-accept rate to fit the threshold at.", (0, 0.5))
-    ] = 0.01
-    seed: Annotated[int, TrainingOption("Random seed.", (0, 2**31 - 1))] = 0
-    accelerator: Annotated[str, TrainingOption("auto, cpu, cuda, mps.")] = "auto"
+    test_share: Annotated[float, Data("Share of identities to test on.", (0.01, 0.9))] = 0.2
+    far: Annotated[float, Training("False-accept rate to fit the threshold at.", (0, 0.5))] = 0.01
+    seed: Annotated[int, Training("Random seed.", (0, 2**31 - 1))] = 0
+    accelerator: Annotated[str, Training("auto, cpu, cuda, mps.")] = "auto"
 
     def __post_init__(self) -> None:
         for name, (_, option) in options_of(TrainConfig).items():
@@ -101,16 +89,16 @@ class TrainConfig:
 def _of_some(name: str, what: str, more: str = "") -> Option:
     """A hyperparameter of some losses; the help says of which."""
     losses = [loss for loss, settings in DEFAULTS.items() if name in settings]
-    return LossOption(f"{what} ({', '.join(losses)}). {more}".rstrip())
+    return Loss(f"{what} ({', '.join(losses)}). {more}".rstrip())
 
 
 class Hyperparameters(TypedDict, total=False):
     """Hyperparameters of the losses; `names.DEFAULTS` says which loss has which."""
 
-    margin: Annotated[float, LossOption(f"Margin of the loss. {BY_LOSS}")]
+    margin: Annotated[float, Loss(f"Margin of the loss. {BY_LOSS}")]
     margin2: Annotated[float, _of_some("margin2", "Second margin")]
     temperature: Annotated[float, _of_some("temperature", "Temperature", BY_LOSS)]
-    distance: Annotated[str, LossOption("euclidean, sqeuclidean or cosine.")]
+    distance: Annotated[str, Loss("euclidean, sqeuclidean or cosine.")]
     swap: Annotated[bool, _of_some("swap", "Use the smaller of d(a, n) and d(p, n)")]
     smooth: Annotated[bool, _of_some("smooth", "Softplus instead of the hinge")]
     label_smoothing: Annotated[float, _of_some("label_smoothing", "Label smoothing, from 0 to 1")]
