@@ -98,6 +98,18 @@ def test_what_the_page_on_moving_shows_runs_and_what_it_shows_of_0_1_is_refused(
             exec(line, names)
 
 
+CODE = re.compile(r"^```python\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?", re.MULTILINE | re.DOTALL)
+
+
+def test_the_guide_to_a_loss_of_your_own_runs_and_prints_what_it_shows(capsys):
+    page = (ROOT / "docs/your-own-loss.md").read_text(encoding="utf-8")
+    names: dict[str, object] = {}
+    for code, shown in CODE.findall(page):
+        exec(compile(code, "docs/your-own-loss.md", "exec"), names)
+        printed = capsys.readouterr().out
+        assert [line.rstrip() for line in printed.splitlines()] == shown.splitlines()
+
+
 def test_the_ten_lines_run(capsys):
     index = (ROOT / "docs/index.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"^```python\n(.*?)^```$", index, re.MULTILINE | re.DOTALL)
