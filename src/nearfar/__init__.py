@@ -12,7 +12,7 @@ from types import ModuleType
 
 from nearfar.registry import LOSSES as _LOSSES
 
-__version__ = "0.1.1"
+__version__ = "0.2.0"
 
 _NAMES = {
     "nearfar.distance": ("cosine_similarity",),
