@@ -104,8 +104,8 @@ def log_sum_loss(
         plain = _IN_PLACE if rule.exponent is None else _BESIDE
         shape = walk.strip_shape(plain + rule.positives.floats_per_pair(walk))
         if both or rule.positives.wants_all_tiles(walk, shape[0]):
-            sums = _Sums(rule, walk, slice(0, walk.a.shape[0]), counts, both=both)
-            sums.two_sided = both or walk.mirrored
+            everyone, two_sided = slice(0, walk.a.shape[0]), both or walk.mirrored
+            sums = _Sums(rule, walk, everyone, counts, both=both, two_sided=two_sided)
             kept = walk.kept_elements(1 if rule.exponent is None else 2)
             per_row = _two_steps(walk, sums, walk.places(), kept)
         else:
@@ -183,7 +183,14 @@ class _Terms:
 class _Sums:
     """The sums of some anchors, and once these are finished, the forces of each anchor's pairs.
 
-    With `both`, the columns are anchors too, and come after the rows.
+    Args:
+        rule: the loss.
+        walk: over the tiles.
+        rows: which rows are anchors.
+        counts: see `LogSumRule`.
+        both: whether the columns are anchors too, which come after the rows.
+        two_sided: whether tiles may have anchors on both sides.
+        room: memory for the terms of these rows; None: they overwrite the closeness.
     """
 
     def __init__(
@@ -194,6 +201,7 @@ class _Sums:
         counts: Tensor | None,
         *,
         both: bool = False,
+        two_sided: bool = False,
         room: Tensor | None = None,
     ) -> None:
         self.rule, self.walk, self.rows, self.counts, self.both = rule, walk, rows, counts, both
@@ -203,8 +211,7 @@ class _Sums:
         safe = self.bound + rule.offset <= SAFE.get(walk.a.dtype, 0)
         self.logs = _Running(n, walk.a, safe)
         self.positives = rule.positives(walk, rows, n)
-        self.two_sided = False
-        self.room = room
+        self.two_sided, self.room = two_sided, room
 
     def collect(self, place: Place) -> tuple[Tile, _Terms]:
         """A tile and its terms, after adding it to the sums of the anchors on its sides."""
