@@ -84,7 +84,7 @@ class Case:
         multi: bool multi-labels in place of class ids.
         reference: "set", without any row of the batch; "self", which holds some of its rows.
         hard: the shape of the hard negatives before d; -1 stands for n.
-        weighted: with a weight a row.
+        weighted: with one weight per row.
     """
 
     name: str

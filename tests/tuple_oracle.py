@@ -90,7 +90,7 @@ def batch_triplet(
     reference_own: Tensor | None = None,
     reduction: str = "mean",
 ) -> tuple[Tensor, int, int]:
-    """The loss, the number of triplets, and of those that cost something."""
+    """The loss, and the numbers of all and of active triplets."""
     columns = x if reference is None else reference
     d = between(x, columns, distance)
     positives, negatives = relations(labels, reference_labels, reference_own)
@@ -132,7 +132,7 @@ def batch_quadruplet(
     select: str = "all",
     reduction: str = "mean",
 ) -> tuple[Tensor, int, int, int]:
-    """The loss, the number of quadruplets, and of how many each term costs something."""
+    """The loss, and the numbers of all quadruplets and of the active terms of each kind."""
     d = between(x, x, distance)
     if select == "all":
         i, j, k, m = quadruplets(labels).T

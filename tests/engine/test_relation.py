@@ -316,7 +316,7 @@ MESSAGES: dict[str, tuple[type[Exception], tuple[str, ...], Callable[[], Any]]] 
         ("positive must have the shape of query, (4, 3)", "got (4, 2)"),
         lambda: info_nce_loss(X, X[:, :2]),
     ),
-    "a weight a class": (
+    "one weight per class": (
         ValueError,
         ("weight must have shape (4,)", "got (2,)", "class_weight[labels]"),
         lambda: row_weight([1.0, 2.0], X),

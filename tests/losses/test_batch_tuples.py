@@ -106,7 +106,7 @@ def agree(found: Any, true: Any, rtol: float = 1e-12) -> None:
 
 
 def triplets(x: Tensor, labels: Any, **how: Any) -> tuple[Any, ...]:
-    """The loss, and how many triplets there are and cost something."""
+    """The loss, and the numbers of all and of active triplets."""
     told = referring(how)
     counted = {k: v for k, v in told.items() if k not in ("smooth", "reduction")}
     stats = triplet_stats(x, labels, **counted)
@@ -762,7 +762,7 @@ ERRORS: list[tuple[Callable[..., Any], Settings, str]] = [
     (batch_triplet_loss, {"margin": "soft"}, r"the soft margin is smooth=True, margin=0\.0"),
     (batch_triplet_loss, {"margin": "softer"}, r"margin must be a number"),
     (batch_triplet_loss, {"distance": "l2"}, r"distance must be one of"),
-    (batch_triplet_loss, {"swap": True}, r"the other choices do: 'hard', 'semihard', "),
+    (batch_triplet_loss, {"swap": True}, r"use one of 'hard', 'semihard', "),
     (batch_triplet_loss, {"reference": np.ones((2, 3))}, r"Reference\(x, labels\); got ndarray"),
     (batch_quadruplet_loss, {"select": "semihard"}, r"select must be one of 'all', 'hard'"),
     (batch_quadruplet_loss, {"reduction": "active"}, r"reduction must be "),

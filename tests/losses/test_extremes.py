@@ -104,7 +104,7 @@ def test_huge_rows(case: Case, dtype: torch.dtype, size: float) -> None:
 @dtypes
 @over(CASES)
 def test_nothing_to_compare(case: Case, dtype: torch.dtype) -> None:
-    """Point 3: no rows cost 0, and the result can still be differentiated."""
+    """Point 3: the loss of no rows is 0, and can still be differentiated."""
     x, labels = case.draw(0, 5, dtype=dtype)
     leaves = tuple(a.requires_grad_() for a in x)
     assert case.run(leaves, labels).shape == (0,)

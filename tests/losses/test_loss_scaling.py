@@ -39,7 +39,7 @@ def assert_overflow_is_infinite(loss: Callable[..., Tensor], rows: list[Tensor])
 def test_aligned_losses(case: cases.Case, reduction: str) -> None:
     x, labels = case.draw(6, 5, dtype=torch.float16)
     if "margin" in case.takes and not case.distances:
-        x = tuple(a / 2 for a in x)  # so that some hinge costs something
+        x = tuple(a / 2 for a in x)  # so that some hinge is non-zero
     assert_overflow_is_infinite(lambda *a: case.run(a, labels, reduction), list(x))
 
 

@@ -1,4 +1,4 @@
-"""What the modules of the losses share, and how to look behind one."""
+"""What all loss modules share, and how to find the function behind a loss."""
 
 import inspect
 from collections.abc import Callable, Iterable, Set
@@ -17,7 +17,7 @@ OF_0_1 = {"reference_labels", "reference_self"}
 
 
 class LossModule(nn.Module):
-    """A loss function together with its hyperparameters, which it keeps from step to step.
+    """A loss function together with its hyperparameters, kept from step to step.
 
     A temperature, scale or bias given as an `nn.Parameter` is learned,
     `InfoNCELoss(temperature=nn.Parameter(torch.tensor(0.07)))`; other tensors are buffers.
@@ -37,10 +37,10 @@ class LossModule(nn.Module):
                 continue
             if value.grad_fn is not None:
                 raise ValueError(
-                    f"{type(self).__name__} keeps {key} from step to step, and got one computed "
-                    "from another tensor, whose graph is gone after one step. Give an "
-                    f"nn.Parameter, or call nearfar.{self.loss.__name__}(..., {key}=...) with it "
-                    "in each step."
+                    f"{type(self).__name__} keeps {key} from step to step, but the one given was "
+                    "computed from another tensor, whose graph is freed after one step. Pass an "
+                    f"nn.Parameter, or call nearfar.{self.loss.__name__}(..., {key}=...) in each "
+                    "step."
                 )
             self.register_buffer(key, value)
 
@@ -49,12 +49,12 @@ class LossModule(nn.Module):
 
 
 def by_name(init: Init) -> Init:
-    """A constructor that says what it takes, where Python would say what it does not."""
+    """Wrap a constructor so that a wrong argument raises an error that lists the valid ones."""
     takes = list(inspect.signature(init).parameters.values())[1:]
     known = ", ".join(p.name for p in takes)
 
     @wraps(init)
-    def told(self: nn.Module, *given: object, **hyperparameters: object) -> None:
+    def checked(self: nn.Module, *given: object, **hyperparameters: object) -> None:
         name = type(self).__name__
         if given:
             raise TypeError(f"{name} takes {known} by name; got {given[0]!r} alone.")
@@ -63,10 +63,10 @@ def by_name(init: Init) -> Init:
             raise TypeError(f"{name} takes {known}; got {unknown}.")
         for p in takes:
             if p.default is p.empty and p.name not in hyperparameters:
-                raise TypeError(f"{name} needs {p.name}: there is no default that suits everyone.")
+                raise TypeError(f"{name} needs {p.name}: no default suits all data.")
         init(self, **hyperparameters)
 
-    return cast(Init, told)
+    return cast(Init, checked)
 
 
 def unwrap(
@@ -78,8 +78,8 @@ def unwrap(
     left out: it shapes what comes, not the loss. So is what is not given and has no default.
 
     Raises:
-        TypeError: `loss` is not one of nearfar's, or does not take one of the keywords; or a
-            reduction is given.
+        TypeError: `loss` is not one of nearfar's, does not take one of the keywords, or is given
+            a reduction.
     """
     function = getattr(loss, "loss", loss) if isinstance(loss, nn.Module) else loss
     if not _is_loss(function):
@@ -95,7 +95,7 @@ def unwrap(
     parameters = inspect.signature(function).parameters
     _refuse_unknown(function.__name__, hyperparameters.keys() - parameters.keys(), parameters)
     if "reduction" in hyperparameters:
-        raise TypeError("each row is looked at by itself: leave reduction out.")
+        raise TypeError("each row is examined by itself: leave reduction out.")
     settings = {p.name: p.default for p in parameters.values() if p.kind is p.KEYWORD_ONLY}
     settings.pop("reduction", None)
     if isinstance(loss, nn.Module):

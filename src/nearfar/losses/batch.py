@@ -1,4 +1,4 @@
-"""What every whole-batch loss does with its arguments before the engine takes over."""
+"""Checks and conversions that whole-batch losses share, before the engine takes over."""
 
 from copy import deepcopy
 from typing import TypeVar, get_args
@@ -17,7 +17,7 @@ Labels = TypeVar("Labels", bound=ArrayLike | None)
 def as_batch(
     x: ArrayLike, labels: ArrayLike, reference: Reference | None, reduction: str
 ) -> tuple[Tensor, Tensor | None, Relation]:
-    """Rows, columns (None: the rows themselves), and who is similar to whom."""
+    """Rows, columns (None: the rows themselves), and which pairs are similar."""
     labels = snapshot(labels, reduction)
     if reference is None:
         rows = batch("x", x)
@@ -30,12 +30,12 @@ def as_batch(
 
 
 def snapshot(labels: Labels, reduction: str) -> Labels:
-    """The labels, copied where the backward pass asks for them again: a buffer may change."""
+    """The labels, copied if the backward pass reads them again: the caller may overwrite them."""
     return deepcopy(labels) if reduction == "none" else labels
 
 
 def as_towers(**given: ArrayLike) -> tuple[Tensor, Tensor]:
-    """Two towers, row i of which belongs together, by the names the caller knows them by."""
+    """Two towers whose rows match one to one; the keywords are the caller's names for them."""
     (first, x), (second, y) = given.items()
     rows = batch(first, x, other=y)
     columns = batch(second, y, other=x)
@@ -49,24 +49,24 @@ def as_towers(**given: ArrayLike) -> tuple[Tensor, Tensor]:
 
 
 def row_weight(weight: ArrayLike | None, x: Tensor) -> Tensor | None:
-    """(n,) weights of the rows, 0 or more, in the precision of the loss."""
+    """(n,) weights of the rows, 0 or more, in float32 or wider."""
     if weight is None:
         return None
     given = tensor("weight", weight, device=x.device, beside=(x,))
     weight = lift("weight", given).detach()
     if weight.shape != x.shape[:1] or weight.device != x.device:
         raise ValueError(
-            f"weight must have shape ({len(x)},), a weight a row, on {x.device}; "
-            f"got {tuple(weight.shape)} on {weight.device}. For a weight a class pass "
+            f"weight must have shape ({len(x)},), one weight per row, on {x.device}; "
+            f"got {tuple(weight.shape)} on {weight.device}. For one weight per class pass "
             "class_weight[labels]."
         )
     refuse("weight", weight, weight < 0, "be 0 or more")
-    # A copy: it is kept for the backward pass, and the caller may do with his what he likes.
+    # A copy: the backward pass reads it again, and the caller may overwrite the original.
     return weight.to(torch.promote_types(x.dtype, torch.float32), copy=True)
 
 
 def one_of(name: str, value: object, choices: object) -> None:
-    """Refuse what is not one of the values of a `Literal`."""
+    """Refuse a value that is not one of those of a `Literal`."""
     if value not in get_args(choices):
         known = ", ".join(map(repr, get_args(choices)))
         raise ValueError(f"{name} must be one of {known}; got {value!r}.")

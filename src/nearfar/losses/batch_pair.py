@@ -1,4 +1,4 @@
-"""Losses that add up over every pair of the batch."""
+"""Losses that are a sum over all pairs of the batch."""
 
 from math import inf
 from typing import Literal
@@ -31,31 +31,30 @@ def batch_contrastive_loss(
     reference: Reference | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    r"""The contrastive loss over every pair of the batch, both kinds of pairs counting the same.
+    r"""The contrastive loss over all pairs, with equal weight on similar and on dissimilar ones.
 
     With :math:`S` the ordered pairs :math:`i \ne j` that share a label and :math:`D` the others,
 
     .. math:: L = \frac{1}{|S|} \sum_{(i,j) \in S} d_{ij}^2
                 + \frac{1}{|D|} \sum_{(i,j) \in D} \max(0,\, m - d_{ij})^2
 
-    In a batch the dissimilar pairs outnumber the similar ones by hundreds; a mean over all pairs
-    would silence the pull. (`contrastive_loss` on pairs you list is the plain mean.)
+    In a batch the dissimilar pairs outnumber the similar ones by hundreds to one, so in a mean over
+    all pairs the pull would vanish. (`contrastive_loss` on listed pairs is the plain mean.)
 
-    With `select="hard"` only the pairs count where the two kinds overlap (online contrastive
-    loss): :math:`S` becomes the similar pairs farther than the nearest dissimilar pair of the
-    batch, :math:`D` the dissimilar pairs nearer than its farthest similar pair. Where they do not
-    overlap, or one kind is missing, the loss is 0. Which pairs these are is held constant in the
-    gradient.
+    With `select="hard"` only pairs in the overlap of the two kinds count (online contrastive loss):
+    :math:`S` becomes the similar pairs farther apart than the nearest dissimilar pair of the batch,
+    :math:`D` the dissimilar pairs closer than its farthest similar pair. If the kinds do not
+    overlap, or one is missing, the loss is 0. The gradient treats the selection as constant.
 
     Args:
         x: (n, d) embeddings, any floating dtype.
-        labels: (n,) class ids, or (n, c) bool multi-labels, where sharing one makes a pair similar.
-        margin: the distance, 0 or more, from which dissimilar pairs are left alone.
+        labels: (n,) class ids, or (n, c) bool multi-labels; rows that share a label are similar.
+        margin: the distance, 0 or more, at which dissimilar pairs are no longer pushed.
         distance: "euclidean", "sqeuclidean" or "cosine".
-        select: "all" pairs, or those of the overlap: "hard".
+        select: "all" pairs, or "hard", those in the overlap.
         reference: rows to compare with instead of the other rows of the batch.
         reduction: "mean" over similar plus mean over dissimilar pairs; "sum" over all ordered
-            pairs, or "none" for (n,) sums, row i's pairs with everyone, without those means.
+            pairs, or "none" for (n,) sums, one per row over its pairs, without those means.
 
     Returns:
         A scalar, or (n,) with reduction="none"; float32 or wider. A kind of pair that does not
@@ -83,8 +82,8 @@ def batch_contrastive_loss(
         return d.square(), 2 * d
 
     def far(d: Tensor) -> tuple[Tensor, Tensor]:
-        short = (margin - d).relu_()
-        return short.square(), -2 * short
+        shortfall = (margin - d).relu_()
+        return shortfall.square(), -2 * shortfall
 
     rule = PairRule(near, far)
     if select == "all":
@@ -109,7 +108,7 @@ def batch_cosine_loss(
     reference: Reference | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    r"""The cosine loss over every pair of the batch, both kinds of pairs counting the same.
+    r"""The cosine loss over all pairs, with equal weight on similar and on dissimilar ones.
 
     With :math:`S` the ordered pairs :math:`i \ne j` that share a label and :math:`D` the others,
 
@@ -118,11 +117,11 @@ def batch_cosine_loss(
 
     Args:
         x: (n, d) embeddings, any floating dtype.
-        labels: (n,) class ids, or (n, c) bool multi-labels, where sharing one makes a pair similar.
-        margin: the cosine, from -1 to 1, below which dissimilar pairs are left alone.
+        labels: (n,) class ids, or (n, c) bool multi-labels; rows that share a label are similar.
+        margin: the cosine, from -1 to 1, below which dissimilar pairs are not pushed.
         reference: rows to compare with instead of the other rows of the batch.
         reduction: "mean" over similar plus mean over dissimilar pairs; "sum" over all ordered
-            pairs, or "none" for (n,) sums, row i's pairs with everyone, without those means.
+            pairs, or "none" for (n,) sums, one per row over its pairs, without those means.
 
     Returns:
         A scalar, or (n,) with reduction="none"; float32 or wider.
@@ -143,8 +142,8 @@ def batch_cosine_loss(
         return d.clone(), torch.ones_like(d)
 
     def far(d: Tensor) -> tuple[Tensor, Tensor]:
-        short = (1 - margin - d).relu_()
-        return short, short.sign().neg_()
+        shortfall = (1 - margin - d).relu_()
+        return shortfall, shortfall.sign().neg_()
 
     rule = PairRule(near, far)
     return batch_loss(rule, x, labels, distance="cosine", reference=reference, reduction=reduction)
@@ -160,7 +159,7 @@ def siglip_loss(
     weight: ArrayLike | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    r"""The sigmoid loss of two towers: every pair by itself, match or no match.
+    r"""The sigmoid loss of two towers: each pair is classified by itself as a match or not.
 
     With :math:`z_{ij} = t\, x_i \cdot y_j + b`,
 
@@ -176,7 +175,7 @@ def siglip_loss(
         normalize: scale all rows to length 1 first, so that the products are cosines.
         weight: (n,) how much each row of `x` counts, 0 or more.
         reduction: "mean" over the n rows (each a sum over n pairs, as in the paper), "sum", or
-            "none" for the rows.
+            "none" for one loss per row.
 
     Returns:
         A scalar, or (n,) with reduction="none"; float32 or wider. Scale and bias may be tensors

@@ -25,17 +25,17 @@ Triplets = Literal["all", "hard", "semihard", "easy_positive", "distance_weighte
 Quadruplets = Literal["all", "hard"]
 TripletReduction = Literal["mean", "active", "sum", "none"]
 
-# Wu et al. 2017: below it the weights of near negatives no longer grow; from it on nothing costs.
+# Wu et al. 2017: below the first, weights no longer grow; from the second on, losses are 0.
 CUTOFF, NONZERO_LOSS_CUTOFF = 0.5, 1.4
 
 
 @dataclass(frozen=True)
 class TripletStats:
-    """How many triplets a loss was over.
+    """The number of triplets of a loss.
 
     Attributes:
         valid: how many there are, or were selected.
-        active: how many of them cost something.
+        active: how many of them have a non-zero loss.
     """
 
     valid: int
@@ -44,12 +44,12 @@ class TripletStats:
 
 @dataclass(frozen=True)
 class QuadrupletStats:
-    """How many quadruplets a loss was over.
+    """The number of quadruplets of a loss.
 
     Attributes:
         valid: how many there are, or were selected.
-        active: of how many the first term costs something.
-        active2: of how many the second term does.
+        active: how many have a non-zero first term.
+        active2: how many have a non-zero second term.
     """
 
     valid: int
@@ -78,15 +78,15 @@ def batch_triplet_loss(
     .. math:: L = \frac{1}{\sum_i |P(i)|\,|N(i)|}
                 \sum_i \sum_{p \in P(i)} \sum_{n \in N(i)} \ell_{ipn}
 
-    exactly, without listing a triplet: time grows with :math:`n^2`, memory with n. The
-    others pick
+    exactly, without listing any triplet: time grows with :math:`n^2`, memory with n. The other
+    choices are
 
     - "hard": for each anchor its farthest positive and its nearest negative (Hermans et al. 2017,
       batch hard);
     - "easy_positive": for each anchor its nearest positive and its nearest negative (Xuan et al.
       2020);
     - "semihard": for each anchor and positive the nearest negative that is farther than the
-      positive, :math:`\arg\min_n \{d_{in} : d_{in} > d_{ip}\}`; where none is, the farthest
+      positive, :math:`\arg\min_n \{d_{in} : d_{in} > d_{ip}\}`; if there is none, the farthest
       negative of the anchor (Schroff et al. 2015, with the fallback of TensorFlow's
       implementation);
     - "distance_weighted": for each anchor and positive a negative drawn with weight
@@ -94,28 +94,28 @@ def batch_triplet_loss(
       the Euclidean distance of the rows scaled to length 1, raised to 0.5 where it is smaller, and
       negatives at 1.4 or more are not drawn unless there are no others (Wu et al. 2017).
 
-    Which triplets are picked is held constant in the gradient.
+    The gradient treats the selection as constant.
 
     Args:
         x: (n, d) embeddings, any floating dtype.
-        labels: (n,) class ids, or (n, c) bool multi-labels, where sharing one makes a pair similar.
+        labels: (n,) class ids, or (n, c) bool multi-labels; rows that share a label are similar.
         margin: how much farther a negative must be than a positive, 0 or more.
         distance: "euclidean", "sqeuclidean" (Schroff et al.) or "cosine".
         select: "all" triplets, or how to pick some: "hard", "easy_positive", "semihard" or
             "distance_weighted".
         smooth: softplus in place of the hinge; with margin 0, the soft margin of Hermans et al.
-            With "all", time then grows with :math:`n^2` times the positives of a row.
+            With "all", time then grows with :math:`n^2` times the number of positives per row.
         swap: measure the negative from anchor or positive, whichever is nearer to it; not for
             "all".
-        generator: draws for "distance_weighted"; None: torch's own. One draw a call.
+        generator: draws for "distance_weighted"; None: torch's own. Each call draws once.
         reference: rows to take positives and negatives from instead of the batch.
-        reduction: "mean" over the triplets: all of them, or the picked ones (an anchor each for
-            "hard" and "easy_positive", an anchor and positive each for "semihard" and
-            "distance_weighted"); "active" for the mean over those that cost something; "sum", or
-            "none" for (n,) sums, an anchor's triplets.
+        reduction: "mean" over the triplets: all, or those selected (one per anchor for "hard" and
+            "easy_positive", one per anchor and positive for "semihard" and "distance_weighted");
+            "active" for the mean over those with a non-zero loss; "sum", or "none" for (n,) sums,
+            one per anchor over its triplets.
 
     Returns:
-        A scalar, or (n,) with reduction="none"; float32 or wider; 0 where there is no triplet.
+        A scalar, or (n,) with reduction="none"; float32 or wider; 0 if there is no triplet.
 
     Raises:
         TypeError: labels that are not class ids or bool multi-labels.
@@ -169,7 +169,7 @@ def _over_triplets(
             others = ", ".join(repr(s) for s in get_args(Triplets) if s != "all")
             raise ValueError(
                 "swap=True needs the distances between an anchor's positives and negatives, which "
-                f'select="all" never takes; the other choices do: {others}.'
+                f'select="all" never computes; use one of {others}.'
             )
         closeness = by_distance(distance)
         executor = every_triplet(closeness, relation, margin, smooth, of_active, tally)
@@ -200,26 +200,26 @@ def triplet_stats(
     generator: torch.Generator | None = None,
     reference: Reference | None = None,
 ) -> TripletStats:
-    r"""How many triplets `batch_triplet_loss` is over, and how many of them cost something.
+    r"""How many triplets `batch_triplet_loss` has, and how many of them have a non-zero loss.
 
     A triplet of anchor i, positive p and negative n is active where
 
     .. math:: d_{ip} - d_{in} + m > 0
 
-    The network learns from active triplets only. As it learns, their share falls; once it is nearly
-    0, the batch has nothing left to teach at this margin. No gradient is taken. The arguments are
-    those of the loss, except `smooth`, with which every triplet costs something.
+    The network learns only from active triplets. Their share falls as it learns; once it is nearly
+    0, there is nothing left to learn from such batches at this margin. No gradient is computed. The
+    arguments are those of the loss, except `smooth`, with which every triplet is active.
 
     Args:
         x: (n, d) embeddings, any floating dtype.
-        labels: (n,) class ids, or (n, c) bool multi-labels, where sharing one makes a pair similar.
+        labels: (n,) class ids, or (n, c) bool multi-labels; rows that share a label are similar.
         margin: how much farther a negative must be than a positive, 0 or more.
         distance: "euclidean", "sqeuclidean" or "cosine".
-        select: "all" triplets, or those that "hard", "easy_positive", "semihard" or
-            "distance_weighted" picks; see `batch_triplet_loss`.
+        select: "all" triplets, or those selected by "hard", "easy_positive", "semihard" or
+            "distance_weighted"; see `batch_triplet_loss`.
         swap: measure the negative from anchor or positive, whichever is nearer to it; not for
             "all".
-        generator: draws for "distance_weighted"; None: torch's own. One draw a call.
+        generator: draws for "distance_weighted"; None: torch's own. Each call draws once.
         reference: rows to take positives and negatives from instead of the batch.
 
     Returns:
@@ -261,11 +261,11 @@ def batch_quadruplet_loss(
 
     .. math:: \ell_{ijkl} = \max(0,\, d_{ij} - d_{ik} + m_1) + \max(0,\, d_{ij} - d_{kl} + m_2)
 
-    exactly, without listing one: there are about :math:`n^3` times the positives of a row, and they
-    take :math:`O(n^2 \log n)` time and memory that grows with n and the number of positive pairs.
+    exactly, without listing any. The roughly :math:`n^3 p` quadruplets, with p positives per row,
+    take :math:`O(n^2 \log n)` time, and memory that grows with n and the number of positive pairs.
 
-    "hard" takes one for each anchor: its farthest positive j, its nearest negative k, and in the
-    second term the closest pair (k', l') of two different classes that are not the anchor's.
+    "hard" takes one per anchor: its farthest positive j, its nearest negative k, and in the second
+    term the closest pair (k', l') of two different classes that are not the anchor's.
 
     Args:
         x: (n, d) embeddings, any floating dtype.
@@ -275,10 +275,10 @@ def batch_quadruplet_loss(
         distance: "euclidean", "sqeuclidean" or "cosine".
         select: "all" or "hard".
         reduction: "mean" over the quadruplets ("hard": over the anchors that have one), "sum", or
-            "none" for (n,) sums, an anchor's quadruplets.
+            "none" for (n,) sums, one per anchor over its quadruplets.
 
     Returns:
-        A scalar, or (n,) with reduction="none"; float32 or wider; 0 where there is no quadruplet.
+        A scalar, or (n,) with reduction="none"; float32 or wider; 0 if there is no quadruplet.
 
     Raises:
         TypeError: labels that are not class ids.
@@ -320,8 +320,8 @@ def _over_quadruplets(
     if classes.ndim == 2:
         raise ValueError(
             f"labels must be class ids of shape (n,), got multi-labels {tuple(classes.shape)}: a "
-            "quadruplet takes rows of three different classes, and rows that share one of several "
-            "labels are not of different ones. batch_triplet_loss takes multi-labels."
+            "quadruplet needs rows of three different classes, and multi-labels do not divide rows "
+            "into classes. batch_triplet_loss takes multi-labels."
         )
     if select == "all":
         executor = every_quadruplet(classes, relation, distance, margin, margin2, first, second)
@@ -342,13 +342,13 @@ def quadruplet_stats(
     distance: Distance = "euclidean",
     select: Quadruplets = "all",
 ) -> QuadrupletStats:
-    r"""How many quadruplets `batch_quadruplet_loss` is over, and how many cost something.
+    r"""How many quadruplets `batch_quadruplet_loss` has, and how many have a non-zero loss.
 
     The terms of a quadruplet (i, j, k, l) are active where
 
     .. math:: d_{ij} - d_{ik} + m_1 > 0, \qquad d_{ij} - d_{kl} + m_2 > 0
 
-    No gradient is taken.
+    No gradient is computed.
 
     Args:
         x: (n, d) embeddings, any floating dtype.
@@ -376,7 +376,7 @@ def quadruplet_stats(
 
 
 def seed(generator: torch.Generator | None) -> int:
-    """One draw from a generator, to seed one whose draws can be repeated."""
+    """Draw a seed from a generator, for one whose draws can be repeated."""
     if not isinstance(generator, torch.Generator | None):
         raise TypeError(
             f"generator must be a torch.Generator, got {generator!r}. For a seed pass "
@@ -398,7 +398,7 @@ def _triplet_rule(margin: float, smooth: bool, swap: bool) -> TupleRule:
 
 
 def _quadruplet_rule(margin: float, margin2: float, one: Tally, two: Tally) -> TupleRule:
-    """The aligned quadruplet loss on anchor, positive, negative, and two of other classes."""
+    """The aligned quadruplet loss on anchor, positive, negative, and a pair of other classes."""
 
     def loss(near: Tensor, far: Tensor, apart: Tensor) -> Tensor:
         first, second = (near - far + margin).relu(), (near - apart + margin2).relu()

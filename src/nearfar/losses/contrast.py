@@ -1,4 +1,4 @@
-"""Softmax losses over a whole batch: pick the similar ones out of everyone."""
+"""Softmax losses over a whole batch: pick the positives out of all other rows."""
 
 from math import inf
 
@@ -42,7 +42,7 @@ def have_both(relation: Relation) -> Tensor:
 
 ONE = LogSumRule(pick_one, have_positives)
 ALL = LogSumRule(pick_all, have_positives, everyone=True)
-DECOUPLED = LogSumRule(pick_all, have_both)  # the positives are no part of the log-sum-exp
+DECOUPLED = LogSumRule(pick_all, have_both)  # the log-sum-exp leaves the positives out
 
 
 def clip_loss(
@@ -62,8 +62,8 @@ def clip_loss(
     .. math:: L = \frac{1}{2n} \sum_i \Bigl( -\log \frac{e^{z_{ii}}}{\sum_j e^{z_{ij}}}
                 - \log \frac{e^{z_{ii}}}{\sum_j e^{z_{ji}}} \Bigr)
 
-    computed as :math:`\log(1 + \sum_{j \ne i} e^{z_{ij} - z_{ii}})`, which keeps its digits when
-    the loss is near 0 and the scale high.
+    computed as :math:`\log(1 + \sum_{j \ne i} e^{z_{ij} - z_{ii}})`, which stays accurate when the
+    loss is near 0 and the scale is high.
 
     Args:
         x: (n, d) embeddings of the first tower, any floating dtype.
@@ -73,8 +73,8 @@ def clip_loss(
         normalize: scale all rows to length 1 first, so that the products are cosines.
         decoupled: leave the match out of both denominators (Yeh et al. 2022).
         weight: (n,) how much each match counts, 0 or more.
-        reduction: "mean" over the n matches, "sum", or "none" for a loss a match. A match alone
-            costs 0.
+        reduction: "mean" over the n matches, "sum", or "none" for one loss per match. The loss
+            of a single match is 0.
 
     Returns:
         A scalar, or (n,) with reduction="none"; float32 or wider. Scale may be a tensor with one
@@ -117,17 +117,17 @@ def sup_con_loss(
     reference: Reference | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    r"""Supervised contrast: each anchor against everyone, all that share its label positive.
+    r"""Supervised contrast: each anchor against all other rows, with its whole class as positives.
 
     With :math:`z_{ij} = x_i \cdot x_j / \tau`, :math:`P(i)` the positives of i and :math:`A(i)`
-    everyone but i,
+    all rows but i,
 
     .. math:: \ell_i = -\frac{1}{|P(i)|} \sum_{p \in P(i)}
                 \log \frac{e^{z_{ip}}}{\sum_{a \in A(i)} e^{z_{ia}}}
 
     Args:
         x: (n, d) embeddings, any floating dtype.
-        labels: (n,) class ids, or (n, c) bool multi-labels, where sharing one makes a pair similar.
+        labels: (n,) class ids, or (n, c) bool multi-labels; rows that share a label are similar.
         temperature: tau, above 0. A tensor with one number may be learned.
         normalize: scale all rows to length 1 first, so that the products are cosines.
         decoupled: leave the positives out of the denominator (Yeh et al. 2022).
@@ -154,7 +154,7 @@ def sup_con_loss(
     rows, columns, relation = as_batch(x, labels, reference, reduction)
     rule = DECOUPLED if decoupled else ALL
     if not decoupled and not (relation.n_positives() > 1).any():
-        rule = ONE  # the same with one positive an anchor, with all digits of a small loss
+        rule = ONE  # equal with one positive per anchor, and accurate when the loss is near 0
     return run(
         log_sum_loss(rule, Product(), relation),
         rows,
@@ -177,28 +177,28 @@ def nt_xent_loss(
     reference: Reference | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    r"""One softmax a positive pair: that positive against the anchor's negatives.
+    r"""One softmax per positive pair: the positive against the anchor's negatives.
 
-    With :math:`z_{ij} = x_i \cdot x_j / \tau` and :math:`N(i)` the negatives of anchor i, each
-    positive pair (i, p) costs
+    With :math:`z_{ij} = x_i \cdot x_j / \tau` and :math:`N(i)` the negatives of anchor i, the
+    loss of a positive pair (i, p) is
 
     .. math:: \ell_{ip} = -\log \frac{e^{z_{ip}}}{e^{z_{ip}} + \sum_{n \in N(i)} e^{z_{in}}}
 
-    In SimCLR every item has two views, so one positive. With more, the other positives of the
-    anchor are no part of the denominator.
+    In SimCLR every item has two views, so one positive. With more, the anchor's other positives are
+    left out of the denominator.
 
     Args:
         x: (n, d) embeddings, any floating dtype.
-        labels: (n,) class ids, or (n, c) bool multi-labels, where sharing one makes a pair similar;
-            for two views of n items, `torch.arange(n).repeat(2)`.
+        labels: (n,) class ids, or (n, c) bool multi-labels; rows that share a label are similar.
+            For two views of n items, `torch.arange(n).repeat(2)`.
         temperature: tau, above 0. A tensor with one number may be learned.
         normalize: scale all rows to length 1 first, so that the products are cosines.
         decoupled: leave the positive out of its denominator (Yeh et al. 2022).
         weight: (n,) how much each anchor counts, 0 or more.
         reference: rows to compare with instead of the other rows of the batch.
-        reduction: "mean" over the positive pairs, "sum" over them, or "none" for (n,) sums, an
-            anchor's positive pairs. As in the paper, a positive pair whose anchor has no negatives
-            costs 0 and counts in the mean (decoupled: it has no value, and is left out).
+        reduction: "mean" over the positive pairs, "sum" over them, or "none" for (n,) sums, one
+            per anchor over its positive pairs. As in the paper, a positive pair whose anchor has no
+            negatives has loss 0 and counts in the mean (decoupled: it is undefined and left out).
 
     Returns:
         A scalar, or (n,) with reduction="none"; float32 or wider.

@@ -1,11 +1,10 @@
 """Every quadruplet of a batch, without listing one.
 
-A quadruplet is a positive pair (i, j), a negative k and a second negative l, of three classes. Its
-first term does not know l: it is a triplet that counts as often as there are l. Its second term
-compares a positive pair with a pair (k, l) of two other classes, and those are all negative pairs
-of the batch, less those that touch the class of (i, j). Both counts, over all pairs and over those
-that touch a class, are places in sorted reaches: d + margin of all positive pairs, and of those of
-the class. So about n^4 terms take O(n^2 log n).
+A quadruplet is a positive pair (i, j), a negative k and a second negative l, of three classes. The
+first term is a triplet, counted once for each l. The second compares a positive pair with a pair
+(k, l) of two other classes: with all negative pairs of the batch, minus those with a row in the
+class of (i, j). To sum over both, each negative distance is looked up in the sorted thresholds
+(d + margin) of all positive pairs, and of those of a class: n^4 terms take O(n^2 log n) time.
 """
 
 from collections.abc import Iterator
@@ -28,9 +27,9 @@ from nearfar.engine.walk import Walk, show
 from nearfar.losses.every_triplet import hinges
 from nearfar.reduction import sum_dtype
 
-# Copies of the rows of a pair that live at once.
+# Copies of the rows of a pair held at the same time.
 _BUFFERS = 6
-# Copies of a block of pairs that live at once.
+# Copies of a block of pairs held at the same time.
 _BLOCK_BUFFERS = 12
 
 
@@ -52,18 +51,18 @@ class Classes:
         return cls(of_row, size)
 
     def quadruplets(self) -> Tensor:
-        """(n,) int64, how many have each row as anchor."""
+        """(n,) int64, how many quadruplets have each row as anchor."""
         others = len(self.of_row) - self.size
         pairs = others.square() - (self.size.square().sum() - self.size.square())
         return (pairs * (self.size - 1))[self.of_row]
 
-    def seconds(self, rows: slice) -> Tensor:
-        """(b, n) how many l there are for an anchor and its k of another class."""
+    def n_second_negatives(self, rows: slice) -> Tensor:
+        """(b, n) how many second negatives l there are for an anchor and a negative k."""
         in_class = self.size[self.of_row]
         return len(self.of_row) - in_class[rows, None] - in_class
 
     def positive_pairs(self) -> tuple[Tensor, Tensor]:
-        """(p,) and (p,) rows of all ordered pairs of one class."""
+        """(p,) and (p,), the rows of all ordered pairs within a class."""
         order = self.of_row.argsort(stable=True)
         size = self.size[self.of_row[order]]
         first = order.repeat_interleave(size)
@@ -82,12 +81,12 @@ def every_quadruplet(
     first: Tally,
     second: Tally,
 ) -> Executor:
-    """All quadruplets of a batch with itself; tells how many terms of each kind cost something."""
+    """All quadruplets of a batch with itself; `first` and `second` count the active terms."""
     classes, closeness = Classes.of(labels), by_distance(distance)
     n_quadruplets = classes.quadruplets()
 
     def execute(request: Request) -> Answer:
-        if not (force_visitors() or n_quadruplets.any()):  # nor is a rounding error to be left
+        if not (force_visitors() or n_quadruplets.any()):  # exactly 0, without rounding errors
             none = torch.zeros_like(request.a) if request.gradient else None
             return Answer(request.a.new_zeros(request.a.shape[0]), n_quadruplets, none)
         walk = Walk(request, closeness, relation, buffers=_BLOCK_BUFFERS)
@@ -95,22 +94,22 @@ def every_quadruplet(
         per_row, space = walk.a.new_zeros(walk.a.shape[0], dtype=sum_dtype(walk.a)), Workspace()
         for tile in walk.blocks():
             space.clear()
-            of_k = classes.seconds(tile.rows).to(walk.a.dtype)
+            per_k = classes.n_second_negatives(tile.rows).to(walk.a.dtype)
             anchors, wanted = Anchors.of(tile.block), request.gradient
-            terms = hinges(tile.closeness, anchors, margin, space, weight=of_k, gradient=wanted)
+            terms = hinges(tile.closeness, anchors, margin, space, weight=per_k, gradient=wanted)
             per_row[tile.rows] += terms.loss
             first.add(0, terms.active.sum())
-            push = pairs.meet(tile.rows, tile.closeness, tile.block.hidden)
+            push = pairs.push(tile.rows, tile.closeness, tile.block.hidden)
             if terms.force is not None:
                 if request.weight is not None:
                     terms.force.mul_(request.weight[tile.rows, None])
-                pairs.pull(walk, tile, terms.force - push)
-        loss, count, pull = pairs.settle()
+                pairs.add_gradient(walk, tile, terms.force - push)
+        loss, count, pull = pairs.finish_sums()
         per_row.index_add_(0, pairs.anchor, loss)
         first.add(n_quadruplets.sum(), 0)
         second.add(n_quadruplets.sum(), count.sum().long())
         if walk.gradient is not None:
-            pairs.pull_together(walk, distance, pull)
+            pairs.add_positive_gradient(walk, distance, pull)
         return walk.answer(torch.where(n_quadruplets > 0, per_row, 0), n_quadruplets)
 
     return execute
@@ -118,14 +117,14 @@ def every_quadruplet(
 
 @dataclass(eq=False)
 class _Pairs:
-    """The positive pairs of a batch, and what the negative pairs they met cost them."""
+    """The positive pairs of a batch, and the sums of their second terms."""
 
     anchor: Tensor
     positive: Tensor
     d: Tensor
-    of_first: Tensor
-    of_all: "_Reaches"
-    of_class: "_Reaches"
+    first_force: Tensor  # kept for observers
+    all_pairs: "_Thresholds"
+    by_class: "_Thresholds"
     classes: Classes
 
     @classmethod
@@ -137,98 +136,99 @@ class _Pairs:
         for chunk in _chunks(len(anchor), a, request.limits):
             d[chunk] = between_rows(a[anchor[chunk]], a[positive[chunk]], distance)
         weight = None if request.weight is None else request.weight[anchor]
-        reach, segment = d + margin, classes.of_row[anchor]
-        together = torch.zeros_like(segment), torch.full_like(classes.size[:1], len(d))
+        threshold, segment = d + margin, classes.of_row[anchor]
+        one_segment = torch.zeros_like(segment), torch.full_like(classes.size[:1], len(d))
         by_class = segment, classes.size * (classes.size - 1)
         return cls(
             anchor,
             positive,
             d,
             torch.zeros_like(d),
-            _Reaches(reach, *together, weight),
-            _Reaches(reach, *by_class, weight),
+            _Thresholds(threshold, *one_segment, weight),
+            _Thresholds(threshold, *by_class, weight),
             classes,
         )
 
     def within(self, rows: slice) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Which of them have their anchor among these rows, and where in a block of them."""
+        """The pairs whose anchor is among these rows, and their places in a block of these rows."""
         here = ((self.anchor >= rows.start) & (self.anchor < rows.stop)).nonzero()[:, 0]
         return here, (self.anchor[here] - rows.start, self.positive[here])
 
-    def meet(self, rows: slice, d: Tensor, hidden: Tensor | None) -> Tensor:
-        """(b, n) how hard a block of negative pairs is pushed by the positive pairs it touches not.
+    def push(self, rows: slice, d: Tensor, hidden: Tensor | None) -> Tensor:
+        """(b, n) the push on a block of negative pairs by the positive pairs of other classes.
 
-        A pair (k, l) meets all positive pairs, less those of the class of k and of l. Seen from
-        all rows k, the latter two are each other's mirror image: so twice the former gives the
-        same sums, and the same gradient. Whoever watches is shown both.
+        A pair (k, l) is compared with all positive pairs except those of the classes of k and l.
+        Over all ordered pairs, the two classes contribute equally, so twice the contribution of k
+        gives the same sums and gradient. Observers are shown the force of each pair as it is.
         """
-        nobody = torch.zeros(1, 1, dtype=torch.long, device=d.device)
+        one_segment = torch.zeros(1, 1, dtype=torch.long, device=d.device)
         of_rows = self.classes.of_row[rows, None]
-        push = self.of_all.meet(d, nobody, hidden)
-        of_class = self.of_class.meet(d, of_rows, hidden)
+        push = self.all_pairs.add(d, one_segment, hidden)
+        own_class = self.by_class.add(d, of_rows, hidden)
         if force_visitors():
-            return push - of_class - self.of_class.push(d, self.classes.of_row[None, :], hidden)
-        return push.sub_(of_class, alpha=2)
+            return push - own_class - self.by_class.push(d, self.classes.of_row[None, :], hidden)
+        return push.sub_(own_class, alpha=2)
 
-    def pull(self, walk: Walk, tile: Tile, force: Tensor) -> None:
+    def add_gradient(self, walk: Walk, tile: Tile, force: Tensor) -> None:
         """Add the gradient of the forces on a block.
 
-        Observers see a positive pair once, in the end, with what both terms do to it.
+        Observers see each positive pair once, at the end, with the force of both terms.
         """
         assert walk.gradient is not None
         if force_visitors():
             here, where = self.within(tile.rows)
-            self.of_first[here] = force[where]
+            self.first_force[here] = force[where]
             others = force.index_put(where, force.new_zeros(()))
             show(walk.request, tile, others, walk.closeness.distance_sign)
         walk.closeness.backward(force, tile, walk.gradient)
 
-    def pull_together(self, walk: Walk, distance: Distance, force: Tensor) -> None:
+    def add_positive_gradient(self, walk: Walk, distance: Distance, force: Tensor) -> None:
         """Add the gradient of the forces that the second terms exert on the positive pairs."""
         assert walk.gradient is not None
-        both = force + self.of_first
+        both = force + self.first_force
         show_listed(walk.request, walk.relation, self.anchor, self.positive, self.d, both)
         for chunk in _chunks(len(self.anchor), walk.a, walk.request.limits):
             ends = self.anchor[chunk], self.positive[chunk]
             _pull(walk.a, walk.gradient.da, *ends, distance, force[chunk])
 
-    def settle(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Of each positive pair the sum of its second terms, how many cost, and its pull."""
-        count, distances = self.of_all.settle()
-        in_class, distances_in_class = self.of_class.settle()
+    def finish_sums(self) -> tuple[Tensor, Tensor, Tensor]:
+        """For each positive pair: the sum of its second terms, the active ones, and its pull."""
+        count, distances = self.all_pairs.finish_sums()
+        in_class, distances_in_class = self.by_class.finish_sums()
         count, distances = count - 2 * in_class, distances - 2 * distances_in_class
-        loss = self.of_all.reach.to(distances.dtype) * count - distances
-        weight = self.of_all.weight
+        loss = self.all_pairs.threshold.to(distances.dtype) * count - distances
+        weight = self.all_pairs.weight
         return loss, count, (count if weight is None else count * weight).to(self.d.dtype)
 
 
-class _Reaches:
-    """Sorted reaches of positive pairs, in segments, and the negative pairs that lie within each.
+class _Thresholds:
+    """Sorted thresholds of positive pairs, in segments, and the negative pairs below each.
 
     Args:
-        reach: (p,) how far each positive pair reaches.
-        segment: (p,) which segment it belongs to.
-        size: (s,) how long the segments are.
-        weight: (p,) by which each pair counts for its gradient; None: all by 1.
+        threshold: (p,) the distance below which a negative pair violates the margin.
+        segment: (p,) the segment of each positive pair; size: (s,) their lengths.
+        weight: (p,) the weight of each pair in the gradient; None: all 1.
     """
 
-    def __init__(self, reach: Tensor, segment: Tensor, size: Tensor, weight: Tensor | None) -> None:
-        order = reach.argsort(stable=True)
+    def __init__(
+        self, threshold: Tensor, segment: Tensor, size: Tensor, weight: Tensor | None
+    ) -> None:
+        order = threshold.argsort(stable=True)
         self.order = order[segment[order].argsort(stable=True)]
-        self.reach, self.weight = reach, weight
-        self.table, self.segment = reach[self.order], segment[self.order]
+        self.threshold, self.weight = threshold, weight
+        self.table, self.segment = threshold[self.order], segment[self.order]
         self.stop = size.cumsum(0)
         self.start = self.stop - size
         self.longest = int(size.max()) if len(size) else 0
-        ones = torch.ones_like(reach) if weight is None else weight
-        until = ones[self.order].to(sum_dtype(reach)).cumsum(0)
+        ones = torch.ones_like(threshold) if weight is None else weight
+        until = ones[self.order].to(sum_dtype(threshold)).cumsum(0)
         self.until = torch.cat([until.new_zeros(1), until])  # weight before each place
-        # A bucket for each place: one more than reaches in each segment.
-        self.count = torch.zeros(len(reach) + len(size), dtype=torch.int64, device=reach.device)
-        self.sum = torch.zeros_like(self.count, dtype=sum_dtype(reach))
+        # One bucket for each place: one more than thresholds in each segment.
+        self.count = torch.zeros(len(self.table) + len(size), dtype=torch.int64, device=size.device)
+        self.sum = torch.zeros_like(self.count, dtype=sum_dtype(threshold))
 
-    def meet(self, d: Tensor, segment: Tensor, hidden: Tensor | None) -> Tensor:
-        """(b, n) by how much weight of a segment each pair is pushed; keeps the pair's place."""
+    def add(self, d: Tensor, segment: Tensor, hidden: Tensor | None) -> Tensor:
+        """(b, n) the weight of the pairs in a segment that push each pair; adds it to the sums."""
         place = self._place(d, segment, hidden)
         bucket = (place + segment).flatten()
         self.count += torch.bincount(bucket, minlength=len(self.count))
@@ -236,11 +236,11 @@ class _Reaches:
         return self._beyond(place, segment).to(d.dtype)
 
     def push(self, d: Tensor, segment: Tensor, hidden: Tensor | None) -> Tensor:
-        """The same, keeping nothing."""
+        """The same, without adding to the sums."""
         return self._beyond(self._place(d, segment, hidden), segment).to(d.dtype)
 
-    def settle(self) -> tuple[Tensor, Tensor]:
-        """For each positive pair how many pairs lie within its reach, and their distances' sum."""
+    def finish_sums(self) -> tuple[Tensor, Tensor]:
+        """For each positive pair, the number of pairs below its threshold, and their sum."""
         bucket = torch.arange(len(self.table), device=self.table.device) + self.segment
         before = (self.start + torch.arange(len(self.start), device=bucket.device))[self.segment]
         found = []
@@ -261,9 +261,9 @@ class _Reaches:
 
 
 def hardest_quadruplets(labels: Tensor, relation: Relation, distance: Distance) -> Picker:
-    """For each anchor: itself, its farthest positive, its nearest negative, and the nearest two.
+    """For each anchor: itself, its farthest positive, its nearest negative, and a pair of others.
 
-    The nearest two are the closest pair of two different classes that are not the anchor's.
+    The others are the closest pair of two different classes that are not the anchor's.
     """
     classes = Classes.of(labels).of_row
 
@@ -291,17 +291,17 @@ def hardest_quadruplets(labels: Tensor, relation: Relation, distance: Distance) 
 def _nearest_two(
     classes: Tensor, one: Tensor, two: Tensor, d_one: Tensor, d_two: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """(n,), (n,) the closest pair of different classes, neither of them the row's own.
+    """(n,), (n,) the closest pair of two classes other than the row's own.
 
-    For all classes that the closest pair of the batch does not touch it is that one.
+    This is the closest pair of the batch for every row of a third class.
     """
     k = int(d_one.argmin())
     first, second = torch.full_like(one, k), one[k].expand_as(one).clone()
-    for touched in (classes[k], classes[one[k]]):
-        partner = torch.where(classes[one] == touched, two, one)
-        d = torch.where(classes[one] == touched, d_two, d_one)
-        best = d.masked_fill(classes == touched, torch.inf).argmin()
-        here = classes == touched
+    for of_pair in (classes[k], classes[one[k]]):
+        partner = torch.where(classes[one] == of_pair, two, one)
+        d = torch.where(classes[one] == of_pair, d_two, d_one)
+        best = d.masked_fill(classes == of_pair, torch.inf).argmin()
+        here = classes == of_pair
         first[here], second[here] = best, partner[best]
     return first, second
 

@@ -1,15 +1,15 @@
 """Every triplet of a batch, without listing one.
 
-An anchor's triplets are all of its positives with all of its negatives. A positive at distance d
-has its threshold at d + margin: every negative nearer than that adds the difference. With few
-positives, one comparison of the block per positive is fastest. With many, each negative is looked
-up once in the sorted thresholds: how many it falls short of gives sums, forces and counts. That is
-O(block * log positives) of work, where there are block * positives triplets.
+An anchor's triplets combine each of its positives with each of its negatives. A positive at
+distance d sets a threshold at d + margin: every negative nearer than that adds the difference. With
+few positives, it is fastest to compare the block with each of them. With many, each negative is
+looked up once in the sorted thresholds: the number above it gives sums, forces and counts. That
+takes O(block * log positives) time for block * positives triplets.
 
-In a batch with itself each pair of rows is looked at once. In the order of their classes, all
-positives lie in square tiles on the diagonal, which tell each anchor's thresholds; every other tile
-holds only negatives, each a negative of both its ends. That takes 3 N^2 d of work for the products,
-not 6.
+In a batch compared with itself, each pair of rows is measured once. If rows are sorted by class,
+all positives lie in square tiles on the diagonal, which give each anchor's thresholds; the other
+tiles hold only negatives, each of them for both its row and its column. The products then take
+3 N^2 d operations instead of 6 N^2 d.
 """
 
 from bisect import bisect_right
@@ -36,7 +36,7 @@ from nearfar.engine.step import Answer, Executor, Request
 from nearfar.engine.walk import Place, Walk
 from nearfar.reduction import sum_dtype
 
-# Copies of a tile that live at once: distances, forces of both ends, comparisons.
+# Copies of a tile held at the same time: distances, forces of rows and columns, comparisons.
 _BUFFERS = 6
 
 
@@ -48,7 +48,7 @@ def every_triplet(
     mean_of_active: bool,
     tally: Tally,
 ) -> Executor:
-    """All triplets of each anchor; `tally` counts them, and those whose loss is not zero."""
+    """All triplets of each anchor; `tally` counts them, and those with a non-zero loss."""
 
     def rule(
         tile: Tile, weight: Tensor | None, gradient: bool, space: Workspace
@@ -80,14 +80,14 @@ def every_triplet(
 
 
 def _has_small_classes(relation: Relation) -> bool:
-    """Whether a batch meets itself, and its classes are so small that comparing is fastest."""
+    """Whether a batch is compared with itself, in classes so small that no look-up is needed."""
     if not relation.symmetric or relation.row_labels is None or relation.row_labels.ndim == 2:
         return False
     return 0 < int(relation.n_positives().max()) <= lookup.FEW
 
 
 class _ByClass:
-    """A batch in the order of its classes."""
+    """A batch sorted by class."""
 
     def __init__(
         self, closeness: Closeness, relation: Relation, margin: float, request: Request
@@ -107,7 +107,7 @@ class _ByClass:
         self.ends = [*(labels.diff() != 0).nonzero()[:, 0].add(1).tolist(), n]
 
     def answer(self, shape: tuple[int, int]) -> tuple[Answer, Tensor]:
-        """The answer in the order of the batch, and how many triplets of a row are not zero."""
+        """The answer in the order of the batch, and each row's number of active triplets."""
         room, squares = self.walk.kept_elements(1, shape), self._squares(shape[0])
         kept: list[tuple[Anchors, Tile | None]] = []
         for rows in squares:
@@ -120,21 +120,21 @@ class _ByClass:
         n = len(self.loss)
         for rows in squares:
             for at in spans(n - rows.stop, shape[1]):
-                self._both_ends((rows, slice(rows.stop + at.start, rows.stop + at.stop), True))
+                self._negatives_tile((rows, slice(rows.stop + at.start, rows.stop + at.stop), True))
         for rows, (anchors, known) in zip(squares, kept, strict=True):
-            self._own(known or self.walk.tile((rows, rows, False)), anchors)
+            self._diagonal_tile(known or self.walk.tile((rows, rows, False)), anchors)
         return self._in_order()
 
     def _squares(self, step: int) -> list[slice]:
-        """Rows of about so many at a time, which share no class."""
+        """Slices of about `step` rows, cut where the class changes."""
         cuts = [0]
         while cuts[-1] < len(self.loss):
             fits = bisect_right(self.ends, cuts[-1] + step) - 1
             cuts.append(self.ends[max(fits, bisect_right(self.ends, cuts[-1]))])
         return [slice(*cut) for cut in pairwise(cuts)]
 
-    def _both_ends(self, place: Place) -> None:
-        """A tile of negatives, seen from its rows and from its columns."""
+    def _negatives_tile(self, place: Place) -> None:
+        """A tile that holds only negatives, of its rows as anchors and of its columns."""
         tile = self.walk.tile(place)
         self.space.clear()
         force = self._forces(tile.rows, tile.closeness)
@@ -142,8 +142,8 @@ class _ByClass:
         if self.walk.gradient is not None:
             self.walk.pull(tile, force.add_(other.T))
 
-    def _own(self, tile: Tile, anchors: Anchors) -> None:
-        """A tile on the diagonal, the last of its rows: from here on their pulls are known."""
+    def _diagonal_tile(self, tile: Tile, anchors: Anchors) -> None:
+        """A tile on the diagonal, visited last: by then the pulls on its positives are complete."""
         self.space.clear()
         force = self._forces(tile.rows, tile.closeness, anchors)
         if self.walk.gradient is not None:
@@ -154,38 +154,38 @@ class _ByClass:
             self.walk.pull(tile, force)
 
     def _forces(self, rows: slice, d: Tensor, anchors: Anchors | None = None) -> Tensor:
-        """(r, c) the forces of anchors on their negatives; adds up the losses of these.
+        """(r, c) the forces of anchors on their negatives; adds the losses of the negatives.
 
         Args:
-            rows: which anchors.
+            rows: the anchors.
             d: (r, c) their distances.
-            anchors: who is not a negative of theirs; None: everyone is one.
+            anchors: their positives, to be left out; None: all columns are negatives.
         """
         threshold = part(self.threshold, rows)
         with nullcontext() if anchors is None else anchors.only_negatives(d):
-            pull, force = counted(threshold, d, None, self.space)
+            pull, force = count_violations(threshold, d, None, self.space)
         part(self.pull, rows).add_(pull)
-        part(self.loss, rows).add_(of_negatives(threshold, d, force, self.space))
+        part(self.loss, rows).add_(negative_part(threshold, d, force, self.space))
         return force if self.weight is None else force.mul_(self.weight[rows, None])
 
     def _in_order(self) -> tuple[Answer, Tensor]:
         place = self.order.argsort()
         valid = self.original.n_positives() * self.original.n_negatives()
         active = self.pull.nan_to_num(0).sum(1).long()[place]
-        loss = (self.loss + of_positives(self.threshold, self.pull))[place].where(valid > 0, 0)
+        loss = (self.loss + positive_part(self.threshold, self.pull))[place].where(valid > 0, 0)
         answer = self.walk.answer(loss, valid)
         return replace(answer, da=None if answer.da is None else answer.da[place]), active
 
 
 @dataclass(eq=False)
 class Hinges:
-    """All triplets of a block of anchors.
+    """Sums over all triplets of a block of anchors.
 
     Attributes:
-        loss: (b,) the sums of their losses, float64.
-        valid: (b,) int64, how many there are.
-        active: (b,) int64, how many are not zero, or the sum of their weights.
-        force: (b, m) derivative of each row's loss by its distances; None unless asked for.
+        loss: (b,) the sum of the losses, float64.
+        valid: (b,) int64, the number of triplets.
+        active: (b,) int64, the number with a non-zero loss, or the sum of their weights.
+        force: (b, m) derivative of each row's loss with respect to its distances, or None.
     """
 
     loss: Tensor
@@ -212,8 +212,8 @@ def hinges(
         margin: how much farther a negative must be than a positive.
         space: where the forces go.
         smooth: softplus in place of the hinge.
-        weight: (b, m) by which the triplets with each negative count; None: all by 1.
-        gradient: whether the forces are wanted.
+        weight: (b, m) the weight of the triplets with each negative; None: all 1.
+        gradient: whether to compute the forces.
     """
     valid = anchors.count * anchors.n_negatives
     if not anchors.most:
@@ -224,11 +224,11 @@ def hinges(
     threshold = anchors.table(d, -inf).add_(margin)
     with anchors.only_negatives(d):
         if smooth:
-            loss, pull, force = _softly(threshold, d, weight)
+            loss, pull, force = _smooth(threshold, d, weight)
         else:
-            pull, force = counted(threshold, d, weight, space)
+            pull, force = count_violations(threshold, d, weight, space)
     if not smooth:
-        loss = of_positives(threshold, pull) + of_negatives(threshold, d, force, space)
+        loss = positive_part(threshold, pull) + negative_part(threshold, d, force, space)
     active = valid if smooth else pull.nan_to_num(0).sum(1, dtype=sum_dtype(d)).long()
     if not gradient:
         return Hinges(loss, valid, active, None)
@@ -236,33 +236,33 @@ def hinges(
     return Hinges(loss, valid, active, force)
 
 
-def counted(
+def count_violations(
     threshold: Tensor, far: Tensor, weight: Tensor | None, space: Workspace
 ) -> tuple[Tensor, Tensor]:
-    """How many negatives each positive's threshold exceeds, and how many exceed each negative.
+    """How many negatives lie below each threshold, and how many thresholds above each negative.
 
     Args:
         threshold: (b, p) of each positive, -inf where there is none.
-        far: (b, m) distances to the negatives, inf to everyone else.
-        weight: (b, m) by which each negative counts; None: all by 1.
+        far: (b, m) distances to the negatives, inf to all other rows.
+        weight: (b, m) the weight of each negative; None: all 1.
         space: where the forces go.
 
     Returns:
-        (b, p) float64, the pulls on the positives; (b, m), the numbers negated: the forces on the
-            negatives.
+        (b, p) float64, the pulls on the positives; (b, m) the forces on the negatives, which are
+            the negated numbers.
     """
     if threshold.shape[1] > lookup.FEW:
         return _look_up(threshold, far, weight)
     pull = torch.zeros_like(threshold, dtype=sum_dtype(far))
     pushed = space.like(far)
     by_slot = threshold.T.contiguous()  # faster to compare with a transposed tile
-    with space.lent(far) as short:
+    with space.lent(far) as buffer:
         for slot in range(len(by_slot)):
-            one = short if slot else pushed
+            one = buffer if slot else pushed
             torch.gt(by_slot[slot, :, None], far, out=one)
             if weight is not None:
                 one.mul_(weight)
-            # A float32 counts up to 2^24, which weights may exceed.
+            # A float32 counts up to 2^24, which weighted counts may exceed.
             pull[:, slot] = one.sum(1, dtype=None if weight is None else sum_dtype(far))
             if slot:
                 pushed.add_(one)
@@ -270,7 +270,7 @@ def counted(
 
 
 def _look_up(threshold: Tensor, far: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
-    """All positives at once; see `counted`."""
+    """Look up all positives at once; see `count_violations`."""
     rows, most = threshold.shape
     ordered, order = threshold.sort(1)
     place = look_up_rows(ordered, far).long()
@@ -284,8 +284,8 @@ def _look_up(threshold: Tensor, far: Tensor, weight: Tensor | None) -> tuple[Ten
     )
 
 
-# A loss is a sum over positives plus one over negatives. Both measure from the largest threshold:
-# measured from 0, they would cancel and lose the digits of a small loss.
+# A loss is a sum over positives plus one over negatives. Both are measured from the largest
+# threshold: measured from 0, they would cancel, and a small loss would lose precision.
 
 
 def _largest(threshold: Tensor) -> Tensor:
@@ -294,26 +294,26 @@ def _largest(threshold: Tensor) -> Tensor:
     return top.masked_fill_(top == -inf, 0)
 
 
-def of_positives(threshold: Tensor, pull: Tensor) -> Tensor:
+def positive_part(threshold: Tensor, pull: Tensor) -> Tensor:
     """(b,) the part of the losses that comes from the thresholds of positives and their pulls."""
-    short = (threshold - _largest(threshold)).masked_fill_(threshold == -inf, 0)
-    return (short.to(pull.dtype) * pull).sum(1)
+    gap = (threshold - _largest(threshold)).masked_fill_(threshold == -inf, 0)
+    return (gap.to(pull.dtype) * pull).sum(1)
 
 
-def of_negatives(threshold: Tensor, d: Tensor, force: Tensor, space: Workspace) -> Tensor:
+def negative_part(threshold: Tensor, d: Tensor, force: Tensor, space: Workspace) -> Tensor:
     """(b,) the part that comes from the distances of negatives and the forces on them."""
-    with space.lent(d) as short:
-        return torch.sub(d, _largest(threshold), out=short).mul_(force).sum(1)
+    with space.lent(d) as gap:
+        return torch.sub(d, _largest(threshold), out=gap).mul_(force).sum(1)
 
 
-def _softly(threshold: Tensor, far: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def _smooth(threshold: Tensor, far: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Losses (b,), pulls (b, p) and forces (b, m) of the softplus, positive by positive."""
     loss = far.new_zeros(len(far), dtype=sum_dtype(far))
     pull, force = torch.zeros_like(threshold, dtype=sum_dtype(far)), torch.zeros_like(far)
     for slot in range(threshold.shape[1]):
-        short = threshold[:, slot, None] - far
-        slope, cost = short.sigmoid(), logsigmoid(short.neg_()).neg_()
+        violation = threshold[:, slot, None] - far
+        slope, value = violation.sigmoid(), logsigmoid(violation.neg_()).neg_()
         force -= slope
-        loss += cost.sum(1) if weight is None else torch.linalg.vecdot(cost, weight)
+        loss += value.sum(1) if weight is None else torch.linalg.vecdot(value, weight)
         pull[:, slot] = slope.sum(1) if weight is None else torch.linalg.vecdot(slope, weight)
     return loss, pull, force if weight is None else force.mul_(weight)

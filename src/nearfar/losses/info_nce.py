@@ -46,28 +46,28 @@ def info_nce_loss(
     .. math:: \ell_i = -\log \frac{e^{s^+_i}}{e^{s^+_i} + \sum_j e^{s^-_{ij}}}
                      = \log\Bigl(1 + \sum_j e^{s^-_{ij} - s^+_i}\Bigr)
 
-    computed in the second form, which keeps its digits when the loss is near 0 and cannot
-    saturate when it is large.
+    computed in the second form, which stays accurate when the loss is near 0 and cannot saturate
+    when it is large.
 
     Args:
         query: (n, d) embeddings, any floating dtype.
         positive: (n, d) embeddings; row i is the match of row i of `query`.
-        negatives: (m, d), shared by all queries; (n, m, d), m for each query; or None, where the
-            other rows of `positive` are the negatives of row i, in memory linear in n.
-        temperature: tau, above 0; smaller looks harder at the nearest negatives. A tensor with one
-            number may be learned.
+        negatives: (m, d), shared by all queries; (n, m, d), m for each query; or None: the other
+            rows of `positive` are the negatives of row i, in memory linear in n.
+        temperature: tau, above 0; a smaller one weighs the nearest negatives more. A tensor with
+            one number may be learned.
         normalize: scale all rows to length 1 first, so that similarities are cosines.
         symmetric: without `negatives`, the mean of both directions: each positive also picks its
             query out of all queries.
         decoupled: leave the positive out of the denominator (Yeh et al. 2022).
-        hard_negatives: (m, d) or (n, m, d), further negatives for every query beside the other
-            rows of `positive`: not with `negatives`.
+        hard_negatives: (m, d) or (n, m, d), further negatives for every query besides the other
+            rows of `positive`; cannot be combined with `negatives`.
         weight: (n,) how much each query counts, 0 or more.
-        reduction: "mean" over the queries, "sum", or "none" for a loss a query.
+        reduction: "mean" over the queries, "sum", or "none" for one loss per query.
 
     Returns:
-        A scalar, or (n,) losses with reduction="none"; float32 or wider. A query without negatives
-        costs 0 and counts in the mean (decoupled: it has no value, and is left out).
+        A scalar, or (n,) losses with reduction="none"; float32 or wider. The loss of a query
+        without negatives is 0 and counts in the mean (decoupled: it is undefined and left out).
 
     Raises:
         TypeError: an argument is not an array of numbers.
@@ -94,8 +94,8 @@ def info_nce_loss(
     """
     if negatives is not None and (symmetric or hard_negatives is not None):
         raise ValueError(
-            "symmetric and hard_negatives belong to the form whose negatives are the other rows: "
-            "leave negatives out, or pass them as hard_negatives."
+            "symmetric and hard_negatives work only if the other rows are the negatives: leave "
+            "negatives out, or pass them as hard_negatives."
         )
     temperature = above_zero("temperature", temperature)
     if negatives is not None:
@@ -115,7 +115,7 @@ def info_nce_loss(
         return one_way(rows, columns, both=symmetric)
     hard = _negatives("hard_negatives", hard_negatives, rows)
     hard = hard.flatten(0, 1) if hard.ndim == 3 else hard
-    # Lifted once for all: what is used twice must not be rounded, or saturate, in between.
+    # Lifted here, so that neither direction rounds or saturates them in between.
     rows, columns = lift("query", rows), lift("positive", columns)
     there = one_way(rows, torch.cat([columns, hard]))
     return (there + one_way(columns, rows)) / 2 if symmetric else there
@@ -155,7 +155,7 @@ def _against_listed(
     weight: ArrayLike | None,
     reduction: Reduction,
 ) -> Tensor:
-    """Each query picks its positive out of that and the negatives listed for it."""
+    """Each query picks its positive out of the positive and the negatives listed for it."""
     query, positive = embeddings(query=query, positive=positive)
     counted = row_weight(weight, query)
     others = _negatives("negatives", negatives, query)
@@ -166,7 +166,7 @@ def _against_listed(
     far = measured("negative", "similarity", far) / temperature
     if not decoupled:
         return reduce(pick(near, far), reduction, counted)
-    if not far.shape[1]:  # nothing to compare: 0, but NaN where a row is
+    if not far.shape[1]:  # nothing to compare: 0, or NaN for rows that are NaN
         nothing = near * 0 + far.sum(1)
         return reduce(nothing, reduction, counted, torch.zeros_like(near, dtype=torch.bool))
     return reduce((far - near[:, None]).logsumexp(1), reduction, counted)
@@ -174,7 +174,7 @@ def _against_listed(
 
 def _similarities(query: Tensor, positive: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     """(n,) similarities to the positive and (n, m) to the negatives."""
-    # Under autocast a matrix product would drop to half precision, and its digits with it.
+    # Autocast would run the matrix product in half precision.
     with torch.autocast(query.device.type, enabled=False):
         shared = others.ndim == 2
         far = query @ others.T if shared else (others @ query[..., None])[..., 0]

@@ -42,10 +42,10 @@ class ContrastiveLoss(LossModule):
     The module of :func:`nearfar.contrastive_loss`, which describes the data and the math.
 
     Args:
-        margin: the distance, 0 or more, from which dissimilar pairs are left alone.
+        margin: the distance, 0 or more, at which dissimilar pairs are no longer pushed.
         distance: "euclidean", "sqeuclidean" or "cosine".
         similar_label: for numeric `y`, which of 0 and 1 means similar.
-        reduction: "mean" over all pairs, "sum", or "none" for a loss a pair.
+        reduction: "mean" over all pairs, "sum", or "none" for one loss per pair.
     """
 
     loss = staticmethod(contrastive_loss)
@@ -85,15 +85,15 @@ class ContrastiveLoss(LossModule):
 
 
 class ContrastiveLossFromDistance(LossModule):
-    """The contrastive loss of distances that are already there.
+    """The contrastive loss of given distances.
 
     The module of :func:`nearfar.contrastive_loss_from_distance`, which describes the data and the
     math.
 
     Args:
-        margin: the distance, 0 or more, from which dissimilar pairs are left alone.
+        margin: the distance, 0 or more, at which dissimilar pairs are no longer pushed.
         similar_label: for numeric `y`, which of 0 and 1 means similar.
-        reduction: "mean" over all pairs, "sum", or "none" for a loss a pair.
+        reduction: "mean" over all pairs, "sum", or "none" for one loss per pair.
     """
 
     loss = staticmethod(contrastive_loss_from_distance)
@@ -123,14 +123,14 @@ class ContrastiveLossFromDistance(LossModule):
 
 
 class CosineLoss(LossModule):
-    """Turn similar pairs to the same direction; dissimilar ones until their cosine is `margin`.
+    """Turn similar pairs to one direction, dissimilar ones apart until their cosine is `margin`.
 
     The module of :func:`nearfar.cosine_loss`, which describes the data and the math.
 
     Args:
-        margin: the cosine, from -1 to 1, below which dissimilar pairs are left alone.
+        margin: the cosine, from -1 to 1, below which dissimilar pairs are not pushed.
         similar_label: for numeric `y`, which of 0 and 1 means similar.
-        reduction: "mean" over all pairs, "sum", or "none" for a loss a pair.
+        reduction: "mean" over all pairs, "sum", or "none" for one loss per pair.
     """
 
     loss = staticmethod(cosine_loss)
@@ -174,7 +174,7 @@ class TripletLoss(LossModule):
         distance: "euclidean", "sqeuclidean" (the paper's) or "cosine".
         swap: measure the negative from the anchor or the positive, whichever is nearer to it.
         smooth: softplus in place of the hinge.
-        reduction: "mean" over all triplets, "sum", or "none" for a loss a triplet.
+        reduction: "mean" over all triplets, "sum", or "none" for one loss per triplet.
     """
 
     loss = staticmethod(triplet_loss)
@@ -219,7 +219,7 @@ class TripletLoss(LossModule):
 
 
 class QuadrupletLoss(LossModule):
-    """The triplet loss, and one that keeps positive pairs closer than pairs of two strangers.
+    """The triplet loss, plus a term that keeps positive pairs closer than pairs of two negatives.
 
     The module of :func:`nearfar.quadruplet_loss`, which describes the data and the math.
 
@@ -227,7 +227,7 @@ class QuadrupletLoss(LossModule):
         margin: of the first term, 0 or more, in units of the distance.
         margin2: of the second term, 0 or more.
         distance: "euclidean", "sqeuclidean" or "cosine".
-        reduction: "mean" over all quadruplets, "sum", or "none" for a loss a quadruplet.
+        reduction: "mean" over all quadruplets, "sum", or "none" for one loss per quadruplet.
     """
 
     loss = staticmethod(quadruplet_loss)
@@ -275,13 +275,13 @@ class InfoNCELoss(LossModule):
     The module of :func:`nearfar.info_nce_loss`, which describes the data and the math.
 
     Args:
-        temperature: tau, above 0; smaller looks harder at the nearest negatives. A tensor with one
-            number may be learned.
+        temperature: tau, above 0; a smaller one weighs the nearest negatives more. A tensor with
+            one number may be learned.
         normalize: scale all rows to length 1 first, so that similarities are cosines.
         symmetric: without `negatives`, the mean of both directions: each positive also picks its
             query out of all queries.
         decoupled: leave the positive out of the denominator (Yeh et al. 2022).
-        reduction: "mean" over the queries, "sum", or "none" for a loss a query.
+        reduction: "mean" over the queries, "sum", or "none" for one loss per query.
     """
 
     loss = staticmethod(info_nce_loss)
@@ -352,7 +352,7 @@ class SoftmaxLoss(LossModule):
 
     Args:
         label_smoothing: epsilon, from 0 to 1.
-        reduction: "mean" over the rows, "sum", or "none" for a loss a row.
+        reduction: "mean" over the rows, "sum", or "none" for one loss per row.
     """
 
     loss = staticmethod(softmax_loss)
@@ -384,8 +384,8 @@ class CLIPLoss(LossModule):
             100: pass `log_t.exp()` in each step, to the function, not to the module.
         normalize: scale all rows to length 1 first, so that the products are cosines.
         decoupled: leave the match out of both denominators (Yeh et al. 2022).
-        reduction: "mean" over the n matches, "sum", or "none" for a loss a match. A match alone
-            costs 0.
+        reduction: "mean" over the n matches, "sum", or "none" for one loss per match. The loss of a
+            single match is 0.
     """
 
     loss = staticmethod(clip_loss)
@@ -425,7 +425,7 @@ class CLIPLoss(LossModule):
 
 
 class SigLIPLoss(LossModule):
-    """The sigmoid loss of two towers: every pair by itself, match or no match.
+    """The sigmoid loss of two towers: each pair is classified by itself as a match or not.
 
     The module of :func:`nearfar.siglip_loss`, which describes the data and the math.
 
@@ -435,7 +435,7 @@ class SigLIPLoss(LossModule):
         bias: b; the paper learns it from -10.
         normalize: scale all rows to length 1 first, so that the products are cosines.
         reduction: "mean" over the n rows (each a sum over n pairs, as in the paper), "sum", or
-            "none" for the rows.
+            "none" for one loss per row.
     """
 
     loss = staticmethod(siglip_loss)
@@ -475,16 +475,16 @@ class SigLIPLoss(LossModule):
 
 
 class BatchContrastiveLoss(LossModule):
-    """The contrastive loss over every pair of the batch, both kinds of pairs counting the same.
+    """The contrastive loss over all pairs, with equal weight on similar and on dissimilar ones.
 
     The module of :func:`nearfar.batch_contrastive_loss`, which describes the data and the math.
 
     Args:
-        margin: the distance, 0 or more, from which dissimilar pairs are left alone.
+        margin: the distance, 0 or more, at which dissimilar pairs are no longer pushed.
         distance: "euclidean", "sqeuclidean" or "cosine".
-        select: "all" pairs, or those of the overlap: "hard".
+        select: "all" pairs, or "hard", those in the overlap.
         reduction: "mean" over similar plus mean over dissimilar pairs; "sum" over all ordered
-            pairs, or "none" for (n,) sums, row i's pairs with everyone, without those means.
+            pairs, or "none" for (n,) sums, one per row over its pairs, without those means.
     """
 
     loss = staticmethod(batch_contrastive_loss)
@@ -526,14 +526,14 @@ class BatchContrastiveLoss(LossModule):
 
 
 class BatchCosineLoss(LossModule):
-    """The cosine loss over every pair of the batch, both kinds of pairs counting the same.
+    """The cosine loss over all pairs, with equal weight on similar and on dissimilar ones.
 
     The module of :func:`nearfar.batch_cosine_loss`, which describes the data and the math.
 
     Args:
-        margin: the cosine, from -1 to 1, below which dissimilar pairs are left alone.
+        margin: the cosine, from -1 to 1, below which dissimilar pairs are not pushed.
         reduction: "mean" over similar plus mean over dissimilar pairs; "sum" over all ordered
-            pairs, or "none" for (n,) sums, row i's pairs with everyone, without those means.
+            pairs, or "none" for (n,) sums, one per row over its pairs, without those means.
     """
 
     loss = staticmethod(batch_cosine_loss)
@@ -570,14 +570,14 @@ class BatchTripletLoss(LossModule):
         select: "all" triplets, or how to pick some: "hard", "easy_positive", "semihard" or
             "distance_weighted".
         smooth: softplus in place of the hinge; with margin 0, the soft margin of Hermans et al.
-            With "all", time then grows with :math:`n^2` times the positives of a row.
+            With "all", time then grows with :math:`n^2` times the number of positives per row.
         swap: measure the negative from anchor or positive, whichever is nearer to it; not for
             "all".
-        generator: draws for "distance_weighted"; None: torch's own. One draw a call.
-        reduction: "mean" over the triplets: all of them, or the picked ones (an anchor each for
-            "hard" and "easy_positive", an anchor and positive each for "semihard" and
-            "distance_weighted"); "active" for the mean over those that cost something; "sum", or
-            "none" for (n,) sums, an anchor's triplets.
+        generator: draws for "distance_weighted"; None: torch's own. Each call draws once.
+        reduction: "mean" over the triplets: all, or those selected (one per anchor for "hard" and
+            "easy_positive", one per anchor and positive for "semihard" and "distance_weighted");
+            "active" for the mean over those with a non-zero loss; "sum", or "none" for (n,) sums,
+            one per anchor over its triplets.
     """
 
     loss = staticmethod(batch_triplet_loss)
@@ -646,7 +646,7 @@ class BatchQuadrupletLoss(LossModule):
         distance: "euclidean", "sqeuclidean" or "cosine".
         select: "all" or "hard".
         reduction: "mean" over the quadruplets ("hard": over the anchors that have one), "sum", or
-            "none" for (n,) sums, an anchor's quadruplets.
+            "none" for (n,) sums, one per anchor over its quadruplets.
     """
 
     loss = staticmethod(batch_quadruplet_loss)
@@ -688,7 +688,7 @@ class BatchQuadrupletLoss(LossModule):
 
 
 class SupConLoss(LossModule):
-    """Supervised contrast: each anchor against everyone, all that share its label positive.
+    """Supervised contrast: each anchor against all other rows, with its whole class as positives.
 
     The module of :func:`nearfar.sup_con_loss`, which describes the data and the math.
 
@@ -752,7 +752,7 @@ class SupConLoss(LossModule):
 
 
 class NTXentLoss(LossModule):
-    """One softmax a positive pair: that positive against the anchor's negatives.
+    """One softmax per positive pair: the positive against the anchor's negatives.
 
     The module of :func:`nearfar.nt_xent_loss`, which describes the data and the math.
 
@@ -760,9 +760,9 @@ class NTXentLoss(LossModule):
         temperature: tau, above 0. A tensor with one number may be learned.
         normalize: scale all rows to length 1 first, so that the products are cosines.
         decoupled: leave the positive out of its denominator (Yeh et al. 2022).
-        reduction: "mean" over the positive pairs, "sum" over them, or "none" for (n,) sums, an
-            anchor's positive pairs. As in the paper, a positive pair whose anchor has no negatives
-            costs 0 and counts in the mean (decoupled: it has no value, and is left out).
+        reduction: "mean" over the positive pairs, "sum" over them, or "none" for (n,) sums, one per
+            anchor over its positive pairs. As in the paper, a positive pair whose anchor has no
+            negatives has loss 0 and counts in the mean (decoupled: it is undefined and left out).
     """
 
     loss = staticmethod(nt_xent_loss)
@@ -826,8 +826,8 @@ class MultiSimilarityLoss(LossModule):
         beta: how sharply negatives above `base` are pushed, above 0.
         base: lambda, the similarity that separates the two.
         normalize: scale all rows to length 1 first, so that the products are cosines.
-        reduction: "mean" over all anchors that have anyone to compare with, positive or negative,
-            as in the paper; "sum", or "none" for a loss an anchor.
+        reduction: "mean" over all anchors with at least one positive or negative, as in the paper;
+            "sum", or "none" for one loss per anchor.
     """
 
     loss = staticmethod(multi_similarity_loss)
@@ -885,7 +885,7 @@ class MultiSimilarityLoss(LossModule):
 
 
 class CircleLoss(LossModule):
-    """Pull and push each similarity the harder, the farther it is from where it should be.
+    """Pull and push each similarity harder the farther it is from its target.
 
     The module of :func:`nearfar.circle_loss`, which describes the data and the math.
 
@@ -1005,7 +1005,7 @@ class LiftedStructureLoss(LossModule):
 
 
 class ProxySoftmaxLoss(LossModule):
-    """Softmax over cosines to one proxy a class, with a margin on the right one if wanted.
+    """Softmax over cosines to one proxy per class, with an optional margin on the right one.
 
     The module of :func:`nearfar.proxy_softmax_loss`, which describes the data and the math.
 
@@ -1013,7 +1013,7 @@ class ProxySoftmaxLoss(LossModule):
         scale: t, above 0.
         angle_margin: radians, from 0 to pi / 2.
         cosine_margin: from 0 to 1.
-        reduction: "mean" over the rows, "sum", or "none" for a loss a row.
+        reduction: "mean" over the rows, "sum", or "none" for one loss per row.
     """
 
     loss = staticmethod(proxy_softmax_loss)
@@ -1068,13 +1068,13 @@ class ProxySoftmaxLoss(LossModule):
 
 
 class ProxyNCALoss(LossModule):
-    """Neighbourhood components against proxies: nearer to the own one than to all others.
+    """Neighbourhood components with proxies: each row nearer to its own than to all others.
 
     The module of :func:`nearfar.proxy_nca_loss`, which describes the data and the math.
 
     Args:
         scale: t, above 0; 1 in the paper.
-        reduction: "mean" over the rows, "sum", or "none" for a loss a row.
+        reduction: "mean" over the rows, "sum", or "none" for one loss per row.
     """
 
     loss = staticmethod(proxy_nca_loss)
@@ -1118,8 +1118,8 @@ class ProxyAnchorLoss(LossModule):
     Args:
         margin: m, from 0 to 1.
         scale: t (the paper's alpha), above 0.
-        reduction: "mean", the formula; "sum" of all its logarithms, or "none" for (c,) sums, a
-            proxy each, without the two means.
+        reduction: "mean", the formula; "sum" of all its logarithms, or "none" for (c,) sums, one
+            per proxy, without the two means.
     """
 
     loss = staticmethod(proxy_anchor_loss)

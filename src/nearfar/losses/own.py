@@ -1,4 +1,4 @@
-"""Losses of one's own: a rule in plain torch, over every pair of the batch."""
+"""User-defined losses: a rule in plain torch, over every pair of the batch."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -20,15 +20,15 @@ from nearfar.reference import Reference
 
 Similarity = Literal["cosine", "inner_product"]
 
-# Of (n,) closeness, and the learned tensors -> (n,) losses, or these and their derivatives.
+# (n,) closeness, and the learned tensors -> (n,) losses, or these and their derivatives.
 PairTerm = Callable[..., Tensor | tuple[Tensor, Tensor]]
-# Of a tile, and the learned tensors -> (r,) losses, or these and how much each counts in the mean.
+# A tile, and the learned tensors -> (r,) losses, or these and how much each counts in the mean.
 AnchorTerm = Callable[..., Tensor | tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class PairRule:
-    r"""A loss that adds up over pairs, for `batch_loss`.
+    r"""A loss that is a sum over pairs, for `batch_loss`.
 
     .. math:: \sum_{(i,j)\ \text{similar}} f(d_{ij})
               + \sum_{(i,j)\ \text{dissimilar}} g(d_{ij})
@@ -41,8 +41,8 @@ class PairRule:
     Args:
         positive: f, the term of similar pairs.
         negative: g, the term of dissimilar pairs.
-        balanced: whether reduction="mean" is the mean over similar pairs plus the mean over
-            dissimilar ones, or the mean over all pairs.
+        balanced: if true, reduction="mean" is the mean over similar pairs plus the mean over
+            dissimilar ones; if false, the mean over all pairs.
     """
 
     positive: PairTerm
@@ -52,7 +52,7 @@ class PairRule:
 
 @dataclass(frozen=True)
 class AnchorRule:
-    r"""A loss of each anchor and everyone it is compared with, for `batch_loss`.
+    r"""A loss that sees each anchor with all rows it is compared with, for `batch_loss`.
 
     Args:
         loss: takes a `Tile` of some anchors against all columns, and the `learned` tensors if there
@@ -86,9 +86,9 @@ def batch_loss(
 ) -> Tensor:
     r"""A loss of your own over every pair of the batch, exact and in memory linear in the batch.
 
-    The rule is plain torch. It sees a block of the batch at a time, as a `Tile`: the anchors'
-    distances or similarities to everyone, and who is similar to whom. All the rest, the blocks,
-    the gradient of the rows, the reductions, works as in the losses of the library.
+    The rule is plain torch. It sees one block of the batch at a time, as a `Tile`: the distances or
+    similarities of some anchors to all rows, and which pairs are similar. Everything else (blocks,
+    gradients, reductions) works as in the losses of the library.
 
     Args:
         rule: a function of a tile, as the `loss` of an `AnchorRule`; an `AnchorRule`, which may
@@ -101,8 +101,8 @@ def batch_loss(
             to the rule after the tile. The rule may use no other tensor that requires a gradient.
         weight: (n,) how much each anchor counts, 0 or more.
         reference: a `Reference` to compare with instead of the batch itself.
-        reduction: "mean" over the anchors, weighted by the counts that the rule returns (for a
-            `PairRule` over the pairs); "sum", or "none" for (n,) losses, one per anchor.
+        reduction: "mean" over the anchors, weighted by the counts that the rule returns (over the
+            pairs for a `PairRule`); "sum", or "none" for (n,) losses, one per anchor.
 
     Returns:
         A scalar, or (n,) with reduction="none"; float32 or wider.
@@ -270,7 +270,7 @@ def _pair_executor(
     weight: Tensor | None,
     reduction: Reduction,
 ) -> Executor:
-    """A sum over pairs; with learned tensors, anchor by anchor and by autograd."""
+    """A sum over pairs; with learned tensors it runs anchor by anchor, derived by autograd."""
     positive_weight, counts = mean_over_pairs(rule, relation, weight, reduction)
     if not learned:
         near, far = (_with_derivative(term) for term in (rule.positive, rule.negative))
@@ -315,8 +315,8 @@ def mean_over_pairs(
 
 
 def _with_derivative(term: PairTerm) -> Term:
-    """A term that returns losses and derivatives, by autograd where it does not itself."""
-    its_own = True
+    """A term that returns losses and derivatives; autograd derives one that returns only losses."""
+    gives_derivative = True
 
     def both(closeness: Tensor) -> tuple[Tensor, Tensor]:
         nonlocal its_own

@@ -37,17 +37,17 @@ def contrastive_loss(
         x2: (n, d) embeddings.
         y: (n,) bool, True = similar; or numbers from 0 to 1 together with `similar_label`. A number
             in between is a degree of similarity and mixes the two terms.
-        margin: the distance, 0 or more, from which dissimilar pairs are left alone.
+        margin: the distance, 0 or more, at which dissimilar pairs are no longer pushed.
         distance: "euclidean", "sqeuclidean" or "cosine".
         similar_label: for numeric `y`, which of 0 and 1 means similar.
-        reduction: "mean" over all pairs, "sum", or "none" for a loss a pair.
+        reduction: "mean" over all pairs, "sum", or "none" for one loss per pair.
 
     Returns:
-        A scalar, or (n,) losses with reduction="none"; float32 or wider. 0 pairs cost 0. At
+        A scalar, or (n,) losses with reduction="none"; float32 or wider; 0 for no pairs. At
         distance 0 no direction is defined and the gradient is 0, for dissimilar pairs too.
 
     Raises:
-        TypeError: numeric `y` without `similar_label`, or an argument that is no array of numbers.
+        TypeError: numeric `y` without `similar_label`, or an argument that is not numeric.
         ValueError: a shape, length, device, label or hyperparameter out of range.
 
     >>> import torch
@@ -77,25 +77,25 @@ def contrastive_loss_from_distance(
     similar_label: SimilarLabel = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    r"""The contrastive loss of distances that are already there.
+    r"""The contrastive loss of given distances.
 
     .. math:: \ell_i = s_i\, d_i^2 + (1 - s_i) \max(0,\, m - d_i)^2
 
-    This is the form Keras users know, `loss(y_true, y_pred)` with distances as predictions; note
-    the order of the arguments here, data first.
+    Keras users know this form as `loss(y_true, y_pred)` with distances as predictions; note that
+    here the distances come first.
 
     Args:
         d: (n,) distances, 0 or more.
         y: (n,) bool, True = similar; or numbers from 0 to 1 together with `similar_label`.
-        margin: the distance, 0 or more, from which dissimilar pairs are left alone.
+        margin: the distance, 0 or more, at which dissimilar pairs are no longer pushed.
         similar_label: for numeric `y`, which of 0 and 1 means similar.
-        reduction: "mean" over all pairs, "sum", or "none" for a loss a pair.
+        reduction: "mean" over all pairs, "sum", or "none" for one loss per pair.
 
     Returns:
         A scalar, or (n,) losses with reduction="none"; float32 or wider.
 
     Raises:
-        TypeError: numeric `y` without `similar_label`, or an argument that is no array of numbers.
+        TypeError: numeric `y` without `similar_label`, or an argument that is not numeric.
         ValueError: a negative distance; a shape, length, device, label or margin out of range.
 
     >>> d = [0.5, 0.3, 1.5]
@@ -125,7 +125,7 @@ def cosine_loss(
     similar_label: SimilarLabel = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    r"""Turn similar pairs to the same direction; dissimilar ones until their cosine is `margin`.
+    r"""Turn similar pairs to one direction, dissimilar ones apart until their cosine is `margin`.
 
     With :math:`s_i` = 1 for similar pairs and 0 for dissimilar ones,
 
@@ -135,17 +135,17 @@ def cosine_loss(
         x1: (n, d) embeddings, any floating dtype.
         x2: (n, d) embeddings.
         y: (n,) bool, True = similar; or numbers from 0 to 1 together with `similar_label`; None
-            where every pair is similar.
-        margin: the cosine, from -1 to 1, below which dissimilar pairs are left alone.
+            if every pair is similar.
+        margin: the cosine, from -1 to 1, below which dissimilar pairs are not pushed.
         similar_label: for numeric `y`, which of 0 and 1 means similar.
-        reduction: "mean" over all pairs, "sum", or "none" for a loss a pair.
+        reduction: "mean" over all pairs, "sum", or "none" for one loss per pair.
 
     Returns:
         A scalar, or (n,) losses from 0 to 2 with reduction="none"; float32 or wider. A zero row
         has cosine 0 with everything, and gradient 0.
 
     Raises:
-        TypeError: numeric `y` without `similar_label`, or an argument that is no array of numbers.
+        TypeError: numeric `y` without `similar_label`, or an argument that is not numeric.
         ValueError: a shape, length, device, label or hyperparameter out of range.
 
     >>> import torch
@@ -162,7 +162,7 @@ def cosine_loss(
     """
     x1, x2 = embeddings(x1=x1, x2=x2)
     between("margin", margin, -1, 1, ", a cosine")
-    # In terms of 1 - cos, which keeps its digits where the cosine is near 1.
+    # In terms of 1 - cos, which stays accurate when the cosine is near 1.
     d = cosine(x1, x2)
     if y is None:
         similar = torch.ones(len(d), dtype=torch.bool, device=d.device)

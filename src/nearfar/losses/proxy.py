@@ -1,4 +1,4 @@
-"""Losses against one learned proxy a class, streamed: a million classes need no logits matrix."""
+"""Losses against one learned proxy per class, computed without a matrix of logits."""
 
 from collections.abc import Callable
 from math import cos, pi, sin
@@ -30,7 +30,7 @@ def proxy_softmax_loss(
     weight: ArrayLike | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    r"""Softmax over cosines to one proxy a class, with a margin on the right one if wanted.
+    r"""Softmax over cosines to one proxy per class, with an optional margin on the right one.
 
     With :math:`\theta_{ij}` the angle between row i and proxy j, :math:`t` the scale, and
     :math:`y_i` the class of row i,
@@ -38,21 +38,21 @@ def proxy_softmax_loss(
     .. math:: \ell_i = \log\Bigl(1 + \sum_{j \ne y_i}
                 e^{t \cos\theta_{ij} - t (\cos(\theta_{i y_i} + m_a) - m_c)}\Bigr)
 
-    No margin is the normalised softmax; the angle margin :math:`m_a` is ArcFace's (0.5 there), the
-    cosine margin :math:`m_c` is CosFace's (0.35 there). Beyond :math:`\theta = \pi - m_a`, where
-    the cosine would rise again, it goes on linearly as in the reference implementation. The angle
-    is taken from the cosine, which in float32 cannot tell angles below 3e-4 from 0.
+    Without a margin this is the normalised softmax; the angle margin :math:`m_a` is ArcFace's (0.5
+    there), the cosine margin :math:`m_c` CosFace's (0.35 there). Beyond :math:`\theta = \pi - m_a`,
+    where the cosine would rise again, it continues linearly as in the reference implementation. The
+    angle is computed from the cosine, which in float32 cannot tell angles below 3e-4 from 0.
 
     Args:
         x: (n, d) embeddings, any floating dtype.
-        proxies: (c, d), one a class, learned; rows and proxies are scaled to length 1.
+        proxies: (c, d), one per class, learned; rows and proxies are scaled to length 1.
         labels: (n,) class ids from 0 to c - 1.
         scale: t, above 0.
         angle_margin: radians, from 0 to pi / 2.
         cosine_margin: from 0 to 1.
-        weight: (n,) how much each row counts, 0 or more; for a weight a class,
+        weight: (n,) how much each row counts, 0 or more; for one weight per class,
             `class_weight[labels]`.
-        reduction: "mean" over the rows, "sum", or "none" for a loss a row.
+        reduction: "mean" over the rows, "sum", or "none" for one loss per row.
 
     Returns:
         A scalar, or (n,) with reduction="none"; float32 or wider.
@@ -101,24 +101,24 @@ def proxy_nca_loss(
     weight: ArrayLike | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    r"""Neighbourhood components against proxies: nearer to the own one than to all others.
+    r"""Neighbourhood components with proxies: each row nearer to its own than to all others.
 
     With rows and proxies at length 1 and :math:`d` their squared distance, :math:`t` the scale,
 
     .. math:: \ell_i = -\log \frac{e^{-t\,d(x_i, p_{y_i})}}{\sum_{j \ne y_i} e^{-t\,d(x_i, p_j)}}
 
-    The own proxy is no part of the denominator, so the loss has no lower bound of 0.
+    The denominator leaves out the row's own proxy, so the loss can be negative.
 
     Args:
         x: (n, d) embeddings, any floating dtype.
-        proxies: (c, d), one a class, learned; rows and proxies are scaled to length 1.
+        proxies: (c, d), one per class, learned; rows and proxies are scaled to length 1.
         labels: (n,) class ids from 0 to c - 1.
         scale: t, above 0; 1 in the paper.
         weight: (n,) how much each row counts, 0 or more.
-        reduction: "mean" over the rows, "sum", or "none" for a loss a row.
+        reduction: "mean" over the rows, "sum", or "none" for one loss per row.
 
     Returns:
-        A scalar, or (n,) with reduction="none"; float32 or wider. 0 where there is one class only.
+        A scalar, or (n,) with reduction="none"; float32 or wider. 0 if there is only one class.
 
     Raises:
         TypeError: labels that are not class ids.
@@ -164,12 +164,12 @@ def proxy_anchor_loss(
 
     Args:
         x: (n, d) embeddings, any floating dtype.
-        proxies: (c, d), one a class, learned; rows and proxies are scaled to length 1.
+        proxies: (c, d), one per class, learned; rows and proxies are scaled to length 1.
         labels: (n,) class ids from 0 to c - 1.
         margin: m, from 0 to 1.
         scale: t (the paper's alpha), above 0.
-        reduction: "mean", the formula; "sum" of all its logarithms, or "none" for (c,) sums, a
-            proxy each, without the two means.
+        reduction: "mean", the formula; "sum" of all its logarithms, or "none" for (c,) sums, one
+            per proxy, without the two means.
 
     Returns:
         A scalar, or (c,) with reduction="none"; float32 or wider.
@@ -242,7 +242,7 @@ def _with_margins(
 ) -> Callable[[LogSum, Tensor, Tensor | float], Finished]:
     """The softmax whose positive is scale * (cos(theta + angle) - cosine).
 
-    The cosines have the digits of the dtype, or of float32 where that has fewer.
+    Cosines have the precision of `dtype`, and at least that of float32.
     """
     smallest_sine = torch.finfo(torch.promote_types(dtype, torch.float32)).eps ** 0.5
 
@@ -251,7 +251,7 @@ def _with_margins(
         sine = (1 - c.square()).clamp(min=0).sqrt()
         inside = c > cos(pi - angle)
         turned = torch.where(inside, c * cos(angle) - sine * sin(angle), c - angle * sin(angle))
-        # At theta = 0 the slope is infinite, and what it multiplies is 0; a floor keeps it finite.
+        # At theta = 0 the slope is infinite, but multiplied by 0; a floor keeps it finite.
         steep = c / sine.clamp(min=smallest_sine)
         slope = torch.where(inside, cos(angle) + steep * sin(angle), 1)
         loss, by_negatives, by_total = pick_one(negatives, scale * (turned - cosine), count)

@@ -12,9 +12,9 @@ from nearfar.reduction import Reduction, check_reduction, reduce
 
 
 def pick(chosen: Tensor, others: Tensor) -> Tensor:
-    """(n,) log(1 + sum_j e^(others_j - chosen)) of (n,) and (n, m); others at -inf take no part.
+    """(n,) log(1 + sum_j e^(others_j - chosen)) of (n,) and (n, m); others at -inf are left out.
 
-    From the gaps themselves, so that logits which are all large lose no digits.
+    Computed from the differences, so that it stays accurate when all logits are large.
     """
     if not others.shape[1]:
         return chosen * 0
@@ -35,7 +35,7 @@ def softmax_loss(
     .. math:: \ell_i = -\log \frac{e^{z_{i t_i}}}{\sum_j e^{z_{ij}}}
                      = \log\Bigl(1 + \sum_{j \ne t_i} e^{z_{ij} - z_{i t_i}}\Bigr)
 
-    computed in the second form, which keeps its digits when the loss is near 0. With label
+    computed in the second form, which stays accurate when the loss is near 0. With label
     smoothing :math:`\varepsilon` the target has weight :math:`1 - \varepsilon` and every class,
     itself included, :math:`\varepsilon / c` (Szegedy et al. 2016), which adds
     :math:`\varepsilon (z_{i t_i} - \tfrac{1}{c} \sum_j z_{ij})`.
@@ -44,7 +44,7 @@ def softmax_loss(
         logits: (n, c) scores, any floating dtype, not normalised.
         target: (n,) class ids from 0 to c - 1, any integer dtype.
         label_smoothing: epsilon, from 0 to 1.
-        reduction: "mean" over the rows, "sum", or "none" for a loss a row.
+        reduction: "mean" over the rows, "sum", or "none" for one loss per row.
 
     Returns:
         A scalar, or (n,) losses with reduction="none"; float32 or wider.
@@ -65,37 +65,37 @@ def softmax_loss(
     logits = lift("logits", tensor("logits", logits))
     if logits.ndim != 2 or logits.shape[1] == 0:
         raise ValueError(
-            f"logits must have shape (n, c), a score for each of c classes, "
+            f"logits must have shape (n, c), one score for each of c classes, "
             f"got {tuple(logits.shape)}."
         )
     ids = class_ids(target, like=logits, name="target")
     between("label_smoothing", label_smoothing, 0, 1)
     check_reduction(reduction)
     if logits.is_cpu and not tracing() and not watched():
-        # Torch's fused formula is several times as fast, and right where the loss is not near 0.
+        # Torch's fused formula is several times faster, and accurate unless the loss is near 0.
         try:
             fused = cross_entropy(
                 logits,
                 ids,
                 reduction=reduction,
                 label_smoothing=label_smoothing,
-                ignore_index=_NOBODY,
+                ignore_index=_NO_CLASS,
             )
             if _smallest(fused, reduction, ids.shape[0]) > _NEAR_0:
                 return fused
         except IndexError:
-            pass  # a target out of range, of which the next line tells more
+            pass  # a target out of range: the next line raises a better error
     ids = class_ids(target, like=logits, n_classes=logits.shape[1], name="target")
     return reduce(_pick_target(logits, ids, label_smoothing), reduction)
 
 
-_NOBODY = -(2**62)  # torch leaves one id out, -100 if not told: let it be one that nobody has
-# A loss above this has lost less than four bits as the difference of two logits.
+_NO_CLASS = -(2**62)  # torch ignores one id, by default -100: this is no class
+# A larger loss loses less than four bits when computed as the difference of two logits.
 _NEAR_0 = 0.1
 
 
 def _smallest(loss: Tensor, reduction: Reduction, n: int) -> float:
-    """The smallest loss a row, or, where there is but a sum, the mean; NaN where there is none."""
+    """The smallest loss of a row, or the mean loss if it was reduced; NaN without rows."""
     if not n:
         return nan
     if reduction == "none":
@@ -104,7 +104,7 @@ def _smallest(loss: Tensor, reduction: Reduction, n: int) -> float:
 
 
 def _pick_target(logits: Tensor, target: Tensor, label_smoothing: float) -> Tensor:
-    """(n,) losses, with all their digits."""
+    """(n,) losses, accurate near 0."""
     of_target = measured("positive", "logit", logits.gather(1, target[:, None])[:, 0])
     of_others = measured("negative", "logit", logits.scatter(1, target[:, None], -inf))
     per_row = pick(of_target, of_others)

@@ -31,8 +31,8 @@ def triplet_loss(
 
     With `swap`, the positive may stand in for the anchor: :math:`d^-_i = \min(d(a_i, n_i),
     d(p_i, n_i))`, the harder of the two (Balntas et al. 2016). With `smooth`, the hinge becomes
-    its softplus, :math:`\ell_i = \log(1 + e^{d^+_i - d^-_i + m})`, which never stops pulling; at
-    margin 0 that is the soft margin of Hermans et al. 2017.
+    a softplus, :math:`\ell_i = \log(1 + e^{d^+_i - d^-_i + m})`, which never stops pulling; with
+    margin 0, this is the soft margin of Hermans et al. 2017.
 
     Args:
         anchor: (n, d) embeddings, any floating dtype.
@@ -42,7 +42,7 @@ def triplet_loss(
         distance: "euclidean", "sqeuclidean" (the paper's) or "cosine".
         swap: measure the negative from the anchor or the positive, whichever is nearer to it.
         smooth: softplus in place of the hinge.
-        reduction: "mean" over all triplets, "sum", or "none" for a loss a triplet.
+        reduction: "mean" over all triplets, "sum", or "none" for one loss per triplet.
 
     Returns:
         A scalar, or (n,) losses with reduction="none"; float32 or wider.
@@ -71,7 +71,7 @@ def triplet_loss(
         to_negative = torch.minimum(to_negative, between_rows(positive, negative, distance))
     to_negative = measured("negative", "distance", to_negative)
     violation = to_positive - to_negative + margin
-    # -logsigmoid(-v) is log(1 + e^v) with all its digits; torch's softplus drops e^-v above 20.
+    # -logsigmoid(-v) is log(1 + e^v), accurately; torch's softplus drops e^-v above 20.
     return reduce(-logsigmoid(-violation) if smooth else violation.relu(), reduction)
 
 
@@ -86,13 +86,13 @@ def quadruplet_loss(
     distance: Distance = "euclidean",
     reduction: Reduction = "mean",
 ) -> Tensor:
-    r"""The triplet loss, and one that keeps positive pairs closer than pairs of two strangers.
+    r"""The triplet loss, plus a term that keeps positive pairs closer than pairs of two negatives.
 
     .. math:: \ell_i = \max(0,\, d(a_i, p_i) - d(a_i, n_i) + m_1)
                      + \max(0,\, d(a_i, p_i) - d(n_i, n'_i) + m_2)
 
-    The second term compares distances that share no item, so that a positive pair is small
-    against every dissimilar pair, not only against those of its own anchor: intra-class distances
+    The second term compares distances between pairs that share no item, so a positive pair must be
+    closer than every dissimilar pair, not only those of its own anchor: intra-class distances
     shrink. The paper takes :math:`m_2 < m_1`, so that the first term leads, and squares its learned
     distances (`distance="sqeuclidean"`).
 
@@ -104,7 +104,7 @@ def quadruplet_loss(
         margin: of the first term, 0 or more, in units of the distance.
         margin2: of the second term, 0 or more.
         distance: "euclidean", "sqeuclidean" or "cosine".
-        reduction: "mean" over all quadruplets, "sum", or "none" for a loss a quadruplet.
+        reduction: "mean" over all quadruplets, "sum", or "none" for one loss per quadruplet.
 
     Returns:
         A scalar, or (n,) losses with reduction="none"; float32 or wider.

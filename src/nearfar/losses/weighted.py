@@ -1,4 +1,4 @@
-"""Losses that weigh each pair by how it compares with the others of its anchor."""
+"""Losses that weigh each pair by how it compares with the other pairs of its anchor."""
 
 from math import inf
 
@@ -39,15 +39,15 @@ def multi_similarity_loss(
 
     Args:
         x: (n, d) embeddings, any floating dtype.
-        labels: (n,) class ids, or (n, c) bool multi-labels, where sharing one makes a pair similar.
+        labels: (n,) class ids, or (n, c) bool multi-labels; rows that share a label are similar.
         alpha: how sharply positives below `base` are pulled, above 0.
         beta: how sharply negatives above `base` are pushed, above 0.
         base: lambda, the similarity that separates the two.
         normalize: scale all rows to length 1 first, so that the products are cosines.
         weight: (n,) how much each anchor counts, 0 or more.
         reference: rows to compare with instead of the other rows of the batch.
-        reduction: "mean" over all anchors that have anyone to compare with, positive or negative,
-            as in the paper; "sum", or "none" for a loss an anchor.
+        reduction: "mean" over all anchors with at least one positive or negative, as in the paper;
+            "sum", or "none" for one loss per anchor.
 
     Returns:
         A scalar, or (n,) with reduction="none"; float32 or wider.
@@ -104,7 +104,7 @@ def circle_loss(
     reference: Reference | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    r"""Pull and push each similarity the harder, the farther it is from where it should be.
+    r"""Pull and push each similarity harder the farther it is from its target.
 
     With :math:`\gamma` the scale, :math:`s_p` and :math:`s_n` an anchor's similarities to positives
     and negatives,
@@ -113,11 +113,11 @@ def circle_loss(
                 \sum_p e^{-\gamma \alpha_p (s_p - (1 - m))}\Bigr), \quad
                 \alpha_n = [s_n + m]_+,\ \alpha_p = [1 + m - s_p]_+
 
-    The weights :math:`\alpha` are held constant in the gradient.
+    The gradient treats the weights :math:`\alpha` as constant.
 
     Args:
         x: (n, d) embeddings, any floating dtype.
-        labels: (n,) class ids, or (n, c) bool multi-labels, where sharing one makes a pair similar.
+        labels: (n,) class ids, or (n, c) bool multi-labels; rows that share a label are similar.
         margin: m, from 0 to 1: similarities should reach 1 - m and m.
         scale: gamma, above 0.
         normalize: scale all rows to length 1 first, so that the products are cosines.
@@ -191,7 +191,7 @@ def lifted_structure_loss(
 
     Args:
         x: (n, d) embeddings, any floating dtype.
-        labels: (n,) class ids, or (n, c) bool multi-labels, where sharing one makes a pair similar.
+        labels: (n,) class ids, or (n, c) bool multi-labels; rows that share a label are similar.
         margin: m, 0 or more, in units of the distance.
         distance: "euclidean", "sqeuclidean" or "cosine".
         weight: (n,) how much each anchor counts, 0 or more.
@@ -229,7 +229,7 @@ def lifted_structure_loss(
         positives=EachPositive,
         exponent=lambda d: margin - d,
         slope=-1.0,
-        offset=inf,  # distances are not bounded as products are
+        offset=inf,  # unlike products, distances are not bounded
     )
     rows, columns, relation = as_batch(x, labels, reference, reduction)
     return run(
