@@ -278,12 +278,12 @@ MESSAGES: dict[str, tuple[type[Exception], tuple[str, ...], Callable[[], Any]]] 
     ),
     "labels of two kinds": (
         ValueError,
-        ("labels and reference.labels must be of one kind", "(4,)", "(4, 2)"),
+        ("labels and reference.labels must be of the same kind", "(4,)", "(4, 2)"),
         lambda: as_batch(X, LABELS, Reference(X, [[True, False]] * 4), "mean"),
     ),
     "multi-labels of two widths": (
         ValueError,
-        ("must be of one kind", "(4, 3)", "(4, 2)"),
+        ("must be of the same kind", "(4, 3)", "(4, 2)"),
         lambda: as_batch(X, [[True] * 3] * 4, Reference(X, [[True] * 2] * 4), "mean"),
     ),
     "self out of range": (

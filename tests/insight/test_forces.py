@@ -153,7 +153,7 @@ def test_what_is_no_loss_of_ours_is_refused(loss):
     """Even if it calls one: which of its forces are those of the loss, nobody could say."""
     x, labels = batch()
     for look in (nf.forces, nf.explain):
-        with pytest.raises(TypeError, match=r"one of nearfar's losses itself.*arguments beside it"):
+        with pytest.raises(TypeError, match=r"one of nearfar's losses itself.*followed by its arguments"):
             look(loss, x, labels)
 
 

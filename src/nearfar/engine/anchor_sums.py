@@ -1,7 +1,7 @@
-"""Losses of each anchor against all columns, a block of rows at a time.
+"""Losses of each anchor against all columns, one block of rows at a time.
 
-A rule sees some anchors and their closeness to everyone at once. So it may be any function of
-these; where it does not give its own forces, autograd derives them.
+A rule sees some anchors with their closeness to all columns, so it may be any function of these. If
+it does not return forces, autograd derives them.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,23 +17,23 @@ from nearfar.engine.step import Answer, Executor, Request
 from nearfar.engine.walk import Walk
 from nearfar.reduction import sum_dtype
 
-# A tile of all columns, (b,) weights of the losses in the gradient (None: all 1), whether a
-# gradient is wanted, memory that lasts until the next tile -> (b,) losses, (b,) how much each
-# counts in the mean, and (b, m) forces where they are wanted. Leaves the closeness as it was.
+# A tile of all columns, (b,) weights of the losses in the gradient (None: all 1), whether to return
+# forces, memory that is reused for the next tile -> (b,) losses, (b,) how much each counts in the
+# mean, and (b, m) forces or None. Leaves the closeness unchanged.
 BlockRule = Callable[[Tile, Tensor | None, bool, Workspace], tuple[Tensor, Tensor, Tensor | None]]
 
 # A tile of all columns, and tensors of the rule -> (b,) losses, and how much each counts in the
-# mean, 0 where an anchor has nothing to compare.
+# mean, 0 for anchors with nothing to compare.
 Loss = Callable[..., tuple[Tensor, Tensor]]
-# The same -> (b, m) the derivative of each anchor's loss by its closeness to everyone.
+# The same -> (b, m) the derivative of each anchor's loss with respect to its closeness.
 Force = Callable[..., Tensor]
 
-# Copies of a block that live at once: the closeness, masks, and what a rule's autograd keeps.
+# Copies of a block held at the same time: closeness, masks, and what autograd keeps for a rule.
 _BUFFERS = 12
 
 
 def block_loss(rule: BlockRule, closeness: Closeness, relation: Relation) -> Executor:
-    """Visit each block of rows once: closeness, the rule with its forces, and their gradient."""
+    """Visit each block of rows once: compute closeness, losses, forces and their gradient."""
 
     def execute(request: Request) -> Answer:
         walk = Walk(request, closeness, relation, buffers=_BUFFERS)
@@ -58,14 +58,14 @@ def anchor_loss(
     closeness: Closeness,
     relation: Relation,
 ) -> Executor:
-    """A loss in plain torch; autograd derives what `force` does not tell.
+    """A loss in plain torch; autograd derives whatever `force` does not return.
 
     Args:
         loss: of a block of anchors.
-        force: its derivative by the closeness; None: left to autograd.
-        learned: tensors that the loss gets after the tile, with gradients of their own.
+        force: its derivative with respect to the closeness; None: left to autograd.
+        learned: tensors that the loss gets after the tile, and that get gradients.
         closeness: how close rows are to columns.
-        relation: who is similar to whom.
+        relation: which pairs are similar.
     """
 
     def execute(request: Request) -> Answer:
@@ -77,11 +77,11 @@ def anchor_loss(
             tile: Tile, weight: Tensor | None, gradient: bool, _: Workspace
         ) -> tuple[Tensor, Tensor, Tensor | None]:
             if not gradient:
-                return *_of_some(*loss(tile, *tensors)), None
+                return *_zero_without_pairs(*loss(tile, *tensors)), None
             leaf = tile.closeness.detach().requires_grad_(force is None)
             inputs = [leaf, *wanted] if force is None else wanted
             with torch.enable_grad():
-                per_row, count = _of_some(*loss(replace(tile, closeness=leaf), *tensors))
+                per_row, count = _zero_without_pairs(*loss(replace(tile, closeness=leaf), *tensors))
                 total = (per_row if weight is None else per_row * weight).sum()
                 found = _gradients(total, inputs)
             per_row = per_row.detach()
@@ -103,8 +103,8 @@ def anchor_loss(
     return execute
 
 
-def _of_some(loss: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    """Losses that are 0, whatever the rule says, where there is nothing to compare."""
+def _zero_without_pairs(loss: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses and counts, with loss 0 for anchors that have nothing to compare."""
     return torch.where(count > 0, loss, 0), count
 
 

@@ -1,4 +1,4 @@
-"""The rows of a block as anchors: their positives, which are few, as lists and sorted tables."""
+"""The rows of a block as anchors, with their few positives in lists and sorted tables."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,13 +14,13 @@ from nearfar.engine.relation import Block
 
 @dataclass(eq=False)
 class Anchors:
-    """Some rows and their positives, row by row, and in order of the columns within a row.
+    """Some rows and their positives, sorted by row, and by column within a row.
 
     Attributes:
-        shape: how many rows and columns there are.
+        shape: the numbers of rows and columns.
         row: (k,) the row of each positive pair.
         column: (k,) its column.
-        itself: (s,) and (s,), the rows and columns where a row is compared with itself.
+        itself: (s,) and (s,), the rows and columns of pairs of an item with itself.
     """
 
     shape: tuple[int, int]
@@ -31,13 +31,13 @@ class Anchors:
     @classmethod
     def of(cls, block: Block) -> "Anchors":
         """The rows of a block that spans all columns."""
-        nobody = torch.zeros(0, dtype=torch.int64, device=block.device)
-        row, column = (nobody, nobody) if block.positives is None else block.positives.indices()
-        itself = (nobody, nobody) if block.selves is None else block.selves.indices()
+        none = torch.zeros(0, dtype=torch.int64, device=block.device)
+        row, column = (none, none) if block.positives is None else block.positives.indices()
+        itself = (none, none) if block.selves is None else block.selves.indices()
         return cls(block.shape, row, column, itself)
 
     def some(self, rows: Tensor) -> "Anchors":
-        """Only some of the rows, (s,) in ascending order."""
+        """These rows only, (s,) in ascending order."""
         place = torch.full_like(self.count, -1)
         place[rows] = torch.arange(len(rows), device=rows.device)
 
@@ -71,14 +71,14 @@ class Anchors:
 
     @contextmanager
     def only_negatives(self, d: Tensor) -> Iterator[None]:
-        """Inside the block, all but negatives are infinitely far away."""
+        """Inside the `with` block, all pairs but negatives are at distance inf."""
         positives, itself = d[self.row, self.column], d[self.itself]
         self.mask_non_negatives(d)
         yield
         d[self.row, self.column], d[self.itself] = positives, itself
 
     def mask_non_negatives(self, d: Tensor) -> Tensor:
-        """`d`, overwritten with all but negatives infinitely far away."""
+        """`d`, overwritten by inf for all pairs but negatives."""
         d[self.row, self.column] = inf
         d[self.itself] = inf
         return d
@@ -90,7 +90,7 @@ class Anchors:
         return table
 
     def extreme(self, d: Tensor, *, farthest: bool) -> Tensor:
-        """(b,) the column of the farthest or the nearest positive; 0 where there is none."""
+        """(b,) the column of the farthest or the nearest positive; 0 without positives."""
         if not self.most:
             return torch.zeros_like(self.count)
         table = self.table(d, -inf if farthest else inf)
@@ -100,12 +100,12 @@ class Anchors:
         return columns.gather(1, slot)[:, 0]
 
 
-# Measured: up to this many entries per row, comparing with each is faster than looking up.
+# Up to this many entries per row, comparing with each was measured to be faster than a search.
 FEW = 32
 
 
 def above(ordered: Tensor, d: Tensor) -> Tensor:
-    """(b, m) how many of its row's entries each value exceeds; NaN exceeds none.
+    """(b, m) how many entries of its row each value exceeds; NaN exceeds none.
 
     Args:
         ordered: (b, p) entries, ascending.
@@ -115,7 +115,7 @@ def above(ordered: Tensor, d: Tensor) -> Tensor:
     if most > FEW:
         return look_up_rows(ordered, d, strict=True)
     count, one = torch.zeros_like(d), torch.empty_like(d)
-    for slot in range(most):  # in the dtype of the data: torch compares into bool far more slowly
+    for slot in range(most):  # in the dtype of the data: torch is far slower at comparing into bool
         count.add_(torch.gt(d, ordered[:, slot, None], out=one))
     return count
 
@@ -138,18 +138,18 @@ def look_up(
 ) -> Tensor:
     """Where values belong in sorted segments of a table: after the entries that are no larger.
 
-    Like `torch.searchsorted`, but several times as fast on a CPU, since it has no branches.
+    Like `torch.searchsorted`, but several times faster on a CPU, since it has no branches.
 
     Args:
         table: (t,) entries, ascending within each segment.
         values: (r, c) what to look up; NaN belongs at the start.
-        start: int64 that broadcasts to (r, c), the first entry of the segment of each value.
-        stop: likewise, one past its last entry.
+        start: int64, broadcasts to (r, c), the first entry of the segment of each value.
+        stop: the same, one past its last entry.
         longest: at least the length of the longest segment.
         strict: after only the entries that are smaller.
 
     Returns:
-        (r, c) places from `start` to `stop`, int32 where they fit.
+        (r, c) places from `start` to `stop`, int32 if they fit.
     """
     index = torch.int32 if len(table) + 2 * longest < 2**31 else torch.int64
     step = 1 << max(longest, 1).bit_length() >> 1
@@ -159,8 +159,8 @@ def look_up(
     while step:
         probe = place + (step - 1)
         entry = padded.index_select(0, probe.flatten()).view(values.shape)
-        on = entry < values if strict else entry <= values
-        on &= probe < last
-        place.add_(on, alpha=step)
+        advance = entry < values if strict else entry <= values
+        advance &= probe < last
+        place.add_(advance, alpha=step)
         step //= 2
     return place

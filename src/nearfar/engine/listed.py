@@ -1,8 +1,8 @@
 """Losses of listed tuples of rows.
 
-A picker walks over blocks of the batch and yields the tuples it picks, as indices. Their losses and
-gradients are computed from the rows themselves, a chunk of tuples at a time. Memory is linear in
-the batch, whatever the number of tuples, and gradients are added up in the same order every time.
+A picker goes through blocks of the batch and yields tuples as indices. Their losses and gradients
+are computed from the rows, one chunk of tuples at a time. Memory is linear in the batch, whatever
+the number of tuples, and gradients are always added in the same order.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,19 +20,19 @@ from nearfar.engine.slices import spans
 from nearfar.engine.step import Answer, Executor, Request
 from nearfar.engine.walk import show
 
-# Rows, columns (None: the rows themselves), limits -> (t, k) int64 tuples, in order of their
-# anchors, which stand first and are rows; all others are columns.
+# Rows, columns (None: the rows themselves), limits -> (t, k) int64 tuples, sorted by anchor. The
+# anchor comes first and is a row; all others are columns.
 Picker = Callable[[Tensor, Tensor | None, Limits], Iterator[Tensor]]
 
-# Copies of the rows of a tuple that live at once: themselves, differences, gradients.
+# Copies of the rows of a tuple held at the same time: rows, differences, gradients.
 _BUFFERS = 4
 
 
 @dataclass(eq=False)
 class Tally:
-    """How many terms a loss has, and how many of them are not zero.
+    """How many terms a loss has, and how many of them are non-zero.
 
-    Filled by an executor while it runs; the numbers stay on the device.
+    An executor fills it while it runs; the numbers stay on the device.
     """
 
     valid: Tensor | int = 0
@@ -47,7 +47,7 @@ class TupleRule:
     """A loss on tuples.
 
     Attributes:
-        pairs: the places in the tuple between which distances are taken.
+        pairs: the places in the tuple whose distances the loss takes.
         loss: (t,) distances of each pair -> (t,) losses, 0 or more, in plain torch.
     """
 
@@ -69,7 +69,7 @@ def listed(
     *,
     mean_of_active: bool = False,
 ) -> Executor:
-    """Pick tuples block by block, and add up their losses and gradients."""
+    """Select tuples block by block, and add up their losses and gradients."""
 
     def execute(request: Request) -> Answer:
         a, columns = request.a, request.columns
@@ -82,7 +82,7 @@ def listed(
             # The rows of a tuple, their differences, and the gradients of both.
             width = 4 * rule.places * a.shape[1]
             size = block(request.limits, a.device, a.element_size(), _BUFFERS, width)
-            for found in _together(pick(a, request.b, request.limits), size):
+            for found in _batched(pick(a, request.b, request.limits), size):
                 for chunk in spans(len(found), size):
                     tuples = found[chunk]
                     anchor = tuples[:, 0]
@@ -106,8 +106,8 @@ def listed(
     return execute
 
 
-def _together(found: Iterator[Tensor], size: int) -> Iterator[Tensor]:
-    """The same tuples, at least `size` at a time: a block may have too few to be worth a step."""
+def _batched(found: Iterator[Tensor], size: int) -> Iterator[Tensor]:
+    """The same tuples, at least `size` at a time: a block may have very few."""
     waiting: list[Tensor] = []
     for tuples in found:
         waiting.append(tuples)
@@ -121,7 +121,7 @@ def _together(found: Iterator[Tensor], size: int) -> Iterator[Tensor]:
 def _of(
     rule: TupleRule, distance: Distance, rows: list[Tensor], weight: Tensor | None, gradient: bool
 ) -> tuple[Tensor, Sequence[Tensor], Sequence[tuple[Tensor, Tensor]]]:
-    """The losses, their gradient by the rows at each place, and each pair's distance and force."""
+    """The losses, their gradient for the rows at each place, and each pair's distance and force."""
     with torch.set_grad_enabled(gradient):
         rows = [row.requires_grad_(gradient) for row in rows]
         apart = [between_rows(rows[i], rows[j], distance) for i, j in rule.pairs]
@@ -149,14 +149,14 @@ class _Shown:
         symmetric: bool,
     ) -> None:
         for (i, j), (d, force) in zip(rule.pairs, between, strict=True):
-            # In a reference only the first row is an anchor, so all forces are shown as its own.
+            # With a reference, only the first row is an anchor, so it is shown with all forces.
             first = i if symmetric else 0
             self.parts.append((tuples[:, first], tuples[:, j], d, force))
 
     def show(self, request: Request, relation: Relation) -> None:
-        nobody = torch.zeros(0, dtype=torch.int64, device=request.a.device)
-        nothing = request.a.new_zeros(0)
-        parts = [*self.parts, (nobody, nobody, nothing, nothing)]
+        no_rows = torch.zeros(0, dtype=torch.int64, device=request.a.device)
+        no_values = request.a.new_zeros(0)
+        parts = [*self.parts, (no_rows, no_rows, no_values, no_values)]
         show_listed(request, relation, *map(torch.cat, zip(*parts, strict=True)))
 
 
@@ -168,10 +168,10 @@ def show_listed(
     d: Tensor,
     force: Tensor,
 ) -> None:
-    """Show forces between listed pairs as tiles, 0 wherever no pair is listed."""
+    """Show forces between listed pairs as tiles, which are 0 for all other pairs."""
     if not force_visitors():
         return
-    everyone = slice(0, relation.m)
+    columns = slice(0, relation.m)
     size = block(request.limits, d.device, d.element_size(), _BUFFERS, relation.m)
     for rows in spans(relation.n, size):
         here = (anchor >= rows.start) & (anchor < rows.stop)
@@ -180,4 +180,4 @@ def show_listed(
         pull = torch.zeros_like(values)
         values[where] = d[here]
         pull.index_put_(where, force[here], accumulate=True)
-        show(request, Tile(rows, everyone, relation.block(rows, everyone), values), pull, 1)
+        show(request, Tile(rows, columns, relation.block(rows, columns), values), pull, 1)

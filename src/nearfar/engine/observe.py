@@ -1,10 +1,10 @@
 """Looking inside a loss while it runs.
 
-A loss is a rule that turns distances into forces: the derivative of the loss with respect to how
-close two rows are pulls them together or pushes them apart. Each loss passes the distances and
-similarities it measures through `measured`; outside of `watch` that returns them untouched.
-`nearfar.explain` watches, and differentiates the very function that trains, so what it shows
-cannot differ from what is trained.
+A loss turns distances into forces: its derivative with respect to the closeness of two rows pulls
+them together or pushes them apart. Each loss passes the distances and similarities it computes
+through `measured`, which returns them unchanged outside of `watch`. `nearfar.explain` records them
+with `watch` and differentiates the loss function itself, so what it shows is what the training
+does.
 """
 
 from collections.abc import Iterator
@@ -31,9 +31,9 @@ class Measured:
         role: which relation of the tuple: the pair itself, anchor to positive, anchor to negative,
             negative to second negative.
         closeness: whether a small value ("distance") or a large one means close.
-        values: (n,), or (n, m) where each anchor has m others; NaN-free for finite input,
-            -inf where an other is left out.
-        similar: (n,) labels where the role alone does not say, from `labels.pair_labels`.
+        values: (n,), or (n, m) if each anchor has m others; free of NaN for finite input, -inf for
+            others that are left out.
+        similar: (n,) labels from `labels.pair_labels`, if the role does not imply them.
     """
 
     role: Role
@@ -42,22 +42,22 @@ class Measured:
     similar: Tensor | None = None
 
 
-_watchers: ContextVar[tuple[list[Measured], ...]] = ContextVar("watchers", default=())
+_records: ContextVar[tuple[list[Measured], ...]] = ContextVar("records", default=())
 
 
 def watched() -> bool:
-    """Whether somebody wants to see what a loss measures: it may not hide it in the engine."""
-    return not torch.compiler.is_compiling() and bool(_watchers.get())
+    """Whether a `watch` is active, so that a loss must pass all it computes through `measured`."""
+    return not torch.compiler.is_compiling() and bool(_records.get())
 
 
 def measured(
     role: Role, closeness: Quantity, values: Tensor, similar: Tensor | None = None
 ) -> Tensor:
-    """`values`, after showing them to whoever watches."""
-    if torch.compiler.is_compiling():  # a compiled graph has no watchers, and cannot ask for them
+    """`values`, after recording them for each active `watch`."""
+    if torch.compiler.is_compiling():  # a compiled graph is never watched, and cannot check
         return values
-    for record in _watchers.get():
-        # Data needs no gradient by itself, but its distances do, or no force could be read.
+    for record in _records.get():
+        # Data may require no gradient, but forces are derivatives with respect to its distances.
         values = values if values.requires_grad else values.detach().requires_grad_()
         record.append(Measured(role, closeness, values, similar))
     return values
@@ -65,21 +65,21 @@ def measured(
 
 @contextmanager
 def watch() -> Iterator[list[Measured]]:
-    """Collect what every loss called inside the block measures, with gradients enabled."""
+    """Record what every loss called inside the block measures, with gradients enabled."""
     record: list[Measured] = []
-    token = _watchers.set((*_watchers.get(), record))
+    token = _records.set((*_records.get(), record))
     try:
         with torch.enable_grad():
             yield record
     finally:
-        _watchers.reset(token)
+        _records.reset(token)
 
 
 class ForceVisitor(Protocol):
-    """Who is shown the forces of a whole-batch loss."""
+    """An observer of the forces of a whole-batch loss."""
 
     def begin(self) -> None:
-        """The forces of a comparison of rows and columns follow; a loss may be made of two."""
+        """Called before the forces of each comparison of rows and columns; a loss may have two."""
         ...
 
     def tile(
@@ -91,20 +91,20 @@ class ForceVisitor(Protocol):
         closeness: Tensor,
         pull: Tensor,
     ) -> None:
-        """A tile of directed forces, each that of an anchor (row) on another (column).
+        """Called with a tile of forces, each of an anchor (row) on another row (column).
 
         Args:
-            n_anchors: how many anchors there are in all.
-            rows: which of them these are.
-            columns: which others.
-            block: who is similar to whom among them.
+            n_anchors: the total number of anchors.
+            rows: the anchors of the tile.
+            columns: the columns of the tile.
+            block: which of its pairs are similar.
             closeness: (r, c) distances or similarities.
-            pull: (r, c), above 0 it pulls together, below 0 it pushes apart.
+            pull: (r, c) forces, > 0 pulls together, < 0 pushes apart.
         """
         ...
 
     def scale(self, by: Tensor | float) -> None:
-        """All forces since `begin` are to be multiplied by this."""
+        """Called with a factor that applies to all forces since `begin`."""
         ...
 
 
@@ -112,7 +112,7 @@ _force_visitors: ContextVar[tuple[ForceVisitor, ...]] = ContextVar("force_visito
 
 
 def force_visitors() -> tuple[ForceVisitor, ...]:
-    """Who wants to see each anchor's own forces, so that no two may be added up unseen."""
+    """The active observers. While there are any, the forces of two anchors may not be merged."""
     return _force_visitors.get()
 
 

@@ -1,7 +1,7 @@
-"""Some pairs of a block, marked in the cheapest form they have.
+"""Some pairs of a block, stored in the cheapest form.
 
-A batch of thousands has few positive pairs among millions. Where they are few they are listed, and
-nothing that is done to them touches the rest of the block.
+A batch of thousands has few positive pairs among millions. If there are few, they are listed, and
+operations on them do not touch the rest of the block.
 """
 
 from dataclasses import dataclass
@@ -15,50 +15,50 @@ from nearfar.engine.slices import part
 
 
 class PairSet(Protocol):
-    """Marked pairs of an (r, c) block."""
+    """Some pairs of an (r, c) block."""
 
     def indices(self) -> tuple[Tensor, Tensor]:
-        """(k,) the row and the column of each, row by row."""
+        """(k,) the row and the column of each pair, sorted by row."""
         ...
 
     def mask(self) -> Tensor:
-        """(r, c) bool."""
+        """(r, c) bool, true at these pairs."""
         ...
 
     def take(self, tile: Tensor) -> Tensor:
-        """The marked values of a tile (r, c), as `add_sums` wants them; a copy."""
+        """A copy of the values of a tile (r, c) at these pairs, in the form `add_sums` takes."""
         ...
 
     def add_sums(self, taken: Tensor, to: Tensor, dim: int) -> None:
-        """Add what was taken, summed along a dimension, to (r,), or to (c,) for dim 0."""
+        """Add taken values, summed along a dimension, to (r,), or to (c,) for dim 0."""
         ...
 
     def fill(self, tile: Tensor, value: float) -> None:
-        """Overwrite the marked values of a tile."""
+        """Overwrite the values of a tile at these pairs."""
         ...
 
     def add(self, tile: Tensor, by_row: Tensor, by_column: Tensor | None) -> None:
-        """Add by_row (r,), and by_column (c,) where given, to the marked values of a tile."""
+        """Add by_row (r,), and by_column (c,) if given, to the values of a tile at these pairs."""
         ...
 
 
 @dataclass(eq=False)
 class Diagonal:
-    """Where row i meets column i + offset."""
+    """The pairs of row i and column i + offset."""
 
     shape: tuple[int, int]
     offset: int
     device: torch.device
 
     @cached_property
-    def _ends(self) -> tuple[slice, slice]:
-        """The rows and the columns it crosses."""
+    def _spans(self) -> tuple[slice, slice]:
+        """The rows and the columns of these pairs."""
         row, column = max(0, -self.offset), max(0, self.offset)
         size = min(self.shape[0] - row, self.shape[1] - column)
         return slice(row, row + size), slice(column, column + size)
 
     def indices(self) -> tuple[Tensor, Tensor]:
-        rows, columns = (torch.arange(s.start, s.stop, device=self.device) for s in self._ends)
+        rows, columns = (torch.arange(s.start, s.stop, device=self.device) for s in self._spans)
         return rows, columns
 
     def mask(self) -> Tensor:
@@ -70,38 +70,38 @@ class Diagonal:
         return tile.diagonal(self.offset).clone()
 
     def add_sums(self, taken: Tensor, to: Tensor, dim: int) -> None:
-        part(to, self._ends[1 - dim]).add_(taken)
+        part(to, self._spans[1 - dim]).add_(taken)
 
     def fill(self, tile: Tensor, value: float) -> None:
         tile.diagonal(self.offset).fill_(value)
 
     def add(self, tile: Tensor, by_row: Tensor, by_column: Tensor | None) -> None:
-        rows, columns = self._ends
-        crossed = tile.diagonal(self.offset).add_(part(by_row, rows))
+        rows, columns = self._spans
+        diagonal = tile.diagonal(self.offset).add_(part(by_row, rows))
         if by_column is not None:
-            crossed.add_(part(by_column, columns))
+            diagonal.add_(part(by_column, columns))
 
 
 @dataclass(eq=False)
 class OneEach:
-    """The column of each row's only one, (r,) int64."""
+    """One pair per row, by its column, (r,) int64."""
 
     shape: tuple[int, int]
     column: Tensor
 
     @cached_property
-    def _at(self) -> Tensor:
+    def _index(self) -> Tensor:
         return self.column[:, None]
 
     def indices(self) -> tuple[Tensor, Tensor]:
         return torch.arange(self.shape[0], device=self.column.device), self.column
 
     def mask(self) -> Tensor:
-        nobody = torch.zeros(self.shape, dtype=torch.bool, device=self.column.device)
-        return nobody.scatter_(1, self._at, True)
+        marked = torch.zeros(self.shape, dtype=torch.bool, device=self.column.device)
+        return marked.scatter_(1, self._index, True)
 
     def take(self, tile: Tensor) -> Tensor:
-        return tile.gather(1, self._at)[:, 0]
+        return tile.gather(1, self._index)[:, 0]
 
     def add_sums(self, taken: Tensor, to: Tensor, dim: int) -> None:
         if dim:
@@ -110,16 +110,16 @@ class OneEach:
             to.index_add_(0, self.column, taken.to(to.dtype))
 
     def fill(self, tile: Tensor, value: float) -> None:
-        tile.scatter_(1, self._at, value)
+        tile.scatter_(1, self._index, value)
 
     def add(self, tile: Tensor, by_row: Tensor, by_column: Tensor | None) -> None:
         more = by_row if by_column is None else by_row + by_column[self.column]
-        tile.scatter_add_(1, self._at, more[:, None])
+        tile.scatter_add_(1, self._index, more[:, None])
 
 
 @dataclass(eq=False)
 class Listed:
-    """Row and column of each, (k,) int64, row by row."""
+    """Pairs listed by row and column, (k,) int64, sorted by row."""
 
     shape: tuple[int, int]
     row: Tensor
@@ -151,7 +151,7 @@ class Listed:
 
 @dataclass(eq=False)
 class Masked:
-    """(r, c) bool."""
+    """Pairs given by an (r, c) bool mask."""
 
     marked: Tensor
 

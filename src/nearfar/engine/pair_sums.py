@@ -20,13 +20,13 @@ Term = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(eq=False)
 class PairSum:
-    """A loss that adds up over pairs, with one term for positives and one for negatives.
+    """A loss that is a sum over pairs, with one term for positives and one for negatives.
 
     Attributes:
         positive: the term of positive pairs.
         negative: the term of negative pairs.
-        positive_weight: how much a positive pair counts where a negative one counts 1.
-        counts: (n,) how much each row counts in the mean, or the sum of these; None: all by 1.
+        positive_weight: the weight of a positive pair, relative to a negative one.
+        counts: (n,) how much each row counts in the mean, or the sum of that; None: all 1.
     """
 
     positive: Term
@@ -35,7 +35,7 @@ class PairSum:
     counts: Tensor | float | None = None
 
     def of(self, tile: Tile) -> tuple[Tensor, Tensor]:
-        """(r, c) losses and forces. Where positives are few, theirs are put in one by one."""
+        """(r, c) losses and forces. If there are few positives, they are computed from a list."""
         block, closeness = tile.block, tile.closeness
         loss, force = self.negative(closeness)
         if isinstance(block.positives, Masked):
@@ -61,7 +61,7 @@ _BUFFERS = 10
 
 
 def pair_loss(rule: PairSum, closeness: Closeness, relation: Relation) -> Executor:
-    """Visit each tile once; of a batch with itself, only the upper triangle."""
+    """Visit each tile once; for a batch with itself, only the upper triangle."""
 
     def execute(request: Request) -> Answer:
         return _visit(rule, Walk(request, closeness, relation, buffers=_BUFFERS))
@@ -72,9 +72,9 @@ def pair_loss(rule: PairSum, closeness: Closeness, relation: Relation) -> Execut
 def overlap_loss(
     rule: PairSum, closeness: Closeness, relation: Relation, *, mean: bool
 ) -> Executor:
-    """A rule over the positives farther away than the nearest negative, and the reverse.
+    """A rule over positives farther away than the nearest negative, and the reverse.
 
-    With `mean`, the mean over each kind is taken, which needs one more visit to count them.
+    With `mean`, it is the mean over each kind, which needs one more pass to count them.
     """
 
     def execute(request: Request) -> Answer:
@@ -122,8 +122,8 @@ class _Overlap:
     """Where the distances of positives and of negatives overlap.
 
     Attributes:
-        start: the distance of the nearest negative; inf where there is none.
-        stop: the distance of the farthest positive; -inf where there is none.
+        start: the distance of the nearest negative; inf without negatives.
+        stop: the distance of the farthest positive; -inf without positives.
     """
 
     start: Tensor
@@ -145,7 +145,7 @@ class _Overlap:
         return d < self.stop
 
     def count(self, walk: Walk) -> tuple[Tensor, Tensor]:
-        """How many positives and negatives lie in it, at least 1."""
+        """The numbers of positives and negatives in the overlap, at least 1."""
         count = torch.zeros(2, dtype=torch.int64, device=walk.a.device)
         for tile in map(walk.tile, walk.places()):
             d, times = tile.closeness, 2 if tile.mirrored else 1
@@ -157,7 +157,7 @@ class _Overlap:
 
 
 def _masked(term: Term, where: Callable[[Tensor], Tensor]) -> Term:
-    """A term that is 0 outside, as is its derivative; NaN stays NaN."""
+    """A term that is 0, like its derivative, where `where` is false; NaN stays NaN."""
 
     def within(d: Tensor) -> tuple[Tensor, Tensor]:
         (loss, force), outside = term(d), ~(where(d) | d.isnan())

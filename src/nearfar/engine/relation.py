@@ -1,7 +1,7 @@
-"""Who is positive and who is negative for whom, answered for one block of pairs at a time.
+"""Which pairs are positive and which negative, answered for one block of pairs at a time.
 
-No mask of the whole batch is ever stored: a block's masks are made from the labels when the block
-is visited, and dropped with it.
+No mask of the whole batch is ever stored: the masks of a block are made from the labels when it is
+visited, and freed with it.
 """
 
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ from nearfar.labels import batch_labels, class_ids, refuse, share_label
 
 @dataclass(eq=False)
 class Block:
-    """Who is similar to whom in one block; everyone else is dissimilar.
+    """The similar pairs of one block; all others are dissimilar.
 
     Attributes:
         shape: of the block, (r, c).
-        positives: the pairs that are similar; None where none is.
+        positives: the similar pairs; None if there are none.
         selves: the pairs of an item with itself, neither similar nor dissimilar; None: none.
         device: where masks are made.
     """
@@ -34,46 +34,46 @@ class Block:
 
     @cached_property
     def similar(self) -> Tensor | None:
-        """(r, c) bool, who is positive; None where nobody is."""
+        """(r, c) bool, the positive pairs; None if there are none."""
         return None if self.positives is None else self.positives.mask()
 
     @cached_property
     def hidden(self) -> Tensor | None:
-        """(r, c) bool, who is no negative; None where everyone is."""
+        """(r, c) bool, the pairs that are not negative; None if all are negative."""
         if self.selves is None or self.similar is None:
             return self.similar if self.selves is None else self.selves.mask()
         return self.similar | self.selves.mask()
 
     def masks(self) -> tuple[Tensor, Tensor]:
-        """(r, c) bool: who is positive, who is negative."""
-        nobody = torch.zeros(self.shape, dtype=torch.bool, device=self.device)
-        positive = nobody if self.similar is None else self.similar
-        return positive, ~nobody if self.hidden is None else ~self.hidden
+        """(r, c) bool: the positive pairs, and the negative pairs."""
+        none = torch.zeros(self.shape, dtype=torch.bool, device=self.device)
+        positive = none if self.similar is None else self.similar
+        return positive, ~none if self.hidden is None else ~self.hidden
 
 
-# Up to one positive pair in so many, listing them costs less than masks; and masks of blocks
-# smaller than this are quicker than any list.
+# If at most one pair in _FEW is positive, a list is cheaper than a mask, except in blocks of up to
+# _SMALL pairs.
 _FEW = 32
 _SMALL = 2**14
-# A relation of so few pairs has one mask, which all its blocks are cut from.
+# A relation of so few pairs has one mask, from which all its blocks are cut.
 _WHOLE = 2**16
 
 
 @dataclass(eq=False)
 class Relation:
-    """Who is positive and who is negative for whom; answers one block at a time.
+    """Which pairs of rows and columns are positive or negative; answers one block at a time.
 
     Attributes:
         n, m: the number of rows and columns.
         row_labels: (n,) class ids or (n, c) bool multi-labels, from `batch_labels`; None: each
-            row is similar to one column and to no other, to `match` or, without it, row i to
-            column i.
-        column_labels: likewise for the columns.
-        declared: (n,) int64, the column that is the row itself, -1 where there is none; None: the
+            row is similar to exactly one column, which is `match` or, without it, column i for
+            row i.
+        column_labels: the same for the columns.
+        declared: (n,) int64, the column that is the row itself, -1 for none; None: the
             caller named none. Never guessed from equal values.
-        symmetric: the columns are the rows, each of which meets itself.
+        symmetric: the columns are the rows themselves.
         one_positive: every row has exactly one positive.
-        match: (n,) int64, which column that is; given instead of labels.
+        match: (n,) int64, the column of this positive; given instead of labels.
         device: where the data is.
     """
 
@@ -89,7 +89,7 @@ class Relation:
 
     @cached_property
     def own(self) -> Tensor | None:
-        """(n,) the column that is the row itself, -1 where there is none; None: none is."""
+        """(n,) the column that is the row itself, -1 for none; None: the columns hold no row."""
         return torch.arange(self.n, device=self.device) if self.symmetric else self.declared
 
     def block(self, rows: slice, columns: slice) -> Block:
@@ -100,7 +100,7 @@ class Relation:
         return Block(shape, positives, selves, self.device)
 
     def n_positives(self) -> Tensor:
-        """(n,) how many columns are similar to each row, itself left out."""
+        """(n,) how many columns are similar to each row, not counting itself."""
         return self._n_positives
 
     @cached_property
@@ -112,11 +112,11 @@ class Relation:
         if self.n * self.m <= _WHOLE:
             return self._whole.sum(1)
         if self.row_labels.ndim == 2:
-            everyone = slice(0, self.m)
+            all_columns = slice(0, self.m)
             step = max(1, 2**17 // max(self.m, 1))
             starts = range(0, self.n, step)
             blocks = (slice(i, min(i + step, self.n)) for i in starts)
-            counts = [self.block(rows, everyone).masks()[0].sum(1) for rows in blocks]
+            counts = [self.block(rows, all_columns).masks()[0].sum(1) for rows in blocks]
             return torch.cat(counts) if counts else self.row_labels.new_zeros(0, dtype=torch.long)
         ordered = self.column_labels.sort().values
         end = torch.searchsorted(ordered, self.row_labels, right=True)
@@ -160,13 +160,13 @@ class Relation:
         similar = share_label(self.row_labels[rows], self.column_labels[columns])
         if selves is not None:
             selves.fill(similar, False)
-        if self.device.type == "cpu" and not similar.any():  # asking would stall an accelerator
+        if self.device.type == "cpu" and not similar.any():  # reading it would stall a GPU
             return None
         return Masked(similar)
 
     @cached_property
     def _whole(self) -> Tensor:
-        """(n, m) bool, who is similar to whom, of a relation that is but a block."""
+        """(n, m) bool, the similar pairs of a relation that is small enough for one mask."""
         assert self.row_labels is not None
         assert self.column_labels is not None
         similar = share_label(self.row_labels, self.column_labels)
@@ -183,20 +183,20 @@ class Relation:
         return _one_each(self.declared[rows], columns, shape)
 
     def _diagonal(self, rows: slice, columns: slice, shape: tuple[int, int]) -> Diagonal | None:
-        """The part of the diagonal that crosses the block."""
+        """The part of the diagonal that lies in the block."""
         if rows.stop <= columns.start or columns.stop <= rows.start:
             return None
         return Diagonal(shape, rows.start - columns.start, self.device)
 
     @cached_property
     def _few(self) -> bool:
-        """Whether similar pairs are so few that they are better listed than masked."""
+        """Whether there are so few similar pairs that a list is cheaper than a mask."""
         if self.device.type != "cpu" or self.row_labels is None or self.row_labels.ndim == 2:
             return False
         return int(self.n_positives().sum()) * _FEW <= self.n * self.m
 
     def _listed(self, rows: slice, columns: slice, shape: tuple[int, int]) -> Listed | None:
-        """Found by their place in the order of the labels, so that no pair is looked at twice."""
+        """The similar pairs, found by binary search in the sorted labels."""
         keys, order, rank = self._order
         first = rank[rows] * self.m
         low, high = (torch.searchsorted(keys, first + c) for c in (columns.start, columns.stop))
@@ -210,12 +210,12 @@ class Relation:
 
     @cached_property
     def _order(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The columns class by class, and by number within a class.
+        """The columns sorted by class, and by index within a class.
 
         Returns:
             (m,) keys, ascending: the rank of the class times m, plus the column.
             (m,) the columns.
-            (n,) the rank of each row's class, -1 where no column is of it.
+            (n,) the rank of each row's class, -1 if it has no column.
         """
         assert self.row_labels is not None
         assert self.column_labels is not None
@@ -228,8 +228,8 @@ class Relation:
 
 
 def _one_each(column: Tensor, columns: slice, shape: tuple[int, int]) -> PairSet | None:
-    """Each row with one column of all, (r,), where that lies in the block."""
-    if not column.is_cpu:  # a list would stall an accelerator
+    """Each row paired with one column, (r,), where that lies in the block."""
+    if not column.is_cpu:  # making a list would stall a GPU
         return Masked(column[:, None] == torch.arange(columns.start, columns.stop).to(column))
     (row,) = ((column >= columns.start) & (column < columns.stop)).nonzero(as_tuple=True)
     return Listed(shape, row, column[row] - columns.start) if len(row) else None
@@ -261,7 +261,7 @@ def across(
         x: (n, d) the rows.
         reference: (m, d) the columns.
         reference_labels: of the columns, of the same kind as `labels`.
-        own: (n,) integers: which row of the reference is row i itself, -1 for none. None: the
+        own: (n,) integers, which row of the reference is row i itself, -1 for none. None: the
             reference holds no row of the batch.
         names: the caller's names for `reference_labels` and `own`.
     """
@@ -272,7 +272,7 @@ def across(
     columns = batch_labels(reference_labels, like=reference, name=name)
     if rows.shape[1:] != columns.shape[1:]:
         raise ValueError(
-            f"labels and {name} must be of one kind, class ids (n,) or multi-labels "
+            f"labels and {name} must be of the same kind, class ids (n,) or multi-labels "
             f"(n, c) with the same c; got {tuple(rows.shape)} and {tuple(columns.shape)}."
         )
     declared = None

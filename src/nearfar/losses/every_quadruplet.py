@@ -19,7 +19,7 @@ from nearfar.engine.budget import Limits, Workspace, block
 from nearfar.engine.closeness import Tile, add_rows, by_distance
 from nearfar.engine.listed import Picker, Tally, show_listed
 from nearfar.engine.observe import force_visitors
-from nearfar.engine.pick import in_order_of, walk
+from nearfar.engine.pick import order_preserving, walk
 from nearfar.engine.relation import Relation
 from nearfar.engine.slices import spans
 from nearfar.engine.step import Answer, Executor, Request
@@ -269,7 +269,7 @@ def hardest_quadruplets(labels: Tensor, relation: Relation, distance: Distance) 
 
     def pick(a: Tensor, b: Tensor | None, limits: Limits) -> Iterator[Tensor]:
         kept = []
-        closeness, a, b = in_order_of(distance, a, b)
+        closeness, a, b = order_preserving(distance, a, b)
         for tile in walk(closeness, relation, a, b, limits):
             d, anchors = tile.closeness, Anchors.of(tile.block)
             near = anchors.extreme(d, farthest=True)
