@@ -1,8 +1,8 @@
-"""Miners: which rows of a batch or of a reference to compare, for use with any loss.
+"""Miners: select which rows of a batch or of a reference to compare, for use with any loss.
 
-Every miner works on blocks of rows, so no (n, m) matrix is ever held. It returns int64 indices
-whatever the dtype of the labels, and the same result for the same input and generator. Results
-carry no gradient.
+Miners work on blocks of rows, so no (n, m) matrix is ever held. They return int64 indices whatever
+the dtype of the labels, and the same result for the same input and generator. Results have no
+gradient.
 """
 
 from collections.abc import Callable, Iterator
@@ -40,7 +40,7 @@ class Found:
     """Rows found for each anchor.
 
     Attributes:
-        indices: (n, k) int64, rows of the reference or of the batch; -1 if there are fewer.
+        indices: (n, k) int64, rows of the reference or of the batch; -1 if there are fewer than k.
         distances: (n, k) their distances; inf if there are fewer.
     """
 
@@ -127,12 +127,12 @@ def hard_negatives(
     if exclude is not None:
         known = listed_rows("exclude", exclude, len(rows), relation.m, rows.device)
 
-    def in_block(where: slice, d: Tensor, who: Block) -> tuple[Tensor, Tensor]:
-        positive, negative = who.masks()
+    def in_block(where: slice, d: Tensor, block: Block) -> tuple[Tensor, Tensor]:
+        positive, negative = block.masks()
         if known is not None:
             also = _mark(known[where], d)
-            if who.selves is not None:  # no row is a positive of its own
-                also &= ~who.selves.mask()
+            if block.selves is not None:  # no row is its own positive
+                also &= ~block.selves.mask()
             positive, negative = positive | also, negative & ~also
         score = 1 - d if distance == "cosine" else -d
         if not d.shape[1]:
@@ -187,8 +187,8 @@ def hard_positives(
     _at_least_one(k)
     rows, columns, relation = _compare(x, labels, reference, distance)
 
-    def in_block(where: slice, d: Tensor, who: Block) -> tuple[Tensor, Tensor]:
-        far, index = _nearest((-d).masked_fill(~who.masks()[0], inf), k)
+    def in_block(where: slice, d: Tensor, block: Block) -> tuple[Tensor, Tensor]:
+        far, index = _nearest((-d).masked_fill(~block.masks()[0], inf), k)
         return far.neg().masked_fill(index < 0, inf), index
 
     return _for_each_row(in_block, rows, columns, relation, distance, k)
@@ -236,19 +236,19 @@ def semihard_triplets(
     if max is not None:
         _at_least_one(max, "max")
     rows, columns, relation = _compare(x, labels, reference, distance)
-    nobody = torch.zeros(0, 3, dtype=torch.int64, device=rows.device)
+    none = torch.zeros(0, 3, dtype=torch.int64, device=rows.device)
     pick = semihard(distance, relation)
     found = pick(*_scaled(rows, columns, distance), current_limits())
     if max is None:
-        return torch.cat([*found, nobody])
+        return torch.cat([*found, none])
     # Keep the triplets with the highest random numbers so far, never more than `max`.
-    chance = torch.Generator().manual_seed(seed(generator))
-    kept, lots = nobody, torch.zeros(0, dtype=torch.float64)
+    random = torch.Generator().manual_seed(seed(generator))
+    kept, keys = none, torch.zeros(0, dtype=torch.float64)
     for triplets in found:
-        drawn = torch.rand(len(triplets), generator=chance, dtype=torch.float64)
-        kept, lots = torch.cat([kept, triplets]), torch.cat([lots, drawn])
-        best = lots.topk(min(max, len(lots))).indices.sort().values
-        kept, lots = kept[best.to(kept.device)], lots[best]
+        drawn = torch.rand(len(triplets), generator=random, dtype=torch.float64)
+        kept, keys = torch.cat([kept, triplets]), torch.cat([keys, drawn])
+        best = keys.topk(min(max, len(keys))).indices.sort().values
+        kept, keys = kept[best.to(kept.device)], keys[best]
     return kept
 
 
@@ -271,13 +271,13 @@ def multi_similarity_pairs(
     Args:
         x: (n, d) embeddings.
         labels: (n,) class ids, or (n, c) bool multi-labels; rows that share a label are similar.
-        epsilon: how far on the right side a pair may be and still be taken.
+        epsilon: how far beyond the limit a pair may be and still be selected.
         distance: "cosine" (the paper's), "euclidean" or "sqeuclidean".
         reference: rows to compare with instead of the other rows of the batch.
 
     Returns:
-        `FoundPairs`, sorted by row. Their number depends on how much the classes overlap; at most,
-        it is all pairs.
+        `FoundPairs`, sorted by row. Their number depends on how much the classes overlap; it may
+        be all pairs.
 
     Raises:
         TypeError: labels that are not class ids or bool multi-labels.
@@ -299,8 +299,8 @@ def multi_similarity_pairs(
     rows, columns, relation = _compare(x, labels, reference, distance)
     positive: list[Tensor] = []
     negative: list[Tensor] = []
-    for where, d, who in _distances(rows, columns, relation, distance):
-        near, far = who.masks()
+    for where, d, block in _distances(rows, columns, relation, distance):
+        near, far = block.masks()
         if not d.shape[1]:
             continue
         farthest = d.masked_fill(~near, -inf).amax(1, keepdim=True)
@@ -311,8 +311,8 @@ def multi_similarity_pairs(
             (negative, far & both & (d < farthest + epsilon)),
         ):
             kept.append(mask.nonzero() + torch.tensor([where.start, 0], device=d.device))
-    nobody = torch.zeros(0, 2, dtype=torch.int64, device=rows.device)
-    return FoundPairs(torch.cat([*positive, nobody]), torch.cat([*negative, nobody]))
+    none = torch.zeros(0, 2, dtype=torch.int64, device=rows.device)
+    return FoundPairs(torch.cat([*positive, none]), torch.cat([*negative, none]))
 
 
 def distance_weighted_negatives(
@@ -352,8 +352,8 @@ def distance_weighted_negatives(
         ValueError: a shape, length, device or hyperparameter out of range.
 
     >>> x = torch.tensor([[1.0, 0], [0.8, 0.6], [0, 1], [-1, 0.1]])
-    >>> chance = torch.Generator().manual_seed(0)
-    >>> distance_weighted_negatives(x, [0, 0, 1, 1], k=3, generator=chance).indices[1]
+    >>> random = torch.Generator().manual_seed(0)
+    >>> distance_weighted_negatives(x, [0, 0, 1, 1], k=3, generator=random).indices[1]
     tensor([2, 2, 2])
 
     Source: Wu, Manmatha, Smola & Krähenbühl, "Sampling Matters in Deep Embedding Learning", ICCV
@@ -364,18 +364,18 @@ def distance_weighted_negatives(
     between("nonzero_loss_cutoff", nonzero_loss_cutoff, cutoff, 2)
     rows, columns, relation = _compare(x, labels, reference, "cosine")
     rows, columns = _scaled(rows, columns, "cosine")
-    chance = torch.Generator().manual_seed(seed(generator))
+    random = torch.Generator().manual_seed(seed(generator))
     every = torch.full((len(rows),), k, device=rows.device)
 
-    def in_block(where: slice, d: Tensor, who: Block) -> tuple[Tensor, Tensor]:
-        negative = who.masks()[1]
+    def in_block(where: slice, d: Tensor, block: Block) -> tuple[Tensor, Tensor]:
+        negative = block.masks()[1]
         if not d.shape[1]:
             return _nearest(d, k)
         squares = d.masked_fill(~negative, inf)
         weight = distance_weight(squares, rows.shape[1], cutoff, nonzero_loss_cutoff)
-        index = draw(weight, every[where], chance)
-        nobody = ~negative.any(1, keepdim=True)
-        return d.gather(1, index).sqrt().masked_fill(nobody, inf), index.masked_fill(nobody, -1)
+        index = draw(weight, every[where], random)
+        none = ~negative.any(1, keepdim=True)
+        return d.gather(1, index).sqrt().masked_fill(none, inf), index.masked_fill(none, -1)
 
     return _for_each_row(in_block, rows, columns, relation, "sqeuclidean", k)
 
@@ -400,7 +400,7 @@ def _compare(
 
 
 def _all_different(x: ArrayLike, reference: Reference | None) -> tuple[Tensor, Reference | None]:
-    """Labels of which no two are the same, for rows that have none."""
+    """Distinct labels, for rows without labels."""
     items = tensor("x", x)
     n, device = len(items), items.device
     labels = torch.arange(n, device=device)
@@ -429,14 +429,14 @@ def _scaled(
 def _distances(
     rows: Tensor, columns: Tensor | None, relation: Relation, distance: Distance
 ) -> Iterator[tuple[slice, Tensor, Block]]:
-    """Blocks of rows: which rows, their distances to all columns, and their relation."""
+    """Blocks of rows: the rows, their distances to all columns, and which pairs are similar."""
     closeness = by_distance(distance)
     a, b = closeness.prepare(*_scaled(rows, columns, distance))
-    everyone = a if b is None else b
-    for tile in blocks(closeness, relation, a, everyone, current_limits()):
-        d, given = tile.closeness, rows if columns is None else columns
+    others = a if b is None else b
+    for tile in blocks(closeness, relation, a, others, current_limits()):
+        d, unscaled = tile.closeness, rows if columns is None else columns
         if distance == "cosine":
-            sharpen(d, tile.repaired, rows[tile.rows], given)
+            sharpen(d, tile.repaired, rows[tile.rows], unscaled)
         yield tile.rows, d, tile.block
 
 
@@ -454,8 +454,8 @@ def _for_each_row(
     """Collect the distances and indices found in each block."""
     distances = rows.new_full((len(rows), k), inf)
     indices = torch.full((len(rows), k), -1, device=rows.device)
-    for where, d, who in _distances(rows, columns, relation, distance):
-        distances[where], indices[where] = in_block(where, d, who)
+    for where, d, block in _distances(rows, columns, relation, distance):
+        distances[where], indices[where] = in_block(where, d, block)
     return Found(indices, distances)
 
 

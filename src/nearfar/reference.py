@@ -1,4 +1,4 @@
-"""Rows to compare a batch with, in place of the batch itself."""
+"""Rows to compare a batch with, instead of the batch itself."""
 
 from dataclasses import dataclass
 
@@ -13,12 +13,12 @@ class Reference:
     other rows of the batch: with the embeddings of earlier batches, with those of a slowly moving
     copy of the network, or with a gallery. Rows that share a label are similar.
 
-    An item is never compared with itself. If the reference also holds rows of the batch, say with
-    `own` which they are; rows of equal values are not assumed to be the same item.
+    An item is never compared with itself. If the reference also holds rows of the batch, pass their
+    indices as `own`; rows of equal values are not assumed to be the same item.
 
     Args:
         x: (m, d) embeddings, of the same width and on the same device as the batch. They get a
-            gradient if they ask for one.
+            gradient if they require one.
         labels: (m,) class ids, or (m, c) bool multi-labels, of the same kind as the labels of the
             batch. None only if the batch has no labels either, as in `mine.hard_negatives`.
         own: (n,) integers, which row of the reference is row i of the batch itself, -1 for none.
@@ -41,7 +41,7 @@ class Reference:
 
 
 def check_reference(reference: object) -> None:
-    """Refuse what has no rows and labels, such as the embeddings alone."""
+    """Refuse anything without rows and labels, such as bare embeddings."""
     if not all(hasattr(reference, name) for name in ("x", "labels", "own")):
         raise TypeError(
             "reference must hold rows and their labels: pass "

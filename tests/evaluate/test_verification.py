@@ -194,7 +194,7 @@ def test_errors_teach():
         verification([1.0, 2.0], [1, 0], higher_is_closer=False)
     with pytest.raises(ValueError, match=r"scores\[1\] is not finite"):
         verification([1.0, float("nan")], [True, False], higher_is_closer=False)
-    with pytest.raises(ValueError, match="one shape"):
+    with pytest.raises(ValueError, match="equal shape"):
         verification([1.0, 2.0, 3.0], [True, False], higher_is_closer=False)
     with pytest.raises(ValueError, match="far must be"):
         fit_threshold([1.0, 2.0], [True, False], higher_is_closer=False, far=1.0)

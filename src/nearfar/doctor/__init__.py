@@ -1,6 +1,6 @@
-"""What can go wrong in contrastive training: one named rule for each fault.
+"""What can go wrong in contrastive training: one named rule per fault.
 
-`examine` looks at embeddings, or at a batch and its loss; `examine_split` at the sides of a split;
+`examine` checks embeddings, or at a batch and its loss; `examine_split` at the sides of a split;
 `Watch` follows a training run. Each gathers `Evidence`, which `diagnose` passes to every rule, and
 returns findings: what was seen, in numbers, what it usually means, and what to try. A rule is a
 function from evidence to a `Finding` or None; it raises `Missing` if it lacks the data it needs.

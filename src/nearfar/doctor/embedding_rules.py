@@ -8,14 +8,14 @@ from nearfar.doctor.finding import Finding, Missing
 from nearfar.engine.observe import Quantity
 from nearfar.spectrum import effective_rank
 
-EARLY = 10  # steps that say how it began
-FEWEST_MATCHES = 16  # of two towers, to tell them from chance
-_POWER = {"euclidean": 1, "sqeuclidean": 2, "cosine": 0}  # of the length, in a distance
+EARLY = 10  # steps at the start of training
+FEWEST_MATCHES = 16  # of two towers; fewer cannot be told from chance
+_POWER = {"euclidean": 1, "sqeuclidean": 2, "cosine": 0}  # of length, in a distance
 _MOST = 0.9  # share of the pairs of unlabelled rows
 
 
 def not_a_number(evidence: Evidence) -> Finding | None:
-    """Fires for a single such row, since it makes the loss of the whole batch NaN."""
+    """Fires for a single row that is not finite, since it makes the loss of the whole batch NaN."""
     bad = known(evidence.broken, "embeddings")
     if not bad.any():
         return None
@@ -68,7 +68,7 @@ def collapsed_embedding(evidence: Evidence) -> Finding | None:
 
 
 def _rows_that_should_differ(evidence: Evidence) -> dict[str, tuple[float, str]]:
-    """How far apart they are in units of their length, by tower, and what share of them is.
+    """How far apart they are in units of their length, by tower, and which share of the pairs is.
 
     Raises:
         Missing: there are no such rows, or their distances are not known.
@@ -211,7 +211,7 @@ def unpaired_towers(evidence: Evidence) -> Finding | None:
     if found.n < FEWEST_MATCHES:
         raise Missing(f"{FEWEST_MATCHES} matches")
     chance = 0.5 + max(0.05, 2 / (12 * found.n) ** 0.5)
-    if found.nearer >= chance or fires(collapsed_embedding, evidence):  # in one place all are near
+    if found.nearer >= chance or fires(collapsed_embedding, evidence):  # collapsed: all are near
         return None
     shuffled = found.elsewhere >= 0.8
     stuck = f" The loss is {evidence.value:.4g}, as if all were the same." * _stuck(evidence)

@@ -10,9 +10,9 @@ from nearfar.doctor.finding import Missing
 from nearfar.engine.observe import Quantity
 from nearfar.inputs import between
 
-SETTLED = 0.25  # share of the training steps; before that, it is the untrained network one sees
+SETTLED = 0.25  # share of the training steps; earlier, the network is practically untrained
 
-# What rules may lack, in words that follow "without". Rules that lack the same are listed together.
+# What rules may lack, worded to follow "without". Rules that lack the same are listed together.
 LABELS = "labels"
 LOSS = "a loss"
 METRICS = "the metrics of a training run"
@@ -38,10 +38,10 @@ class Apart:
     """How far apart labelled rows are.
 
     Attributes:
-        similar: (p,) of the similar rows; similarities negated, so that larger is farther.
-        dissimilar: (q,) of the dissimilar ones.
+        similar: (p,) distances of similar rows; similarities are negated, so larger is farther.
+        dissimilar: (q,) distances of dissimilar rows.
         closeness: what was measured.
-        n_rows: how many rows the pairs are made of, if they share rows; None if they do not.
+        n_rows: the number of rows that the pairs consist of; None if no two pairs share a row.
     """
 
     similar: Tensor
@@ -71,7 +71,7 @@ class Spectrum:
 
 @dataclass(frozen=True)
 class Matches:
-    """Whether the rows of two towers find their match.
+    """How well the rows of two towers find their match.
 
     Attributes:
         n: how many rows each tower has.

@@ -23,9 +23,9 @@ from nearfar.reference import Reference
 from nearfar.registry import LOSSES
 from nearfar.spectrum import effective_rank
 
-ROWS = 1024  # compared with each other; from more rows, whole classes are drawn by seed
+ROWS = 1024  # compared with each other; if there are more, whole classes are drawn by seed
 TOWERS = tuple(loss.function for loss in LOSSES if loss.takes("towers"))
-OF_SPLITS = ("identity-leak", "duplicates-across-splits", "few-identities")  # rules about them
+OF_SPLITS = ("identity-leak", "duplicates-across-splits", "few-identities")  # rules about splits
 
 
 def examine(
@@ -328,7 +328,7 @@ def _drawn(n: int) -> Tensor:
 def _all_distances(x: Tensor, distance: Distance) -> Tensor:
     """(n, n)."""
     x = unit(x) if distance == "cosine" else x
-    x = x - x.mean(0)  # a common offset would cost the differences their digits
+    x = x - x.mean(0)  # with a large common offset, the differences would lose precision
     euclidean = torch.cdist(x, x)
     if distance == "euclidean":
         return euclidean

@@ -1,4 +1,4 @@
-"""What the doctor returns: a finding, and all of them."""
+"""What the doctor returns: a finding, and a diagnosis of all findings."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -28,7 +28,7 @@ class Finding:
 
     @property
     def text(self) -> str:
-        """All but the name, in one paragraph."""
+        """Everything but the name, in one paragraph."""
         when = "" if self.step is None else f"Step {self.step}: "
         return f"{when}{self.seen} {self.means} {self.advice}"
 
@@ -51,11 +51,11 @@ class Finding:
         return cls(**said, step=found.get("step"))
 
 
-class Missing(Exception):  # noqa: N818 - no error: a rule cannot speak, and the others can
+class Missing(Exception):  # noqa: N818 - not an error: other rules can still be checked
     """Raised by a rule that lacks the data it needs.
 
     Args:
-        what: the rule lacks, in words that follow "without".
+        what: what the rule lacks, worded to follow "without".
     """
 
     def __init__(self, what: str) -> None:
@@ -70,7 +70,7 @@ class Diagnosis:
     Attributes:
         findings: in order of importance; empty if no rule found anything.
         not_asked: what was missing -> the names of the rules that need it. These rules were not
-            checked, so no finding of theirs is no sign of health.
+            checked, so their silence is no sign of health.
     """
 
     findings: tuple[Finding, ...]
@@ -91,17 +91,17 @@ class Diagnosis:
 
     def __str__(self) -> str:
         found = [f"! {finding}" for finding in self.findings] or [_NOTHING]
-        return "\n".join([*found, *self._silent()])
+        return "\n".join([*found, *self._unchecked_lines()])
 
     def __rich__(self) -> "Group":
         from rich.console import Group
         from rich.text import Text
 
         said = [Text.assemble((f"! {f.name}: ", "bold yellow"), f.text) for f in self.findings]
-        silent = [Text(line, "dim") for line in self._silent()]
+        silent = [Text(line, "dim") for line in self._unchecked_lines()]
         return Group(*said or [Text(_NOTHING, "green")], *silent)
 
-    def _silent(self) -> list[str]:
+    def _unchecked_lines(self) -> list[str]:
         return [
             f"not checked, without {what}: {', '.join(names)}"
             for what, names in self.not_asked.items()

@@ -29,7 +29,7 @@ def flipped_labels(evidence: Evidence) -> Finding | None:
     most = apart.n_rows or max(n1, n2)
     n1, n2 = min(n1, most), min(n2, most)
     surprise = (share - 0.5) / sqrt((n1 + n2 + 1) / (12 * n1 * n2))
-    certain = share == 1 and apart.n_rows is None  # few rows, but all of them agree
+    certain = share == 1 and apart.n_rows is None  # few rows, but they all agree
     if not certain and (surprise < 3 or share < 0.6):
         return None
     sign = 1 if apart.closeness == "distance" else -1
@@ -45,7 +45,7 @@ def flipped_labels(evidence: Evidence) -> Finding | None:
 
 
 def _share_farther(apart: Apart) -> float:
-    """The share of (similar, dissimilar) pairs of pairs where the similar one is the farther."""
+    """How often a similar pair is farther apart than a dissimilar one."""
     ordered = apart.dissimilar.sort().values
     below = torch.searchsorted(ordered, apart.similar, right=False).double()
     not_above = torch.searchsorted(ordered, apart.similar, right=True).double()
@@ -78,7 +78,7 @@ def few_positives(evidence: Evidence) -> Finding | None:
     if len(positives) < 8:
         raise Missing("8 anchors")
     without = int((positives == 0).sum())
-    if without == len(positives) or without <= 0.75 * len(positives):  # of none, one_kind_only says
+    if without == len(positives) or without <= 0.75 * len(positives):  # none: one_kind_only
         return None
     return Finding(
         "few-positives",

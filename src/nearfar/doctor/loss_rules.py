@@ -8,14 +8,14 @@ from nearfar.doctor.evidence import LOSS, Evidence, fires, known
 from nearfar.doctor.finding import Finding, Missing
 from nearfar.registry import PairMargin, find
 
-RECENT = 50  # steps that say what training does now
+RECENT = 50  # steps that count as recent
 
 
 def dead_batch(evidence: Evidence) -> Finding | None:
     """The gradient is exactly 0, in this batch or in half of the recent steps.
 
-    A single such step in a training run is chance. Ten such steps or more, if they are half of the
-    recent ones, waste half of the computation. The share of active tuples falls as training
+    A single such step in a training run may be chance. Ten or more such steps, if they are half of
+    the recent ones, waste half of the computation. The share of active tuples falls as training
     succeeds (Hermans et al., "In defense of the triplet loss", 2017, section 3), which is why
     harder ones are mined.
     """

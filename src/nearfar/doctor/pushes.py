@@ -9,7 +9,7 @@ from torch import Tensor
 from nearfar.engine.observe import watch_forces
 from nearfar.engine.relation import Block
 
-FEWEST = 8  # negatives of an anchor; of fewer, one may well hold most of the push
+FEWEST = 8  # negatives of an anchor; among fewer, one may well receive most of the push
 
 
 class Pushes:
@@ -33,7 +33,7 @@ class Pushes:
     ) -> None:
         if self._open is None:
             self._open = pull.new_zeros(n_anchors, 3)
-        negative = block.masks()[1]  # a positive that is near enough is pushed too, a little
+        negative = block.masks()[1]  # a positive that is near enough is also pushed a little
         push = -pull.clamp(max=0).where(negative, 0)
         total, strongest, negatives = self._open[rows].unbind(1)
         total += push.sum(1)
@@ -41,10 +41,10 @@ class Pushes:
         negatives += negative.sum(1)
 
     def scale(self, by: Tensor | float) -> None:
-        """Nothing to do: sums are requested, and nothing scales those."""
+        """Nothing to do: the losses are summed, so their forces are not scaled."""
 
     def close(self) -> None:
-        """The next tiles belong to another loss."""
+        """Called between losses: the next tiles belong to another one."""
         if self._open is not None:
             self._done.append(self._open)
         self._open = None

@@ -71,7 +71,7 @@ def overfit_threshold(evidence: Evidence) -> Finding | None:
     """
     found = known(evidence.fitted, TEST)
     if found.test_far <= 2 * found.far:
-        if not _beyond_chance(found, 1.0):  # it could not be seen, whatever the rate
+        if not _beyond_chance(found, 1.0):  # no rate could be told from chance
             raise Missing(TOO_FEW)
         return None
     if not _beyond_chance(found, found.test_far):

@@ -21,7 +21,7 @@ class Watch:
 
     def __init__(self) -> None:
         self._found: dict[str, Finding] = {}
-        self._missing: dict[str, str] | None = None  # of the rules that were never asked yet
+        self._missing: dict[str, str] | None = None  # rules that could not be checked so far
 
     def see(self, evidence: Evidence, *, step: int | None = None) -> tuple[Finding, ...]:
         """The new findings.

@@ -27,10 +27,10 @@ from nearfar.evaluate.verification import Verification, figures_of
 from nearfar.inputs import ArrayLike, batch, lift
 from nearfar.labels import class_ids
 
-MOST_ITEMS = 10_000  # they make 50 million pairs
+MOST_ITEMS = 10_000  # 50 million pairs
 MOST_SIMILAR = 4_000_000  # pairs, whose distances are held in memory
-_DRAWN = 20_000  # dissimilar distances, drawn at random, that become steps of the curve
-_BUFFERS = 16  # float32 copies of a tile that are alive at once
+_DRAWN = 20_000  # dissimilar distances drawn at random as steps of the curve
+_BUFFERS = 16  # float32 copies of a tile held at the same time
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +50,7 @@ class FarPair:
 
 @dataclass(frozen=True, eq=False)
 class _PairDistances:
-    """Some pairs: (k,) distances, and (k,) positions of their items in the order of labels."""
+    """Some pairs: (k,) distances, and (k,) positions of their items when sorted by label."""
 
     distance: Tensor
     a: Tensor
@@ -69,7 +69,7 @@ class EveryPair:
     Attributes:
         distance: the distance that is measured.
         n_items: how many items are compared.
-        n_left_out: how many items were left out, at random, because there are too many pairs.
+        n_left_out: how many items were left out at random because there are too many pairs.
         n_identities: how many identities are compared.
         n_similar: how many similar pairs there are.
         n_dissimilar: how many dissimilar pairs.
@@ -81,7 +81,7 @@ class EveryPair:
         order = identity[rows].argsort(stable=True)
         rows = rows[order]
         self.distance, self.n_items, self.n_left_out = distance, len(rows), len(x) - len(rows)
-        self._rows = rows.cpu()  # what is compared, identity by identity
+        self._rows = rows.cpu()  # the rows compared, sorted by identity
         _, self._identity = identity[rows].cpu().unique_consecutive(return_inverse=True)  # type: ignore[no-untyped-call]
         self._never = None if never is None else never[rows].cpu()
         x = x[rows]
@@ -124,7 +124,7 @@ class EveryPair:
     def at_threshold(
         self, threshold: float, *, level: float = 0.95, resamples: int = 1000, seed: int = 0
     ) -> AtThreshold:
-        """The figures at a threshold, fitted on other identities, on these pairs."""
+        """The figures on these pairs of a threshold that was fitted on other identities."""
         check_draws(level, resamples)
         check_threshold(threshold)
         tally = self._two_steps(threshold)
@@ -162,7 +162,7 @@ class EveryPair:
         distance, weight = np.concatenate(distances), np.concatenate(weights)
         order = np.argsort(distance, kind="stable")
         place = first_rejected(np.append(below, weight[order]), allowed) - 1
-        if place == len(order) and high == np.inf:  # at a rate of nearly 1 none is rejected
+        if place == len(order) and high == np.inf:  # at a rate near 1, no pair is rejected
             place -= 1
         if not 0 <= place < len(order):
             return None
@@ -174,13 +174,13 @@ class EveryPair:
             raise ValueError(f"n must be a number of pairs, 1 or more, got {n!r}.")
         near = _Nearest(n)
         for measured in self._dissimilar():
-            near.see(measured)
+            near.add(measured)
         far = _Nearest(n)
         for measured in self._similar():
-            far.see(_PairDistances(-measured.distance, measured.a, measured.b))
-        return self._named(near.kept, 1), self._named(far.kept, -1)
+            far.add(_PairDistances(-measured.distance, measured.a, measured.b))
+        return self._pairs(near.kept, 1), self._pairs(far.kept, -1)
 
-    def _named(self, kept: _PairDistances, sign: int) -> list[FarPair]:
+    def _pairs(self, kept: _PairDistances, sign: int) -> list[FarPair]:
         rows = zip(
             self._rows[kept.a].tolist(),
             self._rows[kept.b].tolist(),
@@ -213,7 +213,7 @@ class EveryPair:
         return Tally(distance, near, far, self.n_similar, self.n_dissimilar, self._n_trials, known)
 
     def _two_steps(self, threshold: float) -> Tally:
-        """Accepted, and rejected."""
+        """The pairs counted in two steps: accepted and rejected."""
         bins = _Bins(np.arange(2), 2, self.n_identities)
         similar, own = self._of_similar()
         weight, step = self._weight(own, own), (similar > threshold).long().numpy()
@@ -228,7 +228,7 @@ class EveryPair:
             bins.add(0, step, b, weight)
         trials = (self._counts > 0).sum(1) - (self._counts.diagonal() > 0).long()
         bins.weight[:, 0, 1] = trials - bins.weight[:, 0, 0]
-        accepted = min(accepted, self._n_trials)  # rounding may push the sum a little above
+        accepted = min(accepted, self._n_trials)  # rounding may push the sum slightly above
         far = np.array([accepted, self._n_trials - accepted])
         return self._counted(np.array([threshold, np.inf]), near, far, bins)
 
@@ -264,7 +264,7 @@ class EveryPair:
         return self._identity[part.a].numpy(), self._identity[part.b].numpy()
 
     def _weight(self, a: Integers, b: Integers) -> Floats:
-        """(k,) the weight of a pair of these identities."""
+        """(k,) the weight of one pair of these identities."""
         found: Floats = self._share.ravel()[a * self.n_identities + b]
         return found
 
@@ -281,7 +281,7 @@ class EveryPair:
         return self._measured(similar=False)
 
     def _measured(self, *, similar: bool) -> Iterator[_PairDistances]:
-        """The pairs of one kind, tile by tile, each once."""
+        """The pairs of one kind, each once, tile by tile."""
         x, who = self._prepared, self._identity
         height, width = tile(current_limits(), x.device, x.element_size(), _BUFFERS)
         for rows in spans(self.n_items, height):
@@ -302,7 +302,7 @@ class EveryPair:
                     yield _PairDistances(values[i, j], i + rows.start, j + columns.start)
 
     def _wanted(self, rows: slice, columns: slice, similar: bool) -> Tensor:
-        """(r, c) the pairs of one kind in a tile, each once, that may be compared."""
+        """(r, c) bool, the pairs of one kind in a tile that may be compared, each once."""
         wanted: Tensor = (self._identity[rows, None] == self._identity[columns]) == similar
         if columns.start < rows.stop:
             place = torch.arange(max(rows.stop, columns.stop))
@@ -368,7 +368,7 @@ def within_bounds(identity: Tensor, seed: int, most_items: int = MOST_ITEMS) -> 
         return torch.arange(len(identity))
     random = np.random.default_rng([seed, 4])
     order = torch.from_numpy(random.permutation(len(identity)))
-    order = order[who[order].argsort(stable=True)]  # identity by identity, at random within each
+    order = order[who[order].argsort(stable=True)]  # by identity, in random order within each
     place = torch.arange(len(order)) - (sizes.cumsum(0) - sizes)[who[order]]
     kept = place < each
     if int(sizes.clamp(max=each).sum()) > most_items:  # even two of each are too many
@@ -396,7 +396,7 @@ def _most_each(sizes: Tensor, most_items: int) -> int:
 
 
 def _pairs_of_identities(sizes: Tensor, who: Tensor, never: Tensor | None) -> Tensor:
-    """(k, k) how many pairs may be compared between each two identities, and within each."""
+    """(k, k) the numbers of pairs to compare between any two identities, and within each."""
     n = sizes.double()
     counts = n[:, None] * n
     if never is not None:
@@ -406,7 +406,7 @@ def _pairs_of_identities(sizes: Tensor, who: Tensor, never: Tensor | None) -> Te
         held.index_put_((who[inside], group), torch.ones(len(group)), accumulate=True)
         counts -= (held @ held.T).double()
         alone = torch.bincount(who[~inside], minlength=len(sizes))
-        own = counts.diagonal() - alone  # an item of no group was paired with itself
+        own = counts.diagonal() - alone  # items without a group were paired with themselves
     else:
         own = counts.diagonal() - n
     counts.diagonal().copy_(own / 2)
@@ -416,8 +416,8 @@ def _pairs_of_identities(sizes: Tensor, who: Tensor, never: Tensor | None) -> Te
 class _Steps:
     """Which step of the curve a distance belongs to: 2k just below the k-th number, 2k + 1 at it.
 
-    A table of equal cells leaves few numbers to compare with, which takes a tenth of the time of a
-    search among all of them.
+    A table of equally wide cells leaves few numbers to compare with, which is ten times as fast as
+    a binary search.
     """
 
     CELLS, ROUNDS = 2**18, 4
@@ -450,7 +450,7 @@ class _Steps:
         return np.append(ends, max(last, float(self._numbers[-1])))
 
     def _cell(self, distance: Tensor) -> Tensor:
-        """The cell of a distance; monotone in the distance in spite of rounding."""
+        """The cell of a distance; monotone in the distance despite rounding."""
         return ((distance - self._low) * self._by).clamp_(0, self.CELLS - 1).long()
 
 
@@ -475,13 +475,13 @@ class _Bins:
 
 
 class _Nearest:
-    """Keeps the n closest of all pairs it sees; among equally close ones, the first."""
+    """Keeps the n closest of all pairs added; of equally close ones, the first."""
 
     def __init__(self, n: int) -> None:
         nothing = torch.zeros(0, dtype=torch.int64)
         self._n, self.kept = n, _PairDistances(torch.zeros(0), nothing, nothing)
 
-    def see(self, measured: _PairDistances) -> None:
+    def add(self, measured: _PairDistances) -> None:
         kept = self.kept
         if len(kept.a) == self._n:
             closer = measured.distance < kept.distance[-1]

@@ -13,7 +13,7 @@ from nearfar.inputs import ArrayLike, between, tensor
 # (b, c) false-accept and true-accept rates from strict to loose -> (b, k) rates between 0 and 1.
 FiguresOf = Callable[[Floats, Floats], Floats]
 
-# With fewer identities, the spread between identities can hardly be estimated.
+# With fewer, the spread between identities can hardly be estimated.
 FEWEST_IDENTITIES = 30
 
 
@@ -84,7 +84,7 @@ def intervals(
     Coverage in simulations of 240 or 250 samples, for 95 % intervals: with offsets of identities,
     94 to 97 % for AUC, EER, and TAR at FAR 0.1; without any effect of identities, 95 to 100 %. For
     the TAR at FAR 0.02 with identities as different as single pairs, where the few closest make all
-    false accepts, 90 to 93 %. Over all pairs of 80 identities it made no difference whether one of
+    false accepts, 90 to 93 %. Over all pairs of 80 identities, it made no difference if one of
     them had 20 times as many items as the others.
 
     Args:
@@ -100,12 +100,12 @@ def intervals(
     with multiway clustering", 2021; Fogliato, Patil & Perona, "Confidence intervals for error
     rates in 1:1 matching tasks", IJCV 2024.
     """
-    known = tally.by_identity
-    assert known is not None
+    by_identity = tally.by_identity
+    assert by_identity is not None
     found = np.concatenate([figures(*rates) for rates in replicates(tally, resamples, seed)])
     usable = found[np.isfinite(found).all(1)]  # the resamples that left pairs of both kinds
-    variance, n = usable.var(0, ddof=1), known.n
-    if known.crossed:
+    variance, n = usable.var(0, ddof=1), by_identity.n
+    if by_identity.crossed:
         variance = variance * n * (n - 1) / ((n - 2) * (n - 3))
     return [_wilson(float(p), float(v), n, level) for p, v in zip(estimate, variance, strict=True)]
 

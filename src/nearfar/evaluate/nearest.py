@@ -1,4 +1,4 @@
-"""The k nearest references of each row: exactly, tile by tile; or approximately, by an index."""
+"""The k nearest references of each row: exactly, tile by tile, or approximately, by an index."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from nearfar.inputs import ArrayLike, batch, lift
 from nearfar.labels import class_ids, listed_rows, refuse
 from nearfar.mine import Found
 
-# Copies of a tile, and of the k nearest, that are alive at once.
+# Copies of a tile, and of the k nearest, held at the same time.
 _BUFFERS = 6
 
 
@@ -25,7 +25,7 @@ class Space:
 
     Attributes:
         rows: (n, d), at unit length for cosine distance.
-        columns: (m, d), likewise.
+        columns: (m, d), the same.
         hidden: (n, h) int64, the columns that are never found: first the row itself, then excluded
             columns, each once; -1 for none.
         distance: the chosen distance.
@@ -83,7 +83,7 @@ def space(
 
 
 def _at_unit_length(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and columns such that half of |a - b|^2 is 1 - cos."""
+    """Rows and columns, scaled such that half of |a - b|^2 is 1 - cos."""
     a = unit(rows)
     b = a if columns is rows else unit(columns)
     no_row, no_column = (~t.any(1, keepdim=True) for t in (a, b))
@@ -160,7 +160,7 @@ def _k_least(d: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if k >= d.shape[1]:
         least = d.sort(dim=1, stable=True)
         return least.values, least.indices
-    found = d.topk(k + 1, largest=False)  # which of equal ones it takes is not defined
+    found = d.topk(k + 1, largest=False)  # its choice among ties is undefined
     index = found.indices[:, :k].sort(1).values
     tied = (found.values[:, k - 1] == found.values[:, k]).nonzero()[:, 0]
     if len(tied):
@@ -260,7 +260,7 @@ def approximate_nearest(
     if len(rows) and len(columns):
         graph = Index(ndim=columns.shape[1], metric="l2sq", dtype="f32")
         graph.add(torch.arange(len(columns)).numpy(), columns.numpy())
-        # More than k, since the row itself and excluded rows may be among them.
+        # More than k, since they may include the row itself and excluded rows.
         wanted = min(k + where.hidden.shape[1], len(columns))
         matches = graph.search(rows.numpy(), wanted)
         near = torch.from_numpy(matches.distances).float().reshape(len(rows), wanted)

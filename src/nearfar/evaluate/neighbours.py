@@ -33,7 +33,7 @@ class Suspect:
         label: its class id.
         suggested: the most frequent other class among its k nearest neighbours.
         other_share: share of the k nearest that belong to that class.
-        own_share: share that belong to its own class, of as many as could.
+        own_share: share that belong to its own class, relative to how many could.
     """
 
     index: int
@@ -179,15 +179,15 @@ def _suspects(near: Tensor, labels: Tensor, top: int) -> tuple[Suspect, ...]:
         return ()
     names, member, size = torch.unique(labels, return_inverse=True, return_counts=True)
     there = near >= 0
-    asked = there.sum(1).clamp(min=1)
+    n_found = there.sum(1).clamp(min=1)
     found = torch.where(there, member[near.clamp(min=0)], -1)
     own = found == member[:, None]
-    possible = torch.minimum(size[member] - 1, asked)
-    # (n, k) how many of the neighbours are of the class of each of them.
+    possible = torch.minimum(size[member] - 1, n_found)
+    # (n, k) for each neighbour, how many of the neighbours share its class.
     votes = (found[:, :, None] == found[:, None, :]).sum(2).masked_fill(own | ~there, 0)
     most = votes.max(1)
     suggested = names[found.gather(1, most.indices[:, None])[:, 0].clamp(min=0)]
-    other_share, own_share = most.values / asked, own.sum(1) / possible.clamp(min=1)
+    other_share, own_share = most.values / n_found, own.sum(1) / possible.clamp(min=1)
     doubt = (other_share - own_share).masked_fill(possible == 0, 0)
     order = doubt.sort(stable=True, descending=True).indices[:top]
     return tuple(

@@ -49,7 +49,7 @@ def _similar_pairs(
     """(min(n, all), 2), by numbering the pairs of each identity and drawing numbers."""
     order, first, counts = _in_order(labels)
     there = counts * (counts - 1) // 2
-    wanted = _shared_out(there, n, random)
+    wanted = _equal_shares(there, n, random)
     drawn = [
         np.sort(random.choice(there[i], wanted[i], replace=False)) for i in wanted.nonzero()[0]
     ]
@@ -63,12 +63,12 @@ def _similar_pairs(
     return pairs
 
 
-def _shared_out(
+def _equal_shares(
     there: npt.NDArray[np.int64], n: int, random: np.random.Generator
 ) -> npt.NDArray[np.int64]:
-    """How many to take of each, n in total: the same of each, or all of those that have fewer.
+    """How many to take of each, n in total: equally many, or all where there are fewer.
 
-    >>> _shared_out(np.array([1, 3, 100]), 8, np.random.default_rng(0)).tolist()
+    >>> _equal_shares(np.array([1, 3, 100]), 8, np.random.default_rng(0)).tolist()
     [1, 3, 4]
     """
     n = min(n, int(there.sum()))
@@ -85,7 +85,7 @@ def _shared_out(
 def _dissimilar_pairs(
     labels: npt.NDArray[Any], n: int, random: np.random.Generator
 ) -> npt.NDArray[np.int64]:
-    """(min(n, all), 2), by drawing two identities and an item of each until n pairs differ."""
+    """(min(n, all), 2), by drawing two identities and an item of each until there are n pairs."""
     order, first, counts = _in_order(labels)
     m = len(labels)
     total = int(m * (m - 1) // 2 - (counts * (counts - 1) // 2).sum())
@@ -105,7 +105,7 @@ def _dissimilar_pairs(
         if attempt < _EVEN:
             who = random.integers(0, len(counts), size=(2 * n, 2))
             drawn = first[who] + (random.random(who.shape) * counts[who]).astype(np.int64)
-        else:  # only pairs of few identities are left
+        else:  # only pairs of a few identities are left
             drawn = random.integers(0, m, size=(2 * n, 2))
         drawn = np.sort(order[drawn], axis=1)
         drawn = drawn[labels[drawn[:, 0]] != labels[drawn[:, 1]]]

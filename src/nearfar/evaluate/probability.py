@@ -171,7 +171,7 @@ def isotonic_probability(
 
 
 def probability_from(plain: Mapping[str, Any]) -> PlattProbability | IsotonicProbability:
-    """The probability that `as_dict` of either class wrote.
+    """The probability that was saved by `as_dict` of either class.
 
     >>> probability_from({"slope": -2.0, "intercept": 1.0, "share": 0.5, "prior": 0.5})([0.5])
     tensor([0.5000], dtype=torch.float64)
@@ -195,5 +195,5 @@ def _check_shares(share: float, prior: float) -> None:
 
 
 def _shift(share: float, prior: float) -> float:
-    """What a different share of similar pairs adds to the log-odds."""
+    """The change of the log-odds due to a different share of similar pairs."""
     return float(np.log(prior / (1 - prior)) - np.log(share / (1 - share)))

@@ -41,7 +41,7 @@ class Figures:
         ndcg: k -> normalised discounted cumulative gain of the k nearest.
         r_precision: precision at R, the number of the query's relevant references; None if fewer
             than R references were searched.
-        map_at_r: mean average precision at R, MAP@R; None likewise.
+        map_at_r: mean average precision at R, MAP@R; None in the same case.
         mrr: mean reciprocal rank of the first relevant reference.
     """
 
@@ -250,11 +250,11 @@ def retrieval_of(
 def _search(
     where: Space, relation: Relation, rows: slice, depth: int, limits: Limits
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The references that these rows find.
+    """Search for the nearest references of these rows.
 
     Returns:
-        (b, depth) whether they are relevant; (b,) the rank of the first relevant one; (b, depth)
-        their squared distances.
+        (b, depth) whether each found is relevant; (b,) the rank of the first relevant one;
+        (b, depth) their squared distances.
     """
     closest = where.rows.new_full((rows.stop - rows.start,), inf)
     place = torch.full_like(closest, relation.m, dtype=torch.int64)
@@ -308,7 +308,7 @@ def _warn_of_selves(how: str) -> None:
 
 
 def _hits(relation: Relation, rows: slice, index: Tensor) -> Tensor:
-    """(b, k) bool, whether the references of these indices are relevant; -1 is not."""
+    """(b, k) bool, whether the references of these indices are relevant; -1 never is."""
     assert relation.row_labels is not None
     assert relation.column_labels is not None
     queries = relation.row_labels[rows, None]
@@ -337,7 +337,7 @@ class _Scored:
 
     @staticmethod
     def of(hits: Tensor, first: Tensor, relevant: Tensor, sizes: Sequence[int]) -> "_Scored":
-        """From the relevance of those found, the rank of the first hit, and the number relevant."""
+        """From the hits, the rank of the first one, and the number of relevant references."""
         width = max(*sizes, hits.shape[1])
         hits = torch.nn.functional.pad(hits, (0, width - hits.shape[1])).double()
         rank = torch.arange(1, width + 1, device=hits.device, dtype=torch.float64)

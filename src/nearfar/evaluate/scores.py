@@ -1,4 +1,4 @@
-"""Scores of labelled pairs, checked and in the form that every figure is computed from."""
+"""Scores of labelled pairs, checked and converted to the form that all figures use."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ def checked(scores: ArrayLike, similar: ArrayLike, higher_is_closer: bool) -> tu
         raise TypeError(f"similar must be bool, True = similar; got {same.dtype}.")
     if values.ndim != 1 or same.shape != values.shape:
         raise ValueError(
-            f"scores and similar must have one shape (n,), got {values.shape} and {same.shape}."
+            f"scores and similar must be of equal shape (n,), got {values.shape} and {same.shape}."
         )
     if not np.isfinite(values).all():
         raise ValueError(f"scores[{int((~np.isfinite(values)).argmax())}] is not finite.")

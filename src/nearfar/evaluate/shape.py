@@ -21,7 +21,7 @@ from nearfar.tabulate import Table
 # A dimension is dead if its deviation is below this share of the root mean square of all entries.
 _DEAD = 1e-4
 _BUFFERS = 6
-_ROWS = 2**14  # rows turned to float64 at a time
+_ROWS = 2**14  # rows converted to float64 at a time
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def _pairs(u: Tensor, relation: Relation | None) -> tuple[float | None, float | 
 
 
 def _tiles(u: Tensor, relation: Relation | None) -> Iterator[tuple[Tensor, Block | None]]:
-    """|u_i - u_j|^2 of every pair i < j, once; entries of a tile with i >= j are infinite."""
+    """|u_i - u_j|^2 of every pair i < j, once; the other entries of a tile are infinite."""
     closeness = Euclidean(squared=True)
     a, _ = closeness.prepare(u, None)
     size = min(tile(current_limits(), u.device, u.element_size(), _BUFFERS))

@@ -1,7 +1,7 @@
 """Labelled pairs counted from the closest to the farthest, and by identity.
 
-Every verification figure is computed from these counts, whether the pairs were given as arrays or
-are all pairs of a set of embeddings, which are never all held in memory.
+All verification figures are computed from these counts, whether the pairs are given as arrays or
+are all pairs of a set of embeddings, which are never held in memory at once.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from nearfar.evaluate.scores import Bools, Floats, Integers
 
 Average = Literal["pairs", "identities"]
 
-BINS = 512  # in which the contribution of each identity is counted
+BINS = 512  # for the contribution of each identity
 _ELEMENTS = 2**22  # numbers held at a time
 
 
@@ -43,7 +43,7 @@ class Tally:
 
     def rates(self) -> tuple[Floats, Floats]:
         """(s,) false-accept and (s,) true-accept rate of a threshold at each step."""
-        return _risen(self.dissimilar), _risen(self.similar)
+        return _cumulative_share(self.dissimilar), _cumulative_share(self.similar)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +70,7 @@ def tally_of(distance: Floats, similar: Bools, groups: Integers | None, average:
         distance: (n,) of the pairs.
         similar: (n,) bool.
         groups: (n, 2) int64 identities, numbered 0, 1, ...
-        average: whether each pair counts once, or each identity and each pair of identities.
+        average: "pairs" for weight 1 per pair; "identities" for 1 per identity and per two of them.
 
     >>> found = tally_of(np.array([0.5, 0.1, 0.5]), np.array([True, True, False]), None, "pairs")
     >>> found.distance, found.similar, found.dissimilar
@@ -87,7 +87,7 @@ def tally_at(
     weight = np.ones(len(step))
     n_trials = int((~similar).sum())
     if groups is not None and average == "identities":
-        weight, n_trials = _one_each(groups, similar)
+        weight, n_trials = _weights_by_identity(groups, similar)
     n = len(distances)
     near = counted(step[similar], n, weight[similar])
     far = counted(step[~similar], n, weight[~similar])
@@ -110,7 +110,7 @@ def bin_ends(similar: Floats, dissimilar: Floats) -> Integers:
         return np.arange(n)
     share = 1 / (1 + np.exp(-np.linspace(-9.5, 9.5, BINS // 2 - 1)))
     places = [
-        np.searchsorted(_risen(weights), share)
+        np.searchsorted(_cumulative_share(weights), share)
         for weights in (similar, dissimilar)
         if weights.any()
     ]
@@ -122,8 +122,8 @@ def counted(places: Integers, n: int, weight: Floats | None = None) -> Floats:
     return np.bincount(places, weight, minlength=n).astype(np.float64)
 
 
-def _one_each(groups: Integers, similar: Bools) -> tuple[Floats, int]:
-    """(n,) weights that sum to 1 over the pairs of one or two identities; and the pairs of two."""
+def _weights_by_identity(groups: Integers, similar: Bools) -> tuple[Floats, int]:
+    """(n,) weights that sum to 1 per identity and per two; the number of pairs of identities."""
     low, high = groups.min(1), groups.max(1)
     cell = (low * (int(groups.max()) + 1) + high) * 2 + similar
     _, first, which, counts = np.unique(
@@ -182,11 +182,11 @@ def replicates(tally: Tally, resamples: int, seed: int) -> Iterator[tuple[Floats
             drawn = random.poisson(1.0, (n, len(part))) - 1.0
             total += drawn @ part.reshape(len(part), -1)
         dissimilar, similar = total.reshape(n, 2, c).swapaxes(0, 1)
-        # Negative weights could let a rate fall slightly, although rates never fall.
-        yield tuple(np.maximum.accumulate(_risen(w), 1) for w in (dissimilar, similar))  # type: ignore[misc]
+        # Negative weights could make a rate fall slightly; rates must not.
+        yield tuple(np.maximum.accumulate(_cumulative_share(w), 1) for w in (dissimilar, similar))  # type: ignore[misc]
 
 
-def _risen(weights: Floats) -> Floats:
+def _cumulative_share(weights: Floats) -> Floats:
     """The share of the weight up to each step; NaN if there is no weight."""
     total = np.cumsum(weights, -1)
     with np.errstate(invalid="ignore", divide="ignore"):

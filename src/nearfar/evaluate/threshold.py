@@ -131,7 +131,7 @@ def check_far(far: float) -> None:
 
 
 def check_threshold(threshold: float) -> None:
-    """Refuse NaN, to which no distance compares."""
+    """Refuse NaN, which compares with no distance."""
     if np.isnan(threshold):
         raise ValueError("threshold must be a number, got nan; fit_threshold gives one.")
 

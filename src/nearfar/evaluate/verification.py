@@ -1,4 +1,4 @@
-"""How well a score separates same from different pairs, at every threshold."""
+"""How well a score separates similar from dissimilar pairs, at every threshold."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

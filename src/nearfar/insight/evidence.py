@@ -1,4 +1,4 @@
-"""What an explained loss tells the doctor."""
+"""Evidence for the doctor from a loss that is being explained."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -77,7 +77,7 @@ def _wakes(name: str, seen: Observation) -> float | None:
 
 
 def _held(seen: Observation) -> Tensor | None:
-    """The largest share of its push that one negative receives, for rows whose negatives matter.
+    """For rows whose negatives matter, the largest share of the push that one negative receives.
 
     None: no row has enough negatives.
     """

@@ -25,9 +25,9 @@ def explain(
 ) -> Explanation:
     r"""Show what a loss does to each row: its distances, its loss, its force, and why.
 
-    The loss itself is run and differentiated, so what is shown is what trains. For row i with a
-    distance :math:`d_i`, the force is :math:`\partial \ell_i / \partial d_i` (for a similarity, the
-    negative of the derivative): above 0 it pulls together, below 0 it pushes apart.
+    The loss function itself is run and differentiated, so this is what training does. For row i
+    with a distance :math:`d_i`, the force is :math:`\partial \ell_i / \partial d_i` (negated for a
+    similarity): above 0 it pulls together, below 0 it pushes apart.
 
     For a whole-batch loss, the strongest forces are shown; `nearfar.forces` has more.
 

@@ -29,7 +29,7 @@ class Forces:
     Attributes:
         anchor: (k,) int64, the row that exerts the force; strongest force first.
         other: (k,) int64, the row it acts on (of the reference or the other tower, if there is
-            one; hard negatives are counted on from the last row of the tower).
+            one; the indices of hard negatives follow those of the tower).
         similar: (k,) bool, whether the two are a positive pair.
         closeness: (k,) their distance; for losses on similarities, their similarity.
         force: (k,) > 0 pulls, < 0 pushes.
@@ -139,15 +139,15 @@ def forces_of(
 
 
 def _normal(name: str, value: ArrayLike | None) -> Tensor | None:
-    """A tensor, copied if made in inference mode, where no gradient could pass through it."""
-    if value is None:  # an argument left out, such as listed negatives
+    """A tensor, copied if it was made in inference mode, since that has no gradient."""
+    if value is None:  # an omitted argument, such as listed negatives
         return None
     x = tensor(name, value)
     return x.clone() if x.is_inference() else x
 
 
 class _Strongest:
-    """Keeps the k strongest forces of all tiles, and adds up those of each anchor."""
+    """Keeps the k strongest forces of all tiles, and sums the forces of each anchor."""
 
     def __init__(self, k: int) -> None:
         self.k = k

@@ -12,7 +12,7 @@ from nearfar.engine.observe import Measured
 
 @dataclass(frozen=True, eq=False)
 class Observation:
-    """What a loss on aligned rows measured, and what came of it.
+    """What a loss on aligned rows measured, its forces and its losses.
 
     Attributes:
         measured: what it measured, by role.
@@ -42,7 +42,7 @@ class Observation:
         strongest = torch.stack(
             [f.abs().reshape(len(f), f[:1].numel()).sum(1) for f in forces.values()]
         ).amax(0)
-        # A softmax force is never exactly 0; a millionth of the strongest teaches nothing.
+        # Softmax forces are never exactly 0; a millionth of the strongest is negligible.
         active = strongest > 1e-6 * strongest.max() if len(strongest) else strongest > 0
         return cls(measured, forces, per_row.detach().cpu(), active)
 
