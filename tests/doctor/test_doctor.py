@@ -83,7 +83,7 @@ HEALTHY = [
 
 @pytest.mark.parametrize(("loss", "settings"), HEALTHY)
 @pytest.mark.parametrize("noise", [0.1, 0.5, 1.5])
-def test_healthy_batches_are_left_in_peace(loss, settings, noise):
+def test_healthy_batches_have_no_findings(loss, settings, noise):
     x, labels = clusters(noise=noise)
     assert examine(x, labels, loss=loss, **settings).healthy
     assert examine(x, labels).healthy
@@ -92,12 +92,12 @@ def test_healthy_batches_are_left_in_peace(loss, settings, noise):
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**6), st.integers(2, 30), st.integers(2, 8), st.sampled_from([2, 8, 64]))
-def test_embeddings_that_know_nothing_are_no_fault(seed, n_classes, n_items, d):
+def test_untrained_embeddings_have_no_findings(seed, n_classes, n_items, d):
     x, labels = clusters(n_classes, n_items, d, noise=100.0, seed=seed)
     assert examine(x, labels, loss=nf.sup_con_loss, temperature=0.1).healthy
 
 
-def test_a_module_and_its_function_are_one():
+def test_a_module_is_examined_like_its_function():
     x, labels = clusters()
     module = nf.BatchContrastiveLoss(margin=3.0, distance="cosine")
     by_hand = examine(x, labels, loss=nf.batch_contrastive_loss, margin=3.0, distance="cosine")
@@ -105,7 +105,7 @@ def test_a_module_and_its_function_are_one():
     assert names(by_hand) == ["unreachable-margin"]
 
 
-def test_nothing_known_is_nothing_found():
+def test_without_evidence_there_are_no_findings():
     assert diagnose(Evidence()).healthy
     assert examine(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long)).healthy
     assert examine(torch.zeros(1, 4), [0]).healthy
@@ -139,7 +139,7 @@ def test_a_dead_batch():
         ([0.0, 1.0, 1.0] * 20, False),
     ],
 )
-def test_dead_steps_of_a_training(losses, dead):
+def test_dead_steps_of_a_training_run(losses, dead):
     history = [{"loss": loss, "active_share": float(loss > 0)} for loss in losses]
     assert names(diagnose(Evidence(history=history))) == ["dead-batch"] * dead
     # A loss below 0 has no tuple that "costs", and learns all the same.
@@ -213,8 +213,8 @@ def test_a_collapsed_embedding_with_and_without_labels(x, labels):
     ]
 
 
-def test_classes_that_are_points_are_no_collapse_where_nobody_named_them():
-    """Of two even classes nearly half of the pairs are similar; of ten, a tenth."""
+def test_classes_that_are_points_are_not_a_collapse_without_labels():
+    """With two classes of equal size nearly half of the pairs are similar; with ten, a tenth."""
     for n_classes in (2, 10):
         x, _ = clusters(n_classes, 200 // n_classes, d=10, noise=1e-5)
         assert examine(x).healthy
@@ -223,7 +223,7 @@ def test_classes_that_are_points_are_no_collapse_where_nobody_named_them():
     assert names(examine(one_astray)) == ["collapsed-embedding"]
 
 
-def test_what_training_should_have_achieved_is_not_asked_at_its_beginning():
+def test_rules_about_success_wait_until_training_has_settled():
     apart = Apart(torch.full((9,), 1e-6), torch.full((9,), 1e-5))
     spectrum = Spectrum(torch.eye(100)[0], 1000, 100)
     early = Evidence(apart=apart, lengths=torch.ones(9), spectrum=spectrum, progress=0.2)
@@ -236,7 +236,7 @@ def test_what_training_should_have_achieved_is_not_asked_at_its_beginning():
     ]
 
 
-def test_a_loss_that_stands_where_identical_embeddings_put_it():
+def test_a_loss_that_is_stuck_at_its_value_for_identical_embeddings():
     x, labels = clusters()
     near = torch.nn.functional.normalize(10 * x[:1] + 0.1 * x)  # some 5 % of the length apart
     check = {"loss": nf.batch_contrastive_loss, "margin": 1.0}
@@ -267,7 +267,7 @@ def explained(*towers, loss, **settings) -> list[str]:
 
 
 @pytest.mark.parametrize(("loss", "settings"), TOWERS)
-def test_towers_that_are_paired_are_left_in_peace(loss, settings):
+def test_paired_towers_have_no_findings(loss, settings):
     for noise in (0.1, 0.5, 2.0):
         assert examine(*two_towers(noise), loss=loss, **settings).healthy
     if "symmetric" not in settings:
@@ -275,7 +275,7 @@ def test_towers_that_are_paired_are_left_in_peace(loss, settings):
 
 
 @pytest.mark.parametrize(("loss", "settings"), TOWERS)
-def test_towers_whose_pairs_were_shuffled(loss, settings):
+def test_shuffled_towers(loss, settings):
     x, y = two_towers()
     shuffled = y[torch.randperm(len(y), generator=torch.Generator().manual_seed(1))]
     (found,) = examine(x, shuffled, loss=loss, **settings).findings
@@ -292,7 +292,7 @@ def test_towers_whose_pairs_were_shuffled(loss, settings):
 
 @pytest.mark.parametrize(("loss", "settings"), TOWERS)
 def test_towers_that_collapsed(loss, settings):
-    """Together, each at a place of its own, or one of them."""
+    """Both to one point, each to a different one, or only one of them."""
     x, y = two_towers()
     points = 10 * torch.randn(2, 32, generator=torch.Generator().manual_seed(5))
     for a, b, which in (
@@ -309,7 +309,7 @@ def test_towers_that_collapsed(loss, settings):
             assert explained(a, b, loss=loss, **settings) == ["collapsed-embedding"]
 
 
-def test_a_loss_of_two_towers_that_stands_at_log_n():
+def test_a_two_tower_loss_that_is_stuck_at_log_n():
     x, y = two_towers(noise=0.0)
     near = [torch.nn.functional.normalize(20 * x[:1] + tower) for tower in (x, y)]  # 5 % apart
     (found,) = examine(*near, loss=nf.clip_loss, scale=0.1).findings
@@ -422,13 +422,13 @@ def test_a_threshold_that_does_not_hold(test_far, n_identities, fires):
 @pytest.mark.parametrize(
     ("auc", "fires"), [(None, False), (0.3, True), (0.5, True), (0.54, True), (0.56, False)]
 )
-def test_a_verifier_that_is_a_coin(auc, fires):
+def test_a_verifier_at_chance(auc, fires):
     fitted = replace(FITTED, test_auc=auc)
     assert names(diagnose(Evidence(fitted=fitted))) == ["no-better-than-chance"] * fires
 
 
-def test_a_verifier_that_is_worse_than_a_coin_is_told_once():
-    """By the labels where they are surely flipped, and else as one that knows nothing."""
+def test_a_verifier_below_chance_has_one_finding():
+    """Flipped labels if that is certain, no better than chance otherwise."""
     near, far = torch.rand(2, 200, generator=torch.Generator().manual_seed(0))
     evidence = Evidence(fitted=replace(FITTED, test_auc=0.3), apart=Apart(near + 0.5, far))
     assert names(diagnose(evidence)) == ["flipped-labels"]
@@ -437,7 +437,7 @@ def test_a_verifier_that_is_worse_than_a_coin_is_told_once():
 
 
 def test_chance_does_not_overfit_a_threshold():
-    """Each identity has an error rate of its own, so that its pairs depend on each other."""
+    """Each identity has its own error rate, so its pairs are not independent."""
     generator = torch.Generator().manual_seed(0)
     fired = 0
     for _ in range(300):
@@ -455,7 +455,7 @@ def test_chance_does_not_overfit_a_threshold():
     ("n", "largest"), [(1, "0.95"), (2, "0.78"), (10, "0.26"), (100, "0.03"), (298, "0.01")]
 )
 def test_too_few_pairs_for_a_rate(n, largest):
-    """None of n accepted: at a rate of `largest` that has a chance of 5 %."""
+    """If none of n is accepted, the rate may be `largest` with a probability of 5 %."""
     (found,) = diagnose(Evidence(fitted=replace(FITTED, n_pairs=n))).findings
     assert found.name == "coarse-threshold"
     assert found.means.endswith(f"the rate may be {largest}.")
@@ -521,8 +521,8 @@ def test_a_threshold_that_is_far_too_strict(change, fires):
         assert "would accept 95.0%" in found.findings[0].seen
 
 
-def test_what_so_few_identities_cannot_show_is_said():
-    """With 4 a side even a rate of 1 would be chance, and there is no interval."""
+def test_too_few_identities_to_judge_a_threshold_are_reported():
+    """With 4 per side even a rate of 1 could be chance, and there is no interval."""
     few = replace(FITTED, n_identities=4, test_identities=4, test_far=0.001)
     asked = diagnose(Evidence(fitted=few))
     reason = "enough identities to tell from chance"
@@ -559,11 +559,11 @@ def test_few_identities_to_learn_from():
         seen, new = labels < n, labels >= n
         split = {"train": (x[seen], labels[seen]), "test": (x[new], labels[new])}
         assert names(examine_split(**split)) == ["few-identities"] * fires
-    split["learned"] = split.pop("train")  # nobody knows which side is learned from
+    split["learned"] = split.pop("train")  # no side is named "train"
     assert examine_split(**split).not_asked == {'a side named "train"': ("few-identities",)}
 
 
-def test_a_few_duplicates_in_thousands_are_no_finding():
+def test_a_few_duplicates_in_thousands_are_ignored():
     items = [bytes([i // 256, i % 256]) for i in range(4000)]
     sides = {"one": Side(["a"], items[:2000]), "test": Side(["b"], items[1999:])}
     assert diagnose(Evidence(sides=sides)).healthy
@@ -588,7 +588,7 @@ def silent(diagnosis: Diagnosis) -> set[str]:
 
 def test_a_rule_without_evidence_says_so():
     everything = diagnose(Evidence())
-    assert silent(everything) == set(NAMES) - {"unpaired-towers"}  # nobody spoke of two towers
+    assert silent(everything) == set(NAMES) - {"unpaired-towers"}  # no towers were given
     x, labels = clusters()
     assert examine(x).not_asked["labels"] == (
         "flipped-labels",
@@ -633,17 +633,17 @@ def test_a_rule_without_evidence_says_so():
         ),
     ],
 )
-def test_too_little_evidence_is_told_from_none(found, name, reason):
+def test_too_little_evidence_differs_from_none(found, name, reason):
     why = [what for what, names in found.not_asked.items() if any(name in n for n in names)]
     assert len(why) == 1
     assert why[0].startswith(reason)
 
 
-def test_every_rule_finds_what_it_is_called():
+def test_every_finding_has_the_name_of_its_rule():
     assert [name_of(rule) for rule in RULES] == list(NAMES)
 
 
-def test_a_watch_knows_which_rules_were_never_asked():
+def test_a_watch_lists_the_rules_that_were_never_checked():
     watch = Watch()
     watch.see(Evidence(active=torch.ones(4, dtype=torch.bool)), step=1)
     assert "dead-batch" not in silent(watch.diagnosis())
@@ -655,8 +655,8 @@ def test_a_watch_knows_which_rules_were_never_asked():
 # -- what all of it looks like --------------------------------------------------------------------
 
 
-def test_many_rows_are_looked_at_by_whole_classes():
-    """Rows drawn one by one from so many classes would hold hardly a similar pair."""
+def test_many_rows_are_sampled_by_whole_classes():
+    """Rows drawn one by one from that many classes would hold hardly any similar pair."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(0, 4000, (20_000,), generator=generator)
     centres = torch.randn(4000, 16, generator=generator)
@@ -730,7 +730,7 @@ def test_a_watch_says_everything_once():
     assert watch.diagnosis().findings[0].in_short().startswith("step 3, dead-batch: No force")
 
 
-def test_looking_changes_nothing():
+def test_examining_changes_nothing():
     x, labels = clusters()
     x.requires_grad_()
     before = torch.get_rng_state()

@@ -1,4 +1,4 @@
-"""Pairs looked at for both their ends: whatever the spread of the exponents, as strip by strip."""
+"""A pair used for both its rows gives the same as strips, whatever the spread of exponents."""
 
 from collections.abc import Callable
 from functools import partial
@@ -28,8 +28,8 @@ LOSSES: dict[str, Loss] = {
 LABELS = {
     "few": torch.arange(N) // 4,
     "any order": torch.randint(0, 6, (N,), generator=torch.Generator().manual_seed(1)),
-    "blocks of one class": (torch.arange(N) // 13),  # tiles in which nobody is negative
-    "nobody": torch.arange(N),
+    "blocks of one class": (torch.arange(N) // 13),  # tiles without negatives
+    "no positives": torch.arange(N),
     "one class": torch.zeros(N, dtype=torch.int64),
 }
 

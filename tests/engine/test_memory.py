@@ -47,12 +47,12 @@ def spent(case: Case, data: Data, reduction: str, *, backward: bool = True) -> A
 
 
 def assert_linear(allocations: Allocations, data: Data) -> None:
-    """The budget, beside it a few copies of the rows, and of a number a row."""
+    """The budget, plus a few copies of the rows, and of one number per row."""
     rows = size_of(*data.rows.values())
-    beside = 8 * rows + 40 * 8 * N
-    assert allocations.peak <= BUDGET + beside
+    besides = 8 * rows + 40 * 8 * N
+    assert allocations.peak <= BUDGET + besides
     assert allocations.largest <= max(BUDGET, rows)
-    assert BUDGET + beside < N * N, "the bound would miss a matrix of bytes"
+    assert BUDGET + besides < N * N, "the bound would miss a matrix of bytes"
 
 
 VARIED = [

@@ -194,12 +194,12 @@ def test_sums_in_which_one_dnn_loses_digits_do_not() -> None:
     wide, wider = torch.zeros(512, 512), torch.zeros(512, 1025)
     inner(wide, wide)
     inner(wider, wider.repeat(4, 1))
-    a, force, everyone = wide.repeat(2, 1), torch.zeros(1024, 1024), slice(0, 1024)
+    a, force, all_rows = wide.repeat(2, 1), torch.zeros(1024, 1024), slice(0, 1024)
     with pytest.raises(AskedError):
         inner(a, a)
-    Gradient(a, a.clone()).add(force, everyone, everyone)
+    Gradient(a, a.clone()).add(force, all_rows, all_rows)
     with pytest.raises(AskedError):
-        Gradient(a, a.clone()).add(force, everyone, everyone, uniform=True)
+        Gradient(a, a.clone()).add(force, all_rows, all_rows, uniform=True)
 
 
 @ONE_DNN
@@ -213,7 +213,7 @@ def test_sums_in_which_one_dnn_loses_digits_do_not() -> None:
         (partial(info_nce_loss, hard_negatives=rows(30, 8, 3)), 30),  # one strip
     ],
 )
-def test_forces_on_positives_are_no_part_of_its_sums(
+def test_its_sums_leave_out_forces_on_positives(
     loss: Callable[..., Tensor], height: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They lie on a diagonal, which some tiles cross and others do not."""
@@ -252,7 +252,7 @@ LOGITS = {  # loss, whether by oneDNN
 
 @ONE_DNN
 @pytest.mark.parametrize("name", LOGITS)
-def test_large_logits_are_no_part_of_them_either(
+def test_its_sums_leave_out_large_logits_too(
     name: str, one_dnn: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Unless they are sums so short that it loses nothing."""

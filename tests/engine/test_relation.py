@@ -170,7 +170,7 @@ def test_counts_of_a_batch_too_large_for_one_mask() -> None:
     assert torch.equal(relation.n_positives(), similar.sum(1))
 
 
-def test_a_row_declared_under_another_label_is_no_positive_to_lose() -> None:
+def test_an_own_row_with_another_label_does_not_reduce_the_positives() -> None:
     """In a relation too large for one mask, where positives are counted from sorted labels."""
     n, m = 300, 400
     labels, others = torch.arange(n) % 10, torch.arange(m) % 10

@@ -341,7 +341,7 @@ print(peak() - before)
     assert float(done.stdout) < 90
 
 
-def test_a_small_budget_is_kept_to_and_gives_the_same():
+def test_a_small_budget_is_kept_and_gives_the_same_figures():
     x, labels = some(40, seed=4)
     expected = every_pair(x, labels).verification().auc
     with memory_budget(2**16):

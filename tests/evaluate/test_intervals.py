@@ -13,7 +13,7 @@ FAR = (0.1, 0.02)
 
 
 def truth(apart, between, within):
-    """AUC, EER and TAR at each FAR of `pairs`, for all identities there could be.
+    """AUC, EER and TAR at each FAR of `pairs`, over the whole population of identities.
 
     Distances are normal around 0 (similar) and `apart`, with an offset for each identity.
     """
@@ -131,7 +131,7 @@ def test_the_same_seed_gives_the_same_intervals_whatever_identities_are_called()
     assert "95% interval" in str(first)
 
 
-def test_perfect_verification_is_not_sure_of_itself():
+def test_perfect_verification_has_intervals_of_some_width():
     # No error among 50 identities: the upper end is what as many trials without one would say.
     d, same, groups = pairs(np.random.default_rng(0), 50, 500, 100.0, 0.1, 0.1)
     found = verification(d, same, higher_is_closer=False, groups=groups)

@@ -55,7 +55,7 @@ def test_it_never_falls_as_pairs_get_closer_and_is_never_certain(fit):
 
 
 @BOTH
-def test_similarities_are_distances_turned_round(fit):
+def test_similarities_are_negated_distances(fit):
     d, same = draw()
     distances = fit(d, same, higher_is_closer=False)
     similarities = fit(-d, same, higher_is_closer=True)

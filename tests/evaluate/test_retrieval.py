@@ -121,7 +121,7 @@ def test_a_row_without_direction_is_at_cosine_distance_1(search):
     torch.testing.assert_close(against.distances[0], torch.tensor([0.4, 1, 1]))
 
 
-def test_equal_values_are_not_taken_for_the_same_item():
+def test_equal_values_are_not_assumed_to_be_the_same_item():
     x, labels = np.zeros((4, 2)), np.array([0, 1, 0, 1])
     with pytest.warns(UserWarning, match="find themselves"):
         found = retrieval(x, labels, reference=Reference(x, labels), k=(1,), distance="euclidean")
@@ -135,8 +135,8 @@ def test_equal_values_are_not_taken_for_the_same_item():
 
 @pytest.mark.parametrize("distance", ["euclidean", "sqeuclidean", "cosine"])
 @pytest.mark.parametrize("whole", [False, True])
-def test_queries_that_find_themselves_are_warned_of(distance, whole):
-    """300 rows of 30 classes that know nothing: everyone is his own nearest."""
+def test_queries_that_find_themselves_give_a_warning(distance, whole):
+    """300 random rows of 30 classes: each row is its own nearest neighbour."""
     generator = torch.Generator().manual_seed(0)
     x, labels = torch.randn(300, 32, generator=generator), torch.arange(300) % 30
     queries = slice(None) if whole else slice(0, 40)
@@ -154,7 +154,7 @@ def test_queries_that_find_themselves_are_warned_of(distance, whole):
                 retrieval_of(near, labels[queries], reference_labels=labels, k=(1,))
 
 
-def test_a_reference_that_holds_some_queries_is_no_cause_to_warn():
+def test_a_reference_that_holds_some_queries_gives_no_warning():
     x, labels, reference, others = draw(20, 30)
     reference[:19] = x[:19]  # `filterwarnings = error` would tell
     retrieval(x, labels, reference=Reference(reference, others), k=(1,))
@@ -311,8 +311,8 @@ def test_classes_add_up_to_the_whole_and_go_to_json():
 def test_neighbours_found_elsewhere_give_the_same_figures_as_far_as_they_go():
     x, labels = draw(50)
     exact = retrieval(x, labels, k=K)
-    everyone = retrieval_of(nearest(x, k=49), labels, k=K)
-    assert everyone.as_dict() == exact.as_dict()
+    figures = retrieval_of(nearest(x, k=49), labels, k=K)
+    assert figures.as_dict() == exact.as_dict()
     few = retrieval_of(nearest(x, k=7), labels, k=K)
     assert few.overall.ndcg == exact.overall.ndcg
     assert few.overall.map_at_r is None

@@ -116,7 +116,7 @@ def test_planted_label_errors_are_found_and_no_others():
     assert neighbours(x, true).suspects == ()
 
 
-def test_small_classes_and_lone_rows_are_not_accused():
+def test_small_classes_and_single_rows_are_not_suspected():
     chance = torch.Generator().manual_seed(0)
     big, pair = torch.randn(50, 4, generator=chance), 0.01 * torch.randn(2, 4, generator=chance)
     x = torch.cat([big, 4 + pair, torch.full((1, 4), 0.1)])

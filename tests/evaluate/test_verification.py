@@ -82,7 +82,7 @@ def test_the_det_curve_is_scikit_learns_on_normal_axes():
     assert set(theirs) <= points
 
 
-def test_similarities_are_distances_turned_round():
+def test_similarities_are_negated_distances():
     d, same = scores()
     turned = verification(-d, same, higher_is_closer=True)
     straight = verification(d, same, higher_is_closer=False)
@@ -97,7 +97,7 @@ def test_similarities_are_distances_turned_round():
     assert at_threshold(-d, same, threshold, higher_is_closer=True).far <= 0.05
 
 
-def test_too_few_dissimilar_pairs_are_said_instead_of_a_number():
+def test_too_few_dissimilar_pairs_are_reported_instead_of_a_number():
     d = np.arange(4500.0)
     same = d < 500
     found = verification(d, same, higher_is_closer=False, far=(0.1, 0.01, 0.001, 0.0))

@@ -114,7 +114,7 @@ def test_errors_teach():
 
 
 def test_a_positive_pair_of_quadruplets_is_shown_once():
-    """Though two terms pull it: with what both do together."""
+    """Two terms pull it; their sum is shown."""
     x, labels = batch(n=20, d=3)
     d = (x[:, None] - x).norm(dim=2).requires_grad_()
     same = labels[:, None] == labels
@@ -149,11 +149,13 @@ def twice(x: Tensor, labels: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     "loss", [twice, partial(nf.sup_con_loss, temperature=0.1), nf.triplet_stats, torch.nn.ReLU()]
 )
-def test_what_is_no_loss_of_ours_is_refused(loss):
-    """Even if it calls one: which of its forces are those of the loss, nobody could say."""
+def test_only_losses_of_nearfar_are_accepted(loss):
+    """A function that calls one is refused: its own forces could not be told from the loss's."""
     x, labels = batch()
     for look in (nf.forces, nf.explain):
-        with pytest.raises(TypeError, match=r"one of nearfar's losses itself.*followed by its arguments"):
+        with pytest.raises(
+            TypeError, match=r"one of nearfar's losses itself.*followed by its arguments"
+        ):
             look(loss, x, labels)
 
 
@@ -177,7 +179,7 @@ def test_nothing_to_compare_with_has_no_forces():
         nf.forces(nf.sup_con_loss, x, labels, reference=nothing)
 
 
-def test_what_the_loss_takes_forces_takes():
+def test_forces_takes_whatever_the_loss_takes():
     x, labels = batch()
     whole = (8 * x).round().long()
     by_hand = nf.forces(nf.sup_con_loss, whole.float(), labels, k=3)

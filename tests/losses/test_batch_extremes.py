@@ -69,7 +69,7 @@ def test_finite_in_finite_out(case: Case, extreme: str) -> None:
 
 @over(CASES)
 def test_finite_in_tiles(case: Case) -> None:
-    """Where a tile holds no positive, or nobody but the row itself."""
+    """Including tiles that hold no positive, or only the row itself."""
     for extreme in ("one row zero", "size 1e4", "identical"):
         hard = case.draw(4, 5, dtype=torch.float32).each(EXTREMES[extreme])
         with tile_shape(1, 2):
@@ -129,7 +129,7 @@ DISTANCES: dict[str, Callable[..., Tensor]] = {
 def test_distances_whose_squares_leave_float32(
     name: str, mixed: bool, shape: tuple[int, int]
 ) -> None:
-    """Rows of size 1e25, some of them alike; mixed, there are rows of size 1 in between."""
+    """Rows of size 1e25, some of them similar; "mixed" adds rows of size 1 in between."""
     chance = torch.Generator().manual_seed(3)
     x = torch.randn(12, 4, generator=chance)
     x[(torch.arange(12) % 3 != 0) | (not mixed)] *= 1e25
@@ -187,7 +187,7 @@ def assert_nothing(case: Case, data: Data) -> bool:
 
 
 @over(CASES)
-def test_no_rows_and_rows_alone_are_nothing_to_compare(case: Case) -> None:
+def test_no_rows_and_single_rows_have_nothing_to_compare(case: Case) -> None:
     """Point 3."""
     assert assert_nothing(case, case.draw(0))
     alone = assert_nothing(case, case.draw(1))
@@ -216,7 +216,7 @@ def test_anchors_without_positives_or_negatives_have_nothing_to_compare(
 )
 @over(CASES)
 def test_non_finite_in_nan_out(case: Case, where: int, layout: str) -> None:
-    """Point 2: in the loss of every anchor that meets the bad row, and in no other.
+    """Point 2: in the loss of every anchor compared with the bad row, and in no other.
 
     Also of one that has nothing to compare, whose loss would be 0 and its gradient NaN.
     """
@@ -251,7 +251,7 @@ def test_a_bad_weight_is_not_hidden(bad: float) -> None:
 
 
 @over([case for case in PLAIN if "weight" in case.takes])
-def test_weights_of_0_are_nothing_to_compare(case: Case) -> None:
+def test_zero_weights_leave_nothing_to_compare(case: Case) -> None:
     data = case.draw(5)
     for reduction in ("none", "mean", "sum"):
         run = partial(case.run, reduction=reduction, weight=[0.0] * 5)
@@ -288,7 +288,7 @@ def gridded(a: Tensor) -> Tensor:
 
 
 def with_twins(case: Case, seed: int, *, apart: float) -> Data:
-    """Rows of which a third have a near-duplicate, some in their class and some in another."""
+    """Rows, a third with a near-duplicate, some in their class and some in another."""
     data = case.draw(30, 16, seed).each(gridded)
     chance = torch.Generator().manual_seed(seed)
     for name, a in data.rows.items():
@@ -304,7 +304,7 @@ def with_twins(case: Case, seed: int, *, apart: float) -> Data:
 
 
 def relative(found: Tensor, true: Tensor) -> float:
-    """The largest error of a row, relative to what is largest in that row."""
+    """The largest error of a row, relative to the largest entry of that row."""
     off, size = (found.double() - true).abs(), true.abs()
     if true.ndim == 2:
         off, size = off.amax(1), size.amax(1)
@@ -394,7 +394,7 @@ COSINES: dict[str, Callable[..., Tensor]] = {
 @pytest.mark.parametrize("reference", [False, True])
 @pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("name", COSINES)
-def test_rows_of_nearly_one_direction(
+def test_rows_of_nearly_the_same_direction(
     name: str,
     together: bool,
     reference: bool,
@@ -437,7 +437,7 @@ def test_rows_of_nearly_one_direction(
 def test_a_tile_of_sigmoids_keeps_its_digits(
     low: float, high: float, shape: tuple[int, int], dtype: torch.dtype
 ) -> None:
-    """Where all are up to 0, where only some are, where none is: log(1 + e^z) and its slope."""
+    """log(1 + e^z) and its slope, if all values, some of them, or none are at most 0."""
     z = torch.empty(shape, dtype=dtype).uniform_(
         low, high, generator=torch.Generator().manual_seed(0)
     )
@@ -483,7 +483,7 @@ def test_labels_may_change_before_the_backward_pass(case: Case) -> None:
 def test_arrays_may_change_before_the_backward_pass(
     loss: Callable[[Tensor, np.ndarray[Any, Any]], Tensor],
 ) -> None:
-    """Of them autograd does not notice it."""
+    """Autograd does not notice changes of arrays."""
     x, y = torch.randn(2, 9, 4, generator=torch.Generator().manual_seed(0)).unbind()
     found = []
     for change in (False, True):
@@ -512,7 +512,7 @@ def test_sums_of_positives_may_leave_the_dtype_where_their_mean_does_not(
 @pytest.mark.parametrize("size", [2.0**70, 2.0**-60])
 @pytest.mark.parametrize("loss", [nearfar.batch_triplet_loss, nearfar.batch_quadruplet_loss])
 @pytest.mark.parametrize("select", ["hard", "semihard", "easy_positive"])
-def test_rows_of_any_size_are_picked_alike(
+def test_the_same_rows_are_picked_at_any_scale(
     loss: Callable[..., Tensor], select: str, size: float
 ) -> None:
     if loss is nearfar.batch_quadruplet_loss and select != "hard":
@@ -527,7 +527,7 @@ def test_rows_of_any_size_are_picked_alike(
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_a_learned_number_of_half_precision_is_computed_with_as_float32(dtype: torch.dtype) -> None:
+def test_a_learned_half_precision_number_is_used_as_float32(dtype: torch.dtype) -> None:
     x, labels = torch.randn(8, 4, generator=torch.Generator().manual_seed(0)), torch.arange(8) // 2
     for value in (1e-5, 0.07):
         given = torch.tensor(value, dtype=dtype, requires_grad=True)
@@ -584,8 +584,8 @@ def test_a_bias_is_a_finite_number(bias: Any) -> None:
         nearfar.siglip_loss(torch.eye(3), torch.eye(3), scale=1.0, bias=bias)
 
 
-def test_what_is_not_learned_is_no_tensor() -> None:
-    """Its gradient would be None, and nobody would notice."""
+def test_a_hyperparameter_that_cannot_be_learned_is_not_a_tensor() -> None:
+    """Its gradient would silently be None."""
     learned = torch.nn.Parameter(torch.tensor(4.0))
     x, labels = torch.eye(4), torch.arange(4) // 2
     for run in (
@@ -599,7 +599,7 @@ def test_what_is_not_learned_is_no_tensor() -> None:
 
 
 @over(PLAIN)
-def test_transforms_and_batched_gradients_are_refused_in_words(case: Case) -> None:
+def test_transforms_and_batched_gradients_raise_a_clear_error(case: Case) -> None:
     """Those of a scalar come out right, since its gradient is only multiplied."""
     data = case.draw(4)
     name = next(iter(data.rows))
@@ -653,7 +653,7 @@ def test_a_device_without_float64_needs_none(case: Case, no_float64: _NoFloat64)
         case.run(type(data)(leaves, others), "mean").backward()
 
 
-def test_nor_does_it_to_draw_negatives(no_float64: _NoFloat64) -> None:
+def test_drawing_negatives_needs_no_float64_either(no_float64: _NoFloat64) -> None:
     x, labels = torch.randn(12, 4, requires_grad=True), torch.arange(12) // 3
     with no_float64:
         nearfar.batch_triplet_loss(x, labels, select="distance_weighted").backward()

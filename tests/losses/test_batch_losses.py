@@ -60,7 +60,7 @@ OF_TUPLES = {nearfar.batch_triplet_loss, nearfar.batch_quadruplet_loss}  # test_
 
 
 def functions() -> set[Callable[..., Tensor]]:
-    """Every public loss that runs in the engine, but those of tuples."""
+    """Every public loss that runs in the engine, except those on tuples."""
     listed = (loss for loss in registry.LOSSES if loss.data != "rows")
     return {getattr(nearfar, loss.function) for loss in listed} - OF_TUPLES
 
@@ -146,7 +146,7 @@ WEIGHTED = [case for case in PLAIN if "weight" in case.takes]
 
 
 @over(WEIGHTED)
-def test_a_weight_counts_a_row_so_many_times(case: Case) -> None:
+def test_a_weight_of_k_counts_a_row_k_times(case: Case) -> None:
     data = case.draw(10, seed=4, layout="random")
     weight = torch.tensor([0.0, 1, 3, 0.5, 2, 0, 1, 1, 0.25, 7], dtype=torch.float64)
     rows, weighted = case.run(data), case.run(data, weight=weight)
@@ -184,7 +184,7 @@ MEANS = re.findall(
 def test_the_mean_is_over_what_the_page_says(
     name: str, how: str, over_what: str, positives: str, negatives: str
 ) -> None:
-    """Of three anchors the first has both, the second only positives, the third only negatives."""
+    """The first of three anchors has both, the second only positives, the third only negatives."""
     a, b, c = torch.eye(3, dtype=torch.bool)
     labels, reference_labels = torch.stack([a, a | b, c]), torch.stack([a, b, a])
     x, reference = torch.randn(2, 3, 4, dtype=torch.float64).unbind()
@@ -202,7 +202,7 @@ def test_the_mean_is_over_what_the_page_says(
         assert run(reduction="none")[1] == 0
 
 
-def test_the_page_tells_of_every_loss_that_may_leave_anchors_out() -> None:
+def test_the_page_lists_every_loss_that_may_leave_anchors_out() -> None:
     compared = {"nt_xent", "sup_con", "multi_similarity", "circle", "lifted_structure"}
     assert {name for name, *_ in MEANS} == {f"{name}_loss" for name in compared}
     assert len(MEANS) == 7
@@ -222,7 +222,7 @@ def test_a_weight_does_not_decide_the_dtype_of_the_loss(case: Case, dtype: torch
 
 @over(CASES)
 def test_lists_beside_float64_keep_their_digits(case: Case) -> None:
-    """By way of float32, 0.1 would be off by 1e-9."""
+    """Converted through float32, 0.1 would be off by 1e-9."""
     data = case.draw(6)
     names = [name for name, a in data.rows.items() if a.ndim]
     weight = {"weight": [0.1, 0.7, 0.3, 1 / 3, 0.9, 2.1]} if "weight" in case.takes else {}
@@ -235,7 +235,7 @@ def test_lists_beside_float64_keep_their_digits(case: Case) -> None:
     assert torch.equal(case.run(data, "none", **weight), expected)
 
 
-def test_batch_contrastive_mean_gives_both_kinds_of_pairs_the_same_say() -> None:
+def test_batch_contrastive_mean_weighs_both_kinds_of_pairs_equally() -> None:
     """Of 20 rows in 10 classes 20 ordered pairs are similar, and 360 are not."""
     x, labels = torch.randn(20, 4, dtype=torch.float64), torch.arange(20) % 10
     d = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
@@ -307,7 +307,7 @@ def all_closeness(closeness: Any, a: Tensor, b: Tensor) -> Tensor:
 
 
 def dense(rule: Rule, closeness: Tensor, relation: Relation) -> tuple[Tensor, Tensor]:
-    """Losses of a rule on the full closeness, 0 where nothing counts, and how much each counts."""
+    """Losses of a rule on the full closeness, 0 for anchors that do not count, and the counts."""
     n, m = closeness.shape
     loss, counts = losses(rule, closeness, *relation.block(slice(0, n), slice(0, m)).masks())
     return loss if isinstance(rule, PairSum) else loss.where(counts > 0, 0), counts
@@ -335,7 +335,7 @@ def densely(rule: Rule, closeness: Any, relation: Relation, *, both: bool = Fals
 
 
 def streaming(rule: Rule, closeness: Any, relation: Relation, *, both: bool = False) -> Executor:
-    """The generic executor, which knows no bias, on rows that carry it as one more column."""
+    """The generic executor, which has no bias, on rows with the bias as an extra coordinate."""
     assert not both
 
     def execute(request: Request) -> Answer:
@@ -441,7 +441,7 @@ REFERENCED = [case for case in PLAIN if "reference" in case.takes]
 
 @over([case for case in IN_BATCH if not case.reference])
 def test_a_batch_as_its_own_declared_reference_is_the_batch(case: Case) -> None:
-    """Then x is row and column; its gradient is the sum of both."""
+    """x is then both rows and columns; its gradient is the sum of both."""
     data = case.draw(9, seed=7)
     whole = gradients(runs(case), data)
     labels = data.others["labels"]
@@ -455,7 +455,7 @@ def test_a_batch_as_its_own_declared_reference_is_the_batch(case: Case) -> None:
 
 @over(REFERENCED)
 def test_mistake_3_self_pairs_are_declared_and_never_guessed(case: Case) -> None:
-    """An equal copy, or the very tensor, without `reference_own`: everyone is its own positive."""
+    """An equal copy, or the very tensor, without `reference_own`: every row is its own positive."""
     data = case.draw(6, layout="pairs", seed=8)
     x, labels = data.rows["x"], data.others["labels"]
     # At its default the circle loss all but ignores a positive at cosine 1.
@@ -474,16 +474,16 @@ def test_mistake_3_self_pairs_are_declared_and_never_guessed(case: Case) -> None
 
 
 @over(REFERENCED)
-def test_an_empty_reference_is_nothing_to_compare_with(case: Case) -> None:
+def test_an_empty_reference_leaves_nothing_to_compare(case: Case) -> None:
     """A memory before its first batch."""
     data = case.draw(4)
-    nobody = {
+    empty = {
         "reference": torch.zeros(0, 4, dtype=torch.float64),
         "reference_labels": torch.zeros(0, dtype=torch.long),
     }
     for more in ({}, {"normalize": False}) if "normalize" in case.takes else ({},):
         for reduction in ("none", "mean", "sum"):
-            value, found = gradients(runs(case, reduction, **nobody, **more), data)
+            value, found = gradients(runs(case, reduction, **empty, **more), data)
             assert not value.any()
             assert not any(g.any() for g in found.values())
 
@@ -501,7 +501,7 @@ def test_a_reference_is_whatever_has_rows_labels_and_own(case: Case) -> None:
 
 
 @over(REFERENCED)
-def test_only_the_reference_learns_if_only_it_asks(case: Case) -> None:
+def test_only_the_reference_gets_a_gradient_if_only_it_requires_one(case: Case) -> None:
     data = case.draw(5)
     reference = torch.randn(7, 4, dtype=torch.float64, requires_grad=True)
     labels = torch.tensor([0, 7, -3, 0, 7, 2**53, 2**53 + 1])
@@ -575,7 +575,7 @@ def test_length_of_rows_does_not_matter(case: Case, seed: int, factor: float) ->
 
 
 @over([case for case in IN_BATCH if not case.reference and not case.multi])
-def test_one_class_id_a_row_or_one_label_of_many_is_the_same(case: Case) -> None:
+def test_class_ids_equal_multi_labels_with_one_label_per_row(case: Case) -> None:
     data = case.draw(9, seed=9)
     one_hot = nn.functional.one_hot(data.others["labels"].unique(return_inverse=True)[1]).bool()
     found = case.run(Data(data.rows, {**data.others, "labels": one_hot}))
@@ -665,7 +665,7 @@ def test_shell_has_the_signature_of_its_function(case: Case) -> None:
 
 
 def planted(case: Case, seed: int, noise: float = 1.0) -> Data:
-    """Float32 rows, some of them nearly alike, in and across classes and towers.
+    """Float32 rows, some of them nearly equal, in and across classes and towers.
 
     `noise` is how far the second tower is from the first.
     """
@@ -716,7 +716,7 @@ REST = [
 def errors(
     found: tuple[Tensor, Named], true: tuple[Tensor, Named]
 ) -> Iterator[tuple[str, float, float, float]]:
-    """Of the value and every gradient: the largest error, the norm of errors, and of the truth."""
+    """For the value and every gradient: the largest error, and the norms of error and truth."""
     pairs = {"value": (found[0], true[0])} | {k: (found[1][k], true[1][k]) for k in true[1]}
     for name, (a, b) in pairs.items():
         off = a.double() - b.double()
@@ -903,7 +903,7 @@ def on_the_page(part: str) -> set[str]:
     return set(re.findall(r"`(\w+_loss\w*)`", part.partition("\n\n")[0]))
 
 
-def test_the_page_tells_of_every_loss_what_the_compiler_makes_of_it() -> None:
+def test_the_page_says_for_every_loss_whether_it_compiles_whole() -> None:
     losses = {name for name in nearfar.losses.__all__ if name.islower()}
     assert on_the_page(TRACED) | on_the_page(BROKEN) == losses - {"cosine_similarity"}
     assert on_the_page(TRACED) & on_the_page(BROKEN) == {"info_nce_loss"}
@@ -943,7 +943,7 @@ def test_what_the_page_says_breaks_the_graph_does(case: Case) -> None:
 
 
 @over(PLAIN)
-def test_a_second_derivative_is_refused_in_words(case: Case) -> None:
+def test_a_second_derivative_raises_a_clear_error(case: Case) -> None:
     data = case.draw(6)
     leaves = {name: a.requires_grad_() for name, a in data.rows.items()}
     for reduction in ("none", "mean"):

@@ -169,7 +169,7 @@ def test_any_shape_and_block(seed: int, n: int, layout: str, rows: int) -> None:
 
 @pytest.mark.parametrize("layout", [*LAYOUTS])
 def test_many_positives_take_the_look_up(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More than so many positives a row are looked up, not swept; here all are."""
+    """Above a number of positives per row they are looked up, not swept; here always."""
     monkeypatch.setattr(lookup, "FEW", 0)
     x, labels = draw(13, layout, seed=4)
     for select in ("all", "semihard"):
@@ -338,14 +338,14 @@ def test_rows_too_long_to_be_squared(
 @pytest.mark.parametrize("few_positives", [True, False])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @over_losses
-def test_a_row_that_is_no_number_is_not_hidden(
+def test_a_nan_row_is_not_hidden(
     loss: Callable[..., Tensor],
     how: Settings,
     bad: float,
     few_positives: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Neither as anchor and positive, nor as the negative of everyone."""
+    """Neither as anchor and positive, nor as the negative of all others."""
     if not few_positives:
         monkeypatch.setattr(lookup, "FEW", 0)
     x, labels = draw(7, "random", seed=11)
@@ -374,7 +374,7 @@ def test_nothing_to_compare_is_0(loss: Callable[..., Tensor], how: Settings) -> 
 
 @over_losses
 def test_a_row_without_a_part_is_not_hidden(loss: Callable[..., Tensor], how: Settings) -> None:
-    """One class has no negatives: nobody compares the row that is no number."""
+    """One class has no negatives: no row is compared with the NaN row."""
     if loss is not batch_contrastive_loss:
         x = torch.tensor([[1.0, 2], [torch.nan, 1], [0, 1]])
         assert loss(x, [0, 0, 0], **how).isnan()
@@ -389,7 +389,7 @@ def test_without_gradient_the_value_is_the_same() -> None:
             )
 
 
-def test_a_row_without_direction_has_cosine_0_with_everyone() -> None:
+def test_a_row_without_direction_has_cosine_0_with_all_others() -> None:
     x = torch.tensor([[1.0, 0], [0.6, 0.8], [0, 0], [0, 1]], requires_grad=True)
     how: Settings = {"select": "hard", "margin": 1.0, "distance": "cosine", "reduction": "none"}
     loss = batch_triplet_loss(x, [0, 0, 1, 1], **how)
@@ -710,7 +710,7 @@ def test_in_a_reference_what_an_anchor_does_is_shown_as_its_doing() -> None:
 
 
 @over_losses
-def test_no_tuple_is_no_force(loss: Callable[..., Tensor], how: Settings) -> None:
+def test_without_tuples_there_is_no_force(loss: Callable[..., Tensor], how: Settings) -> None:
     x, _ = draw(6, "random", seed=26)
     shown = forces(loss, x, torch.zeros(6, dtype=torch.long), **how)
     assert shown.loss == 0

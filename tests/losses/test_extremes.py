@@ -131,7 +131,7 @@ def test_a_query_alone_in_its_batch_has_nothing_to_compare(case: Case) -> None:
     assert not any(g.any() for g in gradients)
 
 
-def test_no_negatives_and_one_class_cost_nothing() -> None:
+def test_no_negatives_and_one_class_have_loss_0() -> None:
     query = torch.randn(3, 4, requires_grad=True)
     for nothing in (torch.zeros(0, 4), torch.zeros(3, 0, 4)):
         loss = info_nce_loss(query, torch.ones(3, 4), nothing, reduction="none")

@@ -74,7 +74,7 @@ def test_halves_of_a_batch_add_up(case: Case, seed: int, n: int, d: int) -> None
 @over(obeying("swap"))
 @few
 @given(seeds, rows, widths)
-def test_the_first_two_arguments_are_alike(case: Case, seed: int, n: int, d: int) -> None:
+def test_the_first_two_arguments_are_interchangeable(case: Case, seed: int, n: int, d: int) -> None:
     x, labels = case.draw(n, d, seed)
     close(case.run((x[1], x[0], *x[2:]), labels), case.run(x, labels))
 

@@ -326,7 +326,7 @@ def test_inputs_are_left_alone(case: Case) -> None:
 
 @over([case for case in CASES if len(case.shapes(1, 1)) > 1])
 def test_dtypes_may_differ_between_arguments(case: Case) -> None:
-    """A float64 array beside float32 tensors is what NumPy users have."""
+    """NumPy users pass float64 arrays together with float32 tensors."""
     x, labels = case.draw(4, 3, dtype=torch.float32)
     for k in range(len(x)):
         mixed = tuple(a.double().numpy() if i == k else a for i, a in enumerate(x))

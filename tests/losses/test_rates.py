@@ -40,7 +40,7 @@ TAKES_A_RATE = {
 
 @pytest.mark.parametrize("rate", [5, 5.0, 1.0, -3, float("nan"), float("inf")])
 @pytest.mark.parametrize("takes", TAKES_A_RATE.values(), ids=TAKES_A_RATE)
-def test_what_is_no_rate_is_refused(takes, rate):
+def test_a_number_that_is_not_a_rate_is_refused(takes, rate):
     with pytest.raises((ValueError, InputError), match=f"{rate:g}"):
         takes(rate)
 

@@ -39,7 +39,7 @@ def test_what_is_written_is_up_to_date(tool, capsys):
     assert (status, capsys.readouterr().out) == (0, "")
 
 
-def test_what_is_out_of_date_is_told(tool, monkeypatch, capsys):
+def test_outdated_files_are_reported(tool, monkeypatch, capsys):
     path = ROOT / "src" / "nearfar" / "__init__.pyi"
     monkeypatch.setitem(tool["main"].__globals__, "sources", lambda: [(path, "another")])
     assert tool["main"](check=True) == 1
@@ -56,7 +56,7 @@ def test_every_loss_is_in_the_list():
     found = {
         node.name
         for family in FAMILIES
-        if family.stem != "own"  # a rule of the user's makes a loss that nobody can list
+        if family.stem != "own"  # user-defined losses are not listed
         for node in ast.parse(family.read_text(encoding="utf-8")).body
         if isinstance(node, ast.FunctionDef)
         and not node.name.startswith("_")
@@ -179,7 +179,7 @@ def test_other_code_hardly_mentions_a_loss(loss: Loss) -> None:
     assert not names.search((ROOT / "Makefile").read_text(encoding="utf-8"))
 
 
-def test_code_is_told_from_prose(tmp_path):
+def test_code_is_distinguished_from_prose(tmp_path):
     loss = Loss("half_loss", "HalfLoss", "batch")
     path = tmp_path / "code.py"
     path.write_text(MENTIONS, encoding="utf-8")

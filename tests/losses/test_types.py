@@ -113,7 +113,7 @@ def pyright(script: Path) -> set[int]:
 
 
 @pytest.mark.parametrize("checker", [pytest.param(mypy, marks=pytest.mark.slow), pyright])
-def test_a_right_script_is_clean_and_every_mistake_is_told(
+def test_a_correct_script_passes_and_every_mistake_is_reported(
     checker: Callable[[Path], set[int]], tmp_path: Path
 ) -> None:
     """A misspelt keyword, a wrong type, what is missing: of every function and every module."""

@@ -19,10 +19,10 @@ def dead_batch(evidence: Evidence) -> Finding | None:
     succeeds (Hermans et al., "In defense of the triplet loss", 2017, section 3), which is why
     harder ones are mined.
     """
-    told = [line for line in evidence.history if {"active_share", "loss"} <= line.keys()]
-    if evidence.active is None and not told:
+    logged = [line for line in evidence.history if {"active_share", "loss"} <= line.keys()]
+    if evidence.active is None and not logged:
         raise Missing(LOSS)
-    return _dead_now(evidence) or _dead_for_long(told[-RECENT:])
+    return _dead_now(evidence) or _dead_for_long(logged[-RECENT:])
 
 
 def _dead_now(evidence: Evidence) -> Finding | None:
@@ -145,7 +145,7 @@ def temperature_too_low(evidence: Evidence) -> Finding | None:
     steps: on vectors, a temperature of 0.01 begins at 99 % and falls to 45 % as the network learns.
     """
     temperature = evidence.temperature()
-    # Beside a margin, the scale is no temperature: it is meant to single out the hardest negative.
+    # With a margin, the scale is not a temperature: it is meant to single out the hardest one.
     if temperature is None or "margin" in evidence.settings:
         _refuse_unknown_loss(evidence)
         return None

@@ -71,11 +71,11 @@ def explain(
             index,
             label,
             {column.name: column.values[index] for column in columns},
-            cost,
+            row_loss,
             {column.name: column.forces[index] for column in columns},
             reading,
         )
-        for index, (label, cost, reading) in enumerate(
+        for index, (label, row_loss, reading) in enumerate(
             zip(labels(seen), seen.per_row.tolist(), readings(seen), strict=True)
         )
     )

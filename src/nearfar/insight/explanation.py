@@ -107,9 +107,9 @@ class Explanation:
     def _table(self) -> Table:
         first = self.rows[0] if self.rows else Row(0, None, {}, 0.0, {}, "")
         labelled = () if first.label is None else ("label",)
-        costs = () if first.loss is None else ("loss",)
+        loss = () if first.loss is None else ("loss",)
         another = () if first.other is None else ("other",)
-        header = ("row", *another, *labelled, *first.measured, *costs, "force", "reading")
+        header = ("row", *another, *labelled, *first.measured, *loss, "force", "reading")
         return Table(header, [_cells(row) for row in self.rows[: self.limit]])
 
     def _more(self) -> list[str]:
@@ -123,9 +123,9 @@ def _cells(row: Row) -> tuple[str, ...]:
     pull = sum(max(force, 0.0) for force in row.forces.values())
     push = sum(max(-force, 0.0) for force in row.forces.values())
     force = ", ".join(way(f) for f in (pull, -push) if f)
-    cost = () if row.loss is None else (number(row.loss),)
+    loss = () if row.loss is None else (number(row.loss),)
     other = () if row.other is None else (str(row.other),)
-    return (str(row.index), *other, *label, *values, *cost, force or "none", row.reading)
+    return (str(row.index), *other, *label, *values, *loss, force or "none", row.reading)
 
 
 def _setting(value: Any) -> str:
