@@ -657,7 +657,7 @@ def test_shell_has_the_signature_of_its_function(case: Case) -> None:
     needed = [p.name for p in kept if p.default is p.empty]
     for name in needed:
         some = {other: 1.0 for other in needed if other != name}
-        with pytest.raises(TypeError, match=rf"needs {name}: there is no default"):
+        with pytest.raises(TypeError, match=rf"needs {name}: no default"):
             shell_of(case.function)(**some)
 
 
