@@ -319,12 +319,12 @@ def _with_derivative(term: PairTerm) -> Term:
     gives_derivative = True
 
     def both(closeness: Tensor) -> tuple[Tensor, Tensor]:
-        nonlocal its_own
-        if its_own:
+        nonlocal gives_derivative
+        if gives_derivative:
             loss, force = _of_each(term(closeness), closeness)
             if force is not None:
                 return _apart(loss, closeness), _apart(force, closeness, loss)
-            its_own = False
+            gives_derivative = False
         leaf = closeness.detach().requires_grad_()
         with torch.enable_grad():
             loss, _ = _of_each(term(leaf), leaf)
