@@ -85,8 +85,8 @@ def unwrap(
     if not _is_loss(function):
         raise TypeError(
             "loss must be one of nearfar's losses itself, such as nearfar.sup_con_loss or "
-            "nearfar.TripletLoss(), with its arguments beside it, or nearfar.batch_loss with a "
-            f"rule and its arguments; got {loss!r}."
+            "nearfar.TripletLoss(), followed by its arguments, or nearfar.batch_loss, followed by "
+            f"a rule and its arguments; got {loss!r}."
         )
     if function is batch_loss:
         if "rule" not in hyperparameters:
