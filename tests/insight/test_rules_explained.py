@@ -133,7 +133,9 @@ def test_what_is_missing_is_told() -> None:
             look(nf.batch_loss, margin_rule, x, distance="euclidean")
         with pytest.raises(TypeError, match=r"batch_loss takes rule, x, labels, .*; got beta"):
             look(nf.batch_loss, margin_rule, x, labels, beta=1.0)
-        with pytest.raises(TypeError, match=r"nearfar.batch_loss with a rule and its arguments"):
+        with pytest.raises(
+            TypeError, match=r"nearfar.batch_loss, followed by a rule and its arguments"
+        ):
             look(margin_rule, x, labels)
         with pytest.raises(TypeError, match=r"clip_loss.* missing 1 required .*: 'scale'"):
             look(nf.clip_loss, x, x)
