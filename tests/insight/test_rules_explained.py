@@ -95,7 +95,7 @@ class Rule:
         (nf.AnchorRule(margin_rule), "margin_rule"),
         (PAIRS, "PairRule(pull, <lambda>)"),
         (Rule(), "Rule"),
-        (partial(margin_rule, beta=1.0), "partial"),
+        (partial(margin_rule, beta=1.0), "margin_rule"),
     ],
 )
 def test_every_rule_has_a_name(rule: Any, name: str) -> None:

@@ -566,6 +566,9 @@ def test_a_rule_is_something_that_can_be_called(rule: Any) -> None:
         batch(rule)
     with pytest.raises(TypeError, match=r"rule must be a function of a tile, .*; got \w+\."):
         batch(nf.AnchorRule(rule))
+    for terms in ((rule, square), (square, rule)):
+        with pytest.raises(TypeError, match=r"must be functions of a tensor, .*; got \w+\."):
+            batch(nf.PairRule(*terms))
 
 
 @pytest.mark.parametrize(
@@ -611,7 +614,7 @@ def test_a_rule_that_returns_another_shape_is_told_which() -> None:
 
 @pytest.mark.parametrize("learned", [torch.ones(3), 0.5, [0.5], (torch.ones(3), None)])
 def test_learned_are_tensors(learned: Any) -> None:
-    with pytest.raises(TypeError, match=r"learned must be a sequence of tensors, such as \(beta,"):
+    with pytest.raises(TypeError, match=r"a sequence of tensors, such as \(beta,\); got \w|\(T"):
         batch(margin, learned=learned)
 
 
@@ -627,7 +630,7 @@ def test_a_tensor_that_would_get_no_gradient_is_refused() -> None:
     for rule in rules:
         with pytest.raises(ValueError, match=r"uses a tensor of shape \(\) that requires a grad"):
             batch(rule)
-    with pytest.raises(ValueError, match=r"shape \(\) .* pass what is computed of it as learned"):
+    with pytest.raises(ValueError, match=r"of shape \(\) .* as one of learned=\(\.\.\.\)"):
         batch(
             nf.PairRule(lambda d, m: d * m, lambda d, m: (beta - d).relu()),
             learned=[torch.ones(())],

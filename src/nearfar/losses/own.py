@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -163,7 +164,8 @@ def name_of(rule: object) -> str:
     if isinstance(rule, PairRule):
         return f"PairRule({name_of(rule.positive)}, {name_of(rule.negative)})"
     function = rule.loss if isinstance(rule, AnchorRule) else rule
-    return getattr(function, "__name__", type(function).__name__)
+    function = function.func if isinstance(function, partial) else function
+    return str(getattr(function, "__name__", type(function).__name__))
 
 
 def _closeness(distance: Distance | None, similarity: Similarity | None) -> tuple[Closeness, bool]:
@@ -182,17 +184,28 @@ def _closeness(distance: Distance | None, similarity: Similarity | None) -> tupl
 
 def check_rule(rule: object) -> None:
     """Refuse what is no rule."""
+    if isinstance(rule, PairRule):
+        for term in (rule.positive, rule.negative):
+            if not callable(term):
+                raise TypeError(
+                    "the terms of a nearfar.PairRule must be functions of a tensor, such as "
+                    "torch.square, or torch.zeros_like where pairs cost nothing; got "
+                    f"{_kind(term)}."
+                )
+        return
     function = rule.loss if isinstance(rule, AnchorRule) else rule
-    if not isinstance(rule, PairRule) and not callable(function):
+    if not callable(function):
         raise TypeError(
             "rule must be a function of a tile, a nearfar.AnchorRule of one, or a "
-            f"nearfar.PairRule; got {type(function).__name__}."
+            f"nearfar.PairRule; got {_kind(function)}."
         )
 
 
 def _check_learned(learned: object) -> None:
     if not isinstance(learned, Sequence) or not all(isinstance(t, Tensor) for t in learned):
-        raise TypeError(f"learned must be a sequence of tensors, such as (beta,); got {learned!r}.")
+        raise TypeError(
+            f"learned must be a sequence of tensors, such as (beta,); got {_kind(learned)}."
+        )
 
 
 def _checked(rule: AnchorTerm) -> Callable[..., tuple[Tensor, Tensor]]:
@@ -256,9 +269,9 @@ def _refuse_unlisted(loss: Tensor, *listed: Tensor) -> None:
         leaf = getattr(node, "variable", None)  # that a gradient is for, where the graph ends
         if leaf is not None and not any(leaf is tensor for tensor in listed):
             raise ValueError(
-                f"the rule uses a tensor of shape {tuple(leaf.shape)} that requires a gradient and "
-                "would get none: pass what is computed of it as learned=(...), which the rule gets "
-                "after the tile, or detach() it."
+                f"the rule uses a tensor of shape {tuple(leaf.shape)} that requires a gradient, "
+                "and would leave it without one. Pass it, or what is computed of it, as one of "
+                "learned=(...), which the rule takes after the tile; or detach() it."
             )
 
 
