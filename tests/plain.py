@@ -37,7 +37,7 @@ def of_log_sums(
     own = ~(positive | negative)
     counts = rule.counts(Masks(n, m, closeness.device, positive, negative))
     counts = torch.ones(n, dtype=torch.bool) if counts is None else counts
-    taken = ~own if rule.everyone else negative
+    taken = ~own if rule.with_positives else negative
     exponents = closeness if rule.exponent is None else rule.exponent(closeness)
     # 0 stands in where nothing is summed, which no gradient turns into NaN.
     some = taken.any(1)

@@ -27,7 +27,7 @@ class Tile:
     Attributes:
         rows: which rows these are: the anchors.
         columns: which columns.
-        block: who is similar to whom.
+        block: which pairs are similar.
         closeness: (r, c) distances or similarities.
         repaired: pairs (k, 2) whose closeness was taken from the rows themselves because digits
             would have cancelled, or an (r, c) bool mask where there are many; None: no pair.
@@ -216,10 +216,10 @@ class Euclidean:
         short_a, short_b = of_a < largest / 4, of_b < largest / 4
         i, j = short_a.nonzero()[:, 0], short_b.nonzero()[:, 0]
         values[i[:, None], j], near = self.measure(a[i], b[j])
-        nobody = torch.zeros(0, 2, dtype=torch.int64, device=a.device)
-        row, column = (nobody if far is None else far).unbind(1)
+        none = torch.zeros(0, 2, dtype=torch.int64, device=a.device)
+        row, column = (none if far is None else far).unbind(1)
         of_long = ~(short_a[row] & short_b[column])
-        near_row, near_column = (nobody if near is None else near).unbind(1)
+        near_row, near_column = (none if near is None else near).unbind(1)
         rows = torch.cat([row[of_long], i[near_row]])
         columns = torch.cat([column[of_long], j[near_column]])
         return values, torch.stack([rows, columns], 1)

@@ -70,20 +70,20 @@ class LogSumRule:
     Attributes:
         finish: the loss of the log-sum-exps and the positives: their (n,) sums and numbers, or the
             closeness of each (k,) and its anchor (k,).
-        counts: the relation -> (n,) how much each anchor counts in the mean, 0 where it has nothing
-            to compare; None: all by 1.
+        counts: the relation -> (n,) how much each anchor counts in the mean, 0 if it has nothing to
+            compare; None: each counts 1.
         positives: whether the loss takes the sum of an anchor's positives or each of them.
-        everyone: whether the log-sum-exp is over positives and negatives, not over negatives alone.
-        exponent: closeness -> what is summed the exponentials of, in new memory; None: the
-            closeness itself, which must be a product.
-        slope: the derivative of the exponent, a number or made of the closeness.
-        steepness, offset: no exponent is larger in size than closeness * steepness + offset.
+        with_positives: whether the log-sum-exp is over positives too, or over negatives alone.
+        exponent: closeness -> the exponents, in new memory; None: the closeness itself, which must
+            be an inner product.
+        slope: the derivative of the exponent by the closeness, a number or a function of it.
+        steepness, offset: an exponent is at most steepness * |closeness| + offset in size.
     """
 
     finish: Callable[[LogSum, Tensor, Any], Finished]
     counts: Callable[[Relation], Tensor | None]
     positives: type[SummedPositives] | type[EachPositive] = SummedPositives
-    everyone: bool = False
+    with_positives: bool = False
     exponent: Callable[[Tensor], Tensor] | None = None
     slope: Callable[[Tensor], Tensor] | float = 1.0
     steepness: float = 1.0
@@ -104,8 +104,8 @@ def log_sum_loss(
         plain = _IN_PLACE if rule.exponent is None else _BESIDE
         shape = walk.strip_shape(plain + rule.positives.floats_per_pair(walk))
         if both or rule.positives.wants_all_tiles(walk, shape[0]):
-            everyone, two_sided = slice(0, walk.a.shape[0]), both or walk.mirrored
-            sums = _Sums(rule, walk, everyone, counts, both=both, two_sided=two_sided)
+            rows, two_sided = slice(0, walk.a.shape[0]), both or walk.mirrored
+            sums = _Sums(rule, walk, rows, counts, both=both, two_sided=two_sided)
             kept = walk.kept_elements(1 if rule.exponent is None else 2)
             per_row = _two_steps(walk, sums, walk.places(), kept)
         else:
@@ -225,7 +225,7 @@ class _Sums:
         if self.room is not None:
             columns = place[1]
             out = self.room[self.n * columns.start : self.n * columns.stop].view(self.n, -1)
-        observed = bool(force_visitors())  # who see the closeness too, so nothing overwrites it
+        observed = bool(force_visitors())  # they see the closeness too: it must not be overwritten
         tile = self.walk.tile(place, self.bound, None if observed else out)
         sides = self._sides(tile)
         if collect:  # before the terms overwrite the closeness
@@ -236,7 +236,7 @@ class _Sums:
             exponents = tile.closeness.clone() if observed else tile.closeness
         terms = self._terms(tile, sides, exponents, exponents if out is None else out, known)
         if self.rule.exponent is None and not observed:
-            tile.closeness = terms.values  # nobody needs the closeness any more
+            tile.closeness = terms.values  # which is not needed any more
         if collect:
             for side in sides:
                 self.logs.add(terms, side)
@@ -296,7 +296,7 @@ class _Sums:
         known: tuple[_Base] | None,
     ) -> _Terms:
         """The terms of a tile, in `out`, which may be the exponents."""
-        hidden = tile.block.selves, None if self.rule.everyone else tile.block.positives
+        hidden = tile.block.selves, None if self.rule.with_positives else tile.block.positives
         if self.logs.safe:
             torch.exp(exponents, out=out)
             _fill(out, hidden, 0)

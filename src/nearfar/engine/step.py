@@ -328,12 +328,12 @@ def _with_nan(answer: Answer, x: Tensor, y: Tensor | None) -> Tensor:
 
     A finite loss would come with a gradient of NaN: 0 times the row.
     """
-    per_row, everyone = answer.per_row, x if y is None else y
+    per_row, columns = answer.per_row, x if y is None else y
     if y is None and answer.counts is None and x.shape[0] > 1:  # all were compared with all
         return per_row
     if y is not None and not _surely_finite(x):
         per_row = per_row + (x * 0).sum(1)
-    return per_row if _surely_finite(everyone) else per_row + (everyone * 0).sum()
+    return per_row if _surely_finite(columns) else per_row + (columns * 0).sum()
 
 
 def _surely_finite(x: Tensor) -> bool:

@@ -1,9 +1,8 @@
-"""The walk over the tiles of a comparison: which tiles there are, what is in each, where forces go.
+"""The walk over the tiles of a comparison: their shape, their order, and where their forces go.
 
-A comparison is never held as a whole. It is cut into tiles of some rows (the anchors) and some
-columns; a rule turns the closeness in a tile into forces, and the walk adds the gradient of these
-to the rows and columns. Nothing else in the library cuts tiles, chooses their shape, or holds the
-gradient.
+A comparison of rows with columns is never held as a whole. It is cut into tiles of some rows (the
+anchors) and some columns. A rule turns the closeness in a tile into forces, and the walk adds their
+gradient to the rows and columns. No loss cuts tiles or holds the gradient by itself.
 """
 
 from collections.abc import Iterator
@@ -31,7 +30,7 @@ class Walk:
     Args:
         request: what is asked.
         closeness: how close rows are to columns.
-        relation: who is similar to whom.
+        relation: which pairs are similar.
         buffers: how many copies of a tile live at once.
 
     Attributes:
@@ -140,10 +139,10 @@ def blocks(
 ) -> Iterator[Tile]:
     """Blocks of prepared rows against all prepared columns, without a gradient to hold."""
     m = columns.shape[0]
-    everyone = slice(0, m)
+    columns_at = slice(0, m)
     for rows in spans(a.shape[0], budget.block(limits, a.device, a.element_size(), buffers, m)):
         values, repaired = closeness.measure(a[rows], columns, bound)
-        yield Tile(rows, everyone, relation.block(rows, everyone), values, repaired)
+        yield Tile(rows, columns_at, relation.block(rows, columns_at), values, repaired)
 
 
 def show(request: Request, tile: Tile, force: Tensor, distance_sign: int) -> None:

@@ -41,7 +41,7 @@ def have_both(relation: Relation) -> Tensor:
 
 
 ONE = LogSumRule(pick_one, have_positives)
-ALL = LogSumRule(pick_all, have_positives, everyone=True)
+ALL = LogSumRule(pick_all, have_positives, with_positives=True)
 DECOUPLED = LogSumRule(pick_all, have_both)  # the log-sum-exp leaves the positives out
 
 
