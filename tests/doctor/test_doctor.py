@@ -90,8 +90,9 @@ def test_healthy_batches_have_no_findings(loss, settings, noise):
     assert examine(x).healthy
 
 
+# In two dimensions one of a few negatives can take nearly all of the push, which is a finding.
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 10**6), st.integers(2, 30), st.integers(2, 8), st.sampled_from([2, 8, 64]))
+@given(st.integers(0, 10**6), st.integers(2, 30), st.integers(2, 8), st.sampled_from([8, 64]))
 def test_untrained_embeddings_have_no_findings(seed, n_classes, n_items, d):
     x, labels = clusters(n_classes, n_items, d, noise=100.0, seed=seed)
     assert examine(x, labels, loss=nf.sup_con_loss, temperature=0.1).healthy
