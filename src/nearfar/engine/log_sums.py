@@ -367,8 +367,9 @@ class _Running:
         sums = values.sum(side.dim)
         whole = side.at == slice(0, self.n)
         if whole and "total" not in vars(self):  # what comes first need not be added
-            self.top, self.total = base, sums.to(self.sum_dtype)
+            self.top, self.total = base, sums.to(self.sum_dtype) if self.safe else sums
             return
+        self.total = self.total.to(self.sum_dtype)
         if self.top is None and not isinstance(base, Tensor):
             self.top = base
         elif isinstance(base, Tensor) or isinstance(self.top, Tensor) or base != self.top:
