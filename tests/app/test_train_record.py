@@ -221,7 +221,10 @@ def test_every_loss_shows_forces(name, monkeypatch):
     assert (~found.similar).sum() == 20
     assert found.distance.isfinite().all()
     assert found.force.isfinite().all()
-    assert found.distance.min() >= -1e-6
+    assert found.distance.min() >= -1e-6, (
+        "the plot takes what a loss measures for a similarity, unless the loss has `distance` in "
+        "its DEFAULTS or a pair_margin in registry.py"
+    )
     assert found.force[found.similar].sum() > 0
     assert found.force[~found.similar].sum() <= 0
 
