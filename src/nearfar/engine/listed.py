@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.linalg import vecdot
 
-from nearfar.distance import Distance, between_rows
+from nearfar.distance import Distance, length
 from nearfar.engine.budget import Limits, block
 from nearfar.engine.closeness import Tile, add_rows
 from nearfar.engine.observe import force_visitors
@@ -77,10 +78,9 @@ def listed(
         valid, active = per_row.new_zeros(2, len(a), dtype=torch.int64)
         da = torch.zeros_like(a) if request.gradient else None
         db = torch.zeros_like(columns) if request.gradient and request.b is not None else None
-        shown = _Shown()
+        shown, of_rows = _Shown(), _DISTANCES[distance]
         with torch.no_grad():
-            # The rows of a tuple, their differences, and the gradients of both.
-            width = 4 * rule.places * a.shape[1]
+            width = rule.places * a.shape[1]
             size = block(request.limits, a.device, a.element_size(), _BUFFERS, width)
             for found in _batched(pick(a, request.b, request.limits), size):
                 for chunk in spans(len(found), size):
@@ -88,15 +88,16 @@ def listed(
                     anchor = tuples[:, 0]
                     weight = None if request.weight is None else request.weight[anchor]
                     rows = [a[anchor], *(columns[other] for other in tuples.T[1:])]
-                    loss, pulls, between = _of(rule, distance, rows, weight, request.gradient)
+                    loss, pulls, between = _derived(rule, of_rows, rows, weight, request.gradient)
                     per_row.index_add_(0, anchor, loss)
                     valid.index_add_(0, anchor, torch.ones_like(anchor))
                     active.index_add_(0, anchor, (loss > 0).long())
                     if da is None:
                         continue
-                    for place, pull in enumerate(pulls):
-                        to = da if place == 0 or db is None else db
-                        add_rows(to, tuples[:, place], pull)
+                    for ends, pull in zip(rule.pairs, pulls, strict=True):
+                        for place, by in zip(ends, (1, -1), strict=True):
+                            to = da if place == 0 or db is None else db
+                            add_rows(to, tuples[:, place], pull, by)
                     if force_visitors():
                         shown.add(rule, tuples, between, request.b is None)
         shown.show(request, relation)
@@ -118,21 +119,61 @@ def _batched(found: Iterator[Tensor], size: int) -> Iterator[Tensor]:
         yield torch.cat(waiting)
 
 
-def _of(
-    rule: TupleRule, distance: Distance, rows: list[Tensor], weight: Tensor | None, gradient: bool
-) -> tuple[Tensor, Sequence[Tensor], Sequence[tuple[Tensor, Tensor]]]:
-    """The losses, their gradient for the rows at each place, and each pair's distance and force."""
-    with torch.set_grad_enabled(gradient):
-        rows = [row.requires_grad_(gradient) for row in rows]
-        apart = [between_rows(rows[i], rows[j], distance) for i, j in rule.pairs]
-        loss = rule.loss(*apart)
-        if not gradient:
-            return loss, [], []
+@dataclass(eq=False)
+class _Distance:
+    """A distance, from the difference of two rows.
+
+    Attributes:
+        of: (t, d) x - y, x and y -> (t,) distances.
+        slope: (t,) distances -> the factor that makes x - y the gradient by x.
+    """
+
+    of: Callable[[Tensor, Tensor, Tensor], Tensor]
+    slope: Callable[[Tensor], Tensor | float]
+
+
+def _cosine(difference: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """1 - cos of unit rows; a row without a direction is 0, and its cosine with any row is 0."""
+    square: Tensor = vecdot(difference, difference)
+    return square.add_(2 - vecdot(x, x).round_() - vecdot(y, y).round_()).div_(2)
+
+
+def _square(difference: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    square: Tensor = vecdot(difference, difference)
+    return square.clamp_(max=torch.finfo(x.dtype).max)
+
+
+_DISTANCES: dict[Distance, _Distance] = {
+    "euclidean": _Distance(
+        lambda difference, x, y: length(difference),
+        lambda d: d.reciprocal().masked_fill_(d == 0, 0),
+    ),
+    "sqeuclidean": _Distance(_square, lambda d: 2.0),
+    "cosine": _Distance(_cosine, lambda d: 1.0),
+}
+
+
+def _derived(
+    rule: TupleRule, distance: _Distance, rows: list[Tensor], weight: Tensor | None, gradient: bool
+) -> tuple[Tensor, list[Tensor], list[tuple[Tensor, Tensor]]]:
+    """The losses, each pair's gradient by its first row, and each pair's distance and force."""
+    apart = [rows[i] - rows[j] for i, j in rule.pairs]
+    distances = [
+        distance.of(between, rows[i], rows[j])
+        for between, (i, j) in zip(apart, rule.pairs, strict=True)
+    ]
+    if not gradient:
+        return rule.loss(*distances), [], []
+    with torch.enable_grad():
+        loss = rule.loss(*(d.requires_grad_() for d in distances))
         total = (loss if weight is None else loss * weight).sum()
-        found = torch.autograd.grad(total, [*apart, *rows], materialize_grads=True)
-    forces, pulls = found[: len(apart)], found[len(apart) :]
-    distances = [d.detach() for d in apart]
-    return loss.detach(), pulls, list(zip(distances, forces, strict=True))
+        forces = torch.autograd.grad(total, distances, materialize_grads=True)
+    found = [(d.detach(), force) for d, force in zip(distances, forces, strict=True)]
+    pulls = [
+        between.mul_((force * distance.slope(d))[:, None])
+        for between, (d, force) in zip(apart, found, strict=True)
+    ]
+    return loss.detach(), pulls, found
 
 
 @dataclass(eq=False)
@@ -145,7 +186,7 @@ class _Shown:
         self,
         rule: TupleRule,
         tuples: Tensor,
-        between: Sequence[tuple[Tensor, Tensor]],
+        between: list[tuple[Tensor, Tensor]],
         symmetric: bool,
     ) -> None:
         for (i, j), (d, force) in zip(rule.pairs, between, strict=True):

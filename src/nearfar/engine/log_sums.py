@@ -135,7 +135,7 @@ def _two_steps(walk: Walk, sums: "_Sums", places: Sequence[Place], most: float) 
     bases: list[_Base] = []
     kept: deque[tuple[Tile, _Terms] | None] = deque()
     for place in places:
-        tile, terms = sums.collect(place)
+        tile, terms = sums.take(place, collect=True)
         most -= terms.values.numel()
         kept.append((tile, terms) if most >= 0 and walk.gradient is not None else None)
         bases.append(terms.base)
@@ -213,14 +213,10 @@ class _Sums:
         self.positives = rule.positives(walk, rows, n)
         self.two_sided, self.room = two_sided, room
 
-    def collect(self, place: Place) -> tuple[Tile, _Terms]:
-        """A tile and its terms, after adding it to the sums of the anchors on its sides."""
-        return self.take(place, collect=True)
-
     def take(
         self, place: Place, known: tuple[_Base] | None = None, *, collect: bool = False
     ) -> tuple[Tile, _Terms]:
-        """A tile and its terms, with a known base if there is one."""
+        """A tile and its terms, with a known base if there is one; adds to the sums if asked."""
         out = None
         if self.room is not None:
             columns = place[1]
@@ -302,7 +298,8 @@ class _Sums:
             _fill(out, hidden, 0)
             return _Terms(out, 0.0, sides)
         terms = out if out is exponents else out.copy_(exponents)
-        ask = known is None and self.two_sided and terms.is_cpu  # it would stall an accelerator
+        # Asking would stall an accelerator, and is pointless after one tile without a base.
+        ask = known is None and self.two_sided and terms.is_cpu and not self.logs.spread_out
         low = terms.amin().item() if ask and terms.numel() else 0.0
         _fill(terms, hidden, -inf)
         if known is not None:
@@ -338,6 +335,7 @@ class _Running:
         self.top: Tensor | float | None = 0.0 if safe else None  # None: nothing was added yet
         self.is_common = True  # whether top is the base of all tiles so far
         self.last = 0.0  # the base last chosen
+        self.spread_out = False  # whether a tile had none
 
     @cached_property
     def total(self) -> Tensor:
@@ -353,7 +351,8 @@ class _Running:
         if high == -inf or (last - lowest <= low and high <= last + _HIGHEST):
             return last  # a base in use is preferred: its sums just add up
         # One less, for the rounding; and a large base would cost digits.
-        if not high - low <= lowest - 1 or not abs(high) < 2**20:
+        self.spread_out = not high - low <= lowest - 1 or not abs(high) < 2**20
+        if self.spread_out:
             return None
         self.last = float(ceil(high))
         return self.last
@@ -362,32 +361,40 @@ class _Running:
         """Add the terms of a tile, summed along a dimension."""
         values, base = terms.values, terms.base
         if base is None:
-            base = _finite(values.amax(side.dim))
-            values = (values - base.unsqueeze(side.dim)).exp_()
+            old, total = self._tops(side.at), part(self.total, side.at)
+            new = torch.maximum(old, values.amax(side.dim))
+            top = _finite(new)
+            sums = (values - self._along(top, side)).exp_().sum(side.dim)
+            total.mul_((old - top).exp_()).add_(sums)
+            old.copy_(new)
+            return
         sums = values.sum(side.dim)
-        whole = side.at == slice(0, self.n)
-        if whole and "total" not in vars(self):  # what comes first need not be added
+        if side.at == slice(0, self.n) and "total" not in vars(self):
+            # What comes first need not be added, and of one tile no digits are lost.
             self.top, self.total = base, sums.to(self.sum_dtype) if self.safe else sums
             return
         self.total = self.total.to(self.sum_dtype)
+        total = part(self.total, side.at)
         if self.top is None and not isinstance(base, Tensor):
             self.top = base
         elif isinstance(base, Tensor) or isinstance(self.top, Tensor) or base != self.top:
+            old = self._tops(side.at)
             # Where an anchor has no term in the tile, its base means nothing.
-            sums = self._rescaled(sums, torch.where(sums != 0, base, -inf), side.at)
-        part(self.total, side.at).add_(sums)
+            base = torch.where(sums != 0, base, -inf)
+            new = torch.maximum(old, base)
+            top = _finite(new)
+            total.mul_((old - top).exp_())
+            sums = sums * (base - top).exp_()
+            old.copy_(new)
+        total.add_(sums)
 
-    def _rescaled(self, sums: Tensor, base: Tensor, at: slice) -> Tensor:
-        """The sums relative to the larger of their base and the top, as the totals are then too."""
+    def _tops(self, at: slice) -> Tensor:
+        """The top of each of some anchors, which may be changed."""
         if self.is_common or not isinstance(self.top, Tensor):
             top = -inf if self.top is None else self.top
             self.top = torch.where(self.total != 0, top, -inf).to(self.total.dtype)
             self.is_common = False
-        old = part(self.top, at)
-        new = torch.maximum(old, base)
-        part(self.total, at).mul_((old - _finite(new)).exp_())
-        old.copy_(new)
-        return sums * (base - _finite(new)).exp()
+        return part(self.top, at)
 
     def value(self) -> LogSum:
         return LogSum(self.total.log(), 0.0 if self.top is None else self.top)
@@ -404,7 +411,7 @@ class _Running:
             factors = [self._factor(terms.base, side) for side in sides]
             return terms.values.mul_(factors[0] if len(sides) == 1 else factors[0] + factors[1])
         force, *others = [
-            (terms.values - self._along(self._top(side), side))
+            (terms.values - self._along(_finite(self._tops(side.at)), side))
             .exp_()
             .mul_(self._along(part(self.share, side.at), side))
             for side in sides
@@ -417,14 +424,10 @@ class _Running:
         """What terms relative to a base are multiplied with, (r, 1) or (1, c)."""
         if base is self.top or (isinstance(self.top, float) and base == self.top):
             return self._along(part(self.share, side.at), side)
-        above = base - self._top(side) - part(self.total, side.at).log()
+        above = base - _finite(self._tops(side.at)) - part(self.total, side.at).log()
         # No term of an anchor is above its sum; where it has none in the tile, the base may be.
         above = above.clamp_(max=2 * SAFE[self.dtype]).exp_().mul_(part(self.by, side.at))
         return self._along(above, side)
-
-    def _top(self, side: Side) -> Tensor:
-        assert isinstance(self.top, Tensor)
-        return _finite(part(self.top, side.at))
 
     def _along(self, values: Tensor, side: Side) -> Tensor:
         """A number for each anchor of a tile, as the tile can be multiplied with them."""

@@ -166,7 +166,7 @@ class _Step(torch.autograd.Function):
         weighted = done.per_row if job.weight is None else done.per_row * job.weight
         if job.reduction == "none":
             ctx.inputs = scale, bias
-            ctx.save_for_backward(*map(_owned, _tensors(x, y, scale, bias, *learned)))
+            ctx.save_for_backward(*map(_owned, (x, y, scale, bias, *learned)))
             return weighted.to(_wide(x, y))
         # A sum may be too large for the dtype of its mean.
         total, ctx.whole = weighted.sum(dtype=sum_dtype(weighted)), None
@@ -240,15 +240,11 @@ def _fitted(
             yield gradient if gradient.shape == shape else gradient.reshape(shape)
 
 
-def _owned(value: Tensor | None) -> Tensor | None:
-    """Clone memory torch does not own (NumPy): it may be overwritten."""
-    if value is None or value.untyped_storage().resizable():
-        return value
+def _owned(value: Tensor | float | None) -> Tensor | None:
+    """A tensor to be saved. Clones memory torch does not own (NumPy): it may be overwritten."""
+    if not isinstance(value, Tensor) or value.untyped_storage().resizable():
+        return value if isinstance(value, Tensor) else None
     return value.clone()
-
-
-def _tensors(*values: Tensor | float | None) -> tuple[Tensor | None, ...]:
-    return tuple(value if isinstance(value, Tensor) else None for value in values)
 
 
 @dataclass(eq=False)

@@ -83,10 +83,8 @@ class Walk:
     def blocks(self) -> Iterator[Tile]:
         """Blocks of rows against all columns."""
         limits, _, _, buffers = self.room
-        columns, bound = self.columns, self.request.bound
-        yield from blocks(
-            self.closeness, self.relation, self.a, columns, limits, buffers=buffers, bound=bound
-        )
+        where = self.closeness, self.relation, self.a, self.columns, limits
+        yield from blocks(*where, buffers=buffers, bound=self.request.bound)
 
     def kept_elements(self, copies: int, shape: tuple[int, int] | None = None) -> int:
         """How many elements of the tiles of a first pass a second one may find."""
