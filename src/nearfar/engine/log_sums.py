@@ -364,7 +364,7 @@ class _Running:
             old, total = self._tops(side.at), part(self.total, side.at)
             new = torch.maximum(old, values.amax(side.dim))
             top = _finite(new)
-            sums = (values - self._along(top, side)).exp_().sum(side.dim)
+            sums = (values - _finite(self._along(new, side))).exp_().sum(side.dim)
             total.mul_((old - top).exp_()).add_(sums)
             old.copy_(new)
             return
@@ -411,7 +411,7 @@ class _Running:
             factors = [self._factor(terms.base, side) for side in sides]
             return terms.values.mul_(factors[0] if len(sides) == 1 else factors[0] + factors[1])
         force, *others = [
-            (terms.values - self._along(_finite(self._tops(side.at)), side))
+            (terms.values - _finite(self._along(self._tops(side.at), side)))
             .exp_()
             .mul_(self._along(part(self.share, side.at), side))
             for side in sides
