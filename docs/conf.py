@@ -49,6 +49,8 @@ nitpick_ignore_regex = [
     ("py:class", r"(torch|numpy|rich|collections\.abc)\..*"),
     # What the intervals are computed from has no page.
     ("py:class", r"nearfar\.evaluate\.tally\.Tally"),
+    # Nor has what a tile holds for the engine.
+    ("py:class", r"nearfar\.engine\.relation\.Block"),
 ]
 
 html_theme = "furo"
