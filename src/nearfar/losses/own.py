@@ -96,8 +96,8 @@ def batch_loss(
             also give its derivative; or a `PairRule`, for a loss that adds up over pairs.
         x: (n, d) embeddings, any floating dtype.
         labels: (n,) class ids, or (n, c) bool multi-labels, where sharing one makes a pair similar.
-        distance: "euclidean", "sqeuclidean" or "cosine", or
-        similarity: "cosine" or "inner_product": what the rule sees. One of the two is needed.
+        distance: "euclidean", "sqeuclidean" or "cosine", if the rule takes distances.
+        similarity: "cosine" or "inner_product", if it takes similarities. Pass one of the two.
         learned: tensors of the rule, such as a learned margin, which get gradients. They are passed
             to the rule after the tile. The rule may use no other tensor that requires a gradient.
         weight: (n,) how much each anchor counts, 0 or more.
@@ -110,7 +110,7 @@ def batch_loss(
 
     Raises:
         TypeError: labels that are not class ids or bool multi-labels; both or neither of distance
-            and similarity; a rule that is none, or returns something else than tensors.
+            and similarity; a rule that cannot be called, or returns something other than tensors.
         ValueError: a shape, length, device or hyperparameter out of range; a rule that returns
             another shape than it should, or uses a tensor that requires a gradient and is not among
             `learned`.
