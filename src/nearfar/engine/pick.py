@@ -84,7 +84,9 @@ def hardest(distance: Distance, relation: Relation, *, easy_positive: bool = Fal
             if len(again):
                 d, _ = closeness.measure(a[tile.rows][again], columns)
                 picked[again] = extremes(d, anchors.some(again))
-            anchor = torch.arange(tile.rows.start, tile.rows.stop, device=a.device)
+            rows = tile.rows
+            del tile  # its memory is free while the picks are used
+            anchor = torch.arange(rows.start, rows.stop, device=a.device)
             yield torch.cat([anchor[:, None], picked], 1)[both]
 
     return pick

@@ -139,8 +139,11 @@ def blocks(
     m = columns.shape[0]
     columns_at = slice(0, m)
     for rows in spans(a.shape[0], budget.block(limits, a.device, a.element_size(), buffers, m)):
-        values, repaired = closeness.measure(a[rows], columns, bound)
-        yield Tile(rows, columns_at, relation.block(rows, columns_at), values, repaired)
+        # Not held by a name, so that its memory is free as soon as the caller drops it.
+        measured = closeness.measure
+        yield Tile(
+            rows, columns_at, relation.block(rows, columns_at), *measured(a[rows], columns, bound)
+        )
 
 
 def show(request: Request, tile: Tile, force: Tensor, distance_sign: int) -> None:
