@@ -59,6 +59,25 @@ def in_turns(
     return {name: Timing(median(times), min(times)) for name, times in taken.items()}
 
 
+def contenders(calls: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, Any]:
+    """Time and memory of all calls: the memory is that of their first call, in their order."""
+    extra = {name: peak_growth(call) for name, call in calls.items()}
+    times = in_turns(calls, repeats, warm=True)
+    return {
+        name: {"median_s": t.median, "min_s": t.minimum, "extra_bytes": extra[name]}
+        for name, t in times.items()
+    }
+
+
+def contenders_table(found: Mapping[str, Any]) -> str:
+    """What `contenders` found, to be printed."""
+    lines = [
+        (name, f"{t['median_s']:.2f} s", f"{t['min_s']:.2f} s", f"{t['extra_bytes'] / 1e6:.0f}")
+        for name, t in found.items()
+    ]
+    return table(("", "median", "min", "extra MB"), lines)
+
+
 def _mean(call: Callable[[], object], seconds: float) -> float:
     start, done, spent = time.perf_counter(), 0, 0.0
     while not done or spent < seconds:

@@ -15,7 +15,7 @@ from typing import Any
 
 import passive  # noqa: F401
 import torch
-from measure import arguments, header, in_turns, installed, peak_growth, save, table
+from measure import arguments, contenders, contenders_table, header, installed, save
 from torch import Tensor
 
 from nearfar import Reference
@@ -25,7 +25,7 @@ QUERIES, D, PER_CLASS = 1_000, 128, 10
 PEER = "sentence-transformers"
 
 
-def contenders(x: Tensor, reference: Tensor, labels: Tensor) -> dict[str, Callable[[], object]]:
+def searches(x: Tensor, reference: Tensor, labels: Tensor) -> dict[str, Callable[[], object]]:
     own = labels[: len(x)]
 
     def ours() -> object:
@@ -44,27 +44,18 @@ def measured(references: int, repeats: int) -> dict[str, Any]:
     labels = torch.arange(references) // PER_CLASS
     reference = torch.randn(references, D)
     x = reference[:QUERIES] + torch.randn(QUERIES, D)
-    calls = contenders(x, reference, labels)
-    extra = {name: peak_growth(call) for name, call in calls.items()}
-    times = in_turns(calls, repeats, warm=True)
+    calls = searches(x, reference, labels)
     return {
         "queries": len(x),
         "references": references,
         "d": D,
-        "contenders": {
-            name: {"median_s": t.median, "min_s": t.minimum, "extra_bytes": extra[name]}
-            for name, t in times.items()
-        },
+        "contenders": contenders(calls, repeats),
     }
 
 
 def shown(result: dict[str, Any]) -> str:
-    lines = [
-        (name, f"{t['median_s']:.2f} s", f"{t['min_s']:.2f} s", f"{t['extra_bytes'] / 1e6:.0f}")
-        for name, t in result["contenders"].items()
-    ]
     title = f"\n{QUERIES} queries, {result['references']} references"
-    return f"{title}\n{table(('', 'median', 'min', 'extra MB'), lines)}"
+    return f"{title}\n{contenders_table(result['contenders'])}"
 
 
 def main() -> None:

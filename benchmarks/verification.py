@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import passive  # noqa: F401
 import torch
-from measure import arguments, header, in_turns, installed, peak_growth, save, table
+from measure import arguments, contenders, contenders_table, header, installed, save
 from torch import Tensor
 
 from nearfar.evaluate import every_pair
@@ -48,26 +48,17 @@ def measured(identities: int, repeats: int) -> dict[str, Any]:
         print(f"\n(without {PEER}: it needs `pip install {PEER}`)")
     else:
         calls[PEER] = lambda: theirs(x, labels)
-    extra = {name: peak_growth(call) for name, call in calls.items()}
-    times = in_turns(calls, repeats, warm=True)
     return {
         "items": len(x),
         "identities": identities,
         "d": D,
-        "contenders": {
-            name: {"median_s": t.median, "min_s": t.minimum, "extra_bytes": extra[name]}
-            for name, t in times.items()
-        },
+        "contenders": contenders(calls, repeats),
     }
 
 
 def shown(result: dict[str, Any]) -> str:
-    lines = [
-        (name, f"{t['median_s']:.2f} s", f"{t['min_s']:.2f} s", f"{t['extra_bytes'] / 1e6:.0f}")
-        for name, t in result["contenders"].items()
-    ]
     title = f"\n{result['items']} items of {result['identities']} identities"
-    return f"{title}\n{table(('', 'median', 'min', 'extra MB'), lines)}"
+    return f"{title}\n{contenders_table(result['contenders'])}"
 
 
 def main() -> None:

@@ -56,8 +56,9 @@ def total_weight(
             return counts or 1
         if not counts.is_floating_point():
             return counts.sum(dtype=per_row.dtype).clamp(min=1)
-    total = (per_row.new_ones(1) if weight is None else weight) * (1 if counts is None else counts)
-    total = total.sum()
+        total = counts.sum(dtype=per_row.dtype)
+    else:
+        total = (weight if counts is None else weight * counts).sum()
     return torch.where(total > 0, total, 1)
 
 

@@ -104,6 +104,19 @@ def test_sums_of_exponentials_far_from_those_of_a_tile() -> None:
     near(found, by_strips(LOSSES["nt_xent"], x.double(), labels), 3e-6)
 
 
+def test_a_base_far_above_an_anchor_that_has_no_term_in_the_tile() -> None:
+    """The middle tile is of one class, so its base is that of the tile before it.
+
+    What its terms, which are 0, are multiplied with must not overflow.
+    """
+    far = torch.tensor([[10.0, 0.0]]) + 0.01 * torch.arange(3.0)[:, None]
+    x = torch.cat([far, torch.tensor([[-2.0, 1], [-2, 2], [-2, 3]]), far])
+    labels = torch.tensor([0, 1, 2, 3, 3, 3, 0, 1, 2])
+    with tile_shape(3, 3):
+        found = gradient(LOSSES["nt_xent"], x, labels)
+    near(found, by_strips(LOSSES["nt_xent"], x.double(), labels), 1e-3)
+
+
 def test_tiles_that_were_kept_are_as_good_as_new(monkeypatch: pytest.MonkeyPatch) -> None:
     x, labels = batch(60.0, torch.float32), LABELS["any order"]
     found = []

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import nearfar
 from nearfar import memory_budget
-from nearfar.engine import products
+from nearfar.engine import log_sums, products
 from nearfar.engine.budget import tile_shape
 
 N, D, BUDGET = 2048, 16, 2**20
@@ -260,6 +260,29 @@ def test_a_strip_is_computed_where_it_is_kept(monkeypatch: pytest.MonkeyPatch) -
         nearfar.info_nce_loss(x, y).backward()
     assert allocations.largest == 64 * 1024 * 4
     assert sum(size >= 64 * 256 * 4 for size in allocations.made) == 1
+
+
+def test_what_a_strip_was_made_of_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A product that was computed elsewhere is dropped when its terms lie in the strip."""
+    monkeypatch.setattr(log_sums.Walk, "tile", without_place(log_sums.Walk.tile))
+    x, y = (torch.randn(1024, 4).requires_grad_() for _ in range(2))
+    with tile_shape(64, 256), Allocations(x, y) as allocations:
+        nearfar.info_nce_loss(x, y).backward()
+    strip, tile = 64 * 1024 * 4, 64 * 256 * 4
+    assert allocations.peak < strip + 3 * tile
+
+
+def without_place(usual: Callable[..., Any]) -> Callable[..., Any]:
+    """A walk that puts no closeness where it may, as with oneDNN."""
+    return lambda walk, place, bound=None, out=None: usual(walk, place, bound)
+
+
+def test_a_block_is_free_while_its_picks_are_used() -> None:
+    x, labels = torch.randn(2048, 64).requires_grad_(), torch.arange(2048) // 8
+    block = 512 * 2048 * 4
+    with tile_shape(512, 512), Allocations(x, labels) as allocations:
+        nearfar.batch_triplet_loss(x, labels, select="hard").backward()
+    assert allocations.peak < 2 * block
 
 
 def test_what_a_sum_was_made_of_is_not_kept() -> None:

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nearfar.engine.closeness import Tile
 from nearfar.engine.observe import watch_forces
-from nearfar.engine.relation import Block
 
 FEWEST = 8  # negatives of an anchor; among fewer, one may well receive most of the push
 
@@ -22,20 +22,12 @@ class Pushes:
     def begin(self) -> None:
         """Nothing to do: `close` separates one loss from the next."""
 
-    def tile(
-        self,
-        n_anchors: int,
-        rows: slice,
-        columns: slice,
-        block: Block,
-        closeness: Tensor,
-        pull: Tensor,
-    ) -> None:
+    def tile(self, n_anchors: int, tile: Tile, pull: Tensor) -> None:
         if self._open is None:
             self._open = pull.new_zeros(n_anchors, 3)
-        negative = block.masks()[1]  # a positive that is near enough is also pushed a little
+        negative = tile.negative  # a positive that is near enough is also pushed a little
         push = -pull.clamp(max=0).where(negative, 0)
-        total, strongest, negatives = self._open[rows].unbind(1)
+        total, strongest, negatives = self._open[tile.rows].unbind(1)
         total += push.sum(1)
         strongest.copy_(torch.maximum(strongest, push.amax(1)))
         negatives += negative.sum(1)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from nearfar.engine.relation import Block
+    from nearfar.engine.closeness import Tile
 
 Role = Literal["pair", "positive", "negative", "second negative"]
 Quantity = Literal["distance", "similarity", "logit"]
@@ -82,23 +82,12 @@ class ForceVisitor(Protocol):
         """Called before the forces of each comparison of rows and columns; a loss may have two."""
         ...
 
-    def tile(
-        self,
-        n_anchors: int,
-        rows: slice,
-        columns: slice,
-        block: "Block",
-        closeness: Tensor,
-        pull: Tensor,
-    ) -> None:
+    def tile(self, n_anchors: int, tile: "Tile", pull: Tensor) -> None:
         """Called with a tile of forces, each of an anchor (row) on another row (column).
 
         Args:
             n_anchors: the total number of anchors.
-            rows: the anchors of the tile.
-            columns: the columns of the tile.
-            block: which of its pairs are similar.
-            closeness: (r, c) distances or similarities.
+            tile: which rows and columns, and their distances or similarities.
             pull: (r, c) forces, > 0 pulls together, < 0 pushes apart.
         """
         ...

@@ -6,6 +6,7 @@ gradient to the rows and columns. No loss cuts tiles or holds the gradient by it
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
 from typing import Protocol
 
@@ -136,25 +137,15 @@ def blocks(
     bound: float = 1.0,
 ) -> Iterator[Tile]:
     """Blocks of prepared rows against all prepared columns, without a gradient to hold."""
-    m = columns.shape[0]
-    columns_at = slice(0, m)
+    at, m = slice(0, columns.shape[0]), columns.shape[0]
     for rows in spans(a.shape[0], budget.block(limits, a.device, a.element_size(), buffers, m)):
-        # Not held by a name, so that its memory is free as soon as the caller drops it.
-        measured = closeness.measure
-        yield Tile(
-            rows, columns_at, relation.block(rows, columns_at), *measured(a[rows], columns, bound)
-        )
+        # No name holds the closeness: its memory is free as soon as the caller drops the tile.
+        yield Tile(rows, at, relation.block(rows, at), *closeness.measure(a[rows], columns, bound))
 
 
 def show(request: Request, tile: Tile, force: Tensor, distance_sign: int) -> None:
     """Show the forces on a tile to observers, in terms of the closeness before scale and bias."""
     for visitor in force_visitors():
         plain = tile.closeness if request.bias is None else tile.closeness - request.bias
-        visitor.tile(
-            request.a.shape[0],
-            tile.rows,
-            tile.columns,
-            tile.block,
-            plain / request.scale,
-            force * distance_sign * request.scale,
-        )
+        shown = replace(tile, closeness=plain / request.scale)
+        visitor.tile(request.a.shape[0], shown, force * distance_sign * request.scale)

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nearfar.engine.closeness import Tile
 from nearfar.engine.observe import watch_forces
-from nearfar.engine.relation import Block
 from nearfar.inputs import ArrayLike, lift, tensor
 from nearfar.insight.readings import way
 from nearfar.losses.base import unwrap
@@ -163,23 +163,15 @@ class _Strongest:
             )
         self.begun = True
 
-    def tile(
-        self,
-        n_anchors: int,
-        rows: slice,
-        columns: slice,
-        block: Block,
-        closeness: Tensor,
-        pull: Tensor,
-    ) -> None:
+    def tile(self, n_anchors: int, tile: Tile, pull: Tensor) -> None:
         if not self.best:
             self.pull, self.push = pull.new_zeros(n_anchors), pull.new_zeros(n_anchors)
-        self.pull[rows] += pull.clamp(min=0).sum(1)
-        self.push[rows] -= pull.clamp(max=0).sum(1)
+        self.pull[tile.rows] += pull.clamp(min=0).sum(1)
+        self.push[tile.rows] -= pull.clamp(max=0).sum(1)
         strong = pull.abs().flatten().topk(min(self.k, pull.numel())).indices
         i, j = strong // pull.shape[1], strong % pull.shape[1]
-        similar = block.masks()[0][i, j]
-        found = [i + rows.start, j + columns.start, similar, closeness[i, j], pull[i, j]]
+        anchor, other = i + tile.rows.start, j + tile.columns.start
+        found = [anchor, other, tile.positive[i, j], tile.closeness[i, j], pull[i, j]]
         if self.best:
             found = [torch.cat(both) for both in zip(self.best, found, strict=True)]
         order = found[4].abs().argsort(descending=True, stable=True)[: self.k]

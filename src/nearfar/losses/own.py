@@ -61,9 +61,9 @@ class AnchorRule:
             bool. The mean is the sum of the losses divided by the sum of the counts. An anchor that
             has nothing to compare counts 0; its loss is then taken to be 0. Without counts, each
             anchor counts 1.
-        force: takes the same, and returns (r, m) derivatives of each anchor's loss by its closeness
-            to everyone. None: autograd derives them, which takes longer. The learned tensors are
-            left to autograd in any case.
+        force: takes the same, and returns the (r, m) derivatives of each anchor's loss with respect
+            to its closeness to each column. None: autograd derives them, which takes longer. The
+            learned tensors are left to autograd in any case.
     """
 
     loss: AnchorTerm

@@ -1,8 +1,6 @@
 """Fill the templates of the report and write the page."""
 
 import json
-import os
-import tempfile
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import cache
@@ -16,6 +14,7 @@ from markupsafe import Markup
 
 import nearfar
 from nearfar.app.errors import InputError
+from nearfar.app.output import whole_file
 from nearfar.app.report import decision, space, training
 from nearfar.app.report.compare import RunComparison
 from nearfar.app.report.gallery import hardest_pairs
@@ -126,19 +125,8 @@ def _write(out: Path, template: str, **contents: Any) -> None:
     """Write the page completely or not at all."""
     page = _environment().get_template(template)
     text = page.render(**contents, bundle=Markup(_bundle()), version=nearfar.__version__)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{out.name}.", dir=out.parent)
-    except OSError as error:
-        raise InputError(f"--out {out} cannot be written: {error.strerror}.") from None
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
-        Path(name).chmod(0o644)
-        Path(name).replace(out)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with whole_file(out) as file:
+        file.write(text.encode("utf-8", errors="backslashreplace"))
 
 
 @cache

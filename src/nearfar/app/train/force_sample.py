@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from nearfar.app.train.task import Task
+from nearfar.engine.closeness import Tile
 from nearfar.engine.observe import Measured, watch, watch_forces
-from nearfar.engine.relation import Block
 from nearfar.registry import find
 
 N_SIMILAR, N_DISSIMILAR = 400, 800  # points in a plot
@@ -99,18 +99,9 @@ class _AllForces:
     def begin(self) -> None:
         self.done, self.open = self.done + self.open, []
 
-    def tile(
-        self,
-        n_anchors: int,
-        rows: slice,
-        columns: slice,
-        block: Block,
-        closeness: Tensor,
-        pull: Tensor,
-    ) -> None:
-        positive, negative = block.masks()
-        there = positive | negative
-        self.open.append([closeness[there], pull[there], positive[there]])
+    def tile(self, n_anchors: int, tile: Tile, pull: Tensor) -> None:
+        there = tile.positive | tile.negative
+        self.open.append([tile.closeness[there], pull[there], tile.positive[there]])
 
     def scale(self, by: Tensor | float) -> None:
         self.done += [[closeness, pull * by, positive] for closeness, pull, positive in self.open]

@@ -1,7 +1,5 @@
 """Use a trained run: measure it, compare two items, embed data."""
 
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import isfinite
@@ -12,6 +10,7 @@ import numpy as np
 import torch
 
 from nearfar.app.errors import InputError
+from nearfar.app.output import whole_file
 from nearfar.app.train.address import read_item
 from nearfar.app.train.compare import Comparison, compare
 from nearfar.app.train.data import Items, Pairs, items_of, read_data
@@ -145,7 +144,8 @@ def embed_data(
     arrays = {"x": x.numpy(), "names": np.array(items.names)}
     if bool((items.identity >= 0).all()):
         arrays["y"] = np.array(items.identities)[items.identity.numpy()]
-    _write_npz(out, arrays)
+    with whole_file(out) as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
     n, d = arrays["x"].shape
     return Embedded(n, d, "y" in arrays, items.notes)
 
@@ -232,20 +232,3 @@ def _refuse_unmeasurable(source: str, data: Items | Pairs) -> None:
         raise InputError(f"{source} has no similar pairs{of} to measure on. Add some.")
     if not n_dissimilar:
         raise InputError(f"{source} has no dissimilar pairs{of} to measure on. Add some.")
-
-
-def _write_npz(out: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write the file completely or not at all."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{out.name}.", dir=out.parent)
-    except OSError as error:
-        raise InputError(f"--out {out} cannot be written: {error.strerror}.") from None
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-        Path(name).chmod(0o644)
-        Path(name).replace(out)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
