@@ -14,20 +14,28 @@ Rule = LogSumRule | PairSum
 
 
 def losses(
-    rule: Rule, closeness: Tensor, positive: Tensor, negative: Tensor
+    rule: Rule, closeness: Tensor, positive: Tensor, negative: Tensor, *, mean: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """(n,) losses of a rule, and how much each counts, from the full (n, m) closeness."""
-    of = of_log_sums if isinstance(rule, LogSumRule) else of_pairs
-    return of(rule, closeness, positive, negative)  # type: ignore[arg-type]
+    """(n,) losses of a rule, and how much each counts, from the full (n, m) closeness.
+
+    Of a sum over pairs, both depend on whether a mean is wanted.
+    """
+    if isinstance(rule, LogSumRule):
+        return of_log_sums(rule, closeness, positive, negative)
+    return of_pairs(rule, closeness, positive, negative, mean)
 
 
 def of_pairs(
-    rule: PairSum, closeness: Tensor, positive: Tensor, negative: Tensor
+    rule: PairSum, closeness: Tensor, positive: Tensor, negative: Tensor, mean: bool
 ) -> tuple[Tensor, Tensor]:
-    near = rule.positive(closeness)[0] * rule.positive_weight
-    far = rule.negative(closeness)[0]
-    loss = near.where(positive, 0).sum(1) + far.where(negative, 0).sum(1)
-    return loss, torch.ones_like(loss) if rule.counts is None else rule.counts
+    near, far = rule.positive(closeness)[0], rule.negative(closeness)[0]
+    weight, counts = 1.0, 1.0
+    if mean and rule.mean_over == "kinds":
+        weight, counts = negative.sum() / positive.sum().clamp(min=1), negative.sum()
+    elif mean and rule.mean_over == "pairs":
+        counts = negative.sum() + positive.sum()
+    loss = (near * weight).where(positive, 0).sum(1) + far.where(negative, 0).sum(1)
+    return loss, torch.ones_like(loss) if rule.mean_over == "rows" else counts
 
 
 def of_log_sums(
@@ -45,7 +53,10 @@ def of_log_sums(
     logs = LogSum(terms.logsumexp(1).where(some, -inf))
     if rule.positives is EachPositive:
         anchor, other = positive.nonzero(as_tuple=True)
-        return rule.finish(logs, closeness[anchor, other], anchor)[0], counts
+        loss = rule.finish(logs, closeness[anchor, other], anchor)[0]
+        if rule.per_positive:
+            loss = loss.new_zeros(n).index_add(0, anchor, loss)
+        return loss, counts
     total = torch.where(positive, closeness, 0).sum(1)
     loss = rule.finish(logs, total, positive.sum(1).clamp(min=1))[0]
     return loss, counts

@@ -256,7 +256,7 @@ def test_unknown_reduction(bad: Any) -> None:
         lambda: softmax_loss(X, [0, 1, 2, 0], reduction=bad),
     ):
         message = complaint(ValueError, loss)
-        assert_says(message, "reduction must be 'mean', 'sum' or 'none'", f"got {bad!r}")
+        assert_says(message, 'reduction must be "mean", "active", "sum", "none"', f"got {bad!r}")
 
 
 def test_hyperparameters_are_named() -> None:

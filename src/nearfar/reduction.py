@@ -1,25 +1,66 @@
-"""Reduce one loss per row to the value that the caller asked for."""
+"""Reduce the losses of rows, pairs or tuples to the value that the caller asked for."""
 
+from dataclasses import dataclass
+from math import inf
+from numbers import Real
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-Reduction = Literal["mean", "sum", "none"]
-_REDUCTIONS = get_args(Reduction)
+# (low, high): the mean over the terms between the two.
+Reduction = Literal["mean", "active", "sum", "none"] | tuple[float, float]
+# What is left once the terms that count are known. `per_pair` asks for "each pair": one loss per
+# listed pair.
+Total = Literal["mean", "sum", "none", "each pair"]
+
+
+@dataclass(frozen=True)
+class Between:
+    """Which terms of a loss count in its mean: those above `low` and below `high`."""
+
+    low: float
+    high: float
+
+    def outside(self, terms: Tensor) -> Tensor:
+        """Bool, the terms that do not count. NaN counts, so that it is not hidden."""
+        return (terms <= self.low) | (terms >= self.high)
+
+
+ACTIVE = Between(0.0, inf)
+
+
+def split(reduction: Reduction) -> tuple[Total, Between | None]:
+    """Mean, sum or none, and which terms count in the mean; None: all.
+
+    Raises:
+        ValueError: an unknown reduction; the message lists the choices.
+    """
+    if reduction == "active":
+        return "mean", ACTIVE
+    if isinstance(reduction, str) and reduction in get_args(Total):
+        return reduction, None
+    if isinstance(reduction, tuple) and len(reduction) == 2:
+        low, high = reduction
+        if isinstance(low, Real) and isinstance(high, Real) and low < high:
+            return "mean", Between(float(low), float(high))
+    raise ValueError(
+        'reduction must be "mean", "active", "sum", "none", or two numbers (low, high), low < '
+        f"high, for the mean over the terms between them; got {reduction!r}."
+    )
 
 
 def reduce(
-    per_row: Tensor,
+    terms: Tensor,
     reduction: Reduction,
     weight: Tensor | None = None,
     counts: Tensor | None = None,
 ) -> Tensor:
-    """The mean or sum of the losses, or the losses themselves; 0 for the mean or sum of no rows.
+    """The mean or sum of losses, or the losses themselves; 0 for the mean or sum of none.
 
     Args:
-        per_row: (n,) losses, 0 for rows that do not count.
-        reduction: "mean", "sum" or "none".
+        terms: (n,) losses, 0 for rows that do not count.
+        reduction: see `Reduction`.
         weight: (n,) weights of the rows; None for 1.
         counts: (n,) multiplies the weight of each row in the denominator of the mean; 0 for a row
             that does not count.
@@ -27,22 +68,20 @@ def reduce(
     Raises:
         ValueError: an unknown reduction; the message lists the choices.
     """
-    check_reduction(reduction)
+    total, kept = split(reduction)
+    if kept is not None:
+        outside = kept.outside(terms.detach())
+        terms = terms.masked_fill(outside, 0)
+        counts = ~outside if counts is None else counts * ~outside
     if weight is not None:
-        per_row = per_row * weight
-    if reduction == "mean":
-        if weight is None and counts is None and per_row.shape[0]:
-            return per_row.mean()
-        return per_row.sum() / total_weight(weight, counts, per_row)
-    if reduction == "sum":
-        return per_row.sum()
-    return per_row
-
-
-def check_reduction(reduction: str) -> None:
-    """Refuse an unknown reduction."""
-    if reduction not in _REDUCTIONS:
-        raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}.")
+        terms = terms * weight
+    if total == "mean":
+        if weight is None and counts is None and terms.shape[0]:
+            return terms.mean()
+        return terms.sum() / total_weight(weight, counts, terms)
+    if total == "sum":
+        return terms.sum()
+    return terms
 
 
 def total_weight(

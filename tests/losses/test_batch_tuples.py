@@ -765,7 +765,7 @@ ERRORS: list[tuple[Callable[..., Any], Settings, str]] = [
     (batch_triplet_loss, {"swap": True}, r"use one of 'hard', 'semihard', "),
     (batch_triplet_loss, {"reference": np.ones((2, 3))}, r"Reference\(x, labels\); got ndarray"),
     (batch_quadruplet_loss, {"select": "semihard"}, r"select must be one of 'all', 'hard'"),
-    (batch_quadruplet_loss, {"reduction": "active"}, r"reduction must be "),
+    (batch_quadruplet_loss, {"reduction": "avg"}, r"reduction must be "),
     (batch_quadruplet_loss, {"margin2": -0.1}, r"margin2 must be"),
     (batch_quadruplet_loss, {"distance": "l2"}, r"distance must be one of"),
     (batch_contrastive_loss, {"select": "semihard"}, r"select must be one of 'all', 'hard'"),

@@ -556,7 +556,7 @@ def test_what_the_rule_sees_must_be_said_once() -> None:
         batch(pull, distance="dot")
     with pytest.raises(ValueError, match=r"similarity must be one of 'cosine', .*; got 'dot'"):
         batch(pull, distance=None, similarity="dot")
-    with pytest.raises(ValueError, match=r"reduction must be 'mean', 'sum' or 'none', got 'avg'"):
+    with pytest.raises(ValueError, match=r"reduction must be .* got 'avg'"):
         batch(pull, reduction="avg")
 
 

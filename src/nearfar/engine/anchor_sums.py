@@ -15,7 +15,7 @@ from nearfar.engine.closeness import Closeness, Tile
 from nearfar.engine.relation import Relation
 from nearfar.engine.step import Answer, Executor, Request
 from nearfar.engine.walk import Walk
-from nearfar.reduction import sum_dtype
+from nearfar.reduction import Between, sum_dtype
 
 # A tile of all columns, (b,) weights of the losses in the gradient (None: all 1), whether to return
 # forces, memory that is reused for the next tile -> (b,) losses, (b,) how much each counts in the
@@ -77,23 +77,24 @@ def anchor_loss(
             tile: Tile, weight: Tensor | None, gradient: bool, _: Workspace
         ) -> tuple[Tensor, Tensor, Tensor | None]:
             if not gradient:
-                return *_zero_without_pairs(*loss(tile, *tensors)), None
+                return *_counted(loss(tile, *tensors), request.kept)[:2], None
             leaf = tile.closeness.detach().requires_grad_(force is None)
             inputs = [leaf, *wanted] if force is None else wanted
             with torch.enable_grad():
-                per_row, count = _zero_without_pairs(*loss(replace(tile, closeness=leaf), *tensors))
+                found = loss(replace(tile, closeness=leaf), *tensors)
+                per_row, count, acts = _counted(found, request.kept)
                 total = (per_row if weight is None else per_row * weight).sum()
-                found = _gradients(total, inputs)
+                derived = _gradients(total, inputs)
             per_row = per_row.detach()
             if force is None:
-                pull, *found = found
+                pull, *derived = derived
             else:
                 pull = force(tile, *tensors)
                 pull = pull if weight is None else pull * weight[:, None]
-            for total, more in zip(sums, found, strict=True):
+            for total, more in zip(sums, derived, strict=True):
                 total += more
-            # No anchor pulls that has nothing to compare; and the walk overwrites what it is given.
-            return per_row, count, pull.where(count[:, None] > 0, 0).to(leaf.dtype)
+            # No anchor pulls that does not count; and the walk overwrites what it is given.
+            return per_row, count, pull.where(acts[:, None], 0).to(leaf.dtype)
 
         answer = block_loss(with_forces, closeness, relation)(request)
         by_tensor = iter(sums)
@@ -103,9 +104,14 @@ def anchor_loss(
     return execute
 
 
-def _zero_without_pairs(loss: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    """Losses and counts, with loss 0 for anchors that have nothing to compare."""
-    return torch.where(count > 0, loss, 0), count
+def _counted(found: tuple[Tensor, Tensor], kept: Between | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses and counts, both 0 for anchors that do not count, and bool, which anchors do."""
+    loss, count = found
+    acts = count > 0
+    if kept is not None:
+        acts = acts & ~kept.outside(loss.detach())
+        count = count.where(acts, 0)
+    return loss.where(acts, 0), count, acts
 
 
 def _gradients(total: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:

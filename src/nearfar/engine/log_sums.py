@@ -23,12 +23,13 @@ from torch import Tensor
 from nearfar.engine.closeness import Closeness, Tile
 from nearfar.engine.observe import force_visitors
 from nearfar.engine.pair_sets import PairSet
-from nearfar.engine.positives import EachPositive, Side, SummedPositives
+from nearfar.engine.positives import EachPositive, Positives, Side, SummedPositives
 from nearfar.engine.relation import Relation
+from nearfar.engine.segments import sum_of
 from nearfar.engine.slices import joined, part
 from nearfar.engine.step import Answer, Executor, Request
 from nearfar.engine.walk import Place, Walk
-from nearfar.reduction import sum_dtype
+from nearfar.reduction import Between, sum_dtype
 
 
 @dataclass(eq=False)
@@ -59,7 +60,7 @@ class LogSum:
 
 
 # What a loss makes of the sums: its (n,) values, its derivatives by the log-sum-exps (n,), and by
-# the positives.
+# the positives. A loss of each positive has (k,) values and derivatives by its log-sum-exp.
 Finished = tuple[Tensor, Tensor, Tensor]
 
 
@@ -73,6 +74,8 @@ class LogSumRule:
         counts: the relation -> (n,) how much each anchor counts in the mean, 0 if it has nothing to
             compare; None: each counts 1.
         positives: whether the loss takes the sum of an anchor's positives or each of them.
+        per_positive: whether the loss of an anchor is a sum over its positives, of which `finish`
+            returns the terms.
         with_positives: whether the log-sum-exp is over positives too, or over negatives alone.
         exponent: closeness -> the exponents, in new memory; None: the closeness itself, which must
             be an inner product.
@@ -83,6 +86,7 @@ class LogSumRule:
     finish: Callable[[LogSum, Tensor, Any], Finished]
     counts: Callable[[Relation], Tensor | None]
     positives: type[SummedPositives] | type[EachPositive] = SummedPositives
+    per_positive: bool = False
     with_positives: bool = False
     exponent: Callable[[Tensor], Tensor] | None = None
     slope: Callable[[Tensor], Tensor] | float = 1.0
@@ -106,25 +110,28 @@ def log_sum_loss(
         if both or rule.positives.wants_all_tiles(walk, shape[0]):
             rows, two_sided = slice(0, walk.a.shape[0]), both or walk.mirrored
             sums = _Sums(rule, walk, rows, counts, both=both, two_sided=two_sided)
-            kept = walk.kept_elements(1 if rule.exponent is None else 2)
-            per_row = _two_steps(walk, sums, walk.places(), kept)
+            most = walk.kept_elements(1 if rule.exponent is None else 2)
+            found = [_two_steps(walk, sums, walk.places(), most)]
         else:
             # One buffer for all strips; a batch that is one strip is done sooner in place.
             room = None
             if walk.a.shape[0] > shape[0] and rule.exponent is None:
                 room = walk.a.new_empty(shape[0] * walk.columns.shape[0])
-            strips = (
+            found = [
                 _two_steps(walk, _Sums(rule, walk, rows, counts, room=room), places, inf)
                 for rows, places in walk.strips(shape)
-            )
-            per_row = joined(list(strips), walk.a)
-        return walk.answer(per_row, counts)
+            ]
+        if request.kept is not None:
+            counts = joined([inside for _, inside in found if inside is not None], walk.a)
+        return walk.answer(joined([loss for loss, _ in found], walk.a), counts)
 
     return execute
 
 
-def _two_steps(walk: Walk, sums: "_Sums", places: Sequence[Place], most: float) -> Tensor:
-    """The losses of the anchors of some tiles; adds up their gradient.
+def _two_steps(
+    walk: Walk, sums: "_Sums", places: Sequence[Place], most: float
+) -> tuple[Tensor, Tensor | None]:
+    """The losses of the anchors of some tiles, and their counts; adds up their gradient.
 
     Args:
         walk: over the tiles.
@@ -139,12 +146,91 @@ def _two_steps(walk: Walk, sums: "_Sums", places: Sequence[Place], most: float) 
         most -= terms.values.numel()
         kept.append((tile, terms) if most >= 0 and walk.gradient is not None else None)
         bases.append(terms.base)
-    losses = sums.finish()
+    losses, counts = sums.finish()
     if walk.gradient is not None:
         for place, base in zip(places, bases, strict=True):
             tile, terms = kept.popleft() or sums.take(place, (base,))
             walk.pull(tile, sums.force(tile, terms))
-    return losses
+    return losses, counts
+
+
+@dataclass(eq=False)
+class Settled:
+    """What is known of some anchors once their sums are complete.
+
+    Attributes:
+        loss: (n,).
+        by_logs: its derivatives by the log-sum-exps, times the weights of the anchors.
+        by_positives: by the positives, likewise.
+        counts: (n,) how much each anchor counts in the mean; None: each counts 1.
+    """
+
+    loss: Tensor
+    by_logs: Tensor
+    by_positives: Tensor
+    counts: Tensor | None
+
+
+def settle(
+    rule: LogSumRule,
+    logs: LogSum,
+    positives: Positives,
+    counts: Tensor | None,
+    weight: Tensor | None,
+    kept: Between | None,
+    *,
+    both: bool = False,
+) -> Settled:
+    """The losses of anchors and their derivatives.
+
+    Args:
+        rule: the loss.
+        logs: the log-sum-exps of the anchors.
+        positives: their positives.
+        counts: (n,) see `LogSumRule`.
+        weight: (n,) how much each anchor counts; None: all 1.
+        kept: which terms count in the mean.
+        both: whether the anchors are rows and then as many columns; a row's loss is the mean of its
+            loss as either, and all that is returned by row is so.
+    """
+    loss, by_logs, by_positives = rule.finish(logs, positives.values, positives.of)
+    if counts is not None and not rule.per_positive:
+        empty = counts == 0
+        loss = loss.masked_fill(empty, 0)
+        if positives.NEED_MASK:
+            by_logs = by_logs.masked_fill(empty, 0)
+            by_positives = by_positives.masked_fill(empty, 0)
+    if both:
+        loss, by_logs, by_positives = loss.view(2, -1).mean(0), by_logs / 2, by_positives / 2
+    if kept is not None:
+        outside = kept.outside(loss)
+        loss = loss.masked_fill(outside, 0)
+        of_logs = outside.repeat(2) if both else outside
+        of_positives = of_logs if rule.per_positive else positives.per_value(of_logs)
+        by_logs = by_logs.masked_fill(of_logs, 0)
+        by_positives = by_positives.masked_fill(of_positives, 0)
+        counts = _number_inside(rule, ~outside, positives, counts)
+    if rule.per_positive:
+        n, anchor = len(logs.rest), positives.of
+        assert isinstance(anchor, Tensor)
+        loss, by_logs = (sum_of(terms, anchor, n) for terms in (loss, by_logs))
+    if weight is not None:
+        by_logs, by_positives = by_logs * weight, by_positives * positives.per_value(weight)
+    return Settled(loss, by_logs, by_positives, counts)
+
+
+def _number_inside(
+    rule: LogSumRule, inside: Tensor, positives: Positives, counts: Tensor | None
+) -> Tensor:
+    """(n,) how many terms of each anchor count in a mean over some of them."""
+    if counts is None:
+        return inside
+    if not rule.per_positive:
+        return inside & (counts[: len(inside)] > 0)
+    anchor = positives.of
+    assert isinstance(anchor, Tensor)
+    inside = inside & (counts > 0)[anchor]
+    return sum_of(inside.to(positives.values.dtype), anchor, len(counts))
 
 
 _BUFFERS = 8
@@ -238,28 +324,21 @@ class _Sums:
                 self.logs.add(terms, side)
         return tile, terms
 
-    def finish(self) -> Tensor:
-        """The losses; from here on it is known how hard each anchor acts."""
-        positives = self.positives
-        logs = self.logs.value()
-        loss, by_logs, by_positives = self.rule.finish(logs, positives.values, positives.of)
-        if self.counts is not None:
-            empty = self._of_anchors(self.counts) == 0
-            loss = loss.masked_fill(empty, 0)
-            if positives.NEED_MASK:
-                by_logs = by_logs.masked_fill(empty, 0)
-                by_positives = by_positives.masked_fill(empty, 0)
-        if self.walk.request.weight is not None:
-            weight = self._of_anchors(self.walk.request.weight)
-            by_logs = by_logs * weight
-            by_positives = by_positives * positives.per_value(weight)
-        if self.both:  # a row's loss is the mean of its two
-            loss, by_logs, by_positives = loss.view(2, -1).mean(0), by_logs / 2, by_positives / 2
+    def finish(self) -> tuple[Tensor, Tensor | None]:
+        """The losses and counts; from here on it is known how hard each anchor acts."""
+        request = self.walk.request
+        counts, weight = (
+            None if of_rows is None else self._of_anchors(of_rows)
+            for of_rows in (self.counts, request.weight)
+        )
+        logs, kept = self.logs.value(), request.kept
+        done = settle(self.rule, logs, self.positives, counts, weight, kept, both=self.both)
+        by_logs = done.by_logs
         if not callable(self.rule.slope) and self.rule.slope != 1:
             by_logs = by_logs * self.rule.slope
         self.logs.finish(by_logs)
-        positives.set_forces(by_positives.to(self.walk.a.dtype))
-        return loss
+        self.positives.set_forces(done.by_positives.to(self.walk.a.dtype))
+        return done.loss, done.counts
 
     def force(self, tile: Tile, terms: _Terms) -> Tensor:
         """(r, c) the forces of the anchors on the sides of a tile; overwrites the terms."""

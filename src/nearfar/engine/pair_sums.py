@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import inf
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,9 +14,14 @@ from nearfar.engine.relation import Relation
 from nearfar.engine.slices import part
 from nearfar.engine.step import Answer, Executor, Request
 from nearfar.engine.walk import Walk
+from nearfar.inputs import tracing
+from nearfar.reduction import Between, sum_dtype
 
+MeanOver = Literal["kinds", "pairs", "rows"]
 # Closeness -> the loss of each pair and its derivative, in new memory.
 Term = Callable[[Tensor], tuple[Tensor, Tensor]]
+# Closeness and losses -> bool, the pairs that do not count.
+Outside = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(eq=False)
@@ -25,82 +31,109 @@ class PairSum:
     Attributes:
         positive: the term of positive pairs.
         negative: the term of negative pairs.
-        positive_weight: the weight of a positive pair, relative to a negative one.
-        counts: (n,) how much each row counts in the mean, or the sum of that; None: all 1.
+        mean_over: what a mean is over: similar pairs and dissimilar ones, two means that are added
+            ("kinds"); all "pairs"; or "rows", the sum of whose pairs is a loss.
     """
 
     positive: Term
     negative: Term
-    positive_weight: float | Tensor = 1.0
-    counts: Tensor | float | None = None
+    mean_over: MeanOver = "kinds"
 
-    def of(self, tile: Tile) -> tuple[Tensor, Tensor]:
+    def of(self, tile: Tile, positive_weight: float | Tensor = 1.0) -> tuple[Tensor, Tensor]:
         """(r, c) losses and forces. If there are few positives, they are computed from a list."""
         block, closeness = tile.block, tile.closeness
         loss, force = self.negative(closeness)
         if isinstance(block.positives, Masked):
-            near, pull = self._positive(closeness)
+            near, pull = self._positive(closeness, positive_weight)
             similar = block.positives.mask()
             loss, force = torch.where(similar, near, loss), torch.where(similar, pull, force)
         elif block.positives is not None:
             i, j = block.positives.indices()
-            loss[i, j], force[i, j] = self._positive(closeness[i, j])
+            loss[i, j], force[i, j] = self._positive(closeness[i, j], positive_weight)
         if block.selves is not None:
             block.selves.fill(loss, 0)
             block.selves.fill(force, 0)
         return loss, force
 
-    def _positive(self, closeness: Tensor) -> tuple[Tensor, Tensor]:
+    def _positive(self, closeness: Tensor, weight: float | Tensor) -> tuple[Tensor, Tensor]:
         loss, force = self.positive(closeness)
-        if isinstance(self.positive_weight, float) and self.positive_weight == 1:
+        if isinstance(weight, float) and weight == 1:
             return loss, force
-        return loss * self.positive_weight, force * self.positive_weight
+        return loss * weight, force * weight
 
+
+# How much a positive pair counts beside a negative one, and how much each row (n,) counts in the
+# mean, or the sum of that; None: each row counts 1.
+Shares = tuple[float | Tensor, Tensor | float | None]
 
 _BUFFERS = 10
 
 
-def pair_loss(rule: PairSum, closeness: Closeness, relation: Relation) -> Executor:
-    """Visit each tile once; for a batch with itself, only the upper triangle."""
-
-    def execute(request: Request) -> Answer:
-        return _visit(rule, Walk(request, closeness, relation, buffers=_BUFFERS))
-
-    return execute
-
-
-def overlap_loss(
-    rule: PairSum, closeness: Closeness, relation: Relation, *, mean: bool
+def pair_loss(
+    rule: PairSum, closeness: Closeness, relation: Relation, *, overlap: bool = False
 ) -> Executor:
-    """A rule over positives farther away than the nearest negative, and the reverse.
+    """Visit each tile once; for a batch with itself, only the upper triangle.
 
-    With `mean`, it is the mean over each kind, which needs one more pass to count them.
+    If only some pairs count, one more visit counts them for the mean.
+
+    Args:
+        rule: the loss.
+        closeness: how close rows are to columns.
+        relation: which pairs are similar.
+        overlap: whether only positives count that are farther away than the nearest negative, and
+            the reverse.
     """
 
     def execute(request: Request) -> Answer:
         walk = Walk(request, closeness, relation, buffers=_BUFFERS)
-        overlap = _Overlap.of(walk)
-        within = replace(
-            rule,
-            positive=_masked(rule.positive, overlap.has_positive),
-            negative=_masked(rule.negative, overlap.has_negative),
-        )
-        if mean:
-            positives, negatives = overlap.count(walk)
-            within = replace(within, positive_weight=negatives / positives, counts=negatives)
-        return _visit(within, walk)
+        if request.kept is not None and rule.mean_over == "rows":
+            return _over_some_rows(rule, walk, request.kept)
+        outside = _Overlap.of(walk).outside() if overlap else []
+        if request.kept is not None:
+            by_loss = request.kept.outside
+            outside.append((lambda d, loss: by_loss(loss),) * 2)
+        if not outside:
+            return _visit(rule, walk, shares(rule, relation, request))
+        some = SomePairs(rule, outside)
+        return _visit(some.rule, walk, some.shares(walk))
 
     return execute
 
 
-def _visit(rule: PairSum, walk: Walk) -> Answer:
+def shares(rule: PairSum, relation: Relation, request: Request) -> Shares:
+    """Those of all pairs."""
+    if rule.mean_over == "rows":
+        return 1.0, None
+    if request.reduction != "mean":
+        # Not None: then a loss would be taken to show by itself that a row is NaN, and a rule may
+        # ignore a distance.
+        return 1.0, 1.0
+    if request.weight is None and relation.device.type == "cpu" and not tracing():
+        similar, dissimilar = relation.n_pairs()
+        if rule.mean_over == "pairs":
+            return 1.0, float(similar + dissimilar)
+        return max(dissimilar, 1) / max(similar, 1), float(dissimilar)
+    return shares_of(rule, relation.n_positives(), relation.n_negatives(), request.weight)
+
+
+def shares_of(rule: PairSum, positives: Tensor, negatives: Tensor, weight: Tensor | None) -> Shares:
+    """Those of pairs of which each row has so many (n,)."""
+    if rule.mean_over == "pairs":
+        return 1.0, positives + negatives
+    sums = (n.sum() if weight is None else (n * weight).sum() for n in (positives, negatives))
+    near, far = (torch.where(n > 0, n, 1).to(sum_dtype(n)) for n in sums)
+    return far / near, negatives
+
+
+def _visit(rule: PairSum, walk: Walk, of_pairs: Shares) -> Answer:
     request, per_row = walk.request, walk.a.new_zeros(walk.a.shape[0])
     forces = None if request.bias is None else walk.a.new_zeros(())
+    positive_weight, counts = of_pairs
     for place in walk.places():
         tile = walk.tile(place)
         if request.bias is not None:
             tile.closeness.add_(request.bias)
-        loss, force = rule.of(tile)
+        loss, force = rule.of(tile, positive_weight)
         part(per_row, tile.rows).add_(loss.sum(1))
         if tile.mirrored:
             part(per_row, tile.columns).add_(loss.sum(0))
@@ -114,7 +147,75 @@ def _visit(rule: PairSum, walk: Walk) -> Answer:
         if forces is not None:
             forces += force.sum()
         walk.pull(tile, force)
-    return walk.answer(per_row, rule.counts, forces=forces)
+    return walk.answer(per_row, counts, forces=forces)
+
+
+def _over_some_rows(rule: PairSum, walk: Walk, kept: Between) -> Answer:
+    """Only rows whose loss is kept, which is known once all their pairs were visited."""
+    request = walk.request
+    walk.request = replace(request, gradient=False)
+    outside = kept.outside(_visit(rule, walk, (1.0, None)).per_row)
+    weight = (~outside).to(walk.a.dtype)
+    weight = weight if request.weight is None else weight * request.weight
+    walk.request = replace(request, weight=weight)
+    answer = _visit(rule, walk, (1.0, None))
+    return replace(answer, per_row=answer.per_row.masked_fill(outside, 0), counts=~outside)
+
+
+class SomePairs:
+    """A rule of which only some pairs count.
+
+    Args:
+        rule: the loss of all pairs.
+        outside: which of the positives do not count, and which of the negatives; of each entry.
+
+    Attributes:
+        rule: the loss, 0 for pairs that do not count.
+    """
+
+    def __init__(self, rule: PairSum, outside: list[tuple[Outside, Outside]]) -> None:
+        self._all = rule
+        self._positive, self._negative = ([each[kind] for each in outside] for kind in (0, 1))
+        near, far = _some(rule.positive, self._positive), _some(rule.negative, self._negative)
+        self.rule = replace(rule, positive=near, negative=far)
+
+    def shares(self, walk: Walk) -> Shares:
+        """Those of the pairs that count, which are counted if a mean is wanted."""
+        if walk.request.reduction != "mean":
+            return 1.0, 1.0
+        numbers = torch.zeros(2, walk.a.shape[0], dtype=torch.int64, device=walk.a.device)
+        for place in walk.places():
+            tile = walk.tile(place)
+            near = tile.positive & self._inside(tile, self._all.positive, self._positive)
+            far = tile.negative & self._inside(tile, self._all.negative, self._negative)
+            inside = torch.stack([near, far])
+            numbers[:, tile.rows] += inside.sum(2)
+            if tile.mirrored:
+                numbers[:, tile.columns] += inside.sum(1)
+        return shares_of(self._all, numbers[0], numbers[1], walk.request.weight)
+
+    @staticmethod
+    def _inside(tile: Tile, term: Term, outside: list[Outside]) -> Tensor:
+        loss, _ = term(tile.closeness)
+        return ~_any(outside, tile.closeness, loss)
+
+
+def _some(term: Term, outside: list[Outside]) -> Term:
+    """A term that is 0, like its derivative, for pairs that do not count."""
+
+    def within(closeness: Tensor) -> tuple[Tensor, Tensor]:
+        loss, force = term(closeness)
+        left_out = _any(outside, closeness, loss)
+        return loss.masked_fill_(left_out, 0), force.masked_fill_(left_out, 0)
+
+    return within
+
+
+def _any(outside: list[Outside], closeness: Tensor, loss: Tensor) -> Tensor:
+    found = outside[0](closeness, loss)
+    for other in outside[1:]:
+        found |= other(closeness, loss)
+    return found
 
 
 @dataclass(eq=False)
@@ -138,29 +239,6 @@ class _Overlap:
             stop = torch.maximum(stop, d.masked_fill(~tile.positive, -inf).max())
         return cls(start, stop)
 
-    def has_positive(self, d: Tensor) -> Tensor:
-        return d > self.start
-
-    def has_negative(self, d: Tensor) -> Tensor:
-        return d < self.stop
-
-    def count(self, walk: Walk) -> tuple[Tensor, Tensor]:
-        """The numbers of positives and negatives in the overlap, at least 1."""
-        count = torch.zeros(2, dtype=torch.int64, device=walk.a.device)
-        for tile in map(walk.tile, walk.places()):
-            d, times = tile.closeness, 2 if tile.mirrored else 1
-            positives = (tile.positive & self.has_positive(d)).sum()
-            negatives = (tile.negative & self.has_negative(d)).sum()
-            count += times * torch.stack([positives, negatives])
-        positives, negatives = count.clamp(min=1).to(walk.a.dtype)
-        return positives, negatives
-
-
-def _masked(term: Term, where: Callable[[Tensor], Tensor]) -> Term:
-    """A term that is 0, like its derivative, where `where` is false; NaN stays NaN."""
-
-    def within(d: Tensor) -> tuple[Tensor, Tensor]:
-        (loss, force), outside = term(d), ~(where(d) | d.isnan())
-        return loss.masked_fill_(outside, 0), force.masked_fill_(outside, 0)
-
-    return within
+    def outside(self) -> list[tuple[Outside, Outside]]:
+        """The positives and negatives beyond it; NaN is not."""
+        return [(lambda d, loss: d <= self.start, lambda d, loss: d >= self.stop)]

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -20,6 +21,28 @@ class Side:
 
     at: slice
     dim: int
+
+
+class Positives(Protocol):
+    """The positives of some anchors, once they are collected.
+
+    Attributes:
+        NEED_MASK: whether a loss has derivatives for anchors without positives too.
+        values: (n,) the sum of each anchor's positives, or (k,) the closeness of each positive.
+        of: (n,) or a number, how many positives each anchor has, or (k,) the anchor of each.
+    """
+
+    NEED_MASK: ClassVar[bool]
+
+    @property
+    def values(self) -> Tensor: ...
+
+    @property
+    def of(self) -> Tensor | float: ...
+
+    def per_value(self, of_anchors: Tensor) -> Tensor:
+        """What is known of each anchor, for each of `values`."""
+        ...
 
 
 # Strips of fewer rows are slower than computing all products twice.
@@ -40,7 +63,7 @@ class SummedPositives:
     """
 
     # A mean has derivatives for anchors without positives too.
-    NEED_MASK = True
+    NEED_MASK: ClassVar[bool] = True
 
     def __init__(self, walk: Walk, rows: slice, n: int) -> None:
         self.values = walk.a.new_zeros(n, dtype=sum_dtype(walk.a))
@@ -70,7 +93,6 @@ class SummedPositives:
                 positives.add_sums(taken, part(self.values, side.at), side.dim)
 
     def per_value(self, of_anchors: Tensor) -> Tensor:
-        """What is known of each anchor, for each of `values`."""
         return of_anchors
 
     def set_forces(self, force: Tensor) -> None:
@@ -104,7 +126,7 @@ class EachPositive:
         of: (k,) the anchors.
     """
 
-    NEED_MASK = False
+    NEED_MASK: ClassVar[bool] = False
 
     def __init__(self, walk: Walk, rows: slice, n: int) -> None:
         self._walk, self._rows = walk, rows

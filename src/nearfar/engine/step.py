@@ -20,7 +20,7 @@ from nearfar.engine.observe import force_visitors
 from nearfar.engine.products import Finish
 from nearfar.engine.rows import Rows, row_dots
 from nearfar.inputs import batched, transformed
-from nearfar.reduction import Reduction, check_reduction, sum_dtype, total_weight
+from nearfar.reduction import Between, Reduction, Total, split, sum_dtype, total_weight
 
 
 @dataclass(eq=False)
@@ -32,6 +32,9 @@ class Request:
         b: (m, d) prepared columns; None where the rows meet each other.
         bias: added to every closeness.
         weight: (n,) by which each row's loss counts in the gradient; None: all by 1.
+        kept: which terms count in the mean, and are not 0 in the loss; None: all.
+        reduction: what becomes of the losses; for "each pair" the answer holds one loss per listed
+            pair, and `weight` one weight.
         scale: by which the products of rows and columns were scaled.
         bound: no product of a row and a column is larger in size than this; inf: not known.
         gradient: whether a gradient is wanted.
@@ -44,6 +47,8 @@ class Request:
     b: Tensor | None
     bias: Tensor | None
     weight: Tensor | None
+    kept: Between | None
+    reduction: Total
     scale: Tensor | float
     bound: float
     gradient: bool
@@ -86,7 +91,8 @@ Executor = Callable[[Request], Answer]
 class _Job:
     executor: Executor
     normalize: bool
-    reduction: Reduction
+    reduction: Total
+    kept: Between | None
     weight: Tensor | None
     limits: Limits
     gradient: bool
@@ -111,13 +117,12 @@ def run(
         x: (n, d).
         y: (m, d).
         normalize: whether rows and columns are scaled to length 1 first.
-        reduction: "mean", "sum" or "none".
+        reduction: see `Reduction`.
         scale: by which the products of rows and columns are multiplied.
         bias: what is added to each.
         weight: (n,) by which each row's loss counts.
         learned: tensors of the executor's own rule that have gradients.
     """
-    check_reduction(reduction)
     run_step: Callable[..., Tensor] = _run
     if torch.compiler.is_compiling():
         # The compiler takes the step as it is: it could not fuse the loop over tiles anyway. Only
@@ -141,7 +146,8 @@ def _run(
     for visitor in force_visitors():
         visitor.begin()
     gradient = torch.is_grad_enabled() and any(map(_learned, (x, y, scale, bias, *learned)))
-    job = _Job(executor, normalize, reduction, weight, current_limits(), gradient)
+    total, kept = split(reduction)
+    job = _Job(executor, normalize, total, kept, weight, current_limits(), gradient)
     loss: Tensor = _Step.apply(job, x, y, scale, bias, *learned)  # type: ignore[no-untyped-call]
     return loss
 
@@ -158,13 +164,14 @@ class _Step(torch.autograd.Function):
         *learned: Tensor,
     ) -> Tensor:
         # What the sum's gradient does not need, such as the labels, is not kept for it.
-        ctx.job = job if job.reduction == "none" else None
+        later = job.reduction in ("none", "each pair")  # the upstream gradient is needed first
+        ctx.job = job if later else None
         ctx.given = tuple(_dtype_and_shape(t) for t in (x, y, scale, bias, *learned))
         ctx.twice = y is x
-        gradient = job.gradient and job.reduction != "none"
+        gradient = job.gradient and not later
         done = _compute(job, x, y, scale, bias, job.weight, gradient)
         weighted = done.per_row if job.weight is None else done.per_row * job.weight
-        if job.reduction == "none":
+        if later:
             ctx.inputs = scale, bias
             ctx.save_for_backward(*map(_owned, (x, y, scale, bias, *learned)))
             return weighted.to(_wide(x, y))
@@ -282,6 +289,8 @@ def _compute(
                 b,
                 None if shift is None else shift.reshape(()),
                 weight,
+                job.kept,
+                job.reduction,
                 1.0 if scale is None else scale,
                 _bound(scale, x.device) if job.normalize else inf,
                 gradient,

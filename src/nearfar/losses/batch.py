@@ -9,13 +9,14 @@ from torch import Tensor
 from nearfar.engine.relation import Relation, across, within
 from nearfar.inputs import ArrayLike, batch, lift, same_device, tensor
 from nearfar.labels import refuse
+from nearfar.reduction import Reduction, split
 from nearfar.reference import Reference, check_reference
 
 Labels = TypeVar("Labels", bound=ArrayLike | None)
 
 
 def as_batch(
-    x: ArrayLike, labels: ArrayLike, reference: Reference | None, reduction: str
+    x: ArrayLike, labels: ArrayLike, reference: Reference | None, reduction: Reduction
 ) -> tuple[Tensor, Tensor | None, Relation]:
     """Rows, columns (None: the rows themselves), and which pairs are similar."""
     labels = snapshot(labels, reduction)
@@ -29,9 +30,9 @@ def as_batch(
     return rows, columns, across(labels, rows, columns, others, own)
 
 
-def snapshot(labels: Labels, reduction: str) -> Labels:
+def snapshot(labels: Labels, reduction: Reduction) -> Labels:
     """The labels, copied if the backward pass reads them again: the caller may overwrite them."""
-    return deepcopy(labels) if reduction == "none" else labels
+    return deepcopy(labels) if split(reduction)[0] == "none" else labels
 
 
 def as_towers(**given: ArrayLike) -> tuple[Tensor, Tensor]:

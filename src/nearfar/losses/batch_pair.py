@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nearfar.distance import Distance
 from nearfar.engine.closeness import Product, by_distance
-from nearfar.engine.pair_sums import PairSum, overlap_loss, pair_loss
+from nearfar.engine.pair_sums import PairSum, pair_loss
 from nearfar.engine.relation import matched
 from nearfar.engine.step import run
 from nearfar.inputs import ArrayLike, above_zero, between, finite
@@ -92,7 +92,7 @@ def batch_contrastive_loss(
         )
     rows, columns, relation = as_batch(x, labels, reference, reduction)
     return run(
-        overlap_loss(PairSum(near, far), by_distance(distance), relation, mean=reduction == "mean"),
+        pair_loss(PairSum(near, far), by_distance(distance), relation, overlap=True),
         rows,
         columns,
         normalize=distance == "cosine",
@@ -199,7 +199,7 @@ def siglip_loss(
 
     relation = matched(len(rows), len(columns), rows.device)
     return run(
-        pair_loss(PairSum(match, softplus_and_slope), Product(), relation),
+        pair_loss(PairSum(match, softplus_and_slope, "rows"), Product(), relation),
         rows,
         columns,
         normalize=normalize,

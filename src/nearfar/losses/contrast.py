@@ -12,7 +12,7 @@ from nearfar.engine.relation import Relation, matched
 from nearfar.engine.step import run
 from nearfar.inputs import ArrayLike, above_zero
 from nearfar.losses.batch import as_batch, as_towers, row_weight
-from nearfar.losses.terms import softplus, sum_of
+from nearfar.losses.terms import softplus
 from nearfar.reduction import Reduction
 from nearfar.reference import Reference
 
@@ -218,6 +218,7 @@ def nt_xent_loss(
         _each_decoupled if decoupled else _each_positive,
         counts=lambda r: r.n_positives() * (r.n_negatives() > 0) if decoupled else r.n_positives(),
         positives=EachPositive,
+        per_positive=True,
     )
     rows, columns, relation = as_batch(x, labels, reference, reduction)
     return run(
@@ -232,16 +233,15 @@ def nt_xent_loss(
 
 
 def _each_positive(negatives: LogSum, z: Tensor, anchor: Tensor) -> Finished:
-    """The sum of log(1 + sum_n e^(z_n - z_p)) over the positives of each anchor."""
-    n, gap = len(negatives.rest), negatives.of(anchor).minus(z)
+    """log(1 + sum_n e^(z_n - z_p)) of each positive."""
+    gap = negatives.of(anchor).minus(z)
     wrong = gap.sigmoid()
-    return sum_of(softplus(gap), anchor, n), sum_of(wrong, anchor, n), -wrong
+    return softplus(gap), wrong, -wrong
 
 
 def _each_decoupled(negatives: LogSum, z: Tensor, anchor: Tensor) -> Finished:
-    """The sum of log(sum_n e^(z_n)) - z_p, 0 for anchors without negatives."""
-    n, logs = len(negatives.rest), negatives.of(anchor)
+    """log(sum_n e^(z_n)) - z_p of each positive, 0 for anchors without negatives."""
+    logs = negatives.of(anchor)
     some = logs.value != -inf
-    count = some.to(logs.rest.dtype)
-    loss = sum_of(logs.minus(z).where(some, 0), anchor, n)
-    return loss, sum_of(count, anchor, n), -count
+    one = some.to(logs.rest.dtype)
+    return logs.minus(z).where(some, 0), one, -one

@@ -11,12 +11,13 @@ from torch import Tensor
 from nearfar.distance import Distance
 from nearfar.engine.anchor_sums import anchor_loss
 from nearfar.engine.closeness import Closeness, Product, Tile, by_distance
-from nearfar.engine.pair_sums import PairSum, Term, pair_loss
+from nearfar.engine.pair_sums import MeanOver, PairSum, SomePairs, Term, pair_loss, shares
 from nearfar.engine.relation import Relation
 from nearfar.engine.step import Answer, Executor, Request, run
-from nearfar.inputs import ArrayLike, tracing
+from nearfar.engine.walk import Walk
+from nearfar.inputs import ArrayLike
 from nearfar.losses.batch import as_batch, one_of, row_weight
-from nearfar.reduction import Reduction, sum_dtype
+from nearfar.reduction import Reduction
 from nearfar.reference import Reference
 
 Similarity = Literal["cosine", "inner_product"]
@@ -134,7 +135,7 @@ def batch_loss(
     rows, columns, relation = as_batch(x, labels, reference, reduction)
     weights = row_weight(weight, rows)
     if isinstance(rule, PairRule):
-        executor = _pair_executor(rule, learned, closeness, relation, weights, reduction)
+        executor = _pair_executor(rule, learned, closeness, relation)
     else:
         given = rule if isinstance(rule, AnchorRule) else AnchorRule(rule)
         force = None if given.force is None else _checked_force(given.force)
@@ -276,55 +277,46 @@ def _refuse_unlisted(loss: Tensor, *listed: Tensor) -> None:
 
 
 def _pair_executor(
-    rule: PairRule,
-    learned: Sequence[Tensor],
-    closeness: Closeness,
-    relation: Relation,
-    weight: Tensor | None,
-    reduction: Reduction,
+    rule: PairRule, learned: Sequence[Tensor], closeness: Closeness, relation: Relation
 ) -> Executor:
     """A sum over pairs; with learned tensors it runs anchor by anchor, derived by autograd."""
-    positive_weight, counts = mean_over_pairs(rule, relation, weight, reduction)
+    over: MeanOver = "kinds" if rule.balanced else "pairs"
     if not learned:
         near, far = (_with_derivative(term) for term in (rule.positive, rule.negative))
-        return pair_loss(PairSum(near, far, positive_weight, counts), closeness, relation)
-
-    def loss(tile: Tile, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        near, far = (
-            _of_each(term(tile.closeness, *tensors), tile.closeness)[0]
-            for term in (rule.positive, rule.negative)
-        )
-        per_row = (near * positive_weight).where(tile.positive, 0).sum(1)
-        per_row = per_row + far.where(tile.negative, 0).sum(1)
-        return per_row, torch.ones_like(per_row)
-
-    by_anchors = anchor_loss(_checked(loss), None, learned, closeness, relation)
+        return pair_loss(PairSum(near, far, over), closeness, relation)
 
     def execute(request: Request) -> Answer:
-        return replace(by_anchors(request), counts=counts)
+        fixed = [tensor.detach() for tensor in learned]
+        near, far = (
+            _with_derivative(partial(_called, term, fixed))
+            for term in (rule.positive, rule.negative)
+        )
+        summed, kept = PairSum(near, far, over), request.kept
+        if kept is None:
+            positive_weight, counts = shares(summed, relation, request)
+        else:
+            some = SomePairs(summed, [(lambda d, loss: kept.outside(loss),) * 2])
+            positive_weight, counts = some.shares(Walk(request, closeness, relation, buffers=12))
+
+        def loss(tile: Tile, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+            near, far = (
+                _of_each(term(tile.closeness, *tensors), tile.closeness)[0]
+                for term in (rule.positive, rule.negative)
+            )
+            if kept is not None:
+                near, far = (t.masked_fill(kept.outside(t.detach()), 0) for t in (near, far))
+            per_row = (near * positive_weight).where(tile.positive, 0).sum(1)
+            per_row = per_row + far.where(tile.negative, 0).sum(1)
+            return per_row, torch.ones_like(per_row)
+
+        by_anchors = anchor_loss(_checked(loss), None, learned, closeness, relation)
+        return replace(by_anchors(replace(request, kept=None)), counts=counts)
 
     return execute
 
 
-def mean_over_pairs(
-    rule: PairRule, relation: Relation, weight: Tensor | None, reduction: Reduction
-) -> tuple[Tensor | float, Tensor | float]:
-    """How much a positive pair counts beside a negative one, and the counts of `PairSum`."""
-    if reduction != "mean":
-        # Not None: then a loss would be taken to show by itself that a row is NaN, and a rule may
-        # ignore a distance.
-        return 1.0, 1.0
-    if weight is None and relation.device.type == "cpu" and not tracing():
-        similar, dissimilar = relation.n_pairs()
-        if not rule.balanced:
-            return 1.0, float(similar + dissimilar)
-        return max(dissimilar, 1) / max(similar, 1), float(dissimilar)
-    positives, negatives = relation.n_positives(), relation.n_negatives()
-    if not rule.balanced:
-        return 1.0, positives + negatives
-    sums = (n.sum() if weight is None else (n * weight).sum() for n in (positives, negatives))
-    near, far = (torch.where(n > 0, n, 1).to(sum_dtype(n)) for n in sums)
-    return far / near, negatives
+def _called(term: PairTerm, learned: Sequence[Tensor], closeness: Tensor) -> Any:
+    return term(closeness, *learned)
 
 
 def _with_derivative(term: PairTerm) -> Term:

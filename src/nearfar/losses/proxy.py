@@ -10,12 +10,13 @@ from nearfar.engine.closeness import Product
 from nearfar.engine.log_sums import Finished, LogSum, LogSumRule, log_sum_loss
 from nearfar.engine.positives import EachPositive
 from nearfar.engine.relation import Relation
+from nearfar.engine.segments import log_sum
 from nearfar.engine.step import run
 from nearfar.inputs import ArrayLike, above_zero, batch, between, positive_number
 from nearfar.labels import class_ids
 from nearfar.losses.batch import row_weight, snapshot
 from nearfar.losses.contrast import DECOUPLED, ONE, have_positives, pick_one
-from nearfar.losses.terms import log_sum, softplus
+from nearfar.losses.terms import softplus
 from nearfar.reduction import Reduction
 
 

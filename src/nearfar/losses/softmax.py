@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 from nearfar.engine.observe import measured, watched
 from nearfar.inputs import ArrayLike, between, lift, tensor, tracing
 from nearfar.labels import class_ids
-from nearfar.reduction import Reduction, check_reduction, reduce
+from nearfar.reduction import Reduction, Total, reduce, split
 
 
 def pick(chosen: Tensor, others: Tensor) -> Tensor:
@@ -70,18 +70,18 @@ def softmax_loss(
         )
     ids = class_ids(target, like=logits, name="target")
     between("label_smoothing", label_smoothing, 0, 1)
-    check_reduction(reduction)
-    if logits.is_cpu and not tracing() and not watched():
+    total, kept = split(reduction)
+    if kept is None and logits.is_cpu and not tracing() and not watched():
         # Torch's fused formula is several times faster, and accurate unless the loss is near 0.
         try:
             fused = cross_entropy(
                 logits,
                 ids,
-                reduction=reduction,
+                reduction=total,
                 label_smoothing=label_smoothing,
                 ignore_index=_NO_CLASS,
             )
-            if _smallest(fused, reduction, ids.shape[0]) > _NEAR_0:
+            if _smallest(fused, total, ids.shape[0]) > _NEAR_0:
                 return fused
         except IndexError:
             pass  # a target out of range: the next line raises a better error
@@ -94,7 +94,7 @@ _NO_CLASS = -(2**62)  # torch ignores one id, by default -100: this is no class
 _NEAR_0 = 0.1
 
 
-def _smallest(loss: Tensor, reduction: Reduction, n: int) -> float:
+def _smallest(loss: Tensor, reduction: Total, n: int) -> float:
     """The smallest loss of a row, or the mean loss if it was reduced; NaN without rows."""
     if not n:
         return nan

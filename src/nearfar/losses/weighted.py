@@ -8,11 +8,12 @@ from nearfar.distance import Distance
 from nearfar.engine.closeness import Product, by_distance
 from nearfar.engine.log_sums import Finished, LogSum, LogSumRule, log_sum_loss
 from nearfar.engine.positives import EachPositive
+from nearfar.engine.segments import log_sum
 from nearfar.engine.step import run
 from nearfar.inputs import ArrayLike, between, positive_number
 from nearfar.losses.batch import as_batch, row_weight
 from nearfar.losses.contrast import have_both
-from nearfar.losses.terms import log_sum, softplus
+from nearfar.losses.terms import softplus
 from nearfar.reduction import Reduction
 from nearfar.reference import Reference
 
