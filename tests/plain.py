@@ -5,7 +5,7 @@ from math import inf
 import torch
 from torch import Tensor
 
-from nearfar.engine.log_sums import LogSum, LogSumRule
+from nearfar.engine.log_sum_rule import LogSum, LogSumRule
 from nearfar.engine.pair_sums import PairSum
 from nearfar.engine.positives import EachPositive
 from nearfar.engine.relation import Relation

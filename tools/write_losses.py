@@ -93,10 +93,10 @@ def keywords(definition: ast.FunctionDef) -> list[tuple[ast.arg, ast.expr | None
 
 
 def is_data(argument: ast.arg) -> bool:
-    """Whether a keyword argument changes with every batch, as weights and references do."""
+    """Whether a keyword argument changes with every batch, as weights and pairs do."""
     assert argument.annotation is not None
     kinds = {node.id for node in ast.walk(argument.annotation) if isinstance(node, ast.Name)}
-    return bool(kinds & {"ArrayLike", "Reference"})
+    return bool(kinds & {"ArrayLike", "Pairs", "Reference"})
 
 
 def parameter(argument: ast.arg, default: ast.expr | None) -> str:

@@ -6,7 +6,6 @@ gradient.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from math import inf
 
 import torch
@@ -22,6 +21,7 @@ from nearfar.inputs import ArrayLike, between, lift, tensor
 from nearfar.labels import listed_rows
 from nearfar.losses.batch import as_batch
 from nearfar.losses.batch_tuples import CUTOFF, NONZERO_LOSS_CUTOFF, seed
+from nearfar.pairs import Found, FoundPairs
 from nearfar.reference import Reference, check_reference
 
 __all__ = [
@@ -33,32 +33,6 @@ __all__ = [
     "multi_similarity_pairs",
     "semihard_triplets",
 ]
-
-
-@dataclass(frozen=True, eq=False)
-class Found:
-    """Rows found for each anchor.
-
-    Attributes:
-        indices: (n, k) int64, rows of the reference or of the batch; -1 if there are fewer than k.
-        distances: (n, k) their distances; inf if there are fewer.
-    """
-
-    indices: Tensor
-    distances: Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class FoundPairs:
-    """Pairs of an anchor and another row.
-
-    Attributes:
-        positive: (p, 2) int64, similar pairs (anchor, other).
-        negative: (q, 2) int64, dissimilar pairs (anchor, other).
-    """
-
-    positive: Tensor
-    negative: Tensor
 
 
 def hard_negatives(

@@ -12,8 +12,9 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.linalg import vecdot
 
-from nearfar.distance import Distance, check_distance, safe_power_of_two, unit
+from nearfar.distance import Distance, check_distance, length, safe_power_of_two, unit
 from nearfar.engine.products import Gradient, products, squares
 from nearfar.engine.relation import Block
 from nearfar.engine.slices import part, spans
@@ -94,6 +95,16 @@ class Closeness(Protocol):
         """Add the gradient of sum(force * tile.closeness); overwrites both."""
         ...
 
+    def between(self, x: Tensor, y: Tensor) -> Tensor:
+        """(k,) how close row i of `x` is to row i of `y`, both as `prepare` was given them."""
+        ...
+
+    def between_backward(
+        self, force: Tensor, x: Tensor, y: Tensor, closeness: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The gradients of sum(force * between(x, y)) by `x` and `y`, which may be overwritten."""
+        ...
+
 
 def same(a: Tensor, b: Tensor) -> bool:
     """Whether they are the same rows: not equal ones, the very same."""
@@ -115,6 +126,14 @@ class Product:
 
     def backward(self, force: Tensor, tile: Tile, gradient: Gradient) -> None:
         gradient.add(force, tile.rows, tile.columns, uniform=tile.uniform_forces)
+
+    def between(self, x: Tensor, y: Tensor) -> Tensor:
+        return (x * y).sum(1)
+
+    def between_backward(
+        self, force: Tensor, x: Tensor, y: Tensor, closeness: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return y.mul_(force[:, None]), x.mul_(force[:, None])
 
 
 class CosineDistance:
@@ -150,6 +169,18 @@ class CosineDistance:
         # That of a . b is b; normalisation takes away its part along a later, with its digits.
         _take_repaired(force, tile, gradient)
         gradient.add(force, tile.rows, tile.columns, -1, uniform=tile.uniform_forces)
+
+    def between(self, x: Tensor, y: Tensor) -> Tensor:
+        # A row without a direction is 0, and its cosine with any row is 0.
+        short = 2 - vecdot(x, x).round_() - vecdot(y, y).round_()
+        square: Tensor = (x - y).square_().sum(1)
+        return square.add_(short).div_(2)
+
+    def between_backward(
+        self, force: Tensor, x: Tensor, y: Tensor, closeness: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        of_x = x.sub_(y).mul_(force[:, None])
+        return of_x, of_x.neg()
 
 
 class Euclidean:
@@ -231,6 +262,18 @@ class Euclidean:
             by.masked_fill_(d == 0, 0)
         _take_repaired(by, tile, gradient)
         gradient.add_squares(by, tile.rows, tile.columns, uniform=tile.uniform_forces)
+
+    def between(self, x: Tensor, y: Tensor) -> Tensor:
+        if not self.squared:
+            return length(x - y)
+        return (x - y).square_().sum(1).clamp_(max=torch.finfo(x.dtype).max)
+
+    def between_backward(
+        self, force: Tensor, x: Tensor, y: Tensor, closeness: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        by = force * 2 if self.squared else (force / closeness).masked_fill_(closeness == 0, 0)
+        of_x = x.sub_(y).mul_(by[:, None])
+        return of_x, of_x.neg()
 
     def _on_square(self, force: Tensor, d: Tensor) -> Tensor:
         """Twice the force on the square of a distance; overwrites that on the distance."""

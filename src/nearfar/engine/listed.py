@@ -198,7 +198,8 @@ class _Shown:
         no_rows = torch.zeros(0, dtype=torch.int64, device=request.a.device)
         no_values = request.a.new_zeros(0)
         parts = [*self.parts, (no_rows, no_rows, no_values, no_values)]
-        show_listed(request, relation, *map(torch.cat, zip(*parts, strict=True)))
+        anchor, other, d, force = map(torch.cat, zip(*parts, strict=True))
+        show_listed(request, relation, anchor, other, d, force)
 
 
 def show_listed(
@@ -208,6 +209,7 @@ def show_listed(
     other: Tensor,
     d: Tensor,
     force: Tensor,
+    distance_sign: int = 1,
 ) -> None:
     """Show forces between listed pairs as tiles, which are 0 for all other pairs."""
     if not force_visitors():
@@ -221,4 +223,5 @@ def show_listed(
         pull = torch.zeros_like(values)
         values[where] = d[here]
         pull.index_put_(where, force[here], accumulate=True)
-        show(request, Tile(rows, columns, relation.block(rows, columns), values), pull, 1)
+        tile = Tile(rows, columns, relation.block(rows, columns), values)
+        show(request, tile, pull, distance_sign)

@@ -11,87 +11,25 @@ second step applies the forces. There are two schedules:
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil, inf
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from nearfar.engine.closeness import Closeness, Tile
+from nearfar.engine.listed_log_sums import over_list
+from nearfar.engine.log_sum_rule import LogSum, LogSumRule, settle
 from nearfar.engine.observe import force_visitors
 from nearfar.engine.pair_sets import PairSet
-from nearfar.engine.positives import EachPositive, Positives, Side, SummedPositives
+from nearfar.engine.positives import Side
 from nearfar.engine.relation import Relation
-from nearfar.engine.segments import sum_of
 from nearfar.engine.slices import joined, part
 from nearfar.engine.step import Answer, Executor, Request
 from nearfar.engine.walk import Place, Walk
-from nearfar.reduction import Between, sum_dtype
-
-
-@dataclass(eq=False)
-class LogSum:
-    """(n,) log-sum-exps, in two parts so that the difference of two large numbers is exact.
-
-    Attributes:
-        rest: the log-sum-exp minus `top`; -inf where nothing was summed.
-        top: numbers near the log-sum-exps, or one number.
-    """
-
-    rest: Tensor
-    top: Tensor | float = 0.0
-
-    @property
-    def value(self) -> Tensor:
-        """The log-sum-exps as one number each."""
-        return self.top + self.rest
-
-    def minus(self, other: Tensor) -> Tensor:
-        """The log-sum-exps minus other numbers (n,)."""
-        return self.top - other + self.rest
-
-    def of(self, anchor: Tensor) -> "LogSum":
-        """(k,) those of the anchors with these indices."""
-        top = self.top.index_select(0, anchor) if isinstance(self.top, Tensor) else self.top
-        return LogSum(self.rest.index_select(0, anchor), top)
-
-
-# What a loss makes of the sums: its (n,) values, its derivatives by the log-sum-exps (n,), and by
-# the positives. A loss of each positive has (k,) values and derivatives by its log-sum-exp.
-Finished = tuple[Tensor, Tensor, Tensor]
-
-
-@dataclass(eq=False)
-class LogSumRule:
-    """A loss of an anchor's log-sum-exp and its positives.
-
-    Attributes:
-        finish: the loss of the log-sum-exps and the positives: their (n,) sums and numbers, or the
-            closeness of each (k,) and its anchor (k,).
-        counts: the relation -> (n,) how much each anchor counts in the mean, 0 if it has nothing to
-            compare; None: each counts 1.
-        positives: whether the loss takes the sum of an anchor's positives or each of them.
-        per_positive: whether the loss of an anchor is a sum over its positives, of which `finish`
-            returns the terms.
-        with_positives: whether the log-sum-exp is over positives too, or over negatives alone.
-        exponent: closeness -> the exponents, in new memory; None: the closeness itself, which must
-            be an inner product.
-        slope: the derivative of the exponent by the closeness, a number or a function of it.
-        steepness, offset: an exponent is at most steepness * |closeness| + offset in size.
-    """
-
-    finish: Callable[[LogSum, Tensor, Any], Finished]
-    counts: Callable[[Relation], Tensor | None]
-    positives: type[SummedPositives] | type[EachPositive] = SummedPositives
-    per_positive: bool = False
-    with_positives: bool = False
-    exponent: Callable[[Tensor], Tensor] | None = None
-    slope: Callable[[Tensor], Tensor] | float = 1.0
-    steepness: float = 1.0
-    offset: float = 0.0
+from nearfar.reduction import sum_dtype
 
 
 def log_sum_loss(
@@ -103,6 +41,8 @@ def log_sum_loss(
     """
 
     def execute(request: Request) -> Answer:
+        if relation.listed is not None:
+            return over_list(rule, closeness, relation, request)
         walk = Walk(request, closeness, relation, buffers=_BUFFERS)
         counts = rule.counts(relation)
         plain = _IN_PLACE if rule.exponent is None else _BESIDE
@@ -152,85 +92,6 @@ def _two_steps(
             tile, terms = kept.popleft() or sums.take(place, (base,))
             walk.pull(tile, sums.force(tile, terms))
     return losses, counts
-
-
-@dataclass(eq=False)
-class Settled:
-    """What is known of some anchors once their sums are complete.
-
-    Attributes:
-        loss: (n,).
-        by_logs: its derivatives by the log-sum-exps, times the weights of the anchors.
-        by_positives: by the positives, likewise.
-        counts: (n,) how much each anchor counts in the mean; None: each counts 1.
-    """
-
-    loss: Tensor
-    by_logs: Tensor
-    by_positives: Tensor
-    counts: Tensor | None
-
-
-def settle(
-    rule: LogSumRule,
-    logs: LogSum,
-    positives: Positives,
-    counts: Tensor | None,
-    weight: Tensor | None,
-    kept: Between | None,
-    *,
-    both: bool = False,
-) -> Settled:
-    """The losses of anchors and their derivatives.
-
-    Args:
-        rule: the loss.
-        logs: the log-sum-exps of the anchors.
-        positives: their positives.
-        counts: (n,) see `LogSumRule`.
-        weight: (n,) how much each anchor counts; None: all 1.
-        kept: which terms count in the mean.
-        both: whether the anchors are rows and then as many columns; a row's loss is the mean of its
-            loss as either, and all that is returned by row is so.
-    """
-    loss, by_logs, by_positives = rule.finish(logs, positives.values, positives.of)
-    if counts is not None and not rule.per_positive:
-        empty = counts == 0
-        loss = loss.masked_fill(empty, 0)
-        if positives.NEED_MASK:
-            by_logs = by_logs.masked_fill(empty, 0)
-            by_positives = by_positives.masked_fill(empty, 0)
-    if both:
-        loss, by_logs, by_positives = loss.view(2, -1).mean(0), by_logs / 2, by_positives / 2
-    if kept is not None:
-        outside = kept.outside(loss)
-        loss = loss.masked_fill(outside, 0)
-        of_logs = outside.repeat(2) if both else outside
-        of_positives = of_logs if rule.per_positive else positives.per_value(of_logs)
-        by_logs = by_logs.masked_fill(of_logs, 0)
-        by_positives = by_positives.masked_fill(of_positives, 0)
-        counts = _number_inside(rule, ~outside, positives, counts)
-    if rule.per_positive:
-        n, anchor = len(logs.rest), positives.of
-        assert isinstance(anchor, Tensor)
-        loss, by_logs = (sum_of(terms, anchor, n) for terms in (loss, by_logs))
-    if weight is not None:
-        by_logs, by_positives = by_logs * weight, by_positives * positives.per_value(weight)
-    return Settled(loss, by_logs, by_positives, counts)
-
-
-def _number_inside(
-    rule: LogSumRule, inside: Tensor, positives: Positives, counts: Tensor | None
-) -> Tensor:
-    """(n,) how many terms of each anchor count in a mean over some of them."""
-    if counts is None:
-        return inside
-    if not rule.per_positive:
-        return inside & (counts[: len(inside)] > 0)
-    anchor = positives.of
-    assert isinstance(anchor, Tensor)
-    inside = inside & (counts > 0)[anchor]
-    return sum_of(inside.to(positives.values.dtype), anchor, len(counts))
 
 
 _BUFFERS = 8

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from nearfar.engine.closeness import Closeness, Tile
+from nearfar.engine.pair_list import answer_for_list, measure_list
 from nearfar.engine.pair_sets import Masked
 from nearfar.engine.relation import Relation
+from nearfar.engine.segments import sum_of
 from nearfar.engine.slices import part
 from nearfar.engine.step import Answer, Executor, Request
 from nearfar.engine.walk import Walk
@@ -85,6 +87,8 @@ def pair_loss(
     """
 
     def execute(request: Request) -> Answer:
+        if relation.listed is not None:
+            return _over_list(rule, closeness, relation, request, overlap=overlap)
         walk = Walk(request, closeness, relation, buffers=_BUFFERS)
         if request.kept is not None and rule.mean_over == "rows":
             return _over_some_rows(rule, walk, request.kept)
@@ -98,6 +102,42 @@ def pair_loss(
         return _visit(some.rule, walk, some.shares(walk))
 
     return execute
+
+
+def _over_list(
+    rule: PairSum, closeness: Closeness, relation: Relation, request: Request, *, overlap: bool
+) -> Answer:
+    """Only listed pairs."""
+    pairs, n = relation.listed, relation.n
+    assert pairs is not None
+    (near_row, _), (far_row, _) = pairs.positive, pairs.negative
+    near, far = measured = measure_list(closeness, pairs, request)
+    (loss_near, pull), (loss_far, push) = rule.positive(near), rule.negative(far)
+    out_near, out_far = (torch.zeros_like(d, dtype=torch.bool) for d in measured)
+    if overlap:  # inside of which nothing lies if one kind is missing
+        out_near |= near <= far.amin() if len(far) else True
+        out_far |= far >= near.amax() if len(near) else True
+    if request.kept is not None:
+        out_near |= request.kept.outside(loss_near)
+        out_far |= request.kept.outside(loss_far)
+    loss_near, pull = (t.masked_fill(out_near, 0) for t in (loss_near, pull))
+    loss_far, push = (t.masked_fill(out_far, 0) for t in (loss_far, push))
+    shares: Shares = 1.0, 1.0
+    if request.reduction == "mean":
+        positives = torch.bincount(near_row[~out_near], minlength=n)
+        negatives = torch.bincount(far_row[~out_far], minlength=n)
+        shares = shares_of(rule, positives, negatives, request.weight)
+    losses = loss_near * shares[0], loss_far
+    by, each = request.weight, request.reduction == "each pair"
+    if each:
+        per_row = torch.cat(losses)
+        by_near, by_far = (1, 1) if by is None else by.split_with_sizes([len(near), len(far)])
+    else:
+        wide = sum_dtype(near)
+        per_row = sum_of(losses[0].to(wide), near_row, n) + sum_of(losses[1].to(wide), far_row, n)
+        by_near, by_far = (1, 1) if by is None else (by[near_row], by[far_row])
+    forces = (pull * shares[0] * by_near).to(near.dtype), (push * by_far).to(far.dtype)
+    return answer_for_list(closeness, relation, request, measured, forces, per_row, shares[1])
 
 
 def shares(rule: PairSum, relation: Relation, request: Request) -> Shares:

@@ -51,6 +51,48 @@ class Block:
         return positive, ~none if self.hidden is None else ~self.hidden
 
 
+@dataclass(eq=False)
+class PairList:
+    """The only pairs that count, where these are listed.
+
+    Attributes:
+        positive: (p,) and (p,) int64, the rows and columns of similar pairs, in any order.
+        negative: (q,) and (q,), those of dissimilar pairs.
+    """
+
+    positive: tuple[Tensor, Tensor]
+    negative: tuple[Tensor, Tensor]
+
+    def block(
+        self, rows: slice, columns: slice, shape: tuple[int, int], device: torch.device
+    ) -> Block:
+        """The pairs of a block; all others are neither similar nor dissimilar."""
+        near, far = (
+            self._within(*sorted_by_row, rows, columns)
+            for sorted_by_row in (self._sorted[0], self._sorted[1])
+        )
+        neither = torch.ones(shape, dtype=torch.bool, device=device)
+        for row, column in (near, far):
+            neither[row, column] = False
+        return Block(shape, Listed(shape, *near) if len(near[0]) else None, Masked(neither), device)
+
+    @cached_property
+    def _sorted(self) -> list[tuple[Tensor, Tensor]]:
+        found = []
+        for row, column in (self.positive, self.negative):
+            order = row.argsort(stable=True)
+            found.append((row[order], column[order]))
+        return found
+
+    @staticmethod
+    def _within(row: Tensor, column: Tensor, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
+        ends = torch.tensor([rows.start, rows.stop], device=row.device)
+        start, stop = torch.searchsorted(row, ends).tolist()
+        row, column = row[start:stop], column[start:stop]
+        here = (column >= columns.start) & (column < columns.stop)
+        return row[here] - rows.start, column[here] - columns.start
+
+
 # If at most one pair in _FEW is positive, a list is cheaper than a mask, except in blocks of up to
 # _SMALL pairs.
 _FEW = 32
@@ -74,6 +116,7 @@ class Relation:
         symmetric: the columns are the rows themselves.
         one_positive: every row has exactly one positive.
         match: (n,) int64, the column of this positive; given instead of labels.
+        listed: the only pairs that count; given instead of labels.
         device: where the data is.
     """
 
@@ -86,6 +129,7 @@ class Relation:
     symmetric: bool = False
     one_positive: bool = False
     match: Tensor | None = None
+    listed: PairList | None = None
 
     @cached_property
     def own(self) -> Tensor | None:
@@ -95,6 +139,8 @@ class Relation:
     def block(self, rows: slice, columns: slice) -> Block:
         """The relation of a slice of rows to a slice of columns."""
         shape = rows.stop - rows.start, columns.stop - columns.start
+        if self.listed is not None:
+            return self.listed.block(rows, columns, shape, self.device)
         selves = self._selves(rows, columns, shape)
         positives = self._positives(rows, columns, shape, selves)
         return Block(shape, positives, selves, self.device)
@@ -105,6 +151,8 @@ class Relation:
 
     @cached_property
     def _n_positives(self) -> Tensor:
+        if self.listed is not None:
+            return torch.bincount(self.listed.positive[0], minlength=self.n)
         if self.match is not None:
             return torch.ones_like(self.match)
         if self.row_labels is None or self.column_labels is None:
@@ -131,10 +179,14 @@ class Relation:
 
     def n_negatives(self) -> Tensor:
         """(n,) how many columns are dissimilar to each row."""
+        if self.listed is not None:
+            return torch.bincount(self.listed.negative[0], minlength=self.n)
         return self.m - self._n_own() - self.n_positives()
 
     def n_pairs(self) -> tuple[int, int]:
         """How many pairs are similar and how many dissimilar. Stalls an accelerator."""
+        if self.listed is not None:
+            return len(self.listed.positive[0]), len(self.listed.negative[0])
         similar, own = int(self.n_positives().sum()), self._n_own()
         n_own = own * self.n if isinstance(own, int) else int(own.sum())
         return similar, self.n * self.m - n_own - similar

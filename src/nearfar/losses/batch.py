@@ -9,6 +9,8 @@ from torch import Tensor
 from nearfar.engine.relation import Relation, across, within
 from nearfar.inputs import ArrayLike, batch, lift, same_device, tensor
 from nearfar.labels import refuse
+from nearfar.losses.pair_lists import as_listed
+from nearfar.pairs import Pairs
 from nearfar.reduction import Reduction, split
 from nearfar.reference import Reference, check_reference
 
@@ -16,9 +18,19 @@ Labels = TypeVar("Labels", bound=ArrayLike | None)
 
 
 def as_batch(
-    x: ArrayLike, labels: ArrayLike, reference: Reference | None, reduction: Reduction
+    x: ArrayLike,
+    labels: ArrayLike | None,
+    reference: Reference | None,
+    reduction: Reduction,
+    pairs: Pairs | None = None,
 ) -> tuple[Tensor, Tensor | None, Relation]:
     """Rows, columns (None: the rows themselves), and which pairs are similar."""
+    if pairs is not None:
+        return as_listed(x, labels, reference, pairs)
+    if labels is None:
+        raise TypeError(
+            "labels must say which rows are similar, unless pairs are listed; got None."
+        )
     labels = snapshot(labels, reduction)
     if reference is None:
         rows = batch("x", x)

@@ -15,6 +15,7 @@ from nearfar.inputs import ArrayLike, above_zero, between, finite
 from nearfar.losses.batch import as_batch, as_towers, one_of, row_weight
 from nearfar.losses.own import PairRule, batch_loss
 from nearfar.losses.terms import softplus_and_slope
+from nearfar.pairs import Pairs
 from nearfar.reduction import Reduction
 from nearfar.reference import Reference
 
@@ -23,11 +24,13 @@ Selection = Literal["all", "hard"]
 
 def batch_contrastive_loss(
     x: ArrayLike,
-    labels: ArrayLike,
+    labels: ArrayLike | None,
     *,
     margin: float = 1.0,
     distance: Distance = "euclidean",
     select: Selection = "all",
+    pairs: Pairs | None = None,
+    weight: ArrayLike | None = None,
     reference: Reference | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
@@ -49,9 +52,14 @@ def batch_contrastive_loss(
     Args:
         x: (n, d) embeddings, any floating dtype.
         labels: (n,) class ids, or (n, c) bool multi-labels; rows that share a label are similar.
+            May be None with `pairs`.
         margin: the distance, 0 or more, at which dissimilar pairs are no longer pushed.
         distance: "euclidean", "sqeuclidean" or "cosine".
         select: "all" pairs, or "hard", those in the overlap.
+        pairs: the only pairs that count, as a miner found them, or as (similar, dissimilar), each
+            (k, 2) indices of an anchor and of another row of the batch or the reference; None: all.
+            A pair counts as often as it is listed.
+        weight: (n,) how much each anchor counts, 0 or more.
         reference: rows to compare with instead of the other rows of the batch.
         reduction: "mean" over similar plus mean over dissimilar pairs; "sum" over all ordered
             pairs, or "none" for (n,) sums, one per row over its pairs, without those means.
@@ -88,23 +96,33 @@ def batch_contrastive_loss(
     rule = PairRule(near, far)
     if select == "all":
         return batch_loss(
-            rule, x, labels, distance=distance, reference=reference, reduction=reduction
+            rule,
+            x,
+            labels,
+            distance=distance,
+            pairs=pairs,
+            weight=weight,
+            reference=reference,
+            reduction=reduction,
         )
-    rows, columns, relation = as_batch(x, labels, reference, reduction)
+    rows, columns, relation = as_batch(x, labels, reference, reduction, pairs)
     return run(
         pair_loss(PairSum(near, far), by_distance(distance), relation, overlap=True),
         rows,
         columns,
         normalize=distance == "cosine",
         reduction=reduction,
+        weight=row_weight(weight, rows),
     )
 
 
 def batch_cosine_loss(
     x: ArrayLike,
-    labels: ArrayLike,
+    labels: ArrayLike | None,
     *,
     margin: float = 0.0,
+    pairs: Pairs | None = None,
+    weight: ArrayLike | None = None,
     reference: Reference | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
@@ -118,7 +136,12 @@ def batch_cosine_loss(
     Args:
         x: (n, d) embeddings, any floating dtype.
         labels: (n,) class ids, or (n, c) bool multi-labels; rows that share a label are similar.
+            May be None with `pairs`.
         margin: the cosine, from -1 to 1, below which dissimilar pairs are not pushed.
+        pairs: the only pairs that count, as a miner found them, or as (similar, dissimilar), each
+            (k, 2) indices of an anchor and of another row of the batch or the reference; None: all.
+            A pair counts as often as it is listed.
+        weight: (n,) how much each anchor counts, 0 or more.
         reference: rows to compare with instead of the other rows of the batch.
         reduction: "mean" over similar plus mean over dissimilar pairs; "sum" over all ordered
             pairs, or "none" for (n,) sums, one per row over its pairs, without those means.
@@ -146,7 +169,16 @@ def batch_cosine_loss(
         return shortfall, shortfall.sign().neg_()
 
     rule = PairRule(near, far)
-    return batch_loss(rule, x, labels, distance="cosine", reference=reference, reduction=reduction)
+    return batch_loss(
+        rule,
+        x,
+        labels,
+        distance="cosine",
+        pairs=pairs,
+        weight=weight,
+        reference=reference,
+        reduction=reduction,
+    )
 
 
 def siglip_loss(

@@ -6,13 +6,15 @@ import torch
 from torch import Tensor
 
 from nearfar.engine.closeness import Product
-from nearfar.engine.log_sums import Finished, LogSum, LogSumRule, log_sum_loss
+from nearfar.engine.log_sum_rule import Finished, LogSum, LogSumRule
+from nearfar.engine.log_sums import log_sum_loss
 from nearfar.engine.positives import EachPositive
 from nearfar.engine.relation import Relation, matched
 from nearfar.engine.step import run
 from nearfar.inputs import ArrayLike, above_zero
 from nearfar.losses.batch import as_batch, as_towers, row_weight
 from nearfar.losses.terms import softplus
+from nearfar.pairs import Pairs
 from nearfar.reduction import Reduction
 from nearfar.reference import Reference
 
@@ -108,11 +110,12 @@ def clip_loss(
 
 def sup_con_loss(
     x: ArrayLike,
-    labels: ArrayLike,
+    labels: ArrayLike | None,
     *,
     temperature: float | Tensor = 0.1,
     normalize: bool = True,
     decoupled: bool = False,
+    pairs: Pairs | None = None,
     weight: ArrayLike | None = None,
     reference: Reference | None = None,
     reduction: Reduction = "mean",
@@ -128,9 +131,13 @@ def sup_con_loss(
     Args:
         x: (n, d) embeddings, any floating dtype.
         labels: (n,) class ids, or (n, c) bool multi-labels; rows that share a label are similar.
+            May be None with `pairs`.
         temperature: tau, above 0. A tensor with one number may be learned.
         normalize: scale all rows to length 1 first, so that the products are cosines.
         decoupled: leave the positives out of the denominator (Yeh et al. 2022).
+        pairs: the only pairs that count, as a miner found them, or as (similar, dissimilar), each
+            (k, 2) indices of an anchor and of another row of the batch or the reference; None: all.
+            A pair counts as often as it is listed.
         weight: (n,) how much each anchor counts, 0 or more.
         reference: rows to compare with instead of the other rows of the batch.
         reduction: "mean" over the anchors that have a positive (decoupled: and a negative),
@@ -151,7 +158,7 @@ def sup_con_loss(
 
     Source: Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020, equation 2 (L_out).
     """
-    rows, columns, relation = as_batch(x, labels, reference, reduction)
+    rows, columns, relation = as_batch(x, labels, reference, reduction, pairs)
     rule = DECOUPLED if decoupled else ALL
     if not decoupled and not (relation.n_positives() > 1).any():
         rule = ONE  # equal with one positive per anchor, and accurate when the loss is near 0
@@ -168,11 +175,12 @@ def sup_con_loss(
 
 def nt_xent_loss(
     x: ArrayLike,
-    labels: ArrayLike,
+    labels: ArrayLike | None,
     *,
     temperature: float | Tensor = 0.5,
     normalize: bool = True,
     decoupled: bool = False,
+    pairs: Pairs | None = None,
     weight: ArrayLike | None = None,
     reference: Reference | None = None,
     reduction: Reduction = "mean",
@@ -190,10 +198,13 @@ def nt_xent_loss(
     Args:
         x: (n, d) embeddings, any floating dtype.
         labels: (n,) class ids, or (n, c) bool multi-labels; rows that share a label are similar.
-            For two views of n items, `torch.arange(n).repeat(2)`.
+            For two views of n items, `torch.arange(n).repeat(2)`. May be None with `pairs`.
         temperature: tau, above 0. A tensor with one number may be learned.
         normalize: scale all rows to length 1 first, so that the products are cosines.
         decoupled: leave the positive out of its denominator (Yeh et al. 2022).
+        pairs: the only pairs that count, as a miner found them, or as (similar, dissimilar), each
+            (k, 2) indices of an anchor and of another row of the batch or the reference; None: all.
+            A pair counts as often as it is listed.
         weight: (n,) how much each anchor counts, 0 or more.
         reference: rows to compare with instead of the other rows of the batch.
         reduction: "mean" over the positive pairs, "sum" over them, or "none" for (n,) sums, one
@@ -220,7 +231,7 @@ def nt_xent_loss(
         positives=EachPositive,
         per_positive=True,
     )
-    rows, columns, relation = as_batch(x, labels, reference, reduction)
+    rows, columns, relation = as_batch(x, labels, reference, reduction, pairs)
     return run(
         log_sum_loss(rule, Product(), relation),
         rows,

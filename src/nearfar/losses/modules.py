@@ -32,6 +32,7 @@ from nearfar.losses.proxy import proxy_anchor_loss, proxy_nca_loss, proxy_softma
 from nearfar.losses.softmax import softmax_loss
 from nearfar.losses.tuples import quadruplet_loss, triplet_loss
 from nearfar.losses.weighted import circle_loss, lifted_structure_loss, multi_similarity_loss
+from nearfar.pairs import Pairs
 from nearfar.reduction import Reduction
 from nearfar.reference import Reference
 
@@ -505,12 +506,20 @@ class BatchContrastiveLoss(LossModule):
         super().__init__(margin=margin, distance=distance, select=select, reduction=reduction)
 
     def forward(
-        self, x: ArrayLike, labels: ArrayLike, *, reference: Reference | None = None
+        self,
+        x: ArrayLike,
+        labels: ArrayLike | None,
+        *,
+        pairs: Pairs | None = None,
+        weight: ArrayLike | None = None,
+        reference: Reference | None = None,
     ) -> Tensor:
         """The loss of a batch; see :func:`nearfar.batch_contrastive_loss`."""
         return batch_contrastive_loss(
             x,
             labels,
+            pairs=pairs,
+            weight=weight,
             reference=reference,
             margin=self.margin,
             distance=self.distance,
@@ -521,7 +530,13 @@ class BatchContrastiveLoss(LossModule):
     if TYPE_CHECKING:
 
         def __call__(
-            self, x: ArrayLike, labels: ArrayLike, *, reference: Reference | None = None
+            self,
+            x: ArrayLike,
+            labels: ArrayLike | None,
+            *,
+            pairs: Pairs | None = None,
+            weight: ArrayLike | None = None,
+            reference: Reference | None = None,
         ) -> Tensor: ...
 
 
@@ -545,17 +560,35 @@ class BatchCosineLoss(LossModule):
         super().__init__(margin=margin, reduction=reduction)
 
     def forward(
-        self, x: ArrayLike, labels: ArrayLike, *, reference: Reference | None = None
+        self,
+        x: ArrayLike,
+        labels: ArrayLike | None,
+        *,
+        pairs: Pairs | None = None,
+        weight: ArrayLike | None = None,
+        reference: Reference | None = None,
     ) -> Tensor:
         """The loss of a batch; see :func:`nearfar.batch_cosine_loss`."""
         return batch_cosine_loss(
-            x, labels, reference=reference, margin=self.margin, reduction=self.reduction
+            x,
+            labels,
+            pairs=pairs,
+            weight=weight,
+            reference=reference,
+            margin=self.margin,
+            reduction=self.reduction,
         )
 
     if TYPE_CHECKING:
 
         def __call__(
-            self, x: ArrayLike, labels: ArrayLike, *, reference: Reference | None = None
+            self,
+            x: ArrayLike,
+            labels: ArrayLike | None,
+            *,
+            pairs: Pairs | None = None,
+            weight: ArrayLike | None = None,
+            reference: Reference | None = None,
         ) -> Tensor: ...
 
 
@@ -722,8 +755,9 @@ class SupConLoss(LossModule):
     def forward(
         self,
         x: ArrayLike,
-        labels: ArrayLike,
+        labels: ArrayLike | None,
         *,
+        pairs: Pairs | None = None,
         weight: ArrayLike | None = None,
         reference: Reference | None = None,
     ) -> Tensor:
@@ -731,6 +765,7 @@ class SupConLoss(LossModule):
         return sup_con_loss(
             x,
             labels,
+            pairs=pairs,
             weight=weight,
             reference=reference,
             temperature=self.temperature,
@@ -744,8 +779,9 @@ class SupConLoss(LossModule):
         def __call__(
             self,
             x: ArrayLike,
-            labels: ArrayLike,
+            labels: ArrayLike | None,
             *,
+            pairs: Pairs | None = None,
             weight: ArrayLike | None = None,
             reference: Reference | None = None,
         ) -> Tensor: ...
@@ -787,8 +823,9 @@ class NTXentLoss(LossModule):
     def forward(
         self,
         x: ArrayLike,
-        labels: ArrayLike,
+        labels: ArrayLike | None,
         *,
+        pairs: Pairs | None = None,
         weight: ArrayLike | None = None,
         reference: Reference | None = None,
     ) -> Tensor:
@@ -796,6 +833,7 @@ class NTXentLoss(LossModule):
         return nt_xent_loss(
             x,
             labels,
+            pairs=pairs,
             weight=weight,
             reference=reference,
             temperature=self.temperature,
@@ -809,8 +847,9 @@ class NTXentLoss(LossModule):
         def __call__(
             self,
             x: ArrayLike,
-            labels: ArrayLike,
+            labels: ArrayLike | None,
             *,
+            pairs: Pairs | None = None,
             weight: ArrayLike | None = None,
             reference: Reference | None = None,
         ) -> Tensor: ...
@@ -854,8 +893,9 @@ class MultiSimilarityLoss(LossModule):
     def forward(
         self,
         x: ArrayLike,
-        labels: ArrayLike,
+        labels: ArrayLike | None,
         *,
+        pairs: Pairs | None = None,
         weight: ArrayLike | None = None,
         reference: Reference | None = None,
     ) -> Tensor:
@@ -863,6 +903,7 @@ class MultiSimilarityLoss(LossModule):
         return multi_similarity_loss(
             x,
             labels,
+            pairs=pairs,
             weight=weight,
             reference=reference,
             alpha=self.alpha,
@@ -877,8 +918,9 @@ class MultiSimilarityLoss(LossModule):
         def __call__(
             self,
             x: ArrayLike,
-            labels: ArrayLike,
+            labels: ArrayLike | None,
             *,
+            pairs: Pairs | None = None,
             weight: ArrayLike | None = None,
             reference: Reference | None = None,
         ) -> Tensor: ...
@@ -917,8 +959,9 @@ class CircleLoss(LossModule):
     def forward(
         self,
         x: ArrayLike,
-        labels: ArrayLike,
+        labels: ArrayLike | None,
         *,
+        pairs: Pairs | None = None,
         weight: ArrayLike | None = None,
         reference: Reference | None = None,
     ) -> Tensor:
@@ -926,6 +969,7 @@ class CircleLoss(LossModule):
         return circle_loss(
             x,
             labels,
+            pairs=pairs,
             weight=weight,
             reference=reference,
             margin=self.margin,
@@ -939,8 +983,9 @@ class CircleLoss(LossModule):
         def __call__(
             self,
             x: ArrayLike,
-            labels: ArrayLike,
+            labels: ArrayLike | None,
             *,
+            pairs: Pairs | None = None,
             weight: ArrayLike | None = None,
             reference: Reference | None = None,
         ) -> Tensor: ...
@@ -976,8 +1021,9 @@ class LiftedStructureLoss(LossModule):
     def forward(
         self,
         x: ArrayLike,
-        labels: ArrayLike,
+        labels: ArrayLike | None,
         *,
+        pairs: Pairs | None = None,
         weight: ArrayLike | None = None,
         reference: Reference | None = None,
     ) -> Tensor:
@@ -985,6 +1031,7 @@ class LiftedStructureLoss(LossModule):
         return lifted_structure_loss(
             x,
             labels,
+            pairs=pairs,
             weight=weight,
             reference=reference,
             margin=self.margin,
@@ -997,8 +1044,9 @@ class LiftedStructureLoss(LossModule):
         def __call__(
             self,
             x: ArrayLike,
-            labels: ArrayLike,
+            labels: ArrayLike | None,
             *,
+            pairs: Pairs | None = None,
             weight: ArrayLike | None = None,
             reference: Reference | None = None,
         ) -> Tensor: ...

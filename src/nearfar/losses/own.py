@@ -17,6 +17,7 @@ from nearfar.engine.step import Answer, Executor, Request, run
 from nearfar.engine.walk import Walk
 from nearfar.inputs import ArrayLike
 from nearfar.losses.batch import as_batch, one_of, row_weight
+from nearfar.pairs import Pairs
 from nearfar.reduction import Reduction
 from nearfar.reference import Reference
 
@@ -77,11 +78,12 @@ Rule: TypeAlias = PairRule | AnchorRule | AnchorTerm
 def batch_loss(
     rule: Rule,
     x: ArrayLike,
-    labels: ArrayLike,
+    labels: ArrayLike | None,
     *,
     distance: Distance | None = None,
     similarity: Similarity | None = None,
     learned: Sequence[Tensor] = (),
+    pairs: Pairs | None = None,
     weight: ArrayLike | None = None,
     reference: Reference | None = None,
     reduction: Reduction = "mean",
@@ -96,11 +98,16 @@ def batch_loss(
         rule: a function of a tile, as the `loss` of an `AnchorRule`; an `AnchorRule`, which may
             also give its derivative; or a `PairRule`, for a loss that adds up over pairs.
         x: (n, d) embeddings, any floating dtype.
-        labels: (n,) class ids, or (n, c) bool multi-labels, where sharing one makes a pair similar.
+        labels: (n,) class ids, or (n, c) bool multi-labels; rows that share a label are similar.
+            May be None with `pairs`.
         distance: "euclidean", "sqeuclidean" or "cosine", if the rule takes distances.
         similarity: "cosine" or "inner_product", if it takes similarities. Pass one of the two.
         learned: tensors of the rule, such as a learned margin, which get gradients. They are passed
             to the rule after the tile. The rule may use no other tensor that requires a gradient.
+        pairs: the only pairs that count, as a miner found them, or as (similar, dissimilar), each
+            (k, 2) indices of an anchor and of another row of the batch or the reference; None: all.
+            A `PairRule` counts a pair as often as it is listed. In the tile of another rule, pairs
+            that are not listed are neither positive nor negative.
         weight: (n,) how much each anchor counts, 0 or more.
         reference: a `Reference` to compare with instead of the batch itself.
         reduction: "mean" over the anchors, weighted by the counts that the rule returns (over the
@@ -132,7 +139,7 @@ def batch_loss(
     closeness, normalize = _closeness(distance, similarity)
     check_rule(rule)
     _check_learned(learned)
-    rows, columns, relation = as_batch(x, labels, reference, reduction)
+    rows, columns, relation = as_batch(x, labels, reference, reduction, pairs)
     weights = row_weight(weight, rows)
     if isinstance(rule, PairRule):
         executor = _pair_executor(rule, learned, closeness, relation)
@@ -151,7 +158,7 @@ def batch_loss(
     )
 
 
-def with_rule(x: ArrayLike, labels: ArrayLike, *, rule: Rule, **settings: Any) -> Tensor:
+def with_rule(x: ArrayLike, labels: ArrayLike | None, *, rule: Rule, **settings: Any) -> Tensor:
     """`batch_loss` as the other losses are called: first the data, then all settings by name."""
     return batch_loss(rule, x, labels, **settings)
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from nearfar.engine.closeness import Product
-from nearfar.engine.log_sums import Finished, LogSum, LogSumRule, log_sum_loss
+from nearfar.engine.log_sum_rule import Finished, LogSum, LogSumRule
+from nearfar.engine.log_sums import log_sum_loss
 from nearfar.engine.positives import EachPositive
 from nearfar.engine.relation import Relation
 from nearfar.engine.segments import log_sum

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from nearfar.distance import Distance
 from nearfar.engine.closeness import Product, by_distance
-from nearfar.engine.log_sums import Finished, LogSum, LogSumRule, log_sum_loss
+from nearfar.engine.log_sum_rule import Finished, LogSum, LogSumRule
+from nearfar.engine.log_sums import log_sum_loss
 from nearfar.engine.positives import EachPositive
 from nearfar.engine.segments import log_sum
 from nearfar.engine.step import run
@@ -14,18 +15,20 @@ from nearfar.inputs import ArrayLike, between, positive_number
 from nearfar.losses.batch import as_batch, row_weight
 from nearfar.losses.contrast import have_both
 from nearfar.losses.terms import softplus
+from nearfar.pairs import Pairs
 from nearfar.reduction import Reduction
 from nearfar.reference import Reference
 
 
 def multi_similarity_loss(
     x: ArrayLike,
-    labels: ArrayLike,
+    labels: ArrayLike | None,
     *,
     alpha: float = 2.0,
     beta: float = 50.0,
     base: float = 0.5,
     normalize: bool = True,
+    pairs: Pairs | None = None,
     weight: ArrayLike | None = None,
     reference: Reference | None = None,
     reduction: Reduction = "mean",
@@ -41,10 +44,14 @@ def multi_similarity_loss(
     Args:
         x: (n, d) embeddings, any floating dtype.
         labels: (n,) class ids, or (n, c) bool multi-labels; rows that share a label are similar.
+            May be None with `pairs`.
         alpha: how sharply positives below `base` are pulled, above 0.
         beta: how sharply negatives above `base` are pushed, above 0.
         base: lambda, the similarity that separates the two.
         normalize: scale all rows to length 1 first, so that the products are cosines.
+        pairs: the only pairs that count, as a miner found them, or as (similar, dissimilar), each
+            (k, 2) indices of an anchor and of another row of the batch or the reference; None: all.
+            A pair counts as often as it is listed.
         weight: (n,) how much each anchor counts, 0 or more.
         reference: rows to compare with instead of the other rows of the batch.
         reduction: "mean" over all anchors with at least one positive or negative, as in the paper;
@@ -83,7 +90,7 @@ def multi_similarity_loss(
         steepness=max(alpha, beta),
         offset=beta * abs(base),
     )
-    rows, columns, relation = as_batch(x, labels, reference, reduction)
+    rows, columns, relation = as_batch(x, labels, reference, reduction, pairs)
     return run(
         log_sum_loss(rule, Product(), relation),
         rows,
@@ -96,11 +103,12 @@ def multi_similarity_loss(
 
 def circle_loss(
     x: ArrayLike,
-    labels: ArrayLike,
+    labels: ArrayLike | None,
     *,
     margin: float = 0.25,
     scale: float = 256.0,
     normalize: bool = True,
+    pairs: Pairs | None = None,
     weight: ArrayLike | None = None,
     reference: Reference | None = None,
     reduction: Reduction = "mean",
@@ -119,9 +127,13 @@ def circle_loss(
     Args:
         x: (n, d) embeddings, any floating dtype.
         labels: (n,) class ids, or (n, c) bool multi-labels; rows that share a label are similar.
+            May be None with `pairs`.
         margin: m, from 0 to 1: similarities should reach 1 - m and m.
         scale: gamma, above 0.
         normalize: scale all rows to length 1 first, so that the products are cosines.
+        pairs: the only pairs that count, as a miner found them, or as (similar, dissimilar), each
+            (k, 2) indices of an anchor and of another row of the batch or the reference; None: all.
+            A pair counts as often as it is listed.
         weight: (n,) how much each anchor counts, 0 or more.
         reference: rows to compare with instead of the other rows of the batch.
         reduction: "mean" over the anchors that have a positive and a negative, "sum", or "none",
@@ -164,7 +176,7 @@ def circle_loss(
         steepness=scale * (1 + margin),
         offset=scale * (1 + margin) * margin,
     )
-    rows, columns, relation = as_batch(x, labels, reference, reduction)
+    rows, columns, relation = as_batch(x, labels, reference, reduction, pairs)
     return run(
         log_sum_loss(rule, Product(), relation),
         rows,
@@ -177,10 +189,11 @@ def circle_loss(
 
 def lifted_structure_loss(
     x: ArrayLike,
-    labels: ArrayLike,
+    labels: ArrayLike | None,
     *,
     margin: float = 1.0,
     distance: Distance = "euclidean",
+    pairs: Pairs | None = None,
     weight: ArrayLike | None = None,
     reference: Reference | None = None,
     reduction: Reduction = "mean",
@@ -193,8 +206,12 @@ def lifted_structure_loss(
     Args:
         x: (n, d) embeddings, any floating dtype.
         labels: (n,) class ids, or (n, c) bool multi-labels; rows that share a label are similar.
+            May be None with `pairs`.
         margin: m, 0 or more, in units of the distance.
         distance: "euclidean", "sqeuclidean" or "cosine".
+        pairs: the only pairs that count, as a miner found them, or as (similar, dissimilar), each
+            (k, 2) indices of an anchor and of another row of the batch or the reference; None: all.
+            A pair counts as often as it is listed.
         weight: (n,) how much each anchor counts, 0 or more.
         reference: rows to compare with instead of the other rows of the batch.
         reduction: "mean" over the anchors that have a positive and a negative, "sum", or "none",
@@ -232,7 +249,7 @@ def lifted_structure_loss(
         slope=-1.0,
         offset=inf,  # unlike products, distances are not bounded
     )
-    rows, columns, relation = as_batch(x, labels, reference, reduction)
+    rows, columns, relation = as_batch(x, labels, reference, reduction, pairs)
     return run(
         log_sum_loss(rule, by_distance(distance), relation),
         rows,
