@@ -22,6 +22,7 @@ _NAMES = {
     "nearfar.insight.forces": ("Forces", "forces"),
     "nearfar.losses": tuple(name for loss in _LOSSES for name in (loss.function, loss.module)),
     "nearfar.engine.closeness": ("Tile",),
+    "nearfar.losses.per_pair": ("PairLosses", "per_pair"),
     "nearfar.losses.own": ("AnchorRule", "PairRule", "batch_loss"),
     "nearfar.losses.batch_tuples": (
         "QuadrupletStats",

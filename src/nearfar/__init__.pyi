@@ -61,6 +61,7 @@ from nearfar.losses.batch_tuples import (
     triplet_stats,
 )
 from nearfar.losses.own import AnchorRule, PairRule, batch_loss
+from nearfar.losses.per_pair import PairLosses, per_pair
 from nearfar.reference import Reference
 
 __version__: str
@@ -82,6 +83,7 @@ __all__ = [
     "LiftedStructureLoss",
     "MultiSimilarityLoss",
     "NTXentLoss",
+    "PairLosses",
     "PairRule",
     "ProxyAnchorLoss",
     "ProxyNCALoss",
@@ -115,6 +117,7 @@ __all__ = [
     "mine",
     "multi_similarity_loss",
     "nt_xent_loss",
+    "per_pair",
     "proxy_anchor_loss",
     "proxy_nca_loss",
     "proxy_softmax_loss",

@@ -22,6 +22,12 @@ def over_list(
     """The losses of the anchors of listed pairs, and their gradient."""
     pairs, n = relation.listed, relation.n
     assert pairs is not None
+    each = request.reduction == "each pair"
+    if each and not rule.per_positive:
+        raise TypeError(
+            "this loss is one of each anchor with all its pairs, so that a pair has no loss of its "
+            'own: reduction="none" gives that of each anchor.'
+        )
     near, far = measured = measure_list(closeness, pairs, request)
     (near_row, _), (far_row, _) = pairs.positive, pairs.negative
     summed, row = (
@@ -32,7 +38,7 @@ def over_list(
     exponents = summed if rule.exponent is None else rule.exponent(summed)
     top, total, powers = top_and_sum(exponents.to(sum_dtype(near)), row, n)
     positives = _positives(rule, near, near_row, n)
-    each, counts = request.reduction == "each pair", rule.counts(relation)
+    counts = rule.counts(relation)
     logs, weight = LogSum(total.log(), top), request.weight
     done = settle(rule, logs, positives, counts, weight, request.kept, each=each)
     by_terms = (done.by_logs / total.clamp(min=torch.finfo(total.dtype).tiny))[row] * powers

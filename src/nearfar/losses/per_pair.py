@@ -1,0 +1,68 @@
+"""The losses of listed pairs or triplets, one by one."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nearfar.inputs import ArrayLike
+from nearfar.losses.base import unwrap
+from nearfar.losses.batch import row_weight
+from nearfar.losses.pair_lists import as_listed
+
+
+@dataclass(frozen=True, eq=False)
+class PairLosses:
+    """The loss of each listed pair, in the order of the list.
+
+    Attributes:
+        positive: (p,) of the similar pairs.
+        negative: (q,) of the dissimilar ones; empty where only positives have a loss of their own.
+    """
+
+    positive: Tensor
+    negative: Tensor
+
+
+def per_pair(
+    loss: Callable[..., Tensor], *data: ArrayLike | None, **hyperparameters: Any
+) -> PairLosses | Tensor:
+    r"""The loss of each listed pair or triplet, for a mean, weights or statistics of your own.
+
+    The losses are differentiable, in memory linear in the number of pairs, whatever the width of
+    the rows.
+
+    Args:
+        loss: `batch_contrastive_loss`, `batch_cosine_loss`, `nt_xent_loss` (one loss per similar
+            pair), `batch_triplet_loss`, `batch_loss` with a `PairRule`; or a module of one.
+        data: the data arguments of the loss: embeddings and labels, which may be None.
+        hyperparameters: its keyword arguments, with `pairs` or `triplets`, and without `reduction`.
+
+    Returns:
+        `PairLosses`; with `triplets`, (t,) losses.
+
+    Raises:
+        TypeError: no list, or a loss that is not a sum over pairs or triplets.
+        ValueError: any error of the loss itself.
+
+    >>> from nearfar import batch_contrastive_loss, per_pair
+    >>> x = torch.tensor([[0.0, 0], [0, 0.5], [0.25, 0]])
+    >>> found = per_pair(batch_contrastive_loss, x, None, pairs=([[0, 1]], [[0, 2], [1, 2]]))
+    >>> found.positive, found.negative
+    (tensor([0.2500]), tensor([0.5625, 0.1945]))
+    """
+    function, given, settings = unwrap(loss, data, hyperparameters)
+    pairs, weight = settings.get("pairs"), settings.pop("weight", None)
+    if pairs is None:
+        raise TypeError("per_pair needs the pairs: pass pairs=(similar, dissimilar).")
+    x, labels = given
+    rows, _, relation = as_listed(x, labels, settings.get("reference"), pairs)
+    found = function(x, labels, **settings, reduction="each pair")
+    assert relation.listed is not None
+    (near, _), (far, _) = relation.listed.positive, relation.listed.negative
+    by = row_weight(weight, rows)
+    if by is not None:
+        found = found * by[torch.cat([near, far])[: len(found)]]
+    return PairLosses(found[: len(near)], found[len(near) :])
