@@ -192,12 +192,12 @@ def _visit(rule: PairSum, walk: Walk, of_pairs: Shares) -> Answer:
 
 def _over_some_rows(rule: PairSum, walk: Walk, kept: Between) -> Answer:
     """Only rows whose loss is kept, which is known once all their pairs were visited."""
-    request = walk.request
-    walk.request = replace(request, gradient=False)
+    request, gradient = walk.request, walk.gradient
+    walk.request, walk.gradient = replace(request, gradient=False), None
     outside = kept.outside(_visit(rule, walk, (1.0, None)).per_row)
     weight = (~outside).to(walk.a.dtype)
     weight = weight if request.weight is None else weight * request.weight
-    walk.request = replace(request, weight=weight)
+    walk.request, walk.gradient = replace(request, weight=weight), gradient
     answer = _visit(rule, walk, (1.0, None))
     return replace(answer, per_row=answer.per_row.masked_fill(outside, 0), counts=~outside)
 
