@@ -246,6 +246,31 @@ def lifted_structure(
     return _reduce(x, rows, counts, weight, reduction)
 
 
+def lifted_pair(
+    x: Tensor,
+    labels: Tensor,
+    *,
+    margin: float = 1.0,
+    distance: str = "euclidean",
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """Oh Song et al. 2016, equation 4, over every similar pair in both orders."""
+    unit, _, pairs = _compare(x, labels, distance == "cosine")
+    rows, counts = [], []
+    for i, (positives, negatives) in enumerate(pairs):
+        terms = []
+        for j in positives:
+            push = [margin - _distance(unit[i], unit[k], distance) for k in negatives]
+            push += [margin - _distance(unit[j], unit[k], distance) for k in pairs[j][1]]
+            if push:
+                d = _distance(unit[i], unit[j], distance)
+                terms.append(_hinge(d + _log_sum(push)) ** 2 / 2)
+        rows.append(_total(terms))
+        counts.append(len(positives))
+    return _reduce(x, rows, counts, weight, reduction)
+
+
 def proxy_softmax(
     x: Tensor,
     proxies: Tensor,

@@ -69,6 +69,18 @@ def nt_xent(a: Tensor, b: Tensor, near: Sequence[Pair], far: Sequence[Pair]) -> 
     return found
 
 
+def lifted_pair(a: Tensor, b: Tensor, near: Sequence[Pair], far: Sequence[Pair]) -> list[Term]:
+    found: list[Term] = []
+    for i, p in near:
+        push = [1 - _distance(a[k], b[j]) for end in (i, p) for k, j in far if k == end]
+        if push:
+            excess = (_distance(a[i], b[p]) + torch.stack(push).logsumexp(0)).relu()
+            found.append((excess**2 / 2, i, "pair"))
+        else:
+            found.append((a.new_zeros(()) + 0 * a.sum(), i, "pair"))
+    return found
+
+
 def _sup_con(near: Tensor, far: Tensor) -> Tensor | None:
     if not len(near):
         return None

@@ -53,7 +53,8 @@ def of_log_sums(
     logs = LogSum(terms.logsumexp(1).where(some, -inf))
     if rule.positives is EachPositive:
         anchor, other = positive.nonzero(as_tuple=True)
-        loss = rule.finish(logs, closeness[anchor, other], anchor)[0]
+        of = torch.stack([anchor, other]) if rule.both_ends else anchor
+        loss = rule.finish(logs, closeness[anchor, other], of)[0]
         if rule.per_positive:
             loss = loss.new_zeros(n).index_add(0, anchor, loss)
         return loss, counts

@@ -237,6 +237,16 @@ def lifted_structure_loss(
     return _mean_of_valid(F.relu, d, margin - d, labels)
 
 
+def lifted_pair_loss(
+    x: Tensor, labels: Tensor, *, margin: float = 1.0, distance: str = "euclidean"
+) -> Tensor:
+    d = _distances(x, distance)
+    positive, negative = _kinds(labels)
+    push = (margin - d).masked_fill(~negative, -inf).logsumexp(1)
+    each = F.relu(d + torch.logaddexp(push[:, None], push)) ** 2 / 2
+    return each[positive].sum() / positive.sum()
+
+
 # -- proxies of classes ---------------------------------------------------------------------------
 
 

@@ -65,6 +65,8 @@ LOSSES = (
     Loss("multi_similarity_loss", "MultiSimilarityLoss", "batch"),
     Loss("circle_loss", "CircleLoss", "batch"),
     Loss("lifted_structure_loss", "LiftedStructureLoss", "batch"),
+    Loss("lifted_pair_loss", "LiftedPairLoss", "batch"),
+    Loss("n_pair_loss", "NPairLoss", "batch"),
     Loss("proxy_softmax_loss", "ProxySoftmaxLoss", "proxies"),
     Loss("proxy_nca_loss", "ProxyNCALoss", "proxies"),
     Loss("proxy_anchor_loss", "ProxyAnchorLoss", "proxies"),

@@ -55,10 +55,12 @@ def assert_linear(allocations: Allocations, data: Data) -> None:
     assert BUDGET + besides < N * N, "the bound would miss a matrix of bytes"
 
 
+# Its memory also grows with the number of similar pairs: the last test.
+OF_POSITIVES = nearfar.lifted_pair_loss
 VARIED = [
     case
     for case in CASES
-    if case in PLAIN
+    if (case in PLAIN and case.function is not OF_POSITIVES)
     or case.name
     in (
         "batch_contrastive-multi-labels",
@@ -90,6 +92,7 @@ EXECUTORS = [
     for case in PLAIN
     if case.name.partition("-")[0]
     not in ("batch_cosine", "multi_similarity", "circle", "lifted_structure", "proxy_nca")
+    and case.function is not OF_POSITIVES
 ]
 
 
@@ -297,10 +300,25 @@ def test_what_a_sum_was_made_of_is_not_kept() -> None:
 
 
 @pytest.mark.parametrize("n_classes", [1, 2])
-@over([case for case in PLAIN if case.kind == "batch" and not case.reference])
+@over(
+    [c for c in PLAIN if c.kind == "batch" and not c.reference and c.function is not OF_POSITIVES]
+)
 def test_the_budget_is_kept_where_most_pairs_are_positive(case: Case, n_classes: int) -> None:
     data = large(case)
     data.others["labels"] = torch.arange(N) % n_classes
     with memory_budget(2**23), Allocations(*data.rows.values(), *data.others.values()) as found:
         case.run(data, "mean").backward()
     assert found.peak <= 2**23 + 8 * size_of(*data.rows.values()) + 40 * 8 * N
+
+
+def test_memory_of_similar_pairs_with_the_sums_of_both_ends() -> None:
+    """Linear in the batch where classes are of one size, and at most so many bytes a pair."""
+    peaks = []
+    for n in (1024, 2048):
+        x = torch.randn(n, D, requires_grad=True)
+        labels = torch.arange(n) % (n // 128)
+        with memory_budget(BUDGET), Allocations(x) as found:
+            nearfar.lifted_pair_loss(x, labels).backward()
+        assert found.peak <= BUDGET + 8 * x.nbytes + 128 * n * 127
+        peaks.append(found.peak)
+    assert peaks[1] <= 2.3 * peaks[0]

@@ -15,7 +15,12 @@ import nearfar as nf
 from nearfar.reduction import reduce
 
 # A term of these is a pair (tests/losses/test_pairs.py).
-OF_PAIRS = {nf.batch_contrastive_loss, nf.batch_cosine_loss, nf.nt_xent_loss}
+OF_PAIRS = {
+    nf.batch_contrastive_loss,
+    nf.batch_cosine_loss,
+    nf.nt_xent_loss,
+    nf.lifted_pair_loss,
+}
 # The mean of two comparisons: each has its own terms.
 TWO = {"info_nce-hard-symmetric"}
 OF_ROWS = [

@@ -37,7 +37,7 @@ def over_list(
     )
     exponents = summed if rule.exponent is None else rule.exponent(summed)
     top, total, powers = top_and_sum(exponents.to(sum_dtype(near)), row, n)
-    positives = _positives(rule, near, near_row, n)
+    positives = _positives(rule, near, pairs.positive, n)
     counts = rule.counts(relation)
     logs, weight = LogSum(total.log(), top), request.weight
     done = settle(rule, logs, positives, counts, weight, request.kept, each=each)
@@ -66,6 +66,9 @@ class _Summed:
     def per_value(self, of_anchors: Tensor) -> Tensor:
         return of_anchors
 
+    def ends(self) -> Tensor:
+        raise TypeError("sums do not know their positives")
+
     def spread(self, force: Tensor) -> Tensor:
         """(k,) the force on each positive."""
         return force[self.row]
@@ -77,18 +80,25 @@ class _Each:
 
     values: Tensor
     of: Tensor
+    other: Tensor
     NEED_MASK: ClassVar[bool] = False
 
     def per_value(self, of_anchors: Tensor) -> Tensor:
         return of_anchors[self.of]
 
+    def ends(self) -> Tensor:
+        return torch.stack([self.of, self.other])
+
     def spread(self, force: Tensor) -> Tensor:
         return force
 
 
-def _positives(rule: LogSumRule, near: Tensor, row: Tensor, n: int) -> _Summed | _Each:
+def _positives(
+    rule: LogSumRule, near: Tensor, ends: tuple[Tensor, Tensor], n: int
+) -> _Summed | _Each:
+    row, column = ends
     if rule.positives is EachPositive:
-        return _Each(near, row)
+        return _Each(near, row, column)
     count = torch.bincount(row, minlength=n).clamp(min=1)
     total = sum_of(near.to(sum_dtype(near)), row, n)
     return _Summed(total, count.to(total.dtype), row)

@@ -56,6 +56,9 @@ class LogSumRule:
         positives: whether the loss takes the sum of an anchor's positives or each of them.
         per_positive: whether the loss of an anchor is a sum over its positives, of which `finish`
             returns the terms.
+        both_ends: whether such a term also depends on the log-sum-exp of the positive as an anchor.
+            `finish` then takes the indices (2, k) of both, and returns derivatives (2, k) by both
+            log-sum-exps. Rows and columns must be the same.
         with_positives: whether the log-sum-exp is over positives too, or over negatives alone.
         exponent: closeness -> the exponents, in new memory; None: the closeness itself, which must
             be an inner product.
@@ -67,6 +70,7 @@ class LogSumRule:
     counts: Callable[[Relation], Tensor | None]
     positives: type[SummedPositives] | type[EachPositive] = SummedPositives
     per_positive: bool = False
+    both_ends: bool = False
     with_positives: bool = False
     exponent: Callable[[Tensor], Tensor] | None = None
     slope: Callable[[Tensor], Tensor] | float = 1.0
@@ -115,7 +119,8 @@ def settle(
             loss as either, and all that is returned by row is so.
         each: whether the loss of each positive is wanted, and `weight` holds one for each of them.
     """
-    loss, by_logs, by_positives = rule.finish(logs, positives.values, positives.of)
+    of = positives.ends() if rule.both_ends else positives.of
+    loss, by_logs, by_positives = rule.finish(logs, positives.values, of)
     if counts is not None and not rule.per_positive:
         empty = counts == 0
         loss = loss.masked_fill(empty, 0)
@@ -133,11 +138,13 @@ def settle(
         by_positives = by_positives.masked_fill(of_positives, 0)
         counts = _number_inside(rule, ~outside, positives, counts)
     if rule.per_positive:
+        if weight is not None and (each or rule.both_ends):
+            of_terms = weight if each else positives.per_value(weight)
+            by_logs, by_positives, weight = by_logs * of_terms, by_positives * of_terms, None
         n, anchor = len(logs.rest), positives.of
         assert isinstance(anchor, Tensor)
-        if each and weight is not None:
-            by_logs, by_positives, weight = by_logs * weight, by_positives * weight, None
-        by_logs = sum_of(by_logs, anchor, n)
+        assert isinstance(of, Tensor)
+        by_logs = sum_of(by_logs.flatten(), of.flatten(), n)
         loss = loss if each else sum_of(loss, anchor, n)
     if weight is not None:
         by_logs, by_positives = by_logs * weight, by_positives * positives.per_value(weight)

@@ -24,7 +24,7 @@ from nearfar.engine.listed_log_sums import over_list
 from nearfar.engine.log_sum_rule import LogSum, LogSumRule, settle
 from nearfar.engine.observe import force_visitors
 from nearfar.engine.pair_sets import PairSet
-from nearfar.engine.positives import Side
+from nearfar.engine.positives import EachPositive, Side
 from nearfar.engine.relation import Relation
 from nearfar.engine.slices import joined, part
 from nearfar.engine.step import Answer, Executor, Request
@@ -47,7 +47,7 @@ def log_sum_loss(
         counts = rule.counts(relation)
         plain = _IN_PLACE if rule.exponent is None else _BESIDE
         shape = walk.strip_shape(plain + rule.positives.floats_per_pair(walk))
-        if both or rule.positives.wants_all_tiles(walk, shape[0]):
+        if both or rule.both_ends or rule.positives.wants_all_tiles(walk, shape[0]):
             rows, two_sided = slice(0, walk.a.shape[0]), both or walk.mirrored
             sums = _Sums(rule, walk, rows, counts, both=both, two_sided=two_sided)
             most = walk.kept_elements(1 if rule.exponent is None else 2)
@@ -158,6 +158,9 @@ class _Sums:
         safe = self.bound + rule.offset <= SAFE.get(walk.a.dtype, 0)
         self.logs = _Running(n, walk.a, safe)
         self.positives = rule.positives(walk, rows, n)
+        if rule.both_ends:
+            assert isinstance(self.positives, EachPositive)
+            self.positives.keep_ends()
         self.two_sided, self.room = two_sided, room
 
     def take(

@@ -44,6 +44,10 @@ class Positives(Protocol):
         """What is known of each anchor, for each of `values`."""
         ...
 
+    def ends(self) -> Tensor:
+        """(2, k) the anchor of each positive, and the positive."""
+        ...
+
 
 # Strips of fewer rows are slower than computing all products twice.
 _FEWEST_ROWS = 64
@@ -95,6 +99,9 @@ class SummedPositives:
     def per_value(self, of_anchors: Tensor) -> Tensor:
         return of_anchors
 
+    def ends(self) -> Tensor:
+        raise TypeError("sums do not know their positives")
+
     def set_forces(self, force: Tensor) -> None:
         """Keep the derivatives by `values`."""
         self._force = force
@@ -130,6 +137,7 @@ class EachPositive:
 
     def __init__(self, walk: Walk, rows: slice, n: int) -> None:
         self._walk, self._rows = walk, rows
+        self._others: Tensor | None = None
         self._sizes: list[int] = []
         self._taken = 0
 
@@ -140,6 +148,14 @@ class EachPositive:
     @cached_property
     def of(self) -> Tensor:
         return self._walk.a.new_empty(self._number, dtype=torch.int64)
+
+    def keep_ends(self) -> None:
+        """Keep the other end of each positive too, for `ends`."""
+        self._others = torch.empty_like(self.of)
+
+    def ends(self) -> Tensor:
+        assert self._others is not None
+        return torch.stack([self.of, self._others])
 
     @cached_property
     def _number(self) -> int:
@@ -171,12 +187,16 @@ class EachPositive:
         values = tile.closeness[ends]
         if tile.rows == self._rows and tile.columns == slice(0, self._walk.columns.shape[0]):
             self.values, self.of = values, ends[0]  # one tile has them all
+            self._others = None if self._others is None else ends[1]
             self._sizes.append(len(values))
             return
         for side, anchors in zip(sides, ends, strict=False):
             here = slice(self._taken, self._taken + anchors.shape[0])
             self.values[here] = values
             torch.add(anchors, side.at.start, out=self.of[here])
+            if self._others is not None:
+                at = (tile.rows, tile.columns)[side.dim]
+                torch.add(ends[side.dim], at.start, out=self._others[here])
             self._sizes.append(anchors.shape[0])
             self._taken = here.stop
 

@@ -6,7 +6,7 @@ Written by tools/write_losses.py; do not edit.
 from nearfar.losses.batch_pair import batch_contrastive_loss, batch_cosine_loss, siglip_loss
 from nearfar.losses.batch_tuples import batch_quadruplet_loss, batch_triplet_loss
 from nearfar.losses.contrast import clip_loss, nt_xent_loss, sup_con_loss
-from nearfar.losses.info_nce import info_nce_loss
+from nearfar.losses.info_nce import info_nce_loss, n_pair_loss
 from nearfar.losses.modules import (
     BatchContrastiveLoss,
     BatchCosineLoss,
@@ -18,8 +18,10 @@ from nearfar.losses.modules import (
     ContrastiveLossFromDistance,
     CosineLoss,
     InfoNCELoss,
+    LiftedPairLoss,
     LiftedStructureLoss,
     MultiSimilarityLoss,
+    NPairLoss,
     NTXentLoss,
     ProxyAnchorLoss,
     ProxyNCALoss,
@@ -34,7 +36,12 @@ from nearfar.losses.pair import contrastive_loss, contrastive_loss_from_distance
 from nearfar.losses.proxy import proxy_anchor_loss, proxy_nca_loss, proxy_softmax_loss
 from nearfar.losses.softmax import softmax_loss
 from nearfar.losses.tuples import quadruplet_loss, triplet_loss
-from nearfar.losses.weighted import circle_loss, lifted_structure_loss, multi_similarity_loss
+from nearfar.losses.weighted import (
+    circle_loss,
+    lifted_pair_loss,
+    lifted_structure_loss,
+    multi_similarity_loss,
+)
 
 __all__ = [
     "BatchContrastiveLoss",
@@ -47,8 +54,10 @@ __all__ = [
     "ContrastiveLossFromDistance",
     "CosineLoss",
     "InfoNCELoss",
+    "LiftedPairLoss",
     "LiftedStructureLoss",
     "MultiSimilarityLoss",
+    "NPairLoss",
     "NTXentLoss",
     "ProxyAnchorLoss",
     "ProxyNCALoss",
@@ -68,8 +77,10 @@ __all__ = [
     "contrastive_loss_from_distance",
     "cosine_loss",
     "info_nce_loss",
+    "lifted_pair_loss",
     "lifted_structure_loss",
     "multi_similarity_loss",
+    "n_pair_loss",
     "nt_xent_loss",
     "proxy_anchor_loss",
     "proxy_nca_loss",

@@ -8,22 +8,25 @@ from torch import Tensor
 from nearfar.distance import unit
 from nearfar.engine.closeness import Product
 from nearfar.engine.log_sums import log_sum_loss
-from nearfar.engine.observe import measured
+from nearfar.engine.observe import force_visitors, measured
 from nearfar.engine.relation import matched
 from nearfar.engine.step import run
 from nearfar.inputs import (
     ArrayLike,
     above_zero,
+    batch,
     embeddings,
     lift,
     matrix,
     same_device,
     tensor,
 )
+from nearfar.labels import class_ids
 from nearfar.losses.batch import as_towers, row_weight
-from nearfar.losses.contrast import DECOUPLED, ONE
+from nearfar.losses.contrast import DECOUPLED, ONE, nt_xent_loss
 from nearfar.losses.softmax import pick
-from nearfar.reduction import Reduction, reduce
+from nearfar.pairs import Pairs
+from nearfar.reduction import Reduction, reduce, split
 
 
 def info_nce_loss(
@@ -119,6 +122,92 @@ def info_nce_loss(
     rows, columns = lift("query", rows), lift("positive", columns)
     there = one_way(rows, torch.cat([columns, hard]))
     return (there + one_way(columns, rows)) / 2 if symmetric else there
+
+
+def n_pair_loss(
+    x: ArrayLike,
+    labels: ArrayLike,
+    *,
+    temperature: float | Tensor = 1.0,
+    normalize: bool = True,
+    weight: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    r"""One anchor and one positive of each class: pick the positive out of those of all classes.
+
+    With :math:`a_c` and :math:`p_c` the first two rows of class c, and
+    :math:`s_{cj} = a_c \cdot p_j / \tau`,
+
+    .. math:: \ell_c = \log\Bigl(1 + \sum_{j \ne c} e^{s_{cj} - s_{cc}}\Bigr)
+
+    which is `info_nce_loss` of these rows. Other rows, and classes of a single row, do not count.
+    The paper takes inner products, and keeps the lengths of rows small by a term of their squares.
+
+    Args:
+        x: (n, d) embeddings, any floating dtype.
+        labels: (n,) class ids. Multi-labels do not divide rows into classes.
+        temperature: tau, above 0; 1 in the paper. A tensor with one number may be learned.
+        normalize: scale all rows to length 1 first, so that the products are cosines; not so in the
+            paper.
+        weight: (n,) how much each anchor counts, 0 or more.
+        reduction: "mean" over the classes with two rows, "active" over those whose loss is not 0,
+            (low, high) over those between; "sum", or "none" for (n,) losses, 0 for rows that are
+            not anchors.
+
+    Returns:
+        A scalar, or (n,) with reduction="none"; float32 or wider.
+
+    Raises:
+        TypeError: labels that are not class ids.
+        ValueError: a shape, length, device or hyperparameter out of range.
+
+    >>> x = torch.tensor([[1.0, 0], [0.8, 0.6], [0, 1], [-0.6, 0.8]])
+    >>> n_pair_loss(x, [0, 0, 1, 1])
+    tensor(0.4093)
+
+    Source: Sohn, "Improved Deep Metric Learning with Multi-class N-pair Loss Objective", NeurIPS
+    2016, equation 5 (N-pair-mc).
+    """
+    rows = batch("x", x)
+    anchor, positive = _first_two(class_ids(labels, like=rows))
+    if force_visitors():  # who are to see which rows these are
+        return nt_xent_loss(
+            x,
+            None,
+            temperature=temperature,
+            normalize=normalize,
+            pairs=_against_all(anchor, positive),
+            weight=weight,
+            reduction=reduction,
+        )
+    by, rows = row_weight(weight, rows), lift("x", rows)
+    each = split(reduction)[0] == "none"
+    loss = info_nce_loss(
+        rows[anchor],
+        rows[positive],
+        temperature=temperature,
+        normalize=normalize,
+        weight=None if by is None else by[anchor],
+        reduction=reduction,
+    )
+    return loss.new_zeros(len(rows)).index_add(0, anchor, loss) if each else loss
+
+
+def _first_two(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """(c,) the first and (c,) the second row of each class that has two."""
+    ordered, order = labels.sort(stable=True)
+    new = torch.ones_like(ordered, dtype=torch.bool)
+    new[1:] = ordered.diff() != 0
+    first = (new[:-1] & ~new[1:]).nonzero()[:, 0]
+    return order[first], order[first + 1]
+
+
+def _against_all(anchor: Tensor, positive: Tensor) -> Pairs:
+    """Each anchor with its positive, and with the positives of all other anchors."""
+    other = ~torch.eye(len(anchor), dtype=torch.bool, device=anchor.device)
+    i, j = other.nonzero().unbind(1)
+    similar, dissimilar = (anchor, positive), (anchor[i], positive[j])
+    return torch.stack(similar, 1), torch.stack(dissimilar, 1)
 
 
 def _in_batch(

@@ -26,12 +26,17 @@ from nearfar.losses.batch_tuples import (
     batch_triplet_loss,
 )
 from nearfar.losses.contrast import clip_loss, nt_xent_loss, sup_con_loss
-from nearfar.losses.info_nce import info_nce_loss
+from nearfar.losses.info_nce import info_nce_loss, n_pair_loss
 from nearfar.losses.pair import contrastive_loss, contrastive_loss_from_distance, cosine_loss
 from nearfar.losses.proxy import proxy_anchor_loss, proxy_nca_loss, proxy_softmax_loss
 from nearfar.losses.softmax import softmax_loss
 from nearfar.losses.tuples import quadruplet_loss, triplet_loss
-from nearfar.losses.weighted import circle_loss, lifted_structure_loss, multi_similarity_loss
+from nearfar.losses.weighted import (
+    circle_loss,
+    lifted_pair_loss,
+    lifted_structure_loss,
+    multi_similarity_loss,
+)
 from nearfar.pairs import Pairs
 from nearfar.reduction import Reduction
 from nearfar.reference import Reference
@@ -1049,6 +1054,113 @@ class LiftedStructureLoss(LossModule):
             pairs: Pairs | None = None,
             weight: ArrayLike | None = None,
             reference: Reference | None = None,
+        ) -> Tensor: ...
+
+
+class LiftedPairLoss(LossModule):
+    """One hinge per similar pair, which compares it with all negatives of both its ends.
+
+    The module of :func:`nearfar.lifted_pair_loss`, which describes the data and the math.
+
+    Args:
+        margin: m, 0 or more, in units of the distance.
+        distance: "euclidean", "sqeuclidean" or "cosine".
+        reduction: "mean" over the similar pairs, each in both orders; "active" over those that are
+            not 0, (low, high) over those between; "sum", or "none" for (n,) sums, one per anchor.
+    """
+
+    loss = staticmethod(lifted_pair_loss)
+    margin: float
+    distance: Distance
+    reduction: Reduction
+
+    @by_name
+    def __init__(
+        self,
+        *,
+        margin: float = 1.0,
+        distance: Distance = "euclidean",
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(margin=margin, distance=distance, reduction=reduction)
+
+    def forward(
+        self,
+        x: ArrayLike,
+        labels: ArrayLike | None,
+        *,
+        pairs: Pairs | None = None,
+        weight: ArrayLike | None = None,
+    ) -> Tensor:
+        """The loss of a batch; see :func:`nearfar.lifted_pair_loss`."""
+        return lifted_pair_loss(
+            x,
+            labels,
+            pairs=pairs,
+            weight=weight,
+            margin=self.margin,
+            distance=self.distance,
+            reduction=self.reduction,
+        )
+
+    if TYPE_CHECKING:
+
+        def __call__(
+            self,
+            x: ArrayLike,
+            labels: ArrayLike | None,
+            *,
+            pairs: Pairs | None = None,
+            weight: ArrayLike | None = None,
+        ) -> Tensor: ...
+
+
+class NPairLoss(LossModule):
+    """One anchor and one positive of each class: pick the positive out of those of all classes.
+
+    The module of :func:`nearfar.n_pair_loss`, which describes the data and the math.
+
+    Args:
+        temperature: tau, above 0; 1 in the paper. A tensor with one number may be learned.
+        normalize: scale all rows to length 1 first, so that the products are cosines; not so in the
+            paper.
+        reduction: "mean" over the classes with two rows, "active" over those whose loss is not 0,
+            (low, high) over those between; "sum", or "none" for (n,) losses, 0 for rows that are
+            not anchors.
+    """
+
+    loss = staticmethod(n_pair_loss)
+    temperature: float | Tensor
+    normalize: bool
+    reduction: Reduction
+
+    @by_name
+    def __init__(
+        self,
+        *,
+        temperature: float | Tensor = 1.0,
+        normalize: bool = True,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(temperature=temperature, normalize=normalize, reduction=reduction)
+
+    def forward(
+        self, x: ArrayLike, labels: ArrayLike, *, weight: ArrayLike | None = None
+    ) -> Tensor:
+        """The loss of a batch; see :func:`nearfar.n_pair_loss`."""
+        return n_pair_loss(
+            x,
+            labels,
+            weight=weight,
+            temperature=self.temperature,
+            normalize=self.normalize,
+            reduction=self.reduction,
+        )
+
+    if TYPE_CHECKING:
+
+        def __call__(
+            self, x: ArrayLike, labels: ArrayLike, *, weight: ArrayLike | None = None
         ) -> Tensor: ...
 
 

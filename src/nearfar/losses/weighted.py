@@ -2,6 +2,7 @@
 
 from math import inf
 
+import torch
 from torch import Tensor
 
 from nearfar.distance import Distance
@@ -250,6 +251,83 @@ def lifted_structure_loss(
         offset=inf,  # unlike products, distances are not bounded
     )
     rows, columns, relation = as_batch(x, labels, reference, reduction, pairs)
+    return run(
+        log_sum_loss(rule, by_distance(distance), relation),
+        rows,
+        columns,
+        normalize=distance == "cosine",
+        reduction=reduction,
+        weight=row_weight(weight, rows),
+    )
+
+
+def lifted_pair_loss(
+    x: ArrayLike,
+    labels: ArrayLike | None,
+    *,
+    margin: float = 1.0,
+    distance: Distance = "euclidean",
+    pairs: Pairs | None = None,
+    weight: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    r"""One hinge per similar pair, which compares it with all negatives of both its ends.
+
+    The lifted structure loss as in its paper. With :math:`N(i)` the negatives of row i,
+
+    .. math:: \ell_{ij} = \frac{1}{2} \Bigl[ d_{ij} + \log \Bigl( \sum_{k \in N(i)} e^{m - d_{ik}}
+                + \sum_{l \in N(j)} e^{m - d_{jl}} \Bigr) \Bigr]_+^2
+
+    A pair of which neither end has a negative has loss 0. `lifted_structure_loss` is the later
+    form, with one loss per row.
+
+    Args:
+        x: (n, d) embeddings, any floating dtype.
+        labels: (n,) class ids, or (n, c) bool multi-labels; rows that share a label are similar.
+            May be None with `pairs`.
+        margin: m, 0 or more, in units of the distance.
+        distance: "euclidean", "sqeuclidean" or "cosine".
+        pairs: the only pairs that count, as a miner found them, or as (similar, dissimilar), each
+            (k, 2) indices of an anchor and of another row of the batch; None: all. A pair counts as
+            often as it is listed.
+        weight: (n,) how much each anchor counts, 0 or more.
+        reduction: "mean" over the similar pairs, each in both orders; "active" over those that are
+            not 0, (low, high) over those between; "sum", or "none" for (n,) sums, one per anchor.
+
+    Returns:
+        A scalar, or (n,) with reduction="none"; float32 or wider.
+
+    Raises:
+        TypeError: labels that are not class ids or bool multi-labels.
+        ValueError: a shape, length, device or hyperparameter out of range.
+
+    >>> x = torch.tensor([[1.0, 0], [0.8, 0.6], [0, 1], [-0.6, 0.8]])
+    >>> lifted_pair_loss(x, [0, 0, 1, 1])
+    tensor(1.4328)
+
+    Source: Oh Song, Xiang, Jegelka & Savarese, "Deep Metric Learning via Lifted Structured Feature
+    Embedding", CVPR 2016, equation 4.
+    """
+    between("margin", margin, 0, inf, ", a distance")
+
+    def finish(negatives: LogSum, d: Tensor, ends: Tensor) -> Finished:
+        of_ends = torch.stack([negatives.of(end).value for end in ends])
+        far = of_ends.logsumexp(0)
+        excess = (d + far).relu()
+        share = (of_ends - far.clamp(min=torch.finfo(far.dtype).min)).exp()
+        return excess.square() / 2, excess * share, excess
+
+    rule = LogSumRule(
+        finish,
+        counts=lambda relation: relation.n_positives(),
+        positives=EachPositive,
+        per_positive=True,
+        both_ends=True,
+        exponent=lambda d: margin - d,
+        slope=-1.0,
+        offset=inf,  # unlike products, distances are not bounded
+    )
+    rows, columns, relation = as_batch(x, labels, None, reduction, pairs)
     return run(
         log_sum_loss(rule, by_distance(distance), relation),
         rows,
