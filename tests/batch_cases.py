@@ -336,6 +336,11 @@ CASES = [
     _case("sup_con-decoupled-weighted", "batch", decoupled=True, weighted=True),
     _case("sup_con-decoupled-reference", "batch", decoupled=True, reference="self"),
     *_batch(
+        "nca", {}, {"scale": 20.0}, {"scale": 0.3, "normalize": False},
+        {"similarity": "inner_product", "scale": 8.0}, scale=4.0,
+    ),
+    _case("nca-learned", "batch", scale=3.0, learned=("scale",)),
+    *_batch(
         "multi_similarity", {}, {"alpha": 1.0, "beta": 10.0, "base": -0.2},
         {"beta": 3.0, "normalize": False},
     ),

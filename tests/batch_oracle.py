@@ -246,6 +246,33 @@ def lifted_structure(
     return _reduce(x, rows, counts, weight, reduction)
 
 
+def nca(
+    x: Tensor,
+    labels: Tensor,
+    *,
+    scale: Number = 1.0,
+    similarity: str = "sqeuclidean",
+    normalize: bool = True,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    **reference: Any,
+) -> Tensor:
+    """Goldberger et al. 2004, the logarithm of the chance to pick a positive."""
+    unit, columns, pairs = _compare(x, labels, normalize, **reference)
+    rows, counts = [], []
+    for i, (positives, negatives) in enumerate(pairs):
+        z = {
+            j: scale * _dot(unit[i], columns[j])
+            if similarity == "inner_product"
+            else -scale * _distance(unit[i], columns[j], "sqeuclidean")
+            for j in positives + negatives
+        }
+        some = _log_sum([z[p] for p in positives]) if positives else 0.0
+        rows.append(_pick([z[n] - some for n in negatives]) if positives else 0.0)
+        counts.append(1 if positives else 0)
+    return _reduce(x, rows, counts, weight, reduction)
+
+
 def lifted_pair(
     x: Tensor,
     labels: Tensor,

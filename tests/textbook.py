@@ -237,6 +237,24 @@ def lifted_structure_loss(
     return _mean_of_valid(F.relu, d, margin - d, labels)
 
 
+def nca_loss(
+    x: Tensor,
+    labels: Tensor,
+    *,
+    scale: float | Tensor = 1.0,
+    similarity: str = "sqeuclidean",
+    normalize: bool = True,
+) -> Tensor:
+    if similarity == "sqeuclidean":
+        z = -scale * _distances(F.normalize(x) if normalize else x, "sqeuclidean")
+    else:
+        z = scale * _products(x, normalize)
+    positive, negative = _kinds(labels)
+    near = z.masked_fill(~positive, -inf).logsumexp(1)
+    every = z.masked_fill(~(positive | negative), -inf).logsumexp(1)
+    return (every - near)[positive.any(1)].mean()
+
+
 def lifted_pair_loss(
     x: Tensor, labels: Tensor, *, margin: float = 1.0, distance: str = "euclidean"
 ) -> Tensor:

@@ -62,6 +62,7 @@ LOSSES = (
     Loss("batch_quadruplet_loss", "BatchQuadrupletLoss", "batch"),
     Loss("sup_con_loss", "SupConLoss", "batch"),
     Loss("nt_xent_loss", "NTXentLoss", "batch"),
+    Loss("nca_loss", "NCALoss", "batch"),
     Loss("multi_similarity_loss", "MultiSimilarityLoss", "batch"),
     Loss("circle_loss", "CircleLoss", "batch"),
     Loss("lifted_structure_loss", "LiftedStructureLoss", "batch"),

@@ -134,7 +134,7 @@ class Kept:
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @over(VARIED)
 def test_what_is_kept_for_backward_is_linear_in_the_batch(case: Case, reduction: str) -> None:
-    """The inputs or their gradients, and nothing a pair."""
+    """The inputs or their gradients, a number per row, and nothing a pair."""
     data = large(case, n=512)
     # Weakly: what a tile's own small graph keeps goes with the tile.
     kept: WeakSet[Kept] = WeakSet()
@@ -148,7 +148,7 @@ def test_what_is_kept_for_backward_is_linear_in_the_batch(case: Case, reduction:
     assert loss.requires_grad
     storages = (entry.tensor.untyped_storage() for entry in kept)
     sizes = {storage.data_ptr(): storage.nbytes() for storage in storages}
-    assert 0 < sum(sizes.values()) <= 2 * size_of(*data.rows.values()) + 64
+    assert 0 < sum(sizes.values()) <= 2 * size_of(*data.rows.values()) + 8 * 512
 
 
 @pytest.mark.parametrize(

@@ -202,8 +202,8 @@ def test_anchors_without_positives_or_negatives_have_nothing_to_compare(
 ) -> None:
     nothing = assert_nothing(case, case.draw(5, layout=layout))
     silent = {
-        "one class": {"nt_xent", "circle", "lifted_structure", "lifted_pair"},
-        "singletons": {"nt_xent", "sup_con", "circle", "lifted_structure", "lifted_pair"},
+        "one class": {"nt_xent", "nca", "circle", "lifted_structure", "lifted_pair"},
+        "singletons": {"nt_xent", "sup_con", "nca", "circle", "lifted_structure", "lifted_pair"},
     }
     loss = case.name.partition("-")[0]
     if loss.startswith("batch") or case.reference or case.hyper.get("decoupled"):

@@ -46,7 +46,7 @@ from nearfar import (
 )
 from nearfar.engine.anchor_sums import anchor_loss
 from nearfar.engine.budget import tile_shape
-from nearfar.engine.closeness import CosineDistance, Euclidean, Product, Tile
+from nearfar.engine.closeness import CosineDistance, Euclidean, NegatedSquares, Product, Tile
 from nearfar.engine.log_sums import SAFE
 from nearfar.engine.pair_sums import PairSum, shares
 from nearfar.engine.products import Gradient
@@ -312,6 +312,8 @@ def all_closeness(closeness: Any, a: Tensor, b: Tensor) -> Tensor:
         differences = a[:, None] - b
         squares = differences.square().sum(-1)
         return squares if closeness.squared else differences.norm(dim=-1)
+    if isinstance(closeness, NegatedSquares):
+        return -(a[:, None] - b).square().sum(-1)
     return 1 - a @ b.T if isinstance(closeness, CosineDistance) else a @ b.T
 
 

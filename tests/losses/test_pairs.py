@@ -15,6 +15,7 @@ from torch import Tensor
 
 import nearfar as nf
 from nearfar import mine
+from nearfar.engine.budget import tile_shape
 
 Loss = Callable[..., Tensor]
 
@@ -116,7 +117,7 @@ def test_a_list_of_everyone_is_the_loss_without_a_list(
 ) -> None:
     x, labels = draw(40)
     weight = torch.linspace(0, 2, 40) if weighted else None
-    with nf.engine.budget.tile_shape(7, 9):
+    with tile_shape(7, 9):
         whole = case(x, labels, weight=weight, reduction=reduction)
         listed = case(x, labels, pairs=everyone(labels), weight=weight, reduction=reduction)
         agree(listed, whole, x)
@@ -229,7 +230,7 @@ def test_a_tile_rule_sees_only_the_listed_pairs() -> None:
         d = tile.closeness
         return (d * tile.positive).sum(1) + ((1 - d).relu() * tile.negative).sum(1)
 
-    with nf.engine.budget.tile_shape(5, 4):
+    with tile_shape(5, 4):
         found = nf.batch_loss(margin, x, None, distance="euclidean", pairs=(near, far))
     d = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
     true = (d[tuple(near.T)].sum() + (1 - d[tuple(far.T)]).relu().sum()) / 12

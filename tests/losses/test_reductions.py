@@ -12,6 +12,7 @@ from batch_cases import Case, gradients, near
 from torch import Tensor
 
 import nearfar as nf
+from nearfar.engine.budget import tile_shape
 from nearfar.reduction import reduce
 
 # A term of these is a pair (tests/losses/test_pairs.py).
@@ -89,7 +90,7 @@ def test_of_a_pair_rule(balanced: bool, learned: bool, chosen: Any) -> None:
     limit = torch.tensor(0.6, dtype=torch.float64, requires_grad=True)
     rule = nf.PairRule(lambda d, *_: d**2, hinge, balanced=balanced)
     weight = torch.linspace(0, 2, 12, dtype=torch.float64)
-    with nf.engine.budget.tile_shape(5, 4):
+    with tile_shape(5, 4):
         found = nf.batch_loss(
             rule,
             x,

@@ -280,6 +280,35 @@ class Euclidean:
         return force.mul_(2) if self.squared else force.div_(d)
 
 
+class NegatedSquares:
+    """-|a - b|^2, a similarity."""
+
+    distance_sign = -1
+
+    def __init__(self) -> None:
+        self._squares = Euclidean(squared=True)
+
+    def prepare(self, a: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return self._squares.prepare(a, b)
+
+    def measure(
+        self, a: Tensor, b: Tensor, bound: float = 1.0, out: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        squares, repaired = self._squares.measure(a, b, bound, out)
+        return squares.neg_(), repaired
+
+    def backward(self, force: Tensor, tile: Tile, gradient: Gradient) -> None:
+        self._squares.backward(force.neg_(), tile, gradient)
+
+    def between(self, x: Tensor, y: Tensor) -> Tensor:
+        return self._squares.between(x, y).neg_()
+
+    def between_backward(
+        self, force: Tensor, x: Tensor, y: Tensor, closeness: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return self._squares.between_backward(-force, x, y, closeness)
+
+
 def _but_selves(
     cancelling: Callable[[], Tensor | None], values: Tensor, a: Tensor, b: Tensor
 ) -> Tensor | None:

@@ -5,7 +5,7 @@ Written by tools/write_losses.py; do not edit.
 
 from nearfar.losses.batch_pair import batch_contrastive_loss, batch_cosine_loss, siglip_loss
 from nearfar.losses.batch_tuples import batch_quadruplet_loss, batch_triplet_loss
-from nearfar.losses.contrast import clip_loss, nt_xent_loss, sup_con_loss
+from nearfar.losses.contrast import clip_loss, nca_loss, nt_xent_loss, sup_con_loss
 from nearfar.losses.info_nce import info_nce_loss, n_pair_loss
 from nearfar.losses.modules import (
     BatchContrastiveLoss,
@@ -21,6 +21,7 @@ from nearfar.losses.modules import (
     LiftedPairLoss,
     LiftedStructureLoss,
     MultiSimilarityLoss,
+    NCALoss,
     NPairLoss,
     NTXentLoss,
     ProxyAnchorLoss,
@@ -57,6 +58,7 @@ __all__ = [
     "LiftedPairLoss",
     "LiftedStructureLoss",
     "MultiSimilarityLoss",
+    "NCALoss",
     "NPairLoss",
     "NTXentLoss",
     "ProxyAnchorLoss",
@@ -81,6 +83,7 @@ __all__ = [
     "lifted_structure_loss",
     "multi_similarity_loss",
     "n_pair_loss",
+    "nca_loss",
     "nt_xent_loss",
     "proxy_anchor_loss",
     "proxy_nca_loss",

@@ -7,13 +7,14 @@ import torch
 from torch import Tensor
 
 from nearfar.distance import Distance
-from nearfar.engine.closeness import Product, by_distance
+from nearfar.engine.closeness import by_distance
 from nearfar.engine.pair_sums import PairSum, pair_loss
 from nearfar.engine.relation import matched
 from nearfar.engine.step import run
 from nearfar.inputs import ArrayLike, above_zero, between, finite
 from nearfar.losses.batch import as_batch, as_towers, one_of, row_weight
 from nearfar.losses.own import PairRule, batch_loss
+from nearfar.losses.similarity import Similarity, compared
 from nearfar.losses.terms import softplus_and_slope
 from nearfar.pairs import Pairs
 from nearfar.reduction import Reduction
@@ -27,7 +28,10 @@ def batch_contrastive_loss(
     labels: ArrayLike | None,
     *,
     margin: float = 1.0,
+    pos_margin: float = 0.0,
+    squared: bool = True,
     distance: Distance = "euclidean",
+    normalize: bool = False,
     select: Selection = "all",
     pairs: Pairs | None = None,
     weight: ArrayLike | None = None,
@@ -38,8 +42,10 @@ def batch_contrastive_loss(
 
     With :math:`S` the ordered pairs :math:`i \ne j` that share a label and :math:`D` the others,
 
-    .. math:: L = \frac{1}{|S|} \sum_{(i,j) \in S} d_{ij}^2
+    .. math:: L = \frac{1}{|S|} \sum_{(i,j) \in S} \max(0,\, d_{ij} - m_p)^2
                 + \frac{1}{|D|} \sum_{(i,j) \in D} \max(0,\, m - d_{ij})^2
+
+    without the squares if `squared` is false.
 
     In a batch the dissimilar pairs outnumber the similar ones by hundreds to one, so in a mean over
     all pairs the pull would vanish. (`contrastive_loss` on listed pairs is the plain mean.)
@@ -54,15 +60,20 @@ def batch_contrastive_loss(
         labels: (n,) class ids, or (n, c) bool multi-labels; rows that share a label are similar.
             May be None with `pairs`.
         margin: the distance, 0 or more, at which dissimilar pairs are no longer pushed.
-        distance: "euclidean", "sqeuclidean" or "cosine".
+        pos_margin: the distance, 0 or more, at which similar pairs are no longer pulled.
+        squared: whether the two hinges are squared, as in the paper.
+        distance: "euclidean", "sqeuclidean", "cosine", "snr" (anchor first), "manhattan", or a
+            number p of at least 1 for the p-norm.
+        normalize: scale all rows to length 1 first; "cosine" does so in any case.
         select: "all" pairs, or "hard", those in the overlap.
         pairs: the only pairs that count, as a miner found them, or as (similar, dissimilar), each
             (k, 2) indices of an anchor and of another row of the batch or the reference; None: all.
             A pair counts as often as it is listed.
         weight: (n,) how much each anchor counts, 0 or more.
         reference: rows to compare with instead of the other rows of the batch.
-        reduction: "mean" over similar plus mean over dissimilar pairs; "sum" over all ordered
-            pairs, or "none" for (n,) sums, one per row over its pairs, without those means.
+        reduction: "mean" over similar plus mean over dissimilar pairs, "active" over those of each
+            kind that are not 0, (low, high) over those between; "sum" over all ordered pairs, or
+            "none" for (n,) sums, one per row over its pairs, without those means.
 
     Returns:
         A scalar, or (n,) with reduction="none"; float32 or wider. A kind of pair that does not
@@ -84,14 +95,18 @@ def batch_contrastive_loss(
     selection as in sentence-transformers' OnlineContrastiveLoss, over all pairs of the batch.
     """
     between("margin", margin, 0, inf, ", a distance")
+    between("pos_margin", pos_margin, 0, inf, ", a distance")
     one_of("select", select, Selection)
 
     def near(d: Tensor) -> tuple[Tensor, Tensor]:
-        return d.square(), 2 * d
+        excess = (d - pos_margin).relu_() if pos_margin else d
+        return (excess.square(), 2 * excess) if squared else (excess.clone(), excess.sign())
 
     def far(d: Tensor) -> tuple[Tensor, Tensor]:
         shortfall = (margin - d).relu_()
-        return shortfall.square(), -2 * shortfall
+        if squared:
+            return shortfall.square(), -2 * shortfall
+        return shortfall, shortfall.sign().neg_()
 
     rule = PairRule(near, far)
     if select == "all":
@@ -100,6 +115,7 @@ def batch_contrastive_loss(
             x,
             labels,
             distance=distance,
+            normalize=normalize,
             pairs=pairs,
             weight=weight,
             reference=reference,
@@ -110,7 +126,7 @@ def batch_contrastive_loss(
         pair_loss(PairSum(near, far), by_distance(distance), relation, overlap=True),
         rows,
         columns,
-        normalize=distance == "cosine",
+        normalize=normalize or distance == "cosine",
         reduction=reduction,
         weight=row_weight(weight, rows),
     )
@@ -143,8 +159,9 @@ def batch_cosine_loss(
             A pair counts as often as it is listed.
         weight: (n,) how much each anchor counts, 0 or more.
         reference: rows to compare with instead of the other rows of the batch.
-        reduction: "mean" over similar plus mean over dissimilar pairs; "sum" over all ordered
-            pairs, or "none" for (n,) sums, one per row over its pairs, without those means.
+        reduction: "mean" over similar plus mean over dissimilar pairs, "active" over those of each
+            kind that are not 0, (low, high) over those between; "sum" over all ordered pairs, or
+            "none" for (n,) sums, one per row over its pairs, without those means.
 
     Returns:
         A scalar, or (n,) with reduction="none"; float32 or wider.
@@ -187,6 +204,7 @@ def siglip_loss(
     *,
     scale: float | Tensor,
     bias: float | Tensor,
+    similarity: Similarity = "inner_product",
     normalize: bool = True,
     weight: ArrayLike | None = None,
     reduction: Reduction = "mean",
@@ -204,10 +222,13 @@ def siglip_loss(
         scale: t, above 0; the paper learns log t from log 10: pass `log_t.exp()`
             in each step, to the function, not to the module.
         bias: b; the paper learns it from -10.
-        normalize: scale all rows to length 1 first, so that the products are cosines.
+        similarity: "inner_product", which is the cosine of normalized rows; "cosine", whatever
+            `normalize` says; or "sqeuclidean", minus the squared Euclidean distance.
+        normalize: scale all rows to length 1 first, so that inner products are cosines.
         weight: (n,) how much each row of `x` counts, 0 or more.
-        reduction: "mean" over the n rows (each a sum over n pairs, as in the paper), "sum", or
-            "none" for one loss per row.
+        reduction: "mean" over the n rows (each a sum over n pairs, as in the paper), "active" over
+            those whose loss is not 0, (low, high) over those between; "sum", or "none" for one loss
+            per row.
 
     Returns:
         A scalar, or (n,) with reduction="none"; float32 or wider. Scale and bias may be tensors
@@ -230,13 +251,14 @@ def siglip_loss(
         return loss, force.neg_()
 
     relation = matched(len(rows), len(columns), rows.device)
+    how = compared(similarity, normalize, rows, columns, above_zero("scale", scale))
     return run(
-        pair_loss(PairSum(match, softplus_and_slope, "rows"), Product(), relation),
-        rows,
-        columns,
-        normalize=normalize,
+        pair_loss(PairSum(match, softplus_and_slope, "rows"), how.closeness, relation),
+        how.rows,
+        how.columns,
+        normalize=how.normalize,
         reduction=reduction,
-        scale=above_zero("scale", scale),
+        scale=how.scale,
         bias=finite("bias", bias),
         weight=row_weight(weight, rows),
     )

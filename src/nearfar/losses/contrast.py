@@ -5,14 +5,15 @@ from math import inf
 import torch
 from torch import Tensor
 
-from nearfar.engine.closeness import Product
 from nearfar.engine.log_sum_rule import Finished, LogSum, LogSumRule
 from nearfar.engine.log_sums import log_sum_loss
 from nearfar.engine.positives import EachPositive
 from nearfar.engine.relation import Relation, matched
+from nearfar.engine.segments import log_sum
 from nearfar.engine.step import run
 from nearfar.inputs import ArrayLike, above_zero
 from nearfar.losses.batch import as_batch, as_towers, row_weight
+from nearfar.losses.similarity import Similarity, compared
 from nearfar.losses.terms import softplus
 from nearfar.pairs import Pairs
 from nearfar.reduction import Reduction
@@ -52,6 +53,7 @@ def clip_loss(
     y: ArrayLike,
     *,
     scale: float | Tensor,
+    similarity: Similarity = "inner_product",
     normalize: bool = True,
     decoupled: bool = False,
     weight: ArrayLike | None = None,
@@ -72,11 +74,14 @@ def clip_loss(
         y: (n, d) embeddings of the second; row i matches row i of `x` and no other.
         scale: t = 1 / temperature, above 0; the paper learns log t, from log(1 / 0.07) up to
             log 100: pass `log_t.exp()` in each step, to the function, not to the module.
-        normalize: scale all rows to length 1 first, so that the products are cosines.
+        similarity: "inner_product", which is the cosine of normalized rows; "cosine", whatever
+            `normalize` says; or "sqeuclidean", minus the squared Euclidean distance.
+        normalize: scale all rows to length 1 first, so that inner products are cosines.
         decoupled: leave the match out of both denominators (Yeh et al. 2022).
         weight: (n,) how much each match counts, 0 or more.
-        reduction: "mean" over the n matches, "sum", or "none" for one loss per match. The loss
-            of a single match is 0.
+        reduction: "mean" over the n matches, "active" over those whose loss is not 0, (low, high)
+            over those between; "sum", or "none" for one loss per match. The loss of a single match
+            is 0.
 
     Returns:
         A scalar, or (n,) with reduction="none"; float32 or wider. Scale may be a tensor with one
@@ -97,13 +102,14 @@ def clip_loss(
     """
     rows, columns = as_towers(x=x, y=y)
     relation = matched(len(rows), len(columns), rows.device)
+    how = compared(similarity, normalize, rows, columns, above_zero("scale", scale))
     return run(
-        log_sum_loss(DECOUPLED if decoupled else ONE, Product(), relation, both=True),
-        rows,
-        columns,
-        normalize=normalize,
+        log_sum_loss(DECOUPLED if decoupled else ONE, how.closeness, relation, both=True),
+        how.rows,
+        how.columns,
+        normalize=how.normalize,
         reduction=reduction,
-        scale=above_zero("scale", scale),
+        scale=how.scale,
         weight=row_weight(weight, rows),
     )
 
@@ -113,6 +119,7 @@ def sup_con_loss(
     labels: ArrayLike | None,
     *,
     temperature: float | Tensor = 0.1,
+    similarity: Similarity = "inner_product",
     normalize: bool = True,
     decoupled: bool = False,
     pairs: Pairs | None = None,
@@ -133,7 +140,9 @@ def sup_con_loss(
         labels: (n,) class ids, or (n, c) bool multi-labels; rows that share a label are similar.
             May be None with `pairs`.
         temperature: tau, above 0. A tensor with one number may be learned.
-        normalize: scale all rows to length 1 first, so that the products are cosines.
+        similarity: "inner_product", which is the cosine of normalized rows; "cosine", whatever
+            `normalize` says; or "sqeuclidean", minus the squared Euclidean distance.
+        normalize: scale all rows to length 1 first, so that inner products are cosines.
         decoupled: leave the positives out of the denominator (Yeh et al. 2022).
         pairs: the only pairs that count, as a miner found them, or as (similar, dissimilar), each
             (k, 2) indices of an anchor and of another row of the batch or the reference; None: all.
@@ -141,7 +150,8 @@ def sup_con_loss(
         weight: (n,) how much each anchor counts, 0 or more.
         reference: rows to compare with instead of the other rows of the batch.
         reduction: "mean" over the anchors that have a positive (decoupled: and a negative),
-            "sum", or "none", where the others are 0.
+            "active" over those whose loss is not 0, (low, high) over those between; "sum", or
+            "none", where the others are 0.
 
     Returns:
         A scalar, or (n,) with reduction="none"; float32 or wider.
@@ -162,13 +172,14 @@ def sup_con_loss(
     rule = DECOUPLED if decoupled else ALL
     if not decoupled and not (relation.n_positives() > 1).any():
         rule = ONE  # equal with one positive per anchor, and accurate when the loss is near 0
+    how = compared(similarity, normalize, rows, columns, 1 / above_zero("temperature", temperature))
     return run(
-        log_sum_loss(rule, Product(), relation),
-        rows,
-        columns,
-        normalize=normalize,
+        log_sum_loss(rule, how.closeness, relation),
+        how.rows,
+        how.columns,
+        normalize=how.normalize,
         reduction=reduction,
-        scale=1 / above_zero("temperature", temperature),
+        scale=how.scale,
         weight=row_weight(weight, rows),
     )
 
@@ -178,6 +189,7 @@ def nt_xent_loss(
     labels: ArrayLike | None,
     *,
     temperature: float | Tensor = 0.5,
+    similarity: Similarity = "inner_product",
     normalize: bool = True,
     decoupled: bool = False,
     pairs: Pairs | None = None,
@@ -200,16 +212,19 @@ def nt_xent_loss(
         labels: (n,) class ids, or (n, c) bool multi-labels; rows that share a label are similar.
             For two views of n items, `torch.arange(n).repeat(2)`. May be None with `pairs`.
         temperature: tau, above 0. A tensor with one number may be learned.
-        normalize: scale all rows to length 1 first, so that the products are cosines.
+        similarity: "inner_product", which is the cosine of normalized rows; "cosine", whatever
+            `normalize` says; or "sqeuclidean", minus the squared Euclidean distance.
+        normalize: scale all rows to length 1 first, so that inner products are cosines.
         decoupled: leave the positive out of its denominator (Yeh et al. 2022).
         pairs: the only pairs that count, as a miner found them, or as (similar, dissimilar), each
             (k, 2) indices of an anchor and of another row of the batch or the reference; None: all.
             A pair counts as often as it is listed.
         weight: (n,) how much each anchor counts, 0 or more.
         reference: rows to compare with instead of the other rows of the batch.
-        reduction: "mean" over the positive pairs, "sum" over them, or "none" for (n,) sums, one
-            per anchor over its positive pairs. As in the paper, a positive pair whose anchor has no
-            negatives has loss 0 and counts in the mean (decoupled: it is undefined and left out).
+        reduction: "mean" over the positive pairs, "active" over those whose loss is not 0,
+            (low, high) over those between; "sum", or "none" for (n,) sums, one per anchor. As in
+            the paper, a positive pair whose anchor has no negatives has loss 0 and counts in the
+            mean (decoupled: it is undefined and left out).
 
     Returns:
         A scalar, or (n,) with reduction="none"; float32 or wider.
@@ -232,15 +247,91 @@ def nt_xent_loss(
         per_positive=True,
     )
     rows, columns, relation = as_batch(x, labels, reference, reduction, pairs)
+    how = compared(similarity, normalize, rows, columns, 1 / above_zero("temperature", temperature))
     return run(
-        log_sum_loss(rule, Product(), relation),
-        rows,
-        columns,
-        normalize=normalize,
+        log_sum_loss(rule, how.closeness, relation),
+        how.rows,
+        how.columns,
+        normalize=how.normalize,
         reduction=reduction,
-        scale=1 / above_zero("temperature", temperature),
+        scale=how.scale,
         weight=row_weight(weight, rows),
     )
+
+
+def nca_loss(
+    x: ArrayLike,
+    labels: ArrayLike | None,
+    *,
+    scale: float | Tensor = 1.0,
+    similarity: Similarity = "sqeuclidean",
+    normalize: bool = True,
+    pairs: Pairs | None = None,
+    weight: ArrayLike | None = None,
+    reference: Reference | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    r"""Neighbourhood components: the chance that an anchor picks one of its positives.
+
+    An anchor picks one of all other rows by a softmax over minus the squared distances. With
+    :math:`z_{ij} = -t\,|x_i - x_j|^2`, :math:`P(i)` the positives of i and :math:`A(i)` all rows
+    but i,
+
+    .. math:: \ell_i = -\log \frac{\sum_{p \in P(i)} e^{z_{ip}}}{\sum_{a \in A(i)} e^{z_{ia}}}
+
+    One near positive is enough, where `sup_con_loss` asks for all of them.
+
+    Args:
+        x: (n, d) embeddings, any floating dtype.
+        labels: (n,) class ids, or (n, c) bool multi-labels; rows that share a label are similar.
+            May be None with `pairs`.
+        scale: t, above 0; 1 in the paper. A tensor with one number may be learned.
+        similarity: "sqeuclidean", minus the squared Euclidean distance; "inner_product", which is
+            the cosine of normalized rows; or "cosine", whatever `normalize` says.
+        normalize: scale all rows to length 1 first. The paper does not.
+        pairs: the only pairs that count, as a miner found them, or as (similar, dissimilar), each
+            (k, 2) indices of an anchor and of another row of the batch or the reference; None: all.
+            A pair counts as often as it is listed.
+        weight: (n,) how much each anchor counts, 0 or more.
+        reference: rows to compare with instead of the other rows of the batch.
+        reduction: "mean" over the anchors that have a positive, "active" over those whose loss is
+            not 0, (low, high) over those between; "sum", or "none", where the others are 0.
+
+    Returns:
+        A scalar, or (n,) with reduction="none"; float32 or wider.
+
+    Raises:
+        TypeError: labels that are not class ids or bool multi-labels.
+        ValueError: a shape, length, device or hyperparameter out of range.
+
+    >>> x = torch.tensor([[1.0, 0], [0.8, 0.6], [0, 1], [-0.6, 0.8]])
+    >>> nca_loss(x, [0, 0, 1, 1])
+    tensor(0.4302)
+
+    Source: Goldberger, Roweis, Hinton & Salakhutdinov, "Neighbourhood Components Analysis", NeurIPS
+    2004, the logarithmic form of equation 5.
+    """
+    rule = LogSumRule(_pick_any, have_positives, positives=EachPositive)
+    rows, columns, relation = as_batch(x, labels, reference, reduction, pairs)
+    how = compared(similarity, normalize, rows, columns, above_zero("scale", scale))
+    return run(
+        log_sum_loss(rule, how.closeness, relation),
+        how.rows,
+        how.columns,
+        normalize=how.normalize,
+        reduction=reduction,
+        scale=how.scale,
+        weight=row_weight(weight, rows),
+    )
+
+
+def _pick_any(negatives: LogSum, z: Tensor, anchor: Tensor) -> Finished:
+    """log(1 + sum_n e^(z_n) / sum_p e^(z_p)) of each anchor."""
+    near, share = log_sum(z, anchor, len(negatives.rest))
+    some = near != -inf  # the others do not count
+    gap = negatives.minus(near.where(some, 0))
+    wrong = gap.sigmoid().where(some, 0)
+    return softplus(gap), wrong, wrong.index_select(0, anchor) * -share
 
 
 def _each_positive(negatives: LogSum, z: Tensor, anchor: Tensor) -> Finished:

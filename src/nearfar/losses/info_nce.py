@@ -5,8 +5,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from nearfar.distance import unit
-from nearfar.engine.closeness import Product
+from nearfar.distance import sqeuclidean, unit
 from nearfar.engine.log_sums import log_sum_loss
 from nearfar.engine.observe import force_visitors, measured
 from nearfar.engine.relation import matched
@@ -22,8 +21,9 @@ from nearfar.inputs import (
     tensor,
 )
 from nearfar.labels import class_ids
-from nearfar.losses.batch import as_towers, row_weight
+from nearfar.losses.batch import as_towers, one_of, row_weight
 from nearfar.losses.contrast import DECOUPLED, ONE, nt_xent_loss
+from nearfar.losses.similarity import Similarity, compared
 from nearfar.losses.softmax import pick
 from nearfar.pairs import Pairs
 from nearfar.reduction import Reduction, reduce, split
@@ -35,6 +35,7 @@ def info_nce_loss(
     negatives: ArrayLike | None = None,
     *,
     temperature: float | Tensor = 0.07,
+    similarity: Similarity = "inner_product",
     normalize: bool = True,
     symmetric: bool = False,
     decoupled: bool = False,
@@ -59,14 +60,18 @@ def info_nce_loss(
             rows of `positive` are the negatives of row i, in memory linear in n.
         temperature: tau, above 0; a smaller one weighs the nearest negatives more. A tensor with
             one number may be learned.
-        normalize: scale all rows to length 1 first, so that similarities are cosines.
+        similarity: "inner_product", which is the cosine of normalized rows; "cosine", whatever
+            `normalize` says; or "sqeuclidean", minus the squared Euclidean distance.
+        normalize: scale all rows to length 1 first, so that inner products are cosines.
         symmetric: without `negatives`, the mean of both directions: each positive also picks its
             query out of all queries.
         decoupled: leave the positive out of the denominator (Yeh et al. 2022).
         hard_negatives: (m, d) or (n, m, d), further negatives for every query besides the other
             rows of `positive`; cannot be combined with `negatives`.
         weight: (n,) how much each query counts, 0 or more.
-        reduction: "mean" over the queries, "sum", or "none" for one loss per query.
+        reduction: "mean" over the queries, "active" over those whose loss is not 0, (low, high)
+            over those between; "sum", or "none" for one loss per query. With `symmetric` and
+            `hard_negatives`, the mean of the two directions.
 
     Returns:
         A scalar, or (n,) losses with reduction="none"; float32 or wider. The loss of a query
@@ -103,12 +108,21 @@ def info_nce_loss(
     temperature = above_zero("temperature", temperature)
     if negatives is not None:
         return _against_listed(
-            query, positive, negatives, temperature, normalize, decoupled, weight, reduction
+            query,
+            positive,
+            negatives,
+            temperature,
+            similarity,
+            normalize,
+            decoupled,
+            weight,
+            reduction,
         )
     rows, columns = as_towers(query=query, positive=positive)
     one_way = partial(
         _in_batch,
         temperature=temperature,
+        similarity=similarity,
         normalize=normalize,
         decoupled=decoupled,
         weight=weight,
@@ -129,6 +143,7 @@ def n_pair_loss(
     labels: ArrayLike,
     *,
     temperature: float | Tensor = 1.0,
+    similarity: Similarity = "inner_product",
     normalize: bool = True,
     weight: ArrayLike | None = None,
     reduction: Reduction = "mean",
@@ -147,8 +162,10 @@ def n_pair_loss(
         x: (n, d) embeddings, any floating dtype.
         labels: (n,) class ids. Multi-labels do not divide rows into classes.
         temperature: tau, above 0; 1 in the paper. A tensor with one number may be learned.
-        normalize: scale all rows to length 1 first, so that the products are cosines; not so in the
-            paper.
+        similarity: "inner_product", which is the cosine of normalized rows; "cosine", whatever
+            `normalize` says; or "sqeuclidean", minus the squared Euclidean distance.
+        normalize: scale all rows to length 1 first, so that inner products are cosines. The paper
+            does not.
         weight: (n,) how much each anchor counts, 0 or more.
         reduction: "mean" over the classes with two rows, "active" over those whose loss is not 0,
             (low, high) over those between; "sum", or "none" for (n,) losses, 0 for rows that are
@@ -175,6 +192,7 @@ def n_pair_loss(
             x,
             None,
             temperature=temperature,
+            similarity=similarity,
             normalize=normalize,
             pairs=_against_all(anchor, positive),
             weight=weight,
@@ -186,6 +204,7 @@ def n_pair_loss(
         rows[anchor],
         rows[positive],
         temperature=temperature,
+        similarity=similarity,
         normalize=normalize,
         weight=None if by is None else by[anchor],
         reduction=reduction,
@@ -215,6 +234,7 @@ def _in_batch(
     columns: Tensor,
     *,
     temperature: float | Tensor,
+    similarity: Similarity,
     normalize: bool,
     decoupled: bool,
     weight: ArrayLike | None,
@@ -223,13 +243,14 @@ def _in_batch(
 ) -> Tensor:
     """Row i picks column i out of all columns; with `both`, column i also picks row i."""
     relation = matched(len(rows), len(columns), rows.device)
+    how = compared(similarity, normalize, rows, columns, 1 / temperature)
     return run(
-        log_sum_loss(DECOUPLED if decoupled else ONE, Product(), relation, both=both),
-        rows,
-        columns,
-        normalize=normalize,
+        log_sum_loss(DECOUPLED if decoupled else ONE, how.closeness, relation, both=both),
+        how.rows,
+        how.columns,
+        normalize=how.normalize,
         reduction=reduction,
-        scale=1 / temperature,
+        scale=how.scale,
         weight=row_weight(weight, rows),
     )
 
@@ -239,6 +260,7 @@ def _against_listed(
     positive: ArrayLike,
     negatives: ArrayLike,
     temperature: float | Tensor,
+    similarity: Similarity,
     normalize: bool,
     decoupled: bool,
     weight: ArrayLike | None,
@@ -248,9 +270,14 @@ def _against_listed(
     query, positive = embeddings(query=query, positive=positive)
     counted = row_weight(weight, query)
     others = _negatives("negatives", negatives, query)
-    if normalize:
+    one_of("similarity", similarity, Similarity)
+    if normalize or similarity == "cosine":
         query, positive, others = unit(query), unit(positive), unit(others)
-    near, far = _similarities(query, positive, others.to(query.dtype))
+    others = others.to(query.dtype)
+    if similarity == "sqeuclidean":
+        near, far = _negated_squares(query, positive, others)
+    else:
+        near, far = _similarities(query, positive, others)
     near = measured("positive", "similarity", near) / temperature
     far = measured("negative", "similarity", far) / temperature
     if not decoupled:
@@ -268,6 +295,19 @@ def _similarities(query: Tensor, positive: Tensor, others: Tensor) -> tuple[Tens
         shared = others.ndim == 2
         far = query @ others.T if shared else (others @ query[..., None])[..., 0]
     return (query * positive).sum(-1), far
+
+
+def _negated_squares(query: Tensor, positive: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """Minus the squared distances: (n,) to the positive and (n, m) to the negatives."""
+    near = -sqeuclidean(query, positive)
+    if others.ndim == 3:
+        return near, -sqeuclidean(query[:, None], others)
+    # A common shift changes no distance, and short rows keep more digits.
+    centre = torch.cat([query, others]).detach().mean(0)
+    query, others = query - centre, others - centre
+    with torch.autocast(query.device.type, enabled=False):
+        far = 2 * query @ others.T - query.square().sum(1)[:, None] - others.square().sum(1)
+    return near, far.clamp(max=0)
 
 
 def _negatives(name: str, negatives: ArrayLike, query: Tensor) -> Tensor:

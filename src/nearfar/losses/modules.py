@@ -25,10 +25,11 @@ from nearfar.losses.batch_tuples import (
     batch_quadruplet_loss,
     batch_triplet_loss,
 )
-from nearfar.losses.contrast import clip_loss, nt_xent_loss, sup_con_loss
+from nearfar.losses.contrast import clip_loss, nca_loss, nt_xent_loss, sup_con_loss
 from nearfar.losses.info_nce import info_nce_loss, n_pair_loss
 from nearfar.losses.pair import contrastive_loss, contrastive_loss_from_distance, cosine_loss
 from nearfar.losses.proxy import proxy_anchor_loss, proxy_nca_loss, proxy_softmax_loss
+from nearfar.losses.similarity import Similarity
 from nearfar.losses.softmax import softmax_loss
 from nearfar.losses.tuples import quadruplet_loss, triplet_loss
 from nearfar.losses.weighted import (
@@ -283,15 +284,20 @@ class InfoNCELoss(LossModule):
     Args:
         temperature: tau, above 0; a smaller one weighs the nearest negatives more. A tensor with
             one number may be learned.
-        normalize: scale all rows to length 1 first, so that similarities are cosines.
+        similarity: "inner_product", which is the cosine of normalized rows; "cosine", whatever
+            `normalize` says; or "sqeuclidean", minus the squared Euclidean distance.
+        normalize: scale all rows to length 1 first, so that inner products are cosines.
         symmetric: without `negatives`, the mean of both directions: each positive also picks its
             query out of all queries.
         decoupled: leave the positive out of the denominator (Yeh et al. 2022).
-        reduction: "mean" over the queries, "sum", or "none" for one loss per query.
+        reduction: "mean" over the queries, "active" over those whose loss is not 0, (low, high)
+            over those between; "sum", or "none" for one loss per query. With `symmetric` and
+            `hard_negatives`, the mean of the two directions.
     """
 
     loss = staticmethod(info_nce_loss)
     temperature: float | Tensor
+    similarity: Similarity
     normalize: bool
     symmetric: bool
     decoupled: bool
@@ -302,6 +308,7 @@ class InfoNCELoss(LossModule):
         self,
         *,
         temperature: float | Tensor = 0.07,
+        similarity: Similarity = "inner_product",
         normalize: bool = True,
         symmetric: bool = False,
         decoupled: bool = False,
@@ -309,6 +316,7 @@ class InfoNCELoss(LossModule):
     ) -> None:
         super().__init__(
             temperature=temperature,
+            similarity=similarity,
             normalize=normalize,
             symmetric=symmetric,
             decoupled=decoupled,
@@ -332,6 +340,7 @@ class InfoNCELoss(LossModule):
             hard_negatives=hard_negatives,
             weight=weight,
             temperature=self.temperature,
+            similarity=self.similarity,
             normalize=self.normalize,
             symmetric=self.symmetric,
             decoupled=self.decoupled,
@@ -388,14 +397,18 @@ class CLIPLoss(LossModule):
     Args:
         scale: t = 1 / temperature, above 0; the paper learns log t, from log(1 / 0.07) up to log
             100: pass `log_t.exp()` in each step, to the function, not to the module.
-        normalize: scale all rows to length 1 first, so that the products are cosines.
+        similarity: "inner_product", which is the cosine of normalized rows; "cosine", whatever
+            `normalize` says; or "sqeuclidean", minus the squared Euclidean distance.
+        normalize: scale all rows to length 1 first, so that inner products are cosines.
         decoupled: leave the match out of both denominators (Yeh et al. 2022).
-        reduction: "mean" over the n matches, "sum", or "none" for one loss per match. The loss of a
-            single match is 0.
+        reduction: "mean" over the n matches, "active" over those whose loss is not 0, (low, high)
+            over those between; "sum", or "none" for one loss per match. The loss of a single match
+            is 0.
     """
 
     loss = staticmethod(clip_loss)
     scale: float | Tensor
+    similarity: Similarity
     normalize: bool
     decoupled: bool
     reduction: Reduction
@@ -405,11 +418,18 @@ class CLIPLoss(LossModule):
         self,
         *,
         scale: float | Tensor,
+        similarity: Similarity = "inner_product",
         normalize: bool = True,
         decoupled: bool = False,
         reduction: Reduction = "mean",
     ) -> None:
-        super().__init__(scale=scale, normalize=normalize, decoupled=decoupled, reduction=reduction)
+        super().__init__(
+            scale=scale,
+            similarity=similarity,
+            normalize=normalize,
+            decoupled=decoupled,
+            reduction=reduction,
+        )
 
     def forward(self, x: ArrayLike, y: ArrayLike, *, weight: ArrayLike | None = None) -> Tensor:
         """The loss of a batch; see :func:`nearfar.clip_loss`."""
@@ -418,6 +438,7 @@ class CLIPLoss(LossModule):
             y,
             weight=weight,
             scale=self.scale,
+            similarity=self.similarity,
             normalize=self.normalize,
             decoupled=self.decoupled,
             reduction=self.reduction,
@@ -439,14 +460,18 @@ class SigLIPLoss(LossModule):
         scale: t, above 0; the paper learns log t from log 10: pass `log_t.exp()` in each step, to
             the function, not to the module.
         bias: b; the paper learns it from -10.
-        normalize: scale all rows to length 1 first, so that the products are cosines.
-        reduction: "mean" over the n rows (each a sum over n pairs, as in the paper), "sum", or
-            "none" for one loss per row.
+        similarity: "inner_product", which is the cosine of normalized rows; "cosine", whatever
+            `normalize` says; or "sqeuclidean", minus the squared Euclidean distance.
+        normalize: scale all rows to length 1 first, so that inner products are cosines.
+        reduction: "mean" over the n rows (each a sum over n pairs, as in the paper), "active" over
+            those whose loss is not 0, (low, high) over those between; "sum", or "none" for one loss
+            per row.
     """
 
     loss = staticmethod(siglip_loss)
     scale: float | Tensor
     bias: float | Tensor
+    similarity: Similarity
     normalize: bool
     reduction: Reduction
 
@@ -456,10 +481,13 @@ class SigLIPLoss(LossModule):
         *,
         scale: float | Tensor,
         bias: float | Tensor,
+        similarity: Similarity = "inner_product",
         normalize: bool = True,
         reduction: Reduction = "mean",
     ) -> None:
-        super().__init__(scale=scale, bias=bias, normalize=normalize, reduction=reduction)
+        super().__init__(
+            scale=scale, bias=bias, similarity=similarity, normalize=normalize, reduction=reduction
+        )
 
     def forward(self, x: ArrayLike, y: ArrayLike, *, weight: ArrayLike | None = None) -> Tensor:
         """The loss of a batch; see :func:`nearfar.siglip_loss`."""
@@ -469,6 +497,7 @@ class SigLIPLoss(LossModule):
             weight=weight,
             scale=self.scale,
             bias=self.bias,
+            similarity=self.similarity,
             normalize=self.normalize,
             reduction=self.reduction,
         )
@@ -487,15 +516,23 @@ class BatchContrastiveLoss(LossModule):
 
     Args:
         margin: the distance, 0 or more, at which dissimilar pairs are no longer pushed.
-        distance: "euclidean", "sqeuclidean" or "cosine".
+        pos_margin: the distance, 0 or more, at which similar pairs are no longer pulled.
+        squared: whether the two hinges are squared, as in the paper.
+        distance: "euclidean", "sqeuclidean", "cosine", "snr" (anchor first), "manhattan", or a
+            number p of at least 1 for the p-norm.
+        normalize: scale all rows to length 1 first; "cosine" does so in any case.
         select: "all" pairs, or "hard", those in the overlap.
-        reduction: "mean" over similar plus mean over dissimilar pairs; "sum" over all ordered
-            pairs, or "none" for (n,) sums, one per row over its pairs, without those means.
+        reduction: "mean" over similar plus mean over dissimilar pairs, "active" over those of each
+            kind that are not 0, (low, high) over those between; "sum" over all ordered pairs, or
+            "none" for (n,) sums, one per row over its pairs, without those means.
     """
 
     loss = staticmethod(batch_contrastive_loss)
     margin: float
+    pos_margin: float
+    squared: bool
     distance: Distance
+    normalize: bool
     select: Selection
     reduction: Reduction
 
@@ -504,11 +541,22 @@ class BatchContrastiveLoss(LossModule):
         self,
         *,
         margin: float = 1.0,
+        pos_margin: float = 0.0,
+        squared: bool = True,
         distance: Distance = "euclidean",
+        normalize: bool = False,
         select: Selection = "all",
         reduction: Reduction = "mean",
     ) -> None:
-        super().__init__(margin=margin, distance=distance, select=select, reduction=reduction)
+        super().__init__(
+            margin=margin,
+            pos_margin=pos_margin,
+            squared=squared,
+            distance=distance,
+            normalize=normalize,
+            select=select,
+            reduction=reduction,
+        )
 
     def forward(
         self,
@@ -527,7 +575,10 @@ class BatchContrastiveLoss(LossModule):
             weight=weight,
             reference=reference,
             margin=self.margin,
+            pos_margin=self.pos_margin,
+            squared=self.squared,
             distance=self.distance,
+            normalize=self.normalize,
             select=self.select,
             reduction=self.reduction,
         )
@@ -552,8 +603,9 @@ class BatchCosineLoss(LossModule):
 
     Args:
         margin: the cosine, from -1 to 1, below which dissimilar pairs are not pushed.
-        reduction: "mean" over similar plus mean over dissimilar pairs; "sum" over all ordered
-            pairs, or "none" for (n,) sums, one per row over its pairs, without those means.
+        reduction: "mean" over similar plus mean over dissimilar pairs, "active" over those of each
+            kind that are not 0, (low, high) over those between; "sum" over all ordered pairs, or
+            "none" for (n,) sums, one per row over its pairs, without those means.
     """
 
     loss = staticmethod(batch_cosine_loss)
@@ -732,14 +784,18 @@ class SupConLoss(LossModule):
 
     Args:
         temperature: tau, above 0. A tensor with one number may be learned.
-        normalize: scale all rows to length 1 first, so that the products are cosines.
+        similarity: "inner_product", which is the cosine of normalized rows; "cosine", whatever
+            `normalize` says; or "sqeuclidean", minus the squared Euclidean distance.
+        normalize: scale all rows to length 1 first, so that inner products are cosines.
         decoupled: leave the positives out of the denominator (Yeh et al. 2022).
-        reduction: "mean" over the anchors that have a positive (decoupled: and a negative), "sum",
-            or "none", where the others are 0.
+        reduction: "mean" over the anchors that have a positive (decoupled: and a negative),
+            "active" over those whose loss is not 0, (low, high) over those between; "sum", or
+            "none", where the others are 0.
     """
 
     loss = staticmethod(sup_con_loss)
     temperature: float | Tensor
+    similarity: Similarity
     normalize: bool
     decoupled: bool
     reduction: Reduction
@@ -749,12 +805,17 @@ class SupConLoss(LossModule):
         self,
         *,
         temperature: float | Tensor = 0.1,
+        similarity: Similarity = "inner_product",
         normalize: bool = True,
         decoupled: bool = False,
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__(
-            temperature=temperature, normalize=normalize, decoupled=decoupled, reduction=reduction
+            temperature=temperature,
+            similarity=similarity,
+            normalize=normalize,
+            decoupled=decoupled,
+            reduction=reduction,
         )
 
     def forward(
@@ -774,6 +835,7 @@ class SupConLoss(LossModule):
             weight=weight,
             reference=reference,
             temperature=self.temperature,
+            similarity=self.similarity,
             normalize=self.normalize,
             decoupled=self.decoupled,
             reduction=self.reduction,
@@ -799,15 +861,19 @@ class NTXentLoss(LossModule):
 
     Args:
         temperature: tau, above 0. A tensor with one number may be learned.
-        normalize: scale all rows to length 1 first, so that the products are cosines.
+        similarity: "inner_product", which is the cosine of normalized rows; "cosine", whatever
+            `normalize` says; or "sqeuclidean", minus the squared Euclidean distance.
+        normalize: scale all rows to length 1 first, so that inner products are cosines.
         decoupled: leave the positive out of its denominator (Yeh et al. 2022).
-        reduction: "mean" over the positive pairs, "sum" over them, or "none" for (n,) sums, one per
-            anchor over its positive pairs. As in the paper, a positive pair whose anchor has no
-            negatives has loss 0 and counts in the mean (decoupled: it is undefined and left out).
+        reduction: "mean" over the positive pairs, "active" over those whose loss is not 0, (low,
+            high) over those between; "sum", or "none" for (n,) sums, one per anchor. As in the
+            paper, a positive pair whose anchor has no negatives has loss 0 and counts in the mean
+            (decoupled: it is undefined and left out).
     """
 
     loss = staticmethod(nt_xent_loss)
     temperature: float | Tensor
+    similarity: Similarity
     normalize: bool
     decoupled: bool
     reduction: Reduction
@@ -817,12 +883,17 @@ class NTXentLoss(LossModule):
         self,
         *,
         temperature: float | Tensor = 0.5,
+        similarity: Similarity = "inner_product",
         normalize: bool = True,
         decoupled: bool = False,
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__(
-            temperature=temperature, normalize=normalize, decoupled=decoupled, reduction=reduction
+            temperature=temperature,
+            similarity=similarity,
+            normalize=normalize,
+            decoupled=decoupled,
+            reduction=reduction,
         )
 
     def forward(
@@ -842,8 +913,77 @@ class NTXentLoss(LossModule):
             weight=weight,
             reference=reference,
             temperature=self.temperature,
+            similarity=self.similarity,
             normalize=self.normalize,
             decoupled=self.decoupled,
+            reduction=self.reduction,
+        )
+
+    if TYPE_CHECKING:
+
+        def __call__(
+            self,
+            x: ArrayLike,
+            labels: ArrayLike | None,
+            *,
+            pairs: Pairs | None = None,
+            weight: ArrayLike | None = None,
+            reference: Reference | None = None,
+        ) -> Tensor: ...
+
+
+class NCALoss(LossModule):
+    """Neighbourhood components: the chance that an anchor picks one of its positives.
+
+    The module of :func:`nearfar.nca_loss`, which describes the data and the math.
+
+    Args:
+        scale: t, above 0; 1 in the paper. A tensor with one number may be learned.
+        similarity: "sqeuclidean", minus the squared Euclidean distance; "inner_product", which is
+            the cosine of normalized rows; or "cosine", whatever `normalize` says.
+        normalize: scale all rows to length 1 first. The paper does not.
+        reduction: "mean" over the anchors that have a positive, "active" over those whose loss is
+            not 0, (low, high) over those between; "sum", or "none", where the others are 0.
+    """
+
+    loss = staticmethod(nca_loss)
+    scale: float | Tensor
+    similarity: Similarity
+    normalize: bool
+    reduction: Reduction
+
+    @by_name
+    def __init__(
+        self,
+        *,
+        scale: float | Tensor = 1.0,
+        similarity: Similarity = "sqeuclidean",
+        normalize: bool = True,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(
+            scale=scale, similarity=similarity, normalize=normalize, reduction=reduction
+        )
+
+    def forward(
+        self,
+        x: ArrayLike,
+        labels: ArrayLike | None,
+        *,
+        pairs: Pairs | None = None,
+        weight: ArrayLike | None = None,
+        reference: Reference | None = None,
+    ) -> Tensor:
+        """The loss of a batch; see :func:`nearfar.nca_loss`."""
+        return nca_loss(
+            x,
+            labels,
+            pairs=pairs,
+            weight=weight,
+            reference=reference,
+            scale=self.scale,
+            similarity=self.similarity,
+            normalize=self.normalize,
             reduction=self.reduction,
         )
 
@@ -869,15 +1009,19 @@ class MultiSimilarityLoss(LossModule):
         alpha: how sharply positives below `base` are pulled, above 0.
         beta: how sharply negatives above `base` are pushed, above 0.
         base: lambda, the similarity that separates the two.
-        normalize: scale all rows to length 1 first, so that the products are cosines.
-        reduction: "mean" over all anchors with at least one positive or negative, as in the paper;
-            "sum", or "none" for one loss per anchor.
+        similarity: "inner_product", which is the cosine of normalized rows; "cosine", whatever
+            `normalize` says; or "sqeuclidean", minus the squared Euclidean distance.
+        normalize: scale all rows to length 1 first, so that inner products are cosines.
+        reduction: "mean" over all anchors with at least one positive or negative, as in the paper,
+            "active" over those whose loss is not 0, (low, high) over those between; "sum", or
+            "none" for one loss per anchor.
     """
 
     loss = staticmethod(multi_similarity_loss)
     alpha: float
     beta: float
     base: float
+    similarity: Similarity
     normalize: bool
     reduction: Reduction
 
@@ -888,11 +1032,17 @@ class MultiSimilarityLoss(LossModule):
         alpha: float = 2.0,
         beta: float = 50.0,
         base: float = 0.5,
+        similarity: Similarity = "inner_product",
         normalize: bool = True,
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__(
-            alpha=alpha, beta=beta, base=base, normalize=normalize, reduction=reduction
+            alpha=alpha,
+            beta=beta,
+            base=base,
+            similarity=similarity,
+            normalize=normalize,
+            reduction=reduction,
         )
 
     def forward(
@@ -914,6 +1064,7 @@ class MultiSimilarityLoss(LossModule):
             alpha=self.alpha,
             beta=self.beta,
             base=self.base,
+            similarity=self.similarity,
             normalize=self.normalize,
             reduction=self.reduction,
         )
@@ -939,14 +1090,18 @@ class CircleLoss(LossModule):
     Args:
         margin: m, from 0 to 1: similarities should reach 1 - m and m.
         scale: gamma, above 0.
-        normalize: scale all rows to length 1 first, so that the products are cosines.
-        reduction: "mean" over the anchors that have a positive and a negative, "sum", or "none",
-            where the others are 0.
+        similarity: "inner_product", which is the cosine of normalized rows; "cosine", whatever
+            `normalize` says; or "sqeuclidean", minus the squared Euclidean distance.
+        normalize: scale all rows to length 1 first, so that inner products are cosines.
+        reduction: "mean" over the anchors that have a positive and a negative, "active" over those
+            whose loss is not 0, (low, high) over those between; "sum", or "none", where the others
+            are 0.
     """
 
     loss = staticmethod(circle_loss)
     margin: float
     scale: float
+    similarity: Similarity
     normalize: bool
     reduction: Reduction
 
@@ -956,10 +1111,17 @@ class CircleLoss(LossModule):
         *,
         margin: float = 0.25,
         scale: float = 256.0,
+        similarity: Similarity = "inner_product",
         normalize: bool = True,
         reduction: Reduction = "mean",
     ) -> None:
-        super().__init__(margin=margin, scale=scale, normalize=normalize, reduction=reduction)
+        super().__init__(
+            margin=margin,
+            scale=scale,
+            similarity=similarity,
+            normalize=normalize,
+            reduction=reduction,
+        )
 
     def forward(
         self,
@@ -979,6 +1141,7 @@ class CircleLoss(LossModule):
             reference=reference,
             margin=self.margin,
             scale=self.scale,
+            similarity=self.similarity,
             normalize=self.normalize,
             reduction=self.reduction,
         )
@@ -1003,14 +1166,18 @@ class LiftedStructureLoss(LossModule):
 
     Args:
         margin: m, 0 or more, in units of the distance.
-        distance: "euclidean", "sqeuclidean" or "cosine".
-        reduction: "mean" over the anchors that have a positive and a negative, "sum", or "none",
-            where the others are 0.
+        distance: "euclidean", "sqeuclidean", "cosine", "snr" (anchor first), "manhattan", or a
+            number p of at least 1 for the p-norm.
+        normalize: scale all rows to length 1 first; "cosine" does so in any case.
+        reduction: "mean" over the anchors that have a positive and a negative, "active" over those
+            whose loss is not 0, (low, high) over those between; "sum", or "none", where the others
+            are 0.
     """
 
     loss = staticmethod(lifted_structure_loss)
     margin: float
     distance: Distance
+    normalize: bool
     reduction: Reduction
 
     @by_name
@@ -1019,9 +1186,10 @@ class LiftedStructureLoss(LossModule):
         *,
         margin: float = 1.0,
         distance: Distance = "euclidean",
+        normalize: bool = False,
         reduction: Reduction = "mean",
     ) -> None:
-        super().__init__(margin=margin, distance=distance, reduction=reduction)
+        super().__init__(margin=margin, distance=distance, normalize=normalize, reduction=reduction)
 
     def forward(
         self,
@@ -1041,6 +1209,7 @@ class LiftedStructureLoss(LossModule):
             reference=reference,
             margin=self.margin,
             distance=self.distance,
+            normalize=self.normalize,
             reduction=self.reduction,
         )
 
@@ -1064,7 +1233,9 @@ class LiftedPairLoss(LossModule):
 
     Args:
         margin: m, 0 or more, in units of the distance.
-        distance: "euclidean", "sqeuclidean" or "cosine".
+        distance: "euclidean", "sqeuclidean", "cosine", "snr" (anchor first), "manhattan", or a
+            number p of at least 1 for the p-norm.
+        normalize: scale all rows to length 1 first; "cosine" does so in any case.
         reduction: "mean" over the similar pairs, each in both orders; "active" over those that are
             not 0, (low, high) over those between; "sum", or "none" for (n,) sums, one per anchor.
     """
@@ -1072,6 +1243,7 @@ class LiftedPairLoss(LossModule):
     loss = staticmethod(lifted_pair_loss)
     margin: float
     distance: Distance
+    normalize: bool
     reduction: Reduction
 
     @by_name
@@ -1080,9 +1252,10 @@ class LiftedPairLoss(LossModule):
         *,
         margin: float = 1.0,
         distance: Distance = "euclidean",
+        normalize: bool = False,
         reduction: Reduction = "mean",
     ) -> None:
-        super().__init__(margin=margin, distance=distance, reduction=reduction)
+        super().__init__(margin=margin, distance=distance, normalize=normalize, reduction=reduction)
 
     def forward(
         self,
@@ -1100,6 +1273,7 @@ class LiftedPairLoss(LossModule):
             weight=weight,
             margin=self.margin,
             distance=self.distance,
+            normalize=self.normalize,
             reduction=self.reduction,
         )
 
@@ -1122,8 +1296,10 @@ class NPairLoss(LossModule):
 
     Args:
         temperature: tau, above 0; 1 in the paper. A tensor with one number may be learned.
-        normalize: scale all rows to length 1 first, so that the products are cosines; not so in the
-            paper.
+        similarity: "inner_product", which is the cosine of normalized rows; "cosine", whatever
+            `normalize` says; or "sqeuclidean", minus the squared Euclidean distance.
+        normalize: scale all rows to length 1 first, so that inner products are cosines. The paper
+            does not.
         reduction: "mean" over the classes with two rows, "active" over those whose loss is not 0,
             (low, high) over those between; "sum", or "none" for (n,) losses, 0 for rows that are
             not anchors.
@@ -1131,6 +1307,7 @@ class NPairLoss(LossModule):
 
     loss = staticmethod(n_pair_loss)
     temperature: float | Tensor
+    similarity: Similarity
     normalize: bool
     reduction: Reduction
 
@@ -1139,10 +1316,13 @@ class NPairLoss(LossModule):
         self,
         *,
         temperature: float | Tensor = 1.0,
+        similarity: Similarity = "inner_product",
         normalize: bool = True,
         reduction: Reduction = "mean",
     ) -> None:
-        super().__init__(temperature=temperature, normalize=normalize, reduction=reduction)
+        super().__init__(
+            temperature=temperature, similarity=similarity, normalize=normalize, reduction=reduction
+        )
 
     def forward(
         self, x: ArrayLike, labels: ArrayLike, *, weight: ArrayLike | None = None
@@ -1153,6 +1333,7 @@ class NPairLoss(LossModule):
             labels,
             weight=weight,
             temperature=self.temperature,
+            similarity=self.similarity,
             normalize=self.normalize,
             reduction=self.reduction,
         )

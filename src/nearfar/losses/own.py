@@ -82,6 +82,7 @@ def batch_loss(
     *,
     distance: Distance | None = None,
     similarity: Similarity | None = None,
+    normalize: bool = False,
     learned: Sequence[Tensor] = (),
     pairs: Pairs | None = None,
     weight: ArrayLike | None = None,
@@ -102,6 +103,7 @@ def batch_loss(
             May be None with `pairs`.
         distance: "euclidean", "sqeuclidean" or "cosine", if the rule takes distances.
         similarity: "cosine" or "inner_product", if it takes similarities. Pass one of the two.
+        normalize: scale all rows to length 1 first; "cosine" does in any case.
         learned: tensors of the rule, such as a learned margin, which get gradients. They are passed
             to the rule after the tile. The rule may use no other tensor that requires a gradient.
         pairs: the only pairs that count, as a miner found them, or as (similar, dissimilar), each
@@ -111,7 +113,8 @@ def batch_loss(
         weight: (n,) how much each anchor counts, 0 or more.
         reference: a `Reference` to compare with instead of the batch itself.
         reduction: "mean" over the anchors, weighted by the counts that the rule returns (over the
-            pairs for a `PairRule`); "sum", or "none" for (n,) losses, one per anchor.
+            pairs for a `PairRule`), "active" over those whose loss is not 0, (low, high) over those
+            between; "sum", or "none" for (n,) losses, one per anchor.
 
     Returns:
         A scalar, or (n,) with reduction="none"; float32 or wider.
@@ -136,7 +139,7 @@ def batch_loss(
     Source: the gradient of any contrastive loss is a weighted sum over pairs (Wang et al.,
     "Multi-Similarity Loss", CVPR 2019, section 3).
     """
-    closeness, normalize = _closeness(distance, similarity)
+    closeness, unit = _closeness(distance, similarity)
     check_rule(rule)
     _check_learned(learned)
     rows, columns, relation = as_batch(x, labels, reference, reduction, pairs)
@@ -151,7 +154,7 @@ def batch_loss(
         executor,
         rows,
         columns,
-        normalize=normalize,
+        normalize=normalize or unit,
         reduction=reduction,
         weight=weights,
         learned=learned,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nearfar.distance import Distance
-from nearfar.engine.closeness import Product, by_distance
+from nearfar.engine.closeness import by_distance
 from nearfar.engine.log_sum_rule import Finished, LogSum, LogSumRule
 from nearfar.engine.log_sums import log_sum_loss
 from nearfar.engine.positives import EachPositive
@@ -15,6 +15,7 @@ from nearfar.engine.step import run
 from nearfar.inputs import ArrayLike, between, positive_number
 from nearfar.losses.batch import as_batch, row_weight
 from nearfar.losses.contrast import have_both
+from nearfar.losses.similarity import Similarity, compared
 from nearfar.losses.terms import softplus
 from nearfar.pairs import Pairs
 from nearfar.reduction import Reduction
@@ -28,6 +29,7 @@ def multi_similarity_loss(
     alpha: float = 2.0,
     beta: float = 50.0,
     base: float = 0.5,
+    similarity: Similarity = "inner_product",
     normalize: bool = True,
     pairs: Pairs | None = None,
     weight: ArrayLike | None = None,
@@ -49,14 +51,17 @@ def multi_similarity_loss(
         alpha: how sharply positives below `base` are pulled, above 0.
         beta: how sharply negatives above `base` are pushed, above 0.
         base: lambda, the similarity that separates the two.
-        normalize: scale all rows to length 1 first, so that the products are cosines.
+        similarity: "inner_product", which is the cosine of normalized rows; "cosine", whatever
+            `normalize` says; or "sqeuclidean", minus the squared Euclidean distance.
+        normalize: scale all rows to length 1 first, so that inner products are cosines.
         pairs: the only pairs that count, as a miner found them, or as (similar, dissimilar), each
             (k, 2) indices of an anchor and of another row of the batch or the reference; None: all.
             A pair counts as often as it is listed.
         weight: (n,) how much each anchor counts, 0 or more.
         reference: rows to compare with instead of the other rows of the batch.
-        reduction: "mean" over all anchors with at least one positive or negative, as in the paper;
-            "sum", or "none" for one loss per anchor.
+        reduction: "mean" over all anchors with at least one positive or negative, as in the paper,
+            "active" over those whose loss is not 0, (low, high) over those between; "sum", or
+            "none" for one loss per anchor.
 
     Returns:
         A scalar, or (n,) with reduction="none"; float32 or wider.
@@ -92,11 +97,12 @@ def multi_similarity_loss(
         offset=beta * abs(base),
     )
     rows, columns, relation = as_batch(x, labels, reference, reduction, pairs)
+    how = compared(similarity, normalize, rows, columns)
     return run(
-        log_sum_loss(rule, Product(), relation),
-        rows,
-        columns,
-        normalize=normalize,
+        log_sum_loss(rule, how.closeness, relation),
+        how.rows,
+        how.columns,
+        normalize=how.normalize,
         reduction=reduction,
         weight=row_weight(weight, rows),
     )
@@ -108,6 +114,7 @@ def circle_loss(
     *,
     margin: float = 0.25,
     scale: float = 256.0,
+    similarity: Similarity = "inner_product",
     normalize: bool = True,
     pairs: Pairs | None = None,
     weight: ArrayLike | None = None,
@@ -131,14 +138,17 @@ def circle_loss(
             May be None with `pairs`.
         margin: m, from 0 to 1: similarities should reach 1 - m and m.
         scale: gamma, above 0.
-        normalize: scale all rows to length 1 first, so that the products are cosines.
+        similarity: "inner_product", which is the cosine of normalized rows; "cosine", whatever
+            `normalize` says; or "sqeuclidean", minus the squared Euclidean distance.
+        normalize: scale all rows to length 1 first, so that inner products are cosines.
         pairs: the only pairs that count, as a miner found them, or as (similar, dissimilar), each
             (k, 2) indices of an anchor and of another row of the batch or the reference; None: all.
             A pair counts as often as it is listed.
         weight: (n,) how much each anchor counts, 0 or more.
         reference: rows to compare with instead of the other rows of the batch.
-        reduction: "mean" over the anchors that have a positive and a negative, "sum", or "none",
-            where the others are 0.
+        reduction: "mean" over the anchors that have a positive and a negative, "active" over those
+            whose loss is not 0, (low, high) over those between; "sum", or "none", where the others
+            are 0.
 
     Returns:
         A scalar, or (n,) with reduction="none"; float32 or wider.
@@ -178,11 +188,12 @@ def circle_loss(
         offset=scale * (1 + margin) * margin,
     )
     rows, columns, relation = as_batch(x, labels, reference, reduction, pairs)
+    how = compared(similarity, normalize, rows, columns)
     return run(
-        log_sum_loss(rule, Product(), relation),
-        rows,
-        columns,
-        normalize=normalize,
+        log_sum_loss(rule, how.closeness, relation),
+        how.rows,
+        how.columns,
+        normalize=how.normalize,
         reduction=reduction,
         weight=row_weight(weight, rows),
     )
@@ -194,6 +205,7 @@ def lifted_structure_loss(
     *,
     margin: float = 1.0,
     distance: Distance = "euclidean",
+    normalize: bool = False,
     pairs: Pairs | None = None,
     weight: ArrayLike | None = None,
     reference: Reference | None = None,
@@ -209,14 +221,17 @@ def lifted_structure_loss(
         labels: (n,) class ids, or (n, c) bool multi-labels; rows that share a label are similar.
             May be None with `pairs`.
         margin: m, 0 or more, in units of the distance.
-        distance: "euclidean", "sqeuclidean" or "cosine".
+        distance: "euclidean", "sqeuclidean", "cosine", "snr" (anchor first), "manhattan", or a
+            number p of at least 1 for the p-norm.
+        normalize: scale all rows to length 1 first; "cosine" does so in any case.
         pairs: the only pairs that count, as a miner found them, or as (similar, dissimilar), each
             (k, 2) indices of an anchor and of another row of the batch or the reference; None: all.
             A pair counts as often as it is listed.
         weight: (n,) how much each anchor counts, 0 or more.
         reference: rows to compare with instead of the other rows of the batch.
-        reduction: "mean" over the anchors that have a positive and a negative, "sum", or "none",
-            where the others are 0.
+        reduction: "mean" over the anchors that have a positive and a negative, "active" over those
+            whose loss is not 0, (low, high) over those between; "sum", or "none", where the others
+            are 0.
 
     Returns:
         A scalar, or (n,) with reduction="none"; float32 or wider.
@@ -255,7 +270,7 @@ def lifted_structure_loss(
         log_sum_loss(rule, by_distance(distance), relation),
         rows,
         columns,
-        normalize=distance == "cosine",
+        normalize=normalize or distance == "cosine",
         reduction=reduction,
         weight=row_weight(weight, rows),
     )
@@ -267,6 +282,7 @@ def lifted_pair_loss(
     *,
     margin: float = 1.0,
     distance: Distance = "euclidean",
+    normalize: bool = False,
     pairs: Pairs | None = None,
     weight: ArrayLike | None = None,
     reduction: Reduction = "mean",
@@ -286,7 +302,9 @@ def lifted_pair_loss(
         labels: (n,) class ids, or (n, c) bool multi-labels; rows that share a label are similar.
             May be None with `pairs`.
         margin: m, 0 or more, in units of the distance.
-        distance: "euclidean", "sqeuclidean" or "cosine".
+        distance: "euclidean", "sqeuclidean", "cosine", "snr" (anchor first), "manhattan", or a
+            number p of at least 1 for the p-norm.
+        normalize: scale all rows to length 1 first; "cosine" does so in any case.
         pairs: the only pairs that count, as a miner found them, or as (similar, dissimilar), each
             (k, 2) indices of an anchor and of another row of the batch; None: all. A pair counts as
             often as it is listed.
@@ -332,7 +350,7 @@ def lifted_pair_loss(
         log_sum_loss(rule, by_distance(distance), relation),
         rows,
         columns,
-        normalize=distance == "cosine",
+        normalize=normalize or distance == "cosine",
         reduction=reduction,
         weight=row_weight(weight, rows),
     )
