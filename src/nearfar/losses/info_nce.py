@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from nearfar.distance import sqeuclidean, unit
+from nearfar.engine.log_sum_rule import LogSumRule
 from nearfar.engine.log_sums import log_sum_loss
 from nearfar.engine.observe import force_visitors, measured
-from nearfar.engine.relation import matched
+from nearfar.engine.relation import Relation, matched
 from nearfar.engine.step import run
 from nearfar.inputs import (
     ArrayLike,
@@ -21,8 +22,8 @@ from nearfar.inputs import (
     tensor,
 )
 from nearfar.labels import class_ids
-from nearfar.losses.batch import as_towers, one_of, row_weight
-from nearfar.losses.contrast import DECOUPLED, ONE, nt_xent_loss
+from nearfar.losses.batch import as_batch, as_towers, one_of, row_weight
+from nearfar.losses.contrast import DECOUPLED, ONE
 from nearfar.losses.similarity import Similarity, compared
 from nearfar.losses.softmax import pick
 from nearfar.pairs import Pairs
@@ -187,16 +188,11 @@ def n_pair_loss(
     """
     rows = batch("x", x)
     anchor, positive = _first_two(class_ids(labels, like=rows))
+    temperature = above_zero("temperature", temperature)
     if force_visitors():  # who are to see which rows these are
-        return nt_xent_loss(
-            x,
-            None,
-            temperature=temperature,
-            similarity=similarity,
-            normalize=normalize,
-            pairs=_against_all(anchor, positive),
-            weight=weight,
-            reduction=reduction,
+        _, _, relation = as_batch(rows, None, None, reduction, _against_all(anchor, positive))
+        return _compared(
+            ONE, relation, rows, None, temperature, similarity, normalize, weight, reduction
         )
     by, rows = row_weight(weight, rows), lift("x", rows)
     each = split(reduction)[0] == "none"
@@ -242,10 +238,27 @@ def _in_batch(
     both: bool = False,
 ) -> Tensor:
     """Row i picks column i out of all columns; with `both`, column i also picks row i."""
-    relation = matched(len(rows), len(columns), rows.device)
+    relation, rule = matched(len(rows), len(columns), rows.device), DECOUPLED if decoupled else ONE
+    return _compared(
+        rule, relation, rows, columns, temperature, similarity, normalize, weight, reduction, both
+    )
+
+
+def _compared(
+    rule: LogSumRule,
+    relation: Relation,
+    rows: Tensor,
+    columns: Tensor | None,
+    temperature: float | Tensor,
+    similarity: Similarity,
+    normalize: bool,
+    weight: ArrayLike | None,
+    reduction: Reduction,
+    both: bool = False,
+) -> Tensor:
     how = compared(similarity, normalize, rows, columns, 1 / temperature)
     return run(
-        log_sum_loss(DECOUPLED if decoupled else ONE, how.closeness, relation, both=both),
+        log_sum_loss(rule, how.closeness, relation, both=both),
         how.rows,
         how.columns,
         normalize=how.normalize,
