@@ -84,6 +84,7 @@ class Case:
         multi: bool multi-labels in place of class ids.
         reference: "set", without any row of the batch; "self", which holds some of its rows.
         hard: the shape of the hard negatives before d; -1 stands for n.
+        sub_centers: how many proxies a class has; 0: one, in an array of two dimensions.
         weighted: with one weight per row.
     """
 
@@ -97,6 +98,7 @@ class Case:
     multi: bool = False
     reference: Literal["set", "self"] | None = None
     hard: tuple[int, ...] = ()
+    sub_centers: int = 0
     weighted: bool = False
 
     @property
@@ -150,7 +152,8 @@ class Case:
         if self.kind == "towers":
             rows[names[1]] = (rows[names[0]].double() + normal(n)).to(dtype)
         elif self.kind == "proxies":
-            rows["proxies"] = normal(N_CLASSES)
+            several = (self.sub_centers,) if self.sub_centers else ()
+            rows["proxies"] = normal(N_CLASSES, *several)
             # Not every class has a row.
             others["labels"] = LAYOUTS[layout](n, chance) % (N_CLASSES - 1)
         else:
@@ -170,7 +173,7 @@ class Case:
         if self.hard:
             rows["hard_negatives"] = normal(*(n if k == -1 else k for k in self.hard))
         if self.weighted:
-            others["weight"] = torch.arange(n, dtype=torch.float64) % 4 / 2
+            others["weight"] = torch.arange(self.outputs(n), dtype=torch.float64) % 4 / 2
         for name in self.learned:
             rows[name] = torch.tensor(self.hyper[name], dtype=torch.float64)
         return Data(rows, others)
@@ -363,11 +366,24 @@ CASES = [
     _case("proxy_softmax-cosine", "proxies", scale=16.0, cosine_margin=0.35),
     _case("proxy_softmax-both", "proxies", angle_margin=1.2, cosine_margin=0.2),
     _case("proxy_softmax-weighted", "proxies", scale=8.0, weighted=True),
+    _case("proxy_softmax-raw", "proxies", scale=2.0, normalize=False),
+    _case(
+        "proxy_softmax-both-learned", "proxies", scale=6.0, angle_margin=0.4, cosine_margin=0.2,
+        learned=("scale",), weighted=True,
+    ),
+    _case("proxy_softmax-sub_centers", "proxies", scale=16.0, sub_centers=3),
+    _case("proxy_softmax-sub_centers-raw", "proxies", scale=1.0, normalize=False, sub_centers=2),
+    _case(
+        "proxy_softmax-sub_centers-angle", "proxies", scale=12.0, angle_margin=0.5, sub_centers=2,
+        learned=("scale",),
+    ),
     _case("proxy_nca-default", "proxies"),
     _case("proxy_nca-learned", "proxies", scale=3.0, learned=("scale",)),
     _case("proxy_nca-weighted", "proxies", scale=3.0, weighted=True),
+    _case("proxy_nca-sub_centers", "proxies", scale=3.0, sub_centers=2, learned=("scale",)),
     _case("proxy_anchor-default", "proxies"),
     _case("proxy_anchor-8", "proxies", margin=0.3, scale=8.0),
+    _case("proxy_anchor-weighted", "proxies", scale=8.0, weighted=True),
 ]  # fmt: skip
 
 # One row a loss, where a law does not ask for more.

@@ -306,13 +306,17 @@ def proxy_softmax(
     scale: Number = 64.0,
     angle_margin: float = 0.0,
     cosine_margin: float = 0.0,
+    normalize: bool = True,
     weight: Tensor | None = None,
     reduction: str = "mean",
 ) -> Tensor:
-    """NormFace; ArcFace: cos(theta + m), linear beyond theta = pi - m; CosFace: cos - m."""
-    rows, unit, unit_proxies = [], _rows(x), _rows(proxies)
+    """NormFace; ArcFace: cos(theta + m), linear beyond theta = pi - m; CosFace: cos - m.
+
+    Sub-center ArcFace: of the proxies of a class, that of the largest cosine counts.
+    """
+    rows, unit, classes = [], _rows(x, normalize), _sub_centers(proxies, normalize)
     for i, own in enumerate(labels.tolist()):
-        cos = [_dot(unit[i], proxy) for proxy in unit_proxies]
+        cos = [_largest([_dot(unit[i], center) for center in centers]) for centers in classes]
         target = cos[own]
         if angle_margin:
             m = torch.tensor(angle_margin, dtype=torch.float64)
@@ -335,9 +339,9 @@ def proxy_nca(
     reduction: str = "mean",
 ) -> Tensor:
     """Movshovitz-Attias et al. 2017: the own proxy is not in the denominator."""
-    rows, counts, unit, unit_proxies = [], [], _rows(x), _rows(proxies)
+    rows, counts, unit, classes = [], [], _rows(x), _sub_centers(proxies)
     for i, own in enumerate(labels.tolist()):
-        d = [(unit[i] - proxy).square().sum() for proxy in unit_proxies]
+        d = [-_largest([-(unit[i] - center).square().sum() for center in each]) for each in classes]
         others = [-scale * d[k] for k in range(len(d)) if k != own]
         rows.append(scale * d[own] + _log_sum(others) if others else 0.0)
         counts.append(int(bool(others)))
@@ -351,9 +355,10 @@ def proxy_anchor(
     *,
     margin: float = 0.1,
     scale: float = 32.0,
+    weight: Tensor | None = None,
     reduction: str = "mean",
 ) -> Tensor:
-    """Kim et al. 2020, equation 4."""
+    """Kim et al. 2020, equation 4; each of its means may be one of proxies with weights."""
     near, far, ids, unit = [], [], labels.tolist(), _rows(x)
     for c, proxy in enumerate(_rows(proxies)):
         s = [_dot(proxy, row) for row in unit]
@@ -362,10 +367,11 @@ def proxy_anchor(
         near.append(_pick(pull))
         far.append(_pick(push))
     if reduction == "mean":
-        mean_pull = _total(near) / max(len(set(ids)), 1)
-        return _number(mean_pull + _total(far) / max(len(proxies), 1))
+        with_rows = [int(c in ids) for c in range(len(proxies))]
+        pull = _reduce(x, near, with_rows, weight, "mean")
+        return pull + _reduce(x, far, [1] * len(proxies), weight, "mean")
     rows = [a + b for a, b in zip(near, far, strict=True)]
-    return _reduce(x, rows, [1] * len(rows), None, reduction)
+    return _reduce(x, rows, [1] * len(rows), weight, reduction)
 
 
 def who(labels: Tensor, reference_labels: Tensor | None = None, own: Tensor | None = None) -> Pairs:
@@ -492,6 +498,17 @@ def _rows(x: Tensor, normalize: bool = True) -> list[Tensor]:
         return rows
     sizes = [row.square().sum().sqrt() if row.any() else 1.0 for row in rows]
     return [row / size for row, size in zip(rows, sizes, strict=True)]
+
+
+def _sub_centers(proxies: Tensor, normalize: bool = True) -> list[list[Tensor]]:
+    """The proxies of each class: one each, or several."""
+    several = proxies if proxies.ndim == 3 else proxies[:, None]
+    return [_rows(centers, normalize) for centers in several.unbind()]
+
+
+def _largest(values: Sequence[Number]) -> Number:
+    """The first of the largest ones, which alone has a derivative."""
+    return values[max(range(len(values)), key=lambda k: float(values[k].detach()))]
 
 
 def _dot(a: Tensor, b: Tensor) -> Number:

@@ -276,8 +276,9 @@ def proxy_softmax_loss(
     scale: float | Tensor = 64.0,
     angle_margin: float = 0.0,
     cosine_margin: float = 0.0,
+    normalize: bool = True,
 ) -> Tensor:
-    c = F.normalize(x) @ F.normalize(proxies).T
+    c = _to_classes(_scaled(x, normalize) @ _scaled(proxies.flatten(0, -2), normalize).T, proxies)
     if angle_margin or cosine_margin:
         own = c.gather(1, labels[:, None])
         turned = torch.cos(torch.acos(own) + angle_margin)
@@ -291,7 +292,8 @@ def proxy_softmax_loss(
 def proxy_nca_loss(
     x: Tensor, proxies: Tensor, labels: Tensor, *, scale: float | Tensor = 1.0
 ) -> Tensor:
-    closeness = -scale * torch.cdist(F.normalize(x), F.normalize(proxies)) ** 2
+    d = torch.cdist(F.normalize(x), F.normalize(proxies.flatten(0, -2))) ** 2
+    closeness = -scale * -_to_classes(-d, proxies)
     own = F.one_hot(labels, len(proxies)).bool()
     return (closeness.masked_fill(own, -inf).logsumexp(1) - closeness[own]).mean()
 
@@ -304,6 +306,13 @@ def proxy_anchor_loss(
     near = torch.log1p((positive * torch.exp(-scale * (s - margin))).sum(0))
     far = torch.log1p(((1 - positive) * torch.exp(scale * (s + margin))).sum(0))
     return near.sum() / positive.any(0).sum() + far.mean()
+
+
+def _to_classes(similarity: Tensor, proxies: Tensor) -> Tensor:
+    """Of several proxies per class, the largest similarity."""
+    if proxies.ndim == 2:
+        return similarity
+    return similarity.unflatten(1, proxies.shape[:2]).amax(2)
 
 
 # -- what they are made of; benchmarks/accuracy.py has a more exact form of the first two ----------

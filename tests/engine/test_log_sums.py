@@ -13,8 +13,13 @@ from torch import Tensor
 import nearfar as nf
 from nearfar.engine import log_sums
 from nearfar.engine.budget import tile_shape
+from nearfar.engine.closeness import Product
+from nearfar.engine.log_sum_rule import Finished, LogSum, LogSumRule
 from nearfar.engine.positives import EachPositive
+from nearfar.engine.relation import matched
+from nearfar.engine.step import run
 from nearfar.engine.walk import Walk
+from nearfar.losses.contrast import have_positives, pick_one
 
 N, D = 40, 6
 Loss = Callable[..., Tensor]
@@ -188,3 +193,31 @@ def test_the_gradient_of_a_loss_near_0_keeps_its_digits(scale: float) -> None:
         for dtype in (torch.float32, torch.float64)
     )
     near(found, true, 3e-5)
+
+
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "none", (0.5, 4.0)])
+def test_a_number_that_a_rule_holds_gets_its_gradient(both: bool, reduction: Any) -> None:
+    """Of a loss times that number; without `both`, two anchors have no positive."""
+    chance = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(n, D, generator=chance).double() for n in (9 if both else 11, 9))
+    factor = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
+    weight = torch.linspace(0, 2, len(x), dtype=torch.float64)
+
+    def finish(negatives: LogSum, positive: Tensor, count: Any) -> Finished:
+        loss, by_negatives, by_positive, *_ = pick_one(negatives, positive, count)
+        return factor * loss, factor * by_negatives, factor * by_positive, loss
+
+    rule = LogSumRule(finish, have_positives, learned=True)
+    relation = matched(len(x), len(y), x.device)
+
+    def loss(t: Tensor) -> Tensor:
+        nonlocal factor
+        factor = t
+        executor = log_sums.log_sum_loss(rule, Product(), relation, both=both)
+        how: dict[str, Any] = {"normalize": True, "scale": 4.0, "learned": (t,)}
+        return run(executor, x, y, reduction=reduction, weight=weight, **how)
+
+    for tile in ((4, 3), (64, 64)):
+        with tile_shape(*tile):
+            assert torch.autograd.gradcheck(loss, factor)

@@ -25,10 +25,16 @@ N, D, BUDGET = 2048, 16, 2**20
 
 
 def large(case: Case, *, n: int = N) -> Data:
-    """As many proxies as rows, where there are proxies; float32, asking for gradients."""
-    data = case.draw(n, D, dtype=torch.float32)
+    """As many classes as rows, where there are proxies; float32, asking for gradients."""
+    d = (
+        2 * D // (1 + max(case.sub_centers, 1))
+    )  # rows and proxies together hold as much as elsewhere
+    data = case.draw(n, d, dtype=torch.float32)
     if case.kind == "proxies":
-        data = data.at(proxies=data.rows["x"].flip(0))
+        proxies = data.rows["x"].flip(0)
+        if case.sub_centers:
+            proxies = torch.stack([proxies.roll(i, 0) for i in range(case.sub_centers)], 1)
+        data = data.at(proxies=proxies)
         data.others["labels"] = torch.arange(n) * 7 % n
     return data.at(**{k: a.clone().requires_grad_() for k, a in data.rows.items()})
 
@@ -76,6 +82,8 @@ VARIED = [
         "sup_con-0.01",
         "lifted_structure-sqeuclidean",
         "proxy_softmax-angle",
+        "proxy_softmax-sub_centers-angle",
+        "proxy_nca-sub_centers",
     )
 ]
 

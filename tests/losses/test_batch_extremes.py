@@ -249,15 +249,15 @@ def test_non_finite_in_nan_out(case: Case, where: int, layout: str) -> None:
 def test_a_bad_weight_is_not_hidden(bad: float) -> None:
     for case in PLAIN:
         if "weight" in case.takes:
-            data = case.draw(4, layout="pairs")
-            assert case.run(data, "mean", weight=[1.0, bad, 1.0, 1.0]).isnan()
+            data, more = case.draw(4, layout="pairs"), [1.0] * (case.outputs(4) - 2)
+            assert case.run(data, "mean", weight=[1.0, bad, *more]).isnan()
 
 
 @over([case for case in PLAIN if "weight" in case.takes])
 def test_zero_weights_leave_nothing_to_compare(case: Case) -> None:
     data = case.draw(5)
     for reduction in ("none", "mean", "sum"):
-        run = partial(case.run, reduction=reduction, weight=[0.0] * 5)
+        run = partial(case.run, reduction=reduction, weight=[0.0] * case.outputs(5))
         value, found = gradients(run, data)
         assert not value.any()
         assert not any(g.any() for g in found.values())

@@ -31,7 +31,8 @@ class Tile:
         block: which pairs are similar.
         closeness: (r, c) distances or similarities.
         repaired: pairs (k, 2) whose closeness was taken from the rows themselves because digits
-            would have cancelled, or an (r, c) bool mask where there are many; None: no pair.
+            would have cancelled, or an (r, c) bool mask where there are many; None: no pair. Where
+            a column is several rows, (r, c) which of them was measured.
         mirrored: whether the tile stands for its transpose too, in which the columns are anchors.
     """
 
@@ -112,19 +113,34 @@ def same(a: Tensor, b: Tensor) -> bool:
 
 
 class Product:
-    """The inner product: the closeness of every softmax loss."""
+    """The inner product: the closeness of every softmax loss.
+
+    Args:
+        k: how many rows of `b` make a column, such as the sub-centres of a class. The largest of
+            their products counts, of equal ones the first. It alone gets the force.
+    """
 
     distance_sign = -1
 
+    def __init__(self, k: int = 1) -> None:
+        self.k = k
+
     def prepare(self, a: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        if self.k > 1 and b is not None:
+            return a, b.view(b.shape[0] // self.k, self.k, b.shape[1])
         return a, b
 
     def measure(
         self, a: Tensor, b: Tensor, bound: float = 1.0, out: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
+        if self.k > 1:
+            return _largest_products(a, b, bound, out)
         return products(a, b, bound, out=out), None
 
     def backward(self, force: Tensor, tile: Tile, gradient: Gradient) -> None:
+        if self.k > 1:
+            _take_largest(force, tile, gradient, self.k)
+            return
         gradient.add(force, tile.rows, tile.columns, uniform=tile.uniform_forces)
 
     def between(self, x: Tensor, y: Tensor) -> Tensor:
@@ -134,6 +150,30 @@ class Product:
         self, force: Tensor, x: Tensor, y: Tensor, closeness: Tensor
     ) -> tuple[Tensor, Tensor]:
         return y.mul_(force[:, None]), x.mul_(force[:, None])
+
+
+def _largest_products(
+    a: Tensor, b: Tensor, bound: float, out: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """(r, c) the largest of the products of rows with the k rows of a column, and (r, c) which."""
+    best, k = products(a, b[:, 0], bound, out=out), b.shape[1]
+    which = torch.zeros_like(best, dtype=torch.uint8 if k <= 256 else torch.int32)
+    for i in range(1, k):  # one at a time, since all would be k tiles
+        values = products(a, b[:, i], bound)
+        # The last that is above all before it; masked_fill_ takes ten times as long.
+        torch.maximum(which, (values > best).to(which.dtype).mul_(i), out=which)
+        torch.maximum(best, values, out=best)
+    return best, which
+
+
+def _take_largest(force: Tensor, tile: Tile, gradient: Gradient, k: int) -> None:
+    """Add the gradient of sum(force * tile.closeness), where a column is k rows."""
+    assert tile.repaired is not None
+    first, last = k * tile.columns.start, k * (tile.columns.stop - 1)
+    for i in range(k):
+        of_one = force * (tile.repaired == i)
+        columns = slice(first + i, last + i + 1, k)
+        gradient.add(of_one, tile.rows, columns, uniform=tile.uniform_forces)
 
 
 class CosineDistance:

@@ -39,9 +39,10 @@ class LogSum:
         return LogSum(self.rest.index_select(0, anchor), top)
 
 
-# What a loss makes of the sums: its (n,) values, its derivatives by the log-sum-exps (n,), and by
-# the positives. A loss of each positive has (k,) values and derivatives by its log-sum-exp.
-Finished = tuple[Tensor, Tensor, Tensor]
+# What a loss makes of the sums: its (n,) values, its derivatives by the log-sum-exps (n,), by the
+# positives, and by the number that the rule holds (n,), if that is learned. A loss of each
+# positive has (k,) values and derivatives by its log-sum-exp.
+Finished = tuple[Tensor, Tensor, Tensor] | tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 @dataclass(eq=False)
@@ -64,6 +65,7 @@ class LogSumRule:
             be an inner product.
         slope: the derivative of the exponent by the closeness, a number or a function of it.
         steepness, offset: an exponent is at most steepness * |closeness| + offset in size.
+        learned: whether the rule holds a number that is learned.
     """
 
     finish: Callable[[LogSum, Tensor, Any], Finished]
@@ -76,6 +78,7 @@ class LogSumRule:
     slope: Callable[[Tensor], Tensor] | float = 1.0
     steepness: float = 1.0
     offset: float = 0.0
+    learned: bool = False
 
 
 @dataclass(eq=False)
@@ -86,12 +89,14 @@ class Settled:
         loss: (n,).
         by_logs: its derivatives by the log-sum-exps, times the weights of the anchors.
         by_positives: by the positives, likewise.
+        by_own: (n,) by a number that the rule holds and that is learned, likewise; [] if none is.
         counts: (n,) how much each anchor counts in the mean; None: each counts 1.
     """
 
     loss: Tensor
     by_logs: Tensor
     by_positives: Tensor
+    by_own: list[Tensor]
     counts: Tensor | None
 
 
@@ -120,15 +125,17 @@ def settle(
         each: whether the loss of each positive is wanted, and `weight` holds one for each of them.
     """
     of = positives.ends() if rule.both_ends else positives.of
-    loss, by_logs, by_positives = rule.finish(logs, positives.values, of)
+    loss, by_logs, by_positives, *by_own = rule.finish(logs, positives.values, of)
     if counts is not None and not rule.per_positive:
         empty = counts == 0
         loss = loss.masked_fill(empty, 0)
         if positives.NEED_MASK:
             by_logs = by_logs.masked_fill(empty, 0)
             by_positives = by_positives.masked_fill(empty, 0)
+            by_own = [by.masked_fill(empty, 0) for by in by_own]
     if both:
         loss, by_logs, by_positives = loss.view(2, -1).mean(0), by_logs / 2, by_positives / 2
+        by_own = [by / 2 for by in by_own]
     if kept is not None:
         outside = kept.outside(loss)
         loss = loss.masked_fill(outside, 0)
@@ -136,6 +143,7 @@ def settle(
         of_positives = of_logs if rule.per_positive else positives.per_value(of_logs)
         by_logs = by_logs.masked_fill(of_logs, 0)
         by_positives = by_positives.masked_fill(of_positives, 0)
+        by_own = [by.masked_fill(of_logs, 0) for by in by_own]
         counts = _number_inside(rule, ~outside, positives, counts)
     if rule.per_positive:
         if weight is not None and (each or rule.both_ends):
@@ -148,7 +156,8 @@ def settle(
         loss = loss if each else sum_of(loss, anchor, n)
     if weight is not None:
         by_logs, by_positives = by_logs * weight, by_positives * positives.per_value(weight)
-    return Settled(loss, by_logs, by_positives, counts)
+        by_own = [by * weight for by in by_own]
+    return Settled(loss, by_logs, by_positives, by_own, counts)
 
 
 def _number_inside(

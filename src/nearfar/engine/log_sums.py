@@ -44,6 +44,8 @@ def log_sum_loss(
         if relation.listed is not None:
             return over_list(rule, closeness, relation, request)
         walk = Walk(request, closeness, relation, buffers=_BUFFERS)
+        if rule.learned:
+            walk.own = walk.a.new_zeros((), dtype=sum_dtype(walk.a))
         counts = rule.counts(relation)
         plain = _IN_PLACE if rule.exponent is None else _BESIDE
         shape = walk.strip_shape(plain + rule.positives.floats_per_pair(walk))
@@ -197,6 +199,9 @@ class _Sums:
         )
         logs, kept = self.logs.value(), request.kept
         done = settle(self.rule, logs, self.positives, counts, weight, kept, both=self.both)
+        for by in done.by_own:
+            assert self.walk.own is not None
+            self.walk.own += by.sum()
         by_logs = done.by_logs
         if not callable(self.rule.slope) and self.rule.slope != 1:
             by_logs = by_logs * self.rule.slope

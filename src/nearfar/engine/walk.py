@@ -36,10 +36,12 @@ class Walk:
 
     Attributes:
         a: (n, d) the rows, prepared for `closeness`.
-        columns: (m, d) the columns, likewise; `a` itself where the rows meet each other.
+        columns: (m, d) the columns, likewise, or (m, k, d) where each is k rows; `a` itself where
+            the rows meet each other.
         mirrored: whether the tiles of the upper triangle stand for the lower one. Observers want to
             see each anchor's own forces, so for them nothing is mirrored.
         gradient: the gradient so far; None: it is not wanted.
+        own: the gradient of a number that the rule holds, likewise; None: no number is learned.
     """
 
     def __init__(
@@ -49,8 +51,10 @@ class Walk:
         self.a, b = closeness.prepare(request.a, request.b)
         self.columns = self.a if b is None else b
         self.mirrored = relation.symmetric and not force_visitors()
-        wanted = request.gradient
-        self.gradient = Gradient(self.a, self.columns, request.finish) if wanted else None
+        self.own: Tensor | None = None
+        self.gradient: Gradient | None = None
+        if request.gradient:
+            self.gradient = Gradient(self.a, self.columns.flatten(0, -2), request.finish)
         self.room = request.limits, self.a.device, self.a.element_size(), buffers
 
     @cached_property
@@ -117,7 +121,7 @@ class Walk:
     ) -> Answer:
         """What the step is told: the losses, see `Answer`, and the gradient."""
         da, db = (None, None) if self.gradient is None else self.gradient.whole()
-        return Answer(per_row, counts, da, db, forces)
+        return Answer(per_row, counts, da, db, forces, () if self.own is None else (self.own,))
 
 
 class Measure(Protocol):

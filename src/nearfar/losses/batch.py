@@ -61,17 +61,17 @@ def as_towers(**given: ArrayLike) -> tuple[Tensor, Tensor]:
     return rows, columns
 
 
-def row_weight(weight: ArrayLike | None, x: Tensor) -> Tensor | None:
-    """(n,) weights of the rows, 0 or more, in float32 or wider."""
+def row_weight(weight: ArrayLike | None, x: Tensor, each: str = "row") -> Tensor | None:
+    """(n,) weights of the rows, 0 or more, in float32 or wider; errors call a row `each`."""
     if weight is None:
         return None
     given = tensor("weight", weight, device=x.device, beside=(x,))
     weight = lift("weight", given).detach()
     if weight.shape != x.shape[:1] or weight.device != x.device:
+        of_classes = " For one weight per class pass class_weight[labels]."
         raise ValueError(
-            f"weight must have shape ({len(x)},), one weight per row, on {x.device}; "
-            f"got {tuple(weight.shape)} on {weight.device}. For one weight per class pass "
-            "class_weight[labels]."
+            f"weight must have shape ({len(x)},), one weight per {each}, on {x.device}; "
+            f"got {tuple(weight.shape)} on {weight.device}.{of_classes if each == 'row' else ''}"
         )
     refuse("weight", weight, weight < 0, "be 0 or more")
     # A copy: the backward pass reads it again, and the caller may overwrite the original.

@@ -1346,21 +1346,25 @@ class NPairLoss(LossModule):
 
 
 class ProxySoftmaxLoss(LossModule):
-    """Softmax over cosines to one proxy per class, with an optional margin on the right one.
+    """Softmax over cosines to learned proxies of classes, with a margin on the right one if asked.
 
     The module of :func:`nearfar.proxy_softmax_loss`, which describes the data and the math.
 
     Args:
-        scale: t, above 0.
+        scale: t, above 0. A tensor with one number may be learned.
         angle_margin: radians, from 0 to pi / 2.
         cosine_margin: from 0 to 1.
-        reduction: "mean" over the rows, "sum", or "none" for one loss per row.
+        normalize: scale rows and proxies to length 1 first, so that the products are cosines;
+            without it there is no margin.
+        reduction: "mean" over the rows, "active" over those whose loss is not 0, (low, high) over
+            those between; "sum", or "none" for one loss per row.
     """
 
     loss = staticmethod(proxy_softmax_loss)
     scale: float | Tensor
     angle_margin: float
     cosine_margin: float
+    normalize: bool
     reduction: Reduction
 
     @by_name
@@ -1370,10 +1374,15 @@ class ProxySoftmaxLoss(LossModule):
         scale: float | Tensor = 64.0,
         angle_margin: float = 0.0,
         cosine_margin: float = 0.0,
+        normalize: bool = True,
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__(
-            scale=scale, angle_margin=angle_margin, cosine_margin=cosine_margin, reduction=reduction
+            scale=scale,
+            angle_margin=angle_margin,
+            cosine_margin=cosine_margin,
+            normalize=normalize,
+            reduction=reduction,
         )
 
     def forward(
@@ -1393,6 +1402,7 @@ class ProxySoftmaxLoss(LossModule):
             scale=self.scale,
             angle_margin=self.angle_margin,
             cosine_margin=self.cosine_margin,
+            normalize=self.normalize,
             reduction=self.reduction,
         )
 
@@ -1414,8 +1424,9 @@ class ProxyNCALoss(LossModule):
     The module of :func:`nearfar.proxy_nca_loss`, which describes the data and the math.
 
     Args:
-        scale: t, above 0; 1 in the paper.
-        reduction: "mean" over the rows, "sum", or "none" for one loss per row.
+        scale: t, above 0; 1 in the paper. A tensor with one number may be learned.
+        reduction: "mean" over the rows, "active" over those whose loss is above 0, (low, high) over
+            those between; "sum", or "none" for one loss per row.
     """
 
     loss = staticmethod(proxy_nca_loss)
@@ -1459,8 +1470,9 @@ class ProxyAnchorLoss(LossModule):
     Args:
         margin: m, from 0 to 1.
         scale: t (the paper's alpha), above 0.
-        reduction: "mean", the formula; "sum" of all its logarithms, or "none" for (c,) sums, one
-            per proxy, without the two means.
+        reduction: "mean", the formula; "active", with means over the proxies whose logarithm is not
+            0, or (low, high), over those whose logarithm is between; "sum" of all logarithms, or
+            "none" for (c,) sums, one per proxy, without the two means.
     """
 
     loss = staticmethod(proxy_anchor_loss)
@@ -1474,12 +1486,32 @@ class ProxyAnchorLoss(LossModule):
     ) -> None:
         super().__init__(margin=margin, scale=scale, reduction=reduction)
 
-    def forward(self, x: ArrayLike, proxies: ArrayLike, labels: ArrayLike) -> Tensor:
+    def forward(
+        self,
+        x: ArrayLike,
+        proxies: ArrayLike,
+        labels: ArrayLike,
+        *,
+        weight: ArrayLike | None = None,
+    ) -> Tensor:
         """The loss of a batch; see :func:`nearfar.proxy_anchor_loss`."""
         return proxy_anchor_loss(
-            x, proxies, labels, margin=self.margin, scale=self.scale, reduction=self.reduction
+            x,
+            proxies,
+            labels,
+            weight=weight,
+            margin=self.margin,
+            scale=self.scale,
+            reduction=self.reduction,
         )
 
     if TYPE_CHECKING:
 
-        def __call__(self, x: ArrayLike, proxies: ArrayLike, labels: ArrayLike) -> Tensor: ...
+        def __call__(
+            self,
+            x: ArrayLike,
+            proxies: ArrayLike,
+            labels: ArrayLike,
+            *,
+            weight: ArrayLike | None = None,
+        ) -> Tensor: ...

@@ -1,24 +1,28 @@
-"""Losses against one learned proxy per class, computed without a matrix of logits."""
+"""Losses against learned proxies of classes, computed without a matrix of logits."""
 
 from collections.abc import Callable
-from math import cos, pi, sin
+from dataclasses import replace
+from math import cos, inf, pi, sin
 
 import torch
 from torch import Tensor
 
+from nearfar.distance import unit
+from nearfar.engine.budget import block, current_limits
 from nearfar.engine.closeness import Product
 from nearfar.engine.log_sum_rule import Finished, LogSum, LogSumRule
 from nearfar.engine.log_sums import log_sum_loss
 from nearfar.engine.positives import EachPositive
 from nearfar.engine.relation import Relation
 from nearfar.engine.segments import log_sum
-from nearfar.engine.step import run
-from nearfar.inputs import ArrayLike, above_zero, batch, between, positive_number
+from nearfar.engine.slices import joined, spans
+from nearfar.engine.step import Answer, Request, run
+from nearfar.inputs import ArrayLike, above_zero, batch, between, lift, positive_number, tensor
 from nearfar.labels import class_ids
 from nearfar.losses.batch import row_weight, snapshot
 from nearfar.losses.contrast import DECOUPLED, ONE, have_positives, pick_one
 from nearfar.losses.terms import softplus
-from nearfar.reduction import Reduction
+from nearfar.reduction import Between, Reduction, split, sum_dtype
 
 
 def proxy_softmax_loss(
@@ -29,10 +33,11 @@ def proxy_softmax_loss(
     scale: float | Tensor = 64.0,
     angle_margin: float = 0.0,
     cosine_margin: float = 0.0,
+    normalize: bool = True,
     weight: ArrayLike | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    r"""Softmax over cosines to one proxy per class, with an optional margin on the right one.
+    r"""Softmax over cosines to learned proxies of classes, with a margin on the right one if asked.
 
     With :math:`\theta_{ij}` the angle between row i and proxy j, :math:`t` the scale, and
     :math:`y_i` the class of row i,
@@ -45,16 +50,22 @@ def proxy_softmax_loss(
     where the cosine would rise again, it continues linearly as in the reference implementation. The
     angle is computed from the cosine, which in float32 cannot tell angles below 3e-4 from 0.
 
+    A class may have k proxies, its sub-centres. Its cosine is then the largest of theirs, so that
+    rows that fit none of the others, such as mislabelled ones, gather around one of their own.
+
     Args:
         x: (n, d) embeddings, any floating dtype.
-        proxies: (c, d), one per class, learned; rows and proxies are scaled to length 1.
+        proxies: (c, d), one per class, or (c, k, d), k sub-centres per class; learned.
         labels: (n,) class ids from 0 to c - 1.
-        scale: t, above 0.
+        scale: t, above 0. A tensor with one number may be learned.
         angle_margin: radians, from 0 to pi / 2.
         cosine_margin: from 0 to 1.
+        normalize: scale rows and proxies to length 1 first, so that the products are cosines;
+            without it there is no margin.
         weight: (n,) how much each row counts, 0 or more; for one weight per class,
             `class_weight[labels]`.
-        reduction: "mean" over the rows, "sum", or "none" for one loss per row.
+        reduction: "mean" over the rows, "active" over those whose loss is not 0, (low, high) over
+            those between; "sum", or "none" for one loss per row.
 
     Returns:
         A scalar, or (n,) with reduction="none"; float32 or wider.
@@ -69,28 +80,37 @@ def proxy_softmax_loss(
     tensor([4.4688e-04, 6.9357e-01])
     >>> proxy_softmax_loss(x, proxies, [0, 1], scale=10.0, angle_margin=0.5, reduction="none")
     tensor([3.7942e-03, 4.2706e+00])
+    >>> centers = torch.tensor([[[1.0, 0, 0], [0, 0, 1]], [[0, 1, 0], [0, 1, 0]]])  # two each
+    >>> proxy_softmax_loss(x, centers, [0, 1], scale=10.0, reduction="none")
+    tensor([3.9177e-04, 6.9315e-01])
 
     Source: Deng et al., "ArcFace", CVPR 2019; Wang et al., "CosFace", CVPR 2018; Wang et al.,
-    "NormFace", ACM MM 2017.
+    "NormFace", ACM MM 2017; Deng et al., "Sub-center ArcFace", ECCV 2020.
     """
     scale = above_zero("scale", scale)
     between("angle_margin", angle_margin, 0, pi / 2, ", radians")
     between("cosine_margin", cosine_margin, 0, 1)
-    rows, columns, own = _to_proxies(x, proxies, labels, reduction)
-    rule = ONE
+    rows, columns, closeness, relation = _each_to_its_class(x, proxies, labels, reduction)
+    rule: LogSumRule = ONE
+    learned: tuple[Tensor, ...] = ()
     if angle_margin or cosine_margin:
-        if isinstance(scale, Tensor) and scale.requires_grad:
-            raise ValueError("scale cannot be learned together with a margin; pass a number.")
-        finish = _with_margins(scale, angle_margin, cosine_margin, rows.dtype)
-        rule = LogSumRule(finish, have_positives)
+        if not normalize:
+            raise ValueError(
+                "angle_margin and cosine_margin are margins of a cosine, and normalize=False "
+                "leaves none: leave out the margins, or normalize=False."
+            )
+        learned = (scale,) if isinstance(scale, Tensor) and scale.requires_grad else ()
+        finish = _with_margins(scale, angle_margin, cosine_margin, rows.dtype, bool(learned))
+        rule = LogSumRule(finish, have_positives, learned=bool(learned))
     return run(
-        log_sum_loss(rule, Product(), _each_to(own, columns)),
+        log_sum_loss(rule, closeness, relation),
         rows,
         columns,
-        normalize=True,
+        normalize=normalize,
         reduction=reduction,
         scale=scale,
         weight=row_weight(weight, rows),
+        learned=learned,
     )
 
 
@@ -109,15 +129,18 @@ def proxy_nca_loss(
 
     .. math:: \ell_i = -\log \frac{e^{-t\,d(x_i, p_{y_i})}}{\sum_{j \ne y_i} e^{-t\,d(x_i, p_j)}}
 
-    The denominator leaves out the row's own proxy, so the loss can be negative.
+    The denominator leaves out the row's own proxy, so the loss can be negative. With the own proxy
+    in it, as in some implementations, it is `proxy_softmax_loss` at twice the scale.
 
     Args:
         x: (n, d) embeddings, any floating dtype.
-        proxies: (c, d), one per class, learned; rows and proxies are scaled to length 1.
+        proxies: (c, d), one per class, or (c, k, d), k sub-centres per class, of which the nearest
+            counts; learned. Rows and proxies are scaled to length 1.
         labels: (n,) class ids from 0 to c - 1.
-        scale: t, above 0; 1 in the paper.
+        scale: t, above 0; 1 in the paper. A tensor with one number may be learned.
         weight: (n,) how much each row counts, 0 or more.
-        reduction: "mean" over the rows, "sum", or "none" for one loss per row.
+        reduction: "mean" over the rows, "active" over those whose loss is above 0, (low, high) over
+            those between; "sum", or "none" for one loss per row.
 
     Returns:
         A scalar, or (n,) with reduction="none"; float32 or wider. 0 if there is only one class.
@@ -132,9 +155,9 @@ def proxy_nca_loss(
     Source: Movshovitz-Attias et al., "No Fuss Distance Metric Learning using Proxies", ICCV 2017,
     equation 6.
     """
-    rows, columns, own = _to_proxies(x, proxies, labels, reduction)
+    rows, columns, closeness, relation = _each_to_its_class(x, proxies, labels, reduction)
     return run(
-        log_sum_loss(DECOUPLED, Product(), _each_to(own, columns)),
+        log_sum_loss(DECOUPLED, closeness, relation),
         rows,
         columns,
         normalize=True,
@@ -152,6 +175,7 @@ def proxy_anchor_loss(
     *,
     margin: float = 0.1,
     scale: float = 32.0,
+    weight: ArrayLike | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""Proxies as anchors: each pulls the rows of its class and pushes all others.
@@ -170,8 +194,10 @@ def proxy_anchor_loss(
         labels: (n,) class ids from 0 to c - 1.
         margin: m, from 0 to 1.
         scale: t (the paper's alpha), above 0.
-        reduction: "mean", the formula; "sum" of all its logarithms, or "none" for (c,) sums, one
-            per proxy, without the two means.
+        weight: (c,) how much each proxy counts in both means, 0 or more.
+        reduction: "mean", the formula; "active", with means over the proxies whose logarithm is not
+            0, or (low, high), over those whose logarithm is between; "sum" of all logarithms, or
+            "none" for (c,) sums, one per proxy, without the two means.
 
     Returns:
         A scalar, or (c,) with reduction="none"; float32 or wider.
@@ -187,22 +213,123 @@ def proxy_anchor_loss(
     """
     between("margin", margin, 0, 1)
     scale = positive_number("scale", scale)
-    rows, columns, own = _to_proxies(x, proxies, labels, reduction)
+    total, kept = split(reduction)
+    rows, columns, k = _beside(x, proxies)
+    if k is not None:
+        raise ValueError(
+            "proxies must have shape (c, d), one per class; got "
+            f"{(len(columns) // k, k, columns.shape[1])}. proxy_softmax_loss and proxy_nca_loss "
+            "take sub-centres."
+        )
+    own = class_ids(snapshot(labels, reduction), like=rows, n_classes=len(columns))
     classes = torch.arange(len(columns), device=rows.device)
     relation = Relation(len(columns), len(rows), rows.device, classes, own)
-    near_weight = far_weight = 1.0
-    if reduction == "mean":
-        near_weight = 1 / max(int((relation.n_positives() > 0).sum()), 1)
-        far_weight = 1 / max(len(columns), 1)
+
+    def execute(request: Request) -> Answer:
+        if total != "mean":
+            shares: _Shares = 1.0, 1.0
+        elif kept is None:
+            shares = _shares(relation.n_positives() > 0, None, request.weight)
+        else:  # which proxies count must be known before the first force
+            inside = [request.a.new_zeros(0, 2, dtype=torch.bool)]
+            look = _by_proxy(margin, scale, (1.0, 1.0), kept, inside)
+            log_sum_loss(look, Product(), relation)(replace(request, gradient=False))
+            near, far = torch.cat(inside).unbind(1)
+            shares = _shares(near, far, request.weight)
+        return log_sum_loss(_by_proxy(margin, scale, shares, kept), Product(), relation)(request)
+
+    return run(
+        execute,
+        columns,
+        rows,
+        normalize=True,
+        reduction="sum" if total == "mean" else reduction,
+        weight=row_weight(weight, columns, "proxy"),
+    )
+
+
+def class_logits(
+    x: ArrayLike, proxies: ArrayLike, scale: float | Tensor, *, normalize: bool
+) -> Tensor:
+    """(n, c) the scale times the similarity of each row to each class; see `ProxyLossModule`."""
+    rows, columns, k = _as_compared(x, proxies, normalize)
+    return above_zero("scale", scale) * _similarity(rows, columns, k)
+
+
+@torch.no_grad()
+def nearest_class(x: ArrayLike, proxies: ArrayLike, *, normalize: bool) -> Tensor:
+    """(n,) int64, the class of the proxy nearest to each row; see `ProxyLossModule`."""
+    rows, columns, k = _as_compared(x, proxies, normalize)
+    for name, some in (("x", rows), ("proxies", columns)):
+        bad = ~some.isfinite().all(1)
+        if bad.any():
+            at = int(bad.nonzero()[0]) // (k or 1 if some is columns else 1)
+            raise ValueError(f"{name}[{at}] is not finite, so the nearest class is not defined.")
+    height = block(current_limits(), rows.device, rows.element_size(), _COPIES, len(columns))
+    found = [_similarity(rows[at], columns, k).argmax(1) for at in spans(len(rows), height)]
+    return joined(found, columns).long()
+
+
+_COPIES = 3  # of a block of similarities
+
+
+def _as_compared(
+    x: ArrayLike, proxies: ArrayLike, normalize: bool
+) -> tuple[Tensor, Tensor, int | None]:
+    """Rows, proxies and k, see `_beside`; both prepared as the losses do, in one dtype."""
+    rows, columns, k = _beside(x, proxies)
+    rows, columns = lift("x", rows), lift("proxies", columns)
+    wide = torch.promote_types(rows.dtype, columns.dtype)
+    rows, columns = rows.to(wide), columns.to(wide)
+    return (unit(rows), unit(columns), k) if normalize else (rows, columns, k)
+
+
+def _similarity(rows: Tensor, columns: Tensor, k: int | None) -> Tensor:
+    """(r, c) the products of rows and proxies, the largest of each class."""
+    with torch.autocast(rows.device.type, enabled=False):
+        products = rows @ columns.T
+    if k is None:
+        return products
+    return products.view(len(rows), len(columns) // k, k).max(2).values
+
+
+# What a proxy counts in the mean of each kind of logarithm.
+_Shares = tuple[Tensor | float, Tensor | float]
+
+
+def _by_proxy(
+    margin: float,
+    scale: float,
+    shares: _Shares,
+    kept: Between | None = None,
+    inside: list[Tensor] | None = None,
+) -> LogSumRule:
+    """A proxy's pull on the rows of its class, plus its push on the others.
+
+    Args:
+        margin: see `proxy_anchor_loss`.
+        scale: likewise.
+        shares: what a proxy counts in each of the two.
+        kept: which logarithms count; None: all.
+        inside: where to note which of the two logarithms count: (r, 2) for some proxies at a time.
+    """
 
     def finish(negatives: LogSum, s: Tensor, anchor: Tensor) -> Finished:
-        far = negatives.value
+        (near_share, far_share), far = shares, negatives.value
         near, share = log_sum(-scale * (s - margin), anchor, len(far))
-        loss = near_weight * softplus(near) + far_weight * softplus(far)
-        pull = -scale * near_weight * near.sigmoid()
-        return loss, far_weight * far.sigmoid(), pull.index_select(0, anchor) * share
+        pull, push = softplus(near), softplus(far)
+        by_near, by_far = near.sigmoid(), far.sigmoid()
+        if kept is not None:
+            out_near, out_far = kept.outside(pull), kept.outside(push)
+            pull, by_near = (t.masked_fill(out_near, 0) for t in (pull, by_near))
+            push, by_far = (t.masked_fill(out_far, 0) for t in (push, by_far))
+            if inside is not None:  # a proxy without rows has no pull
+                inside.append(torch.stack([~out_near & (near != -inf), ~out_far], 1))
+        loss = near_share * pull + far_share * push
+        by_near = -scale * near_share * by_near
+        return loss, far_share * by_far, by_near.index_select(0, anchor) * share
 
-    rule = LogSumRule(
+    return LogSumRule(
         finish,
         counts=lambda relation: None,
         positives=EachPositive,
@@ -211,40 +338,55 @@ def proxy_anchor_loss(
         steepness=scale,
         offset=scale * margin,
     )
-    over_rows: Reduction = "sum" if reduction == "mean" else reduction
-    return run(
-        log_sum_loss(rule, Product(), relation),
-        columns,
-        rows,
-        normalize=True,
-        reduction=over_rows,
-    )
 
 
-def _to_proxies(
+def _shares(near: Tensor, far: Tensor | None, weight: Tensor | None) -> _Shares:
+    """Those of the mean over the proxies `near` (c,) bool, and over `far`; None: over all."""
+    if weight is not None:
+        counted = near * weight, weight if far is None else far * weight
+        sums = (each.sum(dtype=sum_dtype(each)) for each in counted)
+        of_near, of_far = (torch.where(total > 0, total, 1) for total in sums)
+        return 1 / of_near, 1 / of_far
+    all_far = len(near) if far is None else int(far.sum())
+    return 1 / max(int(near.sum()), 1), 1 / max(all_far, 1)
+
+
+def _each_to_its_class(
     x: ArrayLike, proxies: ArrayLike, labels: ArrayLike, reduction: Reduction
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows, proxies, and (n,) the proxy of each row."""
-    rows = batch("x", x, other=proxies)
-    columns = batch("proxies", proxies, like=rows)
-    return (
-        rows,
-        columns,
-        class_ids(snapshot(labels, reduction), like=rows, n_classes=columns.shape[0]),
-    )
+) -> tuple[Tensor, Tensor, Product, Relation]:
+    """Rows, proxies, how close they are, and that a row is similar to no class but its own."""
+    rows, columns, k = _beside(x, proxies)
+    n_classes = columns.shape[0] // (k or 1)
+    own = class_ids(snapshot(labels, reduction), like=rows, n_classes=n_classes)
+    relation = Relation(own.shape[0], n_classes, own.device, one_positive=True, match=own)
+    return rows, columns, Product(k or 1), relation
 
 
-def _each_to(own: Tensor, proxies: Tensor) -> Relation:
-    """Each row is similar to its own proxy and to no other."""
-    return Relation(own.shape[0], proxies.shape[0], own.device, one_positive=True, match=own)
+def _beside(x: ArrayLike, proxies: ArrayLike) -> tuple[Tensor, Tensor, int | None]:
+    """Rows, proxies (c, d) or (c * k, d), and k, how many sub-centres a class has; None: none."""
+    given = tensor("proxies", proxies, beside=(x,))
+    rows = batch("x", x, other=given)
+    if given.ndim != 3 or given.layout is not torch.strided:
+        return rows, batch("proxies", given, like=rows), None
+    if given.shape[1] == 0 or given.shape[2] != rows.shape[1]:
+        raise ValueError(
+            f"proxies must have shape (c, {rows.shape[1]}) or (c, k, {rows.shape[1]}), k at least "
+            f"1, like the embeddings they are compared with; got {tuple(given.shape)}."
+        )
+    return rows, batch("proxies", given.flatten(0, 1), like=rows), given.shape[1]
 
 
 def _with_margins(
-    scale: float | Tensor, angle: float, cosine: float, dtype: torch.dtype
+    scale: float | Tensor, angle: float, cosine: float, dtype: torch.dtype, learned: bool
 ) -> Callable[[LogSum, Tensor, Tensor | float], Finished]:
     """The softmax whose positive is scale * (cos(theta + angle) - cosine).
 
-    Cosines have the precision of `dtype`, and at least that of float32.
+    Args:
+        scale: a number, or a tensor that holds one.
+        angle: in radians.
+        cosine: the margin of the cosine.
+        dtype: cosines have its precision, and at least that of float32.
+        learned: whether the scale is.
     """
     smallest_sine = torch.finfo(torch.promote_types(dtype, torch.float32)).eps ** 0.5
 
@@ -256,7 +398,12 @@ def _with_margins(
         # At theta = 0 the slope is infinite, but multiplied by 0; a floor keeps it finite.
         steep = c / sine.clamp(min=smallest_sine)
         slope = torch.where(inside, cos(angle) + steep * sin(angle), 1)
-        loss, by_negatives, by_total = pick_one(negatives, scale * (turned - cosine), count)
-        return loss, by_negatives, by_total * slope
+        target = turned - cosine
+        loss, by_negatives, by_positive, *_ = pick_one(negatives, scale * target, count)
+        if not learned:
+            return loss, by_negatives, by_positive * slope
+        # A closeness z holds the scale t too: of t (g(z / t) - m), this is what z leaves out.
+        by_scale = by_positive * (target - c * slope)
+        return loss, by_negatives, by_positive * slope, by_scale
 
     return finish
