@@ -103,6 +103,20 @@ def parameter(argument: ast.arg, default: ast.expr | None) -> str:
     return ast.unparse(argument) + (f" = {ast.unparse(default)}" if default else "")
 
 
+@cache
+def holder() -> tuple[Family, ast.FunctionDef, dict[str, str]]:
+    """What a module that holds proxies takes for them: its constructor, and each description."""
+    (base,) = (family for family in families() if family.name.endswith(".base"))
+    (held,) = (node for node in base.tree.body if _defined(node) == ["ProxyLossModule"])
+    (init,) = (
+        node
+        for node in ast.walk(held)
+        if isinstance(node, ast.FunctionDef) and node.name == "__init__"
+    )
+    assert isinstance(held, ast.ClassDef)
+    return base, init, dict(entries(ast.get_docstring(held) or ""))
+
+
 # -- the modules ----------------------------------------------------------------------------------
 
 
@@ -111,8 +125,10 @@ def modules() -> str:
     lines = {
         "from typing import TYPE_CHECKING",
         "from torch import Tensor",
-        "from nearfar.losses.base import LossModule, by_name",
+        "from nearfar.losses.base import LossModule, ProxyLossModule, by_name",
     }
+    base, constructor, _ = holder()
+    lines |= needed(base, constructor)
     classes = []
     for loss in LOSSES:
         family, definition = home(loss)
@@ -144,23 +160,31 @@ def module(loss: Loss, definition: ast.FunctionDef) -> str:
     without = [None] * (len(arguments.args) - len(arguments.defaults))
     data = list(zip(arguments.args, [*without, *arguments.defaults], strict=True))
     names = [argument.arg for argument, _ in settings]
-    takes = [parameter(*pair) for pair in data]
+    first, several, last = held(loss)
+    constructor = [
+        *(parameter(argument, None) for argument in first),
+        "*",
+        *(parameter(*pair) for pair in (*several, *settings, *last)),
+    ]
+    kept = [argument.arg for argument in first]
+    kept += [f"{argument.arg}={argument.arg}" for argument, _ in (*several, *settings, *last)]
+    takes = [parameter(*pair) for pair in data if pair[0].arg not in HELD]
     if per_batch:
         takes += ["*", *(parameter(*pair) for pair in per_batch)]
     passed = [
-        *(argument.arg for argument, _ in data),
+        *(HELD.get(argument.arg, argument.arg) for argument, _ in data),
         *(f"{argument.arg}={argument.arg}" for argument, _ in per_batch),
         *(f"{name}=self.{name}" for name in names),
     ]
     return dedent('''\
-        class {module}(LossModule):
+        class {module}({base}):
         {docstring}
 
             loss = staticmethod({function})
             {attributes}
 
             @by_name
-            def __init__(self, *, {settings}) -> None:
+            def __init__(self, {constructor}) -> None:
                 super().__init__({kept})
 
             def forward(self, {takes}) -> Tensor:
@@ -171,19 +195,42 @@ def module(loss: Loss, definition: ast.FunctionDef) -> str:
                 def __call__(self, {takes}) -> Tensor: ...
         ''').format(
         module=loss.module,
+        base="ProxyLossModule" if loss.data == "proxies" else "LossModule",
         function=loss.function,
-        docstring=documented(loss, ast.get_docstring(definition) or "", names),
+        docstring=documented(loss, ast.get_docstring(definition) or "", constructor),
         attributes="\n    ".join(ast.unparse(argument) for argument, _ in settings),
-        settings=", ".join(parameter(*pair) for pair in settings),
-        kept=", ".join(f"{name}={name}" for name in names),
+        constructor=", ".join(constructor),
+        kept=", ".join(kept),
         takes=", ".join(takes),
         passed=", ".join(passed),
     )  # fmt: skip
 
 
-def documented(loss: Loss, docstring: str, names: list[str]) -> str:
+# What a module holds of the data of its function.
+HELD = {"proxies": "self.proxies"}
+
+Pairs = list[tuple[ast.arg, ast.expr | None]]
+
+
+def held(loss: Loss) -> tuple[list[ast.arg], Pairs, Pairs]:
+    """What a constructor takes for proxies: by position, then before and after the settings."""
+    if loss.data != "proxies":
+        return [], [], []
+    _, constructor, _ = holder()
+    _, *first = constructor.args.args
+    several = [pair for pair in keywords(constructor) if pair[0].arg == "sub_centers"]
+    last = [pair for pair in keywords(constructor) if pair[0].arg != "sub_centers"]
+    return first, several if loss.sub_centers else [], last
+
+
+def documented(loss: Loss, docstring: str, constructor: list[str]) -> str:
     """The docstring of a class: the summary and hyperparameters from that of its function."""
     described = dict(entries(docstring))
+    names = [word.partition(":")[0] for word in constructor if word != "*"]
+    holds = ""
+    if loss.data == "proxies":
+        described |= holder()[2]
+        holds = " It holds the proxies: see :class:`~nearfar.losses.base.ProxyLossModule`."
     summary, function = docstring.partition("\n")[0], f":func:`nearfar.{loss.function}`"
     missing = [name for name in names if name not in described]
     if missing:
@@ -197,7 +244,11 @@ def documented(loss: Loss, docstring: str, names: list[str]) -> str:
     text = [
         f'{raw}"""{summary}',
         "",
-        fill(f"The module of {function}, which describes the data and the math.", WIDTH - 4),
+        fill(
+            f"The module of {function}, which describes the data and the math.{holds}",
+            WIDTH - 4,
+            break_on_hyphens=False,
+        ),
         "",
         "Args:",
         indent("\n".join(said), " " * 4),
@@ -251,7 +302,8 @@ def by_data() -> str:
         "rows": "pairs, triplets, quadruplets in rows",
         "batch": "a batch with class labels",
         "towers": "two towers, row i matches row i",
-        "proxies": "learned proxies of classes, with the margins of ArcFace and CosFace",
+        "proxies": "learned proxies of classes, with the margins of ArcFace and CosFace, and "
+        "sub-centres",
     }
     rows = [
         f"| {what} | {code(loss for loss in LOSSES if loss.takes(data))} |"

@@ -8,6 +8,7 @@ refused with a message that names the argument and the fix.
 import warnings
 from collections.abc import Sequence
 from math import inf, isfinite
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -243,6 +244,13 @@ def between(name: str, value: float, low: float, high: float, why: str = "") -> 
         wanted = "a finite number" if low == -inf else f"a number{limits}"
         raise ValueError(f"{name} must be {wanted}{why}, got {value!r}.")
     return value
+
+
+def positive_integer(name: str, value: int) -> int:
+    """An integer of at least 1."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
+    return int(value)
 
 
 def rates(name: str, values: Sequence[float]) -> tuple[float, ...]:

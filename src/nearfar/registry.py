@@ -24,6 +24,7 @@ class Loss(NamedTuple):
         also: a second kind of data that it takes, if any.
         pair_margin: what it compares with its margin for each dissimilar pair, which has a loss of
             0 beyond it: the "distance" or the "cosine". None: no pair has a margin of its own.
+        sub_centers: whether a class may have several proxies.
     """
 
     function: str
@@ -31,6 +32,7 @@ class Loss(NamedTuple):
     data: Data
     also: Data | None = None
     pair_margin: PairMargin | None = None
+    sub_centers: bool = False
 
     @property
     def name(self) -> str:
@@ -68,8 +70,8 @@ LOSSES = (
     Loss("lifted_structure_loss", "LiftedStructureLoss", "batch"),
     Loss("lifted_pair_loss", "LiftedPairLoss", "batch"),
     Loss("n_pair_loss", "NPairLoss", "batch"),
-    Loss("proxy_softmax_loss", "ProxySoftmaxLoss", "proxies"),
-    Loss("proxy_nca_loss", "ProxyNCALoss", "proxies"),
+    Loss("proxy_softmax_loss", "ProxySoftmaxLoss", "proxies", sub_centers=True),
+    Loss("proxy_nca_loss", "ProxyNCALoss", "proxies", sub_centers=True),
     Loss("proxy_anchor_loss", "ProxyAnchorLoss", "proxies"),
 )
 

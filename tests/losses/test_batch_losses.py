@@ -668,25 +668,41 @@ def shell_of(function: Any) -> type[nn.Module]:
 DATA = {"weight", "pairs", "reference", "hard_negatives"}
 
 
+def shell(case: Case, data: Data, **settings: Any) -> nn.Module:
+    """The module of a loss, which holds its learned numbers and proxies."""
+    held = {**case.hyper, **{k: nn.Parameter(data.rows[k]) for k in case.learned}, **settings}
+    if case.kind != "proxies":
+        return shell_of(case.function)(**held)
+    n_classes, *_, dim = data.rows["proxies"].shape
+    if case.sub_centers:
+        held["sub_centers"] = case.sub_centers
+    module = shell_of(case.function)(n_classes, dim, **held, dtype=torch.float64)
+    with torch.no_grad():
+        module.proxies.copy_(data.rows["proxies"])
+    return module
+
+
 @over(CASES)
 def test_shell_equals_function_also_when_copied(case: Case) -> None:
     data = case.draw(6)
-    held = {**case.hyper, **{k: nn.Parameter(data.rows[k]) for k in case.learned}}
-    module = shell_of(case.function)(**held, reduction="none")
-    arrays = referring({**data.rows, **data.others})
-    arrays = {k: v for k, v in arrays.items() if k not in case.learned}
+    module = shell(case, data, reduction="none")
+    holds = {*case.learned, "proxies"} & data.rows.keys()
+    arrays = {k: v for k, v in (data.rows | data.others).items() if k not in holds}
+    arrays = referring(arrays)
     expected = case.run(data)
     for same in (module, copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
         assert torch.equal(same(**arrays), expected)
-    assert {name for name, _ in module.named_parameters()} == set(case.learned)
+    assert {name for name, _ in module.named_parameters()} == holds
     positional = [arrays.pop(k) for k in list(arrays) if k not in DATA]
     assert torch.equal(module(*positional, **arrays), expected)
-    for name in case.learned:
+    if holds:
         module(*positional, **arrays).sum().backward()
-        assert getattr(module, name).grad is not None
+        _, expected_gradients = gradients(lambda d: case.run(d).sum(), data)
+        for name in holds:
+            assert torch.equal(getattr(module, name).grad, expected_gradients[name])
 
 
-@over(PLAIN)
+@over([case for case in PLAIN if case.kind != "proxies"])
 def test_shell_has_the_signature_of_its_function(case: Case) -> None:
     parameters = inspect.signature(case.function).parameters.values()
     kept = [p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in DATA]

@@ -19,7 +19,7 @@ import torch
 
 import nearfar
 from nearfar.distance import Distance
-from nearfar.losses.base import LossModule
+from nearfar.losses.base import LossModule, ProxyLossModule
 from nearfar.registry import LOSSES, Loss
 
 ROOT = Path(__file__).parents[2]
@@ -72,17 +72,29 @@ def is_module_of_a_loss(value: object) -> bool:
     return inspect.isclass(value) and issubclass(value, LossModule)
 
 
+HELD = {**inspect.signature(ProxyLossModule).parameters}  # what it takes for the proxies it holds
+del HELD["hyperparameters"]
+
+
 @each
 def test_function_and_module_take_the_same(loss: Loss) -> None:
     """Names, types, order and defaults: what is data by `forward`, the rest by the constructor."""
     function, module = getattr(nearfar, loss.function), getattr(nearfar, loss.module)
     assert module.loss is function
-    assert module.__bases__ == (LossModule,)
-    takes = inspect.signature(function).parameters
+    takes = dict(inspect.signature(function).parameters)
     forward = dict(inspect.signature(module.forward).parameters)
     del forward["self"]
-    settings = inspect.signature(module).parameters
-    assert {**forward, **settings} == dict(takes)
+    settings = dict(inspect.signature(module).parameters)
+    if loss.data == "proxies":
+        assert module.__bases__ == (ProxyLossModule,)
+        del takes["proxies"]
+        for name, parameter in HELD.items():
+            assert settings.pop(name, None) == (
+                None if name == "sub_centers" and not loss.sub_centers else parameter
+            )
+    else:
+        assert module.__bases__ == (LossModule,)
+    assert {**forward, **settings} == takes
     order = list(takes)
     for some in (forward, settings):
         assert sorted(some, key=order.index) == list(some)
@@ -98,8 +110,22 @@ def test_a_module_describes_its_hyperparameters_as_its_function_does(loss: Loss)
     assert f":func:`nearfar.{loss.function}`" in of_module
     flat = " ".join(of_module.split())
     for name in inspect.signature(module).parameters:
-        first_line = of_function.partition(f"    {name}: ")[2].partition("\n")[0]
+        held = loss.data == "proxies" and name in HELD
+        described = inspect.getdoc(ProxyLossModule) or "" if held else of_function
+        first_line = described.partition(f"    {name}: ")[2].partition("\n")[0]
         assert f" {name}: {first_line}" in flat
+
+
+@each
+def test_the_list_says_which_losses_take_several_proxies_per_class(loss: Loss) -> None:
+    if loss.data == "proxies":
+        function = getattr(nearfar, loss.function)
+        x, centers = torch.eye(3), torch.eye(6, 3).view(3, 2, 3)
+        if loss.sub_centers:
+            assert function(x, centers, [0, 1, 2]).isfinite()
+        else:
+            with pytest.raises(ValueError, match=r"one per class; got \(3, 2, 3\)"):
+                function(x, centers, [0, 1, 2])
 
 
 def test_pages_are_written_where_they_ask_for_it(tool):

@@ -49,6 +49,8 @@ print(nf.contrastive_loss([[0.0]], np.ones((1, 1)), [1], similar_label=1, distan
 print(nf.batch_triplet_loss(x, labels, margin=0.2, select="hard").item())
 print(nf.triplet_stats(x, labels, margin=0.2).active, nf.quadruplet_stats(x, labels).active2)
 print(trainer.loss(x, labels, reference=nf.Reference(x, labels, own=[0, 1, 2, 3, 4, 5])))
+arc_face = nf.ProxySoftmaxLoss(dim=8, n_classes=3, sub_centers=2, angle_margin=0.5, device="cpu")
+print(arc_face(x, labels, weight=[1.0] * 6), arc_face.proxies.shape, arc_face.scale)
 print(nf.explain(nf.CosineLoss(margin=0.5), x, x).mean, nf.forces(nf.sup_con_loss, x, labels).pull)
 nf.SigLIPLoss(scale=1.0)  # wrong: bias
 nf.ContrastiveLoss(2.0)  # wrong: by name only
@@ -64,7 +66,11 @@ def lines_of(loss: Loss) -> Iterator[str]:
     signature = inspect.signature(getattr(nearfar, loss.function)).parameters.values()
     data = [p.name for p in signature if p.kind is p.POSITIONAL_OR_KEYWORD]
     hyper = inspect.signature(getattr(nearfar, loss.module)).parameters.values()
-    settings = {p.name: 1.0 if p.default is p.empty else p.default for p in hyper}
+    sizes = [p.name for p in hyper if p.kind is p.POSITIONAL_OR_KEYWORD]
+    known = {p.name for p in signature}
+    settings = {
+        p.name: 1.0 if p.default is p.empty else p.default for p in hyper if p.name in known
+    }
     first, *_ = settings
 
     def call(function: str, data: list[str], **keywords: object) -> str:
@@ -72,19 +78,28 @@ def lines_of(loss: Loss) -> Iterator[str]:
         return f"{function}({', '.join(given)})"
 
     rows, text = ["x"] * len(data), ["'text'", *["x"] * (len(data) - 1)]
+    held = int("proxies" in data)  # by the module
     misspelt = {name + ("_" if name == first else ""): value for name, value in settings.items()}
     function, module = f"nf.{loss.function}", f"nf.{loss.module}"
-    made = call(module, [], **settings)
+    given = ["4"] * len(sizes)
+    made = call(module, given, **settings)
     yield f"value = {call(function, rows, **settings)}"
-    yield f"value = {call(made, rows)}"
-    yield f"value = {call(made + '.forward', rows)}"
+    yield f"value = {call(made, rows[held:])}"
+    yield f"value = {call(made + '.forward', rows[held:])}"
     yield call(function, rows, **misspelt) + WRONG
-    yield call(module, [], **misspelt) + WRONG
+    yield call(module, given, **misspelt) + WRONG
     yield call(function, rows, **{**settings, first: "text"}) + WRONG
-    yield call(module, [], **{**settings, "reduction": "average"}) + WRONG
+    yield call(module, given, **{**settings, first: "text"}) + WRONG
+    yield call(module, given, **{**settings, "reduction": "average"}) + WRONG
     yield call(function, text, **settings) + WRONG
-    yield call(made, text) + WRONG
-    yield call(made, rows, weights=1.0) + WRONG
+    yield call(made, [text[0], *rows[held + 1 :]]) + WRONG
+    yield call(made, rows[held:], weights=1.0) + WRONG
+    if held:
+        yield f"value = {made}.logits(x)"
+        yield f"value = {made}.predict(x)"
+        yield call(module, ["4"], **settings) + WRONG
+        yield call(made, rows) + WRONG
+        yield call(module, [*given, "4"], **settings) + WRONG
 
 
 def mypy(script: Path) -> set[int]:

@@ -6,9 +6,13 @@ from functools import wraps
 from types import FunctionType
 from typing import Any, ClassVar, TypeGuard, TypeVar, cast
 
+import torch
 from torch import Tensor, nn
 
+from nearfar.distance import unit
+from nearfar.inputs import ArrayLike, positive_integer
 from nearfar.losses.own import batch_loss, check_rule, with_rule
+from nearfar.losses.proxy import class_logits, nearest_class
 from nearfar.registry import LOSSES
 
 Init = TypeVar("Init", bound=Callable[..., None])
@@ -47,23 +51,129 @@ class LossModule(nn.Module):
     def extra_repr(self) -> str:
         return ", ".join(f"{key}={getattr(self, key)!r}" for key in self._names)
 
+    @classmethod
+    def why_needed(cls) -> str:
+        """Why an argument has no default, for the error if it is missing."""
+        return "no default suits all data."
+
+
+class ProxyLossModule(LossModule):
+    """A loss against proxies of classes, which holds them.
+
+    They start as random directions: normal vectors, scaled to length 1. Pass `parameters()` to the
+    optimizer together with those of the network.
+
+    Args:
+        n_classes: the number of classes; their ids are 0 to n_classes - 1.
+        dim: the length of an embedding.
+        sub_centers: how many proxies each class has.
+        generator: draws the first proxies. None: torch's default.
+        device: where the proxies are. None: torch's default.
+        dtype: of the proxies. None: torch's default.
+        hyperparameters: of the loss.
+
+    Attributes:
+        proxies: (n_classes, dim), or (n_classes, sub_centers, dim) with several per class.
+
+    >>> from nearfar import ProxySoftmaxLoss
+    >>> loss = ProxySoftmaxLoss(3, 2, scale=10.0, generator=torch.Generator().manual_seed(0))
+    >>> x, labels = torch.tensor([[1.0, 0], [0, 1], [-1, 0]]), [0, 1, 2]
+    >>> optimizer = torch.optim.SGD(loss.parameters(), lr=0.5)
+    >>> for _ in range(20):
+    ...     optimizer.zero_grad()
+    ...     loss(x, labels).backward()
+    ...     optimizer.step()
+    >>> loss.predict(x)
+    tensor([0, 1, 2])
+    """
+
+    scale: float | Tensor
+    proxies: nn.Parameter
+
+    def __init__(
+        self,
+        n_classes: int,
+        dim: int,
+        *,
+        sub_centers: int = 1,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **hyperparameters: object,
+    ) -> None:
+        super().__init__(**hyperparameters)
+        sizes = {"n_classes": n_classes, "dim": dim, "sub_centers": sub_centers}
+        for name, size in sizes.items():
+            positive_integer(name, size)
+        shape = (n_classes, dim) if sub_centers == 1 else (n_classes, sub_centers, dim)
+        self.proxies = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        self.reset_parameters(generator)
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw the proxies anew."""
+        with torch.no_grad():
+            self.proxies.copy_(unit(self.proxies.normal_(generator=generator)))
+
+    def logits(self, x: ArrayLike) -> Tensor:
+        """(n, n_classes) the scale times the cosine of each row with each class, without a margin.
+
+        Of several proxies of a class the largest cosine counts; with normalize=False it is the
+        product. Gradients reach `x`, the proxies and a learned scale. The exponents in
+        `proxy_nca_loss`, -scale * d, are twice these, but for a constant.
+
+        Args:
+            x: (n, dim) embeddings.
+        """
+        return class_logits(x, self.proxies, self.scale, normalize=getattr(self, "normalize", True))
+
+    def predict(self, x: ArrayLike) -> Tensor:
+        """(n,) the class of the largest logit of each row, in memory linear in the rows.
+
+        Args:
+            x: (n, dim) embeddings.
+
+        Raises:
+            ValueError: a row or a proxy that is not finite.
+        """
+        return nearest_class(x, self.proxies, normalize=getattr(self, "normalize", True))
+
+    def extra_repr(self) -> str:
+        n_classes, *several, dim = self.proxies.shape
+        sizes = [f"{n_classes}, {dim}", *(f"sub_centers={k}" for k in several)]
+        return ", ".join([*sizes, super().extra_repr()])
+
+    @classmethod
+    def why_needed(cls) -> str:
+        return (
+            f"it holds the proxies. Write loss = nearfar.{cls.__name__}(n_classes, dim) and "
+            "loss(x, labels), or, with proxies of your own, "
+            f"nearfar.{cls.loss.__name__}(x, proxies, labels)."
+        )
+
 
 def by_name(init: Init) -> Init:
     """Wrap a constructor so that a wrong argument raises an error that lists the valid ones."""
     takes = list(inspect.signature(init).parameters.values())[1:]
-    known = ", ".join(p.name for p in takes)
+    in_order = [p.name for p in takes if p.kind is p.POSITIONAL_OR_KEYWORD]
+    named = [p.name for p in takes if p.name not in in_order]
 
     @wraps(init)
-    def checked(self: nn.Module, *given: object, **hyperparameters: object) -> None:
+    def checked(self: LossModule, *given: object, **hyperparameters: object) -> None:
         name = type(self).__name__
-        if given:
-            raise TypeError(f"{name} takes {known} by name; got {given[0]!r} alone.")
+        if len(given) > len(in_order):
+            alone = given[len(in_order)]
+            raise TypeError(f"{name} takes {', '.join(named)} by name; got {alone!r} alone.")
+        placed = dict(zip(in_order, given, strict=False))
+        if twice := ", ".join(placed.keys() & hyperparameters.keys()):
+            raise TypeError(f"{name} got {twice} twice, by place and by name.")
+        hyperparameters = placed | hyperparameters
         unknown = ", ".join(sorted(hyperparameters.keys() - {p.name for p in takes}))
         if unknown:
+            known = ", ".join([*in_order, *named])
             raise TypeError(f"{name} takes {known}; got {unknown}.")
         for p in takes:
             if p.default is p.empty and p.name not in hyperparameters:
-                raise TypeError(f"{name} needs {p.name}: no default suits all data.")
+                raise TypeError(f"{name} needs {p.name}: {self.why_needed()}")
         init(self, **hyperparameters)
 
     return cast(Init, checked)
@@ -74,8 +184,9 @@ def unwrap(
 ) -> tuple[Callable[..., Tensor], tuple[Any, ...], dict[str, Any]]:
     """The function behind a loss or its module, its data, and what it takes by keyword.
 
-    The rule of `batch_loss` is no data, so it is put beside its other settings. The reduction is
-    left out: it shapes what comes, not the loss. So is what is not given and has no default.
+    The rule of `batch_loss` is no data, so it is put beside its other settings. Proxies that a
+    module holds are data. The reduction is left out: it shapes what comes, not the loss. So is what
+    is not given and has no default.
 
     Raises:
         TypeError: `loss` is not one of nearfar's, does not take one of the keywords, or is given
@@ -88,6 +199,8 @@ def unwrap(
             "nearfar.TripletLoss(), followed by its arguments, or nearfar.batch_loss, followed by "
             f"a rule and its arguments; got {loss!r}."
         )
+    if isinstance(loss, ProxyLossModule):
+        data = (*data[:1], loss.proxies, *data[1:])
     if function is batch_loss:
         if "rule" not in hyperparameters:
             data, hyperparameters = data[1:], {"rule": data[0] if data else None, **hyperparameters}

@@ -11,7 +11,7 @@ from torch import Tensor
 from nearfar.distance import Distance
 from nearfar.inputs import ArrayLike
 from nearfar.labels import SimilarLabel
-from nearfar.losses.base import LossModule, by_name
+from nearfar.losses.base import LossModule, ProxyLossModule, by_name
 from nearfar.losses.batch_pair import (
     Selection,
     batch_contrastive_loss,
@@ -1345,12 +1345,16 @@ class NPairLoss(LossModule):
         ) -> Tensor: ...
 
 
-class ProxySoftmaxLoss(LossModule):
+class ProxySoftmaxLoss(ProxyLossModule):
     """Softmax over cosines to learned proxies of classes, with a margin on the right one if asked.
 
-    The module of :func:`nearfar.proxy_softmax_loss`, which describes the data and the math.
+    The module of :func:`nearfar.proxy_softmax_loss`, which describes the data and the math. It
+    holds the proxies: see :class:`~nearfar.losses.base.ProxyLossModule`.
 
     Args:
+        n_classes: the number of classes; their ids are 0 to n_classes - 1.
+        dim: the length of an embedding.
+        sub_centers: how many proxies each class has.
         scale: t, above 0. A tensor with one number may be learned.
         angle_margin: radians, from 0 to pi / 2.
         cosine_margin: from 0 to 1.
@@ -1358,6 +1362,9 @@ class ProxySoftmaxLoss(LossModule):
             without it there is no margin.
         reduction: "mean" over the rows, "active" over those whose loss is not 0, (low, high) over
             those between; "sum", or "none" for one loss per row.
+        generator: draws the first proxies. None: torch's default.
+        device: where the proxies are. None: torch's default.
+        dtype: of the proxies. None: torch's default.
     """
 
     loss = staticmethod(proxy_softmax_loss)
@@ -1370,33 +1377,40 @@ class ProxySoftmaxLoss(LossModule):
     @by_name
     def __init__(
         self,
+        n_classes: int,
+        dim: int,
         *,
+        sub_centers: int = 1,
         scale: float | Tensor = 64.0,
         angle_margin: float = 0.0,
         cosine_margin: float = 0.0,
         normalize: bool = True,
         reduction: Reduction = "mean",
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(
+            n_classes,
+            dim,
+            sub_centers=sub_centers,
             scale=scale,
             angle_margin=angle_margin,
             cosine_margin=cosine_margin,
             normalize=normalize,
             reduction=reduction,
+            generator=generator,
+            device=device,
+            dtype=dtype,
         )
 
     def forward(
-        self,
-        x: ArrayLike,
-        proxies: ArrayLike,
-        labels: ArrayLike,
-        *,
-        weight: ArrayLike | None = None,
+        self, x: ArrayLike, labels: ArrayLike, *, weight: ArrayLike | None = None
     ) -> Tensor:
         """The loss of a batch; see :func:`nearfar.proxy_softmax_loss`."""
         return proxy_softmax_loss(
             x,
-            proxies,
+            self.proxies,
             labels,
             weight=weight,
             scale=self.scale,
@@ -1409,24 +1423,26 @@ class ProxySoftmaxLoss(LossModule):
     if TYPE_CHECKING:
 
         def __call__(
-            self,
-            x: ArrayLike,
-            proxies: ArrayLike,
-            labels: ArrayLike,
-            *,
-            weight: ArrayLike | None = None,
+            self, x: ArrayLike, labels: ArrayLike, *, weight: ArrayLike | None = None
         ) -> Tensor: ...
 
 
-class ProxyNCALoss(LossModule):
+class ProxyNCALoss(ProxyLossModule):
     """Neighbourhood components with proxies: each row nearer to its own than to all others.
 
-    The module of :func:`nearfar.proxy_nca_loss`, which describes the data and the math.
+    The module of :func:`nearfar.proxy_nca_loss`, which describes the data and the math. It holds
+    the proxies: see :class:`~nearfar.losses.base.ProxyLossModule`.
 
     Args:
+        n_classes: the number of classes; their ids are 0 to n_classes - 1.
+        dim: the length of an embedding.
+        sub_centers: how many proxies each class has.
         scale: t, above 0; 1 in the paper. A tensor with one number may be learned.
         reduction: "mean" over the rows, "active" over those whose loss is above 0, (low, high) over
             those between; "sum", or "none" for one loss per row.
+        generator: draws the first proxies. None: torch's default.
+        device: where the proxies are. None: torch's default.
+        dtype: of the proxies. None: torch's default.
     """
 
     loss = staticmethod(proxy_nca_loss)
@@ -1434,45 +1450,61 @@ class ProxyNCALoss(LossModule):
     reduction: Reduction
 
     @by_name
-    def __init__(self, *, scale: float | Tensor = 1.0, reduction: Reduction = "mean") -> None:
-        super().__init__(scale=scale, reduction=reduction)
+    def __init__(
+        self,
+        n_classes: int,
+        dim: int,
+        *,
+        sub_centers: int = 1,
+        scale: float | Tensor = 1.0,
+        reduction: Reduction = "mean",
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            n_classes,
+            dim,
+            sub_centers=sub_centers,
+            scale=scale,
+            reduction=reduction,
+            generator=generator,
+            device=device,
+            dtype=dtype,
+        )
 
     def forward(
-        self,
-        x: ArrayLike,
-        proxies: ArrayLike,
-        labels: ArrayLike,
-        *,
-        weight: ArrayLike | None = None,
+        self, x: ArrayLike, labels: ArrayLike, *, weight: ArrayLike | None = None
     ) -> Tensor:
         """The loss of a batch; see :func:`nearfar.proxy_nca_loss`."""
         return proxy_nca_loss(
-            x, proxies, labels, weight=weight, scale=self.scale, reduction=self.reduction
+            x, self.proxies, labels, weight=weight, scale=self.scale, reduction=self.reduction
         )
 
     if TYPE_CHECKING:
 
         def __call__(
-            self,
-            x: ArrayLike,
-            proxies: ArrayLike,
-            labels: ArrayLike,
-            *,
-            weight: ArrayLike | None = None,
+            self, x: ArrayLike, labels: ArrayLike, *, weight: ArrayLike | None = None
         ) -> Tensor: ...
 
 
-class ProxyAnchorLoss(LossModule):
+class ProxyAnchorLoss(ProxyLossModule):
     """Proxies as anchors: each pulls the rows of its class and pushes all others.
 
-    The module of :func:`nearfar.proxy_anchor_loss`, which describes the data and the math.
+    The module of :func:`nearfar.proxy_anchor_loss`, which describes the data and the math. It holds
+    the proxies: see :class:`~nearfar.losses.base.ProxyLossModule`.
 
     Args:
+        n_classes: the number of classes; their ids are 0 to n_classes - 1.
+        dim: the length of an embedding.
         margin: m, from 0 to 1.
         scale: t (the paper's alpha), above 0.
         reduction: "mean", the formula; "active", with means over the proxies whose logarithm is not
             0, or (low, high), over those whose logarithm is between; "sum" of all logarithms, or
             "none" for (c,) sums, one per proxy, without the two means.
+        generator: draws the first proxies. None: torch's default.
+        device: where the proxies are. None: torch's default.
+        dtype: of the proxies. None: torch's default.
     """
 
     loss = staticmethod(proxy_anchor_loss)
@@ -1482,22 +1514,35 @@ class ProxyAnchorLoss(LossModule):
 
     @by_name
     def __init__(
-        self, *, margin: float = 0.1, scale: float = 32.0, reduction: Reduction = "mean"
+        self,
+        n_classes: int,
+        dim: int,
+        *,
+        margin: float = 0.1,
+        scale: float = 32.0,
+        reduction: Reduction = "mean",
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(margin=margin, scale=scale, reduction=reduction)
+        super().__init__(
+            n_classes,
+            dim,
+            margin=margin,
+            scale=scale,
+            reduction=reduction,
+            generator=generator,
+            device=device,
+            dtype=dtype,
+        )
 
     def forward(
-        self,
-        x: ArrayLike,
-        proxies: ArrayLike,
-        labels: ArrayLike,
-        *,
-        weight: ArrayLike | None = None,
+        self, x: ArrayLike, labels: ArrayLike, *, weight: ArrayLike | None = None
     ) -> Tensor:
         """The loss of a batch; see :func:`nearfar.proxy_anchor_loss`."""
         return proxy_anchor_loss(
             x,
-            proxies,
+            self.proxies,
             labels,
             weight=weight,
             margin=self.margin,
@@ -1508,10 +1553,5 @@ class ProxyAnchorLoss(LossModule):
     if TYPE_CHECKING:
 
         def __call__(
-            self,
-            x: ArrayLike,
-            proxies: ArrayLike,
-            labels: ArrayLike,
-            *,
-            weight: ArrayLike | None = None,
+            self, x: ArrayLike, labels: ArrayLike, *, weight: ArrayLike | None = None
         ) -> Tensor: ...
