@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache, partial
 from pathlib import Path
 from textwrap import dedent, fill, indent
-from typing import get_args
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import nearfar
 from nearfar.registry import LOSSES, Data, Loss
@@ -326,6 +326,8 @@ def trained() -> str:
 
 
 def shown(value: object) -> str:
+    if isinstance(value, ast.expr):
+        return ast.unparse(value).replace("'", '"')
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -336,6 +338,51 @@ def weighted() -> str:
         return any(argument.arg == "weight" for argument in home(loss)[1].args.kwonlyargs)
 
     return code(filter(takes_weight, LOSSES)) + "."
+
+
+def options() -> str:
+    """The keywords that many losses share: which loss takes which, and some defaults."""
+    rows, over = [], dict[str, list[Loss]]()
+    for loss in LOSSES:
+        _, definition = home(loss)
+        takes = {argument.arg: default for argument, default in keywords(definition)}
+        learned = [argument.arg for argument, _ in keywords(definition) if is_learned(argument)]
+        cells = [
+            *("yes" if name in takes else "" for name in ("weight", "reference")),
+            ", ".join(f"`{name}`" for name in ("pairs", "triplets") if name in takes),
+            *(assigned(takes, *names) for names in (("distance", "similarity"), ("normalize",))),
+            ", ".join(f"`{name}`" for name in learned),
+        ]
+        rows.append(f"| `{loss.function}` | {' | '.join(cells)} |")
+        over.setdefault(reductions(loss), []).append(loss)
+    header = "| loss | `weight` | `reference` | listed | closeness | `normalize` | may be learned |"
+    common, *others = sorted(over, key=lambda text: -len(over[text]))
+    text = [f"`reduction` is one of {common}"]
+    text += [f"of {code(over[other])} one of {other}" for other in others]
+    return table(header, rows) + "\n" + filled("; ".join(text) + ".") + "\n"
+
+
+def assigned(takes: Mapping[str, ast.expr | None], *names: str) -> str:
+    """Those of some keywords that are taken, with their defaults."""
+    taken = {name: takes[name] for name in names if name in takes}
+    return ", ".join(f"`{k}={'...' if v is None else shown(v)}`" for k, v in taken.items())
+
+
+def is_learned(argument: ast.arg) -> bool:
+    """Whether a keyword takes a number or a tensor, which gets a gradient."""
+    assert argument.annotation is not None
+    return {"float", "Tensor"} <= set(ast.unparse(argument.annotation).split(" | "))
+
+
+def reductions(loss: Loss) -> str:
+    """What a loss takes for `reduction`."""
+    hint = get_type_hints(getattr(nearfar, loss.function))["reduction"]
+    kinds = [hint] if get_origin(hint) is Literal else get_args(hint)
+    names = [
+        f'`"{name}"`' for kind in kinds if get_origin(kind) is Literal for name in get_args(kind)
+    ]
+    pair = ["`(low, high)`"] if any(get_origin(kind) is tuple for kind in kinds) else []
+    return ", ".join([*names, *pair])
 
 
 def traced() -> str:
@@ -368,10 +415,15 @@ def table(header: str, rows: list[str]) -> str:
     return "\n".join(["", header, rule, *rows, ""])
 
 
+def filled(text: str) -> str:
+    return fill(text, WIDTH, break_long_words=False, break_on_hyphens=False)
+
+
 BLOCKS: Mapping[str, Callable[[], str]] = {
     "by data": by_data,
     "trained": trained,
     "weighted": weighted,
+    "options": options,
     "traced": traced,
     "broken": broken,
     **{f"reference of {data}": partial(reference, data) for data in get_args(Data)},
@@ -387,7 +439,7 @@ def page(text: str) -> str:
             raise SystemExit(f"losses: {name}: the blocks are {', '.join(BLOCKS)}.")
         block = BLOCKS[name]()
         if not block.startswith("\n"):
-            block = fill(block, WIDTH, break_long_words=False, break_on_hyphens=False)
+            block = filled(block)
         return f"{BEGIN.format(name)}\n{block}\n{END}"
 
     return re.sub(f"{BEGIN.format('(.*?)')}.*?{END}", written, text, flags=re.DOTALL)

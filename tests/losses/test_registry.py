@@ -141,6 +141,39 @@ def test_pages_are_written_where_they_ask_for_it(tool):
         tool["page"]("<!-- losses: all --><!-- end -->")
 
 
+@each
+def test_the_table_of_options_says_what_a_loss_takes(tool: dict[str, Any], loss: Loss) -> None:
+    header, *rows = (
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in tool["options"]().splitlines()
+        if line.startswith("| ")
+    )
+    (row,) = (row for row in rows if row[0] == f"`{loss.function}`")
+    told = dict(zip(header, row, strict=True))
+    takes = inspect.signature(getattr(nearfar, loss.function)).parameters
+    for name in ("weight", "reference"):
+        assert told[f"`{name}`"] == ("yes" if name in takes else "")
+    for column, names in (
+        ("listed", ("pairs", "triplets")),
+        ("closeness", ("distance", "similarity")),
+        ("`normalize`", ("normalize",)),
+        ("may be learned", ("temperature", "scale", "bias")),
+    ):
+        said = re.findall(r"`(\w+)(?:=(.*?))?`", told[column])
+        taken = [name for name in names if name in takes]
+        if column == "may be learned":
+            taken = [name for name in taken if "Tensor" in str(takes[name].annotation)]
+        assert [name for name, _ in said] == taken
+        assert all(ast.literal_eval(value) == takes[name].default for name, value in said if value)
+    assert len(rows) == len(LOSSES)
+
+
+def test_what_losses_take_for_reduction_is_told_once(tool: dict[str, Any]) -> None:
+    *_, last = tool["options"]().strip().split("\n\n")
+    assert last.startswith('`reduction` is one of `"mean"`, `"active"`, `"sum"`, `"none"`, `(low, ')
+    assert last.count("one of") == len({tool["reductions"](loss) for loss in LOSSES})
+
+
 WRITTEN = {"losses/modules.py", "losses/__init__.py"}
 MOST_MENTIONS = 3  # its row of the list, its defaults in the tool, how the benchmarks measure it
 
