@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from math import inf, nan
 from typing import Any
 
 import numpy as np
@@ -229,7 +230,7 @@ def test_a_temperature_tensor_is_not_read() -> None:
     assert above_zero("temperature", torch.ones((), device="meta")).device.type == "meta"
 
 
-@pytest.mark.parametrize("bad", ["manhattan", "Euclidean", "", None, 2])
+@pytest.mark.parametrize("bad", ["l2", "Euclidean", "", None, 0.5, 0, -inf, nan, True, [2.0]])
 def test_unknown_distance(bad: Any) -> None:
     for loss in (
         lambda: contrastive_loss(X, X, Y, distance=bad),
@@ -240,7 +241,8 @@ def test_unknown_distance(bad: Any) -> None:
         lambda: check_distance(bad),
     ):
         message = complaint(ValueError, loss)
-        assert_says(message, "distance must be one of", "'euclidean', 'sqeuclidean', 'cosine'")
+        assert_says(message, "distance must be one of 'euclidean', 'sqeuclidean', 'cosine', 'snr'")
+        assert_says(message, "'manhattan', or a number p of at least 1 for the p-norm")
         assert_says(message, f"got {bad!r}")
 
 

@@ -1,46 +1,90 @@
 """Distances and similarities between aligned rows, safe where the textbook formulas are not.
 
-Each takes two (n, d) matrices and returns (n,). At distance 0 the gradient is 0 instead of NaN. A
-zero row has no direction, so its cosine with anything is 0, and it receives no gradient.
+Each takes two (n, d) matrices, the first of them the anchors, and returns (n,). At distance 0 the
+gradient is 0 instead of NaN. A zero row has no direction, so its cosine with anything is 0, and it
+receives no gradient.
 """
 
-from collections.abc import Callable
-from math import log2
-from typing import Literal
+from collections.abc import Callable, Iterable
+from math import inf, log2
+from numbers import Real
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from nearfar.inputs import ArrayLike, embeddings, tracing
 
-Distance = Literal["euclidean", "sqeuclidean", "cosine"]
+# Those that follow from the Euclidean distance, of the rows or of unit rows.
+EuclideanDistance = Literal["euclidean", "sqeuclidean", "cosine"]
+DistanceName = Literal[EuclideanDistance, "snr", "manhattan"]
+# A number p of at least 1 is the p-norm of the difference: 2.0 is "euclidean", 1.0 "manhattan".
+Distance = DistanceName | float
 
 
 def between_rows(x1: Tensor, x2: Tensor, distance: Distance) -> Tensor:
-    """The distance between row i of `x1` and row i of `x2`, by name.
+    """The distance between row i of `x1`, the anchor, and row i of `x2`.
 
     Raises:
-        ValueError: an unknown name; the message lists the choices.
+        ValueError: no distance; the message lists the choices.
     """
-    check_distance(distance)
-    return _DISTANCES[distance](x1, x2)
+    distance = check_distance(distance)
+    if isinstance(distance, str):
+        return _DISTANCES[distance](x1, x2)
+    return p_norm(x1 - x2, distance)
 
 
-def check_distance(distance: Distance) -> None:
-    """Refuse an unknown name.
+def check_distance(distance: Distance) -> Distance:
+    """The distance in its only form: by name where it has one, else as a float.
 
     Raises:
-        ValueError: an unknown name; the message lists the choices.
+        ValueError: no distance; the message lists the choices.
+
+    >>> check_distance(2), check_distance(1.0), check_distance(3)
+    ('euclidean', 'manhattan', 3.0)
     """
-    if not isinstance(distance, str) or distance not in _DISTANCES:
-        choices = ", ".join(map(repr, _DISTANCES))
-        raise ValueError(f"distance must be one of {choices}; got {distance!r}.")
+    if isinstance(distance, str) and distance in _DISTANCES:
+        return distance
+    if isinstance(distance, Real) and not isinstance(distance, bool) and distance >= 1:
+        p = float(distance)
+        return _NAMES.get(p, p)
+    raise ValueError(
+        f"distance must be one of {_listed(_DISTANCES)}, or a number p of at least 1 for the "
+        f"p-norm; got {distance!r}.{_OWN if callable(distance) else ''}"
+    )
+
+
+def check_euclidean(distance: Distance, what: str) -> EuclideanDistance:
+    """The distance, if it follows from the Euclidean one.
+
+    Args:
+        distance: any.
+        what: what takes no other distance, with a verb.
+
+    Raises:
+        ValueError: another distance, or none; the message lists the choices.
+    """
+    known = check_distance(distance)
+    if known == "euclidean" or known == "sqeuclidean" or known == "cosine":
+        return known
+    raise ValueError(
+        f"distance must be one of {_listed(get_args(EuclideanDistance))}, by which {what}; "
+        f"got {distance!r}."
+    )
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names))
 
 
 def largest(distance: Distance) -> float:
     """The largest possible distance: 2 for cosine distance, infinity for the others."""
-    check_distance(distance)
-    return 2.0 if distance == "cosine" else float("inf")
+    return 2.0 if check_distance(distance) == "cosine" else inf
+
+
+def scaled(distance: Distance, normalize: bool, *rows: Tensor) -> tuple[Tensor, ...]:
+    """The rows, at length 1 if asked; the cosine distance scales them by itself."""
+    return tuple(map(unit, rows)) if normalize and distance != "cosine" else rows
 
 
 def euclidean(x1: Tensor, x2: Tensor) -> Tensor:
@@ -65,6 +109,60 @@ def cosine(x1: Tensor, x2: Tensor) -> Tensor:
         if short is not None:
             d = d + short / 2  # its |u|^2 / 2 is 0 instead of 1 / 2
     return d
+
+
+def manhattan(x1: Tensor, x2: Tensor) -> Tensor:
+    """d = sum_k |x1_k - x2_k|, clamped to the largest number of the dtype."""
+    return p_norm(x1 - x2, 1)
+
+
+def snr(x1: Tensor, x2: Tensor) -> Tensor:
+    """d = var(x1 - x2) / var(x1): how loud the noise in x2 is beside the signal x1, the anchor.
+
+    Adding a constant to a row changes nothing. A row x1 that is constant, or too short for its
+    square to be held, has no signal: it is at distance 1 from everything, without a gradient, as a
+    row without direction is at cosine distance 1.
+    """
+    signal, noise = about_mean(x1), about_mean(x1 - x2)
+    size, most = signal.detach().abs().amax(-1, keepdim=True), torch.finfo(x1.dtype).max
+    short = size < too_short(x1.dtype)
+    size = size.masked_fill(short, inf)
+    # In units of the largest part of the signal, whose square is then between 1 and its length.
+    of_signal = (signal / size).square().sum(-1)
+    of_noise = (noise / size).clamp(-most, most).square().sum(-1)
+    none, too_loud = short[..., 0].to(x1.dtype), of_noise == inf
+    d = (of_noise.masked_fill(too_loud, 0) + none) / (of_signal + none)
+    return d.masked_fill(too_loud, most)
+
+
+def about_mean(x: Tensor) -> Tensor:
+    """Each row minus its mean: exactly 0 for a constant row, and right for one far from 0."""
+    moved = x - x[..., :1].detach()  # the same by any shift, so this one needs no gradient
+    return moved - moved.mean(-1, keepdim=True)
+
+
+def p_norm(x: Tensor, p: float) -> Tensor:
+    """(sum_k |x_k|^p)^(1/p) of each row, for p = inf the largest |x_k|; derivatives at 0 are 0.
+
+    Powers are taken of shares in the largest |x_k|, which neither overflow nor all vanish. A norm
+    too large for the dtype is its largest number.
+    """
+    size = x.abs()
+    if p == inf:
+        return size.amax(-1)
+    if p == 1:
+        return size.sum(-1).clamp(max=torch.finfo(x.dtype).max)
+    most = size.detach().amax(-1, keepdim=True)
+    share = size / most.masked_fill(most == 0, 1)
+    if p < 2:  # |x|^p has no second derivative at 0
+        zero = share == 0
+        powers = share.masked_fill(zero, 1).pow(p).masked_fill(zero, 0)
+    else:
+        powers = share.pow(p)
+    total = powers.sum(-1)
+    zero = total == 0
+    root = total.masked_fill(zero, 1).pow(1 / p).masked_fill(zero, 0)
+    return (root * most[..., 0]).clamp(max=torch.finfo(x.dtype).max)
 
 
 def cosine_similarity(x1: ArrayLike, x2: ArrayLike) -> Tensor:
@@ -109,15 +207,20 @@ def unit(x: Tensor) -> Tensor:
 
 def _unit(x: Tensor) -> tuple[Tensor, Tensor | None]:
     """The rows of `unit`, and which of them are too short; None if none is."""
-    size, too_short = _plain_length(x, keepdim=True), torch.finfo(x.dtype).tiny ** 0.5
+    size, shortest = _plain_length(x, keepdim=True), too_short(x.dtype)
     if _can_read(size):
         low, high = size.detach().aminmax()
-        if low.item() >= too_short and high.item() < torch.inf:
+        if low.item() >= shortest and high.item() < torch.inf:
             return x / size, None
     x, _ = scaled_to_square(x, size)
     size = _plain_length(x, keepdim=True)
-    short = size < too_short
+    short = size < shortest
     return x / size.masked_fill(short, torch.inf), short[..., 0]
+
+
+def too_short(dtype: torch.dtype) -> float:
+    """The length below which a row has no direction: its square is no normal number."""
+    return float(torch.finfo(dtype).tiny ** 0.5)
 
 
 def length(x: Tensor) -> Tensor:
@@ -163,8 +266,12 @@ def safe_power_of_two(dtype: torch.dtype) -> float:
     return 2.0 ** -round(log2(torch.finfo(dtype).max) / 2 + 8)
 
 
-_DISTANCES: dict[Distance, Callable[[Tensor, Tensor], Tensor]] = {
+_DISTANCES: dict[DistanceName, Callable[[Tensor, Tensor], Tensor]] = {
     "euclidean": euclidean,
     "sqeuclidean": sqeuclidean,
     "cosine": cosine,
+    "snr": snr,
+    "manhattan": manhattan,
 }
+_NAMES: dict[float, DistanceName] = {1.0: "manhattan", 2.0: "euclidean"}
+_OWN = " nearfar.batch_loss takes a function of your own."

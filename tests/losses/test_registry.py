@@ -18,12 +18,12 @@ import pytest
 import torch
 
 import nearfar
-from nearfar.distance import Distance
 from nearfar.losses.base import LossModule, ProxyLossModule
+from nearfar.distance import DistanceName
 from nearfar.registry import LOSSES, Loss
 
 ROOT = Path(__file__).parents[2]
-DISTANCES = get_args(Distance)
+DISTANCES = get_args(DistanceName)
 FAMILIES = sorted((ROOT / "src" / "nearfar" / "losses").glob("[!_]*.py"))
 
 each = pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.function)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from nearfar.distance import scaled_to_square
+from nearfar.distance import scaled_to_square, too_short
 from nearfar.engine.slices import part, spans
 from nearfar.reduction import sum_dtype
 
@@ -38,7 +38,7 @@ class Rows:
             self.ready = torch.add(x, x, alpha=0)  # NaN where x is infinite; see inputs.lift
             return
         size = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-        short = torch.finfo(x.dtype).tiny ** 0.5
+        short = too_short(x.dtype)
         low, high = size.aminmax() if x.shape[0] else (size.sum(), size.sum())
         if short <= low.item() and high.item() < torch.inf:
             self.ready, self.size, self.finite = x / size, size, True
