@@ -296,6 +296,9 @@ CASES = [
         {"margin": 9.0, "distance": "sqeuclidean"},
         {"margin": 1.2, "distance": "cosine"},
         {"margin": 0.0},
+        {"margin": 6.0, "distance": "manhattan"},
+        {"margin": 2.5, "distance": "snr"},
+        {"margin": 3.5, "distance": 3.0},
         margin=3.0,
         weighted=False,
     ),
@@ -353,7 +356,7 @@ CASES = [
     ),
     *_batch(
         "lifted_structure", {}, {"margin": 4.0}, {"distance": "sqeuclidean"},
-        {"margin": 0.0, "distance": "cosine"}, margin=2.0,
+        {"margin": 0.0, "distance": "cosine"}, {"distance": "snr"}, {"distance": 1.5}, margin=2.0,
     ),
     _case("lifted_pair-default", "batch"),
     _case("lifted_pair-sqeuclidean", "batch", margin=3.0, distance="sqeuclidean"),

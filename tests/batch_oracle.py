@@ -20,7 +20,7 @@ def batch_contrastive(
     labels: Tensor,
     *,
     margin: float = 1.0,
-    distance: str = "euclidean",
+    distance: str | float = "euclidean",
     reduction: str = "mean",
     **reference: Any,
 ) -> Tensor:
@@ -226,7 +226,7 @@ def lifted_structure(
     labels: Tensor,
     *,
     margin: float = 1.0,
-    distance: str = "euclidean",
+    distance: str | float = "euclidean",
     weight: Tensor | None = None,
     reduction: str = "mean",
     **reference: Any,
@@ -480,10 +480,18 @@ def _total(values: Sequence[Number]) -> Number:
     return sum(values[1:], start=values[0]) if values else 0.0
 
 
-def _distance(a: Tensor, b: Tensor, name: str) -> Number:
-    """Of two rows; for the cosine distance, of two unit rows."""
+def _distance(a: Tensor, b: Tensor, name: str | float) -> Number:
+    """Of two rows; for the cosine distance, of two unit rows. A number p is the p-norm."""
     if name == "cosine":
         return 1 - _dot(a, b)
+    if name == "snr":
+        signal, noise = (((v - v.mean()) ** 2).sum() for v in (a, a - b))
+        return noise / signal if signal > 0 else noise * 0 + 1
+    if name == "manhattan":
+        return (a - b).abs().sum()
+    if not isinstance(name, str):
+        total = ((a - b).abs() ** name).sum()
+        return total ** (1 / name) if total > 0 else total * 0
     squared = (a - b).square().sum()
     if name == "sqeuclidean":
         return squared

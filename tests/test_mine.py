@@ -81,7 +81,7 @@ def test_the_nearest_in_a_batch_that_collapses() -> None:
     torch.testing.assert_close(found.distances.double(), nearest, rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("distance", ["euclidean", "sqeuclidean", "cosine"])
+@pytest.mark.parametrize("distance", ["euclidean", "sqeuclidean", "cosine", "snr", "manhattan", 3])
 @pytest.mark.parametrize(("reference", "multi"), SHAPES)
 @pytest.mark.parametrize("k", [1, 3, 40])
 def test_hard_positives_and_negatives(reference: bool, multi: bool, k: int, distance: Any) -> None:
@@ -102,7 +102,7 @@ def test_hard_positives_and_negatives(reference: bool, multi: bool, k: int, dist
     agree(far, *hardest(d, positives, k, farthest=True))
 
 
-@pytest.mark.parametrize("distance", ["euclidean", "cosine"])
+@pytest.mark.parametrize("distance", ["euclidean", "cosine", "snr", 1.5])
 @pytest.mark.parametrize(
     "guard",
     [
@@ -196,13 +196,17 @@ def test_without_labels_only_exclude_says_who_is_similar() -> None:
     assert (within.indices != own).all()
 
 
+@pytest.mark.parametrize("distance", ["euclidean", "snr", "manhattan", inf])
 @pytest.mark.parametrize("multi", [False, True])
-def test_semihard_triplets(multi: bool) -> None:
+def test_semihard_triplets(multi: bool, distance: Any) -> None:
     x, labels = draw(multi=multi)
-    d = oracle.between(x, x, "euclidean")
+    d = oracle.between(x, x, distance)
     expected = oracle.select_triplets(d, *oracle.relations(labels, None, None), "semihard")
     with tile_shape(3, 3):
-        assert mine.semihard_triplets(x, labels).tolist() == [list(t) for t in expected]
+        found = mine.semihard_triplets(x, labels, distance=distance)
+    assert found.tolist() == [list(t) for t in expected]
+    if distance != "euclidean":
+        return
     chance = torch.Generator().manual_seed(0)
     some = mine.semihard_triplets(x, labels, max=5, generator=chance)
     assert len(some) == 5
@@ -247,11 +251,12 @@ def test_triplets_bring_the_loss_that_selects_them() -> None:
     )
 
 
+@pytest.mark.parametrize("distance", ["cosine", "snr", "manhattan"])
 @pytest.mark.parametrize("epsilon", [0.0, 0.1, 0.5])
-def test_multi_similarity_pairs(epsilon: float) -> None:
+def test_multi_similarity_pairs(epsilon: float, distance: Any) -> None:
     x, labels = draw(seed=6)
     labels[3] = 9
-    s = 1 - oracle.between(x, x, "cosine")
+    s = -oracle.between(x, x, distance)
     positives, negatives = oracle.relations(labels, None, None)
     near, far = [], []
     for i, (p, n) in enumerate(zip(positives, negatives, strict=True)):
@@ -259,7 +264,7 @@ def test_multi_similarity_pairs(epsilon: float) -> None:
             near += [[i, j] for j in p if s[i, j] < max(s[i, k] for k in n) + epsilon]
             far += [[i, j] for j in n if s[i, j] > min(s[i, k] for k in p) - epsilon]
     with tile_shape(5, 5):
-        found = mine.multi_similarity_pairs(x, labels, epsilon=epsilon)
+        found = mine.multi_similarity_pairs(x, labels, epsilon=epsilon, distance=distance)
     assert found.positive.tolist() == near
     assert found.negative.tolist() == far
 

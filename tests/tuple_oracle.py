@@ -23,15 +23,23 @@ def similar(labels: Tensor, others: Tensor) -> list[list[bool]]:
     ]
 
 
-def between(x: Tensor, y: Tensor, distance: str) -> Tensor:
-    """(n, m) distances, from differences; the derivative at 0 is 0."""
+def between(x: Tensor, y: Tensor, distance: str | float) -> Tensor:
+    """(n, m) distances, from differences; the derivative at 0 is 0. A number p is the p-norm."""
     if distance == "cosine":
         x, y = _unit(x), _unit(y)
         return 1 - x @ y.T
-    squares = (x[:, None] - y).square().sum(-1)
+    apart = x[:, None] - y
+    if distance == "snr":
+        return apart.var(-1) / x.var(-1)[:, None]
+    if distance == "manhattan":
+        return apart.abs().sum(-1)
+    if distance == inf:
+        return apart.abs().amax(-1)
+    p = 2.0 if isinstance(distance, str) else distance
+    powers = (apart.square() if p == 2 else apart.abs() ** p).sum(-1)
     if distance == "sqeuclidean":
-        return squares
-    return torch.where(squares > 0, torch.where(squares > 0, squares, 1).sqrt(), 0)
+        return powers
+    return torch.where(powers > 0, torch.where(powers > 0, powers, 1) ** (1 / p), 0)
 
 
 def relations(
@@ -81,7 +89,7 @@ def batch_triplet(
     labels: Tensor,
     *,
     margin: float = 1.0,
-    distance: str = "euclidean",
+    distance: str | float = "euclidean",
     select: str = "all",
     smooth: bool = False,
     swap: bool = False,
@@ -128,7 +136,7 @@ def batch_quadruplet(
     *,
     margin: float = 1.0,
     margin2: float = 0.5,
-    distance: str = "euclidean",
+    distance: str | float = "euclidean",
     select: str = "all",
     reduction: str = "mean",
 ) -> tuple[Tensor, int, int, int]:
@@ -165,7 +173,7 @@ def online_contrastive(
     labels: Tensor,
     *,
     margin: float = 1.0,
-    distance: str = "euclidean",
+    distance: str | float = "euclidean",
     reference: Tensor | None = None,
     reference_labels: Tensor | None = None,
     reference_own: Tensor | None = None,

@@ -63,7 +63,7 @@ def hard_negatives(
         labels: (n,) class ids, or (n, c) bool multi-labels; rows that share a label are similar.
             None: no two rows are similar except those listed in `exclude`.
         k: how many negatives.
-        distance: "euclidean", "sqeuclidean" or "cosine".
+        distance: "euclidean", "sqeuclidean", "cosine", "snr", "manhattan" or the p of a p-norm.
         margin: m, how much farther than the farthest positive a negative must be, in units of the
             distance.
         relative_margin: r, 0 or more, the same as a share of the positive's score.
@@ -138,7 +138,7 @@ def hard_positives(
         x: (n, d) embeddings.
         labels: (n,) class ids, or (n, c) bool multi-labels; rows that share a label are similar.
         k: how many positives.
-        distance: "euclidean", "sqeuclidean" or "cosine".
+        distance: "euclidean", "sqeuclidean", "cosine", "snr", "manhattan" or the p of a p-norm.
         reference: rows to search instead of the other rows of the batch.
 
     Returns:
@@ -185,7 +185,7 @@ def semihard_triplets(
     Args:
         x: (n, d) embeddings.
         labels: (n,) class ids, or (n, c) bool multi-labels; rows that share a label are similar.
-        distance: "euclidean", "sqeuclidean" or "cosine".
+        distance: "euclidean", "sqeuclidean", "cosine", "snr", "manhattan" or the p of a p-norm.
         max: how many triplets at most, drawn at random; None: all.
         generator: for the draw; None: torch's own.
         reference: rows to take positives and negatives from instead of the batch.
@@ -211,7 +211,7 @@ def semihard_triplets(
         _at_least_one(max, "max")
     rows, columns, relation = _compare(x, labels, reference, distance)
     none = torch.zeros(0, 3, dtype=torch.int64, device=rows.device)
-    pick = semihard(distance, relation)
+    pick = semihard(check_distance(distance), relation)
     found = pick(*_scaled(rows, columns, distance), current_limits())
     if max is None:
         return torch.cat([*found, none])
@@ -246,7 +246,8 @@ def multi_similarity_pairs(
         x: (n, d) embeddings.
         labels: (n,) class ids, or (n, c) bool multi-labels; rows that share a label are similar.
         epsilon: how far beyond the limit a pair may be and still be selected.
-        distance: "cosine" (the paper's), "euclidean" or "sqeuclidean".
+        distance: "cosine" (the paper's), "euclidean", "sqeuclidean", "snr", "manhattan" or the p of
+            a p-norm.
         reference: rows to compare with instead of the other rows of the batch.
 
     Returns:

@@ -46,8 +46,16 @@ from nearfar import (
 )
 from nearfar.engine.anchor_sums import anchor_loss
 from nearfar.engine.budget import tile_shape
-from nearfar.engine.closeness import CosineDistance, Euclidean, NegatedSquares, Product, Tile
+from nearfar.engine.closeness import (
+    CosineDistance,
+    Euclidean,
+    NegatedSquares,
+    Product,
+    SignalToNoise,
+    Tile,
+)
 from nearfar.engine.log_sums import SAFE
+from nearfar.engine.norms import OfFunction, PNorm
 from nearfar.engine.pair_sums import PairSum, shares
 from nearfar.engine.products import Gradient
 from nearfar.engine.relation import Relation
@@ -318,6 +326,11 @@ def all_closeness(closeness: Any, a: Tensor, b: Tensor) -> Tensor:
         return -(a[:, None] - b).square().sum(-1)
     if isinstance(closeness, Product) and closeness.k > 1:
         return (a @ b.T).unflatten(1, (-1, closeness.k)).amax(2)
+    if isinstance(closeness, SignalToNoise):
+        return (a[:, None] - b).var(-1) / a.var(-1)[:, None]
+    if isinstance(closeness, PNorm | OfFunction):
+        p = closeness._p if isinstance(closeness, PNorm) else 1.0
+        return (a[:, None] - b).norm(dim=-1, p=p)
     return 1 - a @ b.T if isinstance(closeness, CosineDistance) else a @ b.T
 
 

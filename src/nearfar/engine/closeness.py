@@ -6,15 +6,25 @@ the gradient of the rows. Either takes little longer than the matrix products in
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
-from math import inf
+from functools import cached_property, partial
+from math import inf, log2
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.linalg import vecdot
 
-from nearfar.distance import Distance, check_distance, length, safe_power_of_two, unit
+from nearfar.distance import (
+    Distance,
+    about_mean,
+    check_distance,
+    length,
+    safe_power_of_two,
+    snr,
+    too_short,
+    unit,
+)
+from nearfar.engine.norms import DistanceFunction, OfFunction, PNorm, by_autograd, manhattan
 from nearfar.engine.products import Gradient, products, squares
 from nearfar.engine.relation import Block
 from nearfar.engine.slices import part, spans
@@ -68,9 +78,12 @@ class Closeness(Protocol):
 
     Attributes:
         distance_sign: 1 where a small value means close, -1 where a large one does.
+        symmetric: whether a row is as close to a column as that to the row, so that a tile of a
+            batch with itself may stand for its transpose.
     """
 
     distance_sign: int
+    symmetric: bool
 
     def prepare(self, a: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Rows and columns (None: the rows themselves) as `measure` wants them."""
@@ -121,6 +134,7 @@ class Product:
     """
 
     distance_sign = -1
+    symmetric = True
 
     def __init__(self, k: int = 1) -> None:
         self.k = k
@@ -184,6 +198,7 @@ class CosineDistance:
     """
 
     distance_sign = 1
+    symmetric = True
     # In float32, a smaller distance may be off by more than 1e-4 of itself.
     CANCELS = 1e-3
 
@@ -231,6 +246,7 @@ class Euclidean:
     """
 
     distance_sign = 1
+    symmetric = True
     # With less than this share of |a|^2 + |b|^2 left, a float32 distance is not exact to 1e-5.
     CANCELS = 0.02
 
@@ -324,6 +340,7 @@ class NegatedSquares:
     """-|a - b|^2, a similarity."""
 
     distance_sign = -1
+    symmetric = True
 
     def __init__(self) -> None:
         self._squares = Euclidean(squared=True)
@@ -347,6 +364,78 @@ class NegatedSquares:
         self, force: Tensor, x: Tensor, y: Tensor, closeness: Tensor
     ) -> tuple[Tensor, Tensor]:
         return self._squares.between_backward(-force, x, y, closeness)
+
+
+class SignalToNoise:
+    """var(a - b) / var(a): |a - b|^2 / |a|^2 of rows minus their own mean; see `distance.snr`.
+
+    A common factor changes nothing, so rows are scaled by a power of two at which the squares of
+    the longest can be held, and those of rows 1e35 times shorter too.
+    """
+
+    distance_sign = 1
+    symmetric = False
+
+    def __init__(self) -> None:
+        self._squares = Euclidean(squared=True)
+        self._scale: Tensor | float = 1.0  # of the rows, since `prepare`
+
+    def prepare(self, a: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        rows = _signals(a)
+        columns = None if b is None else _signals(b)
+        largest = [t.abs().amax() for t in (rows, columns) if t is not None and t.numel()]
+        if largest:
+            self._scale = _power_of_two(torch.stack(largest).amax())
+        for t in (rows, columns):
+            if t is not None:
+                t.mul_(self._scale)
+        return rows, columns
+
+    def measure(
+        self, a: Tensor, b: Tensor, bound: float = 1.0, out: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        values, repaired = self._squares.measure(a, b, bound, out)
+        of_a = _powers(a)
+        values.div_(of_a).clamp_(max=torch.finfo(a.dtype).max)
+        return values.masked_fill_(of_a == inf, 1), repaired
+
+    def backward(self, force: Tensor, tile: Tile, gradient: Gradient) -> None:
+        # The gradient of the distance is 2 (a - b) / |a|^2, and by the length of a, -2 d a / |a|^2.
+        a = part(gradient.a, tile.rows)
+        too_large = tile.closeness >= torch.finfo(force.dtype).max
+        by = force.masked_fill_(too_large, 0).mul_(2 * self._scale / _powers(a))
+        pull = torch.linalg.vecdot(by, tile.closeness)
+        _take_repaired(by, tile, gradient)
+        gradient.add_squares(by, tile.rows, tile.columns, uniform=tile.uniform_forces)
+        gradient.of_rows(tile.rows).addcmul_(pull[:, None], a, value=-1)
+
+    def between(self, x: Tensor, y: Tensor) -> Tensor:
+        return snr(x, y)
+
+    def between_backward(
+        self, force: Tensor, x: Tensor, y: Tensor, closeness: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return by_autograd(snr, force, x, y)
+
+
+def _signals(x: Tensor) -> Tensor:
+    """Rows minus their mean, in new memory, and 0 where that is too short to be a signal."""
+    signal = about_mean(x)
+    size = signal.abs().amax(1, keepdim=True)
+    return signal.masked_fill_(size < too_short(x.dtype), 0)
+
+
+def _powers(signals: Tensor) -> Tensor:
+    """(r, 1) the squared lengths of signals; inf where there is none."""
+    of_a: Tensor = torch.linalg.vecdot(signals, signals)[:, None]
+    return of_a.masked_fill_(of_a < torch.finfo(of_a.dtype).tiny, inf)
+
+
+def _power_of_two(largest: Tensor) -> Tensor:
+    """A power of two that makes a number so large that sums of its square are still finite."""
+    finite = round(log2(torch.finfo(largest.dtype).max))
+    exponent = finite // 2 - 10 - largest.frexp().exponent
+    return torch.ldexp(torch.ones_like(largest), exponent.clamp(max=finite - 1))
 
 
 def _but_selves(
@@ -439,10 +528,21 @@ def _chunks(pairs: Tensor | None, tile: Tensor, a: Tensor) -> Iterator[tuple[Ten
         yield pairs[chunk, 0], pairs[chunk, 1]
 
 
-def by_distance(distance: Distance) -> Closeness:
-    """The measure of a distance by its name; cosine wants unit rows."""
-    check_distance(distance)
-    return CosineDistance() if distance == "cosine" else Euclidean(distance == "sqeuclidean")
+_MEASURES: dict[Distance, Callable[[], Closeness]] = {
+    "euclidean": partial(Euclidean, squared=False),
+    "sqeuclidean": partial(Euclidean, squared=True),
+    "cosine": CosineDistance,  # of unit rows
+    "snr": SignalToNoise,
+    "manhattan": manhattan,
+}
+
+
+def by_distance(distance: Distance | DistanceFunction) -> Closeness:
+    """The measure of a distance; cosine wants unit rows. A function is taken as it is."""
+    if callable(distance):
+        return OfFunction(distance)
+    known = check_distance(distance)
+    return PNorm(known) if isinstance(known, float) else _MEASURES[known]()
 
 
 # Below this cosine distance, the rounding of unit rows outweighs that of the distance.

@@ -7,6 +7,8 @@ the number of tuples, and gradients are always added in the same order.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,7 +16,7 @@ from torch.linalg import vecdot
 
 from nearfar.distance import Distance, length
 from nearfar.engine.budget import Limits, block
-from nearfar.engine.closeness import Tile, add_rows
+from nearfar.engine.closeness import Closeness, Tile, add_rows, by_distance
 from nearfar.engine.observe import force_visitors
 from nearfar.engine.relation import Relation
 from nearfar.engine.slices import spans
@@ -78,7 +80,7 @@ def listed(
         valid, active = per_row.new_zeros(2, len(a), dtype=torch.int64)
         da = torch.zeros_like(a) if request.gradient else None
         db = torch.zeros_like(columns) if request.gradient and request.b is not None else None
-        shown, of_rows = _Shown(), _DISTANCES[distance]
+        shown, measure = _Shown(), _measure(distance)
         with torch.no_grad():
             width = rule.places * a.shape[1]
             size = block(request.limits, a.device, a.element_size(), _BUFFERS, width)
@@ -88,14 +90,14 @@ def listed(
                     anchor = tuples[:, 0]
                     weight = None if request.weight is None else request.weight[anchor]
                     rows = [a[anchor], *(columns[other] for other in tuples.T[1:])]
-                    loss, pulls, between = _derived(rule, of_rows, rows, weight, request.gradient)
+                    loss, pulls, between = _derived(rule, measure, rows, weight, request.gradient)
                     per_row.index_add_(0, anchor, loss)
                     valid.index_add_(0, anchor, torch.ones_like(anchor))
                     active.index_add_(0, anchor, (loss > 0).long())
                     if da is None:
                         continue
-                    for ends, pull in zip(rule.pairs, pulls, strict=True):
-                        for place, by in zip(ends, (1, -1), strict=True):
+                    for ends, both in zip(rule.pairs, pulls, strict=True):
+                        for place, (pull, by) in zip(ends, both, strict=True):
                             to = da if place == 0 or db is None else db
                             add_rows(to, tuples[:, place], pull, by)
                     if force_visitors():
@@ -119,9 +121,31 @@ def _batched(found: Iterator[Tensor], size: int) -> Iterator[Tensor]:
         yield torch.cat(waiting)
 
 
+# The gradient of the rows at one end of pairs, as (t, d) and a factor.
+End = tuple[Tensor, float]
+
+
+class _Measured(Protocol):
+    """The distances between listed rows.
+
+    Attributes:
+        d: (t,) the distances.
+    """
+
+    d: Tensor
+
+    def pulls(self, force: Tensor) -> tuple[End, End]:
+        """The gradient of sum(force * d) at either end; called once."""
+        ...
+
+
+# x (t, d), the first ends of pairs, and y (t, d).
+_Measure = Callable[[Tensor, Tensor], _Measured]
+
+
 @dataclass(eq=False)
-class _Distance:
-    """A distance, from the difference of two rows.
+class _Formula:
+    """A distance whose gradient is a multiple of the difference.
 
     Attributes:
         of: (t, d) x - y, x and y -> (t,) distances.
@@ -130,6 +154,29 @@ class _Distance:
 
     of: Callable[[Tensor, Tensor, Tensor], Tensor]
     slope: Callable[[Tensor], Tensor | float]
+
+
+class _ByFormula:
+    def __init__(self, formula: _Formula, x: Tensor, y: Tensor) -> None:
+        self._difference, self._slope = x - y, formula.slope
+        self.d = formula.of(self._difference, x, y)
+
+    def pulls(self, force: Tensor) -> tuple[End, End]:
+        pull = self._difference.mul_((force * self._slope(self.d))[:, None])
+        return (pull, 1), (pull, -1)
+
+
+class _ByCloseness:
+    """Any distance."""
+
+    def __init__(self, closeness: Closeness, x: Tensor, y: Tensor) -> None:
+        self._closeness, self._ends = closeness, (x, y)
+        self.d = closeness.between(x, y)
+
+    def pulls(self, force: Tensor) -> tuple[End, End]:
+        x, y = (end.clone() for end in self._ends)  # which other pairs have too
+        first, second = self._closeness.between_backward(force, x, y, self.d)
+        return (first, 1), (second, 1)
 
 
 def _cosine(difference: Tensor, x: Tensor, y: Tensor) -> Tensor:
@@ -143,37 +190,39 @@ def _square(difference: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return square.clamp_(max=torch.finfo(x.dtype).max)
 
 
-_DISTANCES: dict[Distance, _Distance] = {
-    "euclidean": _Distance(
+_FORMULAS: dict[Distance, _Formula] = {
+    "euclidean": _Formula(
         lambda difference, x, y: length(difference),
         lambda d: d.reciprocal().masked_fill_(d == 0, 0),
     ),
-    "sqeuclidean": _Distance(_square, lambda d: 2.0),
-    "cosine": _Distance(_cosine, lambda d: 1.0),
+    "sqeuclidean": _Formula(_square, lambda d: 2.0),
+    "cosine": _Formula(_cosine, lambda d: 1.0),
 }
 
 
+def _measure(distance: Distance) -> _Measure:
+    formula = _FORMULAS.get(distance)
+    if formula is not None:
+        return partial(_ByFormula, formula)
+    return partial(_ByCloseness, by_distance(distance))
+
+
 def _derived(
-    rule: TupleRule, distance: _Distance, rows: list[Tensor], weight: Tensor | None, gradient: bool
-) -> tuple[Tensor, list[Tensor], list[tuple[Tensor, Tensor]]]:
-    """The losses, each pair's gradient by its first row, and each pair's distance and force."""
-    apart = [rows[i] - rows[j] for i, j in rule.pairs]
-    distances = [
-        distance.of(between, rows[i], rows[j])
-        for between, (i, j) in zip(apart, rule.pairs, strict=True)
-    ]
+    rule: TupleRule, measure: _Measure, rows: list[Tensor], weight: Tensor | None, gradient: bool
+) -> tuple[Tensor, list[tuple[End, End]], list[tuple[Tensor, Tensor]]]:
+    """The losses, the gradients at both ends of each pair, and each pair's distance and force."""
+    apart = [measure(rows[i], rows[j]) for i, j in rule.pairs]
+    distances = [one.d for one in apart]
     if not gradient:
         return rule.loss(*distances), [], []
     with torch.enable_grad():
         loss = rule.loss(*(d.requires_grad_() for d in distances))
         total = (loss if weight is None else loss * weight).sum()
         forces = torch.autograd.grad(total, distances, materialize_grads=True)
-    found = [(d.detach(), force) for d, force in zip(distances, forces, strict=True)]
-    pulls = [
-        between.mul_((force * distance.slope(d))[:, None])
-        for between, (d, force) in zip(apart, found, strict=True)
-    ]
-    return loss.detach(), pulls, found
+    for one in apart:
+        one.d = one.d.detach()
+    pulls = [one.pulls(force) for one, force in zip(apart, forces, strict=True)]
+    return loss.detach(), pulls, [(one.d, f) for one, f in zip(apart, forces, strict=True)]
 
 
 @dataclass(eq=False)

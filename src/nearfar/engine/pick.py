@@ -6,18 +6,19 @@ several equally near rows, the first is selected.
 
 from collections.abc import Iterator
 from math import inf, log2
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-from nearfar.distance import Distance, unit
+from nearfar.distance import Distance, EuclideanDistance, unit
 from nearfar.engine.anchors import Anchors, above
 from nearfar.engine.budget import Limits
 from nearfar.engine.closeness import Closeness, CosineDistance, Euclidean, Tile, by_distance
 from nearfar.engine.listed import Picker
 from nearfar.engine.products import products
 from nearfar.engine.relation import Relation
-from nearfar.engine.walk import blocks
+from nearfar.engine.walk import Measure, blocks
 from nearfar.reduction import sum_dtype
 
 # Copies of a block held at the same time: distances, lists of positives, and the nearest rows.
@@ -29,11 +30,12 @@ def order_preserving(
 ) -> tuple[Closeness, Tensor, Tensor | None]:
     """The cheapest closeness that orders pairs like a distance, and the rows for it.
 
-    It takes no square root, and scales rows by a power of two if their squares over- or underflow.
+    For the Euclidean distance it takes no square root, and scales rows by a power of two if their
+    squares over- or underflow.
     """
-    if distance == "cosine":
-        return by_distance(distance), a, b
-    return Euclidean(squared=True), *_scaled_to_square(a, b)
+    if distance in ("euclidean", "sqeuclidean"):
+        return Euclidean(squared=True), *_scaled_to_square(a, b)
+    return by_distance(distance), a, b
 
 
 def _scaled_to_square(a: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -71,8 +73,11 @@ def hardest(distance: Distance, relation: Relation, *, easy_positive: bool = Fal
         closeness, a, b = order_preserving(distance, a, b)
         a, b = closeness.prepare(a, b)
         columns = a if b is None else b
-        share = CosineDistance.CANCELS if distance == "cosine" else Euclidean.CANCELS
-        ranking = _Ranking(columns, unit=distance == "cosine")
+        ranking: Measure = closeness
+        share = 0.0  # of the digits nothing cancels
+        if distance in get_args(EuclideanDistance):
+            ranking = _Ranking(columns, unit=distance == "cosine")
+            share = CosineDistance.CANCELS if distance == "cosine" else Euclidean.CANCELS
         for tile in blocks(ranking, relation, a, columns, limits, buffers=_BUFFERS):
             anchors = Anchors.of(tile.block)
             if not anchors.most:

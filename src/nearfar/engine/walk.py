@@ -38,8 +38,9 @@ class Walk:
         a: (n, d) the rows, prepared for `closeness`.
         columns: (m, d) the columns, likewise, or (m, k, d) where each is k rows; `a` itself where
             the rows meet each other.
-        mirrored: whether the tiles of the upper triangle stand for the lower one. Observers want to
-            see each anchor's own forces, so for them nothing is mirrored.
+        mirrored: whether the tiles of the upper triangle stand for the lower one. Not where the
+            closeness of two rows is another from each end. Observers want to see each anchor's own
+            forces, so for them nothing is mirrored.
         gradient: the gradient so far; None: it is not wanted.
         own: the gradient of a number that the rule holds, likewise; None: no number is learned.
     """
@@ -50,7 +51,7 @@ class Walk:
         self.request, self.closeness, self.relation = request, closeness, relation
         self.a, b = closeness.prepare(request.a, request.b)
         self.columns = self.a if b is None else b
-        self.mirrored = relation.symmetric and not force_visitors()
+        self.mirrored = relation.symmetric and closeness.symmetric and not force_visitors()
         self.own: Tensor | None = None
         self.gradient: Gradient | None = None
         if request.gradient:

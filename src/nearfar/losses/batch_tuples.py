@@ -159,7 +159,7 @@ def _over_triplets(
     if isinstance(margin, str) and margin == "soft":
         raise ValueError("margin must be a number: the soft margin is smooth=True, margin=0.0.")
     between("margin", margin, 0, inf, ", a difference of distances")
-    check_distance(distance)
+    distance = check_distance(distance)
     one_of("select", select, Triplets)
     one_of("reduction", reduction, TripletReduction)
     rows, columns, relation = as_batch(x, labels, reference, reduction)
@@ -312,7 +312,7 @@ def _over_quadruplets(
     """See `batch_quadruplet_loss`; `first` and `second` count the quadruplets of each term."""
     between("margin", margin, 0, inf, ", a difference of distances")
     between("margin2", margin2, 0, inf, ", a difference of distances")
-    check_distance(distance)
+    distance = check_distance(distance)
     one_of("select", select, Quadruplets)
     rows, _, relation = as_batch(x, labels, None, reduction)
     classes = relation.row_labels

@@ -90,7 +90,7 @@ def every_quadruplet(
             none = torch.zeros_like(request.a) if request.gradient else None
             return Answer(request.a.new_zeros(request.a.shape[0]), n_quadruplets, none)
         walk = Walk(request, closeness, relation, buffers=_BLOCK_BUFFERS)
-        pairs = _Pairs.of(classes, walk.a, distance, margin2, request)
+        pairs = _Pairs.of(classes, request, distance, margin2, symmetric=closeness.symmetric)
         per_row, space = walk.a.new_zeros(walk.a.shape[0], dtype=sum_dtype(walk.a)), Workspace()
         for tile in walk.blocks():
             space.clear()
@@ -119,6 +119,7 @@ def every_quadruplet(
 class _Pairs:
     """The positive pairs of a batch, and the sums of their second terms."""
 
+    symmetric: bool  # a pair is as far apart from either end
     anchor: Tensor
     positive: Tensor
     d: Tensor
@@ -129,9 +130,15 @@ class _Pairs:
 
     @classmethod
     def of(
-        cls, classes: Classes, a: Tensor, distance: Distance, margin: float, request: Request
+        cls,
+        classes: Classes,
+        request: Request,
+        distance: Distance,
+        margin: float,
+        *,
+        symmetric: bool,
     ) -> "_Pairs":
-        anchor, positive = classes.positive_pairs()
+        a, (anchor, positive) = request.a, classes.positive_pairs()
         d = a.new_zeros(len(anchor))
         for chunk in _chunks(len(anchor), a, request.limits):
             d[chunk] = between_rows(a[anchor[chunk]], a[positive[chunk]], distance)
@@ -140,6 +147,7 @@ class _Pairs:
         one_segment = torch.zeros_like(segment), torch.full_like(classes.size[:1], len(d))
         by_class = segment, classes.size * (classes.size - 1)
         return cls(
+            symmetric,
             anchor,
             positive,
             d,
@@ -158,16 +166,18 @@ class _Pairs:
         """(b, n) the push on a block of negative pairs by the positive pairs of other classes.
 
         A pair (k, l) is compared with all positive pairs except those of the classes of k and l.
-        Over all ordered pairs, the two classes contribute equally, so twice the contribution of k
-        gives the same sums and gradient. Observers are shown the force of each pair as it is.
+        Where (l, k) are as far apart, the two classes contribute equally over all ordered pairs,
+        so twice the contribution of k gives the same sums and gradient. Observers are shown the
+        force of each pair as it is.
         """
         one_segment = torch.zeros(1, 1, dtype=torch.long, device=d.device)
-        of_rows = self.classes.of_row[rows, None]
+        of_row = self.classes.of_row
         push = self.all_pairs.add(d, one_segment, hidden)
-        own_class = self.by_class.add(d, of_rows, hidden)
-        if force_visitors():
-            return push - own_class - self.by_class.push(d, self.classes.of_row[None, :], hidden)
-        return push.sub_(own_class, alpha=2)
+        own_class = self.by_class.add(d, of_row[rows, None], hidden)
+        if self.symmetric and not force_visitors():
+            return push.sub_(own_class, alpha=2)
+        of_columns = self.by_class.push if self.symmetric else self.by_class.add
+        return push - own_class - of_columns(d, of_row[None, :], hidden)
 
     def add_gradient(self, walk: Walk, tile: Tile, force: Tensor) -> None:
         """Add the gradient of the forces on a block.
@@ -187,15 +197,17 @@ class _Pairs:
         assert walk.gradient is not None
         both = force + self.first_force
         show_listed(walk.request, walk.relation, self.anchor, self.positive, self.d, both)
-        for chunk in _chunks(len(self.anchor), walk.a, walk.request.limits):
+        a = walk.request.a  # as they are: `between_rows` prepares them by itself
+        for chunk in _chunks(len(self.anchor), a, walk.request.limits):
             ends = self.anchor[chunk], self.positive[chunk]
-            _pull(walk.a, walk.gradient.da, *ends, distance, force[chunk])
+            _pull(a, walk.gradient.da, *ends, distance, force[chunk])
 
     def finish_sums(self) -> tuple[Tensor, Tensor, Tensor]:
         """For each positive pair: the sum of its second terms, the active ones, and its pull."""
         count, distances = self.all_pairs.finish_sums()
         in_class, distances_in_class = self.by_class.finish_sums()
-        count, distances = count - 2 * in_class, distances - 2 * distances_in_class
+        times = 2 if self.symmetric else 1  # else both classes were added
+        count, distances = count - times * in_class, distances - times * distances_in_class
         loss = self.all_pairs.threshold.to(distances.dtype) * count - distances
         weight = self.all_pairs.weight
         return loss, count, (count if weight is None else count * weight).to(self.d.dtype)

@@ -68,8 +68,8 @@ def every_triplet(
         a = request.a
         height, width = budget.tile(request.limits, a.device, a.element_size(), _BUFFERS)
         shape = max(height // 2, 1), 2 * width
-        small = smooth or len(a) <= shape[0] or force_visitors() or not _has_small_classes(relation)
-        if small:
+        plain = smooth or not closeness.symmetric or force_visitors()
+        if plain or len(a) <= shape[0] or not _has_small_classes(relation):
             return by_blocks(request)
         answer, active = _ByClass(closeness, relation, margin, request).answer(shape)
         assert isinstance(answer.counts, Tensor)  # the number of triplets of each anchor

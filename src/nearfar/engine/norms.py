@@ -1,0 +1,159 @@
+"""Distances of a tile that are no inner products: p-norms, and functions of the user's own."""
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from nearfar import distance
+from nearfar.distance import p_norm
+from nearfar.engine.products import Gradient
+from nearfar.engine.slices import joined, part, spans
+
+if TYPE_CHECKING:
+    from nearfar.engine.closeness import Tile
+
+# (r, d) rows and (c, d) columns -> (r, c) distances, in plain torch.
+DistanceFunction = Callable[[Tensor, Tensor], Tensor]
+
+
+class OfFunction:
+    """Any function of the rows and the columns of a tile, derived by autograd.
+
+    Args:
+        function: what it is.
+        aligned: the same of aligned rows, (k, d) and (k, d) -> (k,); None: by `function`.
+        symmetric: whether it is the same from a to b as from b to a.
+    """
+
+    distance_sign = 1
+
+    def __init__(
+        self,
+        function: DistanceFunction,
+        aligned: DistanceFunction | None = None,
+        *,
+        symmetric: bool = False,
+    ) -> None:
+        self._function, self.symmetric = function, symmetric
+        self._aligned = _on_diagonals(function) if aligned is None else aligned
+
+    def prepare(self, a: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return a, b
+
+    def measure(
+        self, a: Tensor, b: Tensor, bound: float = 1.0, out: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        return self._function(a, b), None
+
+    def backward(self, force: Tensor, tile: "Tile", gradient: Gradient) -> None:
+        a, b = part(gradient.a, tile.rows), part(gradient.b, tile.columns)
+        da, db = by_autograd(self._function, force, a, b)
+        gradient.of_rows(tile.rows).add_(da)
+        gradient.of_columns(tile.columns).add_(db)
+
+    def between(self, x: Tensor, y: Tensor) -> Tensor:
+        return self._aligned(x, y)
+
+    def between_backward(
+        self, force: Tensor, x: Tensor, y: Tensor, closeness: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return by_autograd(self._aligned, force, x, y)
+
+
+def by_autograd(
+    function: DistanceFunction, force: Tensor, a: Tensor, b: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The gradients of sum(force * function(a, b)) by `a` and `b`."""
+    ends = [end.detach().requires_grad_() for end in (a, b)]
+    with torch.enable_grad():
+        values = function(*ends)
+    if not values.requires_grad:  # it depends on neither
+        return torch.zeros_like(a), torch.zeros_like(b)
+    da, db = torch.autograd.grad(values, ends, force, materialize_grads=True)
+    return da, db
+
+
+# A function of tiles tells the distances of aligned rows on the diagonals of small tiles, of as
+# many rows as make up for the calls.
+_DIAGONAL = 16
+
+
+def _on_diagonals(function: DistanceFunction) -> DistanceFunction:
+    """(k, d) rows and (k, d) others -> (k,) their distances, by a function of tiles."""
+
+    def aligned(x: Tensor, y: Tensor) -> Tensor:
+        few = spans(x.shape[0], _DIAGONAL)
+        return joined([function(x[at], y[at]).diagonal() for at in few], x)
+
+    return aligned
+
+
+def manhattan() -> OfFunction:
+    """The 1-norm of a - b, for which torch has a faster routine than for other norms."""
+
+    def distances(a: Tensor, b: Tensor) -> Tensor:
+        return torch.cdist(a, b, p=1.0).clamp(max=torch.finfo(a.dtype).max)
+
+    return OfFunction(distances, distance.manhattan, symmetric=True)
+
+
+# Elements of the differences held at a time: more leave the cache, and with fewer the calls
+# themselves take most of the time.
+_MOST, _FEWEST = 2**18, 2**14
+# Copies of these differences held at the same time: powers, masks, what autograd keeps.
+_COPIES = 6
+
+
+class PNorm:
+    """The p-norm of a - b, for any p, from the differences themselves.
+
+    No product gives it, so it takes r * c * d powers. They are computed a few pairs at a time.
+    """
+
+    distance_sign = 1
+    symmetric = True
+
+    def __init__(self, p: float) -> None:
+        self._p = p
+
+    def prepare(self, a: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return a, b
+
+    def measure(
+        self, a: Tensor, b: Tensor, bound: float = 1.0, out: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        values = a.new_empty(a.shape[0], b.shape[0])
+        for i, j in _few(a, b):
+            values[i, j] = p_norm(a[i, None] - b[j], self._p)
+        return values, None
+
+    def backward(self, force: Tensor, tile: "Tile", gradient: Gradient) -> None:
+        a, b = part(gradient.a, tile.rows), part(gradient.b, tile.columns)
+        da, db = gradient.of_rows(tile.rows), gradient.of_columns(tile.columns)
+        for i, j in _few(a, b):
+            apart = (a[i, None] - b[j]).requires_grad_()
+            with torch.enable_grad():
+                d = p_norm(apart, self._p)
+            (pull,) = torch.autograd.grad(d, apart, force[i, j])
+            da[i] += pull.sum(1)
+            db[j] -= pull.sum(0)
+
+    def between(self, x: Tensor, y: Tensor) -> Tensor:
+        return p_norm(x - y, self._p)
+
+    def between_backward(
+        self, force: Tensor, x: Tensor, y: Tensor, closeness: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return by_autograd(self.between, force, x, y)
+
+
+def _few(a: Tensor, b: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Rows and columns of so few pairs that their differences take no more than a tile."""
+    (r, d), c = a.shape, b.shape[0]
+    pairs = max(_FEWEST, min(_MOST, r * c // _COPIES)) // d
+    width = max(1, min(pairs, c))
+    for i in spans(r, max(1, pairs // width)):
+        for j in spans(c, width):
+            yield i, j
