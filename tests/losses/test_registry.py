@@ -18,8 +18,8 @@ import pytest
 import torch
 
 import nearfar
-from nearfar.losses.base import LossModule, ProxyLossModule
 from nearfar.distance import DistanceName
+from nearfar.losses.base import LossModule, ProxyLossModule
 from nearfar.registry import LOSSES, Loss
 
 ROOT = Path(__file__).parents[2]
