@@ -393,7 +393,7 @@ def test_proxy_nca(miner: str) -> None:
     found = mined(miner, x, labels)
     loss = losses.ProxyNCALoss(CLASSES, D, softmax_scale=3, reducer=reducers.SumReducer())
     weights = proxies_of(loss)
-    weight = theirs.convert_to_weights(found, labels, dtype=x.dtype)
+    weight = theirs.convert_to_weights(found, labels, dtype=x.dtype, using_ref=True)
     ours = nf.proxy_softmax_loss(x, weights, labels, scale=6.0, weight=weight, reduction="sum")
     agree(ours, loss(x, labels, found), x, weights)
 
