@@ -554,7 +554,9 @@ def test_what_the_rule_sees_must_be_said_once() -> None:
             nf.batch_loss(pull, x, [0, 0, 1, 1], **seen)
     with pytest.raises(ValueError, match=r"distance must be one of 'euclidean', .*; got 'dot'"):
         batch(pull, distance="dot")
-    with pytest.raises(ValueError, match=r"similarity must be one of 'cosine', .*; got 'dot'"):
+    with pytest.raises(
+        ValueError, match=r"similarity must be one of 'inner_product', .*; got 'dot'"
+    ):
         batch(pull, distance=None, similarity="dot")
     with pytest.raises(ValueError, match=r"reduction must be .* got 'avg'"):
         batch(pull, reduction="avg")

@@ -3,25 +3,25 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
-from nearfar.distance import Distance
+from nearfar.distance import Distance, DistanceName
 from nearfar.engine.anchor_sums import anchor_loss
-from nearfar.engine.closeness import Closeness, Product, Tile, by_distance
+from nearfar.engine.closeness import Closeness, NegatedSquares, Product, Tile, by_distance
+from nearfar.engine.norms import DistanceFunction
 from nearfar.engine.pair_sums import MeanOver, PairSum, SomePairs, Term, pair_loss, shares
 from nearfar.engine.relation import Relation
 from nearfar.engine.step import Answer, Executor, Request, run
 from nearfar.engine.walk import Walk
 from nearfar.inputs import ArrayLike
 from nearfar.losses.batch import as_batch, one_of, row_weight
+from nearfar.losses.similarity import Similarity
 from nearfar.pairs import Pairs
 from nearfar.reduction import Reduction
 from nearfar.reference import Reference
-
-Similarity = Literal["cosine", "inner_product"]
 
 # (n,) closeness, and the learned tensors -> (n,) losses, or these and their derivatives.
 PairTerm = Callable[..., Tensor | tuple[Tensor, Tensor]]
@@ -80,7 +80,7 @@ def batch_loss(
     x: ArrayLike,
     labels: ArrayLike | None,
     *,
-    distance: Distance | None = None,
+    distance: Distance | DistanceFunction | None = None,
     similarity: Similarity | None = None,
     normalize: bool = False,
     learned: Sequence[Tensor] = (),
@@ -101,8 +101,12 @@ def batch_loss(
         x: (n, d) embeddings, any floating dtype.
         labels: (n,) class ids, or (n, c) bool multi-labels; rows that share a label are similar.
             May be None with `pairs`.
-        distance: "euclidean", "sqeuclidean" or "cosine", if the rule takes distances.
-        similarity: "cosine" or "inner_product", if it takes similarities. Pass one of the two.
+        distance: "euclidean", "sqeuclidean", "cosine", "snr", "manhattan" or the p of a p-norm, if
+            the rule takes distances; or a function of your own, of (r, d) anchors and (c, d) other
+            rows, which returns (r, c) distances in plain torch. Autograd derives it, a tile at a
+            time, so its derivative must be finite between equal rows: a row also meets itself.
+        similarity: "inner_product", "cosine" or "sqeuclidean" (minus the squared Euclidean
+            distance), if it takes similarities. Pass one of the two.
         normalize: scale all rows to length 1 first; "cosine" does in any case.
         learned: tensors of the rule, such as a learned margin, which get gradients. They are passed
             to the rule after the tile. The rule may use no other tensor that requires a gradient.
@@ -121,10 +125,11 @@ def batch_loss(
 
     Raises:
         TypeError: labels that are not class ids or bool multi-labels; both or neither of distance
-            and similarity; a rule that cannot be called, or returns something other than tensors.
-        ValueError: a shape, length, device or hyperparameter out of range; a rule that returns
-            another shape than it should, or uses a tensor that requires a gradient and is not among
-            `learned`.
+            and similarity; a rule that cannot be called; a rule or a distance that returns
+            something other than tensors.
+        ValueError: a shape, length, device or hyperparameter out of range; a rule or a distance
+            that returns another shape than it should, or uses a tensor that requires a gradient
+            and is not among `learned`.
 
     >>> def pull(tile):  # the mean distance to the positives
     ...     counts = tile.positive.sum(1)
@@ -135,11 +140,15 @@ def batch_loss(
     >>> contrastive = PairRule(lambda d: d**2, lambda d: (2 - d).relu() ** 2)
     >>> batch_loss(contrastive, x.detach(), [0, 0, 1], distance="euclidean")
     tensor(1.)
+    >>> def below_1(a, b):  # all far rows are about as far
+    ...     return 1 - (-torch.cdist(a, b, p=1)).exp()
+    >>> batch_loss(contrastive, x.detach(), [0, 0, 1], distance=below_1)
+    tensor(1.4691)
 
     Source: the gradient of any contrastive loss is a weighted sum over pairs (Wang et al.,
     "Multi-Similarity Loss", CVPR 2019, section 3).
     """
-    closeness, unit = _closeness(distance, similarity)
+    closeness = _closeness(distance, similarity)
     check_rule(rule)
     _check_learned(learned)
     rows, columns, relation = as_batch(x, labels, reference, reduction, pairs)
@@ -154,7 +163,7 @@ def batch_loss(
         executor,
         rows,
         columns,
-        normalize=normalize or unit,
+        normalize=normalize or "cosine" in (distance, similarity),
         reduction=reduction,
         weight=weights,
         learned=learned,
@@ -179,18 +188,43 @@ def name_of(rule: object) -> str:
     return str(getattr(function, "__name__", type(function).__name__))
 
 
-def _closeness(distance: Distance | None, similarity: Similarity | None) -> tuple[Closeness, bool]:
-    """What the rule sees, and whether rows are scaled to length 1 for it."""
+def _closeness(
+    distance: Distance | DistanceFunction | None, similarity: Similarity | None
+) -> Closeness:
+    """What the rule sees; a cosine wants unit rows."""
     if (distance is None) == (similarity is None):
+        names = [", ".join(map(repr, get_args(of))) for of in (DistanceName, Similarity)]
         raise TypeError(
-            'batch_loss needs either distance ("euclidean", "sqeuclidean" or "cosine") or '
-            f'similarity ("cosine" or "inner_product"); got distance={distance!r}, '
+            f"batch_loss needs either distance ({names[0]}, a number p for the p-norm, or a "
+            f"function) or similarity ({names[1]}); got distance={distance!r}, "
             f"similarity={similarity!r}."
         )
-    if distance is not None:
-        return by_distance(distance), distance == "cosine"
-    one_of("similarity", similarity, Similarity)
-    return Product(), similarity == "cosine"
+    if similarity is not None:
+        one_of("similarity", similarity, Similarity)
+        return NegatedSquares() if similarity == "sqeuclidean" else Product()
+    assert distance is not None
+    return by_distance(_checked_distance(distance) if callable(distance) else distance)
+
+
+def _checked_distance(function: DistanceFunction) -> DistanceFunction:
+    """The function, with errors that say what it should have returned."""
+    wanted = "distance must return one distance for each anchor and other row"
+
+    def checked(a: Tensor, b: Tensor) -> Tensor:
+        found = function(a, b)
+        if not isinstance(found, Tensor):
+            raise TypeError(f"{wanted}, as a tensor; got {_kind(found)}.")
+        _check_shape(wanted, (a.shape[0], b.shape[0]), found)
+        leaf = _unlisted(found, a, b)
+        if leaf is not None:
+            raise ValueError(
+                f"distance uses a tensor of shape {tuple(leaf.shape)} that requires a gradient, "
+                "and would leave it without one. Apply it to the embeddings before the loss, or "
+                "detach() it."
+            )
+        return found.to(a.dtype)
+
+    return checked
 
 
 def check_rule(rule: object) -> None:
@@ -270,20 +304,28 @@ def _check_shape(wanted: str, shape: Sequence[int], *found: Tensor, hint: str = 
 
 def _refuse_unlisted(loss: Tensor, *listed: Tensor) -> None:
     """Refuse a rule whose losses depend on a tensor that would be left without its gradient."""
-    nodes, seen = [loss.grad_fn], set()
+    leaf = _unlisted(loss, *listed)
+    if leaf is not None:
+        raise ValueError(
+            f"the rule uses a tensor of shape {tuple(leaf.shape)} that requires a gradient, "
+            "and would leave it without one. Pass it, or what is computed of it, as one of "
+            "learned=(...), which the rule takes after the tile; or detach() it."
+        )
+
+
+def _unlisted(found: Tensor, *listed: Tensor) -> Tensor | None:
+    """A tensor that requires a gradient and that another was computed of, if it is not listed."""
+    nodes, seen = [found.grad_fn], set()
     while nodes:
         node = nodes.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
         nodes += [before for before, _ in node.next_functions]
-        leaf = getattr(node, "variable", None)  # that a gradient is for, where the graph ends
+        leaf: Tensor | None = getattr(node, "variable", None)  # where the graph ends
         if leaf is not None and not any(leaf is tensor for tensor in listed):
-            raise ValueError(
-                f"the rule uses a tensor of shape {tuple(leaf.shape)} that requires a gradient, "
-                "and would leave it without one. Pass it, or what is computed of it, as one of "
-                "learned=(...), which the rule takes after the tile; or detach() it."
-            )
+            return leaf
+    return None
 
 
 def _pair_executor(
