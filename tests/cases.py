@@ -38,7 +38,8 @@ class Case:
         labels: the arguments that carry no gradient, for n rows.
         similar_label: passed to the function only; the references take degrees, 1 = similar.
         distances: the argument holds distances, which are never negative.
-        laws: "swap" (of the first two arguments), "rotate", "translate", "rescale" (of a row).
+        laws: "swap" (of the first two arguments), "rotate", "translate", "rescale" (of a row),
+            "pad" (with columns of 0).
         reach: which of n losses see row i of argument number k.
         streamed: computed tile by tile, with the gradient finished in the forward pass: neither
             differentiated twice, nor traced.
@@ -150,8 +151,13 @@ def _small_classes(n: int) -> Tensors:
 
 
 def _laws(hyper: dict[str, Any], *more: str) -> frozenset[str]:
-    cosine = hyper.get("distance") == "cosine"
-    return frozenset({"rotate", "rescale" if cosine else "translate", *more})
+    """Of distances; the variance is not that of rotated rows, nor a p-norm that of rotated ones."""
+    distance = hyper.get("distance", "euclidean")
+    laws = {"pad", *more} - ({"pad", "swap"} if distance == "snr" else set())
+    if distance in ("euclidean", "sqeuclidean", "cosine"):
+        laws |= {"rotate"}
+    scaled = hyper.get("normalize", distance == "cosine")
+    return frozenset(laws | {"rescale" if scaled else "translate"})
 
 
 def _contrastive(name: str, **more: Any) -> Case:
@@ -231,7 +237,20 @@ CASES = [
     _contrastive("cosine", margin=1.5, distance="cosine"),
     _contrastive("0-means-similar", margin=6.0, labels=_zeros_and_ones, similar_label=0),
     _contrastive("degrees", margin=6.0, labels=_degrees, similar_label=1),
+    _contrastive("snr", margin=3.0, distance="snr"),
+    _contrastive("manhattan", margin=12.0, distance="manhattan"),
+    _contrastive("3-norm", margin=6.0, distance=3),
+    _contrastive("1.5-norm", margin=6.0, distance=1.5),
+    _contrastive("inf-norm", margin=3.0, distance=float("inf")),
+    _contrastive("normalize", margin=1.5, normalize=True),
+    _contrastive("pos_margin", margin=6.0, pos_margin=2.0),
+    _contrastive("not-squared", margin=6.0, squared=False),
+    _contrastive(
+        "all-of-it", margin=2.5, pos_margin=1.0, squared=False, distance="manhattan",
+        normalize=True, labels=_degrees, similar_label=0,
+    ),
     _from_distance("bool"),
+    _from_distance("pos_margin", margin=2.0, pos_margin=0.5, squared=False),
     _from_distance("degrees", margin=2.0, labels=_degrees, similar_label=0),
     Case(
         "cosine_similarity", nearfar.cosine_similarity, _aligned(2), oracle.cosine_similarity,
@@ -245,6 +264,10 @@ CASES = [
     _triplet("margin-0", margin=0.0),
     _triplet("sqeuclidean", margin=5.0, distance="sqeuclidean"),
     _triplet("cosine", margin=0.5, distance="cosine"),
+    _triplet("snr", margin=0.47, distance="snr"),
+    _triplet("manhattan-swap", distance="manhattan", swap=True),
+    _triplet("4-norm-smooth", distance=4.0, smooth=True),
+    _triplet("normalize", margin=0.5, normalize=True),
     _triplet("swap", swap=True),
     _triplet("smooth", smooth=True, margin=0.0),
     # Where torch's softplus drops e^-v for v above 20, which float64 can still tell.
@@ -253,6 +276,8 @@ CASES = [
     _quadruplet("margins-1-0.5"),
     _quadruplet("sqeuclidean", margin=8.0, margin2=4.0, distance="sqeuclidean"),
     _quadruplet("cosine", margin=0.4, margin2=0.2, distance="cosine"),
+    _quadruplet("snr", margin=1.03, margin2=0.49, distance="snr"),
+    _quadruplet("manhattan-normalize", distance="manhattan", normalize=True),
     _info_nce("0.07", "batch"),
     _info_nce("raw", "batch", temperature=0.5, normalize=False),
     _info_nce("0.001", "batch", temperature=0.001),

@@ -12,21 +12,34 @@ from typing import Any
 Number = Any
 Row = Sequence[Number]
 Rows = Sequence[Row]
+Distance = str | float  # a number p is the p-norm of the difference
 
 
 def contrastive(
-    x1: Rows, x2: Rows, similar: Row, *, margin: float = 1.0, distance: str = "euclidean"
+    x1: Rows,
+    x2: Rows,
+    similar: Row,
+    *,
+    distance: Distance = "euclidean",
+    normalize: bool = False,
+    **margins: Any,
 ) -> list[Number]:
     """Hadsell, Chopra & LeCun 2006, without the factor 1/2; `similar` is 1, 0 or in between."""
+    x1, x2 = _scaled(x1, normalize), _scaled(x2, normalize)
     far = [_distance(a, b, distance) for a, b in zip(x1, x2, strict=True)]
-    return contrastive_from_distance(far, similar, margin=margin)
+    return contrastive_from_distance(far, similar, **margins)
 
 
-def contrastive_from_distance(d: Row, similar: Row, *, margin: float = 1.0) -> list[Number]:
-    return [
-        s * di * di + (1 - s) * _hinge(margin - di) * _hinge(margin - di)
-        for di, s in zip(d, similar, strict=True)
-    ]
+def contrastive_from_distance(
+    d: Row, similar: Row, *, margin: float = 1.0, pos_margin: float = 0.0, squared: bool = True
+) -> list[Number]:
+    losses = []
+    for di, s in zip(d, similar, strict=True):
+        near, far = _hinge(di - pos_margin), _hinge(margin - di)
+        losses.append(
+            s * near * near + (1 - s) * far * far if squared else s * near + (1 - s) * far
+        )
+    return losses
 
 
 def cosine_similarity(x1: Rows, x2: Rows) -> list[Number]:
@@ -48,12 +61,14 @@ def triplet(
     negative: Rows,
     *,
     margin: float = 1.0,
-    distance: str = "euclidean",
+    distance: Distance = "euclidean",
+    normalize: bool = False,
     swap: bool = False,
     smooth: bool = False,
 ) -> list[Number]:
     """Schroff et al. 2015; swap of Balntas et al. 2016; soft margin of Hermans et al. 2017."""
     losses = []
+    anchor, positive, negative = (_scaled(x, normalize) for x in (anchor, positive, negative))
     for a, p, n in zip(anchor, positive, negative, strict=True):
         near, far = _distance(a, p, distance), _distance(a, n, distance)
         if swap:
@@ -71,11 +86,13 @@ def quadruplet(
     *,
     margin: float = 1.0,
     margin2: float = 0.5,
-    distance: str = "euclidean",
+    distance: Distance = "euclidean",
+    normalize: bool = False,
 ) -> list[Number]:
     """Chen et al. 2017: the triplet's term, and the one against a pair of two strangers."""
     losses = []
-    for a, p, n, n2 in zip(anchor, positive, negative, negative2, strict=True):
+    rows = [_scaled(x, normalize) for x in (anchor, positive, negative, negative2)]
+    for a, p, n, n2 in zip(*rows, strict=True):
         near = _distance(a, p, distance)
         first = _hinge(near - _distance(a, n, distance) + margin)
         second = _hinge(near - _distance(n, n2, distance) + margin2)
@@ -118,11 +135,37 @@ def softmax(logits: Rows, target: Sequence[int], *, label_smoothing: float = 0.0
     return losses
 
 
-def _distance(a: Row, b: Row, name: str) -> Number:
+def _distance(a: Row, b: Row, name: Distance) -> Number:
     if name == "cosine":
         return _one_minus_cosine(a, b)
+    if name == "snr":
+        signal = _variance(a)
+        noise = _variance([ai - bi for ai, bi in zip(a, b, strict=True)])
+        return noise / signal if signal > 0 else noise * 0 + 1
+    if name == "manhattan" or not isinstance(name, str):
+        p = 1 if isinstance(name, str) else name
+        sizes = [abs(ai - bi) for ai, bi in zip(a, b, strict=True)]
+        if p == math.inf:
+            return max(sizes)
+        total = _sum([size**p for size in sizes])
+        return total ** (1 / p) if total > 0 else total * 0
     squared = _sum([(ai - bi) * (ai - bi) for ai, bi in zip(a, b, strict=True)])
     return squared if name == "sqeuclidean" else _sqrt(squared)
+
+
+def _variance(a: Row) -> Number:
+    mean = _sum(a) / len(a)
+    return _sum([(ai - mean) * (ai - mean) for ai in a]) / len(a)
+
+
+def _scaled(rows: Rows, normalize: bool) -> Rows:
+    """At length 1 if asked; a zero row stays 0."""
+    if not normalize:
+        return rows
+    sizes = [_sqrt(_dot(row, row)) for row in rows]
+    return [
+        [v / size for v in row] if size > 0 else row for row, size in zip(rows, sizes, strict=True)
+    ]
 
 
 def _dot(a: Row, b: Row) -> Number:

@@ -7,6 +7,7 @@ in nearfar, so that both can be called alike. Labels of a batch are class ids.
 
 from collections.abc import Callable
 from math import cos, inf, pi, sin
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -25,18 +26,26 @@ def contrastive_loss(
     x2: Tensor,
     y: Tensor,
     *,
-    margin: float = 1.0,
-    distance: str = "euclidean",
-    reduction: str = "mean",
+    distance: str | float = "euclidean",
+    normalize: bool = False,
+    **how: Any,
 ) -> Tensor:
-    d = _distance(x1, x2, distance)
-    return contrastive_loss_from_distance(d, y, margin=margin, reduction=reduction)
+    d = _distance(_scaled(x1, normalize), _scaled(x2, normalize), distance)
+    return contrastive_loss_from_distance(d, y, **how)
 
 
 def contrastive_loss_from_distance(
-    d: Tensor, y: Tensor, *, margin: float = 1.0, reduction: str = "mean"
+    d: Tensor,
+    y: Tensor,
+    *,
+    margin: float = 1.0,
+    pos_margin: float = 0.0,
+    squared: bool = True,
+    reduction: str = "mean",
 ) -> Tensor:
-    return _reduced(_by_label(y, d**2, F.relu(margin - d) ** 2), reduction)
+    near, far = F.relu(d - pos_margin), F.relu(margin - d)
+    near, far = (near**2, far**2) if squared else (near, far)
+    return _reduced(_by_label(y, near, far), reduction)
 
 
 def cosine_loss(
@@ -57,11 +66,13 @@ def triplet_loss(
     negative: Tensor,
     *,
     margin: float = 1.0,
-    distance: str = "euclidean",
+    distance: str | float = "euclidean",
+    normalize: bool = False,
     swap: bool = False,
     smooth: bool = False,
     reduction: str = "mean",
 ) -> Tensor:
+    anchor, positive, negative = (_scaled(x, normalize) for x in (anchor, positive, negative))
     near, far = _distance(anchor, positive, distance), _distance(anchor, negative, distance)
     if swap:
         far = torch.minimum(far, _distance(positive, negative, distance))
@@ -77,9 +88,12 @@ def quadruplet_loss(
     *,
     margin: float = 1.0,
     margin2: float = 0.5,
-    distance: str = "euclidean",
+    distance: str | float = "euclidean",
+    normalize: bool = False,
     reduction: str = "mean",
 ) -> Tensor:
+    anchor, positive = _scaled(anchor, normalize), _scaled(positive, normalize)
+    negative, negative2 = _scaled(negative, normalize), _scaled(negative2, normalize)
     near, far = _distance(anchor, positive, distance), _distance(anchor, negative, distance)
     apart = _distance(negative, negative2, distance)
     return _reduced(F.relu(near - far + margin) + F.relu(near - apart + margin2), reduction)
@@ -365,18 +379,28 @@ def _products(x: Tensor, normalize: bool = True) -> Tensor:
     return x @ x.T
 
 
-def _distance(a: Tensor, b: Tensor, name: str) -> Tensor:
-    """(n,) of aligned rows."""
+def _distance(a: Tensor, b: Tensor, name: str | float) -> Tensor:
+    """(n,) of aligned rows; a number p is the p-norm."""
     if name == "cosine":
         return 1 - F.cosine_similarity(a, b)
-    return (a - b).norm(dim=1) if name == "euclidean" else (a - b).pow(2).sum(1)
+    if name == "snr":
+        return (a - b).var(1) / a.var(1)
+    if name == "sqeuclidean":
+        return (a - b).pow(2).sum(1)
+    return (a - b).norm(p=_p(name), dim=1)
 
 
-def _distances(x: Tensor, name: str) -> Tensor:
+def _distances(x: Tensor, name: str | float) -> Tensor:
     """(n, n) of every two rows."""
     if name == "cosine":
         return 1 - _products(x)
-    return torch.cdist(x, x) if name == "euclidean" else torch.cdist(x, x) ** 2
+    if name == "snr":
+        return (x[:, None] - x).var(2) / x.var(1)[:, None]
+    return torch.cdist(x, x) ** 2 if name == "sqeuclidean" else torch.cdist(x, x, p=_p(name))
+
+
+def _p(name: str | float) -> float:
+    return {"euclidean": 2.0, "manhattan": 1.0}[name] if isinstance(name, str) else name
 
 
 def _kinds(labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -109,7 +109,7 @@ def test_length_of_a_row_changes_nothing(
     close(case.run((*x[:k], longer, *x[k + 1 :]), labels), case.run(x, labels))
 
 
-@over([case for case in CASES if case.function in (contrastive_loss, triplet_loss)])
+@over(obeying("pad"))
 @few
 @given(seeds, rows, widths)
 def test_embedding_in_more_dimensions_changes_nothing(

@@ -93,6 +93,8 @@ def test_error_is_at_most_twice_the_textbooks(case: Case, regime: str, dtype: to
         ("gradient", gradients, torch.finfo(dtype).eps / 2),
     ):
         found, book, true = (tuple(column) for column in zip(*triples, strict=True))
+        if "snr" in case.name and any(t.isnan().any() for t in book):
+            pytest.skip("rows are so close that in low precision some are constant: 0 / 0")
         allowed = 2 * rms(*errors(book, true)) + rounding * rms(*true)
         assert rms(*errors(found, true)) <= allowed, what
 
@@ -223,7 +225,8 @@ def test_shell_equals_function_also_when_copied(case: Case) -> None:
 
 def test_shell_repr_and_unknown_hyperparameter() -> None:
     assert repr(ContrastiveLoss(margin=2.0)) == (
-        "ContrastiveLoss(margin=2.0, distance='euclidean', similar_label=None, reduction='mean')"
+        "ContrastiveLoss(margin=2.0, pos_margin=0.0, distance='euclidean', normalize=False, "
+        "squared=True, similar_label=None, reduction='mean')"
     )
     with pytest.raises(TypeError, match=r"ContrastiveLoss takes margin, .* by name; got 2.0 alone"):
         shell_of(contrastive_loss)(2.0)

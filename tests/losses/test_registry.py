@@ -131,7 +131,7 @@ def test_the_list_says_which_losses_take_several_proxies_per_class(loss: Loss) -
 def test_pages_are_written_where_they_ask_for_it(tool):
     page = "Before.\n<!-- losses: weighted -->\nold\n<!-- end -->\nAfter."
     there = tool["page"](page)
-    assert there.startswith("Before.\n<!-- losses: weighted -->\n`info_nce_loss`, `clip_loss`")
+    assert there.startswith("Before.\n<!-- losses: weighted -->\n`contrastive_loss`, `contrast")
     assert there.endswith("\n<!-- end -->\nAfter.")
     assert "old" not in there
     assert tool["page"](there) == there

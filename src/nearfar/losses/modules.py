@@ -50,14 +50,22 @@ class ContrastiveLoss(LossModule):
 
     Args:
         margin: the distance, 0 or more, at which dissimilar pairs are no longer pushed.
-        distance: "euclidean", "sqeuclidean" or "cosine".
+        pos_margin: the distance, 0 or more, up to which similar pairs are not pulled.
+        distance: "euclidean", "sqeuclidean", "cosine", "snr", "manhattan" or the p of a p-norm.
+        normalize: scale all rows to length 1 first; "cosine" does in any case.
+        squared: whether the two terms are squared; if not, they push and pull with the same force
+            at every distance.
         similar_label: for numeric `y`, which of 0 and 1 means similar.
-        reduction: "mean" over all pairs, "sum", or "none" for one loss per pair.
+        reduction: "mean" over the losses of all pairs, "active" over those that are not 0, (low,
+            high) over those between; "sum", or "none" for one loss per pair.
     """
 
     loss = staticmethod(contrastive_loss)
     margin: float
+    pos_margin: float
     distance: Distance
+    normalize: bool
+    squared: bool
     similar_label: SimilarLabel
     reduction: Reduction
 
@@ -66,29 +74,46 @@ class ContrastiveLoss(LossModule):
         self,
         *,
         margin: float = 1.0,
+        pos_margin: float = 0.0,
         distance: Distance = "euclidean",
+        normalize: bool = False,
+        squared: bool = True,
         similar_label: SimilarLabel = None,
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__(
-            margin=margin, distance=distance, similar_label=similar_label, reduction=reduction
+            margin=margin,
+            pos_margin=pos_margin,
+            distance=distance,
+            normalize=normalize,
+            squared=squared,
+            similar_label=similar_label,
+            reduction=reduction,
         )
 
-    def forward(self, x1: ArrayLike, x2: ArrayLike, y: ArrayLike) -> Tensor:
+    def forward(
+        self, x1: ArrayLike, x2: ArrayLike, y: ArrayLike, *, weight: ArrayLike | None = None
+    ) -> Tensor:
         """The loss of a batch; see :func:`nearfar.contrastive_loss`."""
         return contrastive_loss(
             x1,
             x2,
             y,
+            weight=weight,
             margin=self.margin,
+            pos_margin=self.pos_margin,
             distance=self.distance,
+            normalize=self.normalize,
+            squared=self.squared,
             similar_label=self.similar_label,
             reduction=self.reduction,
         )
 
     if TYPE_CHECKING:
 
-        def __call__(self, x1: ArrayLike, x2: ArrayLike, y: ArrayLike) -> Tensor: ...
+        def __call__(
+            self, x1: ArrayLike, x2: ArrayLike, y: ArrayLike, *, weight: ArrayLike | None = None
+        ) -> Tensor: ...
 
 
 class ContrastiveLossFromDistance(LossModule):
@@ -99,12 +124,17 @@ class ContrastiveLossFromDistance(LossModule):
 
     Args:
         margin: the distance, 0 or more, at which dissimilar pairs are no longer pushed.
+        pos_margin: the distance, 0 or more, up to which similar pairs are not pulled.
+        squared: whether the two terms are squared.
         similar_label: for numeric `y`, which of 0 and 1 means similar.
-        reduction: "mean" over all pairs, "sum", or "none" for one loss per pair.
+        reduction: "mean" over the losses of all pairs, "active" over those that are not 0, (low,
+            high) over those between; "sum", or "none" for one loss per pair.
     """
 
     loss = staticmethod(contrastive_loss_from_distance)
     margin: float
+    pos_margin: float
+    squared: bool
     similar_label: SimilarLabel
     reduction: Reduction
 
@@ -113,20 +143,37 @@ class ContrastiveLossFromDistance(LossModule):
         self,
         *,
         margin: float = 1.0,
+        pos_margin: float = 0.0,
+        squared: bool = True,
         similar_label: SimilarLabel = None,
         reduction: Reduction = "mean",
     ) -> None:
-        super().__init__(margin=margin, similar_label=similar_label, reduction=reduction)
+        super().__init__(
+            margin=margin,
+            pos_margin=pos_margin,
+            squared=squared,
+            similar_label=similar_label,
+            reduction=reduction,
+        )
 
-    def forward(self, d: ArrayLike, y: ArrayLike) -> Tensor:
+    def forward(self, d: ArrayLike, y: ArrayLike, *, weight: ArrayLike | None = None) -> Tensor:
         """The loss of a batch; see :func:`nearfar.contrastive_loss_from_distance`."""
         return contrastive_loss_from_distance(
-            d, y, margin=self.margin, similar_label=self.similar_label, reduction=self.reduction
+            d,
+            y,
+            weight=weight,
+            margin=self.margin,
+            pos_margin=self.pos_margin,
+            squared=self.squared,
+            similar_label=self.similar_label,
+            reduction=self.reduction,
         )
 
     if TYPE_CHECKING:
 
-        def __call__(self, d: ArrayLike, y: ArrayLike) -> Tensor: ...
+        def __call__(
+            self, d: ArrayLike, y: ArrayLike, *, weight: ArrayLike | None = None
+        ) -> Tensor: ...
 
 
 class CosineLoss(LossModule):
@@ -137,7 +184,8 @@ class CosineLoss(LossModule):
     Args:
         margin: the cosine, from -1 to 1, below which dissimilar pairs are not pushed.
         similar_label: for numeric `y`, which of 0 and 1 means similar.
-        reduction: "mean" over all pairs, "sum", or "none" for one loss per pair.
+        reduction: "mean" over the losses of all pairs, "active" over those that are not 0, (low,
+            high) over those between; "sum", or "none" for one loss per pair.
     """
 
     loss = staticmethod(cosine_loss)
@@ -155,12 +203,20 @@ class CosineLoss(LossModule):
     ) -> None:
         super().__init__(margin=margin, similar_label=similar_label, reduction=reduction)
 
-    def forward(self, x1: ArrayLike, x2: ArrayLike, y: ArrayLike | None = None) -> Tensor:
+    def forward(
+        self,
+        x1: ArrayLike,
+        x2: ArrayLike,
+        y: ArrayLike | None = None,
+        *,
+        weight: ArrayLike | None = None,
+    ) -> Tensor:
         """The loss of a batch; see :func:`nearfar.cosine_loss`."""
         return cosine_loss(
             x1,
             x2,
             y,
+            weight=weight,
             margin=self.margin,
             similar_label=self.similar_label,
             reduction=self.reduction,
@@ -168,7 +224,14 @@ class CosineLoss(LossModule):
 
     if TYPE_CHECKING:
 
-        def __call__(self, x1: ArrayLike, x2: ArrayLike, y: ArrayLike | None = None) -> Tensor: ...
+        def __call__(
+            self,
+            x1: ArrayLike,
+            x2: ArrayLike,
+            y: ArrayLike | None = None,
+            *,
+            weight: ArrayLike | None = None,
+        ) -> Tensor: ...
 
 
 class TripletLoss(LossModule):
@@ -178,15 +241,19 @@ class TripletLoss(LossModule):
 
     Args:
         margin: how much nearer, 0 or more, in units of the distance.
-        distance: "euclidean", "sqeuclidean" (the paper's) or "cosine".
+        distance: "euclidean", "sqeuclidean" (the paper's), "cosine", "snr", "manhattan" or the p of
+            a p-norm.
+        normalize: scale all rows to length 1 first, as the paper does; "cosine" does in any case.
         swap: measure the negative from the anchor or the positive, whichever is nearer to it.
         smooth: softplus in place of the hinge.
-        reduction: "mean" over all triplets, "sum", or "none" for one loss per triplet.
+        reduction: "mean" over the losses of all triplets, "active" over those that are not 0, (low,
+            high) over those between; "sum", or "none" for one loss per triplet.
     """
 
     loss = staticmethod(triplet_loss)
     margin: float
     distance: Distance
+    normalize: bool
     swap: bool
     smooth: bool
     reduction: Reduction
@@ -197,22 +264,37 @@ class TripletLoss(LossModule):
         *,
         margin: float = 1.0,
         distance: Distance = "euclidean",
+        normalize: bool = False,
         swap: bool = False,
         smooth: bool = False,
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__(
-            margin=margin, distance=distance, swap=swap, smooth=smooth, reduction=reduction
+            margin=margin,
+            distance=distance,
+            normalize=normalize,
+            swap=swap,
+            smooth=smooth,
+            reduction=reduction,
         )
 
-    def forward(self, anchor: ArrayLike, positive: ArrayLike, negative: ArrayLike) -> Tensor:
+    def forward(
+        self,
+        anchor: ArrayLike,
+        positive: ArrayLike,
+        negative: ArrayLike,
+        *,
+        weight: ArrayLike | None = None,
+    ) -> Tensor:
         """The loss of a batch; see :func:`nearfar.triplet_loss`."""
         return triplet_loss(
             anchor,
             positive,
             negative,
+            weight=weight,
             margin=self.margin,
             distance=self.distance,
+            normalize=self.normalize,
             swap=self.swap,
             smooth=self.smooth,
             reduction=self.reduction,
@@ -221,7 +303,12 @@ class TripletLoss(LossModule):
     if TYPE_CHECKING:
 
         def __call__(
-            self, anchor: ArrayLike, positive: ArrayLike, negative: ArrayLike
+            self,
+            anchor: ArrayLike,
+            positive: ArrayLike,
+            negative: ArrayLike,
+            *,
+            weight: ArrayLike | None = None,
         ) -> Tensor: ...
 
 
@@ -233,14 +320,17 @@ class QuadrupletLoss(LossModule):
     Args:
         margin: of the first term, 0 or more, in units of the distance.
         margin2: of the second term, 0 or more.
-        distance: "euclidean", "sqeuclidean" or "cosine".
-        reduction: "mean" over all quadruplets, "sum", or "none" for one loss per quadruplet.
+        distance: "euclidean", "sqeuclidean", "cosine", "snr", "manhattan" or the p of a p-norm.
+        normalize: scale all rows to length 1 first; "cosine" does in any case.
+        reduction: "mean" over the losses of all quadruplets, "active" over those that are not 0,
+            (low, high) over those between; "sum", or "none" for one loss per quadruplet.
     """
 
     loss = staticmethod(quadruplet_loss)
     margin: float
     margin2: float
     distance: Distance
+    normalize: bool
     reduction: Reduction
 
     @by_name
@@ -250,12 +340,25 @@ class QuadrupletLoss(LossModule):
         margin: float = 1.0,
         margin2: float = 0.5,
         distance: Distance = "euclidean",
+        normalize: bool = False,
         reduction: Reduction = "mean",
     ) -> None:
-        super().__init__(margin=margin, margin2=margin2, distance=distance, reduction=reduction)
+        super().__init__(
+            margin=margin,
+            margin2=margin2,
+            distance=distance,
+            normalize=normalize,
+            reduction=reduction,
+        )
 
     def forward(
-        self, anchor: ArrayLike, positive: ArrayLike, negative: ArrayLike, negative2: ArrayLike
+        self,
+        anchor: ArrayLike,
+        positive: ArrayLike,
+        negative: ArrayLike,
+        negative2: ArrayLike,
+        *,
+        weight: ArrayLike | None = None,
     ) -> Tensor:
         """The loss of a batch; see :func:`nearfar.quadruplet_loss`."""
         return quadruplet_loss(
@@ -263,16 +366,24 @@ class QuadrupletLoss(LossModule):
             positive,
             negative,
             negative2,
+            weight=weight,
             margin=self.margin,
             margin2=self.margin2,
             distance=self.distance,
+            normalize=self.normalize,
             reduction=self.reduction,
         )
 
     if TYPE_CHECKING:
 
         def __call__(
-            self, anchor: ArrayLike, positive: ArrayLike, negative: ArrayLike, negative2: ArrayLike
+            self,
+            anchor: ArrayLike,
+            positive: ArrayLike,
+            negative: ArrayLike,
+            negative2: ArrayLike,
+            *,
+            weight: ArrayLike | None = None,
         ) -> Tensor: ...
 
 
@@ -367,7 +478,8 @@ class SoftmaxLoss(LossModule):
 
     Args:
         label_smoothing: epsilon, from 0 to 1.
-        reduction: "mean" over the rows, "sum", or "none" for one loss per row.
+        reduction: "mean" over the losses of all rows, "active" over those that are not 0, (low,
+            high) over those between; "sum", or "none" for one loss per row.
     """
 
     loss = staticmethod(softmax_loss)
@@ -378,15 +490,23 @@ class SoftmaxLoss(LossModule):
     def __init__(self, *, label_smoothing: float = 0.0, reduction: Reduction = "mean") -> None:
         super().__init__(label_smoothing=label_smoothing, reduction=reduction)
 
-    def forward(self, logits: ArrayLike, target: ArrayLike) -> Tensor:
+    def forward(
+        self, logits: ArrayLike, target: ArrayLike, *, weight: ArrayLike | None = None
+    ) -> Tensor:
         """The loss of a batch; see :func:`nearfar.softmax_loss`."""
         return softmax_loss(
-            logits, target, label_smoothing=self.label_smoothing, reduction=self.reduction
+            logits,
+            target,
+            weight=weight,
+            label_smoothing=self.label_smoothing,
+            reduction=self.reduction,
         )
 
     if TYPE_CHECKING:
 
-        def __call__(self, logits: ArrayLike, target: ArrayLike) -> Tensor: ...
+        def __call__(
+            self, logits: ArrayLike, target: ArrayLike, *, weight: ArrayLike | None = None
+        ) -> Tensor: ...
 
 
 class CLIPLoss(LossModule):

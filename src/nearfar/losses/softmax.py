@@ -8,6 +8,7 @@ from torch.nn.functional import cross_entropy
 from nearfar.engine.observe import measured, watched
 from nearfar.inputs import ArrayLike, between, lift, tensor, tracing
 from nearfar.labels import class_ids
+from nearfar.losses.batch import row_weight
 from nearfar.reduction import Reduction, Total, reduce, split
 
 
@@ -28,6 +29,7 @@ def softmax_loss(
     target: ArrayLike,
     *,
     label_smoothing: float = 0.0,
+    weight: ArrayLike | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""Softmax cross-entropy: pick the target class out of all classes.
@@ -44,7 +46,10 @@ def softmax_loss(
         logits: (n, c) scores, any floating dtype, not normalised.
         target: (n,) class ids from 0 to c - 1, any integer dtype.
         label_smoothing: epsilon, from 0 to 1.
-        reduction: "mean" over the rows, "sum", or "none" for one loss per row.
+        weight: (n,) how much each row counts, 0 or more; for one weight per class, pass
+            `class_weight[target]`.
+        reduction: "mean" over the losses of all rows, "active" over those that are not 0, (low,
+            high) over those between; "sum", or "none" for one loss per row.
 
     Returns:
         A scalar, or (n,) losses with reduction="none"; float32 or wider.
@@ -70,10 +75,12 @@ def softmax_loss(
         )
     ids = class_ids(target, like=logits, name="target")
     between("label_smoothing", label_smoothing, 0, 1)
-    total, kept = split(reduction)
+    weights, (total, kept) = row_weight(weight, logits), split(reduction)
     if kept is None and logits.is_cpu and not tracing() and not watched():
         # Torch's fused formula is several times faster, and accurate unless the loss is near 0.
         try:
+            if weights is not None:
+                total = "none"
             fused = cross_entropy(
                 logits,
                 ids,
@@ -82,11 +89,11 @@ def softmax_loss(
                 ignore_index=_NO_CLASS,
             )
             if _smallest(fused, total, ids.shape[0]) > _NEAR_0:
-                return fused
+                return fused if weights is None else reduce(fused, reduction, weights)
         except IndexError:
             pass  # a target out of range: the next line raises a better error
     ids = class_ids(target, like=logits, n_classes=logits.shape[1], name="target")
-    return reduce(_pick_target(logits, ids, label_smoothing), reduction)
+    return reduce(_pick_target(logits, ids, label_smoothing), reduction, weights)
 
 
 _NO_CLASS = -(2**62)  # torch ignores one id, by default -100: this is no class

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from nearfar.distance import Distance, between_rows
+from nearfar.distance import Distance, between_rows, scaled
 from nearfar.engine.observe import measured
 from nearfar.inputs import ArrayLike, between, embeddings
+from nearfar.losses.batch import row_weight
 from nearfar.reduction import Reduction, reduce
 
 
@@ -19,8 +20,10 @@ def triplet_loss(
     *,
     margin: float = 1.0,
     distance: Distance = "euclidean",
+    normalize: bool = False,
     swap: bool = False,
     smooth: bool = False,
+    weight: ArrayLike | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""Keep each anchor nearer to its positive than to its negative, by at least `margin`.
@@ -39,10 +42,14 @@ def triplet_loss(
         positive: (n, d) embeddings; row i is similar to row i of `anchor`.
         negative: (n, d) embeddings; row i is dissimilar to row i of `anchor`.
         margin: how much nearer, 0 or more, in units of the distance.
-        distance: "euclidean", "sqeuclidean" (the paper's) or "cosine".
+        distance: "euclidean", "sqeuclidean" (the paper's), "cosine", "snr", "manhattan" or the p of
+            a p-norm.
+        normalize: scale all rows to length 1 first, as the paper does; "cosine" does in any case.
         swap: measure the negative from the anchor or the positive, whichever is nearer to it.
         smooth: softplus in place of the hinge.
-        reduction: "mean" over all triplets, "sum", or "none" for one loss per triplet.
+        weight: (n,) how much each triplet counts, 0 or more.
+        reduction: "mean" over the losses of all triplets, "active" over those that are not 0,
+            (low, high) over those between; "sum", or "none" for one loss per triplet.
 
     Returns:
         A scalar, or (n,) losses with reduction="none"; float32 or wider.
@@ -65,6 +72,8 @@ def triplet_loss(
     """
     anchor, positive, negative = embeddings(anchor=anchor, positive=positive, negative=negative)
     between("margin", margin, 0, inf, ", a difference of distances")
+    weights = row_weight(weight, anchor)
+    anchor, positive, negative = scaled(distance, normalize, anchor, positive, negative)
     to_positive = measured("positive", "distance", between_rows(anchor, positive, distance))
     to_negative = between_rows(anchor, negative, distance)
     if swap:
@@ -72,7 +81,8 @@ def triplet_loss(
     to_negative = measured("negative", "distance", to_negative)
     violation = to_positive - to_negative + margin
     # -logsigmoid(-v) is log(1 + e^v), accurately; torch's softplus drops e^-v above 20.
-    return reduce(-logsigmoid(-violation) if smooth else violation.relu(), reduction)
+    per_row = -logsigmoid(-violation) if smooth else violation.relu()
+    return reduce(per_row, reduction, weights)
 
 
 def quadruplet_loss(
@@ -84,6 +94,8 @@ def quadruplet_loss(
     margin: float = 1.0,
     margin2: float = 0.5,
     distance: Distance = "euclidean",
+    normalize: bool = False,
+    weight: ArrayLike | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""The triplet loss, plus a term that keeps positive pairs closer than pairs of two negatives.
@@ -103,8 +115,11 @@ def quadruplet_loss(
         negative2: (n, d) embeddings; row i is dissimilar to row i of `anchor` and of `negative`.
         margin: of the first term, 0 or more, in units of the distance.
         margin2: of the second term, 0 or more.
-        distance: "euclidean", "sqeuclidean" or "cosine".
-        reduction: "mean" over all quadruplets, "sum", or "none" for one loss per quadruplet.
+        distance: "euclidean", "sqeuclidean", "cosine", "snr", "manhattan" or the p of a p-norm.
+        normalize: scale all rows to length 1 first; "cosine" does in any case.
+        weight: (n,) how much each quadruplet counts, 0 or more.
+        reduction: "mean" over the losses of all quadruplets, "active" over those that are not 0,
+            (low, high) over those between; "sum", or "none" for one loss per quadruplet.
 
     Returns:
         A scalar, or (n,) losses with reduction="none"; float32 or wider.
@@ -127,9 +142,13 @@ def quadruplet_loss(
     )
     between("margin", margin, 0, inf, ", a difference of distances")
     between("margin2", margin2, 0, inf, ", a difference of distances")
+    weights = row_weight(weight, anchor)
+    anchor, positive, negative, negative2 = scaled(
+        distance, normalize, anchor, positive, negative, negative2
+    )
     near = measured("positive", "distance", between_rows(anchor, positive, distance))
     far = measured("negative", "distance", between_rows(anchor, negative, distance))
     apart = measured("second negative", "distance", between_rows(negative, negative2, distance))
     first = (near - far + margin).relu()
     second = (near - apart + margin2).relu()
-    return reduce(first + second, reduction)
+    return reduce(first + second, reduction, weights)
