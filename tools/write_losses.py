@@ -331,15 +331,6 @@ def shown(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def weighted() -> str:
-    """The losses that take one weight per row."""
-
-    def takes_weight(loss: Loss) -> bool:
-        return any(argument.arg == "weight" for argument in home(loss)[1].args.kwonlyargs)
-
-    return code(filter(takes_weight, LOSSES)) + "."
-
-
 def options() -> str:
     """The keywords that many losses share: which loss takes which, and some defaults."""
     rows, over = [], dict[str, list[Loss]]()
@@ -422,7 +413,6 @@ def filled(text: str) -> str:
 BLOCKS: Mapping[str, Callable[[], str]] = {
     "by data": by_data,
     "trained": trained,
-    "weighted": weighted,
     "options": options,
     "traced": traced,
     "broken": broken,

@@ -129,9 +129,9 @@ def test_the_list_says_which_losses_take_several_proxies_per_class(loss: Loss) -
 
 
 def test_pages_are_written_where_they_ask_for_it(tool):
-    page = "Before.\n<!-- losses: weighted -->\nold\n<!-- end -->\nAfter."
+    page = "Before.\n<!-- losses: traced -->\nold\n<!-- end -->\nAfter."
     there = tool["page"](page)
-    assert there.startswith("Before.\n<!-- losses: weighted -->\n`contrastive_loss`, `contrast")
+    assert there.startswith("Before.\n<!-- losses: traced -->\n`contrastive_loss`, `contrast")
     assert there.endswith("\n<!-- end -->\nAfter.")
     assert "old" not in there
     assert tool["page"](there) == there
@@ -374,5 +374,5 @@ def test_a_new_loss_is_its_function_a_row_and_a_row_of_defaults(tmp_path):
     python("-c", USE)
     assert "`half_loss`" in (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "| half | margin 0.25 | no |" in (tmp_path / "docs/data.md").read_text(encoding="utf-8")
-    assert (tmp_path / "docs/conventions.md").read_text(encoding="utf-8").count("`half_loss`") == 2
+    assert (tmp_path / "docs/conventions.md").read_text(encoding="utf-8").count("`half_loss`") == 1
     assert "    HalfLoss,\n" in (package / "__init__.pyi").read_text(encoding="utf-8")

@@ -1,5 +1,6 @@
 """What a loss does to each row, in numbers and words."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
@@ -17,7 +18,7 @@ from nearfar.insight.forces import forces_of
 from nearfar.insight.observation import Observation
 from nearfar.insight.readings import labels, read_force, readings
 from nearfar.losses.base import unwrap
-from nearfar.losses.own import Rule, name_of
+from nearfar.losses.own import Rule, batch_loss, name_of, with_rule
 
 
 def explain(
@@ -82,7 +83,7 @@ def explain(
     every_force = torch.cat([force.flatten() for force in seen.forces.values()])
     return Explanation(
         loss=function.__name__,
-        hyperparameters=_plain(settings),
+        hyperparameters=_plain(function, settings),
         rows=rows,
         n=len(rows),
         total=float(seen.per_row.sum()),
@@ -121,7 +122,7 @@ def _explain_batch(
     )
     return Explanation(
         loss=function.__name__,
-        hyperparameters=_plain(settings),
+        hyperparameters=_plain(function, settings),
         rows=rows,
         n=n,
         total=total,
@@ -133,13 +134,25 @@ def _explain_batch(
     )
 
 
-def _plain(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that are single values, and the name of a rule; data is left out."""
-    rule = {"rule": name_of(settings["rule"])} if "rule" in settings else {}
-    values = {
-        k: v.item() if isinstance(v, Tensor) and not v.ndim else v for k, v in settings.items()
-    }
-    return rule | {k: v for k, v in values.items() if isinstance(v, bool | int | float | str)}
+def _plain(function: Callable[..., Tensor], settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that are single values, and the name of a rule; data is left out.
+
+    So are switches that are as they are by default, and numbers that are 0 by default.
+    """
+    shown: dict[str, Any] = {"rule": name_of(settings["rule"])} if "rule" in settings else {}
+    takes = inspect.signature(batch_loss if function is with_rule else function).parameters
+    usual = {p.name: p.default for p in takes.values()}
+    for name, value in settings.items():
+        value = value.item() if isinstance(value, Tensor) and not value.ndim else value
+        quiet = value is usual.get(name) or value == usual.get(name) == 0
+        if isinstance(value, int | float | str) and not (quiet and _is_off(value)):
+            shown[name] = value
+    return shown
+
+
+def _is_off(value: float | str) -> bool:
+    """Whether a default says nothing: a switch, or no margin."""
+    return isinstance(value, bool) or value == 0
 
 
 @dataclass(frozen=True)
