@@ -514,7 +514,7 @@ def test_a_function_of_ones_own_that_is_wrong_is_told_how() -> None:
         {"similarity": "inner_product"},
         {"similarity": "sqeuclidean"},
     ],
-    ids=str,
+    ids=lambda seen: "-".join(getattr(v, "__name__", str(v)) for v in seen.values()),
 )
 def test_rows_are_scaled_where_asked(seen: dict[str, Any], normalize: bool) -> None:
     x, labels, factors = 3 * draw(7), torch.arange(7) % 3, draw(7, 7, seed=2)
