@@ -8,7 +8,12 @@ def distances(x, reference, distance):
     if distance == "cosine":
         lengths = [np.linalg.norm(part, axis=1, keepdims=True) for part in (x, reference)]
         return 1 - (x / lengths[0]) @ (reference / lengths[1]).T
-    squares = ((x[:, None] - reference[None]) ** 2).sum(2)
+    apart = x[:, None] - reference[None]
+    if distance == "snr":
+        return apart.var(2) / x.var(1)[:, None]
+    if distance == "manhattan" or not isinstance(distance, str):
+        return np.linalg.norm(apart, ord=1 if isinstance(distance, str) else distance, axis=2)
+    squares = (apart**2).sum(2)
     return np.sqrt(squares) if distance == "euclidean" else squares
 
 

@@ -269,6 +269,10 @@ CASES = [
     (lambda tmp: [vectors(tmp), "--loss", "triplet", "--margin", -1], ["margin must be", "got -1"]),
     (lambda tmp: [vectors(tmp), "--margin", "wide"], ["--margin", "number"]),
     (lambda tmp: [vectors(tmp), "--loss", "triplet", "--distance", "L1"], ["'euclidean'", "'L1'"]),
+    (
+        lambda tmp: [vectors(tmp), "--loss", "triplet", "--distance", "snr"],
+        ["'cosine', by which the tool compares embeddings", "'snr'"],
+    ),
     (lambda tmp: [vectors(tmp), "--similar-label", 1], ["--similar-label is for tables of pairs"]),
     (lambda tmp: [vectors(tmp), "--image-size", 64], ["--image-size is for image files"]),
     (lambda tmp: [vectors(tmp), "--encoder", "mlp"], ["package.module:factory", "'mlp'"]),

@@ -176,6 +176,39 @@ def test_a_margin_out_of_reach_of_unit_rows(distance, margin):
     assert f"The margin is {margin:g}" in found.seen
     assert examine(unit, labels, **check | {"margin": margin - 0.2}).healthy
     assert examine(x, labels, **check).healthy  # rows of other lengths can get there
+    (found,) = examine(x, labels, **check, normalize=True).findings
+    assert found.name == "unreachable-margin"
+
+
+@pytest.mark.parametrize("distance", ["snr", "manhattan", 3.0, "sqeuclidean", 2])
+def test_other_distances_are_examined_as_far_as_they_can_be(distance):
+    """A p-norm depends on the dimensions: unit rows have no largest, a collapse no size."""
+    x, labels = clusters()
+    check = {"loss": nf.batch_contrastive_loss, "distance": distance}
+    euclidean = distance in ("sqeuclidean", 2)
+    for rows, more in ((x, {}), (x, {"normalize": True}), (x.half(), {"margin": 0.5})):
+        assert "flipped-labels" not in names(examine(rows, labels, **check, **more))
+    far = examine(x, labels, **check, normalize=True, margin=20.0)
+    assert ("unreachable-margin" in names(far)) == euclidean
+    point = torch.randn(16, generator=torch.Generator().manual_seed(5))
+    found = examine(10 * point + 1e-3 * x, labels, **check)
+    without = {name: what for what, rules in found.not_asked.items() for name in rules}
+    if euclidean or distance == "snr":
+        assert "collapsed-embedding" in names(found)
+    else:
+        assert without["collapsed-embedding"] == "Euclidean distances"
+    assert names(examine(x, distance=distance)) == []
+
+
+def test_distances_are_measured_between_rows_of_length_1_where_the_loss_does():
+    x, labels = clusters()
+    long = x * torch.logspace(-2, 2, len(x))[:, None]
+    found = of_embeddings(long, labels, {"distance": "manhattan", "normalize": True})
+    assert found.apart is not None
+    d = found.apart.dissimilar
+    unit = torch.nn.functional.normalize(long)
+    true = torch.cdist(unit, unit, p=1)[labels[:, None] != labels]
+    torch.testing.assert_close(d.sort().values, true.sort().values)
 
 
 def test_a_margin_that_pushes_nothing():

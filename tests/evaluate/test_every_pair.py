@@ -28,6 +28,8 @@ def distance_of(a, b, distance):
     """In float64, by the formula."""
     if distance == "cosine":
         return 1 - a @ b / np.sqrt((a @ a) * (b @ b))
+    if distance == "manhattan" or not isinstance(distance, str):
+        return np.linalg.norm(a - b, ord=1 if isinstance(distance, str) else distance)
     square = ((a - b) ** 2).sum()
     return square if distance == "sqeuclidean" else square**0.5
 
@@ -61,7 +63,7 @@ def some(n_identities=12, seed=0, d=5):
     return x, labels
 
 
-@pytest.mark.parametrize("distance", ["euclidean", "sqeuclidean", "cosine"])
+@pytest.mark.parametrize("distance", ["euclidean", "sqeuclidean", "cosine", "manhattan", 3.0])
 @pytest.mark.parametrize("grouped", [False, True])
 def test_the_figures_are_those_of_a_loop_over_identities(distance, grouped):
     x, labels = some()
@@ -89,6 +91,12 @@ def test_the_figures_are_those_of_a_loop_over_identities(distance, grouped):
         assert found.curve.tar[place] == pytest.approx(tar, abs=1e-9)
         low, high = found.curve.far[place : place + 2]  # a step holds the pairs up to the next one
         assert low - 1e-9 <= far <= high + 1e-9
+
+
+def test_a_distance_that_is_another_from_each_end_has_no_pairs():
+    x, labels = some()
+    with pytest.raises(ValueError, match=r"'manhattan', or a number .* one distance; got 'snr'"):
+        every_pair(x, labels, distance="snr")
 
 
 def meetings(labels, group):

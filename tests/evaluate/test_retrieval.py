@@ -56,7 +56,10 @@ def agree(found, expected, k=K):
         assert at_k == pytest.approx({size: expected[name, size] for size in k}, rel=1e-12)
 
 
-@pytest.mark.parametrize("distance", ["euclidean", "sqeuclidean", "cosine"])
+DISTANCES = ["euclidean", "sqeuclidean", "cosine", "snr", "manhattan", 3, np.inf]
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize("multi", [False, True])
 @pytest.mark.parametrize("tile", [(512, 1024), (7, 5), (3, 64)])
 def test_figures_within_a_set_equal_sorting_everything(distance, multi, tile):
@@ -133,7 +136,7 @@ def test_equal_values_are_not_assumed_to_be_the_same_item():
     assert found.n_references == 3
 
 
-@pytest.mark.parametrize("distance", ["euclidean", "sqeuclidean", "cosine"])
+@pytest.mark.parametrize("distance", ["euclidean", "sqeuclidean", "cosine", "snr", 3])
 @pytest.mark.parametrize("whole", [False, True])
 def test_queries_that_find_themselves_give_a_warning(distance, whole):
     """300 random rows of 30 classes: each row is its own nearest neighbour."""
@@ -337,6 +340,21 @@ def test_approximate_search_finds_nearly_all_and_never_itself(distance):
     few = approximate_nearest(x[:3], k=5, distance=distance)
     assert (few.indices[:, 2:] == -1).all()
     assert few.distances[:, 2:].isinf().all()
+
+
+@pytest.mark.parametrize("distance", ["snr", "manhattan", 3])
+def test_by_other_distances_the_search_is_exact_or_refused(distance):
+    x, labels, reference, others = draw(25, 30)
+    with tile_shape(4, 7):
+        near = nearest(x, k=30, distance=distance, reference=reference)
+    d = distances(x, reference, distance)
+    order = ranked(d, [-1] * len(x))
+    assert near.indices.tolist() == order
+    np.testing.assert_allclose(near.distances.numpy(), np.sort(d, axis=1), rtol=1e-10)
+    found = retrieval(x, labels, reference=Reference(reference, others), k=K, distance=distance)
+    agree(found, figures(similar(labels, others), order, K))
+    with pytest.raises(ValueError, match=r"one of 'euclidean', 'sqeuclidean', 'cosine', by which"):
+        approximate_nearest(x, k=1, distance=distance)
 
 
 def test_memory_does_not_grow_with_queries_times_references():

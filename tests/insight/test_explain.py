@@ -64,6 +64,44 @@ def test_every_reading_of_a_pair():
     ]
 
 
+def test_what_a_margin_for_similar_pairs_and_a_plain_hinge_do_is_read_as_such():
+    d = torch.tensor([0.0, 0.3, 0.5, 0.9, 0.3, 1.5, 0.0])
+    y = torch.tensor([True, True, True, True, False, False, False])
+    how = {"pos_margin": 0.5, "squared": False}
+    found = nf.explain(nf.contrastive_loss_from_distance, d, y, **how)
+    assert [(row.reading, round(row.forces["distance"], 4)) for row in found.rows] == [
+        ("identical: nothing to pull", 0.0),
+        ("similar and near: no penalty", 0.0),
+        ("similar and near: no penalty", 0.0),
+        ("similar but apart: pulled together", 1.0),
+        ("too close: pushed apart", -1.0),
+        ("far enough apart: no penalty", 0.0),
+        ("identical but dissimilar: no direction to push in", 0.0),
+    ]
+    assert str(found).startswith(
+        "contrastive_loss_from_distance(margin=1, pos_margin=0.5, squared=False)\n"
+    )
+    assert (found.pull, found.push) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("distance", ["snr", "manhattan", 3])
+def test_losses_by_other_distances_are_explained(distance):
+    x1, x2, y = healthy_pairs()
+    anchor, positive, negative, negative2 = healthy_tuples()
+    weight = torch.linspace(0.5, 2, len(y))
+    for loss, data, settings in (
+        (nf.contrastive_loss, (x1, x2, y), {"margin": 15.0, "weight": weight}),
+        (nf.contrastive_loss, (x1, x2, y), {"margin": 1.5, "normalize": True}),
+        (nf.triplet_loss, (anchor, positive, negative), {"margin": 15.0}),
+        (nf.quadruplet_loss, (anchor, positive, negative, negative2), {"margin2": 15.0}),
+    ):
+        found = nf.explain(loss, *data, distance=distance, **settings)
+        assert finding_names(found) == []
+        assert found.hyperparameters["distance"] == distance
+        losses = loss(*data, distance=distance, **settings, reduction="none")
+        torch.testing.assert_close(torch.tensor([row.loss for row in found.rows]), losses)
+
+
 def test_totals_are_those_of_the_loss():
     x1, x2, y = healthy_pairs()
     explanation = nf.explain(nf.contrastive_loss, x1, x2, y, margin=5.0)

@@ -84,6 +84,10 @@ def test_an_explanation_names_the_rule_and_counts_as_the_loss_does() -> None:
     assert said["hyperparameters"] == {"rule": "margin_rule", "distance": "euclidean"}
 
 
+def lopsided(a: Tensor, b: Tensor) -> Tensor:
+    return (2 * (a[:, None] - b).relu() + (b - a[:, None]).relu()).sum(-1)
+
+
 class Rule:
     def __call__(self, tile: nf.Tile) -> Tensor:
         return margin_rule(tile)[0]
@@ -103,6 +107,8 @@ def test_every_rule_has_a_name(rule: Any, name: str) -> None:
     found = nf.explain(nf.batch_loss, rule, x, labels, similarity="cosine")
     assert found.loss == "batch_loss"
     assert found.hyperparameters == {"rule": name, "similarity": "cosine"}
+    by_function = nf.explain(nf.batch_loss, rule, x, labels, distance=lopsided)
+    assert by_function.hyperparameters["distance"] == "lopsided"
 
 
 def test_the_doctor_sees_what_is_wrong_with_a_rule() -> None:
@@ -112,7 +118,15 @@ def test_the_doctor_sees_what_is_wrong_with_a_rule() -> None:
     def nothing(tile: nf.Tile) -> Tensor:
         return 0 * tile.closeness.sum(1)
 
-    for seen in ({"distance": "sqeuclidean"}, {"similarity": "inner_product"}):
+    for seen in (
+        {"distance": "sqeuclidean"},
+        {"distance": "snr"},
+        {"distance": "manhattan", "normalize": True},
+        {"distance": 3.0},
+        {"distance": lopsided},
+        {"similarity": "inner_product"},
+        {"similarity": "sqeuclidean"},
+    ):
         by_position = nf.explain(nf.batch_loss, nothing, x, labels, **seen)
         found = nf.doctor.examine(x, labels, loss=nf.batch_loss, rule=nothing, **seen)
         for findings in (by_position.findings, found.findings):

@@ -10,7 +10,8 @@ from nearfar.spectrum import effective_rank
 
 EARLY = 10  # steps at the start of training
 FEWEST_MATCHES = 16  # of two towers; fewer cannot be told from chance
-_POWER = {"euclidean": 1, "sqeuclidean": 2, "cosine": 0}  # of length, in a distance
+# Of length, in a distance; p-norms depend on the dimensions too.
+_POWER: dict[object, int] = {"euclidean": 1, "sqeuclidean": 2, "cosine": 0, "snr": 0}
 _MOST = 0.9  # share of the pairs of unlabelled rows
 
 
@@ -100,11 +101,13 @@ def _in_lengths(evidence: Evidence, measured: float, closeness: Quantity) -> flo
     scale = _length(evidence)
     if closeness == "similarity":  # a cosine, or a product; negated
         return _chord(1 + measured / scale**2)
-    distance = str(evidence.settings.get("distance", "cosine"))
+    distance = evidence.distance() or "cosine"
+    if distance not in _POWER:
+        raise Missing("Euclidean distances")
     measured /= scale ** _POWER[distance]
     if distance == "euclidean":
         return measured
-    return float(max(measured, 0.0) ** 0.5) if distance == "sqeuclidean" else _chord(measured)
+    return _chord(measured) if distance == "cosine" else float(max(measured, 0.0) ** 0.5)
 
 
 def _chord(cosine_distance: float) -> float:

@@ -6,7 +6,9 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from nearfar.distance import Distance, check_distance
 from nearfar.doctor.finding import Missing
+from nearfar.engine.norms import DistanceFunction
 from nearfar.engine.observe import Quantity
 from nearfar.inputs import between
 
@@ -235,6 +237,11 @@ class Evidence:
         if isinstance(value, Tensor):
             return float(value.item())
         return float(value) if isinstance(value, int | float) else None
+
+    def distance(self) -> Distance | DistanceFunction | None:
+        """The distance of the loss in its only form; None if it has none."""
+        distance = self.settings.get("distance")
+        return distance if distance is None or callable(distance) else check_distance(distance)
 
     def temperature(self) -> float | None:
         """The temperature, or 1 / scale."""

@@ -4,16 +4,25 @@ import hashlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from nearfar.distance import Distance, length, unit
+from nearfar.distance import (
+    Distance,
+    EuclideanDistance,
+    check_distance,
+    length,
+    scaled,
+    unit,
+)
 from nearfar.doctor.evidence import Apart, Commonest, Evidence, Matches, Side, Spectrum
 from nearfar.doctor.finding import Diagnosis
 from nearfar.doctor.pushes import watch_pushes
 from nearfar.doctor.rules import diagnose
+from nearfar.engine.closeness import by_distance
+from nearfar.engine.norms import DistanceFunction
 from nearfar.engine.relation import within
 from nearfar.inputs import ArrayLike, batch, tensor
 from nearfar.labels import batch_labels, share_label
@@ -222,6 +231,8 @@ def of_embeddings(x: Tensor, labels: Tensor | None, settings: Mapping[str, Any])
         return evidence
     evidence = replace(evidence, lengths=length(x).cpu(), spectrum=spectrum(x, labels))
     distance = settings.get("distance", "cosine")
+    if "distance" in settings:  # without, these are cosines
+        (x,) = scaled(distance, settings.get("normalize", False), x)
     if labels is None:
         return replace(evidence, spread={"": _spread(x, distance)})
     positives = within(labels, x).n_positives()
@@ -259,7 +270,7 @@ def of_towers(x: Tensor, y: Tensor, settings: Mapping[str, Any], names: Sequence
     )
 
 
-def _spread(x: Tensor, distance: Distance) -> Tensor:
+def _spread(x: Tensor, distance: Distance | DistanceFunction) -> Tensor:
     """The distance between every two rows."""
     x = x[_drawn(len(x)).to(x.device)]
     first, second = torch.triu_indices(len(x), len(x), offset=1, device=x.device)
@@ -325,14 +336,19 @@ def _drawn(n: int) -> Tensor:
     return torch.randperm(n, generator=torch.Generator().manual_seed(0))[:ROWS]
 
 
-def _all_distances(x: Tensor, distance: Distance) -> Tensor:
-    """(n, n)."""
-    x = unit(x) if distance == "cosine" else x
+def _all_distances(x: Tensor, distance: Distance | DistanceFunction) -> Tensor:
+    """(n, n); those of a row to itself have no meaning."""
+    known = distance if callable(distance) else check_distance(distance)
+    if known not in get_args(EuclideanDistance):
+        closeness = by_distance(known)
+        rows, _ = closeness.prepare(x, None)
+        return closeness.measure(rows, rows)[0]
+    x = unit(x) if known == "cosine" else x
     x = x - x.mean(0)  # with a large common offset, the differences would lose precision
     euclidean = torch.cdist(x, x)
-    if distance == "euclidean":
+    if known == "euclidean":
         return euclidean
-    return euclidean.square() / (2 if distance == "cosine" else 1)
+    return euclidean.square() / (2 if known == "cosine" else 1)
 
 
 def _commonest(labels: Tensor) -> Commonest | None:

@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 
-from nearfar.distance import largest
+from nearfar.distance import Distance, largest
 from nearfar.doctor.embedding_rules import unpaired_towers
 from nearfar.doctor.evidence import LOSS, Evidence, fires, known
 from nearfar.doctor.finding import Finding, Missing
 from nearfar.registry import PairMargin, find
 
 RECENT = 50  # steps that count as recent
+# How far apart many rows of length 1 can all be.
+_MANY: dict[Distance, float] = {"euclidean": 1.41, "sqeuclidean": 2.0, "cosine": 1.0}
 
 
 def dead_batch(evidence: Evidence) -> Finding | None:
@@ -67,12 +69,13 @@ def _dead_for_long(recent: Sequence[Mapping[str, float]]) -> Finding | None:
 def unreachable_margin(evidence: Evidence) -> Finding | None:
     """A margin that no two rows can satisfy.
 
-    Rows of length 1 are at most 2 apart (squared, 4), and a cosine distance is at most 2. (Many
+    Rows of length 1 are at most 2 apart (squared, 4), and a cosine distance is at most 2; of other
+    distances there is no such limit, or none that does not depend on the dimensions. (Many
     rows cannot all be that far apart: K rows can all be at most sqrt(2 K / (K - 1)) apart, as the
     corners of a simplex are.)
     """
-    margin, distance = evidence.setting("margin"), evidence.settings.get("distance")
-    if margin is None or distance is None:
+    margin, distance = evidence.setting("margin"), evidence.distance()
+    if margin is None or distance is None or callable(distance) or distance not in _MANY:
         _refuse_unknown_loss(evidence)
         return None
     if evidence.lengths is None and distance != "cosine":
@@ -83,7 +86,7 @@ def unreachable_margin(evidence: Evidence) -> Finding | None:
         why = f"all rows have length 1, where {distance} distance never exceeds {reach:g}"
     if margin <= reach:
         return None
-    most = {"euclidean": 1.41, "sqeuclidean": 2.0, "cosine": 1.0}[distance]
+    most = _MANY[distance]
     return Finding(
         "unreachable-margin",
         f"The margin is {margin:g}, but {why}.",
@@ -130,6 +133,8 @@ def _refuse_unknown_loss(evidence: Evidence) -> None:
 
 
 def _all_of_length_one(evidence: Evidence) -> bool:
+    if evidence.settings.get("normalize", False):
+        return True
     lengths = evidence.lengths
     return lengths is not None and len(lengths) > 0 and bool(((lengths - 1).abs() < 1e-3).all())
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nearfar.distance import Distance, between_rows, unit
+from nearfar.distance import Distance, between_rows, check_distance, unit
 from nearfar.engine.budget import current_limits, tile
 from nearfar.engine.closeness import by_distance
 from nearfar.engine.slices import spans
@@ -331,13 +331,15 @@ def every_pair(
     Args:
         x: (n, d) embeddings.
         labels: (n,) class ids, the identity of each row.
-        distance: "cosine", "euclidean" or "sqeuclidean".
+        distance: "cosine", "euclidean", "sqeuclidean", "manhattan" or the p of a p-norm. Not "snr",
+            by which a pair has two distances.
         never_within: (n,) ids of groups whose items are never compared with each other, such as the
             camera or the session of a recording; -1 for none.
         seed: of the draw, if there are too many pairs.
 
     Raises:
-        ValueError: no similar or no dissimilar pairs, rows that are not finite, wrong shapes.
+        ValueError: no similar or no dissimilar pairs, rows that are not finite, wrong shapes, a
+            distance that is another from each end of a pair.
 
     >>> x = torch.tensor([[0.0], [1], [10], [13], [4], [3]])
     >>> pairs = every_pair(x, [0, 0, 1, 1, 2, 2], distance="euclidean")
@@ -347,6 +349,13 @@ def every_pair(
     >>> round(found.auc, 4), round(pairs.fit_threshold(far=0.2), 4)
     (0.9444, 3.0)
     """
+    distance = check_distance(distance)
+    if not by_distance(distance).symmetric:
+        raise ValueError(
+            "distance must be one of 'euclidean', 'sqeuclidean', 'cosine', 'manhattan', or a "
+            "number p of at least 1 for the p-norm, by which a pair has one distance; got "
+            f"{distance!r}."
+        )
     rows = lift("x", batch("x", x).detach())
     if not rows.isfinite().all():
         bad = (~rows.isfinite().all(1)).nonzero()[:, 0]

@@ -3,13 +3,20 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import inf
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-from nearfar.distance import Distance, check_distance, unit
+from nearfar.distance import (
+    Distance,
+    EuclideanDistance,
+    check_distance,
+    check_euclidean,
+    unit,
+)
 from nearfar.engine.budget import Limits, current_limits, tile
-from nearfar.engine.closeness import Euclidean, sharpen
+from nearfar.engine.closeness import Closeness, Euclidean, by_distance, sharpen
 from nearfar.engine.slices import spans
 from nearfar.inputs import ArrayLike, batch, lift
 from nearfar.labels import class_ids, listed_rows, refuse
@@ -21,7 +28,7 @@ _BUFFERS = 6
 
 @dataclass(frozen=True, eq=False)
 class Space:
-    """Rows and references, prepared so that |a - b|^2 orders them like the chosen distance.
+    """Rows and references, prepared so that `closeness` orders them like the chosen distance.
 
     Attributes:
         rows: (n, d), at unit length for cosine distance.
@@ -29,6 +36,7 @@ class Space:
         hidden: (n, h) int64, the columns that are never found: first the row itself, then excluded
             columns, each once; -1 for none.
         distance: the chosen distance.
+        closeness: |a - b|^2 where that orders like it, else the distance itself.
         as_given: the rows and columns before they were scaled to unit length; None if they were
             not scaled.
     """
@@ -37,13 +45,14 @@ class Space:
     columns: Tensor
     hidden: Tensor
     distance: Distance
+    closeness: Closeness
     as_given: tuple[Tensor, Tensor] | None = None
 
-    def distances(self, squares: Tensor) -> Tensor:
-        """The chosen distance, from |a - b|^2; for unit rows, 1 - cos is half of that."""
+    def distances(self, measured: Tensor) -> Tensor:
+        """The chosen distance, from what was measured; for unit rows, 1 - cos is |a - b|^2 / 2."""
         if self.distance == "euclidean":
-            return squares.sqrt()
-        return squares / 2 if self.distance == "cosine" else squares
+            return measured.sqrt()
+        return measured / 2 if self.distance == "cosine" else measured
 
 
 def space(
@@ -60,7 +69,7 @@ def space(
         TypeError: `own` without a reference.
         ValueError: a shape, device or row that is out of range or not finite.
     """
-    check_distance(distance)
+    distance = check_distance(distance)
     rows = lift("x", batch("x", x).detach())
     _refuse_non_finite("x", rows)
     if reference is None:
@@ -77,9 +86,11 @@ def space(
     as_given = (rows, columns) if distance == "cosine" else None
     if distance == "cosine":
         rows, columns = _at_unit_length(rows, columns)
-    a, b = Euclidean(squared=True).prepare(rows, None if columns is rows else columns)
+    by_squares = distance in get_args(EuclideanDistance)
+    closeness = Euclidean(squared=True) if by_squares else by_distance(distance)
+    a, b = closeness.prepare(rows, None if columns is rows else columns)
     hidden = hidden_columns(selves, exclude, len(rows), len(columns), rows.device)
-    return Space(a, a if b is None else b, hidden, distance, as_given)
+    return Space(a, a if b is None else b, hidden, distance, closeness, as_given)
 
 
 def _at_unit_length(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,17 +107,16 @@ def _at_unit_length(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
-def squares(
+def measured(
     where: Space, rows: slice, limits: Limits, at_least: int = 0
 ) -> Iterator[tuple[slice, Tensor]]:
-    """|a - b|^2 between these rows and each block of columns; infinite for hidden columns.
+    """The closeness of these rows to each block of columns; infinite for hidden columns.
 
     Iterating twice with the same arguments gives the same bits.
     """
-    closeness = Euclidean(squared=True)
     width = max(_tile(where, limits)[1], at_least)
     for columns in spans(len(where.columns), width):
-        values, repaired = closeness.measure(where.rows[rows], where.columns[columns])
+        values, repaired = where.closeness.measure(where.rows[rows], where.columns[columns])
         if where.as_given is not None:
             x, y = where.as_given
             sharpen(values, repaired, x[rows], y[columns], 2.0)
@@ -132,7 +142,7 @@ Visit = Callable[[slice, Tensor], None]
 def k_nearest(
     where: Space, rows: slice, k: int, limits: Limits, also: Visit | None = None
 ) -> tuple[Tensor, Tensor]:
-    """(b, k) squared distances and columns nearest to these rows; inf and -1 if there are fewer.
+    """(b, k) closeness and columns nearest to these rows; inf and -1 if there are fewer.
 
     Args:
         where: rows and columns.
@@ -144,7 +154,7 @@ def k_nearest(
     size = rows.stop - rows.start
     values = where.rows.new_full((size, k), inf)
     index = torch.full((size, k), -1, device=where.rows.device)
-    for columns, d in squares(where, rows, limits, at_least=k):
+    for columns, d in measured(where, rows, limits, at_least=k):
         if also is not None:
             also(columns, d)
         near, place = _k_least(d, k)
@@ -185,7 +195,7 @@ def nearest(
     Args:
         x: (n, d) embeddings.
         k: how many neighbours.
-        distance: "cosine", "euclidean" or "sqeuclidean".
+        distance: "cosine", "euclidean", "sqeuclidean", "snr", "manhattan" or the p of a p-norm.
         reference: (m, d) embeddings to search. None: the other rows of x.
         reference_self: (n,) which row of `reference` is row i itself, -1 for none; it is not found.
         exclude: (n, e) integers, rows of the reference (or of x) that row i is not compared with,
@@ -215,7 +225,7 @@ def approximate_nearest(
     x: ArrayLike,
     *,
     k: int,
-    distance: Distance = "cosine",
+    distance: EuclideanDistance = "cosine",
     reference: ArrayLike | None = None,
     reference_self: ArrayLike | None = None,
     exclude: ArrayLike | None = None,
@@ -254,7 +264,8 @@ def approximate_nearest(
             "approximate_nearest needs usearch: pip install 'nearfar[search]'. `nearest` works "
             "without it, and is exact."
         ) from error
-    where = space(x, reference, reference_self, exclude, distance)
+    known = check_euclidean(distance, "approximate_nearest searches; nearest takes others too")
+    where = space(x, reference, reference_self, exclude, known)
     rows, columns = (part.float().cpu() for part in (where.rows, where.columns))
     values, index = torch.full((len(rows), k), inf), torch.full((len(rows), k), -1)
     if len(rows) and len(columns):

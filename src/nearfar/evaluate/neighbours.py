@@ -117,7 +117,7 @@ def neighbours(
             With multi-labels, no label is judged.
         k: how many neighbours to judge a label by.
         top: how many pairs and rows to return at most.
-        distance: "cosine", "euclidean" or "sqeuclidean".
+        distance: "cosine", "euclidean", "sqeuclidean", "snr", "manhattan" or the p of a p-norm.
 
     Raises:
         TypeError: labels that are not class ids or bool multi-labels.

@@ -11,15 +11,16 @@ from torch import Tensor
 
 from nearfar.distance import Distance
 from nearfar.engine.budget import Limits, current_limits
+from nearfar.engine.closeness import Euclidean
 from nearfar.engine.relation import Relation, across, within
 from nearfar.evaluate.nearest import (
     Space,
     check_k,
     hidden_columns,
     k_nearest,
+    measured,
     row_spans,
     space,
-    squares,
 )
 from nearfar.inputs import ArrayLike, tensor
 from nearfar.mine import Found
@@ -150,7 +151,8 @@ def retrieval(
             -1 for none; they are neither found nor relevant. In re-identification, these are images
             of the same person by the same camera.
         k: the numbers of nearest references to evaluate.
-        distance: "cosine", "euclidean" or "sqeuclidean". The last two give the same figures.
+        distance: "cosine", "euclidean", "sqeuclidean" (the same figures), "snr", "manhattan" or the
+            p of a p-norm.
 
     Returns:
         `Retrieval`. Every pair is measured, tile by tile; memory grows with n and m, never with
@@ -184,7 +186,7 @@ def retrieval(
     for rows in row_spans(where, limits, depth):
         hits, first, nearest = _search(where, relation, rows, depth, limits)
         scored.append(_Scored.of(hits, first, relevant[rows], sizes))
-        meet_themselves = meet_themselves and _at_no_distance(where.rows[rows], nearest)
+        meet_themselves = meet_themselves and _at_no_distance(where, rows, nearest)
     if reference is not None and own is None and meet_themselves:
         _warn_of_selves("reference=nearfar.Reference(x, labels, own)")
     return _gather(scored, relevant, relation, sizes)
@@ -254,7 +256,7 @@ def _search(
 
     Returns:
         (b, depth) whether each found is relevant; (b,) the rank of the first relevant one;
-        (b, depth) their squared distances.
+        (b, depth) their closeness.
     """
     closest = where.rows.new_full((rows.stop - rows.start,), inf)
     place = torch.full_like(closest, relation.m, dtype=torch.int64)
@@ -274,7 +276,7 @@ def _search(
     if not (closest.isfinite() & first.isinf()).any():
         return hits, first, nearest
     ahead = torch.zeros_like(place)
-    for columns, d in squares(where, rows, limits, at_least=depth):
+    for columns, d in measured(where, rows, limits, at_least=depth):
         numbers = torch.arange(columns.start, columns.stop, device=d.device)
         before = (d == closest[:, None]) & (numbers < place[:, None])
         ahead += ((d < closest[:, None]) | before).sum(1)
@@ -287,14 +289,17 @@ def _n_relevant(relation: Relation, hidden: Tensor) -> Tensor:
     return relation.n_positives() - among_hidden
 
 
-def _at_no_distance(rows: Tensor, nearest: Tensor) -> bool:
-    """Whether all of these rows have a reference at distance 0, up to rounding.
+def _at_no_distance(where: Space, rows: slice, nearest: Tensor) -> bool:
+    """Whether all of these rows have a reference at distance 0, for |a - b|^2 up to rounding.
 
     Args:
-        rows: (b, d).
-        nearest: (b, k) squared distances to their nearest references.
+        where: rows and columns.
+        rows: which rows.
+        nearest: (b, k) the closeness of their nearest references.
     """
-    near = (16 * torch.finfo(torch.float32).eps) ** 2 * rows.square().sum(1)
+    near: Tensor | float = 0.0
+    if isinstance(where.closeness, Euclidean):
+        near = (16 * torch.finfo(torch.float32).eps) ** 2 * where.rows[rows].square().sum(1)
     return bool((nearest[:, 0] <= near).all())
 
 

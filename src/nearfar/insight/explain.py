@@ -135,7 +135,7 @@ def _explain_batch(
 
 
 def _plain(function: Callable[..., Tensor], settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that are single values, and the name of a rule; data is left out.
+    """The settings that are single values, and the names of functions; data is left out.
 
     So are switches that are as they are by default, and numbers that are 0 by default.
     """
@@ -144,6 +144,7 @@ def _plain(function: Callable[..., Tensor], settings: dict[str, Any]) -> dict[st
     usual = {p.name: p.default for p in takes.values()}
     for name, value in settings.items():
         value = value.item() if isinstance(value, Tensor) and not value.ndim else value
+        value = name_of(value) if callable(value) and name != "rule" else value
         quiet = value is usual.get(name) or value == usual.get(name) == 0
         if isinstance(value, int | float | str) and not (quiet and _is_off(value)):
             shown[name] = value

@@ -57,7 +57,7 @@ def _read_pair(d: float, degree: float, force: float, loss: float) -> str:
             return "identical: nothing to pull"
         return "identical but dissimilar: no direction to push in" if loss else "identical"
     if degree == 1:
-        return "similar but apart: pulled together"
+        return "similar but apart: pulled together" if force else "similar and near: no penalty"
     if degree == 0:
         return "too close: pushed apart" if force else "far enough apart: no penalty"
     if not force:

@@ -18,7 +18,7 @@ from nearfar import registry
 from nearfar.app.errors import InputError
 from nearfar.app.train.config import Setting
 from nearfar.app.train.names import DEFAULTS
-from nearfar.distance import Distance, unit
+from nearfar.distance import Distance, check_euclidean, unit
 from nearfar.registry import Data
 
 LossFunction = Callable[..., Tensor]
@@ -253,6 +253,8 @@ def resolve(name: str, given: Mapping[str, Setting]) -> dict[str, Setting]:
             raise InputError(f"the {name} loss has no {key!r}; it has: {has}.{belonging(key)}")
     settings = {**chosen.hyperparameters, **given}
     try:  # the loss knows its ranges best; six items of three identities suit every form
+        if "distance" in settings:
+            check_euclidean(settings["distance"], "the tool compares embeddings")  # type: ignore[arg-type]
         identity = torch.arange(6) // 2
         batch = Batch(torch.eye(6, 3), identity, torch.Generator(), torch.eye(3))
         chosen.from_batch(partial(chosen.loss, **settings), batch)
