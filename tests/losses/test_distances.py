@@ -28,6 +28,10 @@ NEW: list[Distance] = ["snr", "manhattan", 3, 1.5, 2.5, 40.0, inf]
 each = pytest.mark.parametrize("distance", NEW, ids=str)
 
 
+def said(distance: Any) -> str:
+    return getattr(distance, "__name__", str(distance))
+
+
 def draw(n: int, d: int = 4, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
     chance = torch.Generator().manual_seed(seed)
     return torch.randn(n, d, generator=chance, dtype=torch.float64).to(dtype)
@@ -438,16 +442,18 @@ def one_sided(a: Tensor, b: Tensor) -> Tensor:
     return (b - a[:, None]).relu().sum(-1)
 
 
+RULE = nf.PairRule(torch.square, lambda d: (2 - d).relu().square())
+
+
 @pytest.mark.parametrize("reference", [False, True])
 @pytest.mark.parametrize("function", [canberra, one_sided])
 def test_a_function_of_ones_own(function: Callable[..., Tensor], reference: bool) -> None:
     x, y, labels, others = draw(9), draw(7, seed=1), torch.arange(9) % 3, torch.arange(7) % 3
-    rule = nf.PairRule(torch.square, lambda d: (2 - d).relu().square())
 
     def ours(x: Tensor, y: Tensor, reduction: str) -> Tensor:
         against = nf.Reference(y, others) if reference else None
         how: dict[str, Any] = {"distance": function, "reference": against, "reduction": reduction}
-        return nf.batch_loss(rule, x, labels, **how)
+        return nf.batch_loss(RULE, x, labels, **how)
 
     def truth(x: Tensor, y: Tensor, reduction: str) -> Tensor:
         d = function(x, y if reference else x)
@@ -463,6 +469,37 @@ def test_a_function_of_ones_own(function: Callable[..., Tensor], reference: bool
         for shape in ((20, 20), (4, 3)):
             with tile_shape(*shape):
                 agree(gradients(partial(ours, reduction=reduction), x, y), expected)
+
+
+@pytest.mark.parametrize("reference", [False, True])
+@pytest.mark.parametrize("distance", [*NEW, canberra, one_sided], ids=said)
+def test_listed_pairs(distance: Any, reference: bool) -> None:
+    """More than the rows of a small tile, some of them twice; of equal rows too."""
+    x, y = draw(9), draw(7, seed=1)
+    x[3], y[2] = x[1], x[1]
+    m = 7 if reference else 9
+    every = torch.cartesian_prod(torch.arange(9), torch.arange(m))
+    every = every if reference else every[every[:, 0] != every[:, 1]]
+    near, far = torch.cat([every[::3], every[:5]]), torch.cat([every[1::3], every[2::3]])
+
+    def ours(x: Tensor, y: Tensor, reduction: str) -> Tensor:
+        against = nf.Reference(y, None) if reference else None
+        how: dict[str, Any] = {"distance": distance, "reference": against, "reduction": reduction}
+        return nf.batch_loss(RULE, x, None, pairs=(near, far), **how)
+
+    def truth(x: Tensor, y: Tensor, reduction: str) -> Tensor:
+        columns = y if reference else x
+        of = distance if callable(distance) else partial(oracle.between, distance=distance)
+        d = of(x, columns)
+        pull, push = d[tuple(near.T)].square(), (2 - d[tuple(far.T)]).relu().square()
+        if reduction == "mean":
+            return pull.mean() + push.mean()
+        per_row = torch.zeros(9, dtype=torch.float64).index_add(0, near[:, 0], pull)
+        return per_row.index_add(0, far[:, 0], push)
+
+    for reduction in ("mean", "none"):
+        expected = gradients(partial(truth, reduction=reduction), x, y)
+        agree(gradients(partial(ours, reduction=reduction), x, y), expected, 1e-9)
 
 
 def test_a_function_of_ones_own_may_return_what_it_keeps_or_a_constant() -> None:
@@ -514,7 +551,7 @@ def test_a_function_of_ones_own_that_is_wrong_is_told_how() -> None:
         {"similarity": "inner_product"},
         {"similarity": "sqeuclidean"},
     ],
-    ids=lambda seen: "-".join(getattr(v, "__name__", str(v)) for v in seen.values()),
+    ids=lambda seen: "-".join(map(said, seen.values())),
 )
 def test_rows_are_scaled_where_asked(seen: dict[str, Any], normalize: bool) -> None:
     x, labels, factors = 3 * draw(7), torch.arange(7) % 3, draw(7, 7, seed=2)

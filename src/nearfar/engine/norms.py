@@ -36,8 +36,7 @@ class OfFunction:
         *,
         symmetric: bool = False,
     ) -> None:
-        self._function, self.symmetric = function, symmetric
-        self._aligned = _on_diagonals(function) if aligned is None else aligned
+        self._function, self._aligned, self.symmetric = function, aligned, symmetric
 
     def prepare(self, a: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return a, b
@@ -54,12 +53,24 @@ class OfFunction:
         gradient.of_columns(tile.columns).add_(db)
 
     def between(self, x: Tensor, y: Tensor) -> Tensor:
-        return self._aligned(x, y)
+        if self._aligned is not None:
+            return self._aligned(x, y)
+        few = spans(x.shape[0], _DIAGONAL)
+        return joined([self._function(x[at], y[at]).diagonal() for at in few], x)
 
     def between_backward(
         self, force: Tensor, x: Tensor, y: Tensor, closeness: Tensor
     ) -> tuple[Tensor, Tensor]:
-        return by_autograd(self._aligned, force, x, y)
+        if self._aligned is not None:
+            return by_autograd(self._aligned, force, x, y)
+        for at in spans(x.shape[0], _DIAGONAL):
+            x[at], y[at] = by_autograd(self._function, force[at].diag(), x[at], y[at])
+        return x, y
+
+
+# Aligned rows are measured on the diagonals of small tiles, of as many rows as make up for the
+# calls.
+_DIAGONAL = 16
 
 
 def by_autograd(
@@ -73,21 +84,6 @@ def by_autograd(
         return torch.zeros_like(a), torch.zeros_like(b)
     da, db = torch.autograd.grad(values, ends, force, materialize_grads=True)
     return da, db
-
-
-# A function of tiles tells the distances of aligned rows on the diagonals of small tiles, of as
-# many rows as make up for the calls.
-_DIAGONAL = 16
-
-
-def _on_diagonals(function: DistanceFunction) -> DistanceFunction:
-    """(k, d) rows and (k, d) others -> (k,) their distances, by a function of tiles."""
-
-    def aligned(x: Tensor, y: Tensor) -> Tensor:
-        few = spans(x.shape[0], _DIAGONAL)
-        return joined([function(x[at], y[at]).diagonal() for at in few], x)
-
-    return aligned
 
 
 def manhattan() -> OfFunction:
