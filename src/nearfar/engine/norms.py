@@ -1,6 +1,7 @@
 """Distances of a tile that are no inner products: p-norms, and functions of the user's own."""
 
 from collections.abc import Callable, Iterator
+from math import inf
 from typing import TYPE_CHECKING
 
 import torch
@@ -98,8 +99,8 @@ def manhattan() -> OfFunction:
 # Elements of the differences held at a time: more leave the cache, and with fewer the calls
 # themselves take most of the time.
 _MOST, _FEWEST = 2**18, 2**14
-# Copies of these differences held at the same time: powers, masks, what autograd keeps.
-_COPIES = 6
+# Copies of these differences held at the same time: sizes, shares, powers.
+_COPIES = 4
 
 
 class PNorm:
@@ -129,10 +130,7 @@ class PNorm:
         a, b = part(gradient.a, tile.rows), part(gradient.b, tile.columns)
         da, db = gradient.of_rows(tile.rows), gradient.of_columns(tile.columns)
         for i, j in _few(a, b):
-            apart = (a[i, None] - b[j]).requires_grad_()
-            with torch.enable_grad():
-                d = p_norm(apart, self._p)
-            (pull,) = torch.autograd.grad(d, apart, force[i, j])
+            pull = self._slope(a[i, None] - b[j], tile.closeness[i, j]).mul_(force[i, j, None])
             da[i] += pull.sum(1)
             db[j] -= pull.sum(0)
 
@@ -142,7 +140,22 @@ class PNorm:
     def between_backward(
         self, force: Tensor, x: Tensor, y: Tensor, closeness: Tensor
     ) -> tuple[Tensor, Tensor]:
-        return by_autograd(self.between, force, x, y)
+        pull = self._slope(x - y, closeness).mul_(force[:, None])
+        return pull, pull.neg()
+
+    def _slope(self, apart: Tensor, d: Tensor) -> Tensor:
+        """The derivative of norms `d` by what they are the norms of: sign(a - b) |a - b|^(p - 1).
+
+        In units of d, so that no power overflows. At distance 0 it is 0, and for p = inf those that
+        are equally large share it.
+        """
+        share = apart.abs().div_(d.masked_fill(d == 0, 1)[..., None])
+        if self._p == inf:
+            share = (share == 1).to(apart.dtype)
+            share.div_(share.sum(-1, keepdim=True).clamp_(min=1))
+        else:
+            share.pow_(self._p - 1)
+        return share.copysign_(apart)
 
 
 def _few(a: Tensor, b: Tensor) -> Iterator[tuple[slice, slice]]:
