@@ -377,7 +377,14 @@ def test_no_matrix_is_stored(miner: Callable[..., Any]) -> None:
     n = 1500
     x = torch.nn.functional.normalize(torch.randn(n, 4, generator=torch.Generator().manual_seed(0)))
     labels = torch.arange(n) // 3
-    how = {"epsilon": -1.9} if miner is mine.multi_similarity_pairs else {}
+    few: dict[Any, dict[str, Any]] = {
+        mine.multi_similarity_pairs: {"epsilon": -1.9},
+        mine.violating_triplets: {"max": 50},
+        mine.angular_triplets: {"max": 50},
+        mine.violating_pairs: {"neg_margin": 0.01},
+        mine.hard_pairs: {"share": 1e-4},
+    }
+    how = few.get(miner, {})
     with memory_budget(2**19), Allocations(x, labels) as allocations:
         miner(x, labels, **how)
     assert allocations.peak < n * n / 1.5
@@ -411,7 +418,7 @@ ERRORS: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     ),
     (mine.semihard_triplets, {"max": 0}, "max must be an integer of at least 1"),
     (mine.multi_similarity_pairs, {"epsilon": inf}, "epsilon must be"),
-    (mine.distance_weighted_negatives, {"cutoff": 0}, "cutoff must be"),
+    (mine.distance_weighted_negatives, {"cutoff": -0.1}, "cutoff must be"),
     (mine.distance_weighted_negatives, {"nonzero_loss_cutoff": 0.1}, "nonzero_loss_cutoff must be"),
     *(
         (miner, {"reference": torch.ones(2, 3)}, r"nearfar\.Reference\(x, labels\)")

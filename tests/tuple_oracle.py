@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 Triplet = tuple[int, int, int]
+Reduction = str | tuple[float, float]
 
 
 def similar(labels: Tensor, others: Tensor) -> list[list[bool]]:
@@ -96,36 +97,44 @@ def batch_triplet(
     reference: Tensor | None = None,
     reference_labels: Tensor | None = None,
     reference_own: Tensor | None = None,
-    reduction: str = "mean",
+    normalize: bool = False,
+    triplets: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: Reduction = "mean",
 ) -> tuple[Tensor, int, int]:
     """The loss, and the numbers of all and of active triplets."""
     columns = x if reference is None else reference
+    if normalize:
+        x, columns = _unit(x), _unit(columns)
     d = between(x, columns, distance)
-    positives, negatives = relations(labels, reference_labels, reference_own)
-    triplets = select_triplets(d, positives, negatives, select)
+    if triplets is None:
+        positives, negatives = relations(labels, reference_labels, reference_own)
+        found = select_triplets(d, positives, negatives, select)
+        triplets = torch.tensor(found, dtype=torch.long)
     zero = 0 * (x.sum() + columns.sum())
-    if not triplets:
+    if not len(triplets):
         return (zero.expand(len(x)) if reduction == "none" else zero), 0, 0
-    i, p, n = torch.tensor(triplets).T
+    i, p, n = triplets.T
     far = d[i, n]
     if swap:
         far = torch.minimum(far, between(columns, columns, distance)[p, n])
     cost = _activate(d[i, p] - far + margin, smooth)
-    return _reduce(cost, i, len(x), reduction) + zero, len(triplets), int((cost > 0).sum())
+    loss = _reduce(cost, i, len(x), reduction, weight) + zero
+    return loss, len(triplets), int((cost > 0).sum())
 
 
-def quadruplets(labels: Tensor) -> Tensor:
-    """(q, 4) all quadruplets: i and j of one class, k and l of two others."""
-    c = labels.tolist()
-    n = range(len(c))
+def quadruplets(labels: Tensor, others: Tensor, own: list[int]) -> Tensor:
+    """(q, 4) all quadruplets: i and j of one class, k and l of two others; all but i columns."""
+    rows, c = labels.tolist(), others.tolist()
+    m = range(len(c))
     found = [
-        (i, j, k, m)
-        for i, j in product(n, n)
-        if i != j and c[i] == c[j]
-        for k in n
-        if c[k] != c[i]
-        for m in n
-        if c[m] != c[i] and c[m] != c[k]
+        (i, j, k, q)
+        for i, j in product(range(len(rows)), m)
+        if j != own[i] and rows[i] == c[j]
+        for k in m
+        if c[k] != rows[i]
+        for q in m
+        if c[q] != rows[i] and c[q] != c[k]
     ]
     return torch.tensor(found, dtype=torch.long).reshape(-1, 4)
 
@@ -137,34 +146,49 @@ def batch_quadruplet(
     margin: float = 1.0,
     margin2: float = 0.5,
     distance: str | float = "euclidean",
+    normalize: bool = False,
     select: str = "all",
-    reduction: str = "mean",
+    weight: Tensor | None = None,
+    reference: Tensor | None = None,
+    reference_labels: Tensor | None = None,
+    reference_own: Tensor | None = None,
+    reduction: Reduction = "mean",
 ) -> tuple[Tensor, int, int, int]:
     """The loss, and the numbers of all quadruplets and of the active terms of each kind."""
-    d = between(x, x, distance)
+    columns, others = (x, labels) if reference is None else (reference, reference_labels)
+    own = list(range(len(x))) if reference is None else [-1] * len(x)
+    own = own if reference_own is None else reference_own.tolist()
+    if normalize:
+        x, columns = _unit(x), _unit(columns)
+    d, among = between(x, columns, distance), between(columns, columns, distance)
     if select == "all":
-        i, j, k, m = quadruplets(labels).T
-        pairs = (i, j), (i, k), (k, m)
+        i, j, k, m = quadruplets(labels, others, own).T
+        k2 = k
     else:
-        found = torch.tensor(_hardest(d, labels.tolist()), dtype=torch.long).reshape(-1, 5)
-        i, j, k, k2, m = found.T
-        pairs = (i, j), (i, k), (k2, m)
-    near, far, apart = (d[pair] for pair in pairs)
+        found = _hardest(d, among, labels.tolist(), others.tolist(), own)
+        i, j, k, k2, m = torch.tensor(found, dtype=torch.long).reshape(-1, 5).T
+    near, far, apart = d[i, j], d[i, k], among[k2, m]
     first, second = (near - far + margin).relu(), (near - apart + margin2).relu()
-    loss = _reduce(first + second, i, len(x), reduction) + 0 * x.sum()
-    return loss, len(i), int((first > 0).sum()), int((second > 0).sum())
+    if reduction in ("mean", "sum", "none"):
+        loss = _reduce(first + second, i, len(x), reduction, weight)
+    else:
+        loss = sum(_reduce(term, i, len(x), reduction, weight) for term in (first, second))
+    zero = 0 * (x.sum() + columns.sum())
+    return loss + zero, len(i), int((first > 0).sum()), int((second > 0).sum())
 
 
-def _hardest(d: Tensor, c: list[int]) -> list[tuple[int, ...]]:
-    rows, n, found = d.tolist(), range(len(c)), []
-    for i in n:
-        near = [j for j in n if j != i and c[j] == c[i]]
-        far = [k for k in n if c[k] != c[i]]
-        two = [(rows[k][m], k, m) for k in far for m in far if c[k] != c[m]]
+def _hardest(
+    d: Tensor, among: Tensor, rows: list[int], c: list[int], own: list[int]
+) -> list[tuple[int, ...]]:
+    of_rows, between_columns, m, found = d.tolist(), among.tolist(), range(len(c)), []
+    for i, of in enumerate(of_rows):
+        near = [j for j in m if j != own[i] and c[j] == rows[i]]
+        far = [k for k in m if c[k] != rows[i]]
+        two = [(between_columns[k][q], k, q) for k in far for q in far if c[k] != c[q]]
         if near and two:
             best = min(two, key=lambda pair: pair[0])
-            j = max(near, key=lambda j: rows[i][j])
-            found.append((i, j, min(far, key=lambda k: rows[i][k]), *best[1:]))
+            farthest = max(near, key=lambda j: of[j])
+            found.append((i, farthest, min(far, key=lambda k: of[k]), *best[1:]))
     return found
 
 
@@ -210,13 +234,19 @@ def _activate(violation: Tensor, smooth: bool) -> Tensor:
     return violation.relu() + torch.log1p((-violation.abs()).exp())
 
 
-def _reduce(cost: Tensor, anchor: Tensor, n: int, reduction: str) -> Tensor:
+def _reduce(
+    cost: Tensor, anchor: Tensor, n: int, reduction: Reduction, weight: Tensor | None
+) -> Tensor:
+    weights = torch.ones_like(cost) if weight is None else weight[anchor]
     if reduction == "none":
-        return torch.zeros(n, dtype=cost.dtype).index_add(0, anchor, cost)
+        return torch.zeros(n, dtype=cost.dtype).index_add(0, anchor, cost * weights)
     if reduction == "sum":
-        return cost.sum()
-    count = int((cost > 0).sum()) if reduction == "active" else len(cost)
-    return cost.sum() / max(count, 1)
+        return (cost * weights).sum()
+    usual = {"mean": (-inf, inf), "active": (0.0, inf)}
+    low, high = usual[reduction] if isinstance(reduction, str) else reduction
+    inside = (cost > low) & (cost < high)
+    total = float(weights[inside].sum())
+    return (cost * weights)[inside].sum() / (total or 1)
 
 
 def _unit(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Listed pairs: what miners find, and what a loss takes as `pairs`."""
+"""Listed pairs and triplets: what miners find, and what a loss takes as `pairs` or `triplets`."""
 
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -41,7 +41,7 @@ Pairs: TypeAlias = FoundPairs | tuple[ArrayLike | Found, ArrayLike | Found]
 
 
 def listed_pairs(
-    pairs: Pairs, n: int, m: int, device: torch.device
+    pairs: Pairs, n: int, m: int, device: torch.device, name: str = "pairs"
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """The rows and columns of the similar pairs, and those of the dissimilar ones.
 
@@ -50,6 +50,7 @@ def listed_pairs(
         n: the number of rows.
         m: the number of columns.
         device: of the result.
+        name: the caller's name for `pairs`.
 
     Raises:
         TypeError: no pairs, or indices that are not integers.
@@ -63,10 +64,34 @@ def listed_pairs(
             f"each of shape (k, 2); got {type(pairs).__name__}."
         )
     near, far = (
-        _ends(f"the {kind} pairs of pairs", part, n, m, device)
+        _ends(f"the {kind} pairs of {name}", part, n, m, device)
         for kind, part in zip(("similar", "dissimilar"), pairs, strict=True)
     )
     return near, far
+
+
+def listed_triplets(triplets: ArrayLike, device: torch.device) -> Tensor:
+    """(t, 3) int64, a copy; which of the rows there are is not checked.
+
+    Raises:
+        TypeError: indices that are not integers.
+        ValueError: a wrong shape.
+    """
+    listed = tensor("triplets", triplets).to(device, copy=True)
+    if not listed.numel():
+        listed = listed.new_zeros(0, 3, dtype=torch.int64)
+    if listed.is_floating_point() or listed.is_complex() or listed.dtype is torch.bool:
+        raise TypeError(f"triplets must be row indices of an integer dtype; got {listed.dtype}.")
+    if listed.ndim != 2 or listed.shape[1] != 3:
+        turned = listed.ndim == 2 and listed.shape[0] == 3
+        raise ValueError(
+            "triplets must have shape (t, 3), an anchor of the batch, a positive and a negative of "
+            f"each; got {tuple(listed.shape)}." + (" Pass triplets.T." if turned else "")
+        )
+    listed = listed.to(torch.int64)
+    same = listed[:, 1] == listed[:, 2]
+    refuse("triplets", listed, same, "have a positive and a negative that differ")
+    return listed
 
 
 def _ends(

@@ -11,10 +11,20 @@ import pytest
 import torch
 import tuple_oracle as oracle
 from allocations import Allocations
-from batch_cases import referring
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from tuple_cases import (
+    BY_CLASS,
+    LAYOUTS,
+    Settings,
+    agree,
+    draw,
+    drawn,
+    gradients,
+    quadruplets,
+    triplets,
+)
 
 import nearfar
 from nearfar import (
@@ -37,18 +47,6 @@ from nearfar.engine.budget import tile_shape
 few = settings(max_examples=12, derandomize=True, deadline=None, database=None)
 seeds = st.integers(0, 2**20)
 
-LAYOUTS: dict[str, Callable[[int, torch.Generator], Tensor]] = {
-    "random": lambda n, chance: torch.randint(0, 4, (n,), generator=chance) * 2**40 - 3,
-    "two": lambda n, chance: torch.randint(0, 2, (n,), generator=chance),
-    "one": lambda n, _: torch.full((n,), 5),
-    "singletons": lambda n, chance: torch.randperm(n, generator=chance),
-    "pairs": lambda n, _: torch.arange(n) % max(n // 2, 1),
-    "one large, others alone": lambda n, _: (torch.arange(n) - n // 2).clamp(min=0),
-    "multi": lambda n, chance: torch.rand(n, 4, generator=chance) < 0.3,
-}
-BY_CLASS = [name for name in LAYOUTS if name != "multi"]
-
-Settings = dict[str, Any]
 TRIPLETS: list[Settings] = [
     {},
     {"margin": 0.0},
@@ -59,9 +57,13 @@ TRIPLETS: list[Settings] = [
 ]
 PICKED = ("hard", "easy_positive", "semihard")
 TRIPLET_CASES = [{**how, "select": select} for select in ("all", *PICKED) for how in TRIPLETS] + [
-    {"select": select, "swap": True, "distance": d}
-    for select in PICKED
-    for d in ("euclidean", "cosine")
+    {"select": select, "swap": True, **how}
+    for select in ("all", *PICKED)
+    for how in (
+        {"distance": "euclidean"},
+        {"distance": "cosine"},
+        {"smooth": True, "distance": "sqeuclidean"},
+    )
 ]
 QUADRUPLET_CASES: list[Settings] = [
     {"select": select, **how}
@@ -77,47 +79,6 @@ QUADRUPLET_CASES: list[Settings] = [
 
 def named(cases: list[Settings]) -> Any:
     return pytest.mark.parametrize("how", cases, ids=lambda how: "-".join(map(str, how.values())))
-
-
-def draw(n: int, layout: str, seed: int = 0, d: int = 3) -> tuple[Tensor, Tensor]:
-    chance = torch.Generator().manual_seed(seed)
-    x = torch.randn(n, d, generator=chance, dtype=torch.float64)
-    return x, LAYOUTS[layout](n, chance)
-
-
-def gradients(loss: Callable[..., Any], *leaves: Tensor) -> tuple[Tensor, list[Tensor], Any]:
-    """The loss, the gradient of every leaf under unequal weights, and what else is returned."""
-    leaves = tuple(leaf.detach().clone().requires_grad_() for leaf in leaves)
-    result = loss(*leaves)
-    value, *more = result if isinstance(result, tuple) else (result,)
-    weights = torch.linspace(0.5, 1.5, value.numel(), dtype=value.dtype).reshape(value.shape)
-    (value * weights).sum().backward()
-    found = [torch.zeros_like(a) if a.grad is None else a.grad for a in leaves]
-    return value.detach(), found, more
-
-
-def agree(found: Any, true: Any, rtol: float = 1e-12) -> None:
-    """Value and gradients to `rtol` of the largest entry, counts exactly."""
-    (value, rows, counts), (true_value, true_rows, true_counts) = found, true
-    for a, b in ((value, true_value), *zip(rows, true_rows, strict=True)):
-        size = float(b.abs().max()) if b.numel() else 0.0
-        torch.testing.assert_close(a, b, rtol=10 * rtol, atol=rtol * max(size, 1))
-    assert counts == true_counts
-
-
-def triplets(x: Tensor, labels: Any, **how: Any) -> tuple[Any, ...]:
-    """The loss, and the numbers of all and of active triplets."""
-    told = referring(how)
-    counted = {k: v for k, v in told.items() if k not in ("smooth", "reduction")}
-    stats = triplet_stats(x, labels, **counted)
-    active = stats.valid if how.get("smooth") else stats.active
-    return batch_triplet_loss(x, labels, **told), stats.valid, active
-
-
-def quadruplets(x: Tensor, labels: Any, **how: Any) -> tuple[Any, ...]:
-    counted = {k: v for k, v in how.items() if k != "reduction"}
-    stats = quadruplet_stats(x, labels, **counted)
-    return batch_quadruplet_loss(x, labels, **how), stats.valid, stats.active, stats.active2
 
 
 # Against the listed tuples.
@@ -209,9 +170,7 @@ def test_ties_and_duplicates(seed: int, few_positives: bool) -> None:
         agree(found, gradients(partial(oracle.batch_quadruplet, labels=labels, **how), x))
 
 
-REFERENCES = [{"select": s} for s in ("all", *PICKED)] + [
-    {"select": s, "swap": True} for s in PICKED
-]
+REFERENCES = [{"select": s, **how} for s in ("all", *PICKED) for how in ({}, {"swap": True})]
 
 
 @pytest.mark.parametrize("layout", ["random", "multi"])
@@ -232,13 +191,12 @@ def test_a_reference_set(how: Settings, own: bool, layout: str) -> None:
     )
 
 
-@named([*TRIPLET_CASES, {"select": "distance_weighted"}])
+@named([*TRIPLET_CASES, {"select": "distance_weighted"}, {"select": "all", "n_per_anchor": 3}])
 def test_reductions_agree(how: Settings) -> None:
     x, labels = draw(9, "random", seed=8)
 
     def chance() -> Settings:
-        drawn = how["select"] == "distance_weighted"
-        return {"generator": torch.Generator().manual_seed(3)} if drawn else {}
+        return {"generator": torch.Generator().manual_seed(3)} if drawn(how) else {}
 
     def run(x: Tensor, **more: Any) -> Tensor:
         return batch_triplet_loss(x, labels, **how, **chance(), **more)
@@ -273,6 +231,9 @@ def test_second_derivatives_are_refused() -> None:
 LOSSES: list[tuple[Callable[..., Tensor], Settings]] = [
     *((batch_triplet_loss, {"select": s}) for s in ("all", *PICKED, "distance_weighted")),
     (batch_triplet_loss, {"smooth": True, "margin": 0.0}),
+    (batch_triplet_loss, {"swap": True}),
+    (batch_triplet_loss, {"swap": True, "smooth": True, "distance": "sqeuclidean"}),
+    (batch_triplet_loss, {"n_per_anchor": 4}),
     (batch_triplet_loss, {"select": "all", "distance": "cosine"}),
     (batch_triplet_loss, {"select": "semihard", "distance": "cosine", "swap": True}),
     (batch_quadruplet_loss, {}),
@@ -383,7 +344,7 @@ def test_a_row_without_a_part_is_not_hidden(loss: Callable[..., Tensor], how: Se
 def test_without_gradient_the_value_is_the_same() -> None:
     x, labels = draw(9, "random")
     for loss, how in LOSSES:
-        if how.get("select") != "distance_weighted":
+        if not drawn(how):
             torch.testing.assert_close(
                 loss(x, labels, **how), loss(x.clone().requires_grad_(), labels, **how).detach()
             )
@@ -406,7 +367,7 @@ def test_same_input_same_bits(loss: Callable[..., Tensor], how: Settings) -> Non
 
     def once() -> tuple[Tensor, Tensor]:
         more = dict(how)
-        if how.get("select") == "distance_weighted":
+        if drawn(how):
             more["generator"] = torch.Generator().manual_seed(5)
         leaf = x.float().requires_grad_()
         value = loss(leaf, labels, **more)
@@ -486,8 +447,8 @@ def test_counts_do_not_overflow() -> None:
 
 
 STATS = [
-    (batch_triplet_loss, triplet_stats, {"smooth", "reduction"}),
-    (batch_quadruplet_loss, quadruplet_stats, {"reduction"}),
+    (batch_triplet_loss, triplet_stats, {"smooth", "weight", "reduction"}),
+    (batch_quadruplet_loss, quadruplet_stats, {"weight", "reduction"}),
 ]
 
 
@@ -548,15 +509,15 @@ def test_memory_is_linear_in_the_batch(loss: Callable[..., Tensor], how: Setting
 def test_distance_weighted_is_the_mean_over_its_picks() -> None:
     x, labels = draw(10, "random", seed=14)
 
-    def drawn(what: Callable[..., Any], seed: int) -> Any:
+    def by(what: Callable[..., Any], seed: int) -> Any:
         generator = torch.Generator().manual_seed(seed)
         return what(x, labels, select="distance_weighted", generator=generator)
 
     same = (labels[:, None] == labels) & ~torch.eye(10, dtype=torch.bool)
-    stats = drawn(triplet_stats, 1)
+    stats = by(triplet_stats, 1)
     assert stats.valid == int(same.sum())
-    value = drawn(batch_triplet_loss, 1)
-    assert value != drawn(batch_triplet_loss, 2)
+    value = by(batch_triplet_loss, 1)
+    assert value != by(batch_triplet_loss, 2)
 
 
 def test_distance_weighted_draws_the_same_whatever_the_block_and_in_backward() -> None:
@@ -633,8 +594,7 @@ def test_all_forces_together_are_the_gradient(
     more = dict(how)
 
     def chance() -> Settings:
-        drawn = how.get("select") == "distance_weighted"
-        return {"generator": torch.Generator().manual_seed(1)} if drawn else {}
+        return {"generator": torch.Generator().manual_seed(1)} if drawn(how) else {}
 
     leaf = x.clone().requires_grad_()
     value = loss(leaf, labels, **more, **chance())
@@ -649,6 +609,8 @@ def test_all_forces_together_are_the_gradient(
         rebuilt -= (rebuilt * x).sum(1, keepdim=True) * x
     else:
         apart = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
+        if how.get("distance") == "sqeuclidean":
+            apart.fill_(0.5)
         by_difference = both / torch.where(apart == 0, 1, apart)
         rebuilt = by_difference.sum(1, keepdim=True) * x - by_difference @ x
     torch.testing.assert_close(rebuilt, gradient, rtol=1e-9, atol=1e-9)
@@ -756,13 +718,12 @@ ERRORS: list[tuple[Callable[..., Any], Settings, str]] = [
     (
         batch_triplet_loss,
         {"reduction": "avg"},
-        r"reduction must be one of 'mean', 'active', .*'avg'",
+        r'reduction must be "mean", "active", .*avg',
     ),
     (batch_triplet_loss, {"margin": -1}, r"margin must be a number .*a difference of distances"),
     (batch_triplet_loss, {"margin": "soft"}, r"the soft margin is smooth=True, margin=0\.0"),
     (batch_triplet_loss, {"margin": "softer"}, r"margin must be a number"),
     (batch_triplet_loss, {"distance": "l2"}, r"distance must be one of"),
-    (batch_triplet_loss, {"swap": True}, r"use one of 'hard', 'semihard', "),
     (batch_triplet_loss, {"reference": np.ones((2, 3))}, r"Reference\(x, labels\); got ndarray"),
     (batch_quadruplet_loss, {"select": "semihard"}, r"select must be one of 'all', 'hard'"),
     (batch_quadruplet_loss, {"reduction": "avg"}, r"reduction must be "),

@@ -41,7 +41,9 @@ def draw(n: int = N, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 def agree(ours: Tensor, their: Tensor, *leaves: Tensor) -> None:
     torch.testing.assert_close(ours, their, rtol=1e-9, atol=1e-9)
-    found, true = (torch.autograd.grad(loss, leaves, retain_graph=True) for loss in (ours, their))
+    # Where no term counts, theirs is a 0 without a path to some of the leaves.
+    how = {"retain_graph": True, "materialize_grads": True}
+    found, true = (torch.autograd.grad(loss, leaves, **how) for loss in (ours, their))
     for one, other in zip(found, true, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 
@@ -415,9 +417,10 @@ def test_triplets_by_margin(kind: str) -> None:
 
 
 def test_angular_triplets() -> None:
+    """Of the rows as they are: theirs does not normalize them, whatever its distance says."""
     x, labels = draw()
     same_tuples(
-        mine.angular_triplets(x, labels, angle=25.0, normalize=True),
+        mine.angular_triplets(x, labels, angle=25.0),
         *miners.AngularMiner(angle=25)(x, labels),
     )
 
@@ -425,7 +428,7 @@ def test_angular_triplets() -> None:
 def test_pairs_by_margin() -> None:
     x, labels = draw()
     a1, p, a2, n = miners.PairMarginMiner(pos_margin=0.9, neg_margin=1.3)(x, labels)
-    ours = mine.pair_margin_pairs(x, labels, pos_margin=0.9, neg_margin=1.3, normalize=True)
+    ours = mine.violating_pairs(x, labels, pos_margin=0.9, neg_margin=1.3, normalize=True)
     same_tuples(ours.positive, a1, p)
     same_tuples(ours.negative, a2, n)
 
@@ -437,3 +440,40 @@ def test_multi_similarity_pairs() -> None:
     ours = mine.multi_similarity_pairs(x, labels, epsilon=0.1)
     same_tuples(ours.positive, a1, p)
     same_tuples(ours.negative, a2, n)
+
+
+def test_hard_pairs() -> None:
+    x, labels = draw()
+    a1, p, a2, n = miners.HDCMiner(filter_percentage=0.3)(x, labels)
+    ours = mine.hard_pairs(x, labels, share=0.3, normalize=True)
+    same_tuples(ours.positive, a1, p)
+    same_tuples(ours.negative, a2, n)
+
+
+@pytest.mark.parametrize("positive", ["easy", "hard", "semihard", "all"])
+@pytest.mark.parametrize("negative", ["hard", "semihard", "easy", "all"])
+@pytest.mark.parametrize("ranges", [(None, None), ((0.5, 1.2), (0.4, 1.3))])
+def test_easy_and_hard_triplets(positive: Any, negative: Any, ranges: Any) -> None:
+    """Theirs returns pairs where one side is all of them, here made into triplets."""
+    if {positive, negative} in ({"semihard"}, {"all"}, {"semihard", "all"}):
+        pytest.skip("both refuse it, or it is every triplet")
+    if "all" in (positive, negative) and ranges[0] is not None:
+        pytest.skip("theirs ignores the range of a side of which it takes all")
+    x, labels = draw()
+    found = miners.BatchEasyHardMiner(
+        pos_strategy=positive,
+        neg_strategy=negative,
+        allowed_pos_range=ranges[0],
+        allowed_neg_range=ranges[1],
+    )(x, labels)
+    triplets = theirs.convert_to_triplets(found, labels, labels)
+    ours = mine.easy_hard_triplets(
+        x,
+        labels,
+        positive=positive,
+        negative=negative,
+        positive_range=ranges[0],
+        negative_range=ranges[1],
+        normalize=True,
+    )
+    same_tuples(ours, *triplets)

@@ -58,16 +58,36 @@ class Anchors:
         return int(self.count.max()) if self.shape[0] else 0
 
     @cached_property
+    def first(self) -> Tensor:
+        """(b,) the place of each row's first positive in the list."""
+        return self.count.cumsum(0) - self.count
+
+    @cached_property
     def slot(self) -> Tensor:
         """(k,) the index of each positive among its row's positives."""
-        before = self.count.cumsum(0) - self.count
-        return torch.arange(len(self.row), device=self.row.device) - before[self.row]
+        return torch.arange(len(self.row), device=self.row.device) - self.first[self.row]
 
     @cached_property
     def n_negatives(self) -> Tensor:
         """(b,) how many negatives each row has."""
         own = torch.bincount(self.itself[0], minlength=self.shape[0])
         return self.shape[1] - self.count - own
+
+    def nth_negative(self, row: Tensor, n: Tensor) -> Tensor:
+        """The columns of some negatives, without a mask of all.
+
+        Args:
+            row: (k, 1) rows.
+            n: (k, c) which negative of each row, from 0, in the order of their columns.
+        """
+        width = self.shape[1] + 1
+        lists = (self.row, self.column), self.itself
+        others = torch.cat([r * width + c for r, c in lists]).sort().values
+        of = others // width
+        first = torch.searchsorted(of, torch.arange(self.shape[0], device=of.device))
+        # Up to each column that is no negative, there are so many negatives.
+        before = others - torch.arange(len(of), device=of.device) + first[of]
+        return n + torch.searchsorted(before, row * width + n, right=True) - first[row]
 
     @contextmanager
     def only_negatives(self, d: Tensor) -> Iterator[None]:

@@ -22,9 +22,10 @@ from nearfar.engine.relation import Relation
 from nearfar.engine.slices import spans
 from nearfar.engine.step import Answer, Executor, Request
 from nearfar.engine.walk import show
+from nearfar.reduction import Between
 
-# Rows, columns (None: the rows themselves), limits -> (t, k) int64 tuples, sorted by anchor. The
-# anchor comes first and is a row; all others are columns.
+# Rows, columns (None: the rows themselves), limits -> (t, k) int64 tuples. The anchor comes first
+# and is a row; all others are columns.
 Picker = Callable[[Tensor, Tensor | None, Limits], Iterator[Tensor]]
 
 # Copies of the rows of a tuple held at the same time: rows, differences, gradients.
@@ -69,44 +70,58 @@ def listed(
     distance: Distance,
     relation: Relation,
     tally: Tally,
-    *,
-    mean_of_active: bool = False,
 ) -> Executor:
     """Select tuples block by block, and add up their losses and gradients."""
 
     def execute(request: Request) -> Answer:
-        a, columns = request.a, request.columns
-        per_row = a.new_zeros(len(a))
-        valid, active = per_row.new_zeros(2, len(a), dtype=torch.int64)
+        a, columns, each = request.a, request.columns, request.reduction == "each pair"
+        per_row, one_by_one = a.new_zeros(len(a)), [a.new_zeros(0)]
+        counts, active = per_row.new_zeros(2, len(a), dtype=torch.int64)
         da = torch.zeros_like(a) if request.gradient else None
         db = torch.zeros_like(columns) if request.gradient and request.b is not None else None
         shown, measure = _Shown(), _measure(distance)
         with torch.no_grad():
             width = rule.places * a.shape[1]
             size = block(request.limits, a.device, a.element_size(), _BUFFERS, width)
-            for found in _batched(pick(a, request.b, request.limits), size):
-                for chunk in spans(len(found), size):
-                    tuples = found[chunk]
-                    anchor = tuples[:, 0]
-                    weight = None if request.weight is None else request.weight[anchor]
-                    rows = [a[anchor], *(columns[other] for other in tuples.T[1:])]
-                    loss, pulls, between = _derived(rule, measure, rows, weight, request.gradient)
+            for at, tuples in _chunks(pick(a, request.b, request.limits), size):
+                anchor, weight = tuples[:, 0], request.weight
+                if weight is not None:
+                    weight = weight[at] if each else weight[anchor]
+                rows = [a[anchor], *(columns[other] for other in tuples.T[1:])]
+                loss, inside, pulls, between = _derived(rule, measure, rows, weight, request)
+                if each:
+                    one_by_one.append(loss)
+                else:
                     per_row.index_add_(0, anchor, loss)
-                    valid.index_add_(0, anchor, torch.ones_like(anchor))
-                    active.index_add_(0, anchor, (loss > 0).long())
-                    if da is None:
-                        continue
-                    for ends, both in zip(rule.pairs, pulls, strict=True):
-                        for place, (pull, by) in zip(ends, both, strict=True):
-                            to = da if place == 0 or db is None else db
-                            add_rows(to, tuples[:, place], pull, by)
-                    if force_visitors():
-                        shown.add(rule, tuples, between, request.b is None)
+                counts.index_add_(0, anchor, inside.long())
+                active.index_add_(0, anchor, (loss > 0).long())
+                if da is None:
+                    continue
+                for ends, both in zip(rule.pairs, pulls, strict=True):
+                    for place, (pull, by) in zip(ends, both, strict=True):
+                        to = da if place == 0 or db is None else db
+                        add_rows(to, tuples[:, place], pull, by)
+                if force_visitors():
+                    shown.add(rule, tuples, between, request.b is None)
         shown.show(request, relation)
-        tally.add(valid.sum(), active.sum())
-        return Answer(per_row, active if mean_of_active else valid, da, db)
+        tally.add(counts.sum(), active.sum())
+        return Answer(torch.cat(one_by_one) if each else per_row, counts, da, db)
 
     return execute
+
+
+def given(tuples: Tensor) -> Picker:
+    """Tuples (t, k) that the caller lists, in their order."""
+    return lambda a, b, limits: iter([tuples])
+
+
+def _chunks(found: Iterator[Tensor], size: int) -> Iterator[tuple[slice, Tensor]]:
+    """The same tuples, at most `size` at a time, and which of all these are."""
+    before = 0
+    for tuples in _batched(found, size):
+        for chunk in spans(len(tuples), size):
+            yield slice(before + chunk.start, before + chunk.stop), tuples[chunk]
+        before += len(tuples)
 
 
 def _batched(found: Iterator[Tensor], size: int) -> Iterator[Tensor]:
@@ -208,21 +223,41 @@ def _measure(distance: Distance) -> _Measure:
 
 
 def _derived(
-    rule: TupleRule, measure: _Measure, rows: list[Tensor], weight: Tensor | None, gradient: bool
-) -> tuple[Tensor, list[tuple[End, End]], list[tuple[Tensor, Tensor]]]:
-    """The losses, the gradients at both ends of each pair, and each pair's distance and force."""
+    rule: TupleRule,
+    measure: _Measure,
+    rows: list[Tensor],
+    weight: Tensor | None,
+    request: Request,
+) -> tuple[Tensor, Tensor, list[tuple[End, End]], list[tuple[Tensor, Tensor]]]:
+    """The losses of some tuples and their gradient.
+
+    Returns:
+        (t,) losses, 0 for tuples that do not count.
+        (t,) bool, which tuples count.
+        For each pair of the rule, the gradients at both ends.
+        For each pair, (t,) distances and (t,) forces.
+    """
     apart = [measure(rows[i], rows[j]) for i, j in rule.pairs]
     distances = [one.d for one in apart]
-    if not gradient:
-        return rule.loss(*distances), [], []
+    if not request.gradient:
+        return *_counted(rule.loss(*distances), request.kept), [], []
     with torch.enable_grad():
-        loss = rule.loss(*(d.requires_grad_() for d in distances))
+        loss, inside = _counted(rule.loss(*(d.requires_grad_() for d in distances)), request.kept)
         total = (loss if weight is None else loss * weight).sum()
         forces = torch.autograd.grad(total, distances, materialize_grads=True)
     for one in apart:
         one.d = one.d.detach()
     pulls = [one.pulls(force) for one, force in zip(apart, forces, strict=True)]
-    return loss.detach(), pulls, [(one.d, f) for one, f in zip(apart, forces, strict=True)]
+    found = [(one.d, f) for one, f in zip(apart, forces, strict=True)]
+    return loss.detach(), inside, pulls, found
+
+
+def _counted(loss: Tensor, kept: Between | None) -> tuple[Tensor, Tensor]:
+    """Losses, 0 for those that do not count, and which count."""
+    if kept is None:
+        return loss, torch.ones_like(loss, dtype=torch.bool)
+    outside = kept.outside(loss.detach())
+    return loss.masked_fill(outside, 0), ~outside
 
 
 @dataclass(eq=False)

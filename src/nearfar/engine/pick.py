@@ -13,16 +13,19 @@ from torch import Tensor
 
 from nearfar.distance import Distance, EuclideanDistance, unit
 from nearfar.engine.anchors import Anchors, above
-from nearfar.engine.budget import Limits
+from nearfar.engine.budget import Limits, block
 from nearfar.engine.closeness import Closeness, CosineDistance, Euclidean, Tile, by_distance
 from nearfar.engine.listed import Picker
 from nearfar.engine.products import products
 from nearfar.engine.relation import Relation
+from nearfar.engine.slices import spans
 from nearfar.engine.walk import Measure, blocks
 from nearfar.reduction import sum_dtype
 
 # Copies of a block held at the same time: distances, lists of positives, and the nearest rows.
 _BUFFERS = 12
+# The same for a list of all triplets of some positive pairs: masks and indices.
+_LISTING = 32
 
 
 def order_preserving(
@@ -159,7 +162,11 @@ def distance_weight(squares: Tensor, dim: int, cutoff: float, nonzero_loss_cutof
     """
     near = squares < nonzero_loss_cutoff**2
     none_near = ~near.any(1, keepdim=True)
-    q = squares.clamp(cutoff**2, nonzero_loss_cutoff**2)
+    # At distances 0 and 2 the density may be 0, and the weight infinite: there it is so large that
+    # it outweighs all others.
+    limits = torch.finfo(squares.dtype)
+    low, high = max(cutoff**2, limits.tiny), min(nonzero_loss_cutoff**2, 4 * (1 - limits.eps))
+    q = squares.clamp(low, high)
     log_weight = (q / -4).log1p_().mul_((3 - dim) / 2).add_(q.log_(), alpha=(2 - dim) / 2)
     log_weight = log_weight.masked_fill_(~near, -inf)
     top = log_weight.amax(1, keepdim=True).masked_fill_(none_near, 0)
@@ -216,3 +223,47 @@ def _triplets(rows: slice, anchors: Anchors, chosen: Tensor) -> Tensor:
     """(t, 3) anchor, positive and chosen negative, for anchors that have a negative."""
     triplets = torch.stack([anchors.row + rows.start, anchors.column, chosen], 1)
     return triplets[anchors.n_negatives[anchors.row] > 0]
+
+
+def every(relation: Relation) -> Picker:
+    """Every triplet: each positive of an anchor with each of its negatives."""
+
+    def pick(a: Tensor, b: Tensor | None, limits: Limits) -> Iterator[Tensor]:
+        step = block(limits, a.device, a.element_size(), _LISTING, relation.m)
+        for rows in spans(relation.n, step):
+            here = relation.block(rows, slice(0, relation.m))
+            anchors, negative = Anchors.of(here), here.masks()[1]
+            for some in spans(len(anchors.row), step):
+                row, column = anchors.row[some], anchors.column[some]
+                pair, chosen = negative[row].nonzero(as_tuple=True)
+                yield torch.stack([row[pair] + rows.start, column[pair], chosen], 1)
+
+    return pick
+
+
+def at_random(relation: Relation, k: int, seed: int) -> Picker:
+    """For each anchor k positives and negatives, drawn evenly and with replacement."""
+
+    def pick(a: Tensor, b: Tensor | None, limits: Limits) -> Iterator[Tensor]:
+        # A new generator, so that every pass over the same rows draws the same triplets.
+        chance = torch.Generator().manual_seed(seed)
+        step = block(limits, a.device, a.element_size(), _BUFFERS, relation.m)
+        for rows in spans(relation.n, step):
+            anchors = Anchors.of(relation.block(rows, slice(0, relation.m)))
+            (row,) = ((anchors.count > 0) & (anchors.n_negatives > 0)).nonzero(as_tuple=True)
+            if not len(row):
+                continue
+            drawn = torch.rand(len(row), k, 2, generator=chance, dtype=torch.float64)
+            share = drawn.to(a.device, sum_dtype(a)).unbind(2)
+            n_negatives = anchors.n_negatives[row, None]
+            positive = anchors.first[row, None] + _of(share[0], anchors.count[row, None])
+            negative = anchors.nth_negative(row[:, None], _of(share[1], n_negatives))
+            anchor = (row + rows.start)[:, None].expand_as(negative)
+            yield torch.stack([anchor, anchors.column[positive], negative], 2).flatten(0, 1)
+
+    return pick
+
+
+def _of(share: Tensor, count: Tensor) -> Tensor:
+    """A whole number from 0 to count - 1 from a share of 0 to 1."""
+    return (share * count).long().minimum(count - 1)

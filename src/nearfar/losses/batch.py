@@ -29,7 +29,7 @@ def as_batch(
         return as_listed(x, labels, reference, pairs)
     if labels is None:
         raise TypeError(
-            "labels must say which rows are similar, unless pairs are listed; got None."
+            "labels must say which rows are similar, unless pairs or triplets are listed; got None."
         )
     labels = snapshot(labels, reduction)
     if reference is None:

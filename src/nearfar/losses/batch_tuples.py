@@ -1,9 +1,8 @@
 """Losses over every triplet or quadruplet of a batch, or over the hardest of them."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,22 +10,29 @@ from torch.nn.functional import logsigmoid
 
 from nearfar.distance import Distance, check_distance
 from nearfar.engine.closeness import by_distance
-from nearfar.engine.listed import Picker, Tally, TupleRule, listed
-from nearfar.engine.pick import by_distance_weight, hardest, semihard
-from nearfar.engine.step import run
-from nearfar.inputs import ArrayLike, between
-from nearfar.losses.batch import as_batch, one_of
-from nearfar.losses.every_quadruplet import every_quadruplet, hardest_quadruplets
+from nearfar.engine.listed import Picker, Tally, TupleRule, given, listed
+from nearfar.engine.observe import force_visitors
+from nearfar.engine.pick import at_random, by_distance_weight, every, hardest, semihard
+from nearfar.engine.relation import Relation
+from nearfar.engine.step import Executor, run
+from nearfar.inputs import ArrayLike, between, lift, positive_integer, tensor
+from nearfar.labels import refuse
+from nearfar.losses.batch import as_batch, one_of, row_weight
+from nearfar.losses.every_quadruplet import (
+    Classes,
+    Terms,
+    every_quadruplet,
+    hardest_quadruplets,
+)
+from nearfar.losses.every_swapped import every_swapped
 from nearfar.losses.every_triplet import every_triplet
-from nearfar.reduction import Reduction
+from nearfar.losses.pair_lists import as_listed
+from nearfar.pairs import listed_triplets
+from nearfar.reduction import Reduction, split
 from nearfar.reference import Reference
 
 Triplets = Literal["all", "hard", "semihard", "easy_positive", "distance_weighted"]
 Quadruplets = Literal["all", "hard"]
-TripletReduction = Literal["mean", "active", "sum", "none"]
-
-# Wu et al. 2017: below the first, weights no longer grow; from the second on, losses are 0.
-CUTOFF, NONZERO_LOSS_CUTOFF = 0.5, 1.4
 
 
 @dataclass(frozen=True)
@@ -59,16 +65,22 @@ class QuadrupletStats:
 
 def batch_triplet_loss(
     x: ArrayLike,
-    labels: ArrayLike,
+    labels: ArrayLike | None,
     *,
     margin: float = 1.0,
     distance: Distance = "euclidean",
+    normalize: bool = False,
     select: Triplets = "all",
     smooth: bool = False,
     swap: bool = False,
+    n_per_anchor: int | None = None,
+    cutoff: float = 0.5,
+    nonzero_loss_cutoff: float = 1.4,
     generator: torch.Generator | None = None,
+    triplets: ArrayLike | None = None,
+    weight: ArrayLike | None = None,
     reference: Reference | None = None,
-    reduction: TripletReduction = "mean",
+    reduction: Reduction = "mean",
 ) -> Tensor:
     r"""The triplet loss over every triplet of the batch, or over those that `select` picks.
 
@@ -78,7 +90,8 @@ def batch_triplet_loss(
     .. math:: L = \frac{1}{\sum_i |P(i)|\,|N(i)|}
                 \sum_i \sum_{p \in P(i)} \sum_{n \in N(i)} \ell_{ipn}
 
-    exactly, without listing any triplet: time grows with :math:`n^2`, memory with n. The other
+    exactly, without listing any triplet: time grows with :math:`n^2`, memory with n. `n_per_anchor`
+    draws that many of them for each anchor, and `triplets` lists those that count. The other
     choices are
 
     - "hard": for each anchor its farthest positive and its nearest negative (Hermans et al. 2017,
@@ -91,35 +104,50 @@ def batch_triplet_loss(
       implementation);
     - "distance_weighted": for each anchor and positive a negative drawn with weight
       :math:`1 / q(d)`, where q is the density of the distances between random unit vectors; d is
-      the Euclidean distance of the rows scaled to length 1, raised to 0.5 where it is smaller, and
-      negatives at 1.4 or more are not drawn unless there are no others (Wu et al. 2017).
+      the Euclidean distance of the rows scaled to length 1, raised to `cutoff` where it is smaller,
+      and negatives at `nonzero_loss_cutoff` or more are not drawn unless there are no others (Wu
+      et al. 2017).
 
     The gradient treats the selection as constant.
 
     Args:
         x: (n, d) embeddings, any floating dtype.
         labels: (n,) class ids, or (n, c) bool multi-labels; rows that share a label are similar.
+            With `triplets` they may be None; if given, they must agree with them.
         margin: how much farther a negative must be than a positive, 0 or more.
-        distance: "euclidean", "sqeuclidean" (Schroff et al.) or "cosine".
+        distance: "euclidean", "sqeuclidean" (Schroff et al.), "cosine", "snr", "manhattan" or the p
+            of a p-norm.
+        normalize: scale all rows to length 1 first; "cosine" always does.
         select: "all" triplets, or how to pick some: "hard", "easy_positive", "semihard" or
             "distance_weighted".
         smooth: softplus in place of the hinge; with margin 0, the soft margin of Hermans et al.
             With "all", time then grows with :math:`n^2` times the number of positives per row.
-        swap: measure the negative from anchor or positive, whichever is nearer to it; not for
-            "all".
-        generator: draws for "distance_weighted"; None: torch's own. Each call draws once.
+        swap: measure the negative from anchor or positive, whichever is nearer to it. With "all",
+            time then grows with :math:`n^2` times the number of positives per row.
+        n_per_anchor: how many triplets of each anchor count: a positive and a negative each, drawn
+            evenly and with replacement; None: all that `select` picks.
+        cutoff: of "distance_weighted", from 0 to 2: smaller distances have the weight of this one.
+        nonzero_loss_cutoff: of "distance_weighted", from `cutoff` to 2: no negative is drawn from
+            here on unless there are no others.
+        generator: draws for "distance_weighted" and `n_per_anchor`; None: torch's own. Each call
+            draws once.
+        triplets: (t, 3) integers, the anchor in the batch, and a positive and a negative in the
+            batch or the reference, as from `mine.semihard_triplets`: only these count, each as
+            often as it is listed.
+        weight: (n,) how much each anchor counts, 0 or more.
         reference: rows to take positives and negatives from instead of the batch.
         reduction: "mean" over the triplets: all, or those selected (one per anchor for "hard" and
             "easy_positive", one per anchor and positive for "semihard" and "distance_weighted");
-            "active" for the mean over those with a non-zero loss; "sum", or "none" for (n,) sums,
-            one per anchor over its triplets.
+            "active" over those that are not 0, (low, high) over those between; "sum", or "none"
+            for (n,) sums, one per anchor over its triplets.
 
     Returns:
         A scalar, or (n,) with reduction="none"; float32 or wider; 0 if there is no triplet.
 
     Raises:
         TypeError: labels that are not class ids or bool multi-labels.
-        ValueError: a shape, length, device or hyperparameter out of range.
+        ValueError: a shape, length, device or hyperparameter out of range; triplets that the labels
+            contradict; two of `select`, `n_per_anchor` and `triplets`.
 
     >>> x = torch.tensor([[0.0, 0], [0, 1], [1.5, 0], [0, 4]])
     >>> labels = [0, 0, 1, 1]
@@ -131,73 +159,148 @@ def batch_triplet_loss(
     tensor([0.5000, 0.1972, 3.7720, 2.2720])
     >>> batch_triplet_loss(x, labels, select="semihard", reduction="none")
     tensor([0.5000, 0.1972, 3.4692, 1.2720])
+    >>> batch_triplet_loss(x, None, triplets=[[0, 1, 2], [3, 2, 0]])
+    tensor(0.8860)
 
     Source: Hermans, Beyer & Leibe, "In Defense of the Triplet Loss for Person Re-Identification",
     2017; Schroff, Kalenichenko & Philbin, "FaceNet", CVPR 2015; Xuan, Stylianou & Pless, "Improved
     Embeddings with Easy Positive Triplet Mining", WACV 2020; Wu, Manmatha, Smola & Krähenbühl,
     "Sampling Matters in Deep Embedding Learning", ICCV 2017.
     """
-    return _over_triplets(
-        x, labels, margin, distance, select, smooth, swap, generator, reference, reduction, Tally()
+    how = _How(
+        margin,
+        distance,
+        normalize,
+        select,
+        smooth,
+        swap,
+        n_per_anchor,
+        cutoff,
+        nonzero_loss_cutoff,
+        generator,
     )
+    return _over_triplets(x, labels, how, triplets, weight, reference, reduction, Tally())
+
+
+@dataclass(eq=False)
+class _How:
+    """What a loss over triplets is, besides its data; see `batch_triplet_loss`."""
+
+    margin: float
+    distance: Distance
+    normalize: bool
+    select: Triplets
+    smooth: bool
+    swap: bool
+    n_per_anchor: int | None
+    cutoff: float
+    nonzero_loss_cutoff: float
+    generator: torch.Generator | None
+
+    def check(self, *, listed: bool) -> None:
+        """Refuse what is out of range, or has no meaning together."""
+        if isinstance(self.margin, str) and self.margin == "soft":
+            raise ValueError("margin must be a number: the soft margin is smooth=True, margin=0.0.")
+        between("margin", self.margin, 0, inf, ", a difference of distances")
+        self.distance = check_distance(self.distance)
+        one_of("select", self.select, Triplets)
+        check_cutoffs(self.cutoff, self.nonzero_loss_cutoff)
+        if self.n_per_anchor is not None:
+            positive_integer("n_per_anchor", self.n_per_anchor)
+        drawn = self.n_per_anchor is not None
+        if (listed or drawn) and self.select != "all":
+            name = "triplets" if listed else "n_per_anchor"
+            raise ValueError(
+                f"{name} says which triplets count, and so does select={self.select!r}: leave out "
+                "one of the two."
+            )
+        if listed and drawn:
+            raise ValueError(
+                "n_per_anchor draws the triplets that triplets lists: leave out one of the two."
+            )
+
+    def rule(self) -> TupleRule:
+        """The loss of one triplet; see `triplet_loss`."""
+
+        def loss(near: Tensor, *negatives: Tensor) -> Tensor:
+            far = torch.minimum(*negatives) if self.swap else negatives[0]
+            violation = near - far + self.margin
+            return -logsigmoid(-violation) if self.smooth else violation.relu()
+
+        return TupleRule(((0, 1), (0, 2), (1, 2)) if self.swap else ((0, 1), (0, 2)), loss)
+
+    def executor(self, relation: Relation, tally: Tally) -> Executor:
+        """What computes the loss over the triplets of a relation: all, or those picked."""
+        pick = self._picker(relation)
+        if pick is None:
+            every_one = every_swapped if self.swap else every_triplet
+            closeness = by_distance(self.distance)
+            return every_one(closeness, relation, self.margin, self.smooth, tally)
+        return listed(self.rule(), pick, self.distance, relation, tally)
+
+    def _picker(self, relation: Relation) -> Picker | None:
+        if self.n_per_anchor is not None:
+            return at_random(relation, self.n_per_anchor, seed(self.generator))
+        match self.select:
+            case "all":
+                # With a swap, a pair has forces from several anchors: for observers, a list of all
+                # triplets adds them up.
+                return every(relation) if self.swap and force_visitors() else None
+            case "hard":
+                return hardest(self.distance, relation)
+            case "easy_positive":
+                return hardest(self.distance, relation, easy_positive=True)
+            case "semihard":
+                return semihard(self.distance, relation)
+            case "distance_weighted":
+                cutoffs = self.cutoff, self.nonzero_loss_cutoff
+                return by_distance_weight(relation, seed(self.generator), *cutoffs)
 
 
 def _over_triplets(
     x: ArrayLike,
-    labels: ArrayLike,
-    margin: float,
-    distance: Distance,
-    select: Triplets,
-    smooth: bool,
-    swap: bool,
-    generator: torch.Generator | None,
+    labels: ArrayLike | None,
+    how: _How,
+    triplets: ArrayLike | None,
+    weight: ArrayLike | None,
     reference: Reference | None,
-    reduction: TripletReduction,
+    reduction: Reduction,
     tally: Tally,
 ) -> Tensor:
     """See `batch_triplet_loss`; `tally` counts the triplets."""
-    if isinstance(margin, str) and margin == "soft":
-        raise ValueError("margin must be a number: the soft margin is smooth=True, margin=0.0.")
-    between("margin", margin, 0, inf, ", a difference of distances")
-    distance = check_distance(distance)
-    one_of("select", select, Triplets)
-    one_of("reduction", reduction, TripletReduction)
-    rows, columns, relation = as_batch(x, labels, reference, reduction)
-    of_active = reduction == "active"
-    if select == "all":
-        if swap:
-            others = ", ".join(repr(s) for s in get_args(Triplets) if s != "all")
-            raise ValueError(
-                "swap=True needs the distances between an anchor's positives and negatives, which "
-                f'select="all" never computes; use one of {others}.'
-            )
-        closeness = by_distance(distance)
-        executor = every_triplet(closeness, relation, margin, smooth, of_active, tally)
+    how.check(listed=triplets is not None)
+    if triplets is None:
+        rows, columns, relation = as_batch(x, labels, reference, reduction)
+        executor = how.executor(relation, tally)
     else:
-        pickers: dict[str, Callable[[], Picker]] = {
-            "hard": lambda: hardest(distance, relation),
-            "easy_positive": lambda: hardest(distance, relation, easy_positive=True),
-            "semihard": lambda: semihard(distance, relation),
-            "distance_weighted": lambda: by_distance_weight(
-                relation, seed(generator), CUTOFF, NONZERO_LOSS_CUTOFF
-            ),
-        }
-        rule = _triplet_rule(margin, smooth, swap)
-        pick = pickers[select]()
-        executor = listed(rule, pick, distance, relation, tally, mean_of_active=of_active)
-    over: Reduction = "mean" if reduction == "active" else reduction
-    return run(executor, rows, columns, normalize=distance == "cosine", reduction=over)
+        found = listed_triplets(triplets, tensor("x", x).device)
+        pairs = found[:, :2], found[:, ::2]
+        rows, columns, relation = as_listed(x, labels, reference, pairs, "triplets")
+        executor = listed(how.rule(), given(found), how.distance, relation, tally)
+    return run(
+        executor,
+        rows,
+        columns,
+        normalize=how.normalize or how.distance == "cosine",
+        reduction=reduction,
+        weight=row_weight(weight, rows),
+    )
 
 
 def triplet_stats(
     x: ArrayLike,
-    labels: ArrayLike,
+    labels: ArrayLike | None,
     *,
     margin: float = 1.0,
     distance: Distance = "euclidean",
+    normalize: bool = False,
     select: Triplets = "all",
     swap: bool = False,
+    n_per_anchor: int | None = None,
+    cutoff: float = 0.5,
+    nonzero_loss_cutoff: float = 1.4,
     generator: torch.Generator | None = None,
+    triplets: ArrayLike | None = None,
     reference: Reference | None = None,
 ) -> TripletStats:
     r"""How many triplets `batch_triplet_loss` has, and how many of them have a non-zero loss.
@@ -208,18 +311,27 @@ def triplet_stats(
 
     The network learns only from active triplets. Their share falls as it learns; once it is nearly
     0, there is nothing left to learn from such batches at this margin. No gradient is computed. The
-    arguments are those of the loss, except `smooth`, with which every triplet is active.
+    arguments are those of the loss, without `smooth`, with which every triplet is active, and
+    without `weight`.
 
     Args:
         x: (n, d) embeddings, any floating dtype.
         labels: (n,) class ids, or (n, c) bool multi-labels; rows that share a label are similar.
+            With `triplets` they may be None; if given, they must agree with them.
         margin: how much farther a negative must be than a positive, 0 or more.
-        distance: "euclidean", "sqeuclidean" or "cosine".
+        distance: "euclidean", "sqeuclidean", "cosine", "snr", "manhattan" or the p of a p-norm.
+        normalize: scale all rows to length 1 first; "cosine" always does.
         select: "all" triplets, or those selected by "hard", "easy_positive", "semihard" or
             "distance_weighted"; see `batch_triplet_loss`.
-        swap: measure the negative from anchor or positive, whichever is nearer to it; not for
-            "all".
-        generator: draws for "distance_weighted"; None: torch's own. Each call draws once.
+        swap: measure the negative from anchor or positive, whichever is nearer to it.
+        n_per_anchor: how many triplets of each anchor are drawn; None: all that `select` picks.
+        cutoff: of "distance_weighted", from 0 to 2: smaller distances have the weight of this one.
+        nonzero_loss_cutoff: of "distance_weighted", from `cutoff` to 2: no negative is drawn from
+            here on unless there are no others.
+        generator: draws for "distance_weighted" and `n_per_anchor`; None: torch's own. Each call
+            draws once.
+        triplets: (t, 3) integers, the anchor in the batch, and a positive and a negative in the
+            batch or the reference: only these count, each as often as it is listed.
         reference: rows to take positives and negatives from instead of the batch.
 
     Returns:
@@ -235,11 +347,21 @@ def triplet_stats(
     >>> triplet_stats(x, [0, 0, 1, 1], select="hard", margin=0.2)
     TripletStats(valid=4, active=2)
     """
-    tally = Tally()
+    tally, smooth = Tally(), False
+    how = _How(
+        margin,
+        distance,
+        normalize,
+        select,
+        smooth,
+        swap,
+        n_per_anchor,
+        cutoff,
+        nonzero_loss_cutoff,
+        generator,
+    )
     with torch.no_grad():
-        _over_triplets(
-            x, labels, margin, distance, select, False, swap, generator, reference, "sum", tally
-        )
+        _over_triplets(x, labels, how, triplets, None, reference, "sum", tally)
     return TripletStats(int(tally.valid), int(tally.active))
 
 
@@ -250,13 +372,17 @@ def batch_quadruplet_loss(
     margin: float = 1.0,
     margin2: float = 0.5,
     distance: Distance = "euclidean",
+    normalize: bool = False,
     select: Quadruplets = "all",
+    weight: ArrayLike | None = None,
+    reference: Reference | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""The quadruplet loss over every quadruplet of the batch, or over the hardest of each anchor.
 
     A quadruplet (i, j, k, l) is an anchor i, another row j of its class, a row k of a second class
-    and a row l of a third (:math:`l` of neither the class of i nor that of k). "all" is the mean
+    and a row l of a third (:math:`l` of neither the class of i nor that of k). With a reference, j,
+    k and l are its rows. "all" is the mean
     over all of them of
 
     .. math:: \ell_{ijkl} = \max(0,\, d_{ij} - d_{ik} + m_1) + \max(0,\, d_{ij} - d_{kl} + m_2)
@@ -267,15 +393,23 @@ def batch_quadruplet_loss(
     "hard" takes one per anchor: its farthest positive j, its nearest negative k, and in the second
     term the closest pair (k', l') of two different classes that are not the anchor's.
 
+    `forces` shows what each anchor does; with "all" and a reference it leaves out the second terms'
+    push on two rows of the reference, which is nobody's.
+
     Args:
         x: (n, d) embeddings, any floating dtype.
         labels: (n,) class ids. Multi-labels have no "different classes".
         margin: of the first term, 0 or more, in units of the distance.
         margin2: of the second term, 0 or more.
-        distance: "euclidean", "sqeuclidean" or "cosine".
+        distance: "euclidean", "sqeuclidean", "cosine", "snr", "manhattan" or the p of a p-norm.
+        normalize: scale all rows to length 1 first; "cosine" always does.
         select: "all" or "hard".
-        reduction: "mean" over the quadruplets ("hard": over the anchors that have one), "sum", or
-            "none" for (n,) sums, one per anchor over its quadruplets.
+        weight: (n,) how much each anchor counts, 0 or more.
+        reference: rows to take j, k and l from instead of the batch.
+        reduction: "mean" over the quadruplets ("hard": over the anchors that have one); "active"
+            for the mean over the first terms that are not 0, plus that over such second terms,
+            (low, high) likewise over those between; "sum", or "none" for (n,) sums, one per anchor
+            over its quadruplets.
 
     Returns:
         A scalar, or (n,) with reduction="none"; float32 or wider; 0 if there is no quadruplet.
@@ -293,44 +427,70 @@ def batch_quadruplet_loss(
     Source: Chen, Chen, Zhang & Huang, "Beyond triplet loss: a deep quadruplet network for person
     re-identification", CVPR 2017, over all quadruplets of the batch.
     """
+    margins, tallies = (margin, margin2), (Tally(), Tally())
     return _over_quadruplets(
-        x, labels, margin, margin2, distance, select, reduction, Tally(), Tally()
+        x, labels, margins, distance, normalize, select, weight, reference, reduction, tallies
     )
 
 
 def _over_quadruplets(
     x: ArrayLike,
     labels: ArrayLike,
-    margin: float,
-    margin2: float,
+    margins: tuple[float, float],
     distance: Distance,
+    normalize: bool,
     select: Quadruplets,
+    weight: ArrayLike | None,
+    reference: Reference | None,
     reduction: Reduction,
-    first: Tally,
-    second: Tally,
+    tallies: tuple[Tally, Tally],
 ) -> Tensor:
-    """See `batch_quadruplet_loss`; `first` and `second` count the quadruplets of each term."""
-    between("margin", margin, 0, inf, ", a difference of distances")
-    between("margin2", margin2, 0, inf, ", a difference of distances")
+    """See `batch_quadruplet_loss`; `tallies` count the quadruplets of each term."""
+    for name, margin in zip(("margin", "margin2"), margins, strict=True):
+        between(name, margin, 0, inf, ", a difference of distances")
     distance = check_distance(distance)
     one_of("select", select, Quadruplets)
-    rows, _, relation = as_batch(x, labels, None, reduction)
-    classes = relation.row_labels
-    assert classes is not None
-    if classes.ndim == 2:
+    rows, columns, relation = as_batch(x, labels, reference, reduction)
+    classes, weights = _classes(relation), row_weight(weight, rows)
+
+    def loss(terms: Terms, rows: Tensor, columns: Tensor | None) -> Tensor:
+        if select == "all":
+            executor = every_quadruplet(classes, relation, distance, margins, terms, *tallies)
+        else:
+            rule, pick = _quadruplet_rule(*margins, terms, *tallies), hardest_quadruplets
+            executor = listed(rule, pick(classes, relation, distance), distance, relation, Tally())
+        return run(
+            executor,
+            rows,
+            columns,
+            normalize=normalize or distance == "cosine",
+            reduction=reduction,
+            weight=weights,
+        )
+
+    if split(reduction)[1] is None:
+        return loss("both", rows, columns)
+    # Of both terms some count, so there are two means. Lifted, their gradients are added up before
+    # they are rounded.
+    rows, columns = lift("x", rows), None if columns is None else lift("reference.x", columns)
+    return loss("first", rows, columns) + loss("second", rows, columns)
+
+
+def _classes(relation: Relation) -> Classes:
+    """The classes of the rows and columns; multi-labels have none."""
+    labels, others, own = relation.row_labels, relation.column_labels, relation.declared
+    assert labels is not None
+    assert others is not None
+    if labels.ndim == 2:
         raise ValueError(
-            f"labels must be class ids of shape (n,), got multi-labels {tuple(classes.shape)}: a "
+            f"labels must be class ids of shape (n,), got multi-labels {tuple(labels.shape)}: a "
             "quadruplet needs rows of three different classes, and multi-labels do not divide rows "
             "into classes. batch_triplet_loss takes multi-labels."
         )
-    if select == "all":
-        executor = every_quadruplet(classes, relation, distance, margin, margin2, first, second)
-    else:
-        pick = hardest_quadruplets(classes, relation, distance)
-        executor = listed(
-            _quadruplet_rule(margin, margin2, first, second), pick, distance, relation, Tally()
-        )
-    return run(executor, rows, None, normalize=distance == "cosine", reduction=reduction)
+    if own is not None and relation.m:
+        wrong = (own >= 0) & (others[own.clamp(min=0)] != labels)
+        refuse("reference.own", own, wrong, "be a row of the reference with the same label")
+    return Classes.of(relation)
 
 
 def quadruplet_stats(
@@ -340,7 +500,9 @@ def quadruplet_stats(
     margin: float = 1.0,
     margin2: float = 0.5,
     distance: Distance = "euclidean",
+    normalize: bool = False,
     select: Quadruplets = "all",
+    reference: Reference | None = None,
 ) -> QuadrupletStats:
     r"""How many quadruplets `batch_quadruplet_loss` has, and how many have a non-zero loss.
 
@@ -355,8 +517,10 @@ def quadruplet_stats(
         labels: (n,) class ids. Multi-labels have no "different classes".
         margin: of the first term, 0 or more, in units of the distance.
         margin2: of the second term, 0 or more.
-        distance: "euclidean", "sqeuclidean" or "cosine".
+        distance: "euclidean", "sqeuclidean", "cosine", "snr", "manhattan" or the p of a p-norm.
+        normalize: scale all rows to length 1 first; "cosine" always does.
         select: "all" quadruplets, or the "hard" one of each anchor.
+        reference: rows to take j, k and l from instead of the batch.
 
     Returns:
         `QuadrupletStats`.
@@ -369,10 +533,18 @@ def quadruplet_stats(
     >>> quadruplet_stats(x, [0, 0, 1, 2])
     QuadrupletStats(valid=4, active=3, active2=0)
     """
-    first, second = Tally(), Tally()
+    margins, (first, second) = (margin, margin2), (tallies := (Tally(), Tally()))
     with torch.no_grad():
-        _over_quadruplets(x, labels, margin, margin2, distance, select, "sum", first, second)
+        _over_quadruplets(
+            x, labels, margins, distance, normalize, select, None, reference, "sum", tallies
+        )
     return QuadrupletStats(int(first.valid), int(first.active), int(second.active))
+
+
+def check_cutoffs(cutoff: float, nonzero_loss_cutoff: float) -> None:
+    """Refuse cutoffs that are no distances of unit rows, or in the wrong order."""
+    between("cutoff", cutoff, 0, 2, ", a distance of rows of length 1")
+    between("nonzero_loss_cutoff", nonzero_loss_cutoff, cutoff, 2)
 
 
 def seed(generator: torch.Generator | None) -> int:
@@ -386,24 +558,27 @@ def seed(generator: torch.Generator | None) -> int:
     return int(torch.randint(2**62, (), generator=generator, device=device))
 
 
-def _triplet_rule(margin: float, smooth: bool, swap: bool) -> TupleRule:
-    """The aligned triplet loss; see `triplet_loss`."""
-
-    def loss(near: Tensor, *negatives: Tensor) -> Tensor:
-        far = torch.minimum(*negatives) if swap else negatives[0]
-        violation = near - far + margin
-        return -logsigmoid(-violation) if smooth else violation.relu()
-
-    return TupleRule(((0, 1), (0, 2), (1, 2)) if swap else ((0, 1), (0, 2)), loss)
-
-
-def _quadruplet_rule(margin: float, margin2: float, one: Tally, two: Tally) -> TupleRule:
+def _quadruplet_rule(
+    margin: float, margin2: float, terms: Terms, one: Tally, two: Tally
+) -> TupleRule:
     """The aligned quadruplet loss on anchor, positive, negative, and a pair of other classes."""
 
-    def loss(near: Tensor, far: Tensor, apart: Tensor) -> Tensor:
-        first, second = (near - far + margin).relu(), (near - apart + margin2).relu()
-        one.add(len(near), (first > 0).sum())
-        two.add(len(near), (second > 0).sum())
-        return first + second
+    def first(near: Tensor, far: Tensor) -> Tensor:
+        hinge = (near - far + margin).relu()
+        one.add(len(near), (hinge > 0).sum())
+        return hinge
 
-    return TupleRule(((0, 1), (0, 2), (3, 4)), loss)
+    def second(near: Tensor, apart: Tensor) -> Tensor:
+        hinge = (near - apart + margin2).relu()
+        two.add(len(near), (hinge > 0).sum())
+        return hinge
+
+    def both(near: Tensor, far: Tensor, apart: Tensor) -> Tensor:
+        return first(near, far) + second(near, apart)
+
+    rules = {
+        "first": TupleRule(((0, 1), (0, 2)), first),
+        "second": TupleRule(((0, 1), (3, 4)), second),
+        "both": TupleRule(((0, 1), (0, 2), (3, 4)), both),
+    }
+    return rules[terms]

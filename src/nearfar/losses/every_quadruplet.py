@@ -5,10 +5,15 @@ first term is a triplet, counted once for each l. The second compares a positive
 (k, l) of two other classes: with all negative pairs of the batch, minus those with a row in the
 class of (i, j). To sum over both, each negative distance is looked up in the sorted thresholds
 (d + margin) of all positive pairs, and of those of a class: n^4 terms take O(n^2 log n) time.
+
+With a reference, j, k and l are its rows. The pairs (k, l) are then those of the reference with
+itself, which is visited by itself.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -25,7 +30,11 @@ from nearfar.engine.slices import spans
 from nearfar.engine.step import Answer, Executor, Request
 from nearfar.engine.walk import Walk, show
 from nearfar.losses.every_triplet import hinges
-from nearfar.reduction import sum_dtype
+from nearfar.losses.hinge_range import Part, in_range, parts_of, thresholds
+from nearfar.reduction import Between, sum_dtype
+
+# Which of the two terms of a quadruplet count.
+Terms = Literal["both", "first", "second"]
 
 # Copies of the rows of a pair held at the same time.
 _BUFFERS = 6
@@ -35,127 +44,254 @@ _BLOCK_BUFFERS = 12
 
 @dataclass(eq=False)
 class Classes:
-    """The classes of a batch, numbered.
+    """The classes of a batch and of the columns it is compared with, numbered.
 
     Attributes:
         of_row: (n,) int64, from 0 to c - 1.
-        size: (c,) int64.
+        of_column: (m,) int64, likewise.
+        size: (c,) int64, the number of columns of each.
+        own: (n,) int64, the column that is the row itself, -1 for none; None: none is.
     """
 
     of_row: Tensor
+    of_column: Tensor
     size: Tensor
+    own: Tensor | None
 
     @classmethod
-    def of(cls, labels: Tensor) -> "Classes":
-        _, of_row, size = torch.unique(labels, return_inverse=True, return_counts=True)
-        return cls(of_row, size)
+    def of(cls, relation: Relation) -> "Classes":
+        rows, columns = relation.row_labels, relation.column_labels
+        assert rows is not None
+        assert columns is not None
+        if relation.symmetric:
+            _, of_row, size = torch.unique(rows, return_inverse=True, return_counts=True)
+            return cls(of_row, of_row, size, relation.own)
+        known, number = torch.unique(torch.cat([rows, columns]), return_inverse=True)
+        of_row, of_column = number.split([len(rows), len(columns)])
+        size = torch.bincount(of_column, minlength=len(known))
+        return cls(of_row, of_column, size, relation.own)
 
-    def quadruplets(self) -> Tensor:
-        """(n,) int64, how many quadruplets have each row as anchor."""
-        others = len(self.of_row) - self.size
-        pairs = others.square() - (self.size.square().sum() - self.size.square())
-        return (pairs * (self.size - 1))[self.of_row]
+    @cached_property
+    def pairs(self) -> Tensor:
+        """(c,) int64, the ordered pairs of columns of two classes other than each class."""
+        others = len(self.of_column) - self.size
+        return others.square() - (self.size.square().sum() - self.size.square())
 
     def n_second_negatives(self, rows: slice) -> Tensor:
-        """(b, n) how many second negatives l there are for an anchor and a negative k."""
-        in_class = self.size[self.of_row]
-        return len(self.of_row) - in_class[rows, None] - in_class
+        """(b, m) how many second negatives l there are for an anchor and a negative k."""
+        in_class = self.size[self.of_row[rows], None] + self.size[self.of_column]
+        return len(self.of_column) - in_class
 
     def positive_pairs(self) -> tuple[Tensor, Tensor]:
-        """(p,) and (p,), the rows of all ordered pairs within a class."""
-        order = self.of_row.argsort(stable=True)
-        size = self.size[self.of_row[order]]
-        first = order.repeat_interleave(size)
+        """(p,) and (p,), each row with the columns of its class."""
+        rows = self.of_row.argsort(stable=True)
+        same = self.of_column is self.of_row
+        columns = rows if same else self.of_column.argsort(stable=True)
+        size = self.size[self.of_row[rows]]
+        first = rows.repeat_interleave(size)
         start = (self.size.cumsum(0) - self.size)[self.of_row[first]]
-        run = torch.arange(len(first), device=order.device)
-        second = order[start + run - (size.cumsum(0) - size).repeat_interleave(size)]
-        return first[first != second], second[first != second]
+        run = torch.arange(len(first), device=rows.device)
+        second = columns[start + run - (size.cumsum(0) - size).repeat_interleave(size)]
+        if self.own is None:
+            return first, second
+        another = second != self.own[first]
+        return first[another], second[another]
 
 
 def every_quadruplet(
-    labels: Tensor,
+    classes: Classes,
     relation: Relation,
     distance: Distance,
-    margin: float,
-    margin2: float,
+    margins: tuple[float, float],
+    terms: Terms,
     first: Tally,
     second: Tally,
 ) -> Executor:
-    """All quadruplets of a batch with itself; `first` and `second` count the active terms."""
-    classes, closeness = Classes.of(labels), by_distance(distance)
-    n_quadruplets = classes.quadruplets()
+    """All quadruplets of each anchor.
+
+    Args:
+        classes: of the rows and columns.
+        relation: which pairs are similar.
+        distance: by which they are compared.
+        margins: of the first and of the second term.
+        terms: which of the two count. Only where it is one may the mean be over some quadruplets.
+        first: is told how many quadruplets there are, and how many have a non-zero first term.
+        second: likewise for the second term.
+    """
+    n_quadruplets = classes.pairs[classes.of_row] * relation.n_positives()
 
     def execute(request: Request) -> Answer:
         if not (force_visitors() or n_quadruplets.any()):  # exactly 0, without rounding errors
-            none = torch.zeros_like(request.a) if request.gradient else None
-            return Answer(request.a.new_zeros(request.a.shape[0]), n_quadruplets, none)
-        walk = Walk(request, closeness, relation, buffers=_BLOCK_BUFFERS)
-        pairs = _Pairs.of(classes, request, distance, margin2, symmetric=closeness.symmetric)
-        per_row, space = walk.a.new_zeros(walk.a.shape[0], dtype=sum_dtype(walk.a)), Workspace()
-        for tile in walk.blocks():
-            space.clear()
-            per_k = classes.n_second_negatives(tile.rows).to(walk.a.dtype)
-            anchors, wanted = Anchors.of(tile.block), request.gradient
-            terms = hinges(tile.closeness, anchors, margin, space, weight=per_k, gradient=wanted)
-            per_row[tile.rows] += terms.loss
-            first.add(0, terms.active.sum())
-            push = pairs.push(tile.rows, tile.closeness, tile.block.hidden)
-            if terms.force is not None:
-                if request.weight is not None:
-                    terms.force.mul_(request.weight[tile.rows, None])
-                pairs.add_gradient(walk, tile, terms.force - push)
-        loss, count, pull = pairs.finish_sums()
-        per_row.index_add_(0, pairs.anchor, loss)
-        first.add(n_quadruplets.sum(), 0)
-        second.add(n_quadruplets.sum(), count.sum().long())
-        if walk.gradient is not None:
-            pairs.add_positive_gradient(walk, distance, pull)
-        return walk.answer(torch.where(n_quadruplets > 0, per_row, 0), n_quadruplets)
+            ends = (t if request.gradient else None for t in (request.a, request.b))
+            da, db = (None if t is None else torch.zeros_like(t) for t in ends)
+            return Answer(request.a.new_zeros(request.a.shape[0]), n_quadruplets, da, db)
+        # The last pulls on the positives are known at the end, so no row is finished before.
+        request = replace(request, finish=None)
+        walk = Walk(request, by_distance(distance), relation, buffers=_BLOCK_BUFFERS)
+        pairs = None if terms == "first" else _Pairs.of(walk, classes, distance, margins[1])
+        sums = _Sums(walk, classes, n_quadruplets, pairs)
+        if terms != "second" or request.b is None:
+            for tile in walk.blocks():
+                sums.add(tile, None if terms == "second" else margins[0])
+        first.add(n_quadruplets.sum(), sums.active)
+        if pairs is not None:
+            second.add(n_quadruplets.sum(), sums.add_pairs(pairs))
+        return sums.answer()
 
     return execute
 
 
+class _Sums:
+    """The sums of the terms of each anchor, and their gradient.
+
+    Args:
+        walk: over the rows and columns.
+        classes: of both.
+        n_quadruplets: (n,) of each anchor.
+        pairs: the positive pairs, for the second terms; None: only the first ones count.
+    """
+
+    def __init__(
+        self, walk: Walk, classes: Classes, n_quadruplets: Tensor, pairs: "_Pairs | None"
+    ) -> None:
+        self.walk, self.classes, self.pairs = walk, classes, pairs
+        self.n_quadruplets, self.kept = n_quadruplets, walk.request.kept
+        self.loss = walk.a.new_zeros(walk.a.shape[0], dtype=sum_dtype(walk.a))
+        self.counts, self.space = torch.zeros_like(n_quadruplets), Workspace()
+        self.active: Tensor | int = 0
+        self.of_columns: Tensor | None = None
+
+    def add(self, tile: Tile, margin: float | None) -> None:
+        """Add the terms of a block: the first ones at this margin, if they count.
+
+        In a batch compared with itself, its negatives are pairs (k, l) of the second terms, too.
+        """
+        self.space.clear()
+        force = None if margin is None else self._add_first(tile, margin)
+        if self.pairs is not None and self.walk.request.b is None:
+            push = self.pairs.push(tile.rows, tile.closeness, tile.block.hidden)
+            force = push.neg_() if force is None else force - push
+        if self.walk.gradient is None or force is None:
+            return
+        if force_visitors():
+            self._show(tile, force)
+        self.walk.closeness.backward(force, tile, self.walk.gradient)
+
+    def _add_first(self, tile: Tile, margin: float) -> Tensor | None:
+        """Add the first terms; returns their forces."""
+        rows, weight = tile.rows, self.walk.request.weight
+        sums = hinges(
+            tile.closeness,
+            Anchors.of(tile.block),
+            margin,
+            self.kept,
+            self.space,
+            weight=self.classes.n_second_negatives(rows).to(self.walk.a.dtype),
+            valid=self.n_quadruplets[rows],
+            gradient=self.walk.gradient is not None,
+        )
+        self.loss[rows] += sums.loss
+        self.counts[rows] += sums.counts
+        self.active = self.active + sums.active.sum()
+        if sums.force is not None and weight is not None:
+            sums.force.mul_(weight[rows, None])
+        return sums.force
+
+    def _show(self, tile: Tile, force: Tensor) -> None:
+        """Show the forces; those on a positive pair at the end, with those of its second terms."""
+        if self.pairs is not None:
+            here, where = self.pairs.within(tile.rows)
+            self.pairs.first_force[here] = force[where]
+            force = force.index_put(where, force.new_zeros(()))
+        show(self.walk.request, tile, force, self.walk.closeness.distance_sign)
+
+    def add_pairs(self, pairs: "_Pairs") -> Tensor:
+        """Add the second terms; returns how many of them are non-zero."""
+        walk = self.walk
+        if walk.request.b is not None:
+            self._push_columns(pairs)
+        loss, counts, active, pull = pairs.finish_sums(self.kept)
+        self.loss.index_add_(0, pairs.anchor, loss)
+        self.counts.index_add_(0, pairs.anchor, counts)
+        if walk.gradient is not None:
+            ends = pairs.anchor, pairs.positive
+            show_listed(walk.request, walk.relation, *ends, pairs.d, pull + pairs.first_force)
+            # As they are: `between_rows` prepares rows by itself.
+            both = walk.request.a, walk.request.columns
+            of_columns = walk.gradient.da if walk.request.b is None else walk.gradient.db
+            for at in _chunks(len(pull), walk.a, walk.request.limits):
+                some = pairs.anchor[at], pairs.positive[at]
+                _pull(both, (walk.gradient.da, of_columns), some, pairs.distance, pull[at])
+        return active.sum()
+
+    def _push_columns(self, pairs: "_Pairs") -> None:
+        """Visit the pairs (k, l) of a reference. No row exerts their forces: they are not shown."""
+        of_column, request = self.classes.of_column, self.walk.request
+        m = len(of_column)
+        relation = Relation(m, m, of_column.device, of_column, of_column, symmetric=True)
+        among = replace(request, a=request.columns, b=None, weight=None)
+        walk = Walk(among, by_distance(pairs.distance), relation, buffers=_BLOCK_BUFFERS)
+        for tile in walk.blocks():
+            push = pairs.push(tile.rows, tile.closeness, tile.block.hidden)
+            if walk.gradient is not None:
+                walk.closeness.backward(push.neg_(), tile, walk.gradient)
+        if walk.gradient is not None:
+            self.of_columns, _ = walk.gradient.whole()
+
+    def answer(self) -> Answer:
+        counts = self.n_quadruplets if self.kept is None else self.counts
+        answer = self.walk.answer(torch.where(self.n_quadruplets > 0, self.loss, 0), counts)
+        if self.of_columns is not None and answer.db is not None:
+            answer.db.add_(self.of_columns)
+        return answer
+
+
 @dataclass(eq=False)
 class _Pairs:
-    """The positive pairs of a batch, and the sums of their second terms."""
+    """The positive pairs, and the sums of their second terms.
 
-    symmetric: bool  # a pair is as far apart from either end
+    Attributes:
+        anchor: (p,) int64, the row of each pair.
+        positive: (p,) int64, its column.
+        d: (p,) its distance.
+        first_force: (p,) the force of its first terms, kept for observers.
+        parts: the sums over second terms that count, each with the thresholds of all pairs, and of
+            those of a class.
+        classes: of the rows and columns.
+        distance: between rows.
+        symmetric: whether a pair is as far apart from either end.
+    """
+
     anchor: Tensor
     positive: Tensor
     d: Tensor
-    first_force: Tensor  # kept for observers
-    all_pairs: "_Thresholds"
-    by_class: "_Thresholds"
+    first_force: Tensor
+    parts: "list[tuple[Part, _Thresholds, _Thresholds]]"
     classes: Classes
+    distance: Distance
+    symmetric: bool
 
     @classmethod
-    def of(
-        cls,
-        classes: Classes,
-        request: Request,
-        distance: Distance,
-        margin: float,
-        *,
-        symmetric: bool,
-    ) -> "_Pairs":
-        a, (anchor, positive) = request.a, classes.positive_pairs()
+    def of(cls, walk: Walk, classes: Classes, distance: Distance, margin: float) -> "_Pairs":
+        request, (anchor, positive) = walk.request, classes.positive_pairs()
+        a, columns = request.a, request.columns
         d = a.new_zeros(len(anchor))
         for chunk in _chunks(len(anchor), a, request.limits):
-            d[chunk] = between_rows(a[anchor[chunk]], a[positive[chunk]], distance)
+            d[chunk] = between_rows(a[anchor[chunk]], columns[positive[chunk]], distance)
         weight = None if request.weight is None else request.weight[anchor]
-        threshold, segment = d + margin, classes.of_row[anchor]
+        segment = classes.of_row[anchor]
         one_segment = torch.zeros_like(segment), torch.full_like(classes.size[:1], len(d))
-        by_class = segment, classes.size * (classes.size - 1)
-        return cls(
-            symmetric,
-            anchor,
-            positive,
-            d,
-            torch.zeros_like(d),
-            _Thresholds(threshold, *one_segment, weight),
-            _Thresholds(threshold, *by_class, weight),
-            classes,
-        )
+        by_class = segment, torch.bincount(segment, minlength=len(classes.size))
+        parts, several = [], parts_of(margin, request.kept)
+        # What is left after a subtraction may be far smaller than the sums.
+        wide = d.dtype if len(several) == 1 else sum_dtype(d)
+        for part in several:
+            threshold = thresholds(d.to(wide, copy=True), part)
+            of_all = _Thresholds(threshold, *one_segment, weight)
+            parts.append((part, of_all, _Thresholds(threshold, *by_class, weight)))
+        none = torch.zeros_like(d)
+        symmetric = walk.closeness.symmetric
+        return cls(anchor, positive, d, none, parts, classes, distance, symmetric)
 
     def within(self, rows: slice) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """The pairs whose anchor is among these rows, and their places in a block of these rows."""
@@ -163,54 +299,52 @@ class _Pairs:
         return here, (self.anchor[here] - rows.start, self.positive[here])
 
     def push(self, rows: slice, d: Tensor, hidden: Tensor | None) -> Tensor:
-        """(b, n) the push on a block of negative pairs by the positive pairs of other classes.
+        """(b, m) the push on a block of negative pairs by the positive pairs of other classes.
 
         A pair (k, l) is compared with all positive pairs except those of the classes of k and l.
         Where (l, k) are as far apart, the two classes contribute equally over all ordered pairs,
         so twice the contribution of k gives the same sums and gradient. Observers are shown the
         force of each pair as it is.
         """
-        one_segment = torch.zeros(1, 1, dtype=torch.long, device=d.device)
-        of_row = self.classes.of_row
-        push = self.all_pairs.add(d, one_segment, hidden)
-        own_class = self.by_class.add(d, of_row[rows, None], hidden)
-        if self.symmetric and not force_visitors():
-            return push.sub_(own_class, alpha=2)
-        of_columns = self.by_class.push if self.symmetric else self.by_class.add
-        return push - own_class - of_columns(d, of_row[None, :], hidden)
+        total = None
+        for part, all_pairs, by_class in self.parts:
+            one_segment = torch.zeros(1, 1, dtype=torch.long, device=d.device)
+            push = all_pairs.add(d, one_segment, hidden)
+            own_class = by_class.add(d, self.classes.of_column[rows, None], hidden)
+            if self.symmetric and not force_visitors():
+                push.sub_(own_class, alpha=2)
+            else:
+                add = by_class.push if self.symmetric else by_class.add
+                push = push - own_class - add(d, self.classes.of_column[None, :], hidden)
+            total = push if total is None else total.add_(push, alpha=part.sign)
+        assert total is not None
+        return total
 
-    def add_gradient(self, walk: Walk, tile: Tile, force: Tensor) -> None:
-        """Add the gradient of the forces on a block.
+    def finish_sums(self, kept: Between | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The sums over the second terms of each positive pair.
 
-        Observers see each positive pair once, at the end, with the force of both terms.
+        Returns:
+            (p,) the sum of those that count.
+            (p,) int64, how many count.
+            (p,) int64, how many of them are not 0.
+            (p,) the derivative of the sum by the distance of the pair, in the gradient's weights.
         """
-        assert walk.gradient is not None
-        if force_visitors():
-            here, where = self.within(tile.rows)
-            self.first_force[here] = force[where]
-            others = force.index_put(where, force.new_zeros(()))
-            show(walk.request, tile, others, walk.closeness.distance_sign)
-        walk.closeness.backward(force, tile, walk.gradient)
-
-    def add_positive_gradient(self, walk: Walk, distance: Distance, force: Tensor) -> None:
-        """Add the gradient of the forces that the second terms exert on the positive pairs."""
-        assert walk.gradient is not None
-        both = force + self.first_force
-        show_listed(walk.request, walk.relation, self.anchor, self.positive, self.d, both)
-        a = walk.request.a  # as they are: `between_rows` prepares them by itself
-        for chunk in _chunks(len(self.anchor), a, walk.request.limits):
-            ends = self.anchor[chunk], self.positive[chunk]
-            _pull(a, walk.gradient.da, *ends, distance, force[chunk])
-
-    def finish_sums(self) -> tuple[Tensor, Tensor, Tensor]:
-        """For each positive pair: the sum of its second terms, the active ones, and its pull."""
-        count, distances = self.all_pairs.finish_sums()
-        in_class, distances_in_class = self.by_class.finish_sums()
+        every = self.classes.pairs[self.classes.of_row[self.anchor]]
+        loss = self.d.new_zeros(len(self.d), dtype=sum_dtype(self.d))
+        counts, pulls, weight = torch.zeros_like(every), torch.zeros_like(every), None
         times = 2 if self.symmetric else 1  # else both classes were added
-        count, distances = count - times * in_class, distances - times * distances_in_class
-        loss = self.all_pairs.threshold.to(distances.dtype) * count - distances
-        weight = self.all_pairs.weight
-        return loss, count, (count if weight is None else count * weight).to(self.d.dtype)
+        for part, all_pairs, by_class in self.parts:
+            count, distances = all_pairs.finish_sums()
+            in_class, distances_in_class = by_class.finish_sums()
+            count -= times * in_class
+            distances -= times * distances_in_class
+            found = (all_pairs.threshold.to(loss.dtype) + part.start) * count - distances
+            loss.add_(found, alpha=part.sign)
+            counts += part.sign * (every if part.every else count)
+            pulls += part.sign * count
+            weight = all_pairs.weight
+        pull = pulls if weight is None else pulls * weight
+        return in_range(loss, counts, kept), counts, pulls, pull.to(self.d.dtype)
 
 
 class _Thresholds:
@@ -272,48 +406,76 @@ class _Thresholds:
         return whole - self.until.index_select(0, place.flatten()).view(place.shape)
 
 
-def hardest_quadruplets(labels: Tensor, relation: Relation, distance: Distance) -> Picker:
+def hardest_quadruplets(classes: Classes, relation: Relation, distance: Distance) -> Picker:
     """For each anchor: itself, its farthest positive, its nearest negative, and a pair of others.
 
     The others are the closest pair of two different classes that are not the anchor's.
     """
-    classes = Classes.of(labels).of_row
+    of_column = classes.of_column
+    m, enough = len(of_column), int((classes.size > 0).sum()) > 2
+    among = Relation(m, m, of_column.device, of_column, of_column, symmetric=True)
 
     def pick(a: Tensor, b: Tensor | None, limits: Limits) -> Iterator[Tensor]:
-        kept = []
+        if not enough:
+            return
         closeness, a, b = order_preserving(distance, a, b)
+        hardest, nearest = [], []
         for tile in walk(closeness, relation, a, b, limits):
             d, anchors = tile.closeness, Anchors.of(tile.block)
-            near = anchors.extreme(d, farthest=True)
-            d_one, one = anchors.mask_non_negatives(d).min(1)
-            d.masked_fill_(classes[one][:, None] == classes, torch.inf)  # leaves third classes
-            d_two, two = d.min(1)
-            valid = (anchors.count > 0) & (d_two != torch.inf)
-            kept.append((near, one, two, d_one, d_two, valid))
-        if not kept:
+            positive = anchors.extreme(d, farthest=True)
+            two = _two_nearest(d, anchors, of_column)
+            hardest.append((positive, two[0], anchors.count > 0))
+            nearest.append(two)
+        if b is not None:
+            tiles = walk(closeness, among, b, None, limits)
+            nearest = [
+                _two_nearest(tile.closeness, Anchors.of(tile.block), of_column) for tile in tiles
+            ]
+        if not hardest:
             return
-        positive, one, two, d_one, d_two, valid = map(torch.cat, zip(*kept, strict=True))
+        positive, negative, valid = map(torch.cat, zip(*hardest, strict=True))
+        second = _closest_pairs(classes, *map(torch.cat, zip(*nearest, strict=True)))
         anchor = torch.arange(a.shape[0], device=a.device)
-        second = _nearest_two(classes, one, two, d_one, d_two)
-        yield torch.stack([anchor, positive, one, *second], 1)[valid]
+        yield torch.stack([anchor, positive, negative, *second], 1)[valid]
 
     return pick
 
 
-def _nearest_two(
-    classes: Tensor, one: Tensor, two: Tensor, d_one: Tensor, d_two: Tensor
-) -> tuple[Tensor, Tensor]:
-    """(n,), (n,) the closest pair of two classes other than the row's own.
+def _two_nearest(
+    d: Tensor, anchors: Anchors, classes: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The nearest negative of each row and the nearest of a third class, and their distances.
 
-    This is the closest pair of the batch for every row of a third class.
+    Overwrites the distances.
     """
+    d_one, one = anchors.mask_non_negatives(d).min(1)
+    d.masked_fill_(classes[one][:, None] == classes, torch.inf)  # leaves third classes
+    d_two, two = d.min(1)
+    return one, two, d_one, d_two
+
+
+def _closest_pairs(
+    classes: Classes, one: Tensor, two: Tensor, d_one: Tensor, d_two: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(n,), (n,) the closest pair of columns of two classes other than the row's own.
+
+    This is the closest pair of all for every row of a third class.
+
+    Args:
+        classes: of the rows and columns.
+        one: (m,) of each column, the nearest column of another class.
+        two: (m,) the nearest of a third class.
+        d_one: (m,) the distance of the first.
+        d_two: (m,) that of the second.
+    """
+    of_column = classes.of_column
     k = int(d_one.argmin())
-    first, second = torch.full_like(one, k), one[k].expand_as(one).clone()
-    for of_pair in (classes[k], classes[one[k]]):
-        partner = torch.where(classes[one] == of_pair, two, one)
-        d = torch.where(classes[one] == of_pair, d_two, d_one)
-        best = d.masked_fill(classes == of_pair, torch.inf).argmin()
-        here = classes == of_pair
+    first, second = torch.full_like(classes.of_row, k), one[k].expand_as(classes.of_row).clone()
+    for of_pair in (of_column[k], of_column[one[k]]):
+        partner = torch.where(of_column[one] == of_pair, two, one)
+        d = torch.where(of_column[one] == of_pair, d_two, d_one)
+        best = d.masked_fill(of_column == of_pair, torch.inf).argmin()
+        here = classes.of_row == of_pair
         first[here], second[here] = best, partner[best]
     return first, second
 
@@ -323,13 +485,16 @@ def _chunks(n: int, a: Tensor, limits: Limits) -> Iterator[slice]:
 
 
 def _pull(
-    a: Tensor, da: Tensor, first: Tensor, second: Tensor, distance: Distance, force: Tensor
+    rows: tuple[Tensor, Tensor],
+    to: tuple[Tensor, Tensor],
+    index: tuple[Tensor, Tensor],
+    distance: Distance,
+    force: Tensor,
 ) -> None:
-    """Add to `da` the gradient of sum(force * distance) of listed pairs."""
-    x, y = a[first].requires_grad_(), a[second].requires_grad_()
+    """Add to `to` the gradient of sum(force * distance) of listed pairs of rows and columns."""
+    x, y = (t[i].requires_grad_() for t, i in zip(rows, index, strict=True))
     with torch.enable_grad():
         apart = between_rows(x, y, distance)
-    for index, gradient in zip(
-        (first, second), torch.autograd.grad(apart, (x, y), force), strict=True
-    ):
-        add_rows(da, index, gradient)
+    found = torch.autograd.grad(apart, (x, y), force)
+    for of_rows, i, gradient in zip(to, index, found, strict=True):
+        add_rows(of_rows, i, gradient)

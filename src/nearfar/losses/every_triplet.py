@@ -34,7 +34,8 @@ from nearfar.engine.relation import Relation
 from nearfar.engine.slices import part, spans
 from nearfar.engine.step import Answer, Executor, Request
 from nearfar.engine.walk import Place, Walk
-from nearfar.reduction import sum_dtype
+from nearfar.losses.hinge_range import Part, in_range, parts_of, thresholds
+from nearfar.reduction import ACTIVE, Between, sum_dtype
 
 # Copies of a tile held at the same time: distances, forces of rows and columns, comparisons.
 _BUFFERS = 6
@@ -45,36 +46,39 @@ def every_triplet(
     relation: Relation,
     margin: float,
     smooth: bool,
-    mean_of_active: bool,
     tally: Tally,
 ) -> Executor:
     """All triplets of each anchor; `tally` counts them, and those with a non-zero loss."""
 
-    def rule(
-        tile: Tile, weight: Tensor | None, gradient: bool, space: Workspace
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        anchors = Anchors.of(tile.block)
-        sums = hinges(tile.closeness, anchors, margin, space, smooth=smooth, gradient=gradient)
-        tally.add(sums.valid.sum(), sums.active.sum())
-        force = sums.force
-        if force is not None and weight is not None:
-            force = force.mul_(weight[:, None])
-        loss = torch.where(sums.valid > 0, sums.loss, 0)
-        return loss, sums.active if mean_of_active else sums.valid, force
+    def by_blocks(request: Request) -> Answer:
+        def rule(
+            tile: Tile, weight: Tensor | None, gradient: bool, space: Workspace
+        ) -> tuple[Tensor, Tensor, Tensor | None]:
+            d, anchors = tile.closeness, Anchors.of(tile.block)
+            if smooth:
+                sums = softpluses(d, anchors, margin, request.kept, gradient=gradient)
+            else:
+                sums = hinges(d, anchors, margin, request.kept, space, gradient=gradient)
+            tally.add(sums.valid.sum(), sums.active.sum())
+            force = sums.force
+            if force is not None and weight is not None:
+                force = force.mul_(weight[:, None])
+            return sums.loss.where(sums.valid > 0, 0), sums.counts, force
 
-    by_blocks = block_loss(rule, closeness, relation)
+        return block_loss(rule, closeness, relation)(request)
 
     def execute(request: Request) -> Answer:
         a = request.a
         height, width = budget.tile(request.limits, a.device, a.element_size(), _BUFFERS)
         shape = max(height // 2, 1), 2 * width
-        plain = smooth or not closeness.symmetric or force_visitors()
-        if plain or len(a) <= shape[0] or not _has_small_classes(relation):
+        plain = not smooth and closeness.symmetric and request.kept in (None, ACTIVE)
+        large = len(a) > shape[0] and not force_visitors() and _has_small_classes(relation)
+        if not (plain and large):
             return by_blocks(request)
         answer, active = _ByClass(closeness, relation, margin, request).answer(shape)
         assert isinstance(answer.counts, Tensor)  # the number of triplets of each anchor
         tally.add(answer.counts.sum(), active.sum())
-        return replace(answer, counts=active) if mean_of_active else answer
+        return answer if request.kept is None else replace(answer, counts=active)
 
     return execute
 
@@ -178,19 +182,21 @@ class _ByClass:
 
 
 @dataclass(eq=False)
-class Hinges:
-    """Sums over all triplets of a block of anchors.
+class Sums:
+    """Sums over the triplets of a block of anchors.
 
     Attributes:
-        loss: (b,) the sum of the losses, float64.
-        valid: (b,) int64, the number of triplets.
-        active: (b,) int64, the number with a non-zero loss, or the sum of their weights.
+        loss: (b,) the sum of the losses that count, float64.
+        valid: (b,) int64, the number of triplets, or the sum of their weights.
+        active: (b,) int64, likewise of those with a non-zero loss.
+        counts: (b,) int64, likewise of those that count.
         force: (b, m) derivative of each row's loss with respect to its distances, or None.
     """
 
     loss: Tensor
     valid: Tensor
     active: Tensor
+    counts: Tensor
     force: Tensor | None
 
 
@@ -198,42 +204,85 @@ def hinges(
     d: Tensor,
     anchors: Anchors,
     margin: float,
+    kept: Between | None,
     space: Workspace,
     *,
-    smooth: bool = False,
     weight: Tensor | None = None,
+    valid: Tensor | None = None,
     gradient: bool = True,
-) -> Hinges:
-    """Sums over all triplets of each row of max(0, d_ip - d_in + margin), or its softplus.
+) -> Sums:
+    """Sums over the triplets of each row of max(0, d_ip - d_in + margin).
 
     Args:
         d: (b, m) distances.
         anchors: their positives.
         margin: how much farther a negative must be than a positive.
+        kept: which of them count; None: all.
         space: where the forces go.
-        smooth: softplus in place of the hinge.
         weight: (b, m) the weight of the triplets with each negative; None: all 1.
+        valid: (b,) the weight of all triplets of each row; None: their number.
         gradient: whether to compute the forces.
     """
+    if valid is None:
+        valid = anchors.count * anchors.n_negatives
+    first, *rest = parts_of(margin, kept)
+    # What is left after a subtraction may be far smaller than the sums.
+    wide = d.to(sum_dtype(d)) if rest else d
+    sums = _hinges(wide, anchors, first, space, weight, valid, gradient)
+    for other in rest:
+        more = _hinges(wide, anchors, other, space, weight, valid, gradient)
+        sums.loss, sums.counts = sums.loss - more.loss, sums.counts - more.counts
+        if sums.force is not None and more.force is not None:
+            sums.force = sums.force.sub_(more.force).to(d.dtype)
+    sums.loss = in_range(sums.loss, sums.counts, kept)
+    return sums
+
+
+def _hinges(
+    d: Tensor,
+    anchors: Anchors,
+    summed: Part,
+    space: Workspace,
+    weight: Tensor | None,
+    valid: Tensor,
+    gradient: bool,
+) -> Sums:
+    """One of the sums of which those of `hinges` are made."""
+    if not anchors.most:
+        return _nothing(d, gradient=gradient)
+    threshold = thresholds(anchors.table(d, -inf), summed)
+    with anchors.only_negatives(d):
+        pull, force = count_violations(threshold, d, weight, space)
+    loss = positive_part(threshold, pull) + negative_part(threshold, d, force, space)
+    active = pull.nan_to_num(0).sum(1, dtype=sum_dtype(d)).long()
+    if summed.start:
+        loss += summed.start * active.to(loss.dtype)
+    sums = Sums(loss, valid, active, valid if summed.every else active, force if gradient else None)
+    if gradient:
+        force[anchors.row, anchors.column] = pull[anchors.row, anchors.slot].to(d.dtype)
+    return sums
+
+
+def softpluses(
+    d: Tensor, anchors: Anchors, margin: float, kept: Between | None, *, gradient: bool
+) -> Sums:
+    """Sums over the triplets of each row of log(1 + e^(d_ip - d_in + margin))."""
     valid = anchors.count * anchors.n_negatives
     if not anchors.most:
-        nothing = torch.zeros_like(d) if gradient else None
-        return Hinges(
-            d.new_zeros(len(d), dtype=sum_dtype(d)), valid, torch.zeros_like(valid), nothing
-        )
+        return _nothing(d, gradient=gradient)
     threshold = anchors.table(d, -inf).add_(margin)
     with anchors.only_negatives(d):
-        if smooth:
-            loss, pull, force = _smooth(threshold, d, weight)
-        else:
-            pull, force = count_violations(threshold, d, weight, space)
-    if not smooth:
-        loss = positive_part(threshold, pull) + negative_part(threshold, d, force, space)
-    active = valid if smooth else pull.nan_to_num(0).sum(1, dtype=sum_dtype(d)).long()
-    if not gradient:
-        return Hinges(loss, valid, active, None)
+        loss, counts, pull, force = _smooth(threshold, d, kept)
     force[anchors.row, anchors.column] = pull[anchors.row, anchors.slot].to(d.dtype)
-    return Hinges(loss, valid, active, force)
+    counts = valid if kept is None else counts
+    return Sums(loss, valid, valid, counts, force if gradient else None)
+
+
+def _nothing(d: Tensor, *, gradient: bool) -> Sums:
+    """The sums of anchors without a positive."""
+    none = torch.zeros(len(d), dtype=torch.int64, device=d.device)
+    force = torch.zeros_like(d) if gradient else None
+    return Sums(d.new_zeros(len(d), dtype=sum_dtype(d)), none, none, none, force)
 
 
 def count_violations(
@@ -306,14 +355,23 @@ def negative_part(threshold: Tensor, d: Tensor, force: Tensor, space: Workspace)
         return torch.sub(d, _largest(threshold), out=gap).mul_(force).sum(1)
 
 
-def _smooth(threshold: Tensor, far: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses (b,), pulls (b, p) and forces (b, m) of the softplus, positive by positive."""
+def _smooth(
+    threshold: Tensor, far: Tensor, kept: Between | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Losses (b,), their numbers (b,), pulls (b, p) and forces (b, m) of the softplus."""
     loss = far.new_zeros(len(far), dtype=sum_dtype(far))
+    counts = torch.zeros_like(loss, dtype=torch.int64)
     pull, force = torch.zeros_like(threshold, dtype=sum_dtype(far)), torch.zeros_like(far)
     for slot in range(threshold.shape[1]):
         violation = threshold[:, slot, None] - far
         slope, value = violation.sigmoid(), logsigmoid(violation.neg_()).neg_()
+        if kept is not None:
+            # Where there is no positive or no negative, the violation was -inf, and is now inf.
+            outside = kept.outside(value).logical_or_(violation == inf)
+            slope.masked_fill_(outside, 0)
+            value.masked_fill_(outside, 0)
+            counts += (~outside).sum(1)
         force -= slope
-        loss += value.sum(1) if weight is None else torch.linalg.vecdot(value, weight)
-        pull[:, slot] = slope.sum(1) if weight is None else torch.linalg.vecdot(slope, weight)
-    return loss, pull, force if weight is None else force.mul_(weight)
+        loss += value.sum(1)
+        pull[:, slot] = slope.sum(1)
+    return loss, counts, pull, force

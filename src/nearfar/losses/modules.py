@@ -20,7 +20,6 @@ from nearfar.losses.batch_pair import (
 )
 from nearfar.losses.batch_tuples import (
     Quadruplets,
-    TripletReduction,
     Triplets,
     batch_quadruplet_loss,
     batch_triplet_loss,
@@ -776,28 +775,40 @@ class BatchTripletLoss(LossModule):
 
     Args:
         margin: how much farther a negative must be than a positive, 0 or more.
-        distance: "euclidean", "sqeuclidean" (Schroff et al.) or "cosine".
+        distance: "euclidean", "sqeuclidean" (Schroff et al.), "cosine", "snr", "manhattan" or the p
+            of a p-norm.
+        normalize: scale all rows to length 1 first; "cosine" always does.
         select: "all" triplets, or how to pick some: "hard", "easy_positive", "semihard" or
             "distance_weighted".
         smooth: softplus in place of the hinge; with margin 0, the soft margin of Hermans et al.
             With "all", time then grows with :math:`n^2` times the number of positives per row.
-        swap: measure the negative from anchor or positive, whichever is nearer to it; not for
-            "all".
-        generator: draws for "distance_weighted"; None: torch's own. Each call draws once.
+        swap: measure the negative from anchor or positive, whichever is nearer to it. With "all",
+            time then grows with :math:`n^2` times the number of positives per row.
+        n_per_anchor: how many triplets of each anchor count: a positive and a negative each, drawn
+            evenly and with replacement; None: all that `select` picks.
+        cutoff: of "distance_weighted", from 0 to 2: smaller distances have the weight of this one.
+        nonzero_loss_cutoff: of "distance_weighted", from `cutoff` to 2: no negative is drawn from
+            here on unless there are no others.
+        generator: draws for "distance_weighted" and `n_per_anchor`; None: torch's own. Each call
+            draws once.
         reduction: "mean" over the triplets: all, or those selected (one per anchor for "hard" and
             "easy_positive", one per anchor and positive for "semihard" and "distance_weighted");
-            "active" for the mean over those with a non-zero loss; "sum", or "none" for (n,) sums,
-            one per anchor over its triplets.
+            "active" over those that are not 0, (low, high) over those between; "sum", or "none" for
+            (n,) sums, one per anchor over its triplets.
     """
 
     loss = staticmethod(batch_triplet_loss)
     margin: float
     distance: Distance
+    normalize: bool
     select: Triplets
     smooth: bool
     swap: bool
+    n_per_anchor: int | None
+    cutoff: float
+    nonzero_loss_cutoff: float
     generator: torch.Generator | None
-    reduction: TripletReduction
+    reduction: Reduction
 
     @by_name
     def __init__(
@@ -805,35 +816,55 @@ class BatchTripletLoss(LossModule):
         *,
         margin: float = 1.0,
         distance: Distance = "euclidean",
+        normalize: bool = False,
         select: Triplets = "all",
         smooth: bool = False,
         swap: bool = False,
+        n_per_anchor: int | None = None,
+        cutoff: float = 0.5,
+        nonzero_loss_cutoff: float = 1.4,
         generator: torch.Generator | None = None,
-        reduction: TripletReduction = "mean",
+        reduction: Reduction = "mean",
     ) -> None:
         super().__init__(
             margin=margin,
             distance=distance,
+            normalize=normalize,
             select=select,
             smooth=smooth,
             swap=swap,
+            n_per_anchor=n_per_anchor,
+            cutoff=cutoff,
+            nonzero_loss_cutoff=nonzero_loss_cutoff,
             generator=generator,
             reduction=reduction,
         )
 
     def forward(
-        self, x: ArrayLike, labels: ArrayLike, *, reference: Reference | None = None
+        self,
+        x: ArrayLike,
+        labels: ArrayLike | None,
+        *,
+        triplets: ArrayLike | None = None,
+        weight: ArrayLike | None = None,
+        reference: Reference | None = None,
     ) -> Tensor:
         """The loss of a batch; see :func:`nearfar.batch_triplet_loss`."""
         return batch_triplet_loss(
             x,
             labels,
+            triplets=triplets,
+            weight=weight,
             reference=reference,
             margin=self.margin,
             distance=self.distance,
+            normalize=self.normalize,
             select=self.select,
             smooth=self.smooth,
             swap=self.swap,
+            n_per_anchor=self.n_per_anchor,
+            cutoff=self.cutoff,
+            nonzero_loss_cutoff=self.nonzero_loss_cutoff,
             generator=self.generator,
             reduction=self.reduction,
         )
@@ -841,7 +872,13 @@ class BatchTripletLoss(LossModule):
     if TYPE_CHECKING:
 
         def __call__(
-            self, x: ArrayLike, labels: ArrayLike, *, reference: Reference | None = None
+            self,
+            x: ArrayLike,
+            labels: ArrayLike | None,
+            *,
+            triplets: ArrayLike | None = None,
+            weight: ArrayLike | None = None,
+            reference: Reference | None = None,
         ) -> Tensor: ...
 
 
@@ -853,16 +890,20 @@ class BatchQuadrupletLoss(LossModule):
     Args:
         margin: of the first term, 0 or more, in units of the distance.
         margin2: of the second term, 0 or more.
-        distance: "euclidean", "sqeuclidean" or "cosine".
+        distance: "euclidean", "sqeuclidean", "cosine", "snr", "manhattan" or the p of a p-norm.
+        normalize: scale all rows to length 1 first; "cosine" always does.
         select: "all" or "hard".
-        reduction: "mean" over the quadruplets ("hard": over the anchors that have one), "sum", or
-            "none" for (n,) sums, one per anchor over its quadruplets.
+        reduction: "mean" over the quadruplets ("hard": over the anchors that have one); "active"
+            for the mean over the first terms that are not 0, plus that over such second terms,
+            (low, high) likewise over those between; "sum", or "none" for (n,) sums, one per anchor
+            over its quadruplets.
     """
 
     loss = staticmethod(batch_quadruplet_loss)
     margin: float
     margin2: float
     distance: Distance
+    normalize: bool
     select: Quadruplets
     reduction: Reduction
 
@@ -873,28 +914,51 @@ class BatchQuadrupletLoss(LossModule):
         margin: float = 1.0,
         margin2: float = 0.5,
         distance: Distance = "euclidean",
+        normalize: bool = False,
         select: Quadruplets = "all",
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__(
-            margin=margin, margin2=margin2, distance=distance, select=select, reduction=reduction
+            margin=margin,
+            margin2=margin2,
+            distance=distance,
+            normalize=normalize,
+            select=select,
+            reduction=reduction,
         )
 
-    def forward(self, x: ArrayLike, labels: ArrayLike) -> Tensor:
+    def forward(
+        self,
+        x: ArrayLike,
+        labels: ArrayLike,
+        *,
+        weight: ArrayLike | None = None,
+        reference: Reference | None = None,
+    ) -> Tensor:
         """The loss of a batch; see :func:`nearfar.batch_quadruplet_loss`."""
         return batch_quadruplet_loss(
             x,
             labels,
+            weight=weight,
+            reference=reference,
             margin=self.margin,
             margin2=self.margin2,
             distance=self.distance,
+            normalize=self.normalize,
             select=self.select,
             reduction=self.reduction,
         )
 
     if TYPE_CHECKING:
 
-        def __call__(self, x: ArrayLike, labels: ArrayLike) -> Tensor: ...
+        def __call__(
+            self,
+            x: ArrayLike,
+            labels: ArrayLike,
+            *,
+            weight: ArrayLike | None = None,
+            reference: Reference | None = None,
+        ) -> Tensor: ...
 
 
 class SupConLoss(LossModule):

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nearfar.inputs import ArrayLike
+from nearfar.inputs import ArrayLike, tensor
 from nearfar.losses.base import unwrap
 from nearfar.losses.batch import row_weight
 from nearfar.losses.pair_lists import as_listed
+from nearfar.pairs import listed_triplets
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,9 +56,16 @@ def per_pair(
     """
     function, given, settings = unwrap(loss, data, hyperparameters)
     pairs, weight = settings.get("pairs"), settings.pop("weight", None)
+    triplets, (x, labels) = settings.get("triplets"), given
+    if triplets is not None:
+        found = function(x, labels, **settings, reduction="each pair")
+        by = row_weight(weight, tensor("x", x))
+        return found if by is None else found * by[listed_triplets(triplets, found.device)[:, 0]]
     if pairs is None:
-        raise TypeError("per_pair needs the pairs: pass pairs=(similar, dissimilar).")
-    x, labels = given
+        raise TypeError(
+            "per_pair needs the pairs: pass pairs=(similar, dissimilar), or triplets= to a loss of "
+            "triplets."
+        )
     rows, _, relation = as_listed(x, labels, settings.get("reference"), pairs)
     found = function(x, labels, **settings, reduction="each pair")
     assert relation.listed is not None

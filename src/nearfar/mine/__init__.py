@@ -1,0 +1,40 @@
+"""Miners: select which rows of a batch or of a reference to compare, for use with any loss.
+
+Rows and pairs that are found are what the losses take as `pairs`, and triplets what
+`batch_triplet_loss` takes as `triplets`.
+
+Miners work on blocks of rows, so no (n, m) matrix is ever held. They return int64 indices whatever
+the dtype of the labels, and the same result for the same input and generator. Results have no
+gradient.
+"""
+
+from nearfar.mine.pairs import (
+    hard_pairs,
+    multi_similarity_pairs,
+    uniform_pairs,
+    violating_pairs,
+)
+from nearfar.mine.rows import distance_weighted_negatives, hard_negatives, hard_positives
+from nearfar.mine.triplets import (
+    angular_triplets,
+    easy_hard_triplets,
+    semihard_triplets,
+    violating_triplets,
+)
+from nearfar.pairs import Found, FoundPairs
+
+__all__ = [
+    "Found",
+    "FoundPairs",
+    "angular_triplets",
+    "distance_weighted_negatives",
+    "easy_hard_triplets",
+    "hard_negatives",
+    "hard_pairs",
+    "hard_positives",
+    "multi_similarity_pairs",
+    "semihard_triplets",
+    "uniform_pairs",
+    "violating_pairs",
+    "violating_triplets",
+]

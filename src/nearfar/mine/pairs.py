@@ -1,0 +1,327 @@
+"""Miners of pairs: an anchor of the batch and another row."""
+
+from collections.abc import Callable
+from math import ceil, inf
+
+import torch
+from torch import Tensor
+
+from nearfar.distance import Distance
+from nearfar.inputs import ArrayLike, between, positive_integer
+from nearfar.losses.batch_tuples import seed
+from nearfar.mine.comparison import Comparison
+from nearfar.pairs import FoundPairs
+from nearfar.reference import Reference
+
+
+def multi_similarity_pairs(
+    x: ArrayLike,
+    labels: ArrayLike,
+    *,
+    epsilon: float = 0.1,
+    distance: Distance = "cosine",
+    normalize: bool = False,
+    reference: Reference | None = None,
+) -> FoundPairs:
+    r"""The negatives nearer than an anchor's farthest positive, and the reverse, within epsilon.
+
+    With :math:`s` the cosine, or the negated distance, the pairs with
+
+    .. math:: s_{in} > \min_{p} s_{ip} - \epsilon, \qquad s_{ip} < \max_{n} s_{in} + \epsilon
+
+    Anchors without a positive or without a negative have no pairs.
+
+    Args:
+        x: (n, d) embeddings.
+        labels: (n,) class ids, or (n, c) bool multi-labels; rows that share a label are similar.
+        epsilon: how far beyond the limit a pair may be and still be selected.
+        distance: "cosine" (the paper's), "euclidean", "sqeuclidean", "snr", "manhattan" or the p of
+            a p-norm.
+        normalize: scale all rows to length 1 first, for a loss that does; "cosine" always does.
+        reference: rows to compare with instead of the other rows of the batch.
+
+    Returns:
+        `FoundPairs`, sorted by row. Their number depends on how much the classes overlap; it may
+        be all pairs.
+
+    Raises:
+        TypeError: labels that are not class ids or bool multi-labels.
+        ValueError: a shape, length, device or hyperparameter out of range.
+
+    >>> x = torch.tensor([[1.0, 0], [0.8, 0.6], [0, 1], [-0.6, 0.8]])
+    >>> found = multi_similarity_pairs(x, [0, 0, 1, 1], epsilon=0.3)
+    >>> found.positive
+    tensor([[1, 0],
+            [2, 3]])
+    >>> found.negative
+    tensor([[1, 2],
+            [2, 1]])
+
+    Source: Wang et al., "Multi-Similarity Loss with General Pair Weighting for Deep Metric
+    Learning", CVPR 2019, equations 11 and 12.
+    """
+    between("epsilon", epsilon, -inf, inf)
+    compared = Comparison.of(x, labels, reference, distance, normalize=normalize)
+    found: list[tuple[Tensor, Tensor]] = []
+    for where, d, block in compared.blocks():
+        near, far = block.masks()
+        if not d.shape[1]:
+            continue
+        farthest = d.masked_fill(~near, -inf).amax(1, keepdim=True)
+        nearest = d.masked_fill(~far, inf).amin(1, keepdim=True)
+        both = near.any(1, keepdim=True) & far.any(1, keepdim=True)
+        near = near & both & (d > nearest - epsilon)
+        far = far & both & (d < farthest + epsilon)
+        found.append((_listed(where, near), _listed(where, far)))
+    return _found(found, compared)
+
+
+def violating_pairs(
+    x: ArrayLike,
+    labels: ArrayLike,
+    *,
+    pos_margin: float = 0.2,
+    neg_margin: float = 0.8,
+    distance: Distance = "euclidean",
+    normalize: bool = False,
+    reference: Reference | None = None,
+) -> FoundPairs:
+    r"""Similar pairs farther apart than one margin, and dissimilar pairs nearer than another.
+
+    .. math:: d_{ip} > m_+, \qquad d_{in} < m_-
+
+    These are the pairs with a loss in `batch_contrastive_loss` at the same margins.
+
+    Args:
+        x: (n, d) embeddings.
+        labels: (n,) class ids, or (n, c) bool multi-labels; rows that share a label are similar.
+        pos_margin: similar pairs are selected beyond it; 0 or more, in units of the distance.
+        neg_margin: dissimilar pairs are selected below it; 0 or more.
+        distance: "euclidean", "sqeuclidean", "cosine", "snr", "manhattan" or the p of a p-norm.
+        normalize: scale all rows to length 1 first, for a loss that does; "cosine" always does.
+        reference: rows to compare with instead of the other rows of the batch.
+
+    Returns:
+        `FoundPairs`, sorted by row. It may be all pairs.
+
+    Raises:
+        TypeError: labels that are not class ids or bool multi-labels.
+        ValueError: a shape, length, device or hyperparameter out of range.
+
+    >>> x = torch.tensor([[0.0, 0], [0, 0.1], [0.5, 0], [1.5, 0]])
+    >>> found = violating_pairs(x, [0, 0, 1, 1])
+    >>> found.positive
+    tensor([[2, 3],
+            [3, 2]])
+    >>> found.negative
+    tensor([[0, 2],
+            [1, 2],
+            [2, 0],
+            [2, 1]])
+
+    Source: Hadsell, Chopra & LeCun, CVPR 2006; as pytorch-metric-learning's PairMarginMiner.
+    """
+    between("pos_margin", pos_margin, 0, inf, ", a distance")
+    between("neg_margin", neg_margin, 0, inf, ", a distance")
+    compared = Comparison.of(x, labels, reference, distance, normalize=normalize)
+    found = []
+    for where, d, block in compared.blocks():
+        near, far = block.masks()
+        found.append(
+            (_listed(where, near & (d > pos_margin)), _listed(where, far & (d < neg_margin)))
+        )
+    return _found(found, compared)
+
+
+def hard_pairs(
+    x: ArrayLike,
+    labels: ArrayLike,
+    *,
+    share: float = 0.5,
+    distance: Distance = "euclidean",
+    normalize: bool = False,
+    reference: Reference | None = None,
+) -> FoundPairs:
+    """The farthest of all similar pairs, and the nearest of all dissimilar ones.
+
+    A share of each kind is selected, rounded up. Memory is linear in the number of selected pairs.
+
+    Args:
+        x: (n, d) embeddings.
+        labels: (n,) class ids, or (n, c) bool multi-labels; rows that share a label are similar.
+        share: of the pairs of each kind, from 0 to 1.
+        distance: "euclidean", "sqeuclidean", "cosine", "snr", "manhattan" or the p of a p-norm.
+        normalize: scale all rows to length 1 first, for a loss that does; "cosine" always does.
+        reference: rows to compare with instead of the other rows of the batch.
+
+    Returns:
+        `FoundPairs`, sorted by row.
+
+    Raises:
+        TypeError: labels that are not class ids or bool multi-labels.
+        ValueError: a shape, length, device or hyperparameter out of range.
+
+    >>> x = torch.tensor([[0.0, 0], [0, 0.1], [0.5, 0], [1.5, 0]])
+    >>> found = hard_pairs(x, [0, 0, 1, 1], share=0.25)
+    >>> found.positive, found.negative
+    (tensor([[2, 3]]), tensor([[0, 2],
+            [2, 0]]))
+
+    Source: Yuan, Yang & Zhang, "Hard-Aware Deeply Cascaded Embedding", ICCV 2017.
+    """
+    between("share", share, 0, 1)
+    compared = Comparison.of(x, labels, reference, distance, normalize=normalize)
+    similar, dissimilar = (_Hardest(ceil(share * n)) for n in compared.relation.n_pairs())
+    for where, d, block in compared.blocks():
+        for hardest, mask, sign in zip((similar, dissimilar), block.masks(), (1, -1), strict=True):
+            hardest.add(d[mask] * sign, _listed(where, mask))
+    return _found([(similar.pairs(), dissimilar.pairs())], compared)
+
+
+def uniform_pairs(
+    x: ArrayLike,
+    labels: ArrayLike,
+    *,
+    bins: int = 100,
+    per_bin: int = 10,
+    distance: Distance = "euclidean",
+    normalize: bool = False,
+    generator: torch.Generator | None = None,
+    reference: Reference | None = None,
+) -> FoundPairs:
+    """Similar and dissimilar pairs drawn so that all distances are equally likely.
+
+    The distances of each kind, from the smallest to the largest, are divided into bins of equal
+    width. From each bin that holds a pair, so many are drawn, with replacement. This measures every
+    pair three times.
+
+    Args:
+        x: (n, d) embeddings.
+        labels: (n,) class ids, or (n, c) bool multi-labels; rows that share a label are similar.
+        bins: how many there are.
+        per_bin: how many pairs of each kind are drawn from each bin.
+        distance: "euclidean", "sqeuclidean", "cosine", "snr", "manhattan" or the p of a p-norm.
+        normalize: scale all rows to length 1 first, for a loss that does; "cosine" always does.
+        generator: for the draw; None: torch's own.
+        reference: rows to compare with instead of the other rows of the batch.
+
+    Returns:
+        `FoundPairs`, of at most bins x per_bin pairs of each kind, sorted by bin.
+
+    Raises:
+        TypeError: labels that are not class ids or bool multi-labels.
+        ValueError: a shape, length, device or hyperparameter out of range.
+
+    >>> x = torch.tensor([[0.0, 0], [0, 1], [0.5, 0], [8.0, 0]])
+    >>> random = torch.Generator().manual_seed(0)
+    >>> uniform_pairs(x, [0, 0, 0, 1], bins=2, per_bin=2, generator=random).positive
+    tensor([[0, 2],
+            [2, 0],
+            [0, 1],
+            [0, 1]])
+
+    Source: pytorch-metric-learning's UniformHistogramMiner.
+    """
+    positive_integer("bins", bins)
+    positive_integer("per_bin", per_bin)
+    compared = Comparison.of(x, labels, reference, distance, normalize=normalize)
+    kinds = _Histogram(bins), _Histogram(bins)
+
+    def visit(what: Callable[[_Histogram, Tensor, Tensor], None]) -> None:
+        for where, d, block in compared.blocks():
+            for kind, mask in zip(kinds, block.masks(), strict=True):
+                if mask.any():
+                    what(kind, d[mask], _listed(where, mask))
+
+    visit(_Histogram.widen)
+    visit(_Histogram.count)
+    chance = torch.Generator().manual_seed(seed(generator))
+    for kind in kinds:
+        kind.draw(per_bin, chance)
+    visit(_Histogram.pick)
+    return _found([(kinds[0].drawn(), kinds[1].drawn())], compared)
+
+
+class _Hardest:
+    """The k pairs with the largest values; of equal ones, the first."""
+
+    def __init__(self, k: int) -> None:
+        self.k, self.least = k, -inf
+        self.found: list[tuple[Tensor, Tensor]] = []
+
+    def add(self, values: Tensor, pairs: Tensor) -> None:
+        """Add pairs with these values, each k times as many before the rest is dropped."""
+        some = values > self.least
+        if some.any():
+            self.found.append((values[some], pairs[some]))
+        if sum(len(values) for values, _ in self.found) > 2 * self.k:
+            self._drop()
+
+    def _drop(self) -> None:
+        values, pairs = (torch.cat(part) for part in zip(*self.found, strict=True))
+        best = values.argsort(descending=True, stable=True)[: self.k].sort().values
+        self.found = [(values[best], pairs[best])]
+        self.least = float(values[best].min()) if self.k else inf
+
+    def pairs(self) -> Tensor:
+        """(k, 2) the pairs, in the order in which they were added."""
+        if not self.found:
+            return torch.zeros(0, 2, dtype=torch.int64)
+        self._drop()
+        return self.found[0][1]
+
+
+class _Histogram:
+    """The pairs of one kind in bins of their distances, and some drawn from each bin."""
+
+    def __init__(self, bins: int) -> None:
+        self.ends, self.counts = (inf, -inf), torch.zeros(bins, dtype=torch.int64)
+        self.rank = self.pairs = torch.zeros(0)
+
+    def widen(self, d: Tensor, pairs: Tensor) -> None:
+        """Let the bins hold these distances."""
+        low, high = d.aminmax()
+        self.ends = min(self.ends[0], low.item()), max(self.ends[1], high.item())
+
+    def count(self, d: Tensor, pairs: Tensor) -> None:
+        """Count the pairs of each bin."""
+        self.counts += torch.bincount(self._bin(d), minlength=len(self.counts)).cpu()
+
+    def draw(self, per_bin: int, chance: torch.Generator) -> None:
+        """Choose, for each draw, which pair of its bin it is, by the order of the pairs."""
+        share = torch.rand(len(self.counts), per_bin, generator=chance, dtype=torch.float64)
+        self.rank = (share * self.counts[:, None]).long()
+        self.pairs = torch.full((*share.shape, 2), -1)
+
+    def pick(self, d: Tensor, pairs: Tensor) -> None:
+        """Take the chosen pairs among these, which follow those before."""
+        by_bin = self._bin(d).argsort(stable=True).cpu()
+        count = torch.bincount(self._bin(d), minlength=len(self.counts)).cpu()
+        here = (self.rank >= 0) & (self.rank < count[:, None])
+        first = (count.cumsum(0) - count)[:, None]
+        self.pairs[here] = pairs.cpu()[by_bin[(first + self.rank)[here]]]
+        self.rank -= count[:, None]
+
+    def drawn(self) -> Tensor:
+        """(k, 2) the chosen pairs."""
+        return self.pairs[self.counts > 0].flatten(0, 1)
+
+    def _bin(self, d: Tensor) -> Tensor:
+        low, high = self.ends
+        bins = len(self.counts)
+        edges = torch.linspace(low, high, bins + 1, dtype=d.dtype, device=d.device)
+        return torch.searchsorted(edges, d, right=True).sub_(1).clamp_(0, bins - 1)
+
+
+def _listed(where: slice, mask: Tensor) -> Tensor:
+    """(k, 2) the marked pairs of a block."""
+    return mask.nonzero() + torch.tensor([where.start, 0], device=mask.device)
+
+
+def _found(found: list[tuple[Tensor, Tensor]], compared: Comparison) -> FoundPairs:
+    """The similar and the dissimilar pairs of all blocks."""
+    none = torch.zeros(0, 2, dtype=torch.int64, device=compared.rows.device)
+    positive, negative = (
+        torch.cat([none, *(part[kind].to(none.device) for part in found)]) for kind in (0, 1)
+    )
+    return FoundPairs(positive, negative)
