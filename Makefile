@@ -2,15 +2,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+PML := .venv/.pml
 PEERS := .venv/.peers
 SPHINX := .venv/.sphinx
 # Threads that wait for others do not spin; set it yourself to have it otherwise.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help demo test test-slow test-all check format docs bench clean
+.PHONY: help demo test test-slow test-all test-peers check format docs bench clean
 help:
 	@echo "make demo      train a same/different verifier on letters of many writing systems"
 	@echo "make test      the test suite            make test-slow the slow tests    make test-all  both"
+	@echo "make test-peers  our losses and miners beside those of pytorch-metric-learning"
 	@echo "make check     format, lint, types, doctests"
 	@echo "make docs      the guides and the API reference, in build/docs; no warning is let through"
 	@echo "make bench     speed, memory and accuracy beside other libraries"
@@ -30,13 +32,21 @@ demo: $(READY)
 TESTS := $(BIN)/pytest --numprocesses logical --dist worksteal
 
 test: $(READY)
-	$(TESTS) -m "not slow"
+	$(TESTS) -m "not slow" --ignore tests/peers
 
 test-slow: $(READY)
-	$(TESTS) -m slow
+	$(TESTS) -m slow --ignore tests/peers
 
 test-all: $(READY)
 	$(TESTS)
+
+$(PML): $(READY)
+	@echo "[nearfar] installing pytorch-metric-learning"
+	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[app,dev,pml]'
+	@touch $(PML)
+
+test-peers: $(PML)
+	$(TESTS) tests/peers
 
 check: $(READY)
 	$(BIN)/ruff format --check .
