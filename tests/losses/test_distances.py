@@ -300,6 +300,8 @@ TRIPLETS = [
     for select, more in (
         ("all", {}),
         ("all", {"smooth": True}),
+        ("all", {"swap": True}),
+        ("all", {"swap": True, "smooth": True, "normalize": True}),
         ("hard", {}),
         ("easy_positive", {"swap": True}),
         ("semihard", {}),
@@ -327,30 +329,34 @@ def test_triplets_equal_the_listed_ones(how: dict[str, Any], reference: bool) ->
         more = {"reference": y, "reference_labels": others} if reference else {}
         return oracle.batch_triplet(x, labels, **how, **more, reduction=reduction)[0]
 
-    for reduction in ("mean", "none"):
+    for reduction in ("mean", "none", "active"):
         with tile_shape(4, 4):
             found = gradients(partial(ours, reduction=reduction), x, y)
         agree(found, gradients(partial(truth, reduction=reduction), x, y))
 
 
+@pytest.mark.parametrize("reference", [False, True])
 @pytest.mark.parametrize("select", ["all", "hard"])
 @pytest.mark.parametrize("distance", ["snr", "manhattan", 3, inf])
-def test_quadruplets_equal_the_listed_ones(distance: Any, select: str) -> None:
-    x, labels = draw(10), torch.arange(10) % 4
+def test_quadruplets_equal_the_listed_ones(distance: Any, select: str, reference: bool) -> None:
+    x, y, labels, others = draw(10), draw(9, seed=1), torch.arange(10) % 4, torch.arange(9) % 5
     how: dict[str, Any] = {"distance": distance, "select": select, "margin2": 0.7}
-    for reduction in ("mean", "none"):
+
+    def ours(x: Tensor, y: Tensor, reduction: str) -> Tensor:
+        more = {"reference": nf.Reference(y, others)} if reference else {}
+        return nf.batch_quadruplet_loss(x, labels, **how, **more, reduction=reduction)
+
+    def truth(x: Tensor, y: Tensor, reduction: str) -> tuple[Any, ...]:
+        more = {"reference": y, "reference_labels": others} if reference else {}
+        return oracle.batch_quadruplet(x, labels, **how, **more, reduction=reduction)
+
+    for reduction in ("mean", "none", "active"):
         with tile_shape(4, 4):
-            found = gradients(
-                partial(nf.batch_quadruplet_loss, labels=labels, **how, reduction=reduction), x
-            )
-
-        def truth(x: Tensor, r: str = reduction) -> Tensor:
-            return oracle.batch_quadruplet(x, labels, **how, reduction=r)[0]
-
-        agree(found, gradients(truth, x))
-    stats = nf.quadruplet_stats(x, labels, **how)
-    counts = oracle.batch_quadruplet(x, labels, **how)[1:]
-    assert (stats.valid, stats.active, stats.active2) == counts
+            found = gradients(partial(ours, reduction=reduction), x, y)
+        agree(found, gradients(lambda *rows, r=reduction: truth(*rows, r)[0], x, y))
+    if not reference:
+        stats = nf.quadruplet_stats(x, labels, **how)
+        assert (stats.valid, stats.active, stats.active2) == truth(x, y, "sum")[1:]
 
 
 @pytest.mark.parametrize("loss", [nf.batch_triplet_loss, nf.batch_quadruplet_loss])
