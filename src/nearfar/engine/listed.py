@@ -93,7 +93,7 @@ def listed(
                     one_by_one.append(loss)
                 else:
                     per_row.index_add_(0, anchor, loss)
-                counts.index_add_(0, anchor, inside.long())
+                counts.index_add_(0, anchor, inside)
                 active.index_add_(0, anchor, (loss > 0).long())
                 if da is None:
                     continue
@@ -233,7 +233,7 @@ def _derived(
 
     Returns:
         (t,) losses, 0 for tuples that do not count.
-        (t,) bool, which tuples count.
+        (t,) int64, 1 for tuples that count and 0 for others.
         For each pair of the rule, the gradients at both ends.
         For each pair, (t,) distances and (t,) forces.
     """
@@ -253,11 +253,11 @@ def _derived(
 
 
 def _counted(loss: Tensor, kept: Between | None) -> tuple[Tensor, Tensor]:
-    """Losses, 0 for those that do not count, and which count."""
+    """Losses, 0 for those that do not count, and 1 for those that count."""
     if kept is None:
-        return loss, torch.ones_like(loss, dtype=torch.bool)
+        return loss, torch.ones_like(loss, dtype=torch.int64)
     outside = kept.outside(loss.detach())
-    return loss.masked_fill(outside, 0), ~outside
+    return loss.masked_fill(outside, 0), (~outside).long()
 
 
 @dataclass(eq=False)

@@ -191,7 +191,8 @@ class _Sums:
             gradient=self.walk.gradient is not None,
         )
         self.loss[rows] += sums.loss
-        self.counts[rows] += sums.counts
+        if self.kept is not None:
+            self.counts[rows] += sums.counts
         self.active = self.active + sums.active.sum()
         if sums.force is not None and weight is not None:
             sums.force.mul_(weight[rows, None])
@@ -212,7 +213,8 @@ class _Sums:
             self._push_columns(pairs)
         loss, counts, active, pull = pairs.finish_sums(self.kept)
         self.loss.index_add_(0, pairs.anchor, loss)
-        self.counts.index_add_(0, pairs.anchor, counts)
+        if self.kept is not None:
+            self.counts.index_add_(0, pairs.anchor, counts)
         if walk.gradient is not None:
             ends = pairs.anchor, pairs.positive
             show_listed(walk.request, walk.relation, *ends, pairs.d, pull + pairs.first_force)
@@ -325,26 +327,31 @@ class _Pairs:
 
         Returns:
             (p,) the sum of those that count.
-            (p,) int64, how many count.
+            (p,) int64, how many count; only with `kept`.
             (p,) int64, how many of them are not 0.
             (p,) the derivative of the sum by the distance of the pair, in the gradient's weights.
         """
-        every = self.classes.pairs[self.classes.of_row[self.anchor]]
-        loss = self.d.new_zeros(len(self.d), dtype=sum_dtype(self.d))
-        counts, pulls, weight = torch.zeros_like(every), torch.zeros_like(every), None
+        (loss, counts, active), *rest = (self._finished(*part, kept) for part in self.parts)
+        for less, fewer, fewer_active in rest:
+            loss, counts, active = loss - less, counts - fewer, active - fewer_active
+        weight = self.parts[0][1].weight
+        pull = (active if weight is None else active * weight).to(self.d.dtype)
+        return in_range(loss, counts, kept), counts, active, pull
+
+    def _finished(
+        self, part: Part, all_pairs: "_Thresholds", by_class: "_Thresholds", kept: Between | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The sum, the number that counts, and the number of those that are not 0, of one part."""
+        active, distances = all_pairs.finish_sums()
+        in_class, distances_in_class = by_class.finish_sums()
         times = 2 if self.symmetric else 1  # else both classes were added
-        for part, all_pairs, by_class in self.parts:
-            count, distances = all_pairs.finish_sums()
-            in_class, distances_in_class = by_class.finish_sums()
-            count -= times * in_class
-            distances -= times * distances_in_class
-            found = (all_pairs.threshold.to(loss.dtype) + part.start) * count - distances
-            loss.add_(found, alpha=part.sign)
-            counts += part.sign * (every if part.every else count)
-            pulls += part.sign * count
-            weight = all_pairs.weight
-        pull = pulls if weight is None else pulls * weight
-        return in_range(loss, counts, kept), counts, pulls, pull.to(self.d.dtype)
+        active, distances = active - times * in_class, distances - times * distances_in_class
+        loss = all_pairs.threshold.to(distances.dtype) * active - distances
+        if part.start:
+            loss += part.start * active.to(loss.dtype)
+        every = part.every and kept is not None
+        counts = self.classes.pairs[self.classes.of_row[self.anchor]] if every else active
+        return loss, counts, active
 
 
 class _Thresholds:
