@@ -49,6 +49,7 @@ from nearfar.engine.budget import tile_shape
 from nearfar.engine.closeness import (
     CosineDistance,
     Euclidean,
+    LargestProduct,
     NegatedSquares,
     Product,
     SignalToNoise,
@@ -324,7 +325,7 @@ def all_closeness(closeness: Any, a: Tensor, b: Tensor) -> Tensor:
         return squares if closeness.squared else differences.norm(dim=-1)
     if isinstance(closeness, NegatedSquares):
         return -(a[:, None] - b).square().sum(-1)
-    if isinstance(closeness, Product) and closeness.k > 1:
+    if isinstance(closeness, LargestProduct):
         return (a @ b.T).unflatten(1, (-1, closeness.k)).amax(2)
     if isinstance(closeness, SignalToNoise):
         return (a[:, None] - b).var(-1) / a.var(-1)[:, None]
@@ -888,7 +889,7 @@ def no_gradient_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("a gradient was computed")
 
-    for measure in (Product, CosineDistance, Euclidean):
+    for measure in (Product, LargestProduct, CosineDistance, Euclidean):
         monkeypatch.setattr(measure, "backward", refuse)
     monkeypatch.setattr(Gradient, "__init__", refuse)
 

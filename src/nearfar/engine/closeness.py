@@ -40,9 +40,9 @@ class Tile:
         columns: which columns.
         block: which pairs are similar.
         closeness: (r, c) distances or similarities.
-        repaired: pairs (k, 2) whose closeness was taken from the rows themselves because digits
-            would have cancelled, or an (r, c) bool mask where there are many; None: no pair. Where
-            a column is several rows, (r, c) which of them was measured.
+        aside: what the measure set aside for the gradient; None: nothing. Of distances, the pairs
+            (k, 2) that were repaired: taken from the rows themselves because digits would have
+            cancelled; or an (r, c) bool mask where there are many.
         mirrored: whether the tile stands for its transpose too, in which the columns are anchors.
     """
 
@@ -50,7 +50,7 @@ class Tile:
     columns: slice
     block: Block
     closeness: Tensor
-    repaired: Tensor | None = None
+    aside: Tensor | None = None
     mirrored: bool = False
 
     @property
@@ -101,7 +101,7 @@ class Closeness(Protocol):
             out: (r, c) where the result may be put.
 
         Returns:
-            (r, c) closeness, and the pairs that were repaired; see `Tile`.
+            (r, c) closeness, and what `backward` needs beside it; see `Tile.aside`.
         """
         ...
 
@@ -126,35 +126,20 @@ def same(a: Tensor, b: Tensor) -> bool:
 
 
 class Product:
-    """The inner product: the closeness of every softmax loss.
-
-    Args:
-        k: how many rows of `b` make a column, such as the sub-centres of a class. The largest of
-            their products counts, of equal ones the first. It alone gets the force.
-    """
+    """The inner product: the closeness of every softmax loss."""
 
     distance_sign = -1
     symmetric = True
 
-    def __init__(self, k: int = 1) -> None:
-        self.k = k
-
     def prepare(self, a: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        if self.k > 1 and b is not None:
-            return a, b.view(b.shape[0] // self.k, self.k, b.shape[1])
         return a, b
 
     def measure(
         self, a: Tensor, b: Tensor, bound: float = 1.0, out: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        if self.k > 1:
-            return _largest_products(a, b, bound, out)
         return products(a, b, bound, out=out), None
 
     def backward(self, force: Tensor, tile: Tile, gradient: Gradient) -> None:
-        if self.k > 1:
-            _take_largest(force, tile, gradient, self.k)
-            return
         gradient.add(force, tile.rows, tile.columns, uniform=tile.uniform_forces)
 
     def between(self, x: Tensor, y: Tensor) -> Tensor:
@@ -166,28 +151,52 @@ class Product:
         return y.mul_(force[:, None]), x.mul_(force[:, None])
 
 
-def _largest_products(
-    a: Tensor, b: Tensor, bound: float, out: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """(r, c) the largest of the products of rows with the k rows of a column, and (r, c) which."""
-    best, k = products(a, b[:, 0], bound, out=out), b.shape[1]
-    which = torch.zeros_like(best, dtype=torch.uint8 if k <= 256 else torch.int32)
-    for i in range(1, k):  # one at a time, since all would be k tiles
-        values = products(a, b[:, i], bound)
-        # The last that is above all before it; masked_fill_ takes ten times as long.
-        torch.maximum(which, (values > best).to(which.dtype).mul_(i), out=which)
-        torch.maximum(best, values, out=best)
-    return best, which
+class LargestProduct:
+    """The largest inner product of a row with the k rows that make a column.
 
+    Such as the sub-centres of a class. Of equal products the first counts; it alone gets the force.
 
-def _take_largest(force: Tensor, tile: Tile, gradient: Gradient, k: int) -> None:
-    """Add the gradient of sum(force * tile.closeness), where a column is k rows."""
-    assert tile.repaired is not None
-    first, last = k * tile.columns.start, k * (tile.columns.stop - 1)
-    for i in range(k):
-        of_one = force * (tile.repaired == i)
-        columns = slice(first + i, last + i + 1, k)
-        gradient.add(of_one, tile.rows, columns, uniform=tile.uniform_forces)
+    Args:
+        k: how many rows of `b` make a column.
+    """
+
+    distance_sign = -1
+    symmetric = True
+
+    def __init__(self, k: int) -> None:
+        self.k = k
+
+    def prepare(self, a: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        assert b is not None
+        return a, b.view(b.shape[0] // self.k, self.k, b.shape[1])
+
+    def measure(
+        self, a: Tensor, b: Tensor, bound: float = 1.0, out: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The largest products (r, c), and which of the k rows each is of, (r, c)."""
+        best = products(a, b[:, 0], bound, out=out)
+        which = torch.zeros_like(best, dtype=torch.uint8 if self.k <= 256 else torch.int32)
+        for i in range(1, self.k):  # one at a time, since all would be k tiles
+            values = products(a, b[:, i], bound)
+            # The last that is above all before it; masked_fill_ takes ten times as long.
+            torch.maximum(which, (values > best).to(which.dtype).mul_(i), out=which)
+            torch.maximum(best, values, out=best)
+        return best, which
+
+    def backward(self, force: Tensor, tile: Tile, gradient: Gradient) -> None:
+        first, last = self.k * tile.columns.start, self.k * (tile.columns.stop - 1)
+        for i in range(self.k):
+            of_one = force * (tile.aside == i)
+            columns = slice(first + i, last + i + 1, self.k)
+            gradient.add(of_one, tile.rows, columns, uniform=tile.uniform_forces)
+
+    def between(self, x: Tensor, y: Tensor) -> Tensor:
+        raise NotImplementedError("pairs with a column of several rows are not listed")
+
+    def between_backward(
+        self, force: Tensor, x: Tensor, y: Tensor, closeness: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError("pairs with a column of several rows are not listed")
 
 
 class CosineDistance:
@@ -314,7 +323,7 @@ class Euclidean:
     def backward(self, force: Tensor, tile: Tile, gradient: Gradient) -> None:
         # The gradient of the distance is (a - b) / d, that of its square 2 (a - b).
         d, by = tile.closeness, self._on_square(force, tile.closeness)
-        if tile.repaired is not None and not self.squared:
+        if tile.aside is not None and not self.squared:
             by.masked_fill_(d == 0, 0)
         _take_repaired(by, tile, gradient)
         gradient.add_squares(by, tile.rows, tile.columns, uniform=tile.uniform_forces)
@@ -479,7 +488,7 @@ def _repaired(
 
 def _take_repaired(by: Tensor, tile: Tile, gradient: Gradient) -> None:
     """Add the gradient of sum(by * |a - b|^2) / 2 over repaired pairs, where `by` becomes 0."""
-    rows, columns, repaired = tile.rows, tile.columns, tile.repaired
+    rows, columns, repaired = tile.rows, tile.columns, tile.aside
     a, b = part(gradient.a, rows), part(gradient.b, columns)
     if repaired is not None and repaired.dtype is torch.bool:
         x, y, pull = (t.to(sum_dtype(t)) for t in (a, b, by.where(repaired, 0)))

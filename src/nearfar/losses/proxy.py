@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nearfar.distance import unit
 from nearfar.engine.budget import block, current_limits
-from nearfar.engine.closeness import Product
+from nearfar.engine.closeness import Closeness, LargestProduct, Product
 from nearfar.engine.log_sum_rule import Finished, LogSum, LogSumRule
 from nearfar.engine.log_sums import log_sum_loss
 from nearfar.engine.positives import EachPositive
@@ -353,13 +353,14 @@ def _shares(near: Tensor, far: Tensor | None, weight: Tensor | None) -> _Shares:
 
 def _each_to_its_class(
     x: ArrayLike, proxies: ArrayLike, labels: ArrayLike, reduction: Reduction
-) -> tuple[Tensor, Tensor, Product, Relation]:
+) -> tuple[Tensor, Tensor, Closeness, Relation]:
     """Rows, proxies, how close they are, and that a row is similar to no class but its own."""
     rows, columns, k = _beside(x, proxies)
     n_classes = columns.shape[0] // (k or 1)
     own = class_ids(snapshot(labels, reduction), like=rows, n_classes=n_classes)
     relation = Relation(own.shape[0], n_classes, own.device, one_positive=True, match=own)
-    return rows, columns, Product(k or 1), relation
+    closeness = Product() if k is None or k == 1 else LargestProduct(k)
+    return rows, columns, closeness, relation
 
 
 def _beside(x: ArrayLike, proxies: ArrayLike) -> tuple[Tensor, Tensor, int | None]:

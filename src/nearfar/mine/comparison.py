@@ -84,7 +84,7 @@ class Comparison:
         others = a if b is None else b
         for tile in blocks(closeness, self.relation, a, others, current_limits()):
             if self.distance == "cosine":
-                sharpen(tile.closeness, tile.repaired, self.rows[tile.rows], self.others)
+                sharpen(tile.closeness, tile.aside, self.rows[tile.rows], self.others)
             yield tile.rows, tile.closeness, tile.block
 
     def for_each_row(self, in_block: InBlock, k: int) -> Found:
