@@ -123,6 +123,117 @@ def test_reductions_agree(case: Case) -> None:
     assert torch.equal(case.function(*x, *labels, **case.keywords), rows.sum() / 5)
 
 
+# Weights.
+
+OF_ROWS = [f for f in ALIGNED.values() if f is not info_nce_loss]  # whose weights are of queries
+WEIGHTED = [case for case in CASES if case.function in OF_ROWS]
+RANGES: list[Any] = ["active", (0.3, math.inf), (0.3, 2.0)]
+each_of_rows = pytest.mark.parametrize("function", OF_ROWS, ids=lambda f: f.__name__)
+
+
+@over(WEIGHTED)
+def test_a_weight_of_k_counts_a_row_k_times(case: Case) -> None:
+    """The mean divides by the weights of the terms that count, whatever these are."""
+    x, labels = case.draw(10, 4, seed=4)
+    weight = torch.tensor([0.0, 1, 3, 0.5, 2, 0, 1, 1, 0.25, 7], dtype=torch.float64)
+    rows = case.run(x, labels)
+    torch.testing.assert_close(case.run(x, labels, weight=weight), rows * weight)
+    torch.testing.assert_close(case.run(x, labels, "sum", weight=weight), (rows * weight).sum())
+    for chosen in ("mean", *RANGES):
+        low, high = {"mean": (-1.0, math.inf), "active": (0.0, math.inf)}.get(chosen, chosen)
+        inside = (rows > low) & (rows < high)
+        whole = weight[inside].sum()
+        true = (rows * weight)[inside].sum() / (whole if whole > 0 else 1)
+        torch.testing.assert_close(case.run(x, labels, chosen, weight=weight), true)
+    ones = case.run(x, labels, "mean", weight=torch.ones(10))
+    torch.testing.assert_close(ones, case.run(x, labels, "mean"))
+    assert case.run(x, labels, "mean", weight=[0.0] * 10) == 0
+    whole_numbers = torch.tensor([0, 1, 3, 2, 2, 0, 1, 1, 4, 7])
+    again = tuple(a.repeat_interleave(whole_numbers, 0) for a in (*x, *labels))
+    repeated = case.run(again[: len(x)], again[len(x) :], "mean")
+    torch.testing.assert_close(case.run(x, labels, "mean", weight=whole_numbers), repeated)
+
+
+@over(WEIGHTED)
+def test_a_weight_is_data(case: Case) -> None:
+    """It has no gradient, and scales that of its row, and the second one too."""
+    x, labels = case.draw(3, 3, seed=3)
+    weight = torch.tensor([2.0, 0.0, 0.5], dtype=torch.float64, requires_grad=True)
+    leaves = tuple(a.requires_grad_() for a in x)
+    torch.manual_seed(0)
+
+    def run(*a: Tensor) -> Tensor:
+        return case.run(a, labels, "mean", weight=weight)
+
+    assert torch.autograd.gradcheck(run, leaves)
+    assert torch.autograd.gradgradcheck(run, leaves)
+    run(*leaves).backward()
+    assert weight.grad is None
+    low = tuple(a.detach().half() for a in x)
+    assert case.run(low, labels, "mean", weight=weight).dtype == torch.float32
+
+
+@pytest.mark.filterwarnings("ignore")  # torch warns of itself while it traces
+@each_of_rows
+def test_weights_inside_a_graph_and_of_a_module(function: Any) -> None:
+    case = next(case for case in CASES if case.function is function)
+    x, labels = case.draw(4, 3, dtype=torch.float32)
+    weight = torch.tensor([0.0, 1, 2, 0.5])
+    expected = case.run(x, labels, "mean", weight=weight)
+    torch._dynamo.reset()
+    compiled = torch.compile(case.run, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x, labels, "mean", weight=weight), expected)
+    module = shell_of(case.function)(**case.keywords)
+    torch.testing.assert_close(module(*x, *labels, weight=weight), expected)
+    stacked = tuple(torch.stack([a, 2 * a]) for a in x)
+    of_each = torch.func.vmap(lambda *a: case.run(a, labels, "mean", weight=weight))(*stacked)
+    torch.testing.assert_close(of_each[0], expected)
+
+
+@each_of_rows
+def test_a_weight_out_of_range_is_refused(function: Any) -> None:
+    case = next(case for case in CASES if case.function is function)
+    x, labels = case.draw(4, 3)
+    for bad, message in (
+        ([1.0, 2.0], r"weight must have shape \(4,\), one weight per row"),
+        ([1.0, 1, 1, -1], r"weight must be 0 or more; weight\[3\] is -1"),
+        ([True] * 4, "weight must hold real numbers"),
+    ):
+        with pytest.raises((ValueError, TypeError), match=message):
+            case.run(x, labels, weight=bad)
+    assert case.run(x, labels, "mean", weight=[1.0, math.nan, 1, 1]).isnan()
+
+
+@pytest.mark.parametrize("size", [1.0, 60.0])
+def test_a_weighted_softmax_keeps_its_digits(size: float) -> None:
+    """By torch's formula, and near 0 by the gaps between logits."""
+    logits = size * torch.eye(4, 5, dtype=torch.float64)
+    weight = torch.tensor([1.0, 0, 2, 3], dtype=torch.float64)
+    rows = softmax_loss(logits, torch.arange(4), reduction="none", weight=weight)
+    true = math.log1p(4 * math.exp(-size))
+    assert rows.tolist() == pytest.approx([w * true for w in weight.tolist()], rel=1e-12)
+    assert softmax_loss(logits, torch.arange(4), weight=weight).item() == pytest.approx(true)
+
+
+@pytest.mark.parametrize("distance", ["euclidean", "cosine", "snr", "manhattan", 3])
+def test_a_plain_hinge_at_distance_0_has_no_gradient(distance: Any) -> None:
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    other = x.clone()
+    for pos_margin in (0.0, 0.2):
+        leaf = x.clone().requires_grad_()
+        how: dict[str, Any] = {"distance": distance, "squared": False, "pos_margin": pos_margin}
+        loss = contrastive_loss(leaf, other, [True, False, True, False], **how, reduction="none")
+        assert loss.tolist() == [0, 1, 0, 1]
+        (first,) = torch.autograd.grad(loss.sum(), leaf, create_graph=True)
+        assert not first.any()
+        if first.requires_grad:
+            (second,) = torch.autograd.grad(first.sum(), leaf)
+            assert second.isfinite().all()
+    d = torch.zeros(2, requires_grad=True)
+    contrastive_loss_from_distance(d, [True, False], squared=False, reduction="sum").backward()
+    assert d.grad.tolist() == [0, -1]
+
+
 # The worked examples, to the digit.
 
 
