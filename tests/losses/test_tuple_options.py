@@ -635,6 +635,12 @@ def test_forces_of_quadruplets_of_a_reference() -> None:
     torch.testing.assert_close(found, d.grad, rtol=1e-10, atol=1e-12)
 
 
+def test_two_means_over_quadruplets_are_not_shown_as_one() -> None:
+    x, labels = draw(9, "random", seed=3)
+    with pytest.raises(ValueError, match=r"a mean over some quadruplets: pass"):
+        forces(batch_quadruplet_loss, x, labels, reduction="active")
+
+
 @pytest.mark.parametrize("select", ["all", "hard"])
 def test_quadruplets_of_a_reference_take_linear_memory(select: Any) -> None:
     n, m, budget = 600, 1500, 2**19

@@ -87,7 +87,8 @@ def forces(
     Raises:
         TypeError: `loss` is not one of nearfar's losses, or is one on aligned rows: use `explain`.
         ValueError: any error of the loss itself; reduction="none"; no rows, or nothing to compare
-            them with; symmetric InfoNCE with hard negatives, which makes two comparisons.
+            them with; symmetric InfoNCE with hard negatives, or quadruplets with a mean over some
+            of their terms, each of which makes two comparisons.
 
     >>> from nearfar import sup_con_loss
     >>> x = torch.tensor([[1.0, 0], [0.8, 0.6], [0, 1], [-0.5, 0.9]])
@@ -159,7 +160,8 @@ class _Strongest:
         if self.begun:
             raise ValueError(
                 "one comparison of rows and columns can be shown, and symmetric=True with "
-                "hard_negatives makes two: leave symmetric out."
+                "hard_negatives makes two: leave symmetric out. So does a mean over some "
+                'quadruplets: pass reduction="sum".'
             )
         self.begun = True
 
