@@ -382,8 +382,7 @@ def batch_quadruplet_loss(
 
     A quadruplet (i, j, k, l) is an anchor i, another row j of its class, a row k of a second class
     and a row l of a third (:math:`l` of neither the class of i nor that of k). With a reference, j,
-    k and l are its rows. "all" is the mean
-    over all of them of
+    k and l are its rows. "all" is the mean over all of them of
 
     .. math:: \ell_{ijkl} = \max(0,\, d_{ij} - d_{ik} + m_1) + \max(0,\, d_{ij} - d_{kl} + m_2)
 

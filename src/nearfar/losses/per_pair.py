@@ -36,8 +36,9 @@ def per_pair(
     the rows.
 
     Args:
-        loss: `batch_contrastive_loss`, `batch_cosine_loss`, `nt_xent_loss` (one loss per similar
-            pair), `batch_triplet_loss`, `batch_loss` with a `PairRule`; or a module of one.
+        loss: `batch_contrastive_loss`, `batch_cosine_loss`, `nt_xent_loss` and `lifted_pair_loss`
+            (one loss per similar pair), `batch_triplet_loss`, `batch_loss` with a `PairRule`; or a
+            module of one.
         data: the data arguments of the loss: embeddings and labels, which may be None.
         hyperparameters: its keyword arguments, with `pairs` or `triplets`, and without `reduction`.
 
