@@ -3,16 +3,22 @@
 from dataclasses import dataclass
 from math import inf
 from numbers import Real
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 # (low, high): the mean over the terms between the two.
 Reduction = Literal["mean", "active", "sum", "none"] | tuple[float, float]
-# What is left once the terms that count are known. `per_pair` asks for "each pair": one loss per
-# listed pair.
-Total = Literal["mean", "sum", "none", "each pair"]
+# What is left once the terms that count are known.
+Total = Literal["mean", "sum", "none"]
+
+
+class _EachPair:
+    """What `per_pair` passes as `reduction`: one loss per listed pair or triplet."""
+
+
+EACH_PAIR: Any = _EachPair()
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,8 @@ def split(reduction: Reduction) -> tuple[Total, Between | None]:
     """
     if reduction == "active":
         return "mean", ACTIVE
+    if reduction is EACH_PAIR:
+        return "none", None
     if isinstance(reduction, str) and reduction in get_args(Total):
         return reduction, None
     if isinstance(reduction, tuple) and len(reduction) == 2:

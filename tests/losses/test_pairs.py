@@ -289,10 +289,57 @@ def test_per_pair_of_a_module_and_of_a_rule() -> None:
 
 def test_what_has_no_loss_of_a_pair_is_refused() -> None:
     x, labels = draw(6)
-    with pytest.raises(TypeError, match="a pair has no loss of its own"):
+    with pytest.raises(TypeError, match="A pair of this loss has no loss of its own"):
         nf.per_pair(nf.sup_con_loss, x, labels, pairs=everyone(labels))
     with pytest.raises(TypeError, match="per_pair needs the pairs"):
         nf.per_pair(nf.batch_contrastive_loss, x, labels)
+
+
+def test_per_pair_refuses_a_rule_of_anchors() -> None:
+    x, labels = draw(6)
+    how = {"distance": "euclidean", "pairs": everyone(labels)}
+
+    def rule(tile: nf.Tile) -> Tensor:
+        return (tile.closeness * tile.positive).sum(1)
+
+    for more in ({}, {"weight": torch.ones(6)}):
+        with pytest.raises(TypeError, match="A pair of this loss has no loss of its own"):
+            nf.per_pair(nf.batch_loss, rule, x, labels, **how, **more)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS, ids=str)
+@pytest.mark.parametrize("balanced", [True, False])
+def test_a_rule_with_a_learned_margin_over_a_list(balanced: bool, reduction: Any) -> None:
+    """Repeated pairs, and pairs of both kinds, count as often as they are listed."""
+    x, labels = draw(11)
+    near, far = some(everyone(labels), 17)
+    far = torch.cat([far, near[:2]])
+    margin = torch.tensor(0.9, dtype=torch.float64, requires_grad=True)
+    weight = torch.linspace(0, 2, 11, dtype=torch.float64)
+
+    def pull(d: Tensor, m: Tensor) -> Tensor:
+        return d**2
+
+    def push(d: Tensor, m: Tensor) -> Tensor:
+        return (m - d).relu() ** 2
+
+    rule = nf.PairRule(pull, push, balanced=balanced)
+    how = {"distance": "euclidean", "learned": (margin,), "pairs": (near, far)}
+    found = nf.batch_loss(rule, x, None, weight=weight, reduction=reduction, **how)
+    d = [(x[p[:, 0]] - x[p[:, 1]]).norm(dim=1) for p in (near, far)]
+    kinds = ("similar", "dissimilar") if balanced else ("pair", "pair")
+    terms = [
+        (t, int(i), kind)
+        for losses, pairs, kind in (
+            (pull(d[0], margin), near, kinds[0]),
+            (push(d[1], margin), far, kinds[1]),
+        )
+        for t, i in zip(losses, pairs[:, 0], strict=True)
+    ]
+    agree(found, oracle.reduced(terms, reduction, 11, weight.tolist()), x, margin)
+    each = nf.per_pair(nf.batch_loss, rule, x, None, **how)
+    true = torch.stack([t for t, *_ in terms])
+    agree(torch.cat([each.positive, each.negative]), true, x, margin)
 
 
 # What is refused.

@@ -147,7 +147,8 @@ def test_nan_is_not_left_out() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", ["avg", "each", None, (1.0,), (2.0, 1.0), (1.0, 1.0), (nan, 1.0), ("0", "1"), [0, 1]]
+    "bad",
+    ["avg", "each pair", None, (1.0,), (2.0, 1.0), (1.0, 1.0), (nan, 1.0), ("0", "1"), [0, 1]],
 )
 def test_what_is_no_reduction_is_refused(bad: Any) -> None:
     losses: list[Callable[..., Tensor]] = [

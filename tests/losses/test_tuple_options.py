@@ -36,6 +36,11 @@ OWN = torch.tensor([3, -1, 0, 11, -1, 5, 2])
 RANGES: list[Any] = ["active", (0.4, inf), (-1.0, 1.2), (0.3, 1.2), (-inf, inf), (-2.0, 0.0)]
 
 
+def named(value: Any) -> str:
+    """The id of a test's parameter, the same in every process: a function's own name."""
+    return str(getattr(value, "__name__", value))
+
+
 def compare(ours: Callable[..., Any], true: Callable[..., Any], *leaves: Tensor) -> None:
     agree(gradients(ours, *leaves), gradients(true, *leaves), rtol=1e-11)
 
@@ -469,7 +474,7 @@ WEIGHTED: list[tuple[Callable[..., Any], Callable[..., Any], Settings]] = [
     (quadruplets, oracle.batch_quadruplet, {}),
     (quadruplets, oracle.batch_quadruplet, {"select": "hard"}),
 ]
-over_weighted = pytest.mark.parametrize(("ours", "true", "how"), WEIGHTED)
+over_weighted = pytest.mark.parametrize(("ours", "true", "how"), WEIGHTED, ids=named)
 
 
 @over_weighted
@@ -663,7 +668,7 @@ OPTIONS: list[tuple[Callable[..., Tensor], Settings]] = [
     (batch_quadruplet_loss, {"reduction": (0.1, 1.1)}),
     (batch_quadruplet_loss, {"normalize": True, "select": "hard", "reduction": "active"}),
 ]
-over_options = pytest.mark.parametrize(("loss", "how"), OPTIONS, ids=str)
+over_options = pytest.mark.parametrize(("loss", "how"), OPTIONS, ids=named)
 
 
 @over_options

@@ -84,7 +84,7 @@ def anchor_loss(
                 found = loss(replace(tile, closeness=leaf), *tensors)
                 per_row, count, acts = _counted(found, request.kept)
                 total = (per_row if weight is None else per_row * weight).sum()
-                derived = _gradients(total, inputs)
+                derived = gradients_of(total, inputs)
             per_row = per_row.detach()
             if force is None:
                 pull, *derived = derived
@@ -114,7 +114,8 @@ def _counted(found: tuple[Tensor, Tensor], kept: Between | None) -> tuple[Tensor
     return loss.where(acts, 0), count, acts
 
 
-def _gradients(total: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
+def gradients_of(total: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """The gradient of each input, 0 where the total does not depend on it."""
     if not inputs or not total.requires_grad:
         return [torch.zeros_like(t) for t in inputs]
     return list(torch.autograd.grad(total, inputs, materialize_grads=True))

@@ -74,7 +74,7 @@ def listed(
     """Select tuples block by block, and add up their losses and gradients."""
 
     def execute(request: Request) -> Answer:
-        a, columns, each = request.a, request.columns, request.reduction == "each pair"
+        a, columns, each = request.a, request.columns, request.each_pair
         per_row, one_by_one = a.new_zeros(len(a)), [a.new_zeros(0)]
         counts, active = per_row.new_zeros(2, len(a), dtype=torch.int64)
         da = torch.zeros_like(a) if request.gradient else None
@@ -105,7 +105,8 @@ def listed(
                     shown.add(rule, tuples, between, request.b is None)
         shown.show(request, relation)
         tally.add(counts.sum(), active.sum())
-        return Answer(torch.cat(one_by_one) if each else per_row, counts, da, db)
+        losses = torch.cat(one_by_one) if each else per_row
+        return Answer(losses, counts, da, db, each_pair=each)
 
     return execute
 

@@ -1,6 +1,6 @@
 """Losses of log-sum-exps over listed pairs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -22,12 +22,7 @@ def over_list(
     """The losses of the anchors of listed pairs, and their gradient."""
     pairs, n = relation.listed, relation.n
     assert pairs is not None
-    each = request.reduction == "each pair"
-    if each and not rule.per_positive:
-        raise TypeError(
-            "this loss is one of each anchor with all its pairs, so that a pair has no loss of its "
-            'own: reduction="none" gives that of each anchor.'
-        )
+    each = request.each_pair and rule.per_positive
     near, far = measured = measure_list(closeness, pairs, request)
     (near_row, _), (far_row, _) = pairs.positive, pairs.negative
     summed, row = (
@@ -51,7 +46,8 @@ def over_list(
     if request.kept is not None:
         counts = done.counts
     forces = by_near, by_terms
-    return answer_for_list(closeness, relation, request, measured, forces, done.loss, counts)
+    answer = answer_for_list(closeness, relation, request, measured, forces, done.loss, counts)
+    return replace(answer, each_pair=each)
 
 
 @dataclass(eq=False)

@@ -1,6 +1,6 @@
 """Losses that are a sum over pairs: one visit to each tile."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from typing import Literal
@@ -88,7 +88,7 @@ def pair_loss(
 
     def execute(request: Request) -> Answer:
         if relation.listed is not None:
-            return _over_list(rule, closeness, relation, request, overlap=overlap)
+            return over_list(rule, _terms(rule), closeness, relation, request, overlap=overlap)
         walk = Walk(request, closeness, relation, buffers=_BUFFERS)
         if request.kept is not None and rule.mean_over == "rows":
             return _over_some_rows(rule, walk, request.kept)
@@ -104,40 +104,88 @@ def pair_loss(
     return execute
 
 
-def _over_list(
-    rule: PairSum, closeness: Closeness, relation: Relation, request: Request, *, overlap: bool
+# Weights (p,) and (q,) of listed pairs -> the forces on them, and the gradients of learned tensors.
+Pull = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Sequence[Tensor | None]]]
+# The closeness of listed pairs, similar and dissimilar -> their losses, and the forces.
+Terms = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Pull]]
+
+
+def _terms(rule: PairSum) -> Terms:
+    def terms(near: Tensor, far: Tensor) -> tuple[Tensor, Tensor, Pull]:
+        (loss_near, pull), (loss_far, push) = rule.positive(near), rule.negative(far)
+        return loss_near, loss_far, lambda of_near, of_far: (pull * of_near, push * of_far, ())
+
+    return terms
+
+
+def over_list(
+    rule: PairSum,
+    terms: Terms,
+    closeness: Closeness,
+    relation: Relation,
+    request: Request,
+    *,
+    overlap: bool = False,
 ) -> Answer:
-    """Only listed pairs."""
+    """Only listed pairs.
+
+    Args:
+        rule: what a mean is over.
+        terms: the losses.
+        closeness: how close rows are to columns.
+        relation: which pairs are listed.
+        request: what is asked.
+        overlap: see `pair_loss`.
+    """
     pairs, n = relation.listed, relation.n
     assert pairs is not None
-    (near_row, _), (far_row, _) = pairs.positive, pairs.negative
-    near, far = measured = measure_list(closeness, pairs, request)
-    (loss_near, pull), (loss_far, push) = rule.positive(near), rule.negative(far)
-    out_near, out_far = (torch.zeros_like(d, dtype=torch.bool) for d in measured)
+    rows = pairs.positive[0], pairs.negative[0]
+    measured = near, far = measure_list(closeness, pairs, request)
+    *losses, pull = terms(near, far)
+    outside = [torch.zeros_like(d, dtype=torch.bool) for d in measured]
     if overlap:  # inside of which nothing lies if one kind is missing
-        out_near |= near <= far.amin() if len(far) else True
-        out_far |= far >= near.amax() if len(near) else True
+        outside[0] |= near <= far.amin() if len(far) else True
+        outside[1] |= far >= near.amax() if len(near) else True
     if request.kept is not None:
-        out_near |= request.kept.outside(loss_near)
-        out_far |= request.kept.outside(loss_far)
-    loss_near, pull = (t.masked_fill(out_near, 0) for t in (loss_near, pull))
-    loss_far, push = (t.masked_fill(out_far, 0) for t in (loss_far, push))
-    shares: Shares = 1.0, 1.0
-    if request.reduction == "mean":
-        positives = torch.bincount(near_row[~out_near], minlength=n)
-        negatives = torch.bincount(far_row[~out_far], minlength=n)
-        shares = shares_of(rule, positives, negatives, request.weight)
-    losses = loss_near * shares[0], loss_far
-    by, each = request.weight, request.reduction == "each pair"
-    if each:
+        outside = [o | request.kept.outside(t) for o, t in zip(outside, losses, strict=True)]
+    positive_weight, counts = _shares_of_list(rule, rows, outside, request, n)
+    losses = [t.masked_fill(o, 0) for t, o in zip(losses, outside, strict=True)]
+    losses[0] = losses[0] * positive_weight
+    by, shares = request.weight, [torch.ones_like(d) for d in measured]
+    if request.each_pair:
         per_row = torch.cat(losses)
-        by_near, by_far = (1, 1) if by is None else by.split_with_sizes([len(near), len(far)])
+        if by is not None:
+            shares = list(by.split_with_sizes([len(near), len(far)]))
     else:
         wide = sum_dtype(near)
-        per_row = sum_of(losses[0].to(wide), near_row, n) + sum_of(losses[1].to(wide), far_row, n)
-        by_near, by_far = (1, 1) if by is None else (by[near_row], by[far_row])
-    forces = (pull * shares[0] * by_near).to(near.dtype), (push * by_far).to(far.dtype)
-    return answer_for_list(closeness, relation, request, measured, forces, per_row, shares[1])
+        of_rows = [sum_of(t.to(wide), at, n) for t, at in zip(losses, rows, strict=True)]
+        per_row = of_rows[0] + of_rows[1]
+        if by is not None:
+            shares = [by[at] for at in rows]
+    shares = [share.masked_fill(o, 0) for share, o in zip(shares, outside, strict=True)]
+    shares[0] = shares[0] * positive_weight
+    *forces, learned = pull(*shares) if request.gradient else (*measured, ())
+    of_near, of_far = (
+        force.masked_fill(o, 0).to(near.dtype) for force, o in zip(forces, outside, strict=True)
+    )
+    answer = answer_for_list(
+        closeness, relation, request, measured, (of_near, of_far), per_row, counts
+    )
+    return replace(answer, learned=learned, each_pair=request.each_pair)
+
+
+def _shares_of_list(
+    rule: PairSum,
+    rows: tuple[Tensor, Tensor],
+    outside: list[Tensor],
+    request: Request,
+    n: int,
+) -> Shares:
+    if request.reduction != "mean":
+        return 1.0, 1.0
+    inside = [at[~o] for at, o in zip(rows, outside, strict=True)]
+    positives, negatives = (torch.bincount(at, minlength=n) for at in inside)
+    return shares_of(rule, positives, negatives, request.weight)
 
 
 def shares(rule: PairSum, relation: Relation, request: Request) -> Shares:

@@ -20,7 +20,15 @@ from nearfar.engine.observe import force_visitors
 from nearfar.engine.products import Finish
 from nearfar.engine.rows import Rows, row_dots
 from nearfar.inputs import batched, transformed
-from nearfar.reduction import Between, Reduction, Total, split, sum_dtype, total_weight
+from nearfar.reduction import (
+    EACH_PAIR,
+    Between,
+    Reduction,
+    Total,
+    split,
+    sum_dtype,
+    total_weight,
+)
 
 
 @dataclass(eq=False)
@@ -33,8 +41,9 @@ class Request:
         bias: added to every closeness.
         weight: (n,) by which each row's loss counts in the gradient; None: all by 1.
         kept: which terms count in the mean, and are not 0 in the loss; None: all.
-        reduction: what becomes of the losses; for "each pair" the answer holds one loss per listed
-            pair, and `weight` one weight.
+        reduction: what becomes of the losses.
+        each_pair: whether the answer shall hold one loss per listed pair, and `weight` holds one
+            weight for each.
         scale: by which the products of rows and columns were scaled.
         bound: no product of a row and a column is larger in size than this; inf: not known.
         gradient: whether a gradient is wanted.
@@ -49,6 +58,7 @@ class Request:
     weight: Tensor | None
     kept: Between | None
     reduction: Total
+    each_pair: bool
     scale: Tensor | float
     bound: float
     gradient: bool
@@ -74,6 +84,7 @@ class Answer:
         db: likewise for the columns; None where they are the rows, and `da` holds all.
         forces: the sum of all forces: the gradient of a bias.
         learned: the gradients of the rule's own tensors.
+        each_pair: whether `per_row` holds one loss per listed pair.
     """
 
     per_row: Tensor
@@ -82,6 +93,7 @@ class Answer:
     db: Tensor | None = None
     forces: Tensor | None = None
     learned: Sequence[Tensor | None] = ()
+    each_pair: bool = False
 
 
 Executor = Callable[[Request], Answer]
@@ -93,6 +105,7 @@ class _Job:
     normalize: bool
     reduction: Total
     kept: Between | None
+    each_pair: bool
     weight: Tensor | None
     limits: Limits
     gradient: bool
@@ -147,7 +160,8 @@ def _run(
         visitor.begin()
     gradient = torch.is_grad_enabled() and any(map(_learned, (x, y, scale, bias, *learned)))
     total, kept = split(reduction)
-    job = _Job(executor, normalize, total, kept, weight, current_limits(), gradient)
+    each = reduction is EACH_PAIR
+    job = _Job(executor, normalize, total, kept, each, weight, current_limits(), gradient)
     loss: Tensor = _Step.apply(job, x, y, scale, bias, *learned)  # type: ignore[no-untyped-call]
     return loss
 
@@ -164,7 +178,7 @@ class _Step(torch.autograd.Function):
         *learned: Tensor,
     ) -> Tensor:
         # What the sum's gradient does not need, such as the labels, is not kept for it.
-        later = job.reduction in ("none", "each pair")  # the upstream gradient is needed first
+        later = job.reduction == "none"  # the upstream gradient is needed first
         ctx.job = job if later else None
         ctx.given = tuple(_dtype_and_shape(t) for t in (x, y, scale, bias, *learned))
         ctx.twice = y is x
@@ -291,6 +305,7 @@ def _compute(
                 weight,
                 job.kept,
                 job.reduction,
+                job.each_pair,
                 1.0 if scale is None else scale,
                 _bound(scale, x.device) if job.normalize else inf,
                 gradient,
@@ -298,7 +313,13 @@ def _compute(
                 job.limits,
             )
         )
+        if job.each_pair and not answer.each_pair:
+            raise TypeError(
+                "per_pair takes losses that are a sum over pairs or triplets. A pair of this loss "
+                'has no loss of its own; reduction="none" gives that of each anchor.'
+            )
         finite = rows.finite and (columns is None or columns.finite)
+        finite = finite or job.each_pair  # a pair only answers for its own rows
         per_row = answer.per_row if finite else _with_nan(answer, x, y)
         if not gradient:
             return _Computed(per_row, answer.counts)

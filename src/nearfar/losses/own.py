@@ -9,10 +9,19 @@ import torch
 from torch import Tensor
 
 from nearfar.distance import Distance, DistanceName
-from nearfar.engine.anchor_sums import anchor_loss
+from nearfar.engine.anchor_sums import anchor_loss, gradients_of
 from nearfar.engine.closeness import Closeness, NegatedSquares, Product, Tile, by_distance
 from nearfar.engine.norms import DistanceFunction
-from nearfar.engine.pair_sums import MeanOver, PairSum, SomePairs, Term, pair_loss, shares
+from nearfar.engine.pair_sums import (
+    MeanOver,
+    PairSum,
+    Pull,
+    SomePairs,
+    Term,
+    over_list,
+    pair_loss,
+    shares,
+)
 from nearfar.engine.relation import Relation
 from nearfar.engine.step import Answer, Executor, Request, run
 from nearfar.engine.walk import Walk
@@ -344,6 +353,9 @@ def _pair_executor(
             for term in (rule.positive, rule.negative)
         )
         summed, kept = PairSum(near, far, over), request.kept
+        if relation.listed is not None:
+            terms = partial(_learned_terms, rule, learned)
+            return over_list(summed, terms, closeness, relation, request)
         if kept is None:
             positive_weight, counts = shares(summed, relation, request)
         else:
@@ -365,6 +377,32 @@ def _pair_executor(
         return replace(by_anchors(replace(request, kept=None)), counts=counts)
 
     return execute
+
+
+def _learned_terms(
+    rule: PairRule, learned: Sequence[Tensor], near: Tensor, far: Tensor
+) -> tuple[Tensor, Tensor, Pull]:
+    """The losses of listed pairs, and what derives them and the learned tensors."""
+    tensors = [t.detach().requires_grad_(t.requires_grad) for t in learned]
+    ends = [d.detach().requires_grad_() for d in (near, far)]
+    with torch.enable_grad():
+        losses = [
+            _of_each(term(d, *tensors), d)[0]
+            for term, d in zip((rule.positive, rule.negative), ends, strict=True)
+        ]
+    for loss, d in zip(losses, ends, strict=True):
+        _refuse_unlisted(loss, d, *tensors)
+
+    def pull(of_near: Tensor, of_far: Tensor) -> tuple[Tensor, Tensor, Sequence[Tensor | None]]:
+        wanted = [t for t in tensors if t.requires_grad]
+        with torch.enable_grad():
+            # A weight of 0 is a pair that does not count, whatever its derivative.
+            total = (losses[0] * of_near).sum() + (losses[1] * of_far).sum()
+        by_near, by_far, *found = gradients_of(total, [*ends, *wanted])
+        each = iter(found)
+        return by_near, by_far, [next(each) if t.requires_grad else None for t in tensors]
+
+    return losses[0].detach(), losses[1].detach(), pull
 
 
 def _called(term: PairTerm, learned: Sequence[Tensor], closeness: Tensor) -> Any:

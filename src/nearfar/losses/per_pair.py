@@ -12,6 +12,7 @@ from nearfar.losses.base import unwrap
 from nearfar.losses.batch import row_weight
 from nearfar.losses.pair_lists import as_listed
 from nearfar.pairs import listed_triplets
+from nearfar.reduction import EACH_PAIR
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +60,7 @@ def per_pair(
     pairs, weight = settings.get("pairs"), settings.pop("weight", None)
     triplets, (x, labels) = settings.get("triplets"), given
     if triplets is not None:
-        found = function(x, labels, **settings, reduction="each pair")
+        found = function(x, labels, **settings, reduction=EACH_PAIR)
         by = row_weight(weight, tensor("x", x))
         return found if by is None else found * by[listed_triplets(triplets, found.device)[:, 0]]
     if pairs is None:
@@ -68,7 +69,7 @@ def per_pair(
             "triplets."
         )
     rows, _, relation = as_listed(x, labels, settings.get("reference"), pairs)
-    found = function(x, labels, **settings, reduction="each pair")
+    found = function(x, labels, **settings, reduction=EACH_PAIR)
     assert relation.listed is not None
     (near, _), (far, _) = relation.listed.positive, relation.listed.negative
     by = row_weight(weight, rows)
