@@ -508,16 +508,37 @@ def test_listed_pairs(distance: Any, reference: bool) -> None:
         agree(gradients(partial(ours, reduction=reduction), x, y), expected, 1e-9)
 
 
-def test_a_function_of_ones_own_may_return_what_it_keeps_or_a_constant() -> None:
+def test_what_a_function_of_ones_own_returns_is_not_overwritten() -> None:
     x, kept = draw(4), torch.ones(4, 4, dtype=torch.float64)
     rule = nf.PairRule(torch.square, torch.square)
     for function in (lambda a, b: kept, lambda a, b: kept[:1, :1].expand(4, 4), lambda a, b: a):
-        _, gradient = gradients(
-            lambda x, f=function: nf.batch_loss(rule, x, [0, 0, 1, 1], distance=f), x
-        )
-        assert gradient.isfinite().all()
+        with torch.no_grad():
+            nf.batch_loss(rule, x, [0, 0, 1, 1], distance=function)
     assert torch.equal(kept, torch.ones_like(kept))
     assert torch.equal(x, draw(4))
+    _, gradient = gradients(
+        lambda x: nf.batch_loss(rule, x, [0, 0, 1, 1], distance=lambda a, b: a), x
+    )
+    assert gradient.isfinite().all()
+
+
+def test_a_function_that_cannot_be_derived_is_refused_where_a_gradient_is_wanted() -> None:
+    x = draw(4).requires_grad_()
+    rule = nf.PairRule(torch.square, torch.square)
+    for function in (
+        lambda a, b: torch.ones(4, 4, dtype=torch.float64),
+        lambda a, b: torch.cdist(a, b).detach(),
+    ):
+        with pytest.raises(ValueError, match="distance must be a function .* autograd can derive"):
+            nf.batch_loss(rule, x, [0, 0, 1, 1], distance=function)
+
+
+@pytest.mark.parametrize(
+    "loss", [nf.batch_contrastive_loss, nf.lifted_structure_loss, nf.lifted_pair_loss]
+)
+def test_only_batch_loss_takes_a_function(loss: Callable[..., Any]) -> None:
+    with pytest.raises(ValueError, match=r"distance must be one of .* nearfar\.batch_loss takes"):
+        loss(draw(4), [0, 0, 1, 1], distance=lambda a, b: torch.cdist(a, b))
 
 
 def test_a_function_of_ones_own_that_is_wrong_is_told_how() -> None:

@@ -221,6 +221,35 @@ def test_near_rows_far_from_0_keep_their_distances() -> None:
     torch.testing.assert_close(found.double(), true, rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("size", [1.0, 100.0])
+def test_listed_negatives_that_nearly_equal_their_query_keep_their_digits(size: float) -> None:
+    x, _, _ = draw()
+    x = (size * F.normalize(x.detach())).float()
+    chance = torch.Generator().manual_seed(2)
+    near, far = (x + 1e-4 * size * torch.randn(x.shape, generator=chance) for _ in range(2))
+    how = {"temperature": 1e-7 * size**2, "similarity": "sqeuclidean", "normalize": False}
+    rows = [v.requires_grad_() for v in (x, near, far)]
+    found = nf.info_nce_loss(*rows, **how, reduction="none")
+    wide = [v.double() for v in rows]
+    true = nf.info_nce_loss(wide[0], wide[1], wide[2].expand(N, N, 5), **how, reduction="none")
+    torch.testing.assert_close(found.double(), true, rtol=1e-3, atol=1e-3)
+    ours, theirs = (torch.autograd.grad(v.sum(), rows) for v in (found, true))
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3 * float(theirs[0].abs().max()))
+
+
+def test_observers_see_the_similarity_itself() -> None:
+    x, _, labels = draw()
+    how = {"similarity": "sqeuclidean", "temperature": 0.1, "normalize": False}
+    shown = nf.forces(nf.sup_con_loss, x, labels, k=20, **how)
+    true = negated(x, x)[shown.anchor, shown.other].detach()
+    torch.testing.assert_close(shown.closeness, true)
+    # A force is minus the derivative by the similarity.
+    s = negated(x, x).detach().requires_grad_()
+    t = torch.tensor(0.1, dtype=torch.float64)
+    (force,) = torch.autograd.grad(sup_con(s, labels, t), s)
+    torch.testing.assert_close(shown.force, -force[shown.anchor, shown.other])
+
+
 def test_memory_is_linear() -> None:
     peaks = []
     for n in (1000, 2000):

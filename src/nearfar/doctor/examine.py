@@ -22,7 +22,7 @@ from nearfar.doctor.finding import Diagnosis
 from nearfar.doctor.pushes import watch_pushes
 from nearfar.doctor.rules import diagnose
 from nearfar.engine.closeness import by_distance
-from nearfar.engine.norms import DistanceFunction
+from nearfar.engine.norms import DistanceFunction, OfFunction
 from nearfar.engine.relation import within
 from nearfar.inputs import ArrayLike, batch, tensor
 from nearfar.labels import batch_labels, share_label
@@ -338,9 +338,9 @@ def _drawn(n: int) -> Tensor:
 
 def _all_distances(x: Tensor, distance: Distance | DistanceFunction) -> Tensor:
     """(n, n); those of a row to itself have no meaning."""
-    known = distance if callable(distance) else check_distance(distance)
+    known = None if callable(distance) else check_distance(distance)
     if known not in get_args(EuclideanDistance):
-        closeness = by_distance(known)
+        closeness = OfFunction(distance) if callable(distance) else by_distance(distance)
         rows, _ = closeness.prepare(x, None)
         return closeness.measure(rows, rows)[0]
     x = unit(x) if known == "cosine" else x

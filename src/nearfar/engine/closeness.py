@@ -24,7 +24,7 @@ from nearfar.distance import (
     too_short,
     unit,
 )
-from nearfar.engine.norms import DistanceFunction, OfFunction, PNorm, by_autograd, manhattan
+from nearfar.engine.norms import PNorm, by_autograd, manhattan
 from nearfar.engine.products import Gradient, products, squares
 from nearfar.engine.relation import Block
 from nearfar.engine.slices import part, spans
@@ -546,10 +546,8 @@ _MEASURES: dict[Distance, Callable[[], Closeness]] = {
 }
 
 
-def by_distance(distance: Distance | DistanceFunction) -> Closeness:
-    """The measure of a distance; cosine wants unit rows. A function is taken as it is."""
-    if callable(distance):
-        return OfFunction(distance)
+def by_distance(distance: Distance) -> Closeness:
+    """The measure of a distance; cosine wants unit rows."""
     known = check_distance(distance)
     return PNorm(known) if isinstance(known, float) else _MEASURES[known]()
 

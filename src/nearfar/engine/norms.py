@@ -81,8 +81,11 @@ def by_autograd(
     ends = [end.detach().requires_grad_() for end in (a, b)]
     with torch.enable_grad():
         values = function(*ends)
-    if not values.requires_grad:  # it depends on neither
-        return torch.zeros_like(a), torch.zeros_like(b)
+    if not values.requires_grad:
+        raise ValueError(
+            "distance must be a function of the rows that autograd can derive; what it returned "
+            "does not depend on them, or was detached from them."
+        )
     da, db = torch.autograd.grad(values, ends, force, materialize_grads=True)
     return da, db
 

@@ -44,7 +44,7 @@ class Request:
         reduction: what becomes of the losses.
         each_pair: whether the answer shall hold one loss per listed pair, and `weight` holds one
             weight for each.
-        scale: by which the products of rows and columns were scaled.
+        scale: by which the closeness of rows and columns was scaled.
         bound: no product of a row and a column is larger in size than this; inf: not known.
         gradient: whether a gradient is wanted.
         finish: takes the gradient of some rows of `a`, which it may overwrite with it; None: the
@@ -107,6 +107,7 @@ class _Job:
     kept: Between | None
     each_pair: bool
     weight: Tensor | None
+    contained: float | Tensor | None
     limits: Limits
     gradient: bool
 
@@ -122,6 +123,7 @@ def run(
     bias: Tensor | float | None = None,
     weight: Tensor | None = None,
     learned: Sequence[Tensor] = (),
+    contained: float | Tensor | None = None,
 ) -> Tensor:
     """Run an executor on rows `x` and columns `y` (None: `x` itself) as one differentiable step.
 
@@ -135,13 +137,14 @@ def run(
         bias: what is added to each.
         weight: (n,) by which each row's loss counts.
         learned: tensors of the executor's own rule that have gradients.
+        contained: a scale that the rows contain already, which observers are not to see.
     """
     run_step: Callable[..., Tensor] = _run
     if torch.compiler.is_compiling():
         # The compiler takes the step as it is: it could not fuse the loop over tiles anyway. Only
         # asked for here, since a decorator would load the compiler with the library.
         run_step = torch.compiler.disable(_run)  # type: ignore[no-untyped-call]
-    return run_step(executor, x, y, normalize, reduction, scale, bias, weight, learned)
+    return run_step(executor, x, y, normalize, reduction, scale, bias, weight, learned, contained)
 
 
 def _run(
@@ -154,6 +157,7 @@ def _run(
     bias: Tensor | float | None,
     weight: Tensor | None,
     learned: Sequence[Tensor],
+    contained: float | Tensor | None,
 ) -> Tensor:
     _refuse_transforms()
     for visitor in force_visitors():
@@ -161,7 +165,9 @@ def _run(
     gradient = torch.is_grad_enabled() and any(map(_learned, (x, y, scale, bias, *learned)))
     total, kept = split(reduction)
     each = reduction is EACH_PAIR
-    job = _Job(executor, normalize, total, kept, each, weight, current_limits(), gradient)
+    job = _Job(
+        executor, normalize, total, kept, each, weight, contained, current_limits(), gradient
+    )
     loss: Tensor = _Step.apply(job, x, y, scale, bias, *learned)  # type: ignore[no-untyped-call]
     return loss
 
@@ -306,7 +312,7 @@ def _compute(
                 job.kept,
                 job.reduction,
                 job.each_pair,
-                1.0 if scale is None else scale,
+                _shown_scale(scale, job.contained),
                 _bound(scale, x.device) if job.normalize else inf,
                 gradient,
                 None if columns is None else rows.finish,
@@ -390,6 +396,15 @@ def _full_precision(device: str) -> AbstractContextManager[object]:
     """No autocast: it would round the products to half precision. Entering it is not free."""
     on = torch.is_autocast_enabled(device)
     return torch.autocast(device, enabled=False) if on else nullcontext()
+
+
+def _shown_scale(scale: Tensor | float | None, contained: Tensor | float | None) -> Tensor | float:
+    """By what a similarity was multiplied, in the step or before it."""
+    if scale is not None:
+        return scale
+    if contained is None:
+        return 1.0
+    return contained.detach().reshape(()) if isinstance(contained, Tensor) else contained
 
 
 def _bound(scale: Tensor | float | None, device: torch.device) -> float:

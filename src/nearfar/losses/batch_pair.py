@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from nearfar.distance import Distance
+from nearfar.distance import Distance, check_distance
 from nearfar.engine.closeness import by_distance
 from nearfar.engine.pair_sums import PairSum, pair_loss
 from nearfar.engine.relation import matched
@@ -96,6 +96,7 @@ def batch_contrastive_loss(
     """
     between("margin", margin, 0, inf, ", a distance")
     between("pos_margin", pos_margin, 0, inf, ", a distance")
+    check_distance(distance)
     one_of("select", select, Selection)
 
     def near(d: Tensor) -> tuple[Tensor, Tensor]:
@@ -259,6 +260,7 @@ def siglip_loss(
         normalize=how.normalize,
         reduction=reduction,
         scale=how.scale,
+        contained=how.contained,
         bias=finite("bias", bias),
         weight=row_weight(weight, rows),
     )

@@ -110,6 +110,7 @@ def clip_loss(
         normalize=how.normalize,
         reduction=reduction,
         scale=how.scale,
+        contained=how.contained,
         weight=row_weight(weight, rows),
     )
 
@@ -180,6 +181,7 @@ def sup_con_loss(
         normalize=how.normalize,
         reduction=reduction,
         scale=how.scale,
+        contained=how.contained,
         weight=row_weight(weight, rows),
     )
 
@@ -255,6 +257,7 @@ def nt_xent_loss(
         normalize=how.normalize,
         reduction=reduction,
         scale=how.scale,
+        contained=how.contained,
         weight=row_weight(weight, rows),
     )
 
@@ -321,6 +324,7 @@ def nca_loss(
         normalize=how.normalize,
         reduction=reduction,
         scale=how.scale,
+        contained=how.contained,
         weight=row_weight(weight, rows),
     )
 

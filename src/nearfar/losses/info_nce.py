@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from nearfar.distance import sqeuclidean, unit
+from nearfar.engine.closeness import Euclidean
 from nearfar.engine.log_sum_rule import LogSumRule
 from nearfar.engine.log_sums import log_sum_loss
 from nearfar.engine.observe import force_visitors, measured
@@ -20,6 +21,7 @@ from nearfar.inputs import (
     matrix,
     same_device,
     tensor,
+    tracing,
 )
 from nearfar.labels import class_ids
 from nearfar.losses.batch import as_batch, as_towers, one_of, row_weight
@@ -264,6 +266,7 @@ def _compared(
         normalize=how.normalize,
         reduction=reduction,
         scale=how.scale,
+        contained=how.contained,
         weight=row_weight(weight, rows),
     )
 
@@ -318,9 +321,13 @@ def _negated_squares(query: Tensor, positive: Tensor, others: Tensor) -> tuple[T
     # A common shift changes no distance, and short rows keep more digits.
     centre = torch.cat([query, others]).detach().mean(0)
     query, others = query - centre, others - centre
+    sizes = query.square().sum(1)[:, None] + others.square().sum(1)
     with torch.autocast(query.device.type, enabled=False):
-        far = 2 * query @ others.T - query.square().sum(1)[:, None] - others.square().sum(1)
-    return near, far.clamp(max=0)
+        far = (2 * query @ others.T - sizes).clamp(max=0)
+    if tracing():  # which pairs are close is not known
+        return near, far
+    i, j = (far.detach() > -Euclidean.CANCELS * sizes.detach()).nonzero(as_tuple=True)
+    return near, far.index_put((i, j), -sqeuclidean(query[i], others[j]))
 
 
 def _negatives(name: str, negatives: ArrayLike, query: Tensor) -> Tensor:

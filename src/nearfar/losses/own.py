@@ -11,7 +11,7 @@ from torch import Tensor
 from nearfar.distance import Distance, DistanceName
 from nearfar.engine.anchor_sums import anchor_loss, gradients_of
 from nearfar.engine.closeness import Closeness, NegatedSquares, Product, Tile, by_distance
-from nearfar.engine.norms import DistanceFunction
+from nearfar.engine.norms import DistanceFunction, OfFunction
 from nearfar.engine.pair_sums import (
     MeanOver,
     PairSum,
@@ -212,7 +212,9 @@ def _closeness(
         one_of("similarity", similarity, Similarity)
         return NegatedSquares() if similarity == "sqeuclidean" else Product()
     assert distance is not None
-    return by_distance(_checked_distance(distance) if callable(distance) else distance)
+    if callable(distance):
+        return OfFunction(_checked_distance(distance))
+    return by_distance(distance)
 
 
 def _checked_distance(function: DistanceFunction) -> DistanceFunction:

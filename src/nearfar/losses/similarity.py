@@ -22,7 +22,8 @@ class Compared(NamedTuple):
         rows: (n, d).
         columns: (m, d), or None for the rows themselves.
         normalize: whether `run` scales them to length 1.
-        scale: by which `run` multiplies the similarity; None where `closeness` has it.
+        scale: by which `run` multiplies the similarity; None where the rows contain it.
+        contained: this scale, if the rows contain it.
     """
 
     closeness: Closeness
@@ -30,6 +31,7 @@ class Compared(NamedTuple):
     columns: Tensor | None
     normalize: bool
     scale: float | Tensor | None
+    contained: float | Tensor | None = None
 
 
 def compared(
@@ -59,7 +61,7 @@ def compared(
     by = scale.reshape(()).sqrt() if isinstance(scale, Tensor) else (scale or 1.0) ** 0.5
     first = _scaled("x", rows, normalize, by)
     second = None if columns is None else _scaled("reference.x", columns, normalize, by)
-    return Compared(NegatedSquares(), first, second, False, None)
+    return Compared(NegatedSquares(), first, second, False, None, scale)
 
 
 def _scaled(name: str, x: Tensor, normalize: bool, by: float | Tensor) -> Tensor:
