@@ -529,7 +529,7 @@ def test_a_function_that_cannot_be_derived_is_refused_where_a_gradient_is_wanted
         lambda a, b: torch.ones(4, 4, dtype=torch.float64),
         lambda a, b: torch.cdist(a, b).detach(),
     ):
-        with pytest.raises(ValueError, match="distance must be a function .* autograd can derive"):
+        with pytest.raises(ValueError, match=r"distance must be a function .* autograd can derive"):
             nf.batch_loss(rule, x, [0, 0, 1, 1], distance=function)
 
 

@@ -80,10 +80,12 @@ class Closeness(Protocol):
         distance_sign: 1 where a small value means close, -1 where a large one does.
         symmetric: whether a row is as close to a column as that to the row, so that a tile of a
             batch with itself may stand for its transpose.
+        by_products: whether a tile takes little longer than a matrix product.
     """
 
     distance_sign: int
     symmetric: bool
+    by_products: bool
 
     def prepare(self, a: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Rows and columns (None: the rows themselves) as `measure` wants them."""
@@ -130,6 +132,7 @@ class Product:
 
     distance_sign = -1
     symmetric = True
+    by_products = True
 
     def prepare(self, a: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return a, b
@@ -162,6 +165,7 @@ class LargestProduct:
 
     distance_sign = -1
     symmetric = True
+    by_products = True
 
     def __init__(self, k: int) -> None:
         self.k = k
@@ -208,6 +212,7 @@ class CosineDistance:
 
     distance_sign = 1
     symmetric = True
+    by_products = True
     # In float32, a smaller distance may be off by more than 1e-4 of itself.
     CANCELS = 1e-3
 
@@ -256,6 +261,7 @@ class Euclidean:
 
     distance_sign = 1
     symmetric = True
+    by_products = True
     # With less than this share of |a|^2 + |b|^2 left, a float32 distance is not exact to 1e-5.
     CANCELS = 0.02
 
@@ -350,6 +356,7 @@ class NegatedSquares:
 
     distance_sign = -1
     symmetric = True
+    by_products = True
 
     def __init__(self) -> None:
         self._squares = Euclidean(squared=True)
@@ -384,6 +391,7 @@ class SignalToNoise:
 
     distance_sign = 1
     symmetric = False
+    by_products = True
 
     def __init__(self) -> None:
         self._squares = Euclidean(squared=True)

@@ -29,6 +29,7 @@ class OfFunction:
     """
 
     distance_sign = 1
+    by_products = False
 
     def __init__(
         self,
@@ -114,6 +115,7 @@ class PNorm:
 
     distance_sign = 1
     symmetric = True
+    by_products = False
 
     def __init__(self, p: float) -> None:
         self._p = p

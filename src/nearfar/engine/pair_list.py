@@ -1,38 +1,49 @@
 """The closeness of listed pairs, and the gradient of forces on them.
 
-Both gather the rows of some pairs at a time, so that memory is linear in the number of pairs,
-whatever the width of the rows. Gradients are always added in the same order.
+Few pairs are measured one by one, from their gathered rows. If a list holds a good part of all
+pairs, tiles of all of them are faster, in which the listed ones are looked up. Memory is linear in
+the number of listed pairs and in the batch, and gradients are always added in the same order.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from nearfar.engine.budget import block
-from nearfar.engine.closeness import Closeness, add_rows
+from nearfar.engine.closeness import Closeness, Tile, add_rows
 from nearfar.engine.listed import show_listed
 from nearfar.engine.observe import force_visitors
-from nearfar.engine.relation import PairList, Relation
-from nearfar.engine.slices import spans
+from nearfar.engine.pair_sets import Listed
+from nearfar.engine.products import Gradient
+from nearfar.engine.relation import Block, PairList, Relation
+from nearfar.engine.slices import joined, part, spans
 from nearfar.engine.step import Answer, Request
 
 Ends = tuple[Tensor, Tensor]
+# Which pairs, and (k,) where they are in a flat tile.
+_Place = tuple[slice, Tensor]
 
 # Copies of the rows of a pair held at the same time: two rows, their difference, two gradients.
 _BUFFERS = 6
+# Copies of a tile: closeness, forces, and what a closeness keeps.
+_TILE_BUFFERS = 6
+# Measured: from one pair in so many on, tiles are faster.
+_SPARSE = 64
 
 
 def measure_list(closeness: Closeness, pairs: PairList, request: Request) -> tuple[Tensor, Tensor]:
     """(p,) the closeness of the similar pairs, and (q,) that of the dissimilar ones."""
-    near, far = (_measure(closeness, ends, request) for ends in (pairs.positive, pairs.negative))
+    if _many(closeness, pairs, request):
+        return _Tiles(closeness, pairs, request).measure()
+    near, far = (_measured(closeness, ends, request) for ends in (pairs.positive, pairs.negative))
     return near, far
 
 
-def _measure(closeness: Closeness, ends: Ends, request: Request) -> Tensor:
-    found = request.a.new_zeros(len(ends[0]))
-    for at, row, column in _chunks(ends, request):
-        x, y = request.a.index_select(0, row), request.columns.index_select(0, column)
+def _measured(closeness: Closeness, ends: Ends, request: Request) -> Tensor:
+    found = request.a.new_empty(len(ends[0]))
+    for at, x, y in _gathered(ends, request):
         found[at] = closeness.between(x, y)
     return found
 
@@ -61,26 +72,118 @@ def answer_for_list(
         return Answer(per_row, counts)
     pairs = relation.listed
     assert pairs is not None
-    da = torch.zeros_like(request.a)
-    db = None if request.b is None else torch.zeros_like(request.b)
-    both = tuple(zip((pairs.positive, pairs.negative), measured, forces, strict=True))
-    for ends, values, force in both:
-        for at, row, column in _chunks(ends, request):
-            x, y = request.a.index_select(0, row), request.columns.index_select(0, column)
-            of_x, of_y = closeness.between_backward(force[at], x, y, values[at])
-            add_rows(da, row, of_x)
-            add_rows(da if db is None else db, column, of_y)
+    both = pairs.positive, pairs.negative
+    if _many(closeness, pairs, request):
+        da, db = _Tiles(closeness, pairs, request).gradient(forces)
+    else:
+        da = torch.zeros_like(request.a)
+        db = None if request.b is None else torch.zeros_like(request.b)
+        for ends, values, force in zip(both, measured, forces, strict=True):
+            for at, x, y in _gathered(ends, request):
+                of_x, of_y = closeness.between_backward(force[at], x, y, values[at])
+                add_rows(da, ends[0][at], of_x)
+                add_rows(da if db is None else db, ends[1][at], of_y)
     if force_visitors():
-        row, column = (torch.cat([ends[i] for ends, *_ in both]) for i in (0, 1))
+        row, column = (torch.cat(ends) for ends in zip(*both, strict=True))
         values, force = torch.cat(measured), torch.cat(forces)
         show_listed(request, relation, row, column, values, force, closeness.distance_sign)
     return Answer(per_row, counts, da, db)
 
 
-def _chunks(ends: Ends, request: Request) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Some pairs at a time: which, their rows and their columns."""
-    a = request.a
+def _many(closeness: Closeness, pairs: PairList, request: Request) -> bool:
+    listed = len(pairs.positive[0]) + len(pairs.negative[0])
+    every = request.a.shape[0] * request.columns.shape[0]
+    return closeness.by_products and listed * _SPARSE >= every > 0
+
+
+def _gathered(ends: Ends, request: Request) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Some pairs at a time: which, and copies of their rows and columns."""
+    a, (row, column) = request.a, ends
     size = block(request.limits, a.device, a.element_size(), _BUFFERS, a.shape[1])
-    row, column = ends
     for at in spans(len(row), size):
-        yield at, row[at], column[at]
+        yield at, a.index_select(0, row[at]), request.columns.index_select(0, column[at])
+
+
+@dataclass(eq=False)
+class _ByRow:
+    """Listed pairs, ordered by row.
+
+    Attributes:
+        order: the place of each in the list; None: the list is in this order, as miners give it.
+        row: (k,) ascending.
+        column: (k,).
+    """
+
+    order: Tensor | None
+    row: Tensor
+    column: Tensor
+
+    @classmethod
+    def of(cls, row: Tensor, column: Tensor) -> "_ByRow":
+        if row.is_cpu and bool((row.diff() >= 0).all()):  # asking would stall an accelerator
+            return cls(None, row, column)
+        order = row.argsort(stable=True)
+        return cls(order, row[order], column[order])
+
+    def sorted(self, values: Tensor) -> Tensor:
+        """What is in the order of the list, in this order."""
+        return values if self.order is None else values[self.order]
+
+    def listed(self, values: Tensor) -> Tensor:
+        """What is in this order, in that of the list."""
+        if self.order is None:
+            return values
+        return torch.empty_like(values).index_copy_(0, self.order, values)
+
+
+class _Tiles:
+    """Blocks of rows against all columns, and the listed pairs in each."""
+
+    def __init__(self, closeness: Closeness, pairs: PairList, request: Request) -> None:
+        self._closeness, self._request = closeness, request
+        self._a, b = closeness.prepare(request.a, request.b)
+        self._columns = self._a if b is None else b
+        self._kinds = [_ByRow.of(*ends) for ends in (pairs.positive, pairs.negative)]
+
+    def measure(self) -> tuple[Tensor, Tensor]:
+        found: tuple[list[Tensor], list[Tensor]] = [], []
+        for _, values, _, places in self._visit():
+            for kind, (_, index) in zip(found, places, strict=True):
+                kind.append(values.view(-1).index_select(0, index))
+        near, far = (
+            kind.listed(joined(parts, self._a))
+            for kind, parts in zip(self._kinds, found, strict=True)
+        )
+        return near, far
+
+    def gradient(self, forces: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """The gradient of the rows and of the columns (None: they are the rows)."""
+        gradient, m = Gradient(self._a, self._columns), self._columns.shape[0]
+        in_order = [kind.sorted(f) for kind, f in zip(self._kinds, forces, strict=True)]
+        for rows, values, aside, places in self._visit():
+            by = torch.zeros_like(values)
+            for force, (here, index) in zip(in_order, places, strict=True):
+                add_rows(by.view(-1), index, force[here])
+            # A block with positives, whose forces may far outweigh the others.
+            shape = rows.stop - rows.start, m
+            none = torch.zeros(0, dtype=torch.int64, device=values.device)
+            among = Block(shape, Listed(shape, none, none), None, values.device)
+            tile = Tile(rows, slice(0, m), among, values, aside)
+            self._closeness.backward(by, tile, gradient)
+        da, db = gradient.whole()
+        assert da is not None
+        return da, db
+
+    def _visit(self) -> Iterator[tuple[slice, Tensor, Tensor | None, list[_Place]]]:
+        """Rows, their closeness to all columns, what is beside it, and the pairs of each kind."""
+        a, m = self._a, self._columns.shape[0]
+        height = block(self._request.limits, a.device, a.element_size(), _TILE_BUFFERS, m)
+        starts = torch.arange(0, a.shape[0] + height, height, device=a.device)
+        ends = [torch.searchsorted(kind.row, starts).tolist() for kind in self._kinds]
+        for k, rows in enumerate(spans(a.shape[0], height)):
+            places = []
+            for kind, end in zip(self._kinds, ends, strict=True):
+                here = slice(end[k], end[k + 1])
+                places.append((here, (kind.row[here] - rows.start) * m + kind.column[here]))
+            of_rows, bound = part(a, rows), self._request.bound
+            yield rows, *self._closeness.measure(of_rows, self._columns, bound), places
