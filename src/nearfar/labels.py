@@ -227,11 +227,16 @@ def refuse(name: str, labels: Tensor, bad: Tensor, expected: str) -> None:
 
     Nothing is checked inside a compiled or vectorised function, where values are unknown.
     """
-    if tracing():
-        return
-    if bad.any():
-        row = int(bad.nonzero()[0])
+    if found := first_marked(bad):
+        row, share = found
         raise ValueError(
-            f"{name} must {expected}; {name}[{row}] is {labels[row].tolist()!r}"
-            f" ({int(bad.sum())} of {len(labels)} entries are out of range)."
+            f"{name} must {expected}; {name}[{row}] is {labels[row].tolist()!r} ({share} entries "
+            "are wrong)."
         )
+
+
+def first_marked(bad: Tensor) -> tuple[int, str] | None:
+    """The first entry that is marked, and how many of all are; None: none is, or it is unknown."""
+    if tracing() or not bad.any():
+        return None
+    return int(bad.nonzero()[0]), f"{int(bad.sum())} of {len(bad)}"

@@ -345,15 +345,37 @@ def test_a_rule_with_a_learned_margin_over_a_list(balanced: bool, reduction: Any
     [
         ([[0, 1]], r"pairs must be what a miner found .*, or \(similar, dissimilar\)"),
         (torch.zeros(4, 2), r"pairs must be what a miner found .* got Tensor"),
-        (([[0, 1.5]], []), "similar pairs of pairs must be row indices of an integer dtype"),
-        (([], [[True, False]]), "dissimilar pairs of pairs must be row indices"),
+        (([[0, 1]],) * 4, r"got tuple of 4\..* pass \(torch.stack\(\[a1, p\], 1\), torch.stack\("),
+        (
+            ([[0, 1.5]], []),
+            r"^pairs\[0\], the similar ones, must be row indices of an integer dtype",
+        ),
+        (([], [[True, False]]), r"^pairs\[1\], the dissimilar ones, must be row indices"),
         (([[0, 1, 2]], []), r"must have shape \(k, 2\).* got \(1, 3\)"),
         (([0, 1], []), r"must have shape \(k, 2\).* got \(2,\)"),
-        (([[0, 6]], []), r"hold rows from 0 to 5; .*\[0\] is 6"),
-        (([], [[-1, 2]]), r"hold rows from 0 to 5; .*\[0\] is -1"),
-        (([[2, 2]], []), r"pair two items, not an item with itself; .* is \[2, 2\]"),
-        (([[0, 1]], []), r"be similar by their labels too; .* \[0, 1\]"),
-        (([], [[0, 2]]), r"be dissimilar by their labels too"),
+        (
+            ([[0, 6]], []),
+            r"^pairs\[0\], the similar ones: entry 0 is \[0, 6\], whose other row is not in the "
+            r"batch, which has rows 0 to 5 \(1 of 1\)\.$",
+        ),
+        (
+            ([], [[0, 1], [-1, 2]]),
+            r"entry 1 is \[-1, 2\], whose anchor is not in the batch.*1 of 2",
+        ),
+        (
+            ([[2, 2]], []),
+            r"entry 0 is \[2, 2\], whose other row is the anchor itself \(1 of 1\)\.$",
+        ),
+        (
+            ([[0, 2], [0, 1]], []),
+            r"^pairs\[0\], the similar ones: entry 1 is \[0, 1\], whose rows share no label "
+            r"\(1 of 2\)\. Pass labels=None if",
+        ),
+        (([], [[0, 2]]), r"^pairs\[1\], the dissimilar ones: entry 0 .* whose rows share a label"),
+        (
+            mine.FoundPairs(torch.tensor([[0, 1]]), torch.zeros(0, 2, dtype=torch.long)),
+            r"^pairs\.positive, the similar ones: entry 0 is \[0, 1\]",
+        ),
     ],
 )
 @every_case
@@ -372,11 +394,26 @@ def test_labels_are_needed_without_pairs() -> None:
     with pytest.raises(TypeError, match=r"reference\.labels must be given if labels are"):
         nf.sup_con_loss(x, [0] * 6, pairs=([[0, 1]], []), reference=nf.Reference(x, None))
     own = nf.Reference(x, None, own=torch.arange(6))
-    with pytest.raises(ValueError, match="not an item with itself"):
+    with pytest.raises(ValueError, match="whose other row is the anchor itself"):
         nf.sup_con_loss(x, None, pairs=([[1, 1]], []), reference=own)
     found = mine.hard_negatives(x[:3], None)
     with pytest.raises(ValueError, match="were found for 3 rows, and the batch has 6"):
         nf.sup_con_loss(x, None, pairs=([], found))
+
+
+def test_own_of_a_reference_is_checked_with_a_list_too() -> None:
+    """Else -2 is a row from the end, and 6 no row at all."""
+    x = torch.randn(3, 2)
+    for own in ([0, 1, 6], [0, -2, 1]):
+        against = nf.Reference(torch.randn(6, 2), [0, 1, 2, 0, 1, 2], own=own)
+        for labels in ([0, 1, 2], None):
+            with pytest.raises(ValueError, match=r"reference\.own must be a row of the reference"):
+                nf.sup_con_loss(x, labels, pairs=([[0, 3]], []), reference=against)
+            with pytest.raises(ValueError, match=r"reference\.own must be a row of the reference"):
+                nf.batch_triplet_loss(x, labels, triplets=[[0, 3, 1]], reference=against)
+    nowhere = nf.Reference(torch.randn(0, 2), None)
+    with pytest.raises(ValueError, match=r"not in the reference, which is empty \(1 of 1\)"):
+        nf.sup_con_loss(x, None, pairs=([[0, 0]], []), reference=nowhere)
 
 
 def test_the_list_may_change_before_the_backward_pass() -> None:

@@ -6,13 +6,14 @@ from typing import TypeVar, get_args
 import torch
 from torch import Tensor
 
-from nearfar.engine.relation import Relation, across, within
+from nearfar.engine.relation import Relation
 from nearfar.inputs import ArrayLike, batch, lift, same_device, tensor
 from nearfar.labels import refuse
 from nearfar.losses.pair_lists import as_listed
+from nearfar.losses.related import related, rows_and_columns
 from nearfar.pairs import Pairs
 from nearfar.reduction import Reduction, split
-from nearfar.reference import Reference, check_reference
+from nearfar.reference import Reference
 
 Labels = TypeVar("Labels", bound=ArrayLike | None)
 
@@ -32,14 +33,11 @@ def as_batch(
             "labels must say which rows are similar, unless pairs or triplets are listed; got None."
         )
     labels = snapshot(labels, reduction)
-    if reference is None:
-        rows = batch("x", x)
-        return rows, None, within(labels, rows)
-    check_reference(reference)
-    rows = batch("x", x, other=reference.x)
-    columns = batch("reference.x", reference.x, like=rows)
-    others, own = (snapshot(part, reduction) for part in (reference.labels, reference.own))
-    return rows, columns, across(labels, rows, columns, others, own)
+    rows, columns = rows_and_columns(x, reference)
+    others = own = None
+    if reference is not None:
+        others, own = (snapshot(part, reduction) for part in (reference.labels, reference.own))
+    return rows, columns, related(rows, columns, labels, others, own)
 
 
 def snapshot(labels: Labels, reduction: Reduction) -> Labels:

@@ -26,7 +26,7 @@ from nearfar.losses.every_quadruplet import (
 )
 from nearfar.losses.every_swapped import every_swapped
 from nearfar.losses.every_triplet import every_triplet
-from nearfar.losses.pair_lists import as_listed
+from nearfar.losses.pair_lists import as_listed_triplets
 from nearfar.pairs import listed_triplets
 from nearfar.reduction import Reduction, split
 from nearfar.reference import Reference
@@ -274,8 +274,7 @@ def _over_triplets(
         executor = how.executor(relation, tally)
     else:
         found = listed_triplets(triplets, tensor("x", x).device)
-        pairs = found[:, :2], found[:, ::2]
-        rows, columns, relation = as_listed(x, labels, reference, pairs, "triplets")
+        rows, columns, relation = as_listed_triplets(x, labels, reference, found)
         executor = listed(how.rule(), given(found), how.distance, relation, tally)
     return run(
         executor,
