@@ -1,7 +1,9 @@
 """What may be passed in, and what is said about the rest: the argument, what came, the fix."""
 
+import inspect
 import re
 from collections.abc import Callable
+from functools import partial
 from math import inf, nan
 from typing import Any
 
@@ -18,12 +20,14 @@ from nearfar import (
     cosine_loss,
     cosine_similarity,
     info_nce_loss,
+    mine,
     quadruplet_loss,
     softmax_loss,
     triplet_loss,
 )
 from nearfar.distance import between_rows, check_distance, largest, length, unit
 from nearfar.inputs import above_zero, embeddings, lift, tensor, vector
+from nearfar.registry import LOSSES
 
 X = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
 Y = torch.tensor([True, False, True, False])
@@ -189,6 +193,56 @@ MARGINS: dict[str, tuple[str, Callable[[Any], Tensor], float]] = {
         0,
     ),
 }
+
+
+IDS = [0, 0, 1, 1]
+DATA: dict[str, tuple[Any, ...]] = {
+    "contrastive_loss": (X, X, Y),
+    "contrastive_loss_from_distance": (D, Y),
+    "triplet_loss": (X, X, X),
+    "quadruplet_loss": (X, X, X, X),
+    "info_nce_loss": (X, X),
+    "clip_loss": (X, X),
+    "siglip_loss": (X, X),
+    "proxy_softmax_loss": (X, X, IDS),
+}
+FUNCTIONS = [getattr(nearfar, loss.function) for loss in LOSSES]
+FUNCTIONS += [nearfar.triplet_stats, nearfar.quadruplet_stats]
+FUNCTIONS += [f for f in vars(mine).values() if inspect.isfunction(f)]
+NEEDED = inspect.Parameter.empty
+SWITCHES = [
+    (function, name, parameters)
+    for function in FUNCTIONS
+    for parameters in [inspect.signature(function).parameters]
+    for name, parameter in parameters.items()
+    if isinstance(parameter.default, bool)
+    if name != "normalize" or "similarity" not in parameters
+]
+
+
+@pytest.mark.parametrize(
+    ("function", "name", "parameters"),
+    SWITCHES,
+    ids=[f"{function.__name__}-{name}" for function, name, _ in SWITCHES],
+)
+def test_switches_are_true_or_false(function: Any, name: str, parameters: Any) -> None:
+    """Else "no" would be true, and None false."""
+    needed = {"scale": 10.0, "bias": -5.0, "temperature": 0.1, "margin": 0.1}
+    how = {k: needed[k] for k in needed.keys() & parameters if parameters[k].default is NEEDED}
+    call = partial(function, *DATA.get(function.__name__, (X, IDS)), **how)
+    for bad in ("no", "l2", None, 0, 1, torch.tensor(True)):
+        message = complaint(TypeError, lambda bad=bad: call(**{name: bad}))
+        assert message == f"{name} must be True or False, got {bad!r}."
+    for value in (True, False):
+        if function is not mine.uniform_pairs:  # which draws
+            told, plain = (vars_of(call(**{name: v})) for v in (np.bool_(value), value))
+            assert all(torch.equal(a, b) for a, b in zip(told, plain, strict=True))
+
+
+def vars_of(found: Any) -> list[Tensor]:
+    """All tensors of what a loss or miner returns."""
+    parts = [found] if isinstance(found, Tensor) else vars(found).values()
+    return [torch.as_tensor(part) for part in parts]
 
 
 @pytest.mark.parametrize("key", MARGINS)

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from nearfar.inputs import ArrayLike, embeddings, tracing
+from nearfar.inputs import ArrayLike, embeddings, switch, tracing
 
 # Those that follow from the Euclidean distance, of the rows or of unit rows.
 EuclideanDistance = Literal["euclidean", "sqeuclidean", "cosine"]
@@ -84,7 +84,9 @@ def largest(distance: Distance) -> float:
 
 def scaled(distance: Distance, normalize: bool, *rows: Tensor) -> tuple[Tensor, ...]:
     """The rows, at length 1 if asked; the cosine distance scales them by itself."""
-    return tuple(map(unit, rows)) if normalize and distance != "cosine" else rows
+    return (
+        tuple(map(unit, rows)) if switch("normalize", normalize) and distance != "cosine" else rows
+    )
 
 
 def euclidean(x1: Tensor, x2: Tensor) -> Tensor:

@@ -246,6 +246,13 @@ def between(name: str, value: float, low: float, high: float, why: str = "") -> 
     return value
 
 
+def switch(name: str, value: bool) -> bool:
+    """True or False; other values are refused, since "no" would be true, and None false."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must be True or False, got {value!r}.")
+    return bool(value)
+
+
 def positive_integer(name: str, value: int) -> int:
     """An integer of at least 1."""
     if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:

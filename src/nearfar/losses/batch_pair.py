@@ -11,7 +11,7 @@ from nearfar.engine.closeness import by_distance
 from nearfar.engine.pair_sums import PairSum, pair_loss
 from nearfar.engine.relation import matched
 from nearfar.engine.step import run
-from nearfar.inputs import ArrayLike, above_zero, between, finite
+from nearfar.inputs import ArrayLike, above_zero, between, finite, switch
 from nearfar.losses.batch import as_batch, as_towers, one_of, row_weight
 from nearfar.losses.own import PairRule, batch_loss
 from nearfar.losses.similarity import Similarity, compared
@@ -97,6 +97,8 @@ def batch_contrastive_loss(
     between("margin", margin, 0, inf, ", a distance")
     between("pos_margin", pos_margin, 0, inf, ", a distance")
     check_distance(distance)
+    switch("squared", squared)
+    switch("normalize", normalize)
     one_of("select", select, Selection)
 
     def near(d: Tensor) -> tuple[Tensor, Tensor]:

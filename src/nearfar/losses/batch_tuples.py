@@ -15,7 +15,7 @@ from nearfar.engine.observe import force_visitors
 from nearfar.engine.pick import at_random, by_distance_weight, every, hardest, semihard
 from nearfar.engine.relation import Relation
 from nearfar.engine.step import Executor, run
-from nearfar.inputs import ArrayLike, between, lift, positive_integer, tensor
+from nearfar.inputs import ArrayLike, between, lift, positive_integer, switch, tensor
 from nearfar.labels import refuse
 from nearfar.losses.batch import as_batch, one_of, row_weight
 from nearfar.losses.every_quadruplet import (
@@ -204,6 +204,8 @@ class _How:
         between("margin", self.margin, 0, inf, ", a difference of distances")
         self.distance = check_distance(self.distance)
         one_of("select", self.select, Triplets)
+        for name in ("normalize", "smooth", "swap"):
+            switch(name, getattr(self, name))
         check_cutoffs(self.cutoff, self.nonzero_loss_cutoff)
         if self.n_per_anchor is not None:
             positive_integer("n_per_anchor", self.n_per_anchor)
@@ -448,6 +450,7 @@ def _over_quadruplets(
         between(name, margin, 0, inf, ", a difference of distances")
     distance = check_distance(distance)
     one_of("select", select, Quadruplets)
+    switch("normalize", normalize)
     rows, columns, relation = as_batch(x, labels, reference, reduction)
     classes, weights = _classes(relation), row_weight(weight, rows)
 

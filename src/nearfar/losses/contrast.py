@@ -11,7 +11,7 @@ from nearfar.engine.positives import EachPositive
 from nearfar.engine.relation import Relation, matched
 from nearfar.engine.segments import log_sum
 from nearfar.engine.step import run
-from nearfar.inputs import ArrayLike, above_zero
+from nearfar.inputs import ArrayLike, above_zero, switch
 from nearfar.losses.batch import as_batch, as_towers, row_weight
 from nearfar.losses.similarity import Similarity, compared
 from nearfar.losses.terms import softplus
@@ -102,9 +102,10 @@ def clip_loss(
     """
     rows, columns = as_towers(x=x, y=y)
     relation = matched(len(rows), len(columns), rows.device)
+    rule = DECOUPLED if switch("decoupled", decoupled) else ONE
     how = compared(similarity, normalize, rows, columns, above_zero("scale", scale))
     return run(
-        log_sum_loss(DECOUPLED if decoupled else ONE, how.closeness, relation, both=True),
+        log_sum_loss(rule, how.closeness, relation, both=True),
         how.rows,
         how.columns,
         normalize=how.normalize,
@@ -170,7 +171,7 @@ def sup_con_loss(
     Source: Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020, equation 2 (L_out).
     """
     rows, columns, relation = as_batch(x, labels, reference, reduction, pairs)
-    rule = DECOUPLED if decoupled else ALL
+    rule = DECOUPLED if switch("decoupled", decoupled) else ALL
     if not decoupled and not (relation.n_positives() > 1).any():
         rule = ONE  # equal with one positive per anchor, and accurate when the loss is near 0
     how = compared(similarity, normalize, rows, columns, 1 / above_zero("temperature", temperature))
@@ -243,7 +244,7 @@ def nt_xent_loss(
     Visual Representations", ICML 2020, equation 1.
     """
     rule = LogSumRule(
-        _each_decoupled if decoupled else _each_positive,
+        _each_decoupled if switch("decoupled", decoupled) else _each_positive,
         counts=lambda r: r.n_positives() * (r.n_negatives() > 0) if decoupled else r.n_positives(),
         positives=EachPositive,
         per_positive=True,

@@ -20,6 +20,7 @@ from nearfar.inputs import (
     lift,
     matrix,
     same_device,
+    switch,
     tensor,
     tracing,
 )
@@ -103,6 +104,8 @@ def info_nce_loss(
     Source: van den Oord, Li & Vinyals, "Representation Learning with Contrastive Predictive
     Coding", 2018; with hard negatives, Karpukhin et al., "Dense Passage Retrieval", EMNLP 2020.
     """
+    switch("symmetric", symmetric)
+    switch("decoupled", decoupled)
     if negatives is not None and (symmetric or hard_negatives is not None):
         raise ValueError(
             "symmetric and hard_negatives work only if the other rows are the negatives: leave "
@@ -287,7 +290,7 @@ def _against_listed(
     counted = row_weight(weight, query)
     others = _negatives("negatives", negatives, query)
     one_of("similarity", similarity, Similarity)
-    if normalize or similarity == "cosine":
+    if switch("normalize", normalize) or similarity == "cosine":
         query, positive, others = unit(query), unit(positive), unit(others)
     others = others.to(query.dtype)
     if similarity == "sqeuclidean":

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from nearfar.distance import Distance, between_rows, cosine, scaled
 from nearfar.engine.observe import measured
-from nearfar.inputs import ArrayLike, between, embeddings, vector
+from nearfar.inputs import ArrayLike, between, embeddings, switch, vector
 from nearfar.labels import SimilarLabel, blend, pair_labels, refuse
 from nearfar.losses.batch import row_weight
 from nearfar.reduction import Reduction, reduce
@@ -208,6 +208,7 @@ def _contrastive(
 ) -> Tensor:
     between("margin", margin, 0, inf, ", a distance")
     between("pos_margin", pos_margin, 0, inf, ", a distance")
+    switch("squared", squared)
     d = measured("pair", "distance", d, similar)
     # The relu, since at distance 0 the derivative is 0.
     near = d if squared and not pos_margin else (d - pos_margin).relu()

@@ -17,7 +17,16 @@ from nearfar.engine.relation import Relation
 from nearfar.engine.segments import log_sum
 from nearfar.engine.slices import joined, spans
 from nearfar.engine.step import Answer, Request, run
-from nearfar.inputs import ArrayLike, above_zero, batch, between, lift, positive_number, tensor
+from nearfar.inputs import (
+    ArrayLike,
+    above_zero,
+    batch,
+    between,
+    lift,
+    positive_number,
+    switch,
+    tensor,
+)
 from nearfar.labels import class_ids
 from nearfar.losses.batch import row_weight, snapshot
 from nearfar.losses.contrast import DECOUPLED, ONE, have_positives, pick_one
@@ -90,6 +99,7 @@ def proxy_softmax_loss(
     scale = above_zero("scale", scale)
     between("angle_margin", angle_margin, 0, pi / 2, ", radians")
     between("cosine_margin", cosine_margin, 0, 1)
+    switch("normalize", normalize)
     rows, columns, closeness, relation = _each_to_its_class(x, proxies, labels, reduction)
     rule: LogSumRule = ONE
     learned: tuple[Tensor, ...] = ()

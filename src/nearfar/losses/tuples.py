@@ -8,7 +8,7 @@ from torch.nn.functional import logsigmoid
 
 from nearfar.distance import Distance, between_rows, scaled
 from nearfar.engine.observe import measured
-from nearfar.inputs import ArrayLike, between, embeddings
+from nearfar.inputs import ArrayLike, between, embeddings, switch
 from nearfar.losses.batch import row_weight
 from nearfar.reduction import Reduction, reduce
 
@@ -72,6 +72,8 @@ def triplet_loss(
     """
     anchor, positive, negative = embeddings(anchor=anchor, positive=positive, negative=negative)
     between("margin", margin, 0, inf, ", a difference of distances")
+    switch("swap", swap)
+    switch("smooth", smooth)
     weights = row_weight(weight, anchor)
     anchor, positive, negative = scaled(distance, normalize, anchor, positive, negative)
     to_positive = measured("positive", "distance", between_rows(anchor, positive, distance))

@@ -12,7 +12,7 @@ from nearfar.engine.log_sums import log_sum_loss
 from nearfar.engine.positives import EachPositive
 from nearfar.engine.segments import log_sum
 from nearfar.engine.step import run
-from nearfar.inputs import ArrayLike, between, positive_number
+from nearfar.inputs import ArrayLike, between, positive_number, switch
 from nearfar.losses.batch import as_batch, row_weight
 from nearfar.losses.contrast import have_both
 from nearfar.losses.similarity import Similarity, compared
@@ -270,7 +270,7 @@ def lifted_structure_loss(
         log_sum_loss(rule, by_distance(distance), relation),
         rows,
         columns,
-        normalize=normalize or distance == "cosine",
+        normalize=switch("normalize", normalize) or distance == "cosine",
         reduction=reduction,
         weight=row_weight(weight, rows),
     )
@@ -350,7 +350,7 @@ def lifted_pair_loss(
         log_sum_loss(rule, by_distance(distance), relation),
         rows,
         columns,
-        normalize=normalize or distance == "cosine",
+        normalize=switch("normalize", normalize) or distance == "cosine",
         reduction=reduction,
         weight=row_weight(weight, rows),
     )

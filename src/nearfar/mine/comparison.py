@@ -12,7 +12,7 @@ from nearfar.engine.budget import current_limits
 from nearfar.engine.closeness import by_distance, sharpen
 from nearfar.engine.relation import Block, Relation
 from nearfar.engine.walk import blocks
-from nearfar.inputs import ArrayLike, lift, tensor
+from nearfar.inputs import ArrayLike, lift, switch, tensor
 from nearfar.losses.batch import as_batch
 from nearfar.pairs import Found
 from nearfar.reference import Reference, check_reference
@@ -50,6 +50,7 @@ class Comparison:
     ) -> "Comparison":
         """Without labels, no two rows are similar."""
         distance = check_distance(distance)
+        switch("normalize", normalize)
         if labels is None:
             labels, reference = _all_different(x, reference)
         rows, columns, relation = as_batch(x, labels, reference, "mean")  # no backward pass follows
