@@ -46,7 +46,7 @@ $(PML): $(READY)
 	@touch $(PML)
 
 test-peers: $(PML)
-	$(TESTS) tests/peers
+	$(TESTS) tests/peers tests/test_docs.py
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -155,6 +155,39 @@ def test_contrastive(miner: str, distance: str, reduction: Any) -> None:
     agree(mean, loss(x, labels, found), x)
 
 
+@pytest.mark.parametrize(("near", "far"), [(1.0, 0.0), (0.8, 0.3), (0.5, -0.2)])
+def test_contrastive_by_cosines(near: float, far: float) -> None:
+    x, labels = draw()
+    settings = {"distance": "cosine", "squared": False, "reduction": "active"}
+    loss = losses.ContrastiveLoss(
+        distance=distances.CosineSimilarity(), pos_margin=near, neg_margin=far
+    )
+    ours = nf.batch_contrastive_loss(x, labels, pos_margin=1 - near, margin=1 - far, **settings)
+    agree(ours, loss(x, labels), x)
+    loss = losses.ThresholdConsistentMarginLoss()
+    ours = nf.batch_contrastive_loss(x, labels, pos_margin=0.1, margin=0.5, **settings)
+    agree(ours, loss(x, labels), x)
+
+
+def test_signal_to_noise_contrastive() -> None:
+    x, labels = draw()
+    settings = {"distance": "snr", "normalize": True, "squared": False, "reduction": "active"}
+    their = losses.SignalToNoiseRatioContrastiveLoss()
+    agree(nf.batch_contrastive_loss(x, labels, **settings), their(x, labels), x)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_two_views_without_labels(symmetric: bool) -> None:
+    (x, _), (y, _) = draw(), draw(seed=1)
+    their = losses.SelfSupervisedLoss(losses.NTXentLoss(temperature=0.4), symmetric=symmetric)
+    items = torch.arange(len(x))
+    if symmetric:
+        ours = nf.nt_xent_loss(torch.cat([x, y]), torch.cat([items, items]), temperature=0.4)
+    else:
+        ours = nf.nt_xent_loss(x, items, temperature=0.4, reference=nf.Reference(y, items))
+    agree(ours, their(x, y), x, y)
+
+
 @every_reducer
 @pytest.mark.parametrize("smooth", [False, True])
 @pytest.mark.parametrize("swap", [False, True])
