@@ -78,9 +78,7 @@ def test_what_a_margin_for_similar_pairs_and_a_plain_hinge_do_is_read_as_such():
         ("far enough apart: no penalty", 0.0),
         ("identical but dissimilar: no direction to push in", 0.0),
     ]
-    assert str(found).startswith(
-        "contrastive_loss_from_distance(margin=1, pos_margin=0.5, squared=False)\n"
-    )
+    assert str(found).startswith("contrastive_loss_from_distance(pos_margin=0.5, squared=False)\n")
     assert (found.pull, found.push) == (1.0, 1.0)
 
 
@@ -307,6 +305,25 @@ def test_a_whole_batch_shows_its_strongest_forces():
     json.dumps(explanation.as_dict(), allow_nan=False)
     apart = nf.explain(nf.batch_contrastive_loss, 100 * torch.eye(4), [0, 1, 2, 3])
     assert finding_names(apart) == ["dead-batch", "one-kind-only"]
+
+
+def test_a_list_is_told_and_what_is_as_by_default_is_not():
+    x, labels = clusters().flatten(0, 1), torch.arange(8).repeat_interleave(4)
+    pairs = nf.mine.violating_pairs(x, labels, neg_margin=3.0)
+    many = len(pairs.positive) + len(pairs.negative)
+    found = nf.explain(nf.batch_contrastive_loss, x, labels, margin=3.0, pairs=pairs)
+    mean = nf.batch_contrastive_loss(x, labels, margin=3.0, pairs=pairs).item()
+    assert str(found).startswith(
+        f"batch_contrastive_loss(margin=3)\n32 rows over {many} listed pairs, mean loss {mean:.4g} "
+    )
+    triplets = nf.mine.violating_triplets(x, labels, margin=9.0)[:7]
+    found = nf.explain(nf.batch_triplet_loss, x, None, triplets=triplets)
+    assert str(found).startswith("batch_triplet_loss()\n32 rows over 7 listed triplets, mean loss ")
+    reference = nf.Reference(torch.cat([x, x + 1]).tolist(), torch.cat([labels, labels]))
+    pairs = ([[0, 60], [1, 61], [2, 5]], [])
+    found = nf.explain(nf.sup_con_loss, x, None, pairs=pairs, reference=reference)
+    assert found.listed == "3 listed pairs"
+    assert json.loads(json.dumps(found.as_dict()))["listed"] == "3 listed pairs"
 
 
 BATCHES = [

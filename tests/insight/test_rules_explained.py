@@ -73,7 +73,9 @@ def test_an_explanation_names_the_rule_and_counts_as_the_loss_does() -> None:
     given = {"distance": "euclidean", "learned": (BETA,), "weight": torch.ones(N)}
     found = nf.explain(nf.batch_loss, margin_rule, x, labels, **given)
     # What is learned is data, as weights are.
-    assert str(found).startswith("batch_loss(rule=margin_rule, distance=euclidean)\n24 rows, loss ")
+    assert str(found).startswith(
+        "batch_loss(rule=margin_rule, distance=euclidean)\n24 rows, mean loss "
+    )
     assert found.mean == pytest.approx(nf.batch_loss(margin_rule, x, labels, **given).item())
     total = nf.batch_loss(margin_rule, x, labels, reduction="sum", **given).item()
     assert found.total == pytest.approx(total)

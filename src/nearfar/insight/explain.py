@@ -19,6 +19,7 @@ from nearfar.insight.observation import Observation
 from nearfar.insight.readings import labels, read_force, readings
 from nearfar.losses.base import unwrap
 from nearfar.losses.own import Rule, batch_loss, name_of, with_rule
+from nearfar.pairs import listed_pairs, listed_triplets
 
 
 def explain(
@@ -30,7 +31,8 @@ def explain(
     with a distance :math:`d_i`, the force is :math:`\partial \ell_i / \partial d_i` (negated for a
     similarity): above 0 it pulls together, below 0 it pushes apart.
 
-    For a whole-batch loss, the strongest forces are shown; `nearfar.forces` has more.
+    For a whole-batch loss, the strongest forces are shown; `nearfar.forces` has more. Settings that
+    are as they are by default are left out.
 
     Args:
         loss: one of nearfar's losses, as a function or a module; or `nearfar.batch_loss`.
@@ -47,8 +49,8 @@ def explain(
 
     >>> from nearfar import contrastive_loss_from_distance
     >>> print(explain(contrastive_loss_from_distance, [0.5, 0.3, 1.5], [True, False, False]))
-    contrastive_loss_from_distance(margin=1)
-    3 rows, loss 0.2467 per row (sum 0.74), 67% active, pull 1, push 1.4
+    contrastive_loss_from_distance()
+    3 rows, mean loss 0.2467 (sum 0.74), 67% active, pull 1, push 1.4
     <BLANKLINE>
     row  label       distance    loss  force     reading
     ---  ----------  --------  ------  --------  ----------------------------------
@@ -131,29 +133,35 @@ def _explain_batch(
         pull=float(shown.pull.sum()),
         push=float(shown.push.sum()),
         findings=diagnose(batch_evidence(function, data, settings, acting)).findings,
+        listed=_listed(settings, n),
     )
+
+
+def _listed(settings: dict[str, Any], n: int) -> str | None:
+    """How many pairs or triplets a loss is over, if they are listed."""
+    here = torch.device("cpu")
+    if (triplets := settings.get("triplets")) is not None:
+        return f"{len(listed_triplets(triplets, here))} listed triplets"
+    if (pairs := settings.get("pairs")) is None:
+        return None
+    m = len(settings["reference"].x) if "reference" in settings else n
+    (similar, _), (dissimilar, _) = listed_pairs(pairs, n, m, here)
+    return f"{len(similar) + len(dissimilar)} listed pairs"
 
 
 def _plain(function: Callable[..., Tensor], settings: dict[str, Any]) -> dict[str, Any]:
     """The settings that are single values, and the names of functions; data is left out.
 
-    So are switches that are as they are by default, and numbers that are 0 by default.
+    So is what is as it is by default.
     """
     shown: dict[str, Any] = {"rule": name_of(settings["rule"])} if "rule" in settings else {}
     takes = inspect.signature(batch_loss if function is with_rule else function).parameters
-    usual = {p.name: p.default for p in takes.values()}
     for name, value in settings.items():
         value = value.item() if isinstance(value, Tensor) and not value.ndim else value
         value = name_of(value) if callable(value) and name != "rule" else value
-        quiet = value is usual.get(name) or value == usual.get(name) == 0
-        if isinstance(value, int | float | str) and not (quiet and _is_off(value)):
+        if isinstance(value, int | float | str) and value != takes[name].default:
             shown[name] = value
     return shown
-
-
-def _is_off(value: float | str) -> bool:
-    """Whether a default says nothing: a switch, or no margin."""
-    return isinstance(value, bool) or value == 0
 
 
 @dataclass(frozen=True)

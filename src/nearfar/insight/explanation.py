@@ -47,17 +47,19 @@ class Explanation:
 
     Attributes:
         loss: the name of the loss.
-        hyperparameters: what it was called with.
+        hyperparameters: what it was called with, but for what is so by default.
         rows: one `Row` per pair or tuple; for a whole batch, the strongest forces.
         n: how many rows (pairs, tuples, anchors) the loss is over.
         total: the sum of the losses.
-        mean: their mean, which training minimises by default.
+        mean: the loss with reduction="mean", which training minimises by default. What it is the
+            mean over (rows, pairs, triplets), the docstring of the loss says.
         active_share: share of the rows with a force of at least a millionth of the strongest;
             nothing is learned from the others.
         pull: the sum of all pulls.
         push: the sum of all pushes.
         findings: what looks wrong, with evidence and advice; empty if nothing does.
         limit: how many rows to print; `rows` has them all.
+        listed: the pairs or triplets that alone count, such as "24 listed pairs"; None: all.
     """
 
     loss: str
@@ -71,6 +73,7 @@ class Explanation:
     push: float
     findings: tuple[Finding, ...]
     limit: int = SHOWN
+    listed: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON; NaN, which JSON lacks, becomes None."""
@@ -98,8 +101,9 @@ class Explanation:
 
     def _title(self) -> str:
         settings = ", ".join(f"{k}={_setting(v)}" for k, v in self.hyperparameters.items())
+        over = f"{self.n} rows" + (f" over {self.listed}" if self.listed else "")
         return (
-            f"{self.loss}({settings})\n{self.n} rows, loss {self.mean:.4g} per row "
+            f"{self.loss}({settings})\n{over}, mean loss {self.mean:.4g} "
             f"(sum {self.total:.4g}), {self.active_share:.0%} active, "
             f"pull {self.pull:.4g}, push {self.push:.4g}"
         )
