@@ -118,8 +118,10 @@ class ProxyLossModule(LossModule):
         """(n, n_classes) the scale times the cosine of each row with each class, without a margin.
 
         Of several proxies of a class the largest cosine counts; with normalize=False it is the
-        product. Gradients reach `x`, the proxies and a learned scale. The exponents in
-        `proxy_nca_loss`, -scale * d, are twice these, but for a constant.
+        product. Gradients reach `x`, the proxies and a learned scale.
+
+        For `ProxyNCALoss`, take the softmax of 2 * logits: its exponents are -scale times the
+        squared distance, which is 2 - 2 cos, and so twice the logits, less a constant.
 
         Args:
             x: (n, dim) embeddings.

@@ -65,7 +65,7 @@ def batch_contrastive_loss(
         distance: "euclidean", "sqeuclidean", "cosine", "snr" (anchor first), "manhattan", or a
             number p of at least 1 for the p-norm.
         normalize: scale all rows to length 1 first; "cosine" does so in any case.
-        select: "all" pairs, or "hard", those in the overlap.
+        select: "all" pairs, or "hard", those in the overlap; with `pairs`, the overlap among them.
         pairs: the only pairs that count, as a miner found them, or as (similar, dissimilar), each
             (k, 2) indices of an anchor and of another row of the batch or the reference; None: all.
             A pair counts as often as it is listed.

@@ -640,7 +640,7 @@ class BatchContrastiveLoss(LossModule):
         distance: "euclidean", "sqeuclidean", "cosine", "snr" (anchor first), "manhattan", or a
             number p of at least 1 for the p-norm.
         normalize: scale all rows to length 1 first; "cosine" does so in any case.
-        select: "all" pairs, or "hard", those in the overlap.
+        select: "all" pairs, or "hard", those in the overlap; with `pairs`, the overlap among them.
         reduction: "mean" over similar plus mean over dissimilar pairs, "active" over those of each
             kind that are not 0, (low, high) over those between; "sum" over all ordered pairs, or
             "none" for (n,) sums, one per row over its pairs, without those means.
@@ -1194,7 +1194,9 @@ class MultiSimilarityLoss(LossModule):
         beta: how sharply negatives above `base` are pushed, above 0.
         base: lambda, the similarity that separates the two.
         similarity: "inner_product", which is the cosine of normalized rows; "cosine", whatever
-            `normalize` says; or "sqeuclidean", minus the squared Euclidean distance.
+            `normalize` says; or "sqeuclidean", minus the squared Euclidean distance. These are at
+            most 0, so that `base` should be below 0: minus the squared distance that separates the
+            two.
         normalize: scale all rows to length 1 first, so that inner products are cosines.
         reduction: "mean" over all anchors with at least one positive or negative, as in the paper,
             "active" over those whose loss is not 0, (low, high) over those between; "sum", or
@@ -1275,7 +1277,9 @@ class CircleLoss(LossModule):
         margin: m, from 0 to 1: similarities should reach 1 - m and m.
         scale: gamma, above 0.
         similarity: "inner_product", which is the cosine of normalized rows; "cosine", whatever
-            `normalize` says; or "sqeuclidean", minus the squared Euclidean distance.
+            `normalize` says; or "sqeuclidean", minus the squared Euclidean distance. These are at
+            most 0: dissimilar rows are pushed up to a squared distance of m, and similar rows reach
+            their target only with m = 1.
         normalize: scale all rows to length 1 first, so that inner products are cosines.
         reduction: "mean" over the anchors that have a positive and a negative, "active" over those
             whose loss is not 0, (low, high) over those between; "sum", or "none", where the others

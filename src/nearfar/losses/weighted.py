@@ -52,7 +52,9 @@ def multi_similarity_loss(
         beta: how sharply negatives above `base` are pushed, above 0.
         base: lambda, the similarity that separates the two.
         similarity: "inner_product", which is the cosine of normalized rows; "cosine", whatever
-            `normalize` says; or "sqeuclidean", minus the squared Euclidean distance.
+            `normalize` says; or "sqeuclidean", minus the squared Euclidean distance. These
+            are at most 0, so that `base` should be below 0: minus the squared distance that
+            separates the two.
         normalize: scale all rows to length 1 first, so that inner products are cosines.
         pairs: the only pairs that count, as a miner found them, or as (similar, dissimilar), each
             (k, 2) indices of an anchor and of another row of the batch or the reference; None: all.
@@ -139,7 +141,9 @@ def circle_loss(
         margin: m, from 0 to 1: similarities should reach 1 - m and m.
         scale: gamma, above 0.
         similarity: "inner_product", which is the cosine of normalized rows; "cosine", whatever
-            `normalize` says; or "sqeuclidean", minus the squared Euclidean distance.
+            `normalize` says; or "sqeuclidean", minus the squared Euclidean distance. These
+            are at most 0: dissimilar rows are pushed up to a squared distance of m, and similar
+            rows reach their target only with m = 1.
         normalize: scale all rows to length 1 first, so that inner products are cosines.
         pairs: the only pairs that count, as a miner found them, or as (similar, dissimilar), each
             (k, 2) indices of an anchor and of another row of the batch or the reference; None: all.

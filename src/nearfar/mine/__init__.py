@@ -3,6 +3,10 @@
 Rows and pairs that are found are what the losses take as `pairs`, and triplets what
 `batch_triplet_loss` takes as `triplets`.
 
+Most miners take the Euclidean distance of the rows as they are, unless `normalize=True` or
+distance="cosine" is passed. Losses of similarities compare cosines: for them, pass one of the two.
+(`multi_similarity_pairs` takes cosines, and `distance_weighted_negatives` rows of length 1.)
+
 Miners work on blocks of rows, so no (n, m) matrix is ever held. They return int64 indices whatever
 the dtype of the labels, and the same result for the same input and generator. Results have no
 gradient.

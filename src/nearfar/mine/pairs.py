@@ -37,7 +37,8 @@ def multi_similarity_pairs(
         epsilon: how far beyond the limit a pair may be and still be selected.
         distance: "cosine" (the paper's), "euclidean", "sqeuclidean", "snr", "manhattan" or the p of
             a p-norm.
-        normalize: scale all rows to length 1 first, for a loss that does; "cosine" always does.
+        normalize: scale all rows to length 1 first, as losses of similarities do by default;
+            "cosine" always does. If false, other distances are between the rows as they are.
         reference: rows to compare with instead of the other rows of the batch.
 
     Returns:
@@ -98,7 +99,8 @@ def violating_pairs(
         pos_margin: similar pairs are selected beyond it; 0 or more, in units of the distance.
         neg_margin: dissimilar pairs are selected below it; 0 or more.
         distance: "euclidean", "sqeuclidean", "cosine", "snr", "manhattan" or the p of a p-norm.
-        normalize: scale all rows to length 1 first, for a loss that does; "cosine" always does.
+        normalize: scale all rows to length 1 first, as losses of similarities do by default;
+            "cosine" always does. If false, other distances are between the rows as they are.
         reference: rows to compare with instead of the other rows of the batch.
 
     Returns:
@@ -151,7 +153,8 @@ def hard_pairs(
         labels: (n,) class ids, or (n, c) bool multi-labels; rows that share a label are similar.
         share: of the pairs of each kind, from 0 to 1.
         distance: "euclidean", "sqeuclidean", "cosine", "snr", "manhattan" or the p of a p-norm.
-        normalize: scale all rows to length 1 first, for a loss that does; "cosine" always does.
+        normalize: scale all rows to length 1 first, as losses of similarities do by default;
+            "cosine" always does. If false, other distances are between the rows as they are.
         reference: rows to compare with instead of the other rows of the batch.
 
     Returns:
@@ -201,7 +204,8 @@ def uniform_pairs(
         bins: how many there are.
         per_bin: how many pairs of each kind are drawn from each bin.
         distance: "euclidean", "sqeuclidean", "cosine", "snr", "manhattan" or the p of a p-norm.
-        normalize: scale all rows to length 1 first, for a loss that does; "cosine" always does.
+        normalize: scale all rows to length 1 first, as losses of similarities do by default;
+            "cosine" always does. If false, other distances are between the rows as they are.
         generator: for the draw; None: torch's own.
         reference: rows to compare with instead of the other rows of the batch.
 

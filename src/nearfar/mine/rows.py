@@ -46,7 +46,8 @@ def hard_negatives(
             None: no two rows are similar except those listed in `exclude`.
         k: how many negatives.
         distance: "euclidean", "sqeuclidean", "cosine", "snr", "manhattan" or the p of a p-norm.
-        normalize: scale all rows to length 1 first, for a loss that does; "cosine" always does.
+        normalize: scale all rows to length 1 first, as losses of similarities do by default;
+            "cosine" always does. If false, other distances are between the rows as they are.
         margin: m, how much farther than the farthest positive a negative must be, in units of the
             distance.
         relative_margin: r, 0 or more, the same as a share of the positive's score.
@@ -124,7 +125,8 @@ def hard_positives(
         labels: (n,) class ids, or (n, c) bool multi-labels; rows that share a label are similar.
         k: how many positives.
         distance: "euclidean", "sqeuclidean", "cosine", "snr", "manhattan" or the p of a p-norm.
-        normalize: scale all rows to length 1 first, for a loss that does; "cosine" always does.
+        normalize: scale all rows to length 1 first, as losses of similarities do by default;
+            "cosine" always does. If false, other distances are between the rows as they are.
         reference: rows to search instead of the other rows of the batch.
 
     Returns:

@@ -46,7 +46,8 @@ def semihard_triplets(
         x: (n, d) embeddings.
         labels: (n,) class ids, or (n, c) bool multi-labels; rows that share a label are similar.
         distance: "euclidean", "sqeuclidean", "cosine", "snr", "manhattan" or the p of a p-norm.
-        normalize: scale all rows to length 1 first, for a loss that does; "cosine" always does.
+        normalize: scale all rows to length 1 first, as losses of similarities do by default;
+            "cosine" always does. If false, other distances are between the rows as they are.
         max: how many triplets at most, drawn at random; None: all.
         generator: for the draw; None: torch's own.
         reference: rows to take positives and negatives from instead of the batch.
@@ -103,7 +104,8 @@ def violating_triplets(
         margin: m, 0 or more, in units of the distance.
         kind: "all", "hard", "semihard" or "easy".
         distance: "euclidean", "sqeuclidean", "cosine", "snr", "manhattan" or the p of a p-norm.
-        normalize: scale all rows to length 1 first, for a loss that does; "cosine" always does.
+        normalize: scale all rows to length 1 first, as losses of similarities do by default;
+            "cosine" always does. If false, other distances are between the rows as they are.
         max: how many triplets at most, drawn at random; None: all.
         generator: for the draw; None: torch's own.
         reference: rows to take positives and negatives from instead of the batch.
@@ -173,7 +175,8 @@ def easy_hard_triplets(
             all.
         negative_range: likewise of the negatives.
         distance: "euclidean", "sqeuclidean", "cosine", "snr", "manhattan" or the p of a p-norm.
-        normalize: scale all rows to length 1 first, for a loss that does; "cosine" always does.
+        normalize: scale all rows to length 1 first, as losses of similarities do by default;
+            "cosine" always does. If false, other distances are between the rows as they are.
         reference: rows to take positives and negatives from instead of the batch.
 
     Returns:
@@ -249,7 +252,7 @@ def angular_triplets(
         x: (n, d) embeddings.
         labels: (n,) class ids, or (n, c) bool multi-labels; rows that share a label are similar.
         angle: alpha, in degrees, from 0 to below 90.
-        normalize: scale all rows to length 1 first, for a loss that does.
+        normalize: scale all rows to length 1 first, as losses of similarities do by default.
         max: how many triplets at most, drawn at random; None: all.
         generator: for the draw; None: torch's own.
         reference: rows to take positives and negatives from instead of the batch.
