@@ -144,9 +144,8 @@ def _listed(settings: dict[str, Any], n: int) -> str | None:
         return f"{len(listed_triplets(triplets, here))} listed triplets"
     if (pairs := settings.get("pairs")) is None:
         return None
-    m = len(settings["reference"].x) if "reference" in settings else n
-    (similar, _), (dissimilar, _) = listed_pairs(pairs, n, m, here)
-    return f"{len(similar) + len(dissimilar)} listed pairs"
+    similar, dissimilar = listed_pairs(pairs, n, here)
+    return f"{len(similar.row) + len(dissimilar.row)} listed pairs"
 
 
 def _plain(function: Callable[..., Tensor], settings: dict[str, Any]) -> dict[str, Any]:

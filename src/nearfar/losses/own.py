@@ -25,7 +25,7 @@ from nearfar.engine.pair_sums import (
 from nearfar.engine.relation import Relation
 from nearfar.engine.step import Answer, Executor, Request, run
 from nearfar.engine.walk import Walk
-from nearfar.inputs import ArrayLike
+from nearfar.inputs import ArrayLike, switch
 from nearfar.losses.batch import as_batch, one_of, row_weight
 from nearfar.losses.similarity import Similarity
 from nearfar.pairs import Pairs
@@ -159,6 +159,7 @@ def batch_loss(
     """
     closeness = _closeness(distance, similarity)
     check_rule(rule)
+    switch("normalize", normalize)
     _check_learned(learned)
     rows, columns, relation = as_batch(x, labels, reference, reduction, pairs)
     weights = row_weight(weight, rows)

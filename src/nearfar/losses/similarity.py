@@ -7,7 +7,7 @@ from torch import Tensor
 
 from nearfar.distance import unit
 from nearfar.engine.closeness import Closeness, NegatedSquares, Product
-from nearfar.inputs import lift
+from nearfar.inputs import lift, switch
 from nearfar.losses.batch import one_of
 
 # With rows at length 1, the inner product is the cosine.
@@ -54,6 +54,7 @@ def compared(
         ValueError: an unknown similarity; the message lists the choices.
     """
     one_of("similarity", similarity, Similarity)
+    switch("normalize", normalize)
     normalize = normalize or similarity == "cosine"
     if similarity != "sqeuclidean":
         return Compared(Product(), rows, columns, normalize, scale)
