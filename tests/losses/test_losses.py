@@ -4,6 +4,7 @@ import copy
 import inspect
 import math
 import pickle
+import re
 from typing import Any
 
 import numpy as np
@@ -332,6 +333,30 @@ def test_shell_equals_function_also_when_copied(case: Case) -> None:
     assert not module.state_dict()
     for key, value in case.keywords.items():
         assert f"{key}={value!r}" in repr(module)
+
+
+def test_a_module_says_what_is_passed_in_each_call() -> None:
+    for module, how, call in (
+        (
+            nearfar.CircleLoss,
+            {"weight": [1.0]},
+            "weight in each call: loss(x, labels, weight=weight)",
+        ),
+        (
+            nearfar.SupConLoss,
+            {"reference": None, "pairs": None},
+            "pairs, reference in each call: loss(x, labels, pairs=pairs, reference=reference)",
+        ),
+        (
+            nearfar.TripletLoss,
+            {"anchor": 0},
+            "anchor in each call: loss(anchor, positive, negative)",
+        ),
+    ):
+        with pytest.raises(TypeError, match=re.escape(f" Pass {call}.")):
+            module(**how)
+    with pytest.raises(TypeError, match=r"; got weights\.$"):
+        nearfar.CircleLoss(weights=1)
 
 
 def test_shell_repr_and_unknown_hyperparameter() -> None:

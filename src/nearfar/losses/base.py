@@ -88,6 +88,7 @@ class ProxyLossModule(LossModule):
     """
 
     scale: float | Tensor
+    normalize: bool = True  # of the losses that take no such argument
     proxies: nn.Parameter
 
     def __init__(
@@ -126,7 +127,7 @@ class ProxyLossModule(LossModule):
         Args:
             x: (n, dim) embeddings.
         """
-        return class_logits(x, self.proxies, self.scale, normalize=getattr(self, "normalize", True))
+        return class_logits(x, self.proxies, self.scale, normalize=self.normalize)
 
     def predict(self, x: ArrayLike) -> Tensor:
         """(n,) the class of the largest logit of each row, in memory linear in the rows.
@@ -137,7 +138,7 @@ class ProxyLossModule(LossModule):
         Raises:
             ValueError: a row or a proxy that is not finite.
         """
-        return nearest_class(x, self.proxies, normalize=getattr(self, "normalize", True))
+        return nearest_class(x, self.proxies, normalize=self.normalize)
 
     def extra_repr(self) -> str:
         n_classes, *several, dim = self.proxies.shape
@@ -169,16 +170,27 @@ def by_name(init: Init) -> Init:
         if twice := ", ".join(placed.keys() & hyperparameters.keys()):
             raise TypeError(f"{name} got {twice} twice, by place and by name.")
         hyperparameters = placed | hyperparameters
-        unknown = ", ".join(sorted(hyperparameters.keys() - {p.name for p in takes}))
-        if unknown:
+        if unknown := hyperparameters.keys() - {p.name for p in takes}:
             known = ", ".join([*in_order, *named])
-            raise TypeError(f"{name} takes {known}; got {unknown}.")
+            fix = _fix_of_data(type(self), unknown)
+            raise TypeError(f"{name} takes {known}; got {', '.join(sorted(unknown))}.{fix}")
         for p in takes:
             if p.default is p.empty and p.name not in hyperparameters:
                 raise TypeError(f"{name} needs {p.name}: {self.why_needed()}")
         init(self, **hyperparameters)
 
     return cast(Init, checked)
+
+
+def _fix_of_data(module: type[LossModule], unknown: Set[str]) -> str:
+    """What to do if some arguments of a constructor are those of each call; else nothing."""
+    forward = inspect.signature(module.forward).parameters
+    data = [name for name in forward if name in unknown]
+    if not data:
+        return ""
+    needed = [p.name for p in forward.values() if p.default is p.empty and p.name != "self"]
+    call = [*needed, *(f"{name}={name}" for name in data if name not in needed)]
+    return f" Pass {', '.join(data)} in each call: loss({', '.join(call)})."
 
 
 def unwrap(
