@@ -1,6 +1,7 @@
 """Miners of pairs and triplets against loops over all of them."""
 
 from collections import Counter
+from fractions import Fraction
 from math import atan, ceil, degrees, inf
 from typing import Any
 
@@ -12,7 +13,7 @@ from batch_cases import referring
 from torch import Tensor
 
 import nearfar
-from nearfar import memory_budget, mine
+from nearfar import Reference, memory_budget, mine
 from nearfar.engine.budget import tile_shape
 
 OWN = torch.tensor([3, -1, 0, 10, *[-1] * 8])
@@ -182,7 +183,16 @@ def test_hard_pairs(share: float, given: Any) -> None:
         every = case.pairs(kind)
         sign = -1 if kind == "positive" else 1
         hardest = sorted(every, key=lambda pair, sign=sign: sign * float(case.d[pair]))
-        assert as_lists(pairs) == sorted(hardest[: ceil(share * len(every))])
+        assert as_lists(pairs) == sorted(hardest[: ceil(Fraction(str(share)) * len(every))])
+
+
+def test_a_share_is_not_rounded_up_for_a_rounding_error() -> None:
+    """0.07 * 100 is 7.000000000000001."""
+    x = torch.arange(20.0)[:, None] ** 1.1
+    for share, many in ((0.07, 7), (0.0701, 8), (0.29, 29), (1.0, 100)):
+        against = Reference(x[10:], [0] * 10)
+        found = mine.hard_pairs(x[:10], [0] * 10, share=share, reference=against)
+        assert len(found.positive) == many
 
 
 def test_equally_hard_pairs_are_taken_in_order() -> None:

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Sequence
 from math import inf, isfinite
 from numbers import Integral
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -251,6 +251,13 @@ def switch(name: str, value: bool) -> bool:
     if not isinstance(value, bool | np.bool_):
         raise TypeError(f"{name} must be True or False, got {value!r}.")
     return bool(value)
+
+
+def one_of(name: str, value: object, choices: object) -> None:
+    """Refuse a value that is not one of those of a `Literal`."""
+    if value not in get_args(choices):
+        known = ", ".join(map(repr, get_args(choices)))
+        raise ValueError(f"{name} must be one of {known}; got {value!r}.")
 
 
 def positive_integer(name: str, value: int) -> int:

@@ -20,6 +20,7 @@ from nearfar.engine.products import products
 from nearfar.engine.relation import Relation
 from nearfar.engine.slices import spans
 from nearfar.engine.walk import Measure, blocks
+from nearfar.inputs import between
 from nearfar.reduction import sum_dtype
 
 # Copies of a block held at the same time: distances, lists of positives, and the nearest rows.
@@ -235,10 +236,22 @@ def every(relation: Relation) -> Picker:
             anchors, negative = Anchors.of(here), here.masks()[1]
             for some in spans(len(anchors.row), step):
                 row, column = anchors.row[some], anchors.column[some]
-                pair, chosen = negative[row].nonzero(as_tuple=True)
-                yield torch.stack([row[pair] + rows.start, column[pair], chosen], 1)
+                yield triplets_of_pairs(rows, row, column, negative[row])
 
     return pick
+
+
+def triplets_of_pairs(rows: slice, row: Tensor, column: Tensor, negative: Tensor) -> Tensor:
+    """(t, 3) the triplets of some pairs of an anchor and a positive.
+
+    Args:
+        rows: of the block.
+        row: (k,) the row of each anchor in the block.
+        column: (k,) its positive.
+        negative: (k, m) bool, its negatives.
+    """
+    pair, chosen = negative.nonzero(as_tuple=True)
+    return torch.stack([row[pair] + rows.start, column[pair], chosen], 1)
 
 
 def at_random(relation: Relation, k: int, seed: int) -> Picker:
@@ -267,3 +280,20 @@ def at_random(relation: Relation, k: int, seed: int) -> Picker:
 def _of(share: Tensor, count: Tensor) -> Tensor:
     """A whole number from 0 to count - 1 from a share of 0 to 1."""
     return (share * count).long().minimum(count - 1)
+
+
+def check_cutoffs(cutoff: float, nonzero_loss_cutoff: float) -> None:
+    """Refuse cutoffs that are no distances of unit rows, or in the wrong order."""
+    between("cutoff", cutoff, 0, 2, ", a distance of rows of length 1")
+    between("nonzero_loss_cutoff", nonzero_loss_cutoff, cutoff, 2)
+
+
+def seed(generator: torch.Generator | None) -> int:
+    """Draw a seed from a generator, for one whose draws can be repeated."""
+    if not isinstance(generator, torch.Generator | None):
+        raise TypeError(
+            f"generator must be a torch.Generator, got {generator!r}. For a seed pass "
+            "torch.Generator().manual_seed(seed)."
+        )
+    device = None if generator is None else generator.device
+    return int(torch.randint(2**62, (), generator=generator, device=device))

@@ -1,13 +1,14 @@
 """Checks and conversions that whole-batch losses share, before the engine takes over."""
 
 from copy import deepcopy
-from typing import TypeVar, get_args
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from nearfar.engine.relation import Relation
 from nearfar.inputs import ArrayLike, batch, lift, same_device, tensor
+from nearfar.inputs import one_of as one_of
 from nearfar.labels import refuse
 from nearfar.losses.pair_lists import as_listed
 from nearfar.losses.related import related, rows_and_columns
@@ -74,10 +75,3 @@ def row_weight(weight: ArrayLike | None, x: Tensor, each: str = "row") -> Tensor
     refuse("weight", weight, weight < 0, "be 0 or more")
     # A copy: the backward pass reads it again, and the caller may overwrite the original.
     return weight.to(torch.promote_types(x.dtype, torch.float32), copy=True)
-
-
-def one_of(name: str, value: object, choices: object) -> None:
-    """Refuse a value that is not one of those of a `Literal`."""
-    if value not in get_args(choices):
-        known = ", ".join(map(repr, get_args(choices)))
-        raise ValueError(f"{name} must be one of {known}; got {value!r}.")

@@ -11,8 +11,8 @@ from nearfar.engine.closeness import by_distance
 from nearfar.engine.pair_sums import PairSum, pair_loss
 from nearfar.engine.relation import matched
 from nearfar.engine.step import run
-from nearfar.inputs import ArrayLike, above_zero, between, finite, switch
-from nearfar.losses.batch import as_batch, as_towers, one_of, row_weight
+from nearfar.inputs import ArrayLike, above_zero, between, finite, one_of, switch
+from nearfar.losses.batch import as_batch, as_towers, row_weight
 from nearfar.losses.own import PairRule, batch_loss
 from nearfar.losses.similarity import Similarity, compared
 from nearfar.losses.terms import softplus_and_slope

@@ -12,12 +12,20 @@ from nearfar.distance import Distance, check_distance
 from nearfar.engine.closeness import by_distance
 from nearfar.engine.listed import Picker, Tally, TupleRule, given, listed
 from nearfar.engine.observe import force_visitors
-from nearfar.engine.pick import at_random, by_distance_weight, every, hardest, semihard
+from nearfar.engine.pick import (
+    at_random,
+    by_distance_weight,
+    check_cutoffs,
+    every,
+    hardest,
+    seed,
+    semihard,
+)
 from nearfar.engine.relation import Relation
 from nearfar.engine.step import Executor, run
-from nearfar.inputs import ArrayLike, between, lift, positive_integer, switch, tensor
+from nearfar.inputs import ArrayLike, between, lift, one_of, positive_integer, switch, tensor
 from nearfar.labels import refuse
-from nearfar.losses.batch import as_batch, one_of, row_weight
+from nearfar.losses.batch import as_batch, row_weight
 from nearfar.losses.every_quadruplet import (
     Classes,
     Terms,
@@ -168,21 +176,21 @@ def batch_triplet_loss(
     "Sampling Matters in Deep Embedding Learning", ICCV 2017.
     """
     how = _How(
-        margin,
-        distance,
-        normalize,
-        select,
-        smooth,
-        swap,
-        n_per_anchor,
-        cutoff,
-        nonzero_loss_cutoff,
-        generator,
+        margin=margin,
+        distance=check_distance(distance),
+        normalize=normalize,
+        select=select,
+        smooth=smooth,
+        swap=swap,
+        n_per_anchor=n_per_anchor,
+        cutoff=cutoff,
+        nonzero_loss_cutoff=nonzero_loss_cutoff,
+        generator=generator,
     )
     return _over_triplets(x, labels, how, triplets, weight, reference, reduction, Tally())
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class _How:
     """What a loss over triplets is, besides its data; see `batch_triplet_loss`."""
 
@@ -202,7 +210,6 @@ class _How:
         if isinstance(self.margin, str) and self.margin == "soft":
             raise ValueError("margin must be a number: the soft margin is smooth=True, margin=0.0.")
         between("margin", self.margin, 0, inf, ", a difference of distances")
-        self.distance = check_distance(self.distance)
         one_of("select", self.select, Triplets)
         for name in ("normalize", "smooth", "swap"):
             switch(name, getattr(self, name))
@@ -348,18 +355,18 @@ def triplet_stats(
     >>> triplet_stats(x, [0, 0, 1, 1], select="hard", margin=0.2)
     TripletStats(valid=4, active=2)
     """
-    tally, smooth = Tally(), False
+    tally = Tally()
     how = _How(
-        margin,
-        distance,
-        normalize,
-        select,
-        smooth,
-        swap,
-        n_per_anchor,
-        cutoff,
-        nonzero_loss_cutoff,
-        generator,
+        margin=margin,
+        distance=check_distance(distance),
+        normalize=normalize,
+        select=select,
+        smooth=False,
+        swap=swap,
+        n_per_anchor=n_per_anchor,
+        cutoff=cutoff,
+        nonzero_loss_cutoff=nonzero_loss_cutoff,
+        generator=generator,
     )
     with torch.no_grad():
         _over_triplets(x, labels, how, triplets, None, reference, "sum", tally)
@@ -540,23 +547,6 @@ def quadruplet_stats(
             x, labels, margins, distance, normalize, select, None, reference, "sum", tallies
         )
     return QuadrupletStats(int(first.valid), int(first.active), int(second.active))
-
-
-def check_cutoffs(cutoff: float, nonzero_loss_cutoff: float) -> None:
-    """Refuse cutoffs that are no distances of unit rows, or in the wrong order."""
-    between("cutoff", cutoff, 0, 2, ", a distance of rows of length 1")
-    between("nonzero_loss_cutoff", nonzero_loss_cutoff, cutoff, 2)
-
-
-def seed(generator: torch.Generator | None) -> int:
-    """Draw a seed from a generator, for one whose draws can be repeated."""
-    if not isinstance(generator, torch.Generator | None):
-        raise TypeError(
-            f"generator must be a torch.Generator, got {generator!r}. For a seed pass "
-            "torch.Generator().manual_seed(seed)."
-        )
-    device = None if generator is None else generator.device
-    return int(torch.randint(2**62, (), generator=generator, device=device))
 
 
 def _quadruplet_rule(

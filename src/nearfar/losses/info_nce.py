@@ -19,13 +19,14 @@ from nearfar.inputs import (
     embeddings,
     lift,
     matrix,
+    one_of,
     same_device,
     switch,
     tensor,
     tracing,
 )
 from nearfar.labels import class_ids
-from nearfar.losses.batch import as_batch, as_towers, one_of, row_weight
+from nearfar.losses.batch import as_batch, as_towers, row_weight
 from nearfar.losses.contrast import DECOUPLED, ONE
 from nearfar.losses.similarity import Similarity, compared
 from nearfar.losses.softmax import pick

@@ -1,14 +1,15 @@
 """Miners of pairs: an anchor of the batch and another row."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from dataclasses import dataclass
 from math import ceil, inf
 
 import torch
 from torch import Tensor
 
 from nearfar.distance import Distance
+from nearfar.engine.pick import seed
 from nearfar.inputs import ArrayLike, between, positive_integer
-from nearfar.losses.batch_tuples import seed
 from nearfar.mine.comparison import Comparison
 from nearfar.pairs import FoundPairs
 from nearfar.reference import Reference
@@ -174,7 +175,7 @@ def hard_pairs(
     """
     between("share", share, 0, 1)
     compared = Comparison.of(x, labels, reference, distance, normalize=normalize)
-    similar, dissimilar = (_Hardest(ceil(share * n)) for n in compared.relation.n_pairs())
+    similar, dissimilar = (_Hardest(_part(share, n)) for n in compared.relation.n_pairs())
     for where, d, block in compared.blocks():
         for hardest, mask, sign in zip((similar, dissimilar), block.masks(), (1, -1), strict=True):
             hardest.add(d[mask] * sign, _listed(where, mask))
@@ -229,21 +230,32 @@ def uniform_pairs(
     positive_integer("bins", bins)
     positive_integer("per_bin", per_bin)
     compared = Comparison.of(x, labels, reference, distance, normalize=normalize)
-    kinds = _Histogram(bins), _Histogram(bins)
 
-    def visit(what: Callable[[_Histogram, Tensor, Tensor], None]) -> None:
+    def each() -> Iterator[tuple[int, Tensor, Tensor]]:
+        """The pairs of each block: 0 for similar or 1 for dissimilar, distances, pairs."""
         for where, d, block in compared.blocks():
-            for kind, mask in zip(kinds, block.masks(), strict=True):
+            for kind, mask in enumerate(block.masks()):
                 if mask.any():
-                    what(kind, d[mask], _listed(where, mask))
+                    yield kind, d[mask], _listed(where, mask)
 
-    visit(_Histogram.widen)
-    visit(_Histogram.count)
+    ends = [(inf, -inf), (inf, -inf)]
+    for kind, d, _ in each():
+        low, high = (end.item() for end in d.aminmax())
+        ends[kind] = min(ends[kind][0], low), max(ends[kind][1], high)
+    binned = [_Bins(*of_kind, bins) for of_kind in ends]
+    counts = [torch.zeros(bins, dtype=torch.int64) for _ in binned]
+    for kind, d, _ in each():
+        counts[kind] += binned[kind].count(d)
     chance = torch.Generator().manual_seed(seed(generator))
-    for kind in kinds:
-        kind.draw(per_bin, chance)
-    visit(_Histogram.pick)
-    return _found([(kinds[0].drawn(), kinds[1].drawn())], compared)
+    drawn = [_Drawn(of_kind, per_bin, chance) for of_kind in counts]
+    for kind, d, pairs in each():
+        drawn[kind].take(binned[kind], d, pairs)
+    return _found([(drawn[0].pairs(), drawn[1].pairs())], compared)
+
+
+def _part(share: float, n: int) -> int:
+    """A share of n, rounded up, but not for a rounding error: 0.07 * 100 is 7.000000000000001."""
+    return ceil(share * n * (1 - 1e-12))
 
 
 class _Hardest:
@@ -275,46 +287,52 @@ class _Hardest:
         return self.found[0][1]
 
 
-class _Histogram:
-    """The pairs of one kind in bins of their distances, and some drawn from each bin."""
+@dataclass(frozen=True)
+class _Bins:
+    """n bins of equal width, from the smallest to the largest distance."""
 
-    def __init__(self, bins: int) -> None:
-        self.ends, self.counts = (inf, -inf), torch.zeros(bins, dtype=torch.int64)
-        self.rank = self.pairs = torch.zeros(0)
+    low: float
+    high: float
+    n: int
 
-    def widen(self, d: Tensor, pairs: Tensor) -> None:
-        """Let the bins hold these distances."""
-        low, high = d.aminmax()
-        self.ends = min(self.ends[0], low.item()), max(self.ends[1], high.item())
+    def of(self, d: Tensor) -> Tensor:
+        """The bin of each distance."""
+        edges = torch.linspace(self.low, self.high, self.n + 1, dtype=d.dtype, device=d.device)
+        return torch.searchsorted(edges, d, right=True).sub_(1).clamp_(0, self.n - 1)
 
-    def count(self, d: Tensor, pairs: Tensor) -> None:
-        """Count the pairs of each bin."""
-        self.counts += torch.bincount(self._bin(d), minlength=len(self.counts)).cpu()
+    def count(self, d: Tensor) -> Tensor:
+        """(n,) how many of the distances are in each bin."""
+        return torch.bincount(self.of(d), minlength=self.n).cpu()
 
-    def draw(self, per_bin: int, chance: torch.Generator) -> None:
-        """Choose, for each draw, which pair of its bin it is, by the order of the pairs."""
-        share = torch.rand(len(self.counts), per_bin, generator=chance, dtype=torch.float64)
-        self.rank = (share * self.counts[:, None]).long()
-        self.pairs = torch.full((*share.shape, 2), -1)
 
-    def pick(self, d: Tensor, pairs: Tensor) -> None:
-        """Take the chosen pairs among these, which follow those before."""
-        by_bin = self._bin(d).argsort(stable=True).cpu()
-        count = torch.bincount(self._bin(d), minlength=len(self.counts)).cpu()
-        here = (self.rank >= 0) & (self.rank < count[:, None])
+class _Drawn:
+    """Pairs drawn from each bin, by their place in it, before the pairs themselves are seen.
+
+    Args:
+        counts: (n,) how many pairs each bin has.
+        per_bin: how many are drawn from each.
+        chance: draws them.
+    """
+
+    def __init__(self, counts: Tensor, per_bin: int, chance: torch.Generator) -> None:
+        share = torch.rand(len(counts), per_bin, generator=chance, dtype=torch.float64)
+        # How many pairs of its bin come before the one that is drawn; below 0 once it was taken.
+        self._before = (share * counts[:, None]).long()
+        self._pairs = torch.full((*share.shape, 2), -1)
+        self._filled = counts > 0
+
+    def take(self, bins: _Bins, d: Tensor, pairs: Tensor) -> None:
+        """Take those that were drawn from these pairs, which follow the ones given before."""
+        by_bin = bins.of(d).argsort(stable=True).cpu()
+        count = bins.count(d)
+        here = (self._before >= 0) & (self._before < count[:, None])
         first = (count.cumsum(0) - count)[:, None]
-        self.pairs[here] = pairs.cpu()[by_bin[(first + self.rank)[here]]]
-        self.rank -= count[:, None]
+        self._pairs[here] = pairs.cpu()[by_bin[(first + self._before)[here]]]
+        self._before -= count[:, None]
 
-    def drawn(self) -> Tensor:
-        """(k, 2) the chosen pairs."""
-        return self.pairs[self.counts > 0].flatten(0, 1)
-
-    def _bin(self, d: Tensor) -> Tensor:
-        low, high = self.ends
-        bins = len(self.counts)
-        edges = torch.linspace(low, high, bins + 1, dtype=d.dtype, device=d.device)
-        return torch.searchsorted(edges, d, right=True).sub_(1).clamp_(0, bins - 1)
+    def pairs(self) -> Tensor:
+        """(k, 2) the drawn pairs, once all were given."""
+        return self._pairs[self._filled].flatten(0, 1)
 
 
 def _listed(where: slice, mask: Tensor) -> Tensor:

@@ -6,11 +6,10 @@ import torch
 from torch import Tensor
 
 from nearfar.distance import Distance
-from nearfar.engine.pick import distance_weight, draw
+from nearfar.engine.pick import check_cutoffs, distance_weight, draw, seed
 from nearfar.engine.relation import Block
 from nearfar.inputs import ArrayLike, between, positive_integer
 from nearfar.labels import listed_rows
-from nearfar.losses.batch_tuples import check_cutoffs, seed
 from nearfar.mine.comparison import Comparison, bounds, nearest
 from nearfar.pairs import Found
 from nearfar.reference import Reference

@@ -12,11 +12,9 @@ from nearfar.engine import budget
 from nearfar.engine.anchors import Anchors
 from nearfar.engine.budget import current_limits
 from nearfar.engine.closeness import by_distance
-from nearfar.engine.pick import semihard
+from nearfar.engine.pick import seed, semihard, triplets_of_pairs
 from nearfar.engine.slices import spans
-from nearfar.inputs import ArrayLike, between, positive_integer
-from nearfar.losses.batch import one_of
-from nearfar.losses.batch_tuples import seed
+from nearfar.inputs import ArrayLike, between, one_of, positive_integer
 from nearfar.mine.comparison import Comparison, bounds
 from nearfar.reference import Reference
 
@@ -137,11 +135,12 @@ def violating_triplets(
     def found() -> Iterator[Tensor]:
         for where, d, block in compared.blocks():
             anchors, negative = Anchors.of(block), block.masks()[1]
+            # The rows of so many pairs, and their gaps, are as large as the block.
             for some in spans(len(anchors.row), len(d) // 2 + 1):
                 row, column = anchors.row[some], anchors.column[some]
                 gap = d[row] - d[row, column][:, None]
                 inside = (gap > low) & (gap <= high) & negative[row]
-                yield _of_pairs(where, row, column, inside)
+                yield triplets_of_pairs(where, row, column, inside)
 
     return _some(found(), compared, max, generator)
 
@@ -227,7 +226,7 @@ def easy_hard_triplets(
             if negative != "all":
                 far = torch.zeros_like(far).scatter_(1, n, far.gather(1, n))
             row, column = near.nonzero(as_tuple=True)
-            yield _of_pairs(where, row, column, far[row])
+            yield triplets_of_pairs(where, row, column, far[row])
 
     return _some(found(), compared, None, None)
 
@@ -251,7 +250,7 @@ def angular_triplets(
     Args:
         x: (n, d) embeddings.
         labels: (n,) class ids, or (n, c) bool multi-labels; rows that share a label are similar.
-        angle: alpha, in degrees, from 0 to below 90.
+        angle: alpha, in degrees, from 0 to 89.999.
         normalize: scale all rows to length 1 first, as losses of similarities do by default.
         max: how many triplets at most, drawn at random; None: all.
         generator: for the draw; None: torch's own.
@@ -291,7 +290,7 @@ def angular_triplets(
                 near = between_rows(anchor, positive, "euclidean")
                 far, _ = closeness.measure(anchor / 2 + positive / 2, columns)
                 wide = (near[:, None] > steepness * far) & negative[row]
-                yield _of_pairs(where, row, column, wide)
+                yield triplets_of_pairs(where, row, column, wide)
 
     return _some(found(), compared, max, generator)
 
@@ -318,19 +317,6 @@ def _extreme(d: Tensor, among: Tensor, *, farthest: bool) -> tuple[Tensor, Tenso
     if farthest:
         return d.masked_fill(~among, -inf).max(1, keepdim=True)
     return d.masked_fill(~among, inf).min(1, keepdim=True)
-
-
-def _of_pairs(where: slice, row: Tensor, column: Tensor, negative: Tensor) -> Tensor:
-    """(t, 3) the triplets of some pairs of an anchor and a positive.
-
-    Args:
-        where: the rows of the block.
-        row: (k,) the row of each anchor in the block.
-        column: (k,) its positive.
-        negative: (k, m) bool, its negatives.
-    """
-    pair, chosen = negative.nonzero(as_tuple=True)
-    return torch.stack([row[pair] + where.start, column[pair], chosen], 1)
 
 
 def _some(
