@@ -216,7 +216,6 @@ SWITCHES = [
     for parameters in [inspect.signature(function).parameters]
     for name, parameter in parameters.items()
     if isinstance(parameter.default, bool)
-    if name != "normalize" or "similarity" not in parameters
 ]
 
 
