@@ -8,7 +8,6 @@ from torch import Tensor
 
 from nearfar.engine.relation import Relation
 from nearfar.inputs import ArrayLike, batch, lift, same_device, tensor
-from nearfar.inputs import one_of as one_of
 from nearfar.labels import refuse
 from nearfar.losses.pair_lists import as_listed
 from nearfar.losses.related import related, rows_and_columns

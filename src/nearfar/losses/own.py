@@ -25,8 +25,8 @@ from nearfar.engine.pair_sums import (
 from nearfar.engine.relation import Relation
 from nearfar.engine.step import Answer, Executor, Request, run
 from nearfar.engine.walk import Walk
-from nearfar.inputs import ArrayLike, switch
-from nearfar.losses.batch import as_batch, one_of, row_weight
+from nearfar.inputs import ArrayLike, one_of, switch
+from nearfar.losses.batch import as_batch, row_weight
 from nearfar.losses.similarity import Similarity
 from nearfar.pairs import Pairs
 from nearfar.reduction import Reduction

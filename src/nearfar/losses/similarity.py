@@ -7,8 +7,7 @@ from torch import Tensor
 
 from nearfar.distance import unit
 from nearfar.engine.closeness import Closeness, NegatedSquares, Product
-from nearfar.inputs import lift, switch
-from nearfar.losses.batch import one_of
+from nearfar.inputs import lift, one_of, switch
 
 # With rows at length 1, the inner product is the cosine.
 Similarity = Literal["inner_product", "cosine", "sqeuclidean"]
