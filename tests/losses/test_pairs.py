@@ -15,6 +15,7 @@ from torch import Tensor
 
 import nearfar as nf
 from nearfar import mine
+from nearfar.engine import listed_pairs
 from nearfar.engine.budget import tile_shape
 
 Loss = Callable[..., Tensor]
@@ -83,6 +84,16 @@ def agree(found: Tensor, true: Tensor, *leaves: Tensor) -> None:
         torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-9)
 
 
+@pytest.fixture(params=["gathered", "tiles"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How the pairs are measured: one by one, or in tiles of all pairs."""
+    monkeypatch.setattr(listed_pairs, "_SPARSE", 0 if request.param == "gathered" else inf)
+
+
+both_ways = pytest.mark.usefixtures("way")
+
+
+@both_ways
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("reduction", REDUCTIONS, ids=str)
 @every_case
@@ -95,6 +106,7 @@ def test_listed_pairs_are_summed_by_definition(case: Case, reduction: Any, weigh
     agree(case(x, None, pairs=pairs, weight=weight, reduction=reduction), true, x)
 
 
+@both_ways
 @pytest.mark.parametrize("reduction", REDUCTIONS, ids=str)
 @every_case
 def test_pairs_with_a_reference(case: Case, reduction: Any) -> None:
@@ -123,6 +135,7 @@ def test_a_list_of_everyone_is_the_loss_without_a_list(
         agree(listed, whole, x)
 
 
+@both_ways
 def test_a_learned_temperature_gets_its_gradient() -> None:
     x, labels = draw(12)
     t = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
@@ -130,6 +143,7 @@ def test_a_learned_temperature_gets_its_gradient() -> None:
     agree(found, nf.sup_con_loss(x, labels, temperature=t), x, t)
 
 
+@both_ways
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @every_case
 def test_gradcheck(case: Case, reduction: Any) -> None:
@@ -140,6 +154,7 @@ def test_gradcheck(case: Case, reduction: Any) -> None:
     assert torch.autograd.gradcheck(lambda x: case(x, None, pairs=pairs, reduction=reduction), (x,))
 
 
+@both_ways
 @every_case
 def test_the_order_of_the_list_does_not_matter(case: Case) -> None:
     x, labels = draw(12)
@@ -169,6 +184,7 @@ def test_what_a_miner_finds_goes_in_as_it_is() -> None:
     agree(nf.multi_similarity_loss(x, labels, pairs=found), oracle.reduced(terms, "mean", 20), x)
 
 
+@both_ways
 @every_case
 def test_empty_lists_give_0(case: Case) -> None:
     x, _ = draw(5)
@@ -182,6 +198,7 @@ def test_empty_lists_give_0(case: Case) -> None:
     assert case(x[:0], None, pairs=([], [])) == 0
 
 
+@both_ways
 @pytest.mark.parametrize("by", [0.0, 1e-30, 1e-18, 1e18, 1e30])
 @pytest.mark.parametrize("reduction", ["mean", "active", (0.5, inf)], ids=str)
 @every_case
@@ -195,6 +212,7 @@ def test_finite_rows_never_give_nan(case: Case, reduction: Any, by: float) -> No
     assert not torch.autograd.grad(loss, rows)[0].isnan().any()
 
 
+@both_ways
 @pytest.mark.parametrize("bad", [nan, inf])
 @pytest.mark.parametrize("reduction", ["mean", "active", (0.5, inf)], ids=str)
 @every_case
@@ -206,6 +224,7 @@ def test_a_row_that_is_not_finite_is_not_hidden(case: Case, reduction: Any, bad:
         assert case(x, labels, pairs=pairs, reduction=reduction).isnan()
 
 
+@both_ways
 @every_case
 def test_memory_is_linear_in_the_number_of_pairs(case: Case) -> None:
     peaks = []
@@ -220,6 +239,28 @@ def test_memory_is_linear_in_the_number_of_pairs(case: Case) -> None:
         peaks.append(made.peak)
     assert peaks[1] <= 2.3 * peaks[0]
     assert peaks[1] < 40_000 * 2 * 150  # bytes a pair; its two rows alone are 512
+
+
+@pytest.mark.parametrize("distance", ["euclidean", "sqeuclidean", "cosine", "snr", "manhattan", 3])
+@both_ways
+def test_every_distance_of_listed_pairs(distance: Any) -> None:
+    x, labels = draw(13)
+    pairs = everyone(labels)
+    with tile_shape(5, 4):
+        whole = nf.batch_contrastive_loss(x, labels, distance=distance)
+        agree(nf.batch_contrastive_loss(x, None, pairs=pairs, distance=distance), whole, x)
+
+
+def test_many_pairs_are_measured_in_tiles_and_few_are_gathered() -> None:
+    x = torch.randn(300, 4, requires_grad=True)
+    made = []
+    for k in (1000, 2000):  # of 90,000 pairs
+        row = torch.arange(k) % 300
+        pairs = torch.stack([row, (row + 1) % 300], 1)
+        with Allocations(x) as found:
+            nf.batch_contrastive_loss(x, None, pairs=(pairs, [])).backward()
+        made.append(found.largest)
+    assert made[0] < 90_000 <= made[1]
 
 
 def test_a_tile_rule_sees_only_the_listed_pairs() -> None:
@@ -237,6 +278,7 @@ def test_a_tile_rule_sees_only_the_listed_pairs() -> None:
     agree(found, true, x)
 
 
+@both_ways
 def test_forces_shows_the_listed_pairs_alone() -> None:
     x, labels = draw(12)
     near, far = (p.unique(dim=0) for p in some(everyone(labels), 10))
@@ -258,6 +300,7 @@ def test_forces_shows_the_listed_pairs_alone() -> None:
 # Each pair by itself.
 
 
+@both_ways
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("name", ["contrastive", "cosine", "nt_xent"])
 def test_per_pair_is_the_loss_of_each_pair(name: str, weighted: bool) -> None:
@@ -307,6 +350,7 @@ def test_per_pair_refuses_a_rule_of_anchors() -> None:
             nf.per_pair(nf.batch_loss, rule, x, labels, **how, **more)
 
 
+@both_ways
 @pytest.mark.parametrize("reduction", REDUCTIONS, ids=str)
 @pytest.mark.parametrize("balanced", [True, False])
 def test_a_rule_with_a_learned_margin_over_a_list(balanced: bool, reduction: Any) -> None:

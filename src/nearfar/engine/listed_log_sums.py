@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from nearfar.engine.closeness import Closeness
+from nearfar.engine.listed_pairs import answer_for_list, measure_list
 from nearfar.engine.log_sum_rule import LogSum, LogSumRule, settle
-from nearfar.engine.pair_list import answer_for_list, measure_list
 from nearfar.engine.positives import EachPositive
 from nearfar.engine.relation import Relation
 from nearfar.engine.segments import sum_of, top_and_sum

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nearfar.engine.closeness import Closeness, Tile
-from nearfar.engine.pair_list import answer_for_list, measure_list
+from nearfar.engine.listed_pairs import answer_for_list, measure_list
 from nearfar.engine.pair_sets import Masked
 from nearfar.engine.relation import Relation
 from nearfar.engine.segments import sum_of

@@ -15,7 +15,7 @@ from nearfar.distance import Distance, EuclideanDistance, unit
 from nearfar.engine.anchors import Anchors, above
 from nearfar.engine.budget import Limits, block
 from nearfar.engine.closeness import Closeness, CosineDistance, Euclidean, Tile, by_distance
-from nearfar.engine.listed import Picker
+from nearfar.engine.listed_tuples import Picker
 from nearfar.engine.products import products
 from nearfar.engine.relation import Relation
 from nearfar.engine.slices import spans

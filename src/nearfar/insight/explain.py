@@ -17,9 +17,9 @@ from nearfar.insight.explanation import SHOWN, Explanation, Row
 from nearfar.insight.forces import forces_of
 from nearfar.insight.observation import Observation
 from nearfar.insight.readings import labels, read_force, readings
+from nearfar.listed import listed_pairs, listed_triplets
 from nearfar.losses.base import unwrap
 from nearfar.losses.own import Rule, batch_loss, name_of, with_rule
-from nearfar.pairs import listed_pairs, listed_triplets
 
 
 def explain(

@@ -9,9 +9,9 @@ from torch import Tensor
 from nearfar.engine.relation import Relation
 from nearfar.inputs import ArrayLike, batch, lift, same_device, tensor
 from nearfar.labels import refuse
-from nearfar.losses.pair_lists import as_listed
+from nearfar.listed import Pairs
+from nearfar.losses.listed import as_listed
 from nearfar.losses.related import related, rows_and_columns
-from nearfar.pairs import Pairs
 from nearfar.reduction import Reduction, split
 from nearfar.reference import Reference
 

@@ -12,11 +12,11 @@ from nearfar.engine.pair_sums import PairSum, pair_loss
 from nearfar.engine.relation import matched
 from nearfar.engine.step import run
 from nearfar.inputs import ArrayLike, above_zero, between, finite, one_of, switch
+from nearfar.listed import Pairs
 from nearfar.losses.batch import as_batch, as_towers, row_weight
 from nearfar.losses.own import PairRule, batch_loss
 from nearfar.losses.similarity import Similarity, compared
 from nearfar.losses.terms import softplus_and_slope
-from nearfar.pairs import Pairs
 from nearfar.reduction import Reduction
 from nearfar.reference import Reference
 

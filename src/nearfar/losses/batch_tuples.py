@@ -10,7 +10,7 @@ from torch.nn.functional import logsigmoid
 
 from nearfar.distance import Distance, check_distance
 from nearfar.engine.closeness import by_distance
-from nearfar.engine.listed import Picker, Tally, TupleRule, given, listed
+from nearfar.engine.listed_tuples import Picker, Tally, TupleRule, given, listed
 from nearfar.engine.observe import force_visitors
 from nearfar.engine.pick import (
     at_random,
@@ -25,6 +25,7 @@ from nearfar.engine.relation import Relation
 from nearfar.engine.step import Executor, run
 from nearfar.inputs import ArrayLike, between, lift, one_of, positive_integer, switch, tensor
 from nearfar.labels import refuse
+from nearfar.listed import listed_triplets
 from nearfar.losses.batch import as_batch, row_weight
 from nearfar.losses.every_quadruplet import (
     Classes,
@@ -34,8 +35,7 @@ from nearfar.losses.every_quadruplet import (
 )
 from nearfar.losses.every_swapped import every_swapped
 from nearfar.losses.every_triplet import every_triplet
-from nearfar.losses.pair_lists import as_listed_triplets
-from nearfar.pairs import listed_triplets
+from nearfar.losses.listed import as_listed_triplets
 from nearfar.reduction import Reduction, split
 from nearfar.reference import Reference
 

@@ -12,10 +12,10 @@ from nearfar.engine.relation import Relation, matched
 from nearfar.engine.segments import log_sum
 from nearfar.engine.step import run
 from nearfar.inputs import ArrayLike, above_zero, switch
+from nearfar.listed import Pairs
 from nearfar.losses.batch import as_batch, as_towers, row_weight
 from nearfar.losses.similarity import Similarity, compared
 from nearfar.losses.terms import softplus
-from nearfar.pairs import Pairs
 from nearfar.reduction import Reduction
 from nearfar.reference import Reference
 

@@ -22,7 +22,7 @@ from nearfar.distance import Distance, between_rows
 from nearfar.engine.anchors import Anchors, look_up
 from nearfar.engine.budget import Limits, Workspace, block
 from nearfar.engine.closeness import Tile, add_rows, by_distance
-from nearfar.engine.listed import Picker, Tally, show_listed
+from nearfar.engine.listed_tuples import Picker, Tally, show_listed
 from nearfar.engine.observe import force_visitors
 from nearfar.engine.pick import order_preserving, walk
 from nearfar.engine.relation import Relation

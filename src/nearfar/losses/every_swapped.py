@@ -16,7 +16,7 @@ from torch.nn.functional import logsigmoid
 
 from nearfar.engine.anchors import Anchors
 from nearfar.engine.closeness import Closeness, Tile, add_rows
-from nearfar.engine.listed import Tally
+from nearfar.engine.listed_tuples import Tally
 from nearfar.engine.products import Gradient
 from nearfar.engine.relation import Block, Relation
 from nearfar.engine.slices import spans

@@ -28,7 +28,7 @@ from nearfar.engine.anchor_sums import block_loss
 from nearfar.engine.anchors import Anchors, look_up_rows
 from nearfar.engine.budget import Workspace
 from nearfar.engine.closeness import Closeness, Tile
-from nearfar.engine.listed import Tally
+from nearfar.engine.listed_tuples import Tally
 from nearfar.engine.observe import force_visitors
 from nearfar.engine.relation import Relation
 from nearfar.engine.slices import part, spans

@@ -26,11 +26,11 @@ from nearfar.inputs import (
     tracing,
 )
 from nearfar.labels import class_ids
+from nearfar.listed import Pairs
 from nearfar.losses.batch import as_batch, as_towers, row_weight
 from nearfar.losses.contrast import DECOUPLED, ONE
 from nearfar.losses.similarity import Similarity, compared
 from nearfar.losses.softmax import pick
-from nearfar.pairs import Pairs
 from nearfar.reduction import Reduction, reduce, split
 
 

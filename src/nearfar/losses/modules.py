@@ -11,6 +11,7 @@ from torch import Tensor
 from nearfar.distance import Distance
 from nearfar.inputs import ArrayLike
 from nearfar.labels import SimilarLabel
+from nearfar.listed import Pairs
 from nearfar.losses.base import LossModule, ProxyLossModule, by_name
 from nearfar.losses.batch_pair import (
     Selection,
@@ -37,7 +38,6 @@ from nearfar.losses.weighted import (
     lifted_structure_loss,
     multi_similarity_loss,
 )
-from nearfar.pairs import Pairs
 from nearfar.reduction import Reduction
 from nearfar.reference import Reference
 

@@ -26,9 +26,9 @@ from nearfar.engine.relation import Relation
 from nearfar.engine.step import Answer, Executor, Request, run
 from nearfar.engine.walk import Walk
 from nearfar.inputs import ArrayLike, one_of, switch
+from nearfar.listed import Pairs
 from nearfar.losses.batch import as_batch, row_weight
 from nearfar.losses.similarity import Similarity
-from nearfar.pairs import Pairs
 from nearfar.reduction import Reduction
 from nearfar.reference import Reference
 

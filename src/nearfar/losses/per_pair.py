@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from nearfar.inputs import ArrayLike, tensor
+from nearfar.listed import listed_triplets
 from nearfar.losses.base import unwrap
 from nearfar.losses.batch import row_weight
-from nearfar.losses.pair_lists import as_listed
-from nearfar.pairs import listed_triplets
+from nearfar.losses.listed import as_listed
 from nearfar.reduction import EACH_PAIR
 
 

@@ -13,11 +13,11 @@ from nearfar.engine.positives import EachPositive
 from nearfar.engine.segments import log_sum
 from nearfar.engine.step import run
 from nearfar.inputs import ArrayLike, between, positive_number, switch
+from nearfar.listed import Pairs
 from nearfar.losses.batch import as_batch, row_weight
 from nearfar.losses.contrast import have_both
 from nearfar.losses.similarity import Similarity, compared
 from nearfar.losses.terms import softplus
-from nearfar.pairs import Pairs
 from nearfar.reduction import Reduction
 from nearfar.reference import Reference
 

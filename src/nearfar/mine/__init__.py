@@ -12,6 +12,7 @@ the dtype of the labels, and the same result for the same input and generator. R
 gradient.
 """
 
+from nearfar.listed import Found, FoundPairs
 from nearfar.mine.pairs import (
     hard_pairs,
     multi_similarity_pairs,
@@ -25,7 +26,6 @@ from nearfar.mine.triplets import (
     semihard_triplets,
     violating_triplets,
 )
-from nearfar.pairs import Found, FoundPairs
 
 __all__ = [
     "Found",

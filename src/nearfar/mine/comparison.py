@@ -13,8 +13,8 @@ from nearfar.engine.closeness import by_distance, sharpen
 from nearfar.engine.relation import Block, Relation
 from nearfar.engine.walk import blocks
 from nearfar.inputs import ArrayLike, lift, switch, tensor
+from nearfar.listed import Found
 from nearfar.losses.batch import as_batch
-from nearfar.pairs import Found
 from nearfar.reference import Reference, check_reference
 
 # Rows (a slice), their distances to all columns, their relation -> what is found for each of them:

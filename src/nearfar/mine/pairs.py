@@ -10,8 +10,8 @@ from torch import Tensor
 from nearfar.distance import Distance
 from nearfar.engine.pick import seed
 from nearfar.inputs import ArrayLike, between, positive_integer
+from nearfar.listed import FoundPairs
 from nearfar.mine.comparison import Comparison
-from nearfar.pairs import FoundPairs
 from nearfar.reference import Reference
 
 

@@ -10,8 +10,8 @@ from nearfar.engine.pick import check_cutoffs, distance_weight, draw, seed
 from nearfar.engine.relation import Block
 from nearfar.inputs import ArrayLike, between, positive_integer
 from nearfar.labels import listed_rows
+from nearfar.listed import Found
 from nearfar.mine.comparison import Comparison, bounds, nearest
-from nearfar.pairs import Found
 from nearfar.reference import Reference
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nearfar.engine.budget import block
 from nearfar.engine.closeness import Closeness, Tile, add_rows
-from nearfar.engine.listed import show_listed
+from nearfar.engine.listed_tuples import show_listed
 from nearfar.engine.observe import force_visitors
 from nearfar.engine.pair_sets import Listed
 from nearfar.engine.products import Gradient

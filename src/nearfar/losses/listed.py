@@ -6,8 +6,8 @@ from torch import Tensor
 from nearfar.engine.relation import PairList, Relation
 from nearfar.engine.slices import spans
 from nearfar.inputs import ArrayLike
+from nearfar.listed import Ends, Pairs, listed_pairs, pairs_of_triplets
 from nearfar.losses.related import related, rows_and_columns
-from nearfar.pairs import Ends, Pairs, listed_pairs, pairs_of_triplets
 from nearfar.reference import Reference
 
 Listed = tuple[Tensor, Tensor | None, Relation]
