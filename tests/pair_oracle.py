@@ -115,6 +115,17 @@ def _lifted(near: Tensor, far: Tensor) -> Tensor | None:
     return (near.logsumexp(0) + (1 - far).logsumexp(0)).relu()
 
 
+def _nca(near: Tensor, far: Tensor) -> Tensor | None:
+    if not len(near):
+        return None
+    return torch.cat([near, far]).logsumexp(0) - near.logsumexp(0)
+
+
+def _negated_square(a: Tensor, b: Tensor) -> Tensor:
+    return -2 * (a / a.norm() - b / b.norm()).square().sum()
+
+
+nca = of_anchors(_nca, _negated_square)
 sup_con = of_anchors(_sup_con, _cosine)
 decoupled_sup_con = of_anchors(_decoupled, _cosine)
 multi_similarity = of_anchors(_multi_similarity, _cosine)

@@ -40,6 +40,7 @@ CASES = {
     "sup_con": Case(nf.sup_con_loss, oracle.sup_con),
     "decoupled": Case(nf.sup_con_loss, oracle.decoupled_sup_con, {"decoupled": True}),
     "nt_xent": Case(nf.nt_xent_loss, oracle.nt_xent),
+    "nca": Case(nf.nca_loss, oracle.nca, {"scale": 2.0}),
     "multi_similarity": Case(nf.multi_similarity_loss, oracle.multi_similarity),
     "circle": Case(nf.circle_loss, oracle.circle, {"scale": 2.0}),
     "lifted": Case(nf.lifted_structure_loss, oracle.lifted),
