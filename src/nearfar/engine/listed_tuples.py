@@ -163,6 +163,8 @@ _Measure = Callable[[Tensor, Tensor], _Measured]
 class _Formula:
     """A distance whose gradient is a multiple of the difference.
 
+    That of each pair is all that is kept, where `Closeness.between_backward` needs both rows again.
+
     Attributes:
         of: (t, d) x - y, x and y -> (t,) distances.
         slope: (t,) distances -> the factor that makes x - y the gradient by x.

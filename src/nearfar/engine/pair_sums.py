@@ -151,20 +151,20 @@ def over_list(
     positive_weight, counts = _shares_of_list(rule, rows, outside, request, n)
     losses = [t.masked_fill(o, 0) for t, o in zip(losses, outside, strict=True)]
     losses[0] = losses[0] * positive_weight
-    by, shares = request.weight, [torch.ones_like(d) for d in measured]
+    by, weights = request.weight, [torch.ones_like(d) for d in measured]
     if request.each_pair:
         per_row = torch.cat(losses)
         if by is not None:
-            shares = list(by.split_with_sizes([len(near), len(far)]))
+            weights = list(by.split_with_sizes([len(near), len(far)]))
     else:
         wide = sum_dtype(near)
         of_rows = [sum_of(t.to(wide), at, n) for t, at in zip(losses, rows, strict=True)]
         per_row = of_rows[0] + of_rows[1]
         if by is not None:
-            shares = [by[at] for at in rows]
-    shares = [share.masked_fill(o, 0) for share, o in zip(shares, outside, strict=True)]
-    shares[0] = shares[0] * positive_weight
-    *forces, learned = pull(*shares) if request.gradient else (*measured, ())
+            weights = [by[at] for at in rows]
+    weights = [one.masked_fill(o, 0) for one, o in zip(weights, outside, strict=True)]
+    weights[0] = weights[0] * positive_weight
+    *forces, learned = pull(*weights) if request.gradient else (*measured, ())
     of_near, of_far = (
         force.masked_fill(o, 0).to(near.dtype) for force, o in zip(forces, outside, strict=True)
     )

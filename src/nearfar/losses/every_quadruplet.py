@@ -397,8 +397,8 @@ class _Thresholds:
         bucket = torch.arange(len(self.table), device=self.table.device) + self.segment
         before = (self.start + torch.arange(len(self.start), device=bucket.device))[self.segment]
         found = []
-        for kept in (self.count, self.sum):
-            until = torch.cat([kept.new_zeros(1), kept.cumsum(0)])
+        for total in (self.count, self.sum):
+            until = torch.cat([total.new_zeros(1), total.cumsum(0)])
             within = until[bucket + 1] - until[before]
             found.append(torch.empty_like(within).scatter_(0, self.order, within))
         return found[0], found[1]
