@@ -240,10 +240,9 @@ class CosineDistance:
         gradient.add(force, tile.rows, tile.columns, -1, uniform=tile.uniform_forces)
 
     def between(self, x: Tensor, y: Tensor) -> Tensor:
-        # A row without a direction is 0, and its cosine with any row is 0.
-        short = 2 - vecdot(x, x).round_() - vecdot(y, y).round_()
-        square: Tensor = (x - y).square_().sum(1)
-        return square.add_(short).div_(2)
+        d: Tensor = vecdot(x, y).neg_().add_(1)
+        (near,) = (d <= self.CANCELS).nonzero(as_tuple=True)
+        return d.index_copy_(0, near, (x[near] - y[near]).square_().sum(1).div_(2))
 
     def between_backward(
         self, force: Tensor, x: Tensor, y: Tensor, closeness: Tensor
