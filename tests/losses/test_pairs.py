@@ -339,6 +339,24 @@ def test_what_has_no_loss_of_a_pair_is_refused() -> None:
         nf.per_pair(nf.batch_contrastive_loss, x, labels)
 
 
+def test_per_pair_takes_labels_by_name_or_none_at_all() -> None:
+    x, labels = draw(6)
+    pairs = everyone(labels)
+    true = nf.per_pair(nf.batch_cosine_loss, x, labels, pairs=pairs)
+    for found in (
+        nf.per_pair(nf.batch_cosine_loss, x, labels=labels, pairs=pairs),
+        nf.per_pair(nf.batch_cosine_loss, x, pairs=pairs),
+    ):
+        assert torch.equal(found.positive, true.positive)
+        assert torch.equal(found.negative, true.negative)
+    with pytest.raises(ValueError, match="share no label"):
+        nf.per_pair(nf.batch_cosine_loss, x, labels=torch.arange(6), pairs=pairs)
+    with pytest.raises(TypeError, match="returns the loss of each pair: leave reduction out"):
+        nf.per_pair(nf.batch_cosine_loss, x, pairs=pairs, reduction="sum")
+    with pytest.raises(TypeError, match="needs the embeddings by position"):
+        nf.per_pair(nf.batch_cosine_loss, pairs=pairs)
+
+
 def test_per_pair_refuses_a_rule_of_anchors() -> None:
     x, labels = draw(6)
     how = {"distance": "euclidean", "pairs": everyone(labels)}

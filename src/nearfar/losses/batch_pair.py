@@ -15,7 +15,7 @@ from nearfar.inputs import ArrayLike, above_zero, between, finite, one_of, switc
 from nearfar.listed import Pairs
 from nearfar.losses.batch import as_batch, as_towers, row_weight
 from nearfar.losses.own import PairRule, batch_loss
-from nearfar.losses.similarity import Similarity, compared
+from nearfar.losses.similarity import Similarity, run_by_similarity
 from nearfar.losses.terms import softplus_and_slope
 from nearfar.reduction import Reduction
 from nearfar.reference import Reference
@@ -254,15 +254,15 @@ def siglip_loss(
         return loss, force.neg_()
 
     relation = matched(len(rows), len(columns), rows.device)
-    how = compared(similarity, normalize, rows, columns, above_zero("scale", scale))
-    return run(
-        pair_loss(PairSum(match, softplus_and_slope, "rows"), how.closeness, relation),
-        how.rows,
-        how.columns,
-        normalize=how.normalize,
+    rule = PairSum(match, softplus_and_slope, "rows")
+    return run_by_similarity(
+        lambda closeness: pair_loss(rule, closeness, relation),
+        rows,
+        columns,
+        similarity=similarity,
+        normalize=normalize,
         reduction=reduction,
-        scale=how.scale,
-        contained=how.contained,
+        scale=above_zero("scale", scale),
         bias=finite("bias", bias),
-        weight=row_weight(weight, rows),
+        weight=weight,
     )

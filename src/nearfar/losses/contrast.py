@@ -10,11 +10,10 @@ from nearfar.engine.log_sums import log_sum_loss
 from nearfar.engine.positives import EachPositive
 from nearfar.engine.relation import Relation, matched
 from nearfar.engine.segments import log_sum
-from nearfar.engine.step import run
 from nearfar.inputs import ArrayLike, above_zero, switch
 from nearfar.listed import Pairs
-from nearfar.losses.batch import as_batch, as_towers, row_weight
-from nearfar.losses.similarity import Similarity, compared
+from nearfar.losses.batch import as_batch, as_towers
+from nearfar.losses.similarity import Similarity, run_by_similarity
 from nearfar.losses.terms import softplus
 from nearfar.reduction import Reduction
 from nearfar.reference import Reference
@@ -103,16 +102,15 @@ def clip_loss(
     rows, columns = as_towers(x=x, y=y)
     relation = matched(len(rows), len(columns), rows.device)
     rule = DECOUPLED if switch("decoupled", decoupled) else ONE
-    how = compared(similarity, normalize, rows, columns, above_zero("scale", scale))
-    return run(
-        log_sum_loss(rule, how.closeness, relation, both=True),
-        how.rows,
-        how.columns,
-        normalize=how.normalize,
+    return run_by_similarity(
+        lambda closeness: log_sum_loss(rule, closeness, relation, both=True),
+        rows,
+        columns,
+        similarity=similarity,
+        normalize=normalize,
         reduction=reduction,
-        scale=how.scale,
-        contained=how.contained,
-        weight=row_weight(weight, rows),
+        scale=above_zero("scale", scale),
+        weight=weight,
     )
 
 
@@ -174,16 +172,15 @@ def sup_con_loss(
     rule = DECOUPLED if switch("decoupled", decoupled) else ALL
     if not decoupled and not (relation.n_positives() > 1).any():
         rule = ONE  # equal with one positive per anchor, and accurate when the loss is near 0
-    how = compared(similarity, normalize, rows, columns, 1 / above_zero("temperature", temperature))
-    return run(
-        log_sum_loss(rule, how.closeness, relation),
-        how.rows,
-        how.columns,
-        normalize=how.normalize,
+    return run_by_similarity(
+        lambda closeness: log_sum_loss(rule, closeness, relation),
+        rows,
+        columns,
+        similarity=similarity,
+        normalize=normalize,
         reduction=reduction,
-        scale=how.scale,
-        contained=how.contained,
-        weight=row_weight(weight, rows),
+        scale=1 / above_zero("temperature", temperature),
+        weight=weight,
     )
 
 
@@ -250,16 +247,15 @@ def nt_xent_loss(
         per_positive=True,
     )
     rows, columns, relation = as_batch(x, labels, reference, reduction, pairs)
-    how = compared(similarity, normalize, rows, columns, 1 / above_zero("temperature", temperature))
-    return run(
-        log_sum_loss(rule, how.closeness, relation),
-        how.rows,
-        how.columns,
-        normalize=how.normalize,
+    return run_by_similarity(
+        lambda closeness: log_sum_loss(rule, closeness, relation),
+        rows,
+        columns,
+        similarity=similarity,
+        normalize=normalize,
         reduction=reduction,
-        scale=how.scale,
-        contained=how.contained,
-        weight=row_weight(weight, rows),
+        scale=1 / above_zero("temperature", temperature),
+        weight=weight,
     )
 
 
@@ -317,16 +313,15 @@ def nca_loss(
     """
     rule = LogSumRule(_pick_any, have_positives, positives=EachPositive)
     rows, columns, relation = as_batch(x, labels, reference, reduction, pairs)
-    how = compared(similarity, normalize, rows, columns, above_zero("scale", scale))
-    return run(
-        log_sum_loss(rule, how.closeness, relation),
-        how.rows,
-        how.columns,
-        normalize=how.normalize,
+    return run_by_similarity(
+        lambda closeness: log_sum_loss(rule, closeness, relation),
+        rows,
+        columns,
+        similarity=similarity,
+        normalize=normalize,
         reduction=reduction,
-        scale=how.scale,
-        contained=how.contained,
-        weight=row_weight(weight, rows),
+        scale=above_zero("scale", scale),
+        weight=weight,
     )
 
 

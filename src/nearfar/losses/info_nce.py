@@ -7,11 +7,9 @@ from torch import Tensor
 
 from nearfar.distance import sqeuclidean, unit
 from nearfar.engine.closeness import Euclidean
-from nearfar.engine.log_sum_rule import LogSumRule
 from nearfar.engine.log_sums import log_sum_loss
 from nearfar.engine.observe import force_visitors, measured
-from nearfar.engine.relation import Relation, matched
-from nearfar.engine.step import run
+from nearfar.engine.relation import matched
 from nearfar.inputs import (
     ArrayLike,
     above_zero,
@@ -29,7 +27,7 @@ from nearfar.labels import class_ids
 from nearfar.listed import Pairs
 from nearfar.losses.batch import as_batch, as_towers, row_weight
 from nearfar.losses.contrast import DECOUPLED, ONE
-from nearfar.losses.similarity import Similarity, compared
+from nearfar.losses.similarity import Similarity, run_by_similarity
 from nearfar.losses.softmax import pick
 from nearfar.reduction import Reduction, reduce, split
 
@@ -197,8 +195,15 @@ def n_pair_loss(
     temperature = above_zero("temperature", temperature)
     if force_visitors():  # who are to see which rows these are
         _, _, relation = as_batch(rows, None, None, reduction, _against_all(anchor, positive))
-        return _compared(
-            ONE, relation, rows, None, temperature, similarity, normalize, weight, reduction
+        return run_by_similarity(
+            lambda closeness: log_sum_loss(ONE, closeness, relation),
+            rows,
+            None,
+            similarity=similarity,
+            normalize=normalize,
+            reduction=reduction,
+            scale=1 / temperature,
+            weight=weight,
         )
     by, rows = row_weight(weight, rows), lift("x", rows)
     each = split(reduction)[0] == "none"
@@ -245,33 +250,15 @@ def _in_batch(
 ) -> Tensor:
     """Row i picks column i out of all columns; with `both`, column i also picks row i."""
     relation, rule = matched(len(rows), len(columns), rows.device), DECOUPLED if decoupled else ONE
-    return _compared(
-        rule, relation, rows, columns, temperature, similarity, normalize, weight, reduction, both
-    )
-
-
-def _compared(
-    rule: LogSumRule,
-    relation: Relation,
-    rows: Tensor,
-    columns: Tensor | None,
-    temperature: float | Tensor,
-    similarity: Similarity,
-    normalize: bool,
-    weight: ArrayLike | None,
-    reduction: Reduction,
-    both: bool = False,
-) -> Tensor:
-    how = compared(similarity, normalize, rows, columns, 1 / temperature)
-    return run(
-        log_sum_loss(rule, how.closeness, relation, both=both),
-        how.rows,
-        how.columns,
-        normalize=how.normalize,
+    return run_by_similarity(
+        lambda closeness: log_sum_loss(rule, closeness, relation, both=both),
+        rows,
+        columns,
+        similarity=similarity,
+        normalize=normalize,
         reduction=reduction,
-        scale=how.scale,
-        contained=how.contained,
-        weight=row_weight(weight, rows),
+        scale=1 / temperature,
+        weight=weight,
     )
 
 

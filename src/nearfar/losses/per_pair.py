@@ -56,18 +56,24 @@ def per_pair(
     >>> found.positive, found.negative
     (tensor([0.2500]), tensor([0.5625, 0.1945]))
     """
+    if "reduction" in hyperparameters:
+        raise TypeError("per_pair returns the loss of each pair: leave reduction out.")
     function, given, settings = unwrap(loss, data, hyperparameters)
-    pairs, weight = settings.get("pairs"), settings.pop("weight", None)
-    triplets, (x, labels) = settings.get("triplets"), given
-    if triplets is not None:
-        found = function(x, labels, **settings, reduction=EACH_PAIR)
-        by = row_weight(weight, tensor("x", x))
-        return found if by is None else found * by[listed_triplets(triplets, found.device)[:, 0]]
-    if pairs is None:
+    pairs, triplets = settings.get("pairs"), settings.get("triplets")
+    if pairs is None and triplets is None:
         raise TypeError(
             "per_pair needs the pairs: pass pairs=(similar, dissimilar), or triplets= to a loss of "
             "triplets."
         )
+    if not given:
+        raise TypeError("per_pair needs the embeddings by position, as in per_pair(loss, x, ...).")
+    x, labels = given if len(given) == 2 else (*given, settings.pop("labels", None))
+    weight = settings.pop("weight", None)  # of a row; the loss is asked for pairs
+    if triplets is not None:
+        found = function(x, labels, **settings, reduction=EACH_PAIR)
+        by = row_weight(weight, tensor("x", x))
+        return found if by is None else found * by[listed_triplets(triplets, found.device)[:, 0]]
+    assert pairs is not None
     rows, _, relation = as_listed(x, labels, settings.get("reference"), pairs)
     found = function(x, labels, **settings, reduction=EACH_PAIR)
     assert relation.listed is not None

@@ -1,53 +1,46 @@
 """What a loss of similarities compares rows by."""
 
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from nearfar.distance import unit
 from nearfar.engine.closeness import Closeness, NegatedSquares, Product
-from nearfar.inputs import lift, one_of, switch
+from nearfar.engine.step import Executor, run
+from nearfar.inputs import ArrayLike, lift, one_of, switch
+from nearfar.losses.batch import row_weight
+from nearfar.reduction import Reduction
 
 # With rows at length 1, the inner product is the cosine.
 Similarity = Literal["inner_product", "cosine", "sqeuclidean"]
 
 
-class Compared(NamedTuple):
-    """Rows and columns, and how `run` is to compare them.
-
-    Attributes:
-        closeness: the similarity.
-        rows: (n, d).
-        columns: (m, d), or None for the rows themselves.
-        normalize: whether `run` scales them to length 1.
-        scale: by which `run` multiplies the similarity; None where the rows contain it.
-        contained: this scale, if the rows contain it.
-    """
-
-    closeness: Closeness
-    rows: Tensor
-    columns: Tensor | None
-    normalize: bool
-    scale: float | Tensor | None
-    contained: float | Tensor | None = None
-
-
-def compared(
-    similarity: Similarity,
-    normalize: bool,
+def run_by_similarity(
+    executor: Callable[[Closeness], Executor],
     rows: Tensor,
     columns: Tensor | None,
+    *,
+    similarity: Similarity,
+    normalize: bool,
+    reduction: Reduction,
     scale: float | Tensor | None = None,
-) -> Compared:
-    """How to compare rows with columns by a similarity times a scale.
+    bias: float | Tensor | None = None,
+    weight: ArrayLike | None = None,
+) -> Tensor:
+    """Run the executor of a similarity times a scale; see `run`.
 
     Args:
-        similarity: its name.
-        normalize: whether rows are scaled to length 1; for "cosine" they always are.
+        executor: what computes the loss, given the similarity.
         rows: (n, d).
         columns: (m, d); None: the rows themselves.
+        similarity: its name.
+        normalize: whether rows are scaled to length 1; for "cosine" they always are.
+        reduction: see `Reduction`.
         scale: above 0; None for 1.
+        bias: what is added to each scaled similarity.
+        weight: (n,) how much each row counts, not yet checked.
 
     Raises:
         ValueError: an unknown similarity; the message lists the choices.
@@ -55,13 +48,30 @@ def compared(
     one_of("similarity", similarity, Similarity)
     switch("normalize", normalize)
     normalize = normalize or similarity == "cosine"
+    weights = row_weight(weight, rows)
     if similarity != "sqeuclidean":
-        return Compared(Product(), rows, columns, normalize, scale)
+        return run(
+            executor(Product()),
+            rows,
+            columns,
+            normalize=normalize,
+            reduction=reduction,
+            scale=scale,
+            bias=bias,
+            weight=weights,
+        )
     # t |x - y|^2 is the squared distance of the rows times the root of t.
     by = scale.reshape(()).sqrt() if isinstance(scale, Tensor) else (scale or 1.0) ** 0.5
-    first = _scaled("x", rows, normalize, by)
-    second = None if columns is None else _scaled("reference.x", columns, normalize, by)
-    return Compared(NegatedSquares(), first, second, False, None, scale)
+    return run(
+        executor(NegatedSquares()),
+        _scaled("x", rows, normalize, by),
+        None if columns is None else _scaled("reference.x", columns, normalize, by),
+        normalize=False,
+        reduction=reduction,
+        bias=bias,
+        weight=weights,
+        contained=scale,
+    )
 
 
 def _scaled(name: str, x: Tensor, normalize: bool, by: float | Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from nearfar.inputs import ArrayLike, between, positive_number, switch
 from nearfar.listed import Pairs
 from nearfar.losses.batch import as_batch, row_weight
 from nearfar.losses.contrast import have_both
-from nearfar.losses.similarity import Similarity, compared
+from nearfar.losses.similarity import Similarity, run_by_similarity
 from nearfar.losses.terms import softplus
 from nearfar.reduction import Reduction
 from nearfar.reference import Reference
@@ -99,14 +99,14 @@ def multi_similarity_loss(
         offset=beta * abs(base),
     )
     rows, columns, relation = as_batch(x, labels, reference, reduction, pairs)
-    how = compared(similarity, normalize, rows, columns)
-    return run(
-        log_sum_loss(rule, how.closeness, relation),
-        how.rows,
-        how.columns,
-        normalize=how.normalize,
+    return run_by_similarity(
+        lambda closeness: log_sum_loss(rule, closeness, relation),
+        rows,
+        columns,
+        similarity=similarity,
+        normalize=normalize,
         reduction=reduction,
-        weight=row_weight(weight, rows),
+        weight=weight,
     )
 
 
@@ -192,14 +192,14 @@ def circle_loss(
         offset=scale * (1 + margin) * margin,
     )
     rows, columns, relation = as_batch(x, labels, reference, reduction, pairs)
-    how = compared(similarity, normalize, rows, columns)
-    return run(
-        log_sum_loss(rule, how.closeness, relation),
-        how.rows,
-        how.columns,
-        normalize=how.normalize,
+    return run_by_similarity(
+        lambda closeness: log_sum_loss(rule, closeness, relation),
+        rows,
+        columns,
+        similarity=similarity,
+        normalize=normalize,
         reduction=reduction,
-        weight=row_weight(weight, rows),
+        weight=weight,
     )
 
 
