@@ -252,6 +252,20 @@ def test_every_distance_of_listed_pairs(distance: Any) -> None:
         agree(nf.batch_contrastive_loss(x, None, pairs=pairs, distance=distance), whole, x)
 
 
+@pytest.mark.parametrize("distance", ["euclidean", "sqeuclidean", "cosine"])
+@both_ways
+def test_near_rows_keep_their_distance(distance: Any) -> None:
+    x, _ = draw(8)
+    rows = x.detach()[:1].repeat(8, 1) + 1e-3 * x.detach()
+    rows, wide = rows.float(), rows.float().double()
+    pairs = torch.arange(8).view(4, 2), torch.zeros(0, 2, dtype=torch.int64)
+    found, true = (
+        nf.batch_contrastive_loss(v, None, pairs=pairs, distance=distance, squared=False)
+        for v in (rows, wide)
+    )
+    torch.testing.assert_close(found.double(), true, rtol=2e-4, atol=0)
+
+
 def test_many_pairs_are_measured_in_tiles_and_few_are_gathered() -> None:
     x = torch.randn(300, 4, requires_grad=True)
     made = []
