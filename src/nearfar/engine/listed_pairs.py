@@ -6,7 +6,6 @@ the number of listed pairs and in the batch, and gradients are always added in t
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -104,38 +103,6 @@ def _gathered(ends: Ends, request: Request) -> Iterator[tuple[slice, Tensor, Ten
         yield at, a.index_select(0, row[at]), request.columns.index_select(0, column[at])
 
 
-@dataclass(eq=False)
-class _ByRow:
-    """Listed pairs, ordered by row.
-
-    Attributes:
-        order: the place of each in the list; None: the list is in this order, as miners give it.
-        row: (k,) ascending.
-        column: (k,).
-    """
-
-    order: Tensor | None
-    row: Tensor
-    column: Tensor
-
-    @classmethod
-    def of(cls, row: Tensor, column: Tensor) -> "_ByRow":
-        if row.is_cpu and bool((row.diff() >= 0).all()):  # asking would stall an accelerator
-            return cls(None, row, column)
-        order = row.argsort(stable=True)
-        return cls(order, row[order], column[order])
-
-    def sorted(self, values: Tensor) -> Tensor:
-        """What is in the order of the list, in this order."""
-        return values if self.order is None else values[self.order]
-
-    def listed(self, values: Tensor) -> Tensor:
-        """What is in this order, in that of the list."""
-        if self.order is None:
-            return values
-        return torch.empty_like(values).index_copy_(0, self.order, values)
-
-
 class _Tiles:
     """Blocks of rows against all columns, and the listed pairs in each."""
 
@@ -143,7 +110,7 @@ class _Tiles:
         self._closeness, self._request = closeness, request
         self._a, b = closeness.prepare(request.a, request.b)
         self._columns = self._a if b is None else b
-        self._kinds = [_ByRow.of(*ends) for ends in (pairs.positive, pairs.negative)]
+        self._kinds = pairs.by_row
 
     def measure(self) -> tuple[Tensor, Tensor]:
         found: tuple[list[Tensor], list[Tensor]] = [], []

@@ -52,6 +52,38 @@ class Block:
 
 
 @dataclass(eq=False)
+class ByRow:
+    """Listed pairs, ordered by row.
+
+    Attributes:
+        order: the place of each in the list; None: the list is in this order, as miners give it.
+        row: (k,) ascending.
+        column: (k,).
+    """
+
+    order: Tensor | None
+    row: Tensor
+    column: Tensor
+
+    @classmethod
+    def of(cls, row: Tensor, column: Tensor) -> "ByRow":
+        if row.is_cpu and bool((row.diff() >= 0).all()):  # asking would stall an accelerator
+            return cls(None, row, column)
+        order = row.argsort(stable=True)
+        return cls(order, row[order], column[order])
+
+    def sorted(self, values: Tensor) -> Tensor:
+        """What is in the order of the list, in this order."""
+        return values if self.order is None else values[self.order]
+
+    def listed(self, values: Tensor) -> Tensor:
+        """What is in this order, in that of the list."""
+        if self.order is None:
+            return values
+        return torch.empty_like(values).index_copy_(0, self.order, values)
+
+
+@dataclass(eq=False)
 class PairList:
     """The only pairs that count, where these are listed.
 
@@ -67,28 +99,22 @@ class PairList:
         self, rows: slice, columns: slice, shape: tuple[int, int], device: torch.device
     ) -> Block:
         """The pairs of a block; all others are neither similar nor dissimilar."""
-        near, far = (
-            self._within(*sorted_by_row, rows, columns)
-            for sorted_by_row in (self._sorted[0], self._sorted[1])
-        )
+        near, far = (self._within(kind, rows, columns) for kind in self.by_row)
         neither = torch.ones(shape, dtype=torch.bool, device=device)
         for row, column in (near, far):
             neither[row, column] = False
         return Block(shape, Listed(shape, *near) if len(near[0]) else None, Masked(neither), device)
 
     @cached_property
-    def _sorted(self) -> list[tuple[Tensor, Tensor]]:
-        found = []
-        for row, column in (self.positive, self.negative):
-            order = row.argsort(stable=True)
-            found.append((row[order], column[order]))
-        return found
+    def by_row(self) -> tuple[ByRow, ByRow]:
+        """The similar pairs and the dissimilar ones, ordered by row."""
+        return ByRow.of(*self.positive), ByRow.of(*self.negative)
 
     @staticmethod
-    def _within(row: Tensor, column: Tensor, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
-        ends = torch.tensor([rows.start, rows.stop], device=row.device)
-        start, stop = torch.searchsorted(row, ends).tolist()
-        row, column = row[start:stop], column[start:stop]
+    def _within(pairs: ByRow, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
+        ends = torch.tensor([rows.start, rows.stop], device=pairs.row.device)
+        start, stop = torch.searchsorted(pairs.row, ends).tolist()
+        row, column = pairs.row[start:stop], pairs.column[start:stop]
         here = (column >= columns.start) & (column < columns.stop)
         return row[here] - rows.start, column[here] - columns.start
 
