@@ -68,7 +68,7 @@ class ByRow:
     @classmethod
     def of(cls, row: Tensor, column: Tensor) -> "ByRow":
         if row.is_cpu and bool((row.diff() >= 0).all()):  # asking would stall an accelerator
-            return cls(None, row, column)
+            return cls(None, row.contiguous(), column.contiguous())
         order = row.argsort(stable=True)
         return cls(order, row[order], column[order])
 
