@@ -7,7 +7,6 @@ from torch import Tensor
 
 from nearfar.engine.log_sum_rule import LogSum, LogSumRule
 from nearfar.engine.pair_sums import PairSum
-from nearfar.engine.positives import EachPositive
 from nearfar.engine.relation import Relation
 
 Rule = LogSumRule | PairSum
@@ -46,18 +45,20 @@ def of_log_sums(
     counts = rule.counts(Masks(n, m, closeness.device, positive, negative))
     counts = torch.ones(n, dtype=torch.bool) if counts is None else counts
     taken = ~own if rule.with_positives else negative
-    exponents = closeness if rule.exponent is None else rule.exponent(closeness)
+    exponents = closeness if rule.far is None else rule.far.of(closeness)
     # 0 stands in where nothing is summed, which no gradient turns into NaN.
     some = taken.any(1)
     terms = exponents.masked_fill(~taken, -inf).masked_fill(~some[:, None], 0)
     logs = LogSum(terms.logsumexp(1).where(some, -inf))
-    if rule.positives is EachPositive:
-        anchor, other = positive.nonzero(as_tuple=True)
-        of = torch.stack([anchor, other]) if rule.both_ends else anchor
-        loss = rule.finish(logs, closeness[anchor, other], of)[0]
-        if rule.per_positive:
-            loss = loss.new_zeros(n).index_add(0, anchor, loss)
-        return loss, counts
+    if rule.near is not None:
+        near = rule.near.of(closeness).masked_fill(~positive, -inf)
+        near = near.masked_fill(~positive.any(1, keepdim=True), 0).logsumexp(1)
+        return rule.finish(logs, near.where(positive.any(1), -inf), None)[0], counts
+    if rule.per_positive:
+        ends = positive.nonzero(as_tuple=True)
+        of = tuple(map(logs.of, ends)) if rule.both_ends else logs.of(ends[0])
+        terms = rule.finish(of, closeness[ends], None)[0]
+        return terms.new_zeros(n).index_add(0, ends[0], terms), counts
     total = torch.where(positive, closeness, 0).sum(1)
     loss = rule.finish(logs, total, positive.sum(1).clamp(min=1))[0]
     return loss, counts

@@ -1,7 +1,6 @@
 """Losses of log-sum-exps over listed pairs."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -9,7 +8,6 @@ from torch import Tensor
 from nearfar.engine.closeness import Closeness
 from nearfar.engine.listed_pairs import answer_for_list, measure_list
 from nearfar.engine.log_sum_rule import LogSum, LogSumRule, settle
-from nearfar.engine.positives import EachPositive
 from nearfar.engine.relation import Relation
 from nearfar.engine.segments import sum_of, top_and_sum
 from nearfar.engine.step import Answer, Request
@@ -30,7 +28,7 @@ def over_list(
         if rule.with_positives
         else (far, far_row)
     )
-    exponents = summed if rule.exponent is None else rule.exponent(summed)
+    exponents = summed if rule.far is None else rule.far.of(summed)
     top, total, powers = top_and_sum(exponents.to(sum_dtype(near)), row, n)
     positives = _positives(rule, near, pairs.positive, n)
     counts = rule.counts(relation)
@@ -38,8 +36,11 @@ def over_list(
     done = settle(rule, logs, positives, counts, weight, request.kept, each=each)
     by_terms = (done.by_logs / total.clamp(min=torch.finfo(total.dtype).tiny))[row] * powers
     by_terms = by_terms.to(near.dtype)
-    by_terms *= rule.slope(summed) if callable(rule.slope) else rule.slope
-    by_near = positives.spread(done.by_positives).to(near.dtype)
+    if rule.far is not None:
+        slope = rule.far.slope
+        by_terms *= slope(summed) if callable(slope) else slope
+    by_near = done.by_positives[near_row] if rule.sums_positives else done.by_positives
+    by_near = by_near.to(near.dtype)
     if rule.with_positives:
         more, by_terms = by_terms.split_with_sizes([len(near), len(far)])
         by_near = by_near + more
@@ -51,50 +52,18 @@ def over_list(
 
 
 @dataclass(eq=False)
-class _Summed:
-    """The sum of each anchor's listed positives; see `SummedPositives`."""
+class _Positives:
+    """The listed positives: their sums, or each of them; see `Positives`."""
 
     values: Tensor
     of: Tensor
-    row: Tensor
-    NEED_MASK: ClassVar[bool] = True
-
-    def per_value(self, of_anchors: Tensor) -> Tensor:
-        return of_anchors
-
-    def ends(self) -> Tensor:
-        raise TypeError("sums do not know their positives")
-
-    def spread(self, force: Tensor) -> Tensor:
-        """(k,) the force on each positive."""
-        return force[self.row]
+    other: Tensor | None = None
 
 
-@dataclass(eq=False)
-class _Each:
-    """Each listed positive; see `EachPositive`."""
-
-    values: Tensor
-    of: Tensor
-    other: Tensor
-    NEED_MASK: ClassVar[bool] = False
-
-    def per_value(self, of_anchors: Tensor) -> Tensor:
-        return of_anchors[self.of]
-
-    def ends(self) -> Tensor:
-        return torch.stack([self.of, self.other])
-
-    def spread(self, force: Tensor) -> Tensor:
-        return force
-
-
-def _positives(
-    rule: LogSumRule, near: Tensor, ends: tuple[Tensor, Tensor], n: int
-) -> _Summed | _Each:
+def _positives(rule: LogSumRule, near: Tensor, ends: tuple[Tensor, Tensor], n: int) -> _Positives:
     row, column = ends
-    if rule.positives is EachPositive:
-        return _Each(near, row, column)
+    if not rule.sums_positives:
+        return _Positives(near, row, column)
     count = torch.bincount(row, minlength=n).clamp(min=1)
     total = sum_of(near.to(sum_dtype(near)), row, n)
-    return _Summed(total, count.to(total.dtype), row)
+    return _Positives(total, count.to(total.dtype))

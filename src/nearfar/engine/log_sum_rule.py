@@ -4,11 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from nearfar.engine.positives import EachPositive, Positives, SummedPositives
+from nearfar.engine.positives import Positives
 from nearfar.engine.relation import Relation
-from nearfar.engine.segments import sum_of
+from nearfar.engine.segments import log_sum, sum_of
 from nearfar.reduction import Between
 
 
@@ -39,46 +40,84 @@ class LogSum:
         return LogSum(self.rest.index_select(0, anchor), top)
 
 
-# What a loss makes of the sums: its (n,) values, its derivatives by the log-sum-exps (n,), by the
-# positives, and by the number that the rule holds (n,), if that is learned. A loss of each
-# positive has (k,) values and derivatives by its log-sum-exp.
+# What a loss makes of the sums: its values, its derivatives by the log-sum-exps, by the positives,
+# and by the number that the rule holds, if that is learned.
 Finished = tuple[Tensor, Tensor, Tensor] | tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 @dataclass(eq=False)
-class LogSumRule:
-    """A loss of an anchor's log-sum-exp and its positives.
+class Exponent:
+    """What a log-sum-exp is over, as a function of the closeness.
 
     Attributes:
-        finish: the loss of the log-sum-exps and the positives: their (n,) sums and numbers, or the
-            closeness of each (k,) and its anchor (k,).
-        counts: the relation -> (n,) how much each anchor counts in the mean, 0 if it has nothing to
-            compare; None: each counts 1.
-        positives: whether the loss takes the sum of an anchor's positives or each of them.
-        per_positive: whether the loss of an anchor is a sum over its positives, of which `finish`
-            returns the terms.
-        both_ends: whether such a term also depends on the log-sum-exp of the positive as an anchor.
-            `finish` then takes the indices (2, k) of both, and returns derivatives (2, k) by both
-            log-sum-exps. Rows and columns must be the same.
-        with_positives: whether the log-sum-exp is over positives too, or over negatives alone.
-        exponent: closeness -> the exponents, in new memory; None: the closeness itself, which must
-            be an inner product.
+        of: closeness -> the exponents, in new memory.
         slope: the derivative of the exponent by the closeness, a number or a function of it.
-        steepness, offset: an exponent is at most steepness * |closeness| + offset in size.
-        learned: whether the rule holds a number that is learned.
+        kernel: both in one function of a closeness and `numbers`, of operators alone, which torch
+            and Triton run alike; see `engine/gpu`. None: this exponent has no kernel.
+        numbers: what `kernel` takes beside the closeness.
     """
 
-    finish: Callable[[LogSum, Tensor, Any], Finished]
+    of: Callable[[Tensor], Tensor]
+    slope: Callable[[Tensor], Tensor] | float
+    kernel: Callable[..., Any] | None = None
+    numbers: tuple[float, ...] = ()
+
+
+def affine(k: float, c: float) -> Exponent:
+    """The exponent k z + c."""
+    return Exponent(lambda z: (z * k).add_(c), k, affine_kernel, (k, c))
+
+
+def affine_kernel(z: "Any", k: "Any", c: "Any") -> "Any":
+    return k * z + c, k
+
+
+@dataclass(eq=False)
+class LogSumRule:
+    """A loss of the log-sum-exp of an anchor's negatives (or of all its columns) and its positives.
+
+    What `finish` takes and returns depends on how the loss reads the positives:
+
+    - their sum: `finish(logs, sums, numbers)`, with (n,) sums and how many there are, returns (n,)
+      losses and derivatives by the log-sum-exps and by the sums.
+    - their log-sum-exp, if `near` is given: `finish(logs, near, None)`, with (n,) log-sum-exps,
+      -inf without positives; derivatives by both.
+    - each by itself, if `per_positive`: `finish(logs, z, None)`, with the closeness of positives,
+      of any shape, and the log-sum-exp of the anchor of each, returns the terms whose sums are the
+      losses of the anchors, and derivatives by both.
+
+    Attributes:
+        finish: see above.
+        counts: the relation -> (n,) how much each anchor counts in the mean, 0 if it has nothing to
+            compare; None: each counts 1.
+        near: the exponents of the positives.
+        per_positive: whether the loss of an anchor is a sum over its positives.
+        both_ends: whether such a term also depends on the log-sum-exp of the positive as an anchor.
+            `finish` then takes a pair of log-sum-exps, of the anchor and of the positive, and
+            returns the derivatives by both stacked. Rows and columns must be the same.
+        with_positives: whether the log-sum-exp is over positives too, or over negatives alone.
+        far: the exponents of the log-sum-exp; None: the closeness itself, which must be an inner
+            product.
+        steepness, offset: these are at most steepness * |closeness| + offset in size.
+        learned: whether the rule holds a number that is learned, whose derivatives (n,) `finish`
+            returns last.
+    """
+
+    finish: Callable[..., Finished]
     counts: Callable[[Relation], Tensor | None]
-    positives: type[SummedPositives] | type[EachPositive] = SummedPositives
+    near: Exponent | None = None
     per_positive: bool = False
     both_ends: bool = False
     with_positives: bool = False
-    exponent: Callable[[Tensor], Tensor] | None = None
-    slope: Callable[[Tensor], Tensor] | float = 1.0
+    far: Exponent | None = None
     steepness: float = 1.0
     offset: float = 0.0
     learned: bool = False
+
+    @property
+    def sums_positives(self) -> bool:
+        """Whether the loss takes the sum of an anchor's positives."""
+        return self.near is None and not self.per_positive
 
 
 @dataclass(eq=False)
@@ -124,12 +163,12 @@ def settle(
             loss as either, and all that is returned by row is so.
         each: whether the loss of each positive is wanted, and `weight` holds one for each of them.
     """
-    of = positives.ends() if rule.both_ends else positives.of
-    loss, by_logs, by_positives, *by_own = rule.finish(logs, positives.values, of)
+    given, share = _given(rule, logs, positives)
+    loss, by_logs, by_positives, *by_own = rule.finish(*given)
     if counts is not None and not rule.per_positive:
         empty = counts == 0
         loss = loss.masked_fill(empty, 0)
-        if positives.NEED_MASK:
+        if rule.sums_positives:  # a mean has derivatives for anchors without positives too
             by_logs = by_logs.masked_fill(empty, 0)
             by_positives = by_positives.masked_fill(empty, 0)
             by_own = [by.masked_fill(empty, 0) for by in by_own]
@@ -140,24 +179,64 @@ def settle(
         outside = kept.outside(loss)
         loss = loss.masked_fill(outside, 0)
         of_logs = outside.repeat(2) if both else outside
-        of_positives = of_logs if rule.per_positive else positives.per_value(of_logs)
         by_logs = by_logs.masked_fill(of_logs, 0)
-        by_positives = by_positives.masked_fill(of_positives, 0)
+        by_positives = by_positives.masked_fill(of_logs, 0)
         by_own = [by.masked_fill(of_logs, 0) for by in by_own]
         counts = _number_inside(rule, ~outside, positives, counts)
     if rule.per_positive:
-        if weight is not None and (each or rule.both_ends):
-            of_terms = weight if each else positives.per_value(weight)
-            by_logs, by_positives, weight = by_logs * of_terms, by_positives * of_terms, None
-        n, anchor = len(logs.rest), positives.of
-        assert isinstance(anchor, Tensor)
-        assert isinstance(of, Tensor)
-        by_logs = sum_of(by_logs.flatten(), of.flatten(), n)
-        loss = loss if each else sum_of(loss, anchor, n)
+        return _summed(
+            rule, loss, by_logs, by_positives, positives, counts, weight, len(logs.rest), each
+        )
     if weight is not None:
-        by_logs, by_positives = by_logs * weight, by_positives * positives.per_value(weight)
+        by_logs, by_positives = by_logs * weight, by_positives * weight
         by_own = [by * weight for by in by_own]
+    if share is not None:
+        assert isinstance(positives.of, Tensor)
+        by_positives = by_positives.index_select(0, positives.of) * share
     return Settled(loss, by_logs, by_positives, by_own, counts)
+
+
+def _given(
+    rule: LogSumRule, logs: LogSum, positives: Positives
+) -> tuple[tuple[Any, ...], Tensor | None]:
+    """The arguments of `finish`, and the derivative of `near` by each positive, where it is one."""
+    of, z = positives.of, positives.values
+    if rule.sums_positives:
+        return (logs, z, of), None
+    assert isinstance(of, Tensor)
+    if rule.near is not None:
+        near, share = log_sum(rule.near.of(z), of, len(logs.rest))
+        slope = rule.near.slope
+        return (logs, near, None), share * (slope(z) if callable(slope) else slope)
+    if not rule.both_ends:
+        return (logs.of(of), z, None), None
+    assert positives.other is not None
+    return ((logs.of(of), logs.of(positives.other)), z, None), None
+
+
+def _summed(
+    rule: LogSumRule,
+    loss: Tensor,
+    by_logs: Tensor,
+    by_positives: Tensor,
+    positives: Positives,
+    counts: Tensor | None,
+    weight: Tensor | None,
+    n: int,
+    each: bool,
+) -> Settled:
+    """The terms (k,) of positives as losses of the n anchors, unless the loss of each is wanted."""
+    anchor, ends = positives.of, positives.of
+    assert isinstance(anchor, Tensor)
+    if rule.both_ends:
+        assert positives.other is not None
+        ends = torch.stack([anchor, positives.other])
+    assert isinstance(ends, Tensor)
+    if weight is not None:
+        of_terms = weight if each else weight[anchor]
+        by_logs, by_positives = by_logs * of_terms, by_positives * of_terms
+    by_logs = sum_of(by_logs.flatten(), ends.flatten(), n)
+    return Settled(loss if each else sum_of(loss, anchor, n), by_logs, by_positives, [], counts)
 
 
 def _number_inside(

@@ -24,7 +24,7 @@ from nearfar.engine.listed_log_sums import over_list
 from nearfar.engine.log_sum_rule import LogSum, LogSumRule, settle
 from nearfar.engine.observe import force_visitors
 from nearfar.engine.pair_sets import PairSet
-from nearfar.engine.positives import EachPositive, Side
+from nearfar.engine.positives import EachPositive, Side, SummedPositives
 from nearfar.engine.relation import Relation
 from nearfar.engine.slices import joined, part
 from nearfar.engine.step import Answer, Executor, Request
@@ -47,17 +47,18 @@ def log_sum_loss(
         if rule.learned:
             walk.own = walk.a.new_zeros((), dtype=sum_dtype(walk.a))
         counts = rule.counts(relation)
-        plain = _IN_PLACE if rule.exponent is None else _BESIDE
-        shape = walk.strip_shape(plain + rule.positives.floats_per_pair(walk))
-        if both or rule.both_ends or rule.positives.wants_all_tiles(walk, shape[0]):
+        plain = _IN_PLACE if rule.far is None else _BESIDE
+        kind = SummedPositives if rule.sums_positives else EachPositive
+        shape = walk.strip_shape(plain + kind.floats_per_pair(walk))
+        if both or rule.both_ends or kind.wants_all_tiles(walk, shape[0]):
             rows, two_sided = slice(0, walk.a.shape[0]), both or walk.mirrored
             sums = _Sums(rule, walk, rows, counts, both=both, two_sided=two_sided)
-            most = walk.kept_elements(1 if rule.exponent is None else 2)
+            most = walk.kept_elements(1 if rule.far is None else 2)
             found = [_two_steps(walk, sums, walk.places(), most)]
         else:
             # One buffer for all strips; a batch that is one strip is done sooner in place.
             room = None
-            if walk.a.shape[0] > shape[0] and rule.exponent is None:
+            if walk.a.shape[0] > shape[0] and rule.far is None:
                 room = walk.a.new_empty(shape[0] * walk.columns.shape[0])
             found = [
                 _two_steps(walk, _Sums(rule, walk, rows, counts, room=room), places, inf)
@@ -159,11 +160,15 @@ class _Sums:
         n = 2 * self.n if both else self.n
         safe = self.bound + rule.offset <= SAFE.get(walk.a.dtype, 0)
         self.logs = _Running(n, walk.a, safe)
-        self.positives = rule.positives(walk, rows, n)
-        if rule.both_ends:
-            assert isinstance(self.positives, EachPositive)
-            self.positives.keep_ends()
+        self.positives: SummedPositives | EachPositive
+        if rule.sums_positives:
+            self.positives = SummedPositives(walk, rows, n)
+        else:
+            self.positives = EachPositive(walk, rows, n)
+            if rule.both_ends:
+                self.positives.keep_ends()
         self.two_sided, self.room = two_sided, room
+        self.slope = 1.0 if rule.far is None else rule.far.slope
 
     def take(
         self, place: Place, known: tuple[_Base] | None = None, *, collect: bool = False
@@ -178,12 +183,12 @@ class _Sums:
         sides = self._sides(tile)
         if collect:  # before the terms overwrite the closeness
             self.positives.add(tile, sides)
-        if self.rule.exponent is not None:
-            exponents, out = self.rule.exponent(tile.closeness), None
+        if self.rule.far is not None:
+            exponents, out = self.rule.far.of(tile.closeness), None
         else:
             exponents = tile.closeness.clone() if observed else tile.closeness
         terms = self._terms(tile, sides, exponents, exponents if out is None else out, known)
-        if self.rule.exponent is None and not observed:
+        if self.rule.far is None and not observed:
             tile.closeness = terms.values  # which is not needed any more
         if collect:
             for side in sides:
@@ -203,8 +208,8 @@ class _Sums:
             assert self.walk.own is not None
             self.walk.own += by.sum()
         by_logs = done.by_logs
-        if not callable(self.rule.slope) and self.rule.slope != 1:
-            by_logs = by_logs * self.rule.slope
+        if not callable(self.slope) and self.slope != 1:
+            by_logs = by_logs * self.slope
         self.logs.finish(by_logs)
         self.positives.set_forces(done.by_positives.to(self.walk.a.dtype))
         return done.loss, done.counts
@@ -212,8 +217,8 @@ class _Sums:
     def force(self, tile: Tile, terms: _Terms) -> Tensor:
         """(r, c) the forces of the anchors on the sides of a tile; overwrites the terms."""
         force = self.logs.force(terms)
-        if callable(self.rule.slope):
-            force.mul_(self.rule.slope(tile.closeness))
+        if callable(self.slope):
+            force.mul_(self.slope(tile.closeness))
         self.positives.add_forces(force, tile, terms.sides)
         return force
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -24,15 +24,13 @@ class Side:
 
 
 class Positives(Protocol):
-    """The positives of some anchors, once they are collected.
+    """The positives of some anchors, once they are collected: their sums, or each of them.
 
     Attributes:
-        NEED_MASK: whether a loss has derivatives for anchors without positives too.
         values: (n,) the sum of each anchor's positives, or (k,) the closeness of each positive.
         of: (n,) or a number, how many positives each anchor has, or (k,) the anchor of each.
+        other: (k,) the positive itself, for losses that want to know it.
     """
-
-    NEED_MASK: ClassVar[bool]
 
     @property
     def values(self) -> Tensor: ...
@@ -40,13 +38,8 @@ class Positives(Protocol):
     @property
     def of(self) -> Tensor | float: ...
 
-    def per_value(self, of_anchors: Tensor) -> Tensor:
-        """What is known of each anchor, for each of `values`."""
-        ...
-
-    def ends(self) -> Tensor:
-        """(2, k) the anchor of each positive, and the positive."""
-        ...
+    @property
+    def other(self) -> Tensor | None: ...
 
 
 # Strips of fewer rows are slower than computing all products twice.
@@ -66,8 +59,7 @@ class SummedPositives:
         of: how many positives each anchor has, at least 1.
     """
 
-    # A mean has derivatives for anchors without positives too.
-    NEED_MASK: ClassVar[bool] = True
+    other = None
 
     def __init__(self, walk: Walk, rows: slice, n: int) -> None:
         self.values = walk.a.new_zeros(n, dtype=sum_dtype(walk.a))
@@ -95,12 +87,6 @@ class SummedPositives:
             taken = positives.take(tile.closeness)
             for side in sides:
                 positives.add_sums(taken, part(self.values, side.at), side.dim)
-
-    def per_value(self, of_anchors: Tensor) -> Tensor:
-        return of_anchors
-
-    def ends(self) -> Tensor:
-        raise TypeError("sums do not know their positives")
 
     def set_forces(self, force: Tensor) -> None:
         """Keep the derivatives by `values`."""
@@ -131,13 +117,12 @@ class EachPositive:
     Attributes:
         values: (k,) the closeness.
         of: (k,) the anchors.
+        other: (k,) the positives, from `keep_ends` on.
     """
-
-    NEED_MASK: ClassVar[bool] = False
 
     def __init__(self, walk: Walk, rows: slice, n: int) -> None:
         self._walk, self._rows = walk, rows
-        self._others: Tensor | None = None
+        self.other: Tensor | None = None
         self._sizes: list[int] = []
         self._taken = 0
 
@@ -150,12 +135,8 @@ class EachPositive:
         return self._walk.a.new_empty(self._number, dtype=torch.int64)
 
     def keep_ends(self) -> None:
-        """Keep the other end of each positive too, for `ends`."""
-        self._others = torch.empty_like(self.of)
-
-    def ends(self) -> Tensor:
-        assert self._others is not None
-        return torch.stack([self.of, self._others])
+        """Keep the other end of each positive too."""
+        self.other = torch.empty_like(self.of)
 
     @cached_property
     def _number(self) -> int:
@@ -187,21 +168,18 @@ class EachPositive:
         values = tile.closeness[ends]
         if tile.rows == self._rows and tile.columns == slice(0, self._walk.columns.shape[0]):
             self.values, self.of = values, ends[0]  # one tile has them all
-            self._others = None if self._others is None else ends[1]
+            self.other = None if self.other is None else ends[1]
             self._sizes.append(len(values))
             return
         for side, anchors in zip(sides, ends, strict=False):
             here = slice(self._taken, self._taken + anchors.shape[0])
             self.values[here] = values
             torch.add(anchors, side.at.start, out=self.of[here])
-            if self._others is not None:
+            if self.other is not None:
                 at = (tile.rows, tile.columns)[side.dim]
-                torch.add(ends[side.dim], at.start, out=self._others[here])
+                torch.add(ends[side.dim], at.start, out=self.other[here])
             self._sizes.append(anchors.shape[0])
             self._taken = here.stop
-
-    def per_value(self, of_anchors: Tensor) -> Tensor:
-        return of_anchors[self.of]
 
     def set_forces(self, force: Tensor) -> None:
         self._forces = iter(force.split_with_sizes(self._sizes))

@@ -5,11 +5,9 @@ from math import inf
 import torch
 from torch import Tensor
 
-from nearfar.engine.log_sum_rule import Finished, LogSum, LogSumRule
+from nearfar.engine.log_sum_rule import Finished, LogSum, LogSumRule, affine
 from nearfar.engine.log_sums import log_sum_loss
-from nearfar.engine.positives import EachPositive
 from nearfar.engine.relation import Relation, matched
-from nearfar.engine.segments import log_sum
 from nearfar.inputs import ArrayLike, above_zero, switch
 from nearfar.listed import Pairs
 from nearfar.losses.batch import as_batch, as_towers
@@ -42,6 +40,7 @@ def have_both(relation: Relation) -> Tensor:
     return relation.n_positives() * relation.n_negatives() > 0
 
 
+IDENTITY = affine(1.0, 0.0)
 ONE = LogSumRule(pick_one, have_positives)
 ALL = LogSumRule(pick_all, have_positives, with_positives=True)
 DECOUPLED = LogSumRule(pick_all, have_both)  # the log-sum-exp leaves the positives out
@@ -243,7 +242,6 @@ def nt_xent_loss(
     rule = LogSumRule(
         _each_decoupled if switch("decoupled", decoupled) else _each_positive,
         counts=lambda r: r.n_positives() * (r.n_negatives() > 0) if decoupled else r.n_positives(),
-        positives=EachPositive,
         per_positive=True,
     )
     rows, columns, relation = as_batch(x, labels, reference, reduction, pairs)
@@ -311,7 +309,7 @@ def nca_loss(
     Source: Goldberger, Roweis, Hinton & Salakhutdinov, "Neighbourhood Components Analysis", NeurIPS
     2004, the logarithmic form of equation 5.
     """
-    rule = LogSumRule(_pick_any, have_positives, positives=EachPositive)
+    rule = LogSumRule(_pick_any, have_positives, near=IDENTITY)
     rows, columns, relation = as_batch(x, labels, reference, reduction, pairs)
     return run_by_similarity(
         lambda closeness: log_sum_loss(rule, closeness, relation),
@@ -325,25 +323,23 @@ def nca_loss(
     )
 
 
-def _pick_any(negatives: LogSum, z: Tensor, anchor: Tensor) -> Finished:
+def _pick_any(negatives: LogSum, near: Tensor, _: None) -> Finished:
     """log(1 + sum_n e^(z_n) / sum_p e^(z_p)) of each anchor."""
-    near, share = log_sum(z, anchor, len(negatives.rest))
     some = near != -inf  # the others do not count
     gap = negatives.minus(near.where(some, 0))
     wrong = gap.sigmoid().where(some, 0)
-    return softplus(gap), wrong, wrong.index_select(0, anchor) * -share
+    return softplus(gap), wrong, -wrong
 
 
-def _each_positive(negatives: LogSum, z: Tensor, anchor: Tensor) -> Finished:
+def _each_positive(negatives: LogSum, z: Tensor, _: None) -> Finished:
     """log(1 + sum_n e^(z_n - z_p)) of each positive."""
-    gap = negatives.of(anchor).minus(z)
+    gap = negatives.minus(z)
     wrong = gap.sigmoid()
     return softplus(gap), wrong, -wrong
 
 
-def _each_decoupled(negatives: LogSum, z: Tensor, anchor: Tensor) -> Finished:
+def _each_decoupled(negatives: LogSum, z: Tensor, _: None) -> Finished:
     """log(sum_n e^(z_n)) - z_p of each positive, 0 for anchors without negatives."""
-    logs = negatives.of(anchor)
-    some = logs.value != -inf
-    one = some.to(logs.rest.dtype)
-    return logs.minus(z).where(some, 0), one, -one
+    some = negatives.value != -inf
+    one = some.to(z.dtype)
+    return negatives.minus(z).where(some, 0), one, -one

@@ -10,11 +10,9 @@ from torch import Tensor
 from nearfar.distance import unit
 from nearfar.engine.budget import block, current_limits
 from nearfar.engine.closeness import Closeness, LargestProduct, Product
-from nearfar.engine.log_sum_rule import Finished, LogSum, LogSumRule
+from nearfar.engine.log_sum_rule import Finished, LogSum, LogSumRule, affine
 from nearfar.engine.log_sums import log_sum_loss
-from nearfar.engine.positives import EachPositive
 from nearfar.engine.relation import Relation
-from nearfar.engine.segments import log_sum
 from nearfar.engine.slices import joined, spans
 from nearfar.engine.step import Answer, Request, run
 from nearfar.inputs import (
@@ -324,9 +322,8 @@ def _by_proxy(
         inside: where to note which of the two logarithms count: (r, 2) for some proxies at a time.
     """
 
-    def finish(negatives: LogSum, s: Tensor, anchor: Tensor) -> Finished:
+    def finish(negatives: LogSum, near: Tensor, _: None) -> Finished:
         (near_share, far_share), far = shares, negatives.value
-        near, share = log_sum(-scale * (s - margin), anchor, len(far))
         pull, push = softplus(near), softplus(far)
         by_near, by_far = near.sigmoid(), far.sigmoid()
         if kept is not None:
@@ -335,16 +332,13 @@ def _by_proxy(
             push, by_far = (t.masked_fill(out_far, 0) for t in (push, by_far))
             if inside is not None:  # a proxy without rows has no pull
                 inside.append(torch.stack([~out_near & (near != -inf), ~out_far], 1))
-        loss = near_share * pull + far_share * push
-        by_near = -scale * near_share * by_near
-        return loss, far_share * by_far, by_near.index_select(0, anchor) * share
+        return near_share * pull + far_share * push, far_share * by_far, near_share * by_near
 
     return LogSumRule(
         finish,
         counts=lambda relation: None,
-        positives=EachPositive,
-        exponent=lambda s: (s + margin).mul_(scale),
-        slope=scale,
+        near=affine(-scale, scale * margin),
+        far=affine(scale, scale * margin),
         steepness=scale,
         offset=scale * margin,
     )

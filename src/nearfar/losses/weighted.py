@@ -1,16 +1,15 @@
 """Losses that weigh each pair by how it compares with the other pairs of its anchor."""
 
 from math import inf
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from nearfar.distance import Distance
 from nearfar.engine.closeness import by_distance
-from nearfar.engine.log_sum_rule import Finished, LogSum, LogSumRule
+from nearfar.engine.log_sum_rule import Exponent, Finished, LogSum, LogSumRule, affine
 from nearfar.engine.log_sums import log_sum_loss
-from nearfar.engine.positives import EachPositive
-from nearfar.engine.segments import log_sum
 from nearfar.engine.step import run
 from nearfar.inputs import ArrayLike, between, positive_number, switch
 from nearfar.listed import Pairs
@@ -83,18 +82,16 @@ def multi_similarity_loss(
     alpha, beta = positive_number("alpha", alpha), positive_number("beta", beta)
     between("base", base, -inf, inf)
 
-    def finish(negatives: LogSum, s: Tensor, anchor: Tensor) -> Finished:
+    def finish(negatives: LogSum, near: Tensor, _: None) -> Finished:
         far = negatives.value
-        near, share = log_sum(-alpha * (s - base), anchor, len(far))
         loss = softplus(near) / alpha + softplus(far) / beta
-        return loss, far.sigmoid() / beta, near.sigmoid().index_select(0, anchor) * -share
+        return loss, far.sigmoid() / beta, near.sigmoid() / alpha
 
     rule = LogSumRule(
         finish,
         counts=lambda relation: relation.n_positives() + relation.n_negatives() > 0,
-        positives=EachPositive,
-        exponent=lambda s: (s * beta).sub_(beta * base),
-        slope=beta,
+        near=affine(-alpha, alpha * base),
+        far=affine(beta, -beta * base),
         steepness=max(alpha, beta),
         offset=beta * abs(base),
     )
@@ -175,19 +172,19 @@ def circle_loss(
     def push(s: Tensor) -> Tensor:
         return (s.detach() + margin).relu_().mul_(scale)
 
-    def finish(negatives: LogSum, s: Tensor, anchor: Tensor) -> Finished:
-        far = negatives.value
-        pull = (1 + margin - s.detach()).relu() * scale
-        near, share = log_sum(-pull * (s - (1 - margin)), anchor, len(far))
-        wrong = (near + far).sigmoid()
-        return softplus(near + far), wrong, wrong.index_select(0, anchor) * share * -pull
+    def pull(s: Tensor) -> Tensor:
+        return (s.detach() - (1 + margin)).clamp_(max=0).mul_(scale)
+
+    def finish(negatives: LogSum, near: Tensor, _: None) -> Finished:
+        gap = negatives.value + near
+        wrong = gap.sigmoid()
+        return softplus(gap), wrong, wrong
 
     rule = LogSumRule(
         finish,
         counts=have_both,
-        positives=EachPositive,
-        exponent=lambda s: push(s) * (s - margin),
-        slope=push,
+        near=Exponent(lambda s: pull(s) * (s - (1 - margin)), pull, _pull_kernel, (margin, scale)),
+        far=Exponent(lambda s: push(s) * (s - margin), push, _push_kernel, (margin, scale)),
         steepness=scale * (1 + margin),
         offset=scale * (1 + margin) * margin,
     )
@@ -254,19 +251,16 @@ def lifted_structure_loss(
     """
     between("margin", margin, 0, inf, ", a distance")
 
-    def finish(negatives: LogSum, d: Tensor, anchor: Tensor) -> Finished:
-        far = negatives.value
-        near, share = log_sum(d, anchor, len(far))
-        loss = (near + far).relu()
+    def finish(negatives: LogSum, near: Tensor, _: None) -> Finished:
+        loss = (negatives.value + near).relu()
         active = loss.sign()
-        return loss, active, active.index_select(0, anchor) * share
+        return loss, active, active
 
     rule = LogSumRule(
         finish,
         counts=have_both,
-        positives=EachPositive,
-        exponent=lambda d: margin - d,
-        slope=-1.0,
+        near=affine(1.0, 0.0),
+        far=affine(-1.0, margin),
         offset=inf,  # unlike products, distances are not bounded
     )
     rows, columns, relation = as_batch(x, labels, reference, reduction, pairs)
@@ -332,8 +326,8 @@ def lifted_pair_loss(
     """
     between("margin", margin, 0, inf, ", a distance")
 
-    def finish(negatives: LogSum, d: Tensor, ends: Tensor) -> Finished:
-        of_ends = torch.stack([negatives.of(end).value for end in ends])
+    def finish(negatives: tuple[LogSum, LogSum], d: Tensor, _: None) -> Finished:
+        of_ends = torch.stack([of_end.value for of_end in negatives])
         far = of_ends.logsumexp(0)
         excess = (d + far).relu()
         share = (of_ends - far.clamp(min=torch.finfo(far.dtype).min)).exp()
@@ -342,11 +336,9 @@ def lifted_pair_loss(
     rule = LogSumRule(
         finish,
         counts=lambda relation: relation.n_positives(),
-        positives=EachPositive,
         per_positive=True,
         both_ends=True,
-        exponent=lambda d: margin - d,
-        slope=-1.0,
+        far=affine(-1.0, margin),
         offset=inf,  # unlike products, distances are not bounded
     )
     rows, columns, relation = as_batch(x, labels, None, reduction, pairs)
@@ -358,3 +350,15 @@ def lifted_pair_loss(
         reduction=reduction,
         weight=row_weight(weight, rows),
     )
+
+
+def _push_kernel(s: "Any", margin: "Any", scale: "Any") -> "Any":
+    push = (s + margin) * scale
+    push = push * (push > 0)
+    return push * (s - margin), push
+
+
+def _pull_kernel(s: "Any", margin: "Any", scale: "Any") -> "Any":
+    pull = (s - 1 - margin) * scale
+    pull = pull * (pull < 0)
+    return pull * (s - 1 + margin), pull
