@@ -17,6 +17,7 @@ __version__ = "0.2.0"
 _NAMES = {
     "nearfar.distance": ("cosine_similarity",),
     "nearfar.engine.budget": ("memory_budget",),
+    "nearfar.engine.precision": ("precision",),
     "nearfar.insight.explain": ("explain",),
     "nearfar.insight.explanation": ("Explanation",),
     "nearfar.insight.forces": ("Forces", "forces"),

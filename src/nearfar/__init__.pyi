@@ -7,6 +7,7 @@ from nearfar import doctor, mine
 from nearfar.distance import cosine_similarity
 from nearfar.engine.budget import memory_budget
 from nearfar.engine.closeness import Tile
+from nearfar.engine.precision import precision
 from nearfar.insight.explain import explain
 from nearfar.insight.explanation import Explanation
 from nearfar.insight.forces import Forces, forces
@@ -130,6 +131,7 @@ __all__ = [
     "nca_loss",
     "nt_xent_loss",
     "per_pair",
+    "precision",
     "proxy_anchor_loss",
     "proxy_nca_loss",
     "proxy_softmax_loss",

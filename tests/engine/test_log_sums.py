@@ -216,6 +216,7 @@ def test_a_number_that_a_rule_holds_gets_its_gradient(both: bool, reduction: Any
         factor = t
         executor = log_sums.log_sum_loss(rule, Product(), relation, both=both)
         how: dict[str, Any] = {"normalize": True, "scale": 4.0, "learned": (t,)}
+        how["closeness"] = Product()
         return run(executor, x, y, reduction=reduction, weight=weight, **how)
 
     for tile in ((4, 3), (64, 64)):

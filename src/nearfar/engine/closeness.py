@@ -25,6 +25,7 @@ from nearfar.distance import (
     unit,
 )
 from nearfar.engine.norms import PNorm, by_autograd, manhattan
+from nearfar.engine.precision import Rounding
 from nearfar.engine.products import Gradient, products, squares
 from nearfar.engine.relation import Block
 from nearfar.engine.slices import part, spans
@@ -81,11 +82,13 @@ class Closeness(Protocol):
         symmetric: whether a row is as close to a column as that to the row, so that a tile of a
             batch with itself may stand for its transpose.
         by_products: whether a tile takes little longer than a matrix product.
+        rounding: whether rows may be rounded before they are multiplied.
     """
 
     distance_sign: int
     symmetric: bool
     by_products: bool
+    rounding: Rounding
 
     def prepare(self, a: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Rows and columns (None: the rows themselves) as `measure` wants them."""
@@ -133,6 +136,7 @@ class Product:
     distance_sign = -1
     symmetric = True
     by_products = True
+    rounding: Rounding = "as torch"
 
     def prepare(self, a: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return a, b
@@ -166,6 +170,7 @@ class LargestProduct:
     distance_sign = -1
     symmetric = True
     by_products = True
+    rounding: Rounding = "as torch"
 
     def __init__(self, k: int) -> None:
         self.k = k
@@ -213,6 +218,7 @@ class CosineDistance:
     distance_sign = 1
     symmetric = True
     by_products = True
+    rounding: Rounding = "if asked"
     # In float32, a smaller distance may be off by more than 1e-4 of itself.
     CANCELS = 1e-3
 
@@ -261,6 +267,7 @@ class Euclidean:
     distance_sign = 1
     symmetric = True
     by_products = True
+    rounding: Rounding = "if asked"
     # With less than this share of |a|^2 + |b|^2 left, a float32 distance is not exact to 1e-5.
     CANCELS = 0.02
 
@@ -356,6 +363,7 @@ class NegatedSquares:
     distance_sign = -1
     symmetric = True
     by_products = True
+    rounding: Rounding = "if asked"
 
     def __init__(self) -> None:
         self._squares = Euclidean(squared=True)
@@ -391,6 +399,7 @@ class SignalToNoise:
     distance_sign = 1
     symmetric = False
     by_products = True
+    rounding: Rounding = "never"
 
     def __init__(self) -> None:
         self._squares = Euclidean(squared=True)

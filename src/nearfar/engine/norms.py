@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nearfar import distance
 from nearfar.distance import p_norm
+from nearfar.engine.precision import Rounding
 from nearfar.engine.products import Gradient
 from nearfar.engine.slices import joined, part, spans
 
@@ -30,6 +31,7 @@ class OfFunction:
 
     distance_sign = 1
     by_products = False
+    rounding: Rounding = "never"
 
     def __init__(
         self,
@@ -116,6 +118,7 @@ class PNorm:
     distance_sign = 1
     symmetric = True
     by_products = False
+    rounding: Rounding = "never"
 
     def __init__(self, p: float) -> None:
         self._p = p

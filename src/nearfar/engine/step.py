@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from nearfar.engine.budget import Limits, current_limits
+from nearfar.engine.closeness import Closeness
 from nearfar.engine.observe import force_visitors
+from nearfar.engine.precision import Precision, chosen
 from nearfar.engine.products import Finish
 from nearfar.engine.rows import Rows, row_dots
 from nearfar.inputs import batched, transformed
@@ -50,6 +52,8 @@ class Request:
         finish: takes the gradient of some rows of `a`, which it may overwrite with it; None: the
             gradient of all rows is wanted at the end.
         limits: of memory.
+        precision: to which rows and forces are rounded before they are multiplied; "float32": they
+            are not, and float64 stays.
     """
 
     a: Tensor
@@ -64,6 +68,7 @@ class Request:
     gradient: bool
     finish: Finish | None
     limits: Limits
+    precision: Precision
 
     @property
     def columns(self) -> Tensor:
@@ -109,6 +114,7 @@ class _Job:
     weight: Tensor | None
     contained: float | Tensor | None
     limits: Limits
+    precision: Precision
     gradient: bool
 
 
@@ -117,8 +123,10 @@ def run(
     x: Tensor,
     y: Tensor | None,
     *,
+    closeness: Closeness,
     normalize: bool,
     reduction: Reduction,
+    precision: Precision | None = None,
     scale: Tensor | float | None = None,
     bias: Tensor | float | None = None,
     weight: Tensor | None = None,
@@ -131,8 +139,10 @@ def run(
         executor: computes losses and gradients.
         x: (n, d).
         y: (m, d).
+        closeness: by which the executor compares them.
         normalize: whether rows and columns are scaled to length 1 first.
         reduction: see `Reduction`.
+        precision: of the matrix products; None: see `chosen`.
         scale: by which the products of rows and columns are multiplied.
         bias: what is added to each.
         weight: (n,) by which each row's loss counts.
@@ -144,15 +154,30 @@ def run(
         # The compiler takes the step as it is: it could not fuse the loop over tiles anyway. Only
         # asked for here, since a decorator would load the compiler with the library.
         run_step = torch.compiler.disable(_run)  # type: ignore[no-untyped-call]
-    return run_step(executor, x, y, normalize, reduction, scale, bias, weight, learned, contained)
+    return run_step(
+        executor,
+        x,
+        y,
+        closeness,
+        normalize,
+        reduction,
+        precision,
+        scale,
+        bias,
+        weight,
+        learned,
+        contained,
+    )
 
 
 def _run(
     executor: Executor,
     x: Tensor,
     y: Tensor | None,
+    closeness: Closeness,
     normalize: bool,
     reduction: Reduction,
+    precision: Precision | None,
     scale: Tensor | float | None,
     bias: Tensor | float | None,
     weight: Tensor | None,
@@ -166,7 +191,16 @@ def _run(
     total, kept = split(reduction)
     each = reduction is EACH_PAIR
     job = _Job(
-        executor, normalize, total, kept, each, weight, contained, current_limits(), gradient
+        executor,
+        normalize,
+        total,
+        kept,
+        each,
+        weight,
+        contained,
+        current_limits(),
+        chosen(precision, closeness.rounding, x, y),
+        gradient,
     )
     loss: Tensor = _Step.apply(job, x, y, scale, bias, *learned)  # type: ignore[no-untyped-call]
     return loss
@@ -317,6 +351,7 @@ def _compute(
                 gradient,
                 None if columns is None else rows.finish,
                 job.limits,
+                job.precision,
             )
         )
         if job.each_pair and not answer.each_pair:

@@ -9,6 +9,7 @@ from torch import Tensor
 from nearfar.distance import Distance, check_distance
 from nearfar.engine.closeness import by_distance
 from nearfar.engine.pair_sums import PairSum, pair_loss
+from nearfar.engine.precision import Precision
 from nearfar.engine.relation import matched
 from nearfar.engine.step import run
 from nearfar.inputs import ArrayLike, above_zero, between, finite, one_of, switch
@@ -36,6 +37,7 @@ def batch_contrastive_loss(
     pairs: Pairs | None = None,
     weight: ArrayLike | None = None,
     reference: Reference | None = None,
+    precision: Precision | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""The contrastive loss over all pairs, with equal weight on similar and on dissimilar ones.
@@ -71,6 +73,8 @@ def batch_contrastive_loss(
             A pair counts as often as it is listed.
         weight: (n,) how much each anchor counts, 0 or more.
         reference: rows to compare with instead of the other rows of the batch.
+        precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
+            context `nearfar.precision`, or its default.
         reduction: "mean" over similar plus mean over dissimilar pairs, "active" over those of each
             kind that are not 0, (low, high) over those between; "sum" over all ordered pairs, or
             "none" for (n,) sums, one per row over its pairs, without those means.
@@ -123,14 +127,18 @@ def batch_contrastive_loss(
             weight=weight,
             reference=reference,
             reduction=reduction,
+            precision=precision,
         )
     rows, columns, relation = as_batch(x, labels, reference, reduction, pairs)
+    closeness = by_distance(distance)
     return run(
-        pair_loss(PairSum(near, far), by_distance(distance), relation, overlap=True),
+        pair_loss(PairSum(near, far), closeness, relation, overlap=True),
         rows,
         columns,
+        closeness=closeness,
         normalize=normalize or distance == "cosine",
         reduction=reduction,
+        precision=precision,
         weight=row_weight(weight, rows),
     )
 
@@ -143,6 +151,7 @@ def batch_cosine_loss(
     pairs: Pairs | None = None,
     weight: ArrayLike | None = None,
     reference: Reference | None = None,
+    precision: Precision | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""The cosine loss over all pairs, with equal weight on similar and on dissimilar ones.
@@ -162,6 +171,8 @@ def batch_cosine_loss(
             A pair counts as often as it is listed.
         weight: (n,) how much each anchor counts, 0 or more.
         reference: rows to compare with instead of the other rows of the batch.
+        precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
+            context `nearfar.precision`, or its default.
         reduction: "mean" over similar plus mean over dissimilar pairs, "active" over those of each
             kind that are not 0, (low, high) over those between; "sum" over all ordered pairs, or
             "none" for (n,) sums, one per row over its pairs, without those means.
@@ -198,6 +209,7 @@ def batch_cosine_loss(
         weight=weight,
         reference=reference,
         reduction=reduction,
+        precision=precision,
     )
 
 
@@ -210,6 +222,7 @@ def siglip_loss(
     similarity: Similarity = "inner_product",
     normalize: bool = True,
     weight: ArrayLike | None = None,
+    precision: Precision | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""The sigmoid loss of two towers: each pair is classified by itself as a match or not.
@@ -229,6 +242,8 @@ def siglip_loss(
             `normalize` says; or "sqeuclidean", minus the squared Euclidean distance.
         normalize: scale all rows to length 1 first, so that inner products are cosines.
         weight: (n,) how much each row of `x` counts, 0 or more.
+        precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
+            context `nearfar.precision`, or its default.
         reduction: "mean" over the n rows (each a sum over n pairs, as in the paper), "active" over
             those whose loss is not 0, (low, high) over those between; "sum", or "none" for one loss
             per row.
@@ -262,6 +277,7 @@ def siglip_loss(
         similarity=similarity,
         normalize=normalize,
         reduction=reduction,
+        precision=precision,
         scale=above_zero("scale", scale),
         bias=finite("bias", bias),
         weight=weight,

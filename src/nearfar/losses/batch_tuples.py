@@ -21,6 +21,7 @@ from nearfar.engine.pick import (
     seed,
     semihard,
 )
+from nearfar.engine.precision import Precision, chosen
 from nearfar.engine.relation import Relation
 from nearfar.engine.step import Executor, run
 from nearfar.inputs import ArrayLike, between, lift, one_of, positive_integer, switch, tensor
@@ -88,6 +89,7 @@ def batch_triplet_loss(
     triplets: ArrayLike | None = None,
     weight: ArrayLike | None = None,
     reference: Reference | None = None,
+    precision: Precision | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""The triplet loss over every triplet of the batch, or over those that `select` picks.
@@ -144,6 +146,8 @@ def batch_triplet_loss(
             often as it is listed.
         weight: (n,) how much each anchor counts, 0 or more.
         reference: rows to take positives and negatives from instead of the batch.
+        precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
+            context `nearfar.precision`, or its default.
         reduction: "mean" over the triplets: all, or those selected (one per anchor for "hard" and
             "easy_positive", one per anchor and positive for "semihard" and "distance_weighted");
             "active" over those that are not 0, (low, high) over those between; "sum", or "none"
@@ -187,7 +191,9 @@ def batch_triplet_loss(
         nonzero_loss_cutoff=nonzero_loss_cutoff,
         generator=generator,
     )
-    return _over_triplets(x, labels, how, triplets, weight, reference, reduction, Tally())
+    return _over_triplets(
+        x, labels, how, triplets, weight, reference, reduction, precision, Tally()
+    )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -274,6 +280,7 @@ def _over_triplets(
     weight: ArrayLike | None,
     reference: Reference | None,
     reduction: Reduction,
+    precision: Precision | None,
     tally: Tally,
 ) -> Tensor:
     """See `batch_triplet_loss`; `tally` counts the triplets."""
@@ -289,8 +296,10 @@ def _over_triplets(
         executor,
         rows,
         columns,
+        closeness=by_distance(how.distance),
         normalize=how.normalize or how.distance == "cosine",
         reduction=reduction,
+        precision=precision,
         weight=row_weight(weight, rows),
     )
 
@@ -369,7 +378,7 @@ def triplet_stats(
         generator=generator,
     )
     with torch.no_grad():
-        _over_triplets(x, labels, how, triplets, None, reference, "sum", tally)
+        _over_triplets(x, labels, how, triplets, None, reference, "sum", None, tally)
     return TripletStats(int(tally.valid), int(tally.active))
 
 
@@ -384,6 +393,7 @@ def batch_quadruplet_loss(
     select: Quadruplets = "all",
     weight: ArrayLike | None = None,
     reference: Reference | None = None,
+    precision: Precision | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""The quadruplet loss over every quadruplet of the batch, or over the hardest of each anchor.
@@ -413,6 +423,8 @@ def batch_quadruplet_loss(
         select: "all" or "hard".
         weight: (n,) how much each anchor counts, 0 or more.
         reference: rows to take j, k and l from instead of the batch.
+        precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
+            context `nearfar.precision`, or its default.
         reduction: "mean" over the quadruplets ("hard": over the anchors that have one); "active"
             for the mean over the first terms that are not 0, plus that over such second terms,
             (low, high) likewise over those between; "sum", or "none" for (n,) sums, one per anchor
@@ -436,7 +448,17 @@ def batch_quadruplet_loss(
     """
     margins, tallies = (margin, margin2), (Tally(), Tally())
     return _over_quadruplets(
-        x, labels, margins, distance, normalize, select, weight, reference, reduction, tallies
+        x,
+        labels,
+        margins,
+        distance,
+        normalize,
+        select,
+        weight,
+        reference,
+        reduction,
+        precision,
+        tallies,
     )
 
 
@@ -450,6 +472,7 @@ def _over_quadruplets(
     weight: ArrayLike | None,
     reference: Reference | None,
     reduction: Reduction,
+    precision: Precision | None,
     tallies: tuple[Tally, Tally],
 ) -> Tensor:
     """See `batch_quadruplet_loss`; `tallies` count the quadruplets of each term."""
@@ -459,7 +482,11 @@ def _over_quadruplets(
     one_of("select", select, Quadruplets)
     switch("normalize", normalize)
     rows, columns, relation = as_batch(x, labels, reference, reduction)
-    classes, weights = _classes(relation), row_weight(weight, rows)
+    classes, weights, closeness = (
+        _classes(relation),
+        row_weight(weight, rows),
+        by_distance(distance),
+    )
 
     def loss(terms: Terms, rows: Tensor, columns: Tensor | None) -> Tensor:
         if select == "all":
@@ -471,8 +498,10 @@ def _over_quadruplets(
             executor,
             rows,
             columns,
+            closeness=closeness,
             normalize=normalize or distance == "cosine",
             reduction=reduction,
+            precision=precision,
             weight=weights,
         )
 
@@ -480,6 +509,7 @@ def _over_quadruplets(
         return loss("both", rows, columns)
     # Of both terms some count, so there are two means. Lifted, their gradients are added up before
     # they are rounded.
+    precision = chosen(precision, closeness.rounding, rows, columns)
     rows, columns = lift("x", rows), None if columns is None else lift("reference.x", columns)
     return loss("first", rows, columns) + loss("second", rows, columns)
 
@@ -544,7 +574,7 @@ def quadruplet_stats(
     margins, (first, second) = (margin, margin2), (tallies := (Tally(), Tally()))
     with torch.no_grad():
         _over_quadruplets(
-            x, labels, margins, distance, normalize, select, None, reference, "sum", tallies
+            x, labels, margins, distance, normalize, select, None, reference, "sum", None, tallies
         )
     return QuadrupletStats(int(first.valid), int(first.active), int(second.active))
 

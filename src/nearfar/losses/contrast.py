@@ -7,6 +7,7 @@ from torch import Tensor
 
 from nearfar.engine.log_sum_rule import Finished, LogSum, LogSumRule, affine
 from nearfar.engine.log_sums import log_sum_loss
+from nearfar.engine.precision import Precision
 from nearfar.engine.relation import Relation, matched
 from nearfar.inputs import ArrayLike, above_zero, switch
 from nearfar.listed import Pairs
@@ -55,6 +56,7 @@ def clip_loss(
     normalize: bool = True,
     decoupled: bool = False,
     weight: ArrayLike | None = None,
+    precision: Precision | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""Match two towers in both directions: softmax over the rows and over the columns.
@@ -77,6 +79,8 @@ def clip_loss(
         normalize: scale all rows to length 1 first, so that inner products are cosines.
         decoupled: leave the match out of both denominators (Yeh et al. 2022).
         weight: (n,) how much each match counts, 0 or more.
+        precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
+            context `nearfar.precision`, or its default.
         reduction: "mean" over the n matches, "active" over those whose loss is not 0, (low, high)
             over those between; "sum", or "none" for one loss per match. The loss of a single match
             is 0.
@@ -108,6 +112,7 @@ def clip_loss(
         similarity=similarity,
         normalize=normalize,
         reduction=reduction,
+        precision=precision,
         scale=above_zero("scale", scale),
         weight=weight,
     )
@@ -124,6 +129,7 @@ def sup_con_loss(
     pairs: Pairs | None = None,
     weight: ArrayLike | None = None,
     reference: Reference | None = None,
+    precision: Precision | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""Supervised contrast: each anchor against all other rows, with its whole class as positives.
@@ -148,6 +154,8 @@ def sup_con_loss(
             A pair counts as often as it is listed.
         weight: (n,) how much each anchor counts, 0 or more.
         reference: rows to compare with instead of the other rows of the batch.
+        precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
+            context `nearfar.precision`, or its default.
         reduction: "mean" over the anchors that have a positive (decoupled: and a negative),
             "active" over those whose loss is not 0, (low, high) over those between; "sum", or
             "none", where the others are 0.
@@ -178,6 +186,7 @@ def sup_con_loss(
         similarity=similarity,
         normalize=normalize,
         reduction=reduction,
+        precision=precision,
         scale=1 / above_zero("temperature", temperature),
         weight=weight,
     )
@@ -194,6 +203,7 @@ def nt_xent_loss(
     pairs: Pairs | None = None,
     weight: ArrayLike | None = None,
     reference: Reference | None = None,
+    precision: Precision | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""One softmax per positive pair: the positive against the anchor's negatives.
@@ -220,6 +230,8 @@ def nt_xent_loss(
             A pair counts as often as it is listed.
         weight: (n,) how much each anchor counts, 0 or more.
         reference: rows to compare with instead of the other rows of the batch.
+        precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
+            context `nearfar.precision`, or its default.
         reduction: "mean" over the positive pairs, "active" over those whose loss is not 0,
             (low, high) over those between; "sum", or "none" for (n,) sums, one per anchor. As in
             the paper, a positive pair whose anchor has no negatives has loss 0 and counts in the
@@ -252,6 +264,7 @@ def nt_xent_loss(
         similarity=similarity,
         normalize=normalize,
         reduction=reduction,
+        precision=precision,
         scale=1 / above_zero("temperature", temperature),
         weight=weight,
     )
@@ -267,6 +280,7 @@ def nca_loss(
     pairs: Pairs | None = None,
     weight: ArrayLike | None = None,
     reference: Reference | None = None,
+    precision: Precision | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""Neighbourhood components: the chance that an anchor picks one of its positives.
@@ -292,6 +306,8 @@ def nca_loss(
             A pair counts as often as it is listed.
         weight: (n,) how much each anchor counts, 0 or more.
         reference: rows to compare with instead of the other rows of the batch.
+        precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
+            context `nearfar.precision`, or its default.
         reduction: "mean" over the anchors that have a positive, "active" over those whose loss is
             not 0, (low, high) over those between; "sum", or "none", where the others are 0.
 
@@ -318,6 +334,7 @@ def nca_loss(
         similarity=similarity,
         normalize=normalize,
         reduction=reduction,
+        precision=precision,
         scale=above_zero("scale", scale),
         weight=weight,
     )

@@ -9,6 +9,7 @@ from nearfar.distance import sqeuclidean, unit
 from nearfar.engine.closeness import Euclidean
 from nearfar.engine.log_sums import log_sum_loss
 from nearfar.engine.observe import force_visitors, measured
+from nearfar.engine.precision import Precision, chosen
 from nearfar.engine.relation import matched
 from nearfar.inputs import (
     ArrayLike,
@@ -17,7 +18,6 @@ from nearfar.inputs import (
     embeddings,
     lift,
     matrix,
-    one_of,
     same_device,
     switch,
     tensor,
@@ -27,7 +27,7 @@ from nearfar.labels import class_ids
 from nearfar.listed import Pairs
 from nearfar.losses.batch import as_batch, as_towers, row_weight
 from nearfar.losses.contrast import DECOUPLED, ONE
-from nearfar.losses.similarity import Similarity, run_by_similarity
+from nearfar.losses.similarity import Similarity, by_similarity, run_by_similarity
 from nearfar.losses.softmax import pick
 from nearfar.reduction import Reduction, reduce, split
 
@@ -44,6 +44,7 @@ def info_nce_loss(
     decoupled: bool = False,
     hard_negatives: ArrayLike | None = None,
     weight: ArrayLike | None = None,
+    precision: Precision | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""Pick the positive out of the negatives: softmax cross-entropy over similarities.
@@ -72,6 +73,8 @@ def info_nce_loss(
         hard_negatives: (m, d) or (n, m, d), further negatives for every query besides the other
             rows of `positive`; cannot be combined with `negatives`.
         weight: (n,) how much each query counts, 0 or more.
+        precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
+            context `nearfar.precision`, or its default.
         reduction: "mean" over the queries, "active" over those whose loss is not 0, (low, high)
             over those between; "sum", or "none" for one loss per query. With `symmetric` and
             `hard_negatives`, the mean of the two directions.
@@ -122,6 +125,7 @@ def info_nce_loss(
             decoupled,
             weight,
             reduction,
+            precision,
         )
     rows, columns = as_towers(query=query, positive=positive)
     one_way = partial(
@@ -134,13 +138,15 @@ def info_nce_loss(
         reduction=reduction,
     )
     if hard_negatives is None:
-        return one_way(rows, columns, both=symmetric)
-    hard = _negatives("hard_negatives", hard_negatives, rows)
+        return one_way(rows, columns, precision=precision, both=symmetric)
+    given = tensor("hard_negatives", hard_negatives, beside=(rows,))
+    hard = _negatives("hard_negatives", given, rows)
     hard = hard.flatten(0, 1) if hard.ndim == 3 else hard
     # Lifted here, so that neither direction rounds or saturates them in between.
+    precision = chosen(precision, by_similarity(similarity).rounding, rows, columns, given)
     rows, columns = lift("query", rows), lift("positive", columns)
-    there = one_way(rows, torch.cat([columns, hard]))
-    return (there + one_way(columns, rows)) / 2 if symmetric else there
+    there = one_way(rows, torch.cat([columns, hard]), precision=precision)
+    return (there + one_way(columns, rows, precision=precision)) / 2 if symmetric else there
 
 
 def n_pair_loss(
@@ -151,6 +157,7 @@ def n_pair_loss(
     similarity: Similarity = "inner_product",
     normalize: bool = True,
     weight: ArrayLike | None = None,
+    precision: Precision | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""One anchor and one positive of each class: pick the positive out of those of all classes.
@@ -172,6 +179,8 @@ def n_pair_loss(
         normalize: scale all rows to length 1 first, so that inner products are cosines. The paper
             does not.
         weight: (n,) how much each anchor counts, 0 or more.
+        precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
+            context `nearfar.precision`, or its default.
         reduction: "mean" over the classes with two rows, "active" over those whose loss is not 0,
             (low, high) over those between; "sum", or "none" for (n,) losses, 0 for rows that are
             not anchors.
@@ -202,9 +211,11 @@ def n_pair_loss(
             similarity=similarity,
             normalize=normalize,
             reduction=reduction,
+            precision=precision,
             scale=1 / temperature,
             weight=weight,
         )
+    precision = chosen(precision, by_similarity(similarity).rounding, rows)
     by, rows = row_weight(weight, rows), lift("x", rows)
     each = split(reduction)[0] == "none"
     loss = info_nce_loss(
@@ -215,6 +226,7 @@ def n_pair_loss(
         normalize=normalize,
         weight=None if by is None else by[anchor],
         reduction=reduction,
+        precision=precision,
     )
     return loss.new_zeros(len(rows)).index_add(0, anchor, loss) if each else loss
 
@@ -246,6 +258,7 @@ def _in_batch(
     decoupled: bool,
     weight: ArrayLike | None,
     reduction: Reduction,
+    precision: Precision | None,
     both: bool = False,
 ) -> Tensor:
     """Row i picks column i out of all columns; with `both`, column i also picks row i."""
@@ -257,6 +270,7 @@ def _in_batch(
         similarity=similarity,
         normalize=normalize,
         reduction=reduction,
+        precision=precision,
         scale=1 / temperature,
         weight=weight,
     )
@@ -272,12 +286,15 @@ def _against_listed(
     decoupled: bool,
     weight: ArrayLike | None,
     reduction: Reduction,
+    precision: Precision | None,
 ) -> Tensor:
     """Each query picks its positive out of the positive and the negatives listed for it."""
+    given = query, positive, negatives
     query, positive = embeddings(query=query, positive=positive)
     counted = row_weight(weight, query)
     others = _negatives("negatives", negatives, query)
-    one_of("similarity", similarity, Similarity)
+    before = (tensor("embeddings", t, beside=given) for t in given)  # they were lifted
+    precision = chosen(precision, by_similarity(similarity).rounding, *before, traced=True)
     if switch("normalize", normalize) or similarity == "cosine":
         query, positive, others = unit(query), unit(positive), unit(others)
     others = others.to(query.dtype)

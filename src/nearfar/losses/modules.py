@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nearfar.distance import Distance
+from nearfar.engine.precision import Precision
 from nearfar.inputs import ArrayLike
 from nearfar.labels import SimilarLabel
 from nearfar.listed import Pairs
@@ -400,6 +401,8 @@ class InfoNCELoss(LossModule):
         symmetric: without `negatives`, the mean of both directions: each positive also picks its
             query out of all queries.
         decoupled: leave the positive out of the denominator (Yeh et al. 2022).
+        precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
+            context `nearfar.precision`, or its default.
         reduction: "mean" over the queries, "active" over those whose loss is not 0, (low, high)
             over those between; "sum", or "none" for one loss per query. With `symmetric` and
             `hard_negatives`, the mean of the two directions.
@@ -411,6 +414,7 @@ class InfoNCELoss(LossModule):
     normalize: bool
     symmetric: bool
     decoupled: bool
+    precision: Precision | None
     reduction: Reduction
 
     @by_name
@@ -422,6 +426,7 @@ class InfoNCELoss(LossModule):
         normalize: bool = True,
         symmetric: bool = False,
         decoupled: bool = False,
+        precision: Precision | None = None,
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__(
@@ -430,6 +435,7 @@ class InfoNCELoss(LossModule):
             normalize=normalize,
             symmetric=symmetric,
             decoupled=decoupled,
+            precision=precision,
             reduction=reduction,
         )
 
@@ -454,6 +460,7 @@ class InfoNCELoss(LossModule):
             normalize=self.normalize,
             symmetric=self.symmetric,
             decoupled=self.decoupled,
+            precision=self.precision,
             reduction=self.reduction,
         )
 
@@ -520,6 +527,8 @@ class CLIPLoss(LossModule):
             `normalize` says; or "sqeuclidean", minus the squared Euclidean distance.
         normalize: scale all rows to length 1 first, so that inner products are cosines.
         decoupled: leave the match out of both denominators (Yeh et al. 2022).
+        precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
+            context `nearfar.precision`, or its default.
         reduction: "mean" over the n matches, "active" over those whose loss is not 0, (low, high)
             over those between; "sum", or "none" for one loss per match. The loss of a single match
             is 0.
@@ -530,6 +539,7 @@ class CLIPLoss(LossModule):
     similarity: Similarity
     normalize: bool
     decoupled: bool
+    precision: Precision | None
     reduction: Reduction
 
     @by_name
@@ -540,6 +550,7 @@ class CLIPLoss(LossModule):
         similarity: Similarity = "inner_product",
         normalize: bool = True,
         decoupled: bool = False,
+        precision: Precision | None = None,
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__(
@@ -547,6 +558,7 @@ class CLIPLoss(LossModule):
             similarity=similarity,
             normalize=normalize,
             decoupled=decoupled,
+            precision=precision,
             reduction=reduction,
         )
 
@@ -560,6 +572,7 @@ class CLIPLoss(LossModule):
             similarity=self.similarity,
             normalize=self.normalize,
             decoupled=self.decoupled,
+            precision=self.precision,
             reduction=self.reduction,
         )
 
@@ -582,6 +595,8 @@ class SigLIPLoss(LossModule):
         similarity: "inner_product", which is the cosine of normalized rows; "cosine", whatever
             `normalize` says; or "sqeuclidean", minus the squared Euclidean distance.
         normalize: scale all rows to length 1 first, so that inner products are cosines.
+        precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
+            context `nearfar.precision`, or its default.
         reduction: "mean" over the n rows (each a sum over n pairs, as in the paper), "active" over
             those whose loss is not 0, (low, high) over those between; "sum", or "none" for one loss
             per row.
@@ -592,6 +607,7 @@ class SigLIPLoss(LossModule):
     bias: float | Tensor
     similarity: Similarity
     normalize: bool
+    precision: Precision | None
     reduction: Reduction
 
     @by_name
@@ -602,10 +618,16 @@ class SigLIPLoss(LossModule):
         bias: float | Tensor,
         similarity: Similarity = "inner_product",
         normalize: bool = True,
+        precision: Precision | None = None,
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__(
-            scale=scale, bias=bias, similarity=similarity, normalize=normalize, reduction=reduction
+            scale=scale,
+            bias=bias,
+            similarity=similarity,
+            normalize=normalize,
+            precision=precision,
+            reduction=reduction,
         )
 
     def forward(self, x: ArrayLike, y: ArrayLike, *, weight: ArrayLike | None = None) -> Tensor:
@@ -618,6 +640,7 @@ class SigLIPLoss(LossModule):
             bias=self.bias,
             similarity=self.similarity,
             normalize=self.normalize,
+            precision=self.precision,
             reduction=self.reduction,
         )
 
@@ -641,6 +664,8 @@ class BatchContrastiveLoss(LossModule):
             number p of at least 1 for the p-norm.
         normalize: scale all rows to length 1 first; "cosine" does so in any case.
         select: "all" pairs, or "hard", those in the overlap; with `pairs`, the overlap among them.
+        precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
+            context `nearfar.precision`, or its default.
         reduction: "mean" over similar plus mean over dissimilar pairs, "active" over those of each
             kind that are not 0, (low, high) over those between; "sum" over all ordered pairs, or
             "none" for (n,) sums, one per row over its pairs, without those means.
@@ -653,6 +678,7 @@ class BatchContrastiveLoss(LossModule):
     distance: Distance
     normalize: bool
     select: Selection
+    precision: Precision | None
     reduction: Reduction
 
     @by_name
@@ -665,6 +691,7 @@ class BatchContrastiveLoss(LossModule):
         distance: Distance = "euclidean",
         normalize: bool = False,
         select: Selection = "all",
+        precision: Precision | None = None,
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__(
@@ -674,6 +701,7 @@ class BatchContrastiveLoss(LossModule):
             distance=distance,
             normalize=normalize,
             select=select,
+            precision=precision,
             reduction=reduction,
         )
 
@@ -699,6 +727,7 @@ class BatchContrastiveLoss(LossModule):
             distance=self.distance,
             normalize=self.normalize,
             select=self.select,
+            precision=self.precision,
             reduction=self.reduction,
         )
 
@@ -722,6 +751,8 @@ class BatchCosineLoss(LossModule):
 
     Args:
         margin: the cosine, from -1 to 1, below which dissimilar pairs are not pushed.
+        precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
+            context `nearfar.precision`, or its default.
         reduction: "mean" over similar plus mean over dissimilar pairs, "active" over those of each
             kind that are not 0, (low, high) over those between; "sum" over all ordered pairs, or
             "none" for (n,) sums, one per row over its pairs, without those means.
@@ -729,11 +760,18 @@ class BatchCosineLoss(LossModule):
 
     loss = staticmethod(batch_cosine_loss)
     margin: float
+    precision: Precision | None
     reduction: Reduction
 
     @by_name
-    def __init__(self, *, margin: float = 0.0, reduction: Reduction = "mean") -> None:
-        super().__init__(margin=margin, reduction=reduction)
+    def __init__(
+        self,
+        *,
+        margin: float = 0.0,
+        precision: Precision | None = None,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(margin=margin, precision=precision, reduction=reduction)
 
     def forward(
         self,
@@ -752,6 +790,7 @@ class BatchCosineLoss(LossModule):
             weight=weight,
             reference=reference,
             margin=self.margin,
+            precision=self.precision,
             reduction=self.reduction,
         )
 
@@ -791,6 +830,8 @@ class BatchTripletLoss(LossModule):
             here on unless there are no others.
         generator: draws for "distance_weighted" and `n_per_anchor`; None: torch's own. Each call
             draws once.
+        precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
+            context `nearfar.precision`, or its default.
         reduction: "mean" over the triplets: all, or those selected (one per anchor for "hard" and
             "easy_positive", one per anchor and positive for "semihard" and "distance_weighted");
             "active" over those that are not 0, (low, high) over those between; "sum", or "none" for
@@ -808,6 +849,7 @@ class BatchTripletLoss(LossModule):
     cutoff: float
     nonzero_loss_cutoff: float
     generator: torch.Generator | None
+    precision: Precision | None
     reduction: Reduction
 
     @by_name
@@ -824,6 +866,7 @@ class BatchTripletLoss(LossModule):
         cutoff: float = 0.5,
         nonzero_loss_cutoff: float = 1.4,
         generator: torch.Generator | None = None,
+        precision: Precision | None = None,
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__(
@@ -837,6 +880,7 @@ class BatchTripletLoss(LossModule):
             cutoff=cutoff,
             nonzero_loss_cutoff=nonzero_loss_cutoff,
             generator=generator,
+            precision=precision,
             reduction=reduction,
         )
 
@@ -866,6 +910,7 @@ class BatchTripletLoss(LossModule):
             cutoff=self.cutoff,
             nonzero_loss_cutoff=self.nonzero_loss_cutoff,
             generator=self.generator,
+            precision=self.precision,
             reduction=self.reduction,
         )
 
@@ -893,6 +938,8 @@ class BatchQuadrupletLoss(LossModule):
         distance: "euclidean", "sqeuclidean", "cosine", "snr", "manhattan" or the p of a p-norm.
         normalize: scale all rows to length 1 first; "cosine" always does.
         select: "all" or "hard".
+        precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
+            context `nearfar.precision`, or its default.
         reduction: "mean" over the quadruplets ("hard": over the anchors that have one); "active"
             for the mean over the first terms that are not 0, plus that over such second terms,
             (low, high) likewise over those between; "sum", or "none" for (n,) sums, one per anchor
@@ -905,6 +952,7 @@ class BatchQuadrupletLoss(LossModule):
     distance: Distance
     normalize: bool
     select: Quadruplets
+    precision: Precision | None
     reduction: Reduction
 
     @by_name
@@ -916,6 +964,7 @@ class BatchQuadrupletLoss(LossModule):
         distance: Distance = "euclidean",
         normalize: bool = False,
         select: Quadruplets = "all",
+        precision: Precision | None = None,
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__(
@@ -924,6 +973,7 @@ class BatchQuadrupletLoss(LossModule):
             distance=distance,
             normalize=normalize,
             select=select,
+            precision=precision,
             reduction=reduction,
         )
 
@@ -946,6 +996,7 @@ class BatchQuadrupletLoss(LossModule):
             distance=self.distance,
             normalize=self.normalize,
             select=self.select,
+            precision=self.precision,
             reduction=self.reduction,
         )
 
@@ -972,6 +1023,8 @@ class SupConLoss(LossModule):
             `normalize` says; or "sqeuclidean", minus the squared Euclidean distance.
         normalize: scale all rows to length 1 first, so that inner products are cosines.
         decoupled: leave the positives out of the denominator (Yeh et al. 2022).
+        precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
+            context `nearfar.precision`, or its default.
         reduction: "mean" over the anchors that have a positive (decoupled: and a negative),
             "active" over those whose loss is not 0, (low, high) over those between; "sum", or
             "none", where the others are 0.
@@ -982,6 +1035,7 @@ class SupConLoss(LossModule):
     similarity: Similarity
     normalize: bool
     decoupled: bool
+    precision: Precision | None
     reduction: Reduction
 
     @by_name
@@ -992,6 +1046,7 @@ class SupConLoss(LossModule):
         similarity: Similarity = "inner_product",
         normalize: bool = True,
         decoupled: bool = False,
+        precision: Precision | None = None,
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__(
@@ -999,6 +1054,7 @@ class SupConLoss(LossModule):
             similarity=similarity,
             normalize=normalize,
             decoupled=decoupled,
+            precision=precision,
             reduction=reduction,
         )
 
@@ -1022,6 +1078,7 @@ class SupConLoss(LossModule):
             similarity=self.similarity,
             normalize=self.normalize,
             decoupled=self.decoupled,
+            precision=self.precision,
             reduction=self.reduction,
         )
 
@@ -1049,6 +1106,8 @@ class NTXentLoss(LossModule):
             `normalize` says; or "sqeuclidean", minus the squared Euclidean distance.
         normalize: scale all rows to length 1 first, so that inner products are cosines.
         decoupled: leave the positive out of its denominator (Yeh et al. 2022).
+        precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
+            context `nearfar.precision`, or its default.
         reduction: "mean" over the positive pairs, "active" over those whose loss is not 0, (low,
             high) over those between; "sum", or "none" for (n,) sums, one per anchor. As in the
             paper, a positive pair whose anchor has no negatives has loss 0 and counts in the mean
@@ -1060,6 +1119,7 @@ class NTXentLoss(LossModule):
     similarity: Similarity
     normalize: bool
     decoupled: bool
+    precision: Precision | None
     reduction: Reduction
 
     @by_name
@@ -1070,6 +1130,7 @@ class NTXentLoss(LossModule):
         similarity: Similarity = "inner_product",
         normalize: bool = True,
         decoupled: bool = False,
+        precision: Precision | None = None,
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__(
@@ -1077,6 +1138,7 @@ class NTXentLoss(LossModule):
             similarity=similarity,
             normalize=normalize,
             decoupled=decoupled,
+            precision=precision,
             reduction=reduction,
         )
 
@@ -1100,6 +1162,7 @@ class NTXentLoss(LossModule):
             similarity=self.similarity,
             normalize=self.normalize,
             decoupled=self.decoupled,
+            precision=self.precision,
             reduction=self.reduction,
         )
 
@@ -1126,6 +1189,8 @@ class NCALoss(LossModule):
         similarity: "sqeuclidean", minus the squared Euclidean distance; "inner_product", which is
             the cosine of normalized rows; or "cosine", whatever `normalize` says.
         normalize: scale all rows to length 1 first. The paper does not.
+        precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
+            context `nearfar.precision`, or its default.
         reduction: "mean" over the anchors that have a positive, "active" over those whose loss is
             not 0, (low, high) over those between; "sum", or "none", where the others are 0.
     """
@@ -1134,6 +1199,7 @@ class NCALoss(LossModule):
     scale: float | Tensor
     similarity: Similarity
     normalize: bool
+    precision: Precision | None
     reduction: Reduction
 
     @by_name
@@ -1143,10 +1209,15 @@ class NCALoss(LossModule):
         scale: float | Tensor = 1.0,
         similarity: Similarity = "sqeuclidean",
         normalize: bool = True,
+        precision: Precision | None = None,
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__(
-            scale=scale, similarity=similarity, normalize=normalize, reduction=reduction
+            scale=scale,
+            similarity=similarity,
+            normalize=normalize,
+            precision=precision,
+            reduction=reduction,
         )
 
     def forward(
@@ -1168,6 +1239,7 @@ class NCALoss(LossModule):
             scale=self.scale,
             similarity=self.similarity,
             normalize=self.normalize,
+            precision=self.precision,
             reduction=self.reduction,
         )
 
@@ -1198,6 +1270,8 @@ class MultiSimilarityLoss(LossModule):
             most 0, so that `base` should be below 0: minus the squared distance that separates the
             two.
         normalize: scale all rows to length 1 first, so that inner products are cosines.
+        precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
+            context `nearfar.precision`, or its default.
         reduction: "mean" over all anchors with at least one positive or negative, as in the paper,
             "active" over those whose loss is not 0, (low, high) over those between; "sum", or
             "none" for one loss per anchor.
@@ -1209,6 +1283,7 @@ class MultiSimilarityLoss(LossModule):
     base: float
     similarity: Similarity
     normalize: bool
+    precision: Precision | None
     reduction: Reduction
 
     @by_name
@@ -1220,6 +1295,7 @@ class MultiSimilarityLoss(LossModule):
         base: float = 0.5,
         similarity: Similarity = "inner_product",
         normalize: bool = True,
+        precision: Precision | None = None,
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__(
@@ -1228,6 +1304,7 @@ class MultiSimilarityLoss(LossModule):
             base=base,
             similarity=similarity,
             normalize=normalize,
+            precision=precision,
             reduction=reduction,
         )
 
@@ -1252,6 +1329,7 @@ class MultiSimilarityLoss(LossModule):
             base=self.base,
             similarity=self.similarity,
             normalize=self.normalize,
+            precision=self.precision,
             reduction=self.reduction,
         )
 
@@ -1281,6 +1359,8 @@ class CircleLoss(LossModule):
             most 0: dissimilar rows are pushed up to a squared distance of m, and similar rows reach
             their target only with m = 1.
         normalize: scale all rows to length 1 first, so that inner products are cosines.
+        precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
+            context `nearfar.precision`, or its default.
         reduction: "mean" over the anchors that have a positive and a negative, "active" over those
             whose loss is not 0, (low, high) over those between; "sum", or "none", where the others
             are 0.
@@ -1291,6 +1371,7 @@ class CircleLoss(LossModule):
     scale: float
     similarity: Similarity
     normalize: bool
+    precision: Precision | None
     reduction: Reduction
 
     @by_name
@@ -1301,6 +1382,7 @@ class CircleLoss(LossModule):
         scale: float = 256.0,
         similarity: Similarity = "inner_product",
         normalize: bool = True,
+        precision: Precision | None = None,
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__(
@@ -1308,6 +1390,7 @@ class CircleLoss(LossModule):
             scale=scale,
             similarity=similarity,
             normalize=normalize,
+            precision=precision,
             reduction=reduction,
         )
 
@@ -1331,6 +1414,7 @@ class CircleLoss(LossModule):
             scale=self.scale,
             similarity=self.similarity,
             normalize=self.normalize,
+            precision=self.precision,
             reduction=self.reduction,
         )
 
@@ -1357,6 +1441,8 @@ class LiftedStructureLoss(LossModule):
         distance: "euclidean", "sqeuclidean", "cosine", "snr" (anchor first), "manhattan", or a
             number p of at least 1 for the p-norm.
         normalize: scale all rows to length 1 first; "cosine" does so in any case.
+        precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
+            context `nearfar.precision`, or its default.
         reduction: "mean" over the anchors that have a positive and a negative, "active" over those
             whose loss is not 0, (low, high) over those between; "sum", or "none", where the others
             are 0.
@@ -1366,6 +1452,7 @@ class LiftedStructureLoss(LossModule):
     margin: float
     distance: Distance
     normalize: bool
+    precision: Precision | None
     reduction: Reduction
 
     @by_name
@@ -1375,9 +1462,16 @@ class LiftedStructureLoss(LossModule):
         margin: float = 1.0,
         distance: Distance = "euclidean",
         normalize: bool = False,
+        precision: Precision | None = None,
         reduction: Reduction = "mean",
     ) -> None:
-        super().__init__(margin=margin, distance=distance, normalize=normalize, reduction=reduction)
+        super().__init__(
+            margin=margin,
+            distance=distance,
+            normalize=normalize,
+            precision=precision,
+            reduction=reduction,
+        )
 
     def forward(
         self,
@@ -1398,6 +1492,7 @@ class LiftedStructureLoss(LossModule):
             margin=self.margin,
             distance=self.distance,
             normalize=self.normalize,
+            precision=self.precision,
             reduction=self.reduction,
         )
 
@@ -1424,6 +1519,8 @@ class LiftedPairLoss(LossModule):
         distance: "euclidean", "sqeuclidean", "cosine", "snr" (anchor first), "manhattan", or a
             number p of at least 1 for the p-norm.
         normalize: scale all rows to length 1 first; "cosine" does so in any case.
+        precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
+            context `nearfar.precision`, or its default.
         reduction: "mean" over the similar pairs, each in both orders; "active" over those that are
             not 0, (low, high) over those between; "sum", or "none" for (n,) sums, one per anchor.
     """
@@ -1432,6 +1529,7 @@ class LiftedPairLoss(LossModule):
     margin: float
     distance: Distance
     normalize: bool
+    precision: Precision | None
     reduction: Reduction
 
     @by_name
@@ -1441,9 +1539,16 @@ class LiftedPairLoss(LossModule):
         margin: float = 1.0,
         distance: Distance = "euclidean",
         normalize: bool = False,
+        precision: Precision | None = None,
         reduction: Reduction = "mean",
     ) -> None:
-        super().__init__(margin=margin, distance=distance, normalize=normalize, reduction=reduction)
+        super().__init__(
+            margin=margin,
+            distance=distance,
+            normalize=normalize,
+            precision=precision,
+            reduction=reduction,
+        )
 
     def forward(
         self,
@@ -1462,6 +1567,7 @@ class LiftedPairLoss(LossModule):
             margin=self.margin,
             distance=self.distance,
             normalize=self.normalize,
+            precision=self.precision,
             reduction=self.reduction,
         )
 
@@ -1488,6 +1594,8 @@ class NPairLoss(LossModule):
             `normalize` says; or "sqeuclidean", minus the squared Euclidean distance.
         normalize: scale all rows to length 1 first, so that inner products are cosines. The paper
             does not.
+        precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
+            context `nearfar.precision`, or its default.
         reduction: "mean" over the classes with two rows, "active" over those whose loss is not 0,
             (low, high) over those between; "sum", or "none" for (n,) losses, 0 for rows that are
             not anchors.
@@ -1497,6 +1605,7 @@ class NPairLoss(LossModule):
     temperature: float | Tensor
     similarity: Similarity
     normalize: bool
+    precision: Precision | None
     reduction: Reduction
 
     @by_name
@@ -1506,10 +1615,15 @@ class NPairLoss(LossModule):
         temperature: float | Tensor = 1.0,
         similarity: Similarity = "inner_product",
         normalize: bool = True,
+        precision: Precision | None = None,
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__(
-            temperature=temperature, similarity=similarity, normalize=normalize, reduction=reduction
+            temperature=temperature,
+            similarity=similarity,
+            normalize=normalize,
+            precision=precision,
+            reduction=reduction,
         )
 
     def forward(
@@ -1523,6 +1637,7 @@ class NPairLoss(LossModule):
             temperature=self.temperature,
             similarity=self.similarity,
             normalize=self.normalize,
+            precision=self.precision,
             reduction=self.reduction,
         )
 
@@ -1548,6 +1663,8 @@ class ProxySoftmaxLoss(ProxyLossModule):
         cosine_margin: from 0 to 1.
         normalize: scale rows and proxies to length 1 first, so that the products are cosines;
             without it there is no margin.
+        precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
+            context `nearfar.precision`, or its default.
         reduction: "mean" over the rows, "active" over those whose loss is not 0, (low, high) over
             those between; "sum", or "none" for one loss per row.
         generator: draws the first proxies. None: torch's default.
@@ -1560,6 +1677,7 @@ class ProxySoftmaxLoss(ProxyLossModule):
     angle_margin: float
     cosine_margin: float
     normalize: bool
+    precision: Precision | None
     reduction: Reduction
 
     @by_name
@@ -1573,6 +1691,7 @@ class ProxySoftmaxLoss(ProxyLossModule):
         angle_margin: float = 0.0,
         cosine_margin: float = 0.0,
         normalize: bool = True,
+        precision: Precision | None = None,
         reduction: Reduction = "mean",
         generator: torch.Generator | None = None,
         device: torch.device | str | None = None,
@@ -1586,6 +1705,7 @@ class ProxySoftmaxLoss(ProxyLossModule):
             angle_margin=angle_margin,
             cosine_margin=cosine_margin,
             normalize=normalize,
+            precision=precision,
             reduction=reduction,
             generator=generator,
             device=device,
@@ -1605,6 +1725,7 @@ class ProxySoftmaxLoss(ProxyLossModule):
             angle_margin=self.angle_margin,
             cosine_margin=self.cosine_margin,
             normalize=self.normalize,
+            precision=self.precision,
             reduction=self.reduction,
         )
 
@@ -1626,6 +1747,8 @@ class ProxyNCALoss(ProxyLossModule):
         dim: the length of an embedding.
         sub_centers: how many proxies each class has.
         scale: t, above 0; 1 in the paper. A tensor with one number may be learned.
+        precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
+            context `nearfar.precision`, or its default.
         reduction: "mean" over the rows, "active" over those whose loss is above 0, (low, high) over
             those between; "sum", or "none" for one loss per row.
         generator: draws the first proxies. None: torch's default.
@@ -1635,6 +1758,7 @@ class ProxyNCALoss(ProxyLossModule):
 
     loss = staticmethod(proxy_nca_loss)
     scale: float | Tensor
+    precision: Precision | None
     reduction: Reduction
 
     @by_name
@@ -1645,6 +1769,7 @@ class ProxyNCALoss(ProxyLossModule):
         *,
         sub_centers: int = 1,
         scale: float | Tensor = 1.0,
+        precision: Precision | None = None,
         reduction: Reduction = "mean",
         generator: torch.Generator | None = None,
         device: torch.device | str | None = None,
@@ -1655,6 +1780,7 @@ class ProxyNCALoss(ProxyLossModule):
             dim,
             sub_centers=sub_centers,
             scale=scale,
+            precision=precision,
             reduction=reduction,
             generator=generator,
             device=device,
@@ -1666,7 +1792,13 @@ class ProxyNCALoss(ProxyLossModule):
     ) -> Tensor:
         """The loss of a batch; see :func:`nearfar.proxy_nca_loss`."""
         return proxy_nca_loss(
-            x, self.proxies, labels, weight=weight, scale=self.scale, reduction=self.reduction
+            x,
+            self.proxies,
+            labels,
+            weight=weight,
+            scale=self.scale,
+            precision=self.precision,
+            reduction=self.reduction,
         )
 
     if TYPE_CHECKING:
@@ -1687,6 +1819,8 @@ class ProxyAnchorLoss(ProxyLossModule):
         dim: the length of an embedding.
         margin: m, from 0 to 1.
         scale: t (the paper's alpha), above 0.
+        precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
+            context `nearfar.precision`, or its default.
         reduction: "mean", the formula; "active", with means over the proxies whose logarithm is not
             0, or (low, high), over those whose logarithm is between; "sum" of all logarithms, or
             "none" for (c,) sums, one per proxy, without the two means.
@@ -1698,6 +1832,7 @@ class ProxyAnchorLoss(ProxyLossModule):
     loss = staticmethod(proxy_anchor_loss)
     margin: float
     scale: float
+    precision: Precision | None
     reduction: Reduction
 
     @by_name
@@ -1708,6 +1843,7 @@ class ProxyAnchorLoss(ProxyLossModule):
         *,
         margin: float = 0.1,
         scale: float = 32.0,
+        precision: Precision | None = None,
         reduction: Reduction = "mean",
         generator: torch.Generator | None = None,
         device: torch.device | str | None = None,
@@ -1718,6 +1854,7 @@ class ProxyAnchorLoss(ProxyLossModule):
             dim,
             margin=margin,
             scale=scale,
+            precision=precision,
             reduction=reduction,
             generator=generator,
             device=device,
@@ -1735,6 +1872,7 @@ class ProxyAnchorLoss(ProxyLossModule):
             weight=weight,
             margin=self.margin,
             scale=self.scale,
+            precision=self.precision,
             reduction=self.reduction,
         )
 

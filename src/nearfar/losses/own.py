@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nearfar.distance import Distance, DistanceName
 from nearfar.engine.anchor_sums import anchor_loss, gradients_of
-from nearfar.engine.closeness import Closeness, NegatedSquares, Product, Tile, by_distance
+from nearfar.engine.closeness import Closeness, Tile, by_distance
 from nearfar.engine.norms import DistanceFunction, OfFunction
 from nearfar.engine.pair_sums import (
     MeanOver,
@@ -22,13 +22,14 @@ from nearfar.engine.pair_sums import (
     pair_loss,
     shares,
 )
+from nearfar.engine.precision import Precision
 from nearfar.engine.relation import Relation
 from nearfar.engine.step import Answer, Executor, Request, run
 from nearfar.engine.walk import Walk
-from nearfar.inputs import ArrayLike, one_of, switch
+from nearfar.inputs import ArrayLike, switch
 from nearfar.listed import Pairs
 from nearfar.losses.batch import as_batch, row_weight
-from nearfar.losses.similarity import Similarity
+from nearfar.losses.similarity import Similarity, by_similarity
 from nearfar.reduction import Reduction
 from nearfar.reference import Reference
 
@@ -96,6 +97,7 @@ def batch_loss(
     pairs: Pairs | None = None,
     weight: ArrayLike | None = None,
     reference: Reference | None = None,
+    precision: Precision | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""A loss of your own over every pair of the batch, exact and in memory linear in the batch.
@@ -125,6 +127,8 @@ def batch_loss(
             that are not listed are neither positive nor negative.
         weight: (n,) how much each anchor counts, 0 or more.
         reference: a `Reference` to compare with instead of the batch itself.
+        precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
+            context `nearfar.precision`, or its default.
         reduction: "mean" over the anchors, weighted by the counts that the rule returns (over the
             pairs for a `PairRule`), "active" over those whose loss is not 0, (low, high) over those
             between; "sum", or "none" for (n,) losses, one per anchor.
@@ -173,8 +177,10 @@ def batch_loss(
         executor,
         rows,
         columns,
+        closeness=closeness,
         normalize=normalize or "cosine" in (distance, similarity),
         reduction=reduction,
+        precision=precision,
         weight=weights,
         learned=learned,
     )
@@ -210,8 +216,7 @@ def _closeness(
             f"similarity={similarity!r}."
         )
     if similarity is not None:
-        one_of("similarity", similarity, Similarity)
-        return NegatedSquares() if similarity == "sqeuclidean" else Product()
+        return by_similarity(similarity)
     assert distance is not None
     if callable(distance):
         return OfFunction(_checked_distance(distance))

@@ -12,6 +12,7 @@ from nearfar.engine.budget import block, current_limits
 from nearfar.engine.closeness import Closeness, LargestProduct, Product
 from nearfar.engine.log_sum_rule import Finished, LogSum, LogSumRule, affine
 from nearfar.engine.log_sums import log_sum_loss
+from nearfar.engine.precision import Precision
 from nearfar.engine.relation import Relation
 from nearfar.engine.slices import joined, spans
 from nearfar.engine.step import Answer, Request, run
@@ -42,6 +43,7 @@ def proxy_softmax_loss(
     cosine_margin: float = 0.0,
     normalize: bool = True,
     weight: ArrayLike | None = None,
+    precision: Precision | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""Softmax over cosines to learned proxies of classes, with a margin on the right one if asked.
@@ -71,6 +73,8 @@ def proxy_softmax_loss(
             without it there is no margin.
         weight: (n,) how much each row counts, 0 or more; for one weight per class,
             `class_weight[labels]`.
+        precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
+            context `nearfar.precision`, or its default.
         reduction: "mean" over the rows, "active" over those whose loss is not 0, (low, high) over
             those between; "sum", or "none" for one loss per row.
 
@@ -114,8 +118,10 @@ def proxy_softmax_loss(
         log_sum_loss(rule, closeness, relation),
         rows,
         columns,
+        closeness=closeness,
         normalize=normalize,
         reduction=reduction,
+        precision=precision,
         scale=scale,
         weight=row_weight(weight, rows),
         learned=learned,
@@ -129,6 +135,7 @@ def proxy_nca_loss(
     *,
     scale: float | Tensor = 1.0,
     weight: ArrayLike | None = None,
+    precision: Precision | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""Neighbourhood components with proxies: each row nearer to its own than to all others.
@@ -147,6 +154,8 @@ def proxy_nca_loss(
         labels: (n,) class ids from 0 to c - 1.
         scale: t, above 0; 1 in the paper. A tensor with one number may be learned.
         weight: (n,) how much each row counts, 0 or more.
+        precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
+            context `nearfar.precision`, or its default.
         reduction: "mean" over the rows, "active" over those whose loss is above 0, (low, high) over
             those between; "sum", or "none" for one loss per row.
 
@@ -168,8 +177,10 @@ def proxy_nca_loss(
         log_sum_loss(DECOUPLED, closeness, relation),
         rows,
         columns,
+        closeness=closeness,
         normalize=True,
         reduction=reduction,
+        precision=precision,
         # At length 1, -d = 2 cos - 2, and the constant cancels.
         scale=2 * above_zero("scale", scale),
         weight=row_weight(weight, rows),
@@ -184,6 +195,7 @@ def proxy_anchor_loss(
     margin: float = 0.1,
     scale: float = 32.0,
     weight: ArrayLike | None = None,
+    precision: Precision | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""Proxies as anchors: each pulls the rows of its class and pushes all others.
@@ -203,6 +215,8 @@ def proxy_anchor_loss(
         margin: m, from 0 to 1.
         scale: t (the paper's alpha), above 0.
         weight: (c,) how much each proxy counts in both means, 0 or more.
+        precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
+            context `nearfar.precision`, or its default.
         reduction: "mean", the formula; "active", with means over the proxies whose logarithm is not
             0, or (low, high), over those whose logarithm is between; "sum" of all logarithms, or
             "none" for (c,) sums, one per proxy, without the two means.
@@ -250,8 +264,10 @@ def proxy_anchor_loss(
         execute,
         columns,
         rows,
+        closeness=Product(),
         normalize=True,
         reduction="sum" if total == "mean" else reduction,
+        precision=precision,
         weight=row_weight(weight, columns, "proxy"),
     )
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from nearfar.distance import unit
 from nearfar.engine.closeness import Closeness, NegatedSquares, Product
+from nearfar.engine.precision import Precision
 from nearfar.engine.step import Executor, run
 from nearfar.inputs import ArrayLike, lift, one_of, switch
 from nearfar.losses.batch import row_weight
@@ -15,6 +16,16 @@ from nearfar.reduction import Reduction
 
 # With rows at length 1, the inner product is the cosine.
 Similarity = Literal["inner_product", "cosine", "sqeuclidean"]
+
+
+def by_similarity(similarity: Similarity) -> Closeness:
+    """The measure of a similarity; cosine wants unit rows.
+
+    Raises:
+        ValueError: an unknown similarity; the message lists the choices.
+    """
+    one_of("similarity", similarity, Similarity)
+    return NegatedSquares() if similarity == "sqeuclidean" else Product()
 
 
 def run_by_similarity(
@@ -25,6 +36,7 @@ def run_by_similarity(
     similarity: Similarity,
     normalize: bool,
     reduction: Reduction,
+    precision: Precision | None,
     scale: float | Tensor | None = None,
     bias: float | Tensor | None = None,
     weight: ArrayLike | None = None,
@@ -38,6 +50,7 @@ def run_by_similarity(
         similarity: its name.
         normalize: whether rows are scaled to length 1; for "cosine" they always are.
         reduction: see `Reduction`.
+        precision: see `run`.
         scale: above 0; None for 1.
         bias: what is added to each scaled similarity.
         weight: (n,) how much each row counts, not yet checked.
@@ -45,17 +58,19 @@ def run_by_similarity(
     Raises:
         ValueError: an unknown similarity; the message lists the choices.
     """
-    one_of("similarity", similarity, Similarity)
+    closeness = by_similarity(similarity)
     switch("normalize", normalize)
     normalize = normalize or similarity == "cosine"
     weights = row_weight(weight, rows)
     if similarity != "sqeuclidean":
         return run(
-            executor(Product()),
+            executor(closeness),
             rows,
             columns,
+            closeness=closeness,
             normalize=normalize,
             reduction=reduction,
+            precision=precision,
             scale=scale,
             bias=bias,
             weight=weights,
@@ -63,11 +78,13 @@ def run_by_similarity(
     # t |x - y|^2 is the squared distance of the rows times the root of t.
     by = scale.reshape(()).sqrt() if isinstance(scale, Tensor) else (scale or 1.0) ** 0.5
     return run(
-        executor(NegatedSquares()),
+        executor(closeness),
         _scaled("x", rows, normalize, by),
         None if columns is None else _scaled("reference.x", columns, normalize, by),
+        closeness=closeness,
         normalize=False,
         reduction=reduction,
+        precision=precision,
         bias=bias,
         weight=weights,
         contained=scale,

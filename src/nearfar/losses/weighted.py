@@ -10,6 +10,7 @@ from nearfar.distance import Distance
 from nearfar.engine.closeness import by_distance
 from nearfar.engine.log_sum_rule import Exponent, Finished, LogSum, LogSumRule, affine
 from nearfar.engine.log_sums import log_sum_loss
+from nearfar.engine.precision import Precision
 from nearfar.engine.step import run
 from nearfar.inputs import ArrayLike, between, positive_number, switch
 from nearfar.listed import Pairs
@@ -33,6 +34,7 @@ def multi_similarity_loss(
     pairs: Pairs | None = None,
     weight: ArrayLike | None = None,
     reference: Reference | None = None,
+    precision: Precision | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""Weigh each pair by its own similarity and by those of its anchor's other pairs.
@@ -60,6 +62,8 @@ def multi_similarity_loss(
             A pair counts as often as it is listed.
         weight: (n,) how much each anchor counts, 0 or more.
         reference: rows to compare with instead of the other rows of the batch.
+        precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
+            context `nearfar.precision`, or its default.
         reduction: "mean" over all anchors with at least one positive or negative, as in the paper,
             "active" over those whose loss is not 0, (low, high) over those between; "sum", or
             "none" for one loss per anchor.
@@ -103,6 +107,7 @@ def multi_similarity_loss(
         similarity=similarity,
         normalize=normalize,
         reduction=reduction,
+        precision=precision,
         weight=weight,
     )
 
@@ -118,6 +123,7 @@ def circle_loss(
     pairs: Pairs | None = None,
     weight: ArrayLike | None = None,
     reference: Reference | None = None,
+    precision: Precision | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""Pull and push each similarity harder the farther it is from its target.
@@ -147,6 +153,8 @@ def circle_loss(
             A pair counts as often as it is listed.
         weight: (n,) how much each anchor counts, 0 or more.
         reference: rows to compare with instead of the other rows of the batch.
+        precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
+            context `nearfar.precision`, or its default.
         reduction: "mean" over the anchors that have a positive and a negative, "active" over those
             whose loss is not 0, (low, high) over those between; "sum", or "none", where the others
             are 0.
@@ -196,6 +204,7 @@ def circle_loss(
         similarity=similarity,
         normalize=normalize,
         reduction=reduction,
+        precision=precision,
         weight=weight,
     )
 
@@ -210,6 +219,7 @@ def lifted_structure_loss(
     pairs: Pairs | None = None,
     weight: ArrayLike | None = None,
     reference: Reference | None = None,
+    precision: Precision | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""Pull the farthest positives and push the nearest negatives of each anchor, smoothly.
@@ -230,6 +240,8 @@ def lifted_structure_loss(
             A pair counts as often as it is listed.
         weight: (n,) how much each anchor counts, 0 or more.
         reference: rows to compare with instead of the other rows of the batch.
+        precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
+            context `nearfar.precision`, or its default.
         reduction: "mean" over the anchors that have a positive and a negative, "active" over those
             whose loss is not 0, (low, high) over those between; "sum", or "none", where the others
             are 0.
@@ -264,12 +276,15 @@ def lifted_structure_loss(
         offset=inf,  # unlike products, distances are not bounded
     )
     rows, columns, relation = as_batch(x, labels, reference, reduction, pairs)
+    closeness = by_distance(distance)
     return run(
-        log_sum_loss(rule, by_distance(distance), relation),
+        log_sum_loss(rule, closeness, relation),
         rows,
         columns,
+        closeness=closeness,
         normalize=switch("normalize", normalize) or distance == "cosine",
         reduction=reduction,
+        precision=precision,
         weight=row_weight(weight, rows),
     )
 
@@ -283,6 +298,7 @@ def lifted_pair_loss(
     normalize: bool = False,
     pairs: Pairs | None = None,
     weight: ArrayLike | None = None,
+    precision: Precision | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""One hinge per similar pair, which compares it with all negatives of both its ends.
@@ -307,6 +323,8 @@ def lifted_pair_loss(
             (k, 2) indices of an anchor and of another row of the batch; None: all. A pair counts as
             often as it is listed.
         weight: (n,) how much each anchor counts, 0 or more.
+        precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
+            context `nearfar.precision`, or its default.
         reduction: "mean" over the similar pairs, each in both orders; "active" over those that are
             not 0, (low, high) over those between; "sum", or "none" for (n,) sums, one per anchor.
 
@@ -342,12 +360,15 @@ def lifted_pair_loss(
         offset=inf,  # unlike products, distances are not bounded
     )
     rows, columns, relation = as_batch(x, labels, None, reduction, pairs)
+    closeness = by_distance(distance)
     return run(
-        log_sum_loss(rule, by_distance(distance), relation),
+        log_sum_loss(rule, closeness, relation),
         rows,
         columns,
+        closeness=closeness,
         normalize=switch("normalize", normalize) or distance == "cosine",
         reduction=reduction,
+        precision=precision,
         weight=row_weight(weight, rows),
     )
 
