@@ -83,12 +83,14 @@ class Closeness(Protocol):
             batch with itself may stand for its transpose.
         by_products: whether a tile takes little longer than a matrix product.
         rounding: whether rows may be rounded before they are multiplied.
+        kernel: its name in the kernels of `engine/gpu`; None: it has none.
     """
 
     distance_sign: int
     symmetric: bool
     by_products: bool
     rounding: Rounding
+    kernel: str | None
 
     def prepare(self, a: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Rows and columns (None: the rows themselves) as `measure` wants them."""
@@ -137,6 +139,7 @@ class Product:
     symmetric = True
     by_products = True
     rounding: Rounding = "as torch"
+    kernel: str | None = "product"
 
     def prepare(self, a: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return a, b
@@ -171,6 +174,7 @@ class LargestProduct:
     symmetric = True
     by_products = True
     rounding: Rounding = "as torch"
+    kernel: str | None = None
 
     def __init__(self, k: int) -> None:
         self.k = k
@@ -219,6 +223,7 @@ class CosineDistance:
     symmetric = True
     by_products = True
     rounding: Rounding = "if asked"
+    kernel: str | None = "cosine"
     # In float32, a smaller distance may be off by more than 1e-4 of itself.
     CANCELS = 1e-3
 
@@ -268,11 +273,13 @@ class Euclidean:
     symmetric = True
     by_products = True
     rounding: Rounding = "if asked"
+    kernel: str | None
     # With less than this share of |a|^2 + |b|^2 left, a float32 distance is not exact to 1e-5.
     CANCELS = 0.02
 
     def __init__(self, squared: bool) -> None:
         self.squared = squared
+        self.kernel = "sqeuclidean" if squared else "euclidean"
 
     def prepare(self, a: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
         everything = a if b is None else torch.cat([a, b])
@@ -363,7 +370,9 @@ class NegatedSquares:
     distance_sign = -1
     symmetric = True
     by_products = True
+    CANCELS = Euclidean.CANCELS
     rounding: Rounding = "if asked"
+    kernel: str | None = "negated"
 
     def __init__(self) -> None:
         self._squares = Euclidean(squared=True)
@@ -400,6 +409,7 @@ class SignalToNoise:
     symmetric = False
     by_products = True
     rounding: Rounding = "never"
+    kernel: str | None = None
 
     def __init__(self) -> None:
         self._squares = Euclidean(squared=True)

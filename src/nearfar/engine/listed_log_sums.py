@@ -58,6 +58,7 @@ class _Positives:
     values: Tensor
     of: Tensor
     other: Tensor | None = None
+    near: None = None
 
 
 def _positives(rule: LogSumRule, near: Tensor, ends: tuple[Tensor, Tensor], n: int) -> _Positives:

@@ -99,6 +99,9 @@ class LogSumRule:
         far: the exponents of the log-sum-exp; None: the closeness itself, which must be an inner
             product.
         steepness, offset: these are at most steepness * |closeness| + offset in size.
+        single: what `finish` is for anchors with one positive if it is given the log-sum-exp of the
+            negatives alone, which is more exact; for rules `with_positives`.
+        term: the name of the kernel's form of `finish`, if `per_positive`; see `gpu/log_sums.py`.
         learned: whether the rule holds a number that is learned, whose derivatives (n,) `finish`
             returns last.
     """
@@ -112,6 +115,8 @@ class LogSumRule:
     far: Exponent | None = None
     steepness: float = 1.0
     offset: float = 0.0
+    single: Callable[..., Finished] | None = None
+    term: str | None = None
     learned: bool = False
 
     @property
@@ -203,6 +208,8 @@ def _given(
     of, z = positives.of, positives.values
     if rule.sums_positives:
         return (logs, z, of), None
+    if positives.near is not None:
+        return (logs, positives.near, None), None
     assert isinstance(of, Tensor)
     if rule.near is not None:
         near, share = log_sum(rule.near.of(z), of, len(logs.rest))

@@ -19,6 +19,7 @@ from math import ceil, inf
 import torch
 from torch import Tensor
 
+from nearfar.engine import gpu
 from nearfar.engine.closeness import Closeness, Tile
 from nearfar.engine.listed_log_sums import over_list
 from nearfar.engine.log_sum_rule import LogSum, LogSumRule, settle
@@ -43,6 +44,10 @@ def log_sum_loss(
     def execute(request: Request) -> Answer:
         if relation.listed is not None:
             return over_list(rule, closeness, relation, request)
+        if gpu.takes(request, closeness, relation):
+            from nearfar.engine.gpu import log_sums as on_gpu  # loads Triton
+
+            return on_gpu.run(rule, closeness, relation, request, both=both)
         walk = Walk(request, closeness, relation, buffers=_BUFFERS)
         if rule.learned:
             walk.own = walk.a.new_zeros((), dtype=sum_dtype(walk.a))

@@ -32,6 +32,7 @@ class OfFunction:
     distance_sign = 1
     by_products = False
     rounding: Rounding = "never"
+    kernel: str | None = None
 
     def __init__(
         self,
@@ -119,6 +120,7 @@ class PNorm:
     symmetric = True
     by_products = False
     rounding: Rounding = "never"
+    kernel: str | None = None
 
     def __init__(self, p: float) -> None:
         self._p = p

@@ -30,6 +30,7 @@ class Positives(Protocol):
         values: (n,) the sum of each anchor's positives, or (k,) the closeness of each positive.
         of: (n,) or a number, how many positives each anchor has, or (k,) the anchor of each.
         other: (k,) the positive itself, for losses that want to know it.
+        near: (n,) the log-sum-exp of each anchor's positives, where that was collected.
     """
 
     @property
@@ -40,6 +41,9 @@ class Positives(Protocol):
 
     @property
     def other(self) -> Tensor | None: ...
+
+    @property
+    def near(self) -> Tensor | None: ...
 
 
 # Strips of fewer rows are slower than computing all products twice.
@@ -59,7 +63,7 @@ class SummedPositives:
         of: how many positives each anchor has, at least 1.
     """
 
-    other = None
+    other = near = None
 
     def __init__(self, walk: Walk, rows: slice, n: int) -> None:
         self.values = walk.a.new_zeros(n, dtype=sum_dtype(walk.a))
@@ -119,6 +123,8 @@ class EachPositive:
         of: (k,) the anchors.
         other: (k,) the positives, from `keep_ends` on.
     """
+
+    near = None
 
     def __init__(self, walk: Walk, rows: slice, n: int) -> None:
         self._walk, self._rows = walk, rows

@@ -43,7 +43,7 @@ def have_both(relation: Relation) -> Tensor:
 
 IDENTITY = affine(1.0, 0.0)
 ONE = LogSumRule(pick_one, have_positives)
-ALL = LogSumRule(pick_all, have_positives, with_positives=True)
+ALL = LogSumRule(pick_all, have_positives, with_positives=True, single=pick_one)
 DECOUPLED = LogSumRule(pick_all, have_both)  # the log-sum-exp leaves the positives out
 
 
@@ -255,6 +255,7 @@ def nt_xent_loss(
         _each_decoupled if switch("decoupled", decoupled) else _each_positive,
         counts=lambda r: r.n_positives() * (r.n_negatives() > 0) if decoupled else r.n_positives(),
         per_positive=True,
+        term="pick decoupled" if decoupled else "pick",
     )
     rows, columns, relation = as_batch(x, labels, reference, reduction, pairs)
     return run_by_similarity(

@@ -356,6 +356,7 @@ def lifted_pair_loss(
         counts=lambda relation: relation.n_positives(),
         per_positive=True,
         both_ends=True,
+        term="lifted",
         far=affine(-1.0, margin),
         offset=inf,  # unlike products, distances are not bounded
     )

@@ -1,0 +1,190 @@
+"""A comparison as the kernels take it: both sides, who is similar to whom, and the settings."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nearfar.engine.closeness import Closeness
+from nearfar.engine.gpu.kernels.tile import Side
+from nearfar.engine.gpu.language import INTERPRETED
+from nearfar.engine.gpu.shapes import Shape, processors, shape_of
+from nearfar.engine.relation import Relation
+from nearfar.engine.step import Request
+
+# Rows of up to so many numbers stay on the chip; longer ones are taken in chunks of _CHUNK.
+_WHOLE, _CHUNK = 256, 128
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+# How float32 is multiplied: three products of tensor cores are as exact as one of float32.
+_PRODUCTS = {"tf32": "tf32", "float32": "tf32x3"}
+# At most so many parts of the columns have sums of their own.
+_MOST_PARTS = 16
+_BITS = 32
+# Forces in float16 are scaled to at most 2^14, a quarter of its largest number, by at most 2^100.
+_HIGHEST, _FARTHEST = 14, 100
+
+
+@dataclass(eq=False)
+class Grid:
+    """How a kernel is spread over the device: blocks of rows, parts of the columns, chunks.
+
+    Attributes:
+        shape: of a tile.
+        split: how many columns a part has.
+        parts: how many parts there are.
+        grid: of the launch.
+    """
+
+    shape: Shape
+    split: int
+    parts: int
+    grid: tuple[int, int, int]
+
+
+class Comparison:
+    """Rows and columns of a request, prepared for the kernels.
+
+    Args:
+        request: what is asked.
+        closeness: how close rows are to columns.
+        relation: which pairs are similar.
+
+    Attributes:
+        rows, columns: the two sides; the same where the rows meet each other.
+        d: how many numbers a row has.
+        settings: of every kernel.
+    """
+
+    def __init__(self, request: Request, closeness: Closeness, relation: Relation) -> None:
+        a, b = closeness.prepare(request.a, request.b)
+        self.request, self.relation, self.d = request, relation, a.shape[1]
+        self.dtype = _DTYPES.get(request.precision, torch.float32)
+        self.measure = closeness.kernel
+        width = self.d
+        self.chunk = max(16, 1 << (width - 1).bit_length()) if width <= _WHOLE else _CHUNK
+        self.width = -(-width // self.chunk) * self.chunk
+        down = None if self.measure in ("product", "cosine") else _down(a, b)
+        if down is not None:
+            a, b = a * down, None if b is None else b * down
+        self.words = 0
+        self.rows = self._side(a, down, relation.row_labels, is_rows=True)
+        self.columns = self.rows
+        if b is not None:
+            self.columns = self._side(b, down, relation.column_labels, is_rows=False)
+        self.settings: dict[str, Any] = {
+            "LABELS": self._labels,
+            "SELVES": "diagonal" if relation.symmetric else _or_none(relation.declared, "named"),
+            "MEASURE": self.measure,
+            "CANCELS": getattr(closeness, "CANCELS", 0.0),
+            "PRODUCT": _PRODUCTS.get(request.precision, "ieee"),
+            "WIDTH": self.width,
+            "CHUNK": self.chunk,
+        }
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether the columns are the rows."""
+        return self.columns is self.rows
+
+    @cached_property
+    def _labels(self) -> str:
+        if self.relation.match is not None:
+            return "match"
+        if self.relation.row_labels is None:
+            return "diagonal"
+        return "classes" if self.relation.row_labels.ndim == 1 else "bits"
+
+    def _side(
+        self, x: Tensor, down: Tensor | None, labels: Tensor | None, *, is_rows: bool
+    ) -> Side:
+        if labels is not None and labels.ndim == 2:
+            labels = _words(labels)
+            self.words = labels.shape[1]
+        exact = None if self.measure == "product" else x
+        distance = self.measure not in ("product", "cosine")
+        relation = self.relation
+        return Side(
+            self._operand(x),
+            exact,
+            torch.linalg.vecdot(x, x) if distance else None,
+            labels,
+            relation.match if is_rows else None,
+            relation.declared if is_rows else None,
+            down,
+            x.shape[0],
+        )
+
+    def _operand(self, x: Tensor) -> Tensor:
+        """The rows in the dtype of the products, with zeros up to the width of the kernels."""
+        if x.dtype is self.dtype and x.shape[1] == self.width and x.is_contiguous():
+            return x
+        padded = x.new_zeros(x.shape[0], self.width, dtype=self.dtype)
+        padded[:, : x.shape[1]] = x
+        return padded
+
+    def grid(self, kernel: str, own: Side, other: Side, chunks: int = 1) -> Grid:
+        """How a kernel is spread over the device, `own` being the rows that its programs own."""
+        where = own.operand.device
+        shape = shape_of(kernel, self.dtype, self.chunk, where, self.request.limits)
+        blocks = -(-own.count // shape.rows)
+        tiles = -(-other.count // shape.columns)
+        wanted = -(-2 * processors(where) // max(blocks * chunks, 1))
+        each = -(-tiles // max(1, min(wanted, tiles, _MOST_PARTS)))
+        parts = max(1, -(-tiles // max(each, 1)))
+        return Grid(shape, max(each, 1) * shape.columns, parts, (blocks, parts, chunks))
+
+    def scale_for(self, strength: list[Tensor], steepness: float) -> Tensor | None:
+        """A power of two that brings forces into the range of float16; None for other dtypes.
+
+        Args:
+            strength: the largest derivatives of each kind.
+            steepness: by which a force is larger than these at most.
+        """
+        if self.dtype is not torch.float16 or not strength:
+            return None
+        largest = torch.stack(strength).amax() * (2 * steepness)
+        exponent = (_HIGHEST - largest.log2().ceil()).clamp(-_FARTHEST, _FARTHEST)
+        return torch.ldexp(torch.ones_like(largest), exponent.nan_to_num(0.0))
+
+    def launch(self, kernel: Any, grid: Grid, *arguments: Any, **settings: Any) -> None:
+        """Run a kernel, unless there is nothing to do."""
+        if not grid.grid[0]:
+            return
+        shape = grid.shape
+        options: dict[str, Any] = {} if INTERPRETED else {"enable_fp_fusion": True}
+        kernel[grid.grid](
+            *arguments,
+            **self.settings,
+            **settings,
+            ROWS=shape.rows,
+            COLUMNS=shape.columns,
+            num_warps=shape.warps,
+            num_stages=shape.stages,
+            **options,
+        )
+
+
+def _or_none(value: object, word: str) -> str:
+    return "none" if value is None else word
+
+
+def _words(labels: Tensor) -> Tensor:
+    """(n, w) int32, 32 labels a word, from (n, c) bool."""
+    n, c = labels.shape
+    padded = labels.new_zeros(n, -(-max(c, 1) // _BITS) * _BITS)
+    padded[:, :c] = labels
+    weights = torch.arange(_BITS, device=labels.device)
+    bits = (padded.view(n, -1, _BITS).long() << weights).sum(2)
+    return torch.where(bits >= 2 ** (_BITS - 1), bits - 2**_BITS, bits).to(torch.int32)
+
+
+def _down(a: Tensor, b: Tensor | None) -> Tensor:
+    """A power of two that makes the rows so short that their squares are finite; 1 if they are."""
+    largest = a.abs().amax() if a.numel() else a.new_zeros(())
+    if b is not None and b.numel():
+        largest = torch.maximum(largest, b.abs().amax())
+    most = 2.0**40  # its square times the longest row is finite
+    exponent = (largest / most).clamp(min=1).nan_to_num(1.0).log2().ceil()
+    return torch.ldexp(torch.ones_like(largest), -exponent)
