@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nearfar.engine.closeness import Closeness
 from nearfar.engine.gpu.kernels.tile import Side
-from nearfar.engine.gpu.language import INTERPRETED
+from nearfar.engine.gpu.language import launch
 from nearfar.engine.gpu.shapes import Shape, processors, shape_of
 from nearfar.engine.relation import Relation
 from nearfar.engine.step import Request
@@ -152,18 +152,7 @@ class Comparison:
         """Run a kernel, unless there is nothing to do."""
         if not grid.grid[0]:
             return
-        shape = grid.shape
-        options: dict[str, Any] = {} if INTERPRETED else {"enable_fp_fusion": True}
-        kernel[grid.grid](
-            *arguments,
-            **self.settings,
-            **settings,
-            ROWS=shape.rows,
-            COLUMNS=shape.columns,
-            num_warps=shape.warps,
-            num_stages=shape.stages,
-            **options,
-        )
+        launch(kernel, grid.grid, grid.shape, arguments, {**self.settings, **settings})
 
 
 def _or_none(value: object, word: str) -> str:

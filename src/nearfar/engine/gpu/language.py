@@ -6,7 +6,29 @@ from typing import Any
 
 import triton
 
+from nearfar.engine.gpu.shapes import Shape
+
 INTERPRETED: bool = bool(triton.knobs.runtime.interpret) if hasattr(triton, "knobs") else False
+
+
+def launch(
+    kernel: Any,
+    grid: tuple[int, ...],
+    shape: Shape,
+    arguments: tuple[Any, ...],
+    settings: dict[str, Any],
+) -> None:
+    """Run a kernel on tiles of a shape. The one place that does."""
+    options = {} if INTERPRETED else {"enable_fp_fusion": True}
+    kernel[grid](
+        *arguments,
+        **settings,
+        ROWS=shape.rows,
+        COLUMNS=shape.columns,
+        num_warps=shape.warps,
+        num_stages=shape.stages,
+        **options,
+    )
 
 
 @cache

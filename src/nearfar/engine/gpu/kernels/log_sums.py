@@ -62,7 +62,8 @@ def exponent(z, function: tl.constexpr, p, q):
     """The exponent of a closeness, and its derivative. Without a function, the closeness itself."""
     if function is None:
         return z, 1.0
-    return function(z, p, q)
+    else:
+        return function(z, p, q)
 
 
 @triton.jit
@@ -99,8 +100,8 @@ def collect(
         j = column + tl.arange(0, COLUMNS)
         z = products(I, J, i, j, a, some(J, j, k, WIDTH), WIDTH, CHUNK, PRODUCT)
         positive, negative = kinds(I, J, i, j, words, LABELS, SELVES, FLIPPED)
-        z, _ = measured(z, positive | negative, I, J, i, j, d, MEASURE, CANCELS)
-        e, _ = exponent(z, far_fn, far[0], far[1])
+        z, again = measured(z, positive | negative, I, J, i, j, d, MEASURE, CANCELS)
+        e, slope = exponent(z, far_fn, far[0], far[1])
         if TOGETHER:
             higher = tl.maximum(top, tl.max(tl.where(positive | negative, e, _NONE), 1))
             base = tl.where(higher == _NONE, 0.0, higher)
@@ -112,7 +113,7 @@ def collect(
         else:
             top, far_sum = running(top, far_sum, e, negative)
             if OUT.near is not None:
-                e, _ = exponent(z, near_fn, near[0], near[1])
+                e, slope = exponent(z, near_fn, near[0], near[1])
                 near_top, near_sum = running(near_top, near_sum, e, positive)
         if OUT.total is not None:
             total += tl.sum(tl.where(positive, z, 0.0), 1)
@@ -181,10 +182,10 @@ def collect_terms(
     number = tl.zeros((ROWS,), tl.float32)
     for column in range(start, tl.minimum(start + split, J.count), COLUMNS):
         j = column + tl.arange(0, COLUMNS)
-        positive, _ = kinds(I, J, i, j, words, LABELS, SELVES, False)
+        positive, negative = kinds(I, J, i, j, words, LABELS, SELVES, False)
         if any_of(positive):
             z = products(I, J, i, j, a, some(J, j, k, WIDTH), WIDTH, CHUNK, PRODUCT)
-            z, _ = measured(z, positive, I, J, i, j, d, MEASURE, CANCELS)
+            z, again = measured(z, positive, I, J, i, j, d, MEASURE, CANCELS)
             if BOTH_ENDS:
                 j_top, j_rest = each(OF_J.top, j, J)[None, :], each(OF_J.rest, j, J)[None, :]
                 loss, by_log, _ = term(z, i_top, i_rest, j_top, j_rest)

@@ -44,7 +44,8 @@ def dot(a, b, PRODUCT: tl.constexpr):
     """The matrix product, summed in float32; `PRODUCT` says how float32 is multiplied."""
     if _UPCAST:  # the interpreter multiplies bfloat16 wrongly
         return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
-    return tl.dot(a, b, input_precision=PRODUCT)
+    else:
+        return tl.dot(a, b, input_precision=PRODUCT)
 
 
 @triton.jit
@@ -65,11 +66,12 @@ def products(I, J, i, j, a, b, WIDTH: tl.constexpr, CHUNK: tl.constexpr, PRODUCT
     """(r, c) inner products. Rows of one chunk are given; longer ones are loaded by chunks."""
     if CHUNK == WIDTH:
         return dot(a, b.T, PRODUCT)
-    total = tl.zeros((i.shape[0], j.shape[0]), tl.float32)
-    for start in range(0, WIDTH, CHUNK):
-        k = start + tl.arange(0, CHUNK)
-        total += dot(some(I, i, k, WIDTH), some(J, j, k, WIDTH).T, PRODUCT)
-    return total
+    else:
+        total = tl.zeros((i.shape[0], j.shape[0]), tl.float32)
+        for start in range(0, WIDTH, CHUNK):
+            k = start + tl.arange(0, CHUNK)
+            total += dot(some(I, i, k, WIDTH), some(J, j, k, WIDTH).T, PRODUCT)
+        return total
 
 
 @triton.jit
@@ -111,29 +113,30 @@ def measured(z, compared, I, J, i, j, d, MEASURE: tl.constexpr, CANCELS: tl.cons
     """
     if MEASURE == "product":
         return z, compared
-    if MEASURE == "cosine":
-        value = 1 - z
-        again = compared & (value <= CANCELS)
     else:
-        length = each(I.squares, i, I)[:, None] + each(J.squares, j, J)[None, :]
-        value = length - 2 * z
-        again = compared & (value <= CANCELS * length)
-    if any_of(again):
-        exact = tl.zeros_like(z)
-        for k in range(0, d):
-            gap = difference(I, J, i, j, k, d)
-            exact += gap * gap
         if MEASURE == "cosine":
-            exact = exact / 2
-        value = tl.where(again, exact, value)
-    value = tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL)
-    if MEASURE == "euclidean":
-        value = scaled_up(tl.sqrt(value), I)
-    elif MEASURE != "cosine":
-        value = scaled_up(scaled_up(value, I), I)
-    if MEASURE == "negated":
-        value = -value
-    return value, again
+            value = 1 - z
+            again = compared & (value <= CANCELS)
+        else:
+            length = each(I.squares, i, I)[:, None] + each(J.squares, j, J)[None, :]
+            value = length - 2 * z
+            again = compared & (value <= CANCELS * length)
+        if any_of(again):
+            exact = tl.zeros_like(z)
+            for k in range(0, d):
+                gap = difference(I, J, i, j, k, d)
+                exact += gap * gap
+            if MEASURE == "cosine":
+                exact = exact / 2
+            value = tl.where(again, exact, value)
+        value = tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL)
+        if MEASURE == "euclidean":
+            value = scaled_up(tl.sqrt(value), I)
+        elif MEASURE != "cosine":
+            value = scaled_up(scaled_up(value, I), I)
+        if MEASURE == "negated":
+            value = -value
+        return value, again
 
 
 @triton.jit
