@@ -25,6 +25,7 @@ _NAMES = {
     "nearfar.engine.closeness": ("Tile",),
     "nearfar.losses.per_pair": ("PairLosses", "per_pair"),
     "nearfar.losses.own": ("AnchorRule", "PairRule", "batch_loss"),
+    "nearfar.engine.pair_sums": ("PairKernel",),
     "nearfar.losses.batch_tuples": (
         "QuadrupletStats",
         "TripletStats",

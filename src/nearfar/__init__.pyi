@@ -7,6 +7,7 @@ from nearfar import doctor, mine
 from nearfar.distance import cosine_similarity
 from nearfar.engine.budget import memory_budget
 from nearfar.engine.closeness import Tile
+from nearfar.engine.pair_sums import PairKernel
 from nearfar.engine.precision import precision
 from nearfar.insight.explain import explain
 from nearfar.insight.explanation import Explanation
@@ -93,6 +94,7 @@ __all__ = [
     "NCALoss",
     "NPairLoss",
     "NTXentLoss",
+    "PairKernel",
     "PairLosses",
     "PairRule",
     "ProxyAnchorLoss",

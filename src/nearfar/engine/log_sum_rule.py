@@ -52,15 +52,15 @@ class Exponent:
     Attributes:
         of: closeness -> the exponents, in new memory.
         slope: the derivative of the exponent by the closeness, a number or a function of it.
-        kernel: both in one function of a closeness and `numbers`, of operators alone, which torch
-            and Triton run alike; see `engine/gpu`. None: this exponent has no kernel.
-        numbers: what `kernel` takes beside the closeness.
+        kernel: both in one function of a closeness and of `numbers`, written with operators alone,
+            which runs in torch and is compiled for a GPU as it stands.
+        numbers: the numbers that it takes.
     """
 
     of: Callable[[Tensor], Tensor]
     slope: Callable[[Tensor], Tensor] | float
-    kernel: Callable[..., Any] | None = None
-    numbers: tuple[float, ...] = ()
+    kernel: Callable[..., Any]
+    numbers: tuple[float, ...]
 
 
 def affine(k: float, c: float) -> Exponent:
@@ -68,8 +68,9 @@ def affine(k: float, c: float) -> Exponent:
     return Exponent(lambda z: (z * k).add_(c), k, affine_kernel, (k, c))
 
 
-def affine_kernel(z: "Any", k: "Any", c: "Any") -> "Any":
-    return k * z + c, k
+def affine_kernel(z: "Any", numbers: "Any") -> "Any":
+    k = numbers[0]
+    return k * z + numbers[1], k
 
 
 @dataclass(eq=False)

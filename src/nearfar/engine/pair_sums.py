@@ -3,11 +3,12 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import inf
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from nearfar.engine import gpu
 from nearfar.engine.closeness import Closeness, Tile
 from nearfar.engine.listed_pairs import answer_for_list, measure_list
 from nearfar.engine.pair_sets import Masked
@@ -26,6 +27,35 @@ Term = Callable[[Tensor], tuple[Tensor, Tensor]]
 Outside = Callable[[Tensor, Tensor], Tensor]
 
 
+@dataclass(frozen=True)
+class PairKernel:
+    """The terms of a sum over pairs as GPU kernels run them.
+
+    Either term is a function of a distance or similarity and of `numbers`, a tuple. It returns the
+    loss and its derivative, and is written with operators alone: arithmetic, and comparisons, whose
+    results count as 0 or 1. Such a function runs in torch and is compiled for a GPU as it stands.
+
+    Args:
+        positive: the term of similar pairs.
+        negative: the term of dissimilar pairs.
+        numbers: the numbers that both take.
+
+    >>> def near(d, numbers):
+    ...     return d * d, 2 * d
+    >>> def far(d, numbers):
+    ...     shortfall = numbers[0] - d
+    ...     shortfall = shortfall * (shortfall > 0)  # instead of max(0, shortfall)
+    ...     return shortfall * shortfall, -2 * shortfall
+    >>> kernel = PairKernel(near, far, numbers=(2.0,))
+    >>> kernel.negative(torch.tensor([0.5, 3.0]), kernel.numbers)
+    (tensor([2.2500, 0.0000]), tensor([-3., -0.]))
+    """
+
+    positive: Callable[..., Any] | str  # or the name of a function in engine/gpu/kernels/terms.py
+    negative: Callable[..., Any] | str
+    numbers: tuple[float, ...] = ()
+
+
 @dataclass(eq=False)
 class PairSum:
     """A loss that is a sum over pairs, with one term for positives and one for negatives.
@@ -35,11 +65,13 @@ class PairSum:
         negative: the term of negative pairs.
         mean_over: what a mean is over: similar pairs and dissimilar ones, two means that are added
             ("kinds"); all "pairs"; or "rows", the sum of whose pairs is a loss.
+        kernel: the terms as GPU kernels run them; None: they cannot.
     """
 
     positive: Term
     negative: Term
     mean_over: MeanOver = "kinds"
+    kernel: PairKernel | None = None
 
     def of(self, tile: Tile, positive_weight: float | Tensor = 1.0) -> tuple[Tensor, Tensor]:
         """(r, c) losses and forces. If there are few positives, they are computed from a list."""
@@ -89,6 +121,10 @@ def pair_loss(
     def execute(request: Request) -> Answer:
         if relation.listed is not None:
             return over_list(rule, _terms(rule), closeness, relation, request, overlap=overlap)
+        if rule.kernel is not None and gpu.takes(request, closeness, relation):
+            from nearfar.engine.gpu import pair_sums as on_gpu  # loads Triton
+
+            return on_gpu.run(rule, closeness, relation, request, overlap=overlap)
         walk = Walk(request, closeness, relation, buffers=_BUFFERS)
         if request.kept is not None and rule.mean_over == "rows":
             return _over_some_rows(rule, walk, request.kept)

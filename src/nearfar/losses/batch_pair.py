@@ -1,14 +1,14 @@
 """Losses that are a sum over all pairs of the batch."""
 
 from math import inf
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from nearfar.distance import Distance, check_distance
 from nearfar.engine.closeness import by_distance
-from nearfar.engine.pair_sums import PairSum, pair_loss
+from nearfar.engine.pair_sums import PairKernel, PairSum, pair_loss
 from nearfar.engine.precision import Precision
 from nearfar.engine.relation import matched
 from nearfar.engine.step import run
@@ -115,7 +115,10 @@ def batch_contrastive_loss(
             return shortfall.square(), -2 * shortfall
         return shortfall, shortfall.sign().neg_()
 
-    rule = PairRule(near, far)
+    numbers = float(margin), float(pos_margin)
+    terms = (_near_squared, _far_squared) if squared else (_near, _far)
+    kernel = PairKernel(*terms, numbers)
+    rule = PairRule(near, far, kernel=kernel)
     if select == "all":
         return batch_loss(
             rule,
@@ -132,7 +135,7 @@ def batch_contrastive_loss(
     rows, columns, relation = as_batch(x, labels, reference, reduction, pairs)
     closeness = by_distance(distance)
     return run(
-        pair_loss(PairSum(near, far), closeness, relation, overlap=True),
+        pair_loss(PairSum(near, far, kernel=kernel), closeness, relation, overlap=True),
         rows,
         columns,
         closeness=closeness,
@@ -199,7 +202,7 @@ def batch_cosine_loss(
         shortfall = (1 - margin - d).relu_()
         return shortfall, shortfall.sign().neg_()
 
-    rule = PairRule(near, far)
+    rule = PairRule(near, far, kernel=PairKernel(_itself, _far, (1 - margin,)))
     return batch_loss(
         rule,
         x,
@@ -269,7 +272,7 @@ def siglip_loss(
         return loss, force.neg_()
 
     relation = matched(len(rows), len(columns), rows.device)
-    rule = PairSum(match, softplus_and_slope, "rows")
+    rule = PairSum(match, softplus_and_slope, "rows", PairKernel("match", "no_match"))
     return run_by_similarity(
         lambda closeness: pair_loss(rule, closeness, relation),
         rows,
@@ -282,3 +285,30 @@ def siglip_loss(
         bias=finite("bias", bias),
         weight=weight,
     )
+
+
+# The terms as kernels run them; numbers are the margin and the margin of positives.
+def _near(d: "Any", numbers: "Any") -> "Any":
+    excess = d - numbers[1]
+    return excess * (excess > 0), 1.0 * (excess > 0)
+
+
+def _far(d: "Any", numbers: "Any") -> "Any":
+    shortfall = numbers[0] - d
+    return shortfall * (shortfall > 0), -1.0 * (shortfall > 0)
+
+
+def _near_squared(d: "Any", numbers: "Any") -> "Any":
+    excess = d - numbers[1]
+    excess = excess * (excess > 0)
+    return excess * excess, 2 * excess
+
+
+def _far_squared(d: "Any", numbers: "Any") -> "Any":
+    shortfall = numbers[0] - d
+    shortfall = shortfall * (shortfall > 0)
+    return shortfall * shortfall, -2 * shortfall
+
+
+def _itself(d: "Any", numbers: "Any") -> "Any":
+    return d, 0 * d + 1

@@ -255,7 +255,7 @@ def nt_xent_loss(
         _each_decoupled if switch("decoupled", decoupled) else _each_positive,
         counts=lambda r: r.n_positives() * (r.n_negatives() > 0) if decoupled else r.n_positives(),
         per_positive=True,
-        term="pick decoupled" if decoupled else "pick",
+        term="pick_decoupled" if decoupled else "pick",
     )
     rows, columns, relation = as_batch(x, labels, reference, reduction, pairs)
     return run_by_similarity(

@@ -374,13 +374,15 @@ def lifted_pair_loss(
     )
 
 
-def _push_kernel(s: "Any", margin: "Any", scale: "Any") -> "Any":
-    push = (s + margin) * scale
+def _push_kernel(s: "Any", numbers: "Any") -> "Any":
+    margin = numbers[0]
+    push = (s + margin) * numbers[1]
     push = push * (push > 0)
     return push * (s - margin), push
 
 
-def _pull_kernel(s: "Any", margin: "Any", scale: "Any") -> "Any":
-    pull = (s - 1 - margin) * scale
+def _pull_kernel(s: "Any", numbers: "Any") -> "Any":
+    margin = numbers[0]
+    pull = (s - 1 - margin) * numbers[1]
     pull = pull * (pull < 0)
     return pull * (s - 1 + margin), pull

@@ -102,6 +102,7 @@ class Comparison:
         if labels is not None and labels.ndim == 2:
             labels = _words(labels)
             self.words = labels.shape[1]
+        x = x.contiguous()
         exact = None if self.measure == "product" else x
         distance = self.measure not in ("product", "cosine")
         relation = self.relation
@@ -109,16 +110,16 @@ class Comparison:
             self._operand(x),
             exact,
             torch.linalg.vecdot(x, x) if distance else None,
-            labels,
-            relation.match if is_rows else None,
-            relation.declared if is_rows else None,
+            _contiguous(labels),
+            _contiguous(relation.match) if is_rows else None,
+            _contiguous(relation.declared) if is_rows else None,
             down,
             x.shape[0],
         )
 
     def _operand(self, x: Tensor) -> Tensor:
         """The rows in the dtype of the products, with zeros up to the width of the kernels."""
-        if x.dtype is self.dtype and x.shape[1] == self.width and x.is_contiguous():
+        if x.dtype is self.dtype and x.shape[1] == self.width:
             return x
         padded = x.new_zeros(x.shape[0], self.width, dtype=self.dtype)
         padded[:, : x.shape[1]] = x
@@ -153,6 +154,10 @@ class Comparison:
         if not grid.grid[0]:
             return
         launch(kernel, grid.grid, grid.shape, arguments, {**self.settings, **settings})
+
+
+def _contiguous(values: Tensor | None) -> Tensor | None:
+    return None if values is None else values.contiguous()
 
 
 def _or_none(value: object, word: str) -> str:

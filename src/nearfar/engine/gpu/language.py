@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 import triton
@@ -32,6 +33,10 @@ def launch(
 
 
 @cache
-def kernel(function: Callable[..., Any]) -> Any:
-    """A function of operators alone, as kernels call it."""
+def kernel(function: Callable[..., Any] | str | None) -> Any:
+    """A function of operators alone, or one of `kernels/terms.py` by name, as kernels call it."""
+    if function is None:
+        return None
+    if isinstance(function, str):
+        return getattr(import_module("nearfar.engine.gpu.kernels.terms"), function)
     return function if INTERPRETED else triton.jit(function)

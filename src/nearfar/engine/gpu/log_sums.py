@@ -15,7 +15,6 @@ from torch import Tensor
 from nearfar.engine.closeness import Closeness
 from nearfar.engine.gpu.comparison import Comparison
 from nearfar.engine.gpu.kernels import log_sums as kernels
-from nearfar.engine.gpu.kernels import terms
 from nearfar.engine.gpu.kernels.log_sums import Pulls, Sums
 from nearfar.engine.gpu.kernels.tile import Side
 from nearfar.engine.gpu.language import kernel
@@ -101,13 +100,11 @@ def _joined(top: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
     return highest.double(), (total * (top - highest).exp()).sum(0, dtype=torch.float64).log()
 
 
-def _function(exponent: Exponent | None) -> tuple[Any, tuple[float, float]]:
-    """An exponent as kernels take it: the function, and its two numbers."""
+def _function(exponent: Exponent | None) -> tuple[Any, tuple[float, ...]]:
+    """An exponent as kernels take it: the function, and its numbers."""
     if exponent is None:
-        return None, (0.0, 0.0)
-    assert exponent.kernel is not None
-    first, second = exponent.numbers
-    return kernel(exponent.kernel), (first, second)
+        return None, (0.0,)
+    return kernel(exponent.kernel), tuple(map(float, exponent.numbers))
 
 
 @dataclass(eq=False)
@@ -165,15 +162,6 @@ def _one_or_all(
     return replace(rule, finish=finish), LogSum(every, negatives.top)
 
 
-# The terms of rules that are a sum over positives, by the name that the rule gives.
-_TERMS: dict[str | None, Any] = {
-    "pick": terms.pick,
-    "pick decoupled": terms.pick_decoupled,
-    "lifted": terms.lifted,
-    None: None,
-}
-
-
 def _terms(
     rule: LogSumRule,
     compared: Comparison,
@@ -191,7 +179,7 @@ def _terms(
         grid,
         *(own, compared.columns, known, known if compared.mirrored else None, *planes),
         *(compared.d, compared.words, grid.split, *_range(kept)),
-        term=_TERMS[rule.term],
+        term=kernel(rule.term),
         BOTH_ENDS=rule.both_ends,
         KEPT=kept is not None,
     )
@@ -275,7 +263,7 @@ def _pulled(
         *_range(kept if rule.per_positive else None),
         far_fn=far[0],
         near_fn=near[0],
-        term=_TERMS[rule.term],
+        term=kernel(rule.term),
         BOTH_ENDS=rule.both_ends,
         KEPT=kept is not None and rule.per_positive,
         TOGETHER=rule.with_positives,

@@ -58,12 +58,12 @@ class Pulls(NamedTuple):
 
 
 @triton.jit
-def exponent(z, function: tl.constexpr, p, q):
+def exponent(z, function: tl.constexpr, numbers):
     """The exponent of a closeness, and its derivative. Without a function, the closeness itself."""
     if function is None:
         return z, 1.0
     else:
-        return function(z, p, q)
+        return function(z, numbers)
 
 
 @triton.jit
@@ -101,7 +101,7 @@ def collect(
         z = products(I, J, i, j, a, some(J, j, k, WIDTH), WIDTH, CHUNK, PRODUCT)
         positive, negative = kinds(I, J, i, j, words, LABELS, SELVES, FLIPPED)
         z, again = measured(z, positive | negative, I, J, i, j, d, MEASURE, CANCELS)
-        e, slope = exponent(z, far_fn, far[0], far[1])
+        e, slope = exponent(z, far_fn, far)
         if TOGETHER:
             higher = tl.maximum(top, tl.max(tl.where(positive | negative, e, _NONE), 1))
             base = tl.where(higher == _NONE, 0.0, higher)
@@ -113,7 +113,7 @@ def collect(
         else:
             top, far_sum = running(top, far_sum, e, negative)
             if OUT.near is not None:
-                e, slope = exponent(z, near_fn, near[0], near[1])
+                e, slope = exponent(z, near_fn, near)
                 near_top, near_sum = running(near_top, near_sum, e, positive)
         if OUT.total is not None:
             total += tl.sum(tl.where(positive, z, 0.0), 1)
@@ -251,7 +251,7 @@ def force_on(
     BOTH_ENDS: tl.constexpr, KEPT: tl.constexpr, TOGETHER: tl.constexpr,
 ):  # fmt: skip
     """(r, c) the forces of the anchors I and J on the pairs of a tile; None: these are none."""
-    e, slope = exponent(z, far_fn, far[0], far[1])
+    e, slope = exponent(z, far_fn, far)
     if OF_I is not None and OF_J is not None:
         i_top, i_rest = log_of(OF_I, i, I)
         j_top, j_rest = log_of(OF_J, j, J)
@@ -280,7 +280,7 @@ def force_on(
         if TOGETHER:
             pull = force
         if near_fn is not None:
-            e, slope = near_fn(z, near[0], near[1])
+            e, slope = near_fn(z, near)
             if OF_I is not None:
                 pull += (
                     share(e, each(OF_I.near, i, I)[:, None], 0.0)

@@ -19,6 +19,19 @@ def softplus_and_slope(x):
 
 
 @triton.jit
+def match(z, numbers):
+    """A pair that matches, classified by a sigmoid: the loss, and its derivative."""
+    loss, slope = softplus_and_slope(-z)
+    return loss, -slope
+
+
+@triton.jit
+def no_match(z, numbers):
+    """Likewise a pair that does not match."""
+    return softplus_and_slope(z)
+
+
+@triton.jit
 def pick(z, top, rest):
     """A positive against its anchor's negatives: the loss, by their log-sum-exp, by z."""
     loss, wrong = softplus_and_slope((top - z) + rest)
