@@ -20,7 +20,8 @@ from nearfar.engine.step import Request
 # The oldest Triton that is tested, and the oldest cards that have its bfloat16 and TF32 products.
 _TRITON, _CAPABILITY = (3, 6), (8, 0)
 
-_everywhere: ContextVar[bool] = ContextVar("everywhere", default=False)
+# Whether kernels run: where they can (None), on a CPU too, or nowhere.
+_run: ContextVar[bool | None] = ContextVar("run", default=None)
 
 
 def takes(request: Request, closeness: Closeness, relation: Relation) -> bool:
@@ -41,7 +42,10 @@ def takes(request: Request, closeness: Closeness, relation: Relation) -> bool:
 
 def runs_on(device: torch.device) -> bool:
     """Whether the kernels run on a device."""
-    return _everywhere.get() or (device.type == "cuda" and _has_kernels(device))
+    everywhere = _run.get()
+    if everywhere is not None:
+        return everywhere
+    return device.type == "cuda" and _has_kernels(device)
 
 
 @cache
@@ -56,10 +60,10 @@ def _has_kernels(device: torch.device) -> bool:
 
 
 @contextmanager
-def on_every_device() -> Iterator[None]:
-    """Use the kernels on a CPU too, for tests under Triton's interpreter."""
-    token = _everywhere.set(True)
+def running(everywhere: bool) -> Iterator[None]:
+    """Run kernels on a CPU too, for tests under Triton's interpreter; or nowhere, to compare."""
+    token = _run.set(everywhere)
     try:
         yield
     finally:
-        _everywhere.reset(token)
+        _run.reset(token)

@@ -22,8 +22,6 @@ _PRODUCTS = {"tf32": "tf32", "float32": "tf32x3"}
 # At most so many parts of the columns have sums of their own.
 _MOST_PARTS = 16
 _BITS = 32
-# Forces in float16 are scaled to at most 2^14, a quarter of its largest number, by at most 2^100.
-_HIGHEST, _FARTHEST = 14, 100
 
 
 @dataclass(eq=False)
@@ -135,19 +133,6 @@ class Comparison:
         each = -(-tiles // max(1, min(wanted, tiles, _MOST_PARTS)))
         parts = max(1, -(-tiles // max(each, 1)))
         return Grid(shape, max(each, 1) * shape.columns, parts, (blocks, parts, chunks))
-
-    def scale_for(self, strength: list[Tensor], steepness: float) -> Tensor | None:
-        """A power of two that brings forces into the range of float16; None for other dtypes.
-
-        Args:
-            strength: the largest derivatives of each kind.
-            steepness: by which a force is larger than these at most.
-        """
-        if self.dtype is not torch.float16 or not strength:
-            return None
-        largest = torch.stack(strength).amax() * (2 * steepness)
-        exponent = (_HIGHEST - largest.log2().ceil()).clamp(-_FARTHEST, _FARTHEST)
-        return torch.ldexp(torch.ones_like(largest), exponent.nan_to_num(0.0))
 
     def launch(self, kernel: Any, grid: Grid, *arguments: Any, **settings: Any) -> None:
         """Run a kernel, unless there is nothing to do."""

@@ -248,17 +248,10 @@ def _pulled(
     grid = compared.grid("pull", own, other, chunks)
     parts: Tensor = own.operand.new_empty(grid.parts, own.count, compared.d, dtype=torch.float32)
     far, near, kept = _function(rule.far), _function(rule.near), compared.request.kept
-    strength = [
-        by.abs().amax()
-        for of in (of_own, of_other)
-        if of is not None
-        for by in (of.by_far, of.by_near, of.by_total, of.weight if rule.per_positive else None)
-        if by is not None and by.numel()
-    ]
     compared.launch(
         kernels.pull,
         grid,
-        *(own, other, of_own, of_other, parts, compared.scale_for(strength, rule.steepness)),
+        *(own, other, of_own, of_other, parts),
         *(compared.d, compared.words, grid.split, far[1], near[1]),
         *_range(kept if rule.per_positive else None),
         far_fn=far[0],

@@ -107,12 +107,10 @@ class _Pairs:
         biased = gradient and self.bias is not None and not flipped
         forces = new(shape, dtype=torch.float32) if biased else None
         out = new(*shape, compared.d, dtype=torch.float32) if gradient else None
-        strongest = [share.clamp(min=1) * w.amax() for w in weights if w is not None and w.numel()]
         compared.launch(
             kernels.visit,
             grid,
             *(own, other, *weights, share, self.limits, self.bias),
-            compared.scale_for(strongest, 1.0) if gradient else None,
             *(loss, forces, out, *self._arguments(grid.split)),
             **self._settings(),
             FLIPPED=flipped,

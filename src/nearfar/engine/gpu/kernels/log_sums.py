@@ -303,7 +303,7 @@ def force_on(
 
 @triton.jit
 def pull(
-    I, J, OF_I, OF_J, OUT, SCALE, d, words, split, far, near, low, high,
+    I, J, OF_I, OF_J, OUT, d, words, split, far, near, low, high,
     far_fn: tl.constexpr, near_fn: tl.constexpr, term: tl.constexpr,
     BOTH_ENDS: tl.constexpr, KEPT: tl.constexpr, TOGETHER: tl.constexpr,
     LABELS: tl.constexpr, SELVES: tl.constexpr, FLIPPED: tl.constexpr,
@@ -316,7 +316,6 @@ def pull(
     first = tl.program_id(2) * CHUNK
     k = tl.arange(0, CHUNK)
     a = some(I, i, k, WIDTH)
-    scale = tl.load(SCALE) if SCALE is not None else 1.0
     total = tl.zeros((ROWS, CHUNK), tl.float32)
     along = tl.zeros((ROWS,), tl.float32)
     for column in range(start, tl.minimum(start + split, J.count), COLUMNS):
@@ -330,6 +329,6 @@ def pull(
             far_fn, near_fn, term, BOTH_ENDS, KEPT, TOGETHER,
         )  # fmt: skip
         total, along = pulled(
-            total, along, force, z, again, b, scale, I, J, i, j, d, first, CHUNK, MEASURE, PRODUCT
+            total, along, force, z, again, b, I, J, i, j, d, first, CHUNK, MEASURE, PRODUCT
         )
-    store_gradient(OUT, total, along, scale, I, i, k, first, d, MEASURE)
+    store_gradient(OUT, total, along, I, i, k, first, d, MEASURE)

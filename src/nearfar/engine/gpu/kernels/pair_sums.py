@@ -46,7 +46,7 @@ def terms_of(
 
 @triton.jit
 def visit(
-    I, J, I_WEIGHT, J_WEIGHT, SHARE, LIMITS, BIAS, SCALE, LOSS, FORCES, OUT,
+    I, J, I_WEIGHT, J_WEIGHT, SHARE, LIMITS, BIAS, LOSS, FORCES, OUT,
     d, words, split, numbers, low, high,
     positive_fn: tl.constexpr, negative_fn: tl.constexpr, KEPT: tl.constexpr,
     LABELS: tl.constexpr, SELVES: tl.constexpr, FLIPPED: tl.constexpr,
@@ -65,7 +65,6 @@ def visit(
     a = some(I, i, k, WIDTH)
     share = tl.load(SHARE) if SHARE is not None else 1.0
     bias = tl.load(BIAS) if BIAS is not None else 0.0
-    scale = tl.load(SCALE) if SCALE is not None else 1.0
     losses = tl.zeros((ROWS,), tl.float32)
     forces = tl.zeros((ROWS,), tl.float32)
     total = tl.zeros((ROWS, CHUNK), tl.float32)
@@ -92,7 +91,7 @@ def visit(
             if FORCES is not None:
                 forces += tl.sum(force, 1)
             total, along = pulled(
-                total, along, force, z, again, b, scale, I, J, i, j, d, first,
+                total, along, force, z, again, b, I, J, i, j, d, first,
                 CHUNK, MEASURE, PRODUCT,
             )  # fmt: skip
     at = tl.program_id(1) * I.count + i
@@ -102,7 +101,7 @@ def visit(
     if FORCES is not None:
         tl.store(FORCES + at, forces, mask=inside)
     if OUT is not None:
-        store_gradient(OUT, total, along, scale, I, i, k, first, d, MEASURE)
+        store_gradient(OUT, total, along, I, i, k, first, d, MEASURE)
 
 
 @triton.jit

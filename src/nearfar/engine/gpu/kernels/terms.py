@@ -56,5 +56,5 @@ def lifted(d, i_top, i_rest, j_top, j_rest):
     total = power + tl.exp2((of_j - base) * _LOG2E)
     far = base + tl.log2(total) * _LN2
     excess = d + far
-    excess = excess * (excess > 0)
+    excess = tl.maximum(excess, 0.0, propagate_nan=tl.PropagateNan.ALL)
     return excess * excess / 2, excess * power / tl.where(total > 0, total, 1.0), excess

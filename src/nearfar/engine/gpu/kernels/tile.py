@@ -163,21 +163,19 @@ def difference(I, J, i, j, k, d):
 
 @triton.jit
 def pulled(
-    total, along, force, z, again, b, scale, I, J, i, j, d, first,
+    total, along, force, z, again, b, I, J, i, j, d, first,
     CHUNK: tl.constexpr, MEASURE: tl.constexpr, PRODUCT: tl.constexpr,
 ):  # fmt: skip
     """Add the gradient of sum(force * z) by the rows `i`, their numbers from `first` on.
 
-    The gradient, times `scale`, is `total` (r, CHUNK) plus `along` (r,) times the rows themselves.
+    It is `total` (r, CHUNK) plus `along` (r,) times the rows themselves.
 
     Args:
         force: (r, c), 0 for pairs that are not compared.
         z: (r, c) the closeness.
         again: (r, c) bool, which pairs were measured again.
         b: (c, CHUNK) the numbers of the rows `j`.
-        scale: a power of two that keeps forces above the smallest number of a 16-bit dtype.
     """
-    force = force * scale
     if MEASURE == "euclidean":
         force = tl.where(z > 0, force / tl.where(z > 0, z, 1.0), 0.0)
     elif MEASURE == "sqeuclidean":
@@ -187,7 +185,7 @@ def pulled(
     if I.down is not None:
         force = force / tl.load(I.down)
     if MEASURE == "product":
-        total += dot(force.to(b.dtype), b, PRODUCT)
+        total += summed(force, b, PRODUCT)
     else:
         if any_of(again):
             here = tl.arange(0, CHUNK)
@@ -197,18 +195,30 @@ def pulled(
                 if first + k < d:
                     pull = tl.sum(of_these * difference(I, J, i, j, first + k, d), 1)
                     total += tl.where((here == k)[None, :], pull[:, None], 0.0)
-        total -= dot(force.to(b.dtype), b, PRODUCT)
+        total -= summed(force, b, PRODUCT)
         if MEASURE != "cosine":  # of unit rows, which lose what is along them on the way back
             along += tl.sum(force, 1)
     return total, along
 
 
 @triton.jit
-def store_gradient(OUT, total, along, scale, I, i, k, first, d, MEASURE: tl.constexpr):
+def summed(force, b, PRODUCT: tl.constexpr):
+    """(r, CHUNK) the sums of the rows `j` times the forces (r, c)."""
+    if b.dtype == tl.float16:
+        # Scaled so that the largest force of a row is near 2^14, or small ones would become 0.
+        largest = tl.maximum(tl.max(tl.abs(force), 1), 1e-30)
+        scale = tl.exp2(14 - tl.ceil(tl.log2(largest)))[:, None]
+        return dot((force * scale).to(tl.float16), b, PRODUCT) / scale
+    else:
+        return dot(force.to(b.dtype), b, PRODUCT)
+
+
+@triton.jit
+def store_gradient(OUT, total, along, I, i, k, first, d, MEASURE: tl.constexpr):
     """Write the gradient of the rows `i` of one part, see `pulled`."""
     at = i.to(tl.int64)[:, None] * d + (first + k)[None, :]
     inside = (i < I.count)[:, None] & (first + k < d)[None, :]
     if MEASURE != "product":
         total += along[:, None] * tl.load(I.exact + at, mask=inside, other=0.0)
     part = tl.program_id(1).to(tl.int64) * I.count * d
-    tl.store(OUT + part + at, total / scale, mask=inside)
+    tl.store(OUT + part + at, total, mask=inside)

@@ -1,0 +1,26 @@
+"""Kernels run in Triton's interpreter here; `make test-kernels` sets it up."""
+
+import os
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+if "triton" not in sys.modules:
+    os.environ["TRITON_INTERPRET"] = "1"  # is read when kernels are defined
+
+collect_ignore = ["ahead.py"]
+
+
+@pytest.fixture
+def kernels() -> Iterator[None]:
+    """Losses run by the kernels, on CPU tensors, with tiles so small that there are several."""
+    pytest.importorskip("triton", reason="the kernels need Triton")
+    from nearfar.engine.budget import tile_shape
+    from nearfar.engine.gpu import running
+    from nearfar.engine.gpu.language import INTERPRETED
+
+    if not INTERPRETED:
+        pytest.skip("Triton was loaded without its interpreter: run `make test-kernels`")
+    with running(everywhere=True), tile_shape(16, 16):
+        yield

@@ -1,0 +1,170 @@
+"""The kernels in Triton's interpreter: every loss as in plain torch."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from batch_cases import CASES, LAYOUTS, Case, Data, gradients, near, over
+from torch import Tensor
+
+import nearfar as nf
+from nearfar.engine import gpu
+
+pytestmark = pytest.mark.usefixtures("kernels")
+N, D = 37, 20
+
+
+@pytest.fixture(autouse=True)
+def numpy_warnings() -> Iterator[None]:
+    """The interpreter computes with NumPy, which warns of an overflow that is masked later."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=RuntimeWarning)
+        yield
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether kernels ran each comparison."""
+    seen: list[bool] = []
+    usual = gpu.takes
+
+    def watched(*arguments: Any) -> bool:
+        seen.append(usual(*arguments))
+        return seen[-1]
+
+    monkeypatch.setattr(gpu, "takes", watched)
+    return seen
+
+
+def plain(loss: Callable[[Data], Tensor], data: Data) -> tuple[Tensor, dict[str, Tensor]]:
+    """In float64, which no kernel takes."""
+    return gradients(loss, data.to(torch.float64))
+
+
+def other_distance(case: Case) -> bool:
+    """Whether it compares rows by a distance that is no product."""
+    known = (None, "euclidean", "sqeuclidean", "cosine")
+    return case.hyper.get("distance") not in known
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@over(CASES)
+def test_as_in_plain_torch(case: Case, reduction: str, taken: list[bool]) -> None:
+    data = case.draw(N, D, seed=3, dtype=torch.float32)
+
+    def loss(d: Data) -> Tensor:
+        return case.run(d, reduction)
+
+    found = gradients(loss, data)
+    if taken:
+        assert all(taken) != (case.sub_centers > 0 or other_distance(case))
+    near(found, plain(loss, data), 3e-5, 1e-6)
+
+
+SETTINGS = [c for c in CASES if not c.multi and not c.weighted and not c.learned][::2]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@over(SETTINGS)
+def test_labels_of_every_layout(case: Case, layout: str) -> None:
+    data = case.draw(20, D, dtype=torch.float32, layout=layout)
+    near(gradients(case.run, data), plain(case.run, data), 3e-5, 1e-6)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "active", (0.05, 1.5)])
+@over(SETTINGS)
+def test_reductions(case: Case, reduction: Any) -> None:
+    data = case.draw(20, D, seed=1, dtype=torch.float32)
+
+    def loss(d: Data) -> Tensor:
+        return case.run(d, reduction)
+
+    near(gradients(loss, data), plain(loss, data), 3e-5, 1e-6)
+
+
+@pytest.mark.parametrize("n", [0, 1, 2])
+@over(SETTINGS)
+def test_few_rows(case: Case, n: int) -> None:
+    data = case.draw(n, 3, dtype=torch.float32)
+    near(gradients(case.run, data), plain(case.run, data), 3e-5, 1e-6)
+
+
+@pytest.mark.parametrize("d", [1, 3, 100, 300])
+@pytest.mark.parametrize("name", ["clip-20", "sup_con-default", "batch_contrastive-default"])
+def test_widths(name: str, d: int) -> None:
+    """Rows of any length: padded to the width of a tile, or in several chunks."""
+    case = next(c for c in CASES if c.name == name)
+    data = case.draw(20, d, dtype=torch.float32)
+    near(gradients(case.run, data), plain(case.run, data), 3e-5, 1e-6)
+
+
+@pytest.mark.parametrize("apart", [1e-3, 1e-5, 0.0])
+@pytest.mark.parametrize("d", [8, 300])
+@pytest.mark.parametrize("distance", ["euclidean", "sqeuclidean", "cosine"])
+def test_near_rows_keep_their_distance(distance: Any, d: int, apart: float) -> None:
+    """Digits that cancel in products are taken from the rows themselves."""
+    chance = torch.Generator().manual_seed(0)
+    base = 3 + torch.randn(1, d, generator=chance)
+    x = torch.cat([base + apart * torch.randn(20, d, generator=chance), torch.randn(9, d)])
+    labels = torch.arange(29) % 7
+
+    def loss(given: Data) -> Tensor:
+        return nf.batch_contrastive_loss(
+            given.rows["x"], labels, margin=0.5, distance=distance, reduction="none"
+        )
+
+    data = Data({"x": x}, {})
+    near(gradients(loss, data), plain(loss, data), 1e-4, 1e-6)
+
+
+@pytest.mark.parametrize("size", [1e-25, 1e-6, 1e6, 1e18, 1e30])
+@over([c for c in SETTINGS if c.kind == "batch"])
+def test_rows_of_any_size(case: Case, size: float) -> None:
+    """Finite where plain torch is."""
+    data = case.draw(20, D, dtype=torch.float32).each(lambda x: x * size)
+    value, found = gradients(case.run, data)
+    with gpu.running(everywhere=False):
+        expected, forces = gradients(case.run, data)
+    assert torch.equal(value.isfinite(), expected.isfinite())
+    for name, g in found.items():
+        assert torch.equal(g.isfinite(), forces[name].isfinite())
+
+
+@over(SETTINGS)
+def test_a_row_that_is_not_finite_is_not_hidden(case: Case) -> None:
+    data = case.draw(20, D, dtype=torch.float32)
+    name = next(iter(data.rows))
+    for bad in (torch.nan, torch.inf):
+        broken = data.rows[name].clone()
+        broken[2, 1] = bad
+        assert case.run(data.at(**{name: broken}), "mean").isnan()
+
+
+@over(SETTINGS)
+def test_the_same_bits(case: Case) -> None:
+    data = case.draw(N, D, dtype=torch.float32)
+    first, again = gradients(case.run, data), gradients(case.run, data)
+    assert torch.equal(first[0], again[0])
+    assert all(torch.equal(g, again[1][name]) for name, g in first[1].items())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@over(SETTINGS)
+def test_low_precision(case: Case, dtype: torch.dtype) -> None:
+    """Operands of 16 bits: within the rounding of the rows and of the forces."""
+    if other_distance(case):
+        pytest.skip("no product")
+    name = str(dtype).removeprefix("torch.")
+    data = case.draw(N, D, dtype=torch.float32)
+
+    def loss(d: Data) -> Tensor:
+        return case.run(d, "mean", precision=name if d is not exact else None)
+
+    exact = data.to(torch.float64)
+    found, true = gradients(loss, data), gradients(lambda d: case.run(d, "mean"), exact)
+    error = torch.finfo(dtype).eps
+    for k, g in found[1].items():
+        size = true[1][k].norm().clamp(min=1e-9)
+        assert (g - true[1][k]).norm() <= 60 * error * size, k
