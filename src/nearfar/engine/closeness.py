@@ -25,7 +25,7 @@ from nearfar.distance import (
     unit,
 )
 from nearfar.engine.norms import PNorm, by_autograd, manhattan
-from nearfar.engine.precision import Rounding
+from nearfar.engine.precision import Precision, Rounding, rounded
 from nearfar.engine.products import Gradient, products, squares
 from nearfar.engine.relation import Block
 from nearfar.engine.slices import part, spans
@@ -97,7 +97,12 @@ class Closeness(Protocol):
         ...
 
     def measure(
-        self, a: Tensor, b: Tensor, bound: float = 1.0, out: Tensor | None = None
+        self,
+        a: Tensor,
+        b: Tensor,
+        bound: float = 1.0,
+        out: Tensor | None = None,
+        precision: Precision = "float32",
     ) -> tuple[Tensor, Tensor | None]:
         """How close rows are to columns.
 
@@ -106,6 +111,7 @@ class Closeness(Protocol):
             b: (c, d) prepared columns.
             bound: no exponent made of the closeness is larger than this in size; inf: not known.
             out: (r, c) where the result may be put.
+            precision: to which the rows are rounded already.
 
         Returns:
             (r, c) closeness, and what `backward` needs beside it; see `Tile.aside`.
@@ -116,8 +122,11 @@ class Closeness(Protocol):
         """Add the gradient of sum(force * tile.closeness); overwrites both."""
         ...
 
-    def between(self, x: Tensor, y: Tensor) -> Tensor:
-        """(k,) how close row i of `x` is to row i of `y`, both as `prepare` was given them."""
+    def between(self, x: Tensor, y: Tensor, precision: Precision = "float32") -> Tensor:
+        """(k,) how close row i of `x` is to row i of `y`, both as `prepare` was given them.
+
+        Or, if their rounding is not "never", both as it returned them, then rounded to `precision`.
+        """
         ...
 
     def between_backward(
@@ -125,6 +134,14 @@ class Closeness(Protocol):
     ) -> tuple[Tensor, Tensor]:
         """The gradients of sum(force * between(x, y)) by `x` and `y`, which may be overwritten."""
         ...
+
+
+def prepared(
+    closeness: Closeness, a: Tensor, b: Tensor | None, precision: Precision
+) -> tuple[Tensor, Tensor | None]:
+    """Rows and columns as `closeness.measure` wants them, rounded to a precision."""
+    a, b = closeness.prepare(a, b)
+    return rounded(a, precision), None if b is None else rounded(b, precision)
 
 
 def same(a: Tensor, b: Tensor) -> bool:
@@ -145,14 +162,19 @@ class Product:
         return a, b
 
     def measure(
-        self, a: Tensor, b: Tensor, bound: float = 1.0, out: Tensor | None = None
+        self,
+        a: Tensor,
+        b: Tensor,
+        bound: float = 1.0,
+        out: Tensor | None = None,
+        precision: Precision = "float32",
     ) -> tuple[Tensor, Tensor | None]:
-        return products(a, b, bound, out=out), None
+        return products(a, b, bound, precision=precision, out=out), None
 
     def backward(self, force: Tensor, tile: Tile, gradient: Gradient) -> None:
         gradient.add(force, tile.rows, tile.columns, uniform=tile.uniform_forces)
 
-    def between(self, x: Tensor, y: Tensor) -> Tensor:
+    def between(self, x: Tensor, y: Tensor, precision: Precision = "float32") -> Tensor:
         return (x * y).sum(1)
 
     def between_backward(
@@ -184,13 +206,18 @@ class LargestProduct:
         return a, b.view(b.shape[0] // self.k, self.k, b.shape[1])
 
     def measure(
-        self, a: Tensor, b: Tensor, bound: float = 1.0, out: Tensor | None = None
+        self,
+        a: Tensor,
+        b: Tensor,
+        bound: float = 1.0,
+        out: Tensor | None = None,
+        precision: Precision = "float32",
     ) -> tuple[Tensor, Tensor | None]:
         """The largest products (r, c), and which of the k rows each is of, (r, c)."""
-        best = products(a, b[:, 0], bound, out=out)
+        best = products(a, b[:, 0], bound, precision=precision, out=out)
         which = torch.zeros_like(best, dtype=torch.uint8 if self.k <= 256 else torch.int32)
         for i in range(1, self.k):  # one at a time, since all would be k tiles
-            values = products(a, b[:, i], bound)
+            values = products(a, b[:, i], bound, precision=precision)
             # The last that is above all before it; masked_fill_ takes ten times as long.
             torch.maximum(which, (values > best).to(which.dtype).mul_(i), out=which)
             torch.maximum(best, values, out=best)
@@ -203,7 +230,7 @@ class LargestProduct:
             columns = slice(first + i, last + i + 1, self.k)
             gradient.add(of_one, tile.rows, columns, uniform=tile.uniform_forces)
 
-    def between(self, x: Tensor, y: Tensor) -> Tensor:
+    def between(self, x: Tensor, y: Tensor, precision: Precision = "float32") -> Tensor:
         raise NotImplementedError("pairs with a column of several rows are not listed")
 
     def between_backward(
@@ -216,7 +243,7 @@ class CosineDistance:
     """1 - cos, of unit rows.
 
     It loses its digits where rows are close: there it is |a - b|^2 / 2, in the value and in the
-    gradient, and never negative.
+    gradient, and never negative. Rounded rows are no longer of length 1: theirs is that everywhere.
     """
 
     distance_sign = 1
@@ -231,9 +258,18 @@ class CosineDistance:
         return a, b
 
     def measure(
-        self, a: Tensor, b: Tensor, bound: float = 1.0, out: Tensor | None = None
+        self,
+        a: Tensor,
+        b: Tensor,
+        bound: float = 1.0,
+        out: Tensor | None = None,
+        precision: Precision = "float32",
     ) -> tuple[Tensor, Tensor | None]:
-        values = products(a, b, bound, out=out).neg_().add_(1)
+        if precision == "float32":
+            values = products(a, b, bound, out=out).neg_().add_(1)
+        else:
+            of_a, of_b = map(squares_of_directions, (a, b))
+            values = squares(a, b, of_a, of_b, precision).div_(2)
         if not values.numel():
             return values, None
 
@@ -248,9 +284,14 @@ class CosineDistance:
     def backward(self, force: Tensor, tile: Tile, gradient: Gradient) -> None:
         # That of a . b is b; normalisation takes away its part along a later, with its digits.
         _take_repaired(force, tile, gradient)
-        gradient.add(force, tile.rows, tile.columns, -1, uniform=tile.uniform_forces)
+        if gradient.precision == "float32":
+            gradient.add(force, tile.rows, tile.columns, -1, uniform=tile.uniform_forces)
+        else:
+            gradient.add_squares(force, tile.rows, tile.columns, uniform=tile.uniform_forces)
 
-    def between(self, x: Tensor, y: Tensor) -> Tensor:
+    def between(self, x: Tensor, y: Tensor, precision: Precision = "float32") -> Tensor:
+        if precision != "float32":
+            return cosine_of_difference(x - y, x, y)
         d: Tensor = vecdot(x, y).neg_().add_(1)
         (near,) = (d <= self.CANCELS).nonzero(as_tuple=True)
         return d.index_copy_(0, near, (x[near] - y[near]).square_().sum(1).div_(2))
@@ -260,6 +301,21 @@ class CosineDistance:
     ) -> tuple[Tensor, Tensor]:
         of_x = x.sub_(y).mul_(force[:, None])
         return of_x, of_x.neg()
+
+
+def squares_of_directions(x: Tensor) -> Tensor:
+    """(n,) the squared lengths of rows that were at length 1 before they were rounded.
+
+    A row of zeros has no direction; 1 puts it at cosine distance 1 from everything.
+    """
+    of_x: Tensor = vecdot(x, x)
+    return of_x.masked_fill(of_x == 0, 1)
+
+
+def cosine_of_difference(difference: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """(k,) 1 - cos of rows at about length 1, or of length 0 where they have no direction."""
+    square: Tensor = vecdot(difference, difference)
+    return square.add_(2 - vecdot(x, x).round_() - vecdot(y, y).round_()).div_(2)
 
 
 class Euclidean:
@@ -299,7 +355,12 @@ class Euclidean:
         return a - centre, None if b is None else b - centre
 
     def measure(
-        self, a: Tensor, b: Tensor, bound: float = 1.0, out: Tensor | None = None
+        self,
+        a: Tensor,
+        b: Tensor,
+        bound: float = 1.0,
+        out: Tensor | None = None,
+        precision: Precision = "float32",
     ) -> tuple[Tensor, Tensor | None]:
         of_a = torch.linalg.vecdot(a, a)
         of_b = of_a if same(a, b) else torch.linalg.vecdot(b, b)
@@ -308,8 +369,8 @@ class Euclidean:
         largest = of_a.amax()
         most = (largest + (largest if of_b is of_a else of_b.amax())).item()
         if most == inf and a.isfinite().all() and b.isfinite().all():
-            return self._scaled_down(a, b, of_a, of_b)
-        apart = squares(a, b, of_a, of_b)
+            return self._scaled_down(a, b, of_a, of_b, precision)
+        apart = squares(a, b, of_a, of_b, precision)
 
         def cancelling() -> Tensor | None:
             return _cancelling(apart, of_a, of_b, most, self.CANCELS)
@@ -318,7 +379,7 @@ class Euclidean:
         return apart if self.squared else apart.sqrt_(), close
 
     def _scaled_down(
-        self, a: Tensor, b: Tensor, of_a: Tensor, of_b: Tensor
+        self, a: Tensor, b: Tensor, of_a: Tensor, of_b: Tensor, precision: Precision
     ) -> tuple[Tensor, Tensor]:
         """A tile with rows too long to be squared, scaled by a power of two, which is exact.
 
@@ -326,11 +387,11 @@ class Euclidean:
         hold is its largest number.
         """
         largest, down = torch.finfo(a.dtype).max, safe_power_of_two(a.dtype)
-        values, far = self.measure(a * down, b * down)
+        values, far = self.measure(a * down, b * down, precision=precision)
         values = values.div_(down).div_(down if self.squared else 1).clamp_(max=largest)
         short_a, short_b = of_a < largest / 4, of_b < largest / 4
         i, j = short_a.nonzero()[:, 0], short_b.nonzero()[:, 0]
-        values[i[:, None], j], near = self.measure(a[i], b[j])
+        values[i[:, None], j], near = self.measure(a[i], b[j], precision=precision)
         none = torch.zeros(0, 2, dtype=torch.int64, device=a.device)
         row, column = (none if far is None else far).unbind(1)
         of_long = ~(short_a[row] & short_b[column])
@@ -347,7 +408,7 @@ class Euclidean:
         _take_repaired(by, tile, gradient)
         gradient.add_squares(by, tile.rows, tile.columns, uniform=tile.uniform_forces)
 
-    def between(self, x: Tensor, y: Tensor) -> Tensor:
+    def between(self, x: Tensor, y: Tensor, precision: Precision = "float32") -> Tensor:
         if not self.squared:
             return length(x - y)
         return (x - y).square_().sum(1).clamp_(max=torch.finfo(x.dtype).max)
@@ -381,15 +442,20 @@ class NegatedSquares:
         return self._squares.prepare(a, b)
 
     def measure(
-        self, a: Tensor, b: Tensor, bound: float = 1.0, out: Tensor | None = None
+        self,
+        a: Tensor,
+        b: Tensor,
+        bound: float = 1.0,
+        out: Tensor | None = None,
+        precision: Precision = "float32",
     ) -> tuple[Tensor, Tensor | None]:
-        squares, repaired = self._squares.measure(a, b, bound, out)
+        squares, repaired = self._squares.measure(a, b, bound, out, precision)
         return squares.neg_(), repaired
 
     def backward(self, force: Tensor, tile: Tile, gradient: Gradient) -> None:
         self._squares.backward(force.neg_(), tile, gradient)
 
-    def between(self, x: Tensor, y: Tensor) -> Tensor:
+    def between(self, x: Tensor, y: Tensor, precision: Precision = "float32") -> Tensor:
         return self._squares.between(x, y).neg_()
 
     def between_backward(
@@ -427,7 +493,12 @@ class SignalToNoise:
         return rows, columns
 
     def measure(
-        self, a: Tensor, b: Tensor, bound: float = 1.0, out: Tensor | None = None
+        self,
+        a: Tensor,
+        b: Tensor,
+        bound: float = 1.0,
+        out: Tensor | None = None,
+        precision: Precision = "float32",
     ) -> tuple[Tensor, Tensor | None]:
         values, repaired = self._squares.measure(a, b, bound, out)
         of_a = _powers(a)
@@ -444,7 +515,7 @@ class SignalToNoise:
         gradient.add_squares(by, tile.rows, tile.columns, uniform=tile.uniform_forces)
         gradient.of_rows(tile.rows).addcmul_(pull[:, None], a, value=-1)
 
-    def between(self, x: Tensor, y: Tensor) -> Tensor:
+    def between(self, x: Tensor, y: Tensor, precision: Precision = "float32") -> Tensor:
         return snr(x, y)
 
     def between_backward(

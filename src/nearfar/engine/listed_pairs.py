@@ -42,8 +42,8 @@ def measure_list(closeness: Closeness, pairs: PairList, request: Request) -> tup
 
 def _measured(closeness: Closeness, ends: Ends, request: Request) -> Tensor:
     found = request.a.new_empty(len(ends[0]))
-    for at, x, y in _gathered(ends, request):
-        found[at] = closeness.between(x, y)
+    for at, x, y in _gathered(closeness, ends, request):
+        found[at] = closeness.between(x, y, request.precision)
     return found
 
 
@@ -78,7 +78,7 @@ def answer_for_list(
         da = torch.zeros_like(request.a)
         db = None if request.b is None else torch.zeros_like(request.b)
         for ends, values, force in zip(both, measured, forces, strict=True):
-            for at, x, y in _gathered(ends, request):
+            for at, x, y in _gathered(closeness, ends, request):
                 of_x, of_y = closeness.between_backward(force[at], x, y, values[at])
                 add_rows(da, ends[0][at], of_x)
                 add_rows(da if db is None else db, ends[1][at], of_y)
@@ -95,12 +95,15 @@ def _many(closeness: Closeness, pairs: PairList, request: Request) -> bool:
     return closeness.by_products and listed * _SPARSE >= every > 0
 
 
-def _gathered(ends: Ends, request: Request) -> Iterator[tuple[slice, Tensor, Tensor]]:
+def _gathered(
+    closeness: Closeness, ends: Ends, request: Request
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Some pairs at a time: which, and copies of their rows and columns."""
-    a, (row, column) = request.a, ends
+    (a, b), (row, column) = request.aligned(closeness), ends
+    columns = a if b is None else b
     size = block(request.limits, a.device, a.element_size(), _BUFFERS, a.shape[1])
     for at in spans(len(row), size):
-        yield at, a.index_select(0, row[at]), request.columns.index_select(0, column[at])
+        yield at, a.index_select(0, row[at]), columns.index_select(0, column[at])
 
 
 class _Tiles:
@@ -108,7 +111,7 @@ class _Tiles:
 
     def __init__(self, closeness: Closeness, pairs: PairList, request: Request) -> None:
         self._closeness, self._request = closeness, request
-        self._a, b = closeness.prepare(request.a, request.b)
+        self._a, b = request.prepared(closeness)
         self._columns = self._a if b is None else b
         self._kinds = pairs.by_row
 
@@ -125,7 +128,9 @@ class _Tiles:
 
     def gradient(self, forces: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor | None]:
         """The gradient of the rows and of the columns (None: they are the rows)."""
-        gradient, m = Gradient(self._a, self._columns), self._columns.shape[0]
+        request, m = self._request, self._columns.shape[0]
+        how = None, request.precision
+        gradient = Gradient(self._a, self._columns, *how, fine=request.learns_scale)
         in_order = [kind.sorted(f) for kind, f in zip(self._kinds, forces, strict=True)]
         for rows, values, aside, places in self._visit():
             by = torch.zeros_like(values)
@@ -152,5 +157,6 @@ class _Tiles:
             for kind, end in zip(self._kinds, ends, strict=True):
                 here = slice(end[k], end[k + 1])
                 places.append((here, (kind.row[here] - rows.start) * m + kind.column[here]))
-            of_rows, bound = part(a, rows), self._request.bound
-            yield rows, *self._closeness.measure(of_rows, self._columns, bound), places
+            of_rows, request = part(a, rows), self._request
+            where, precision = (of_rows, self._columns, request.bound), request.precision
+            yield rows, *self._closeness.measure(*where, precision=precision), places

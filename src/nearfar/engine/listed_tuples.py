@@ -16,17 +16,24 @@ from torch.linalg import vecdot
 
 from nearfar.distance import Distance, length
 from nearfar.engine.budget import Limits, block
-from nearfar.engine.closeness import Closeness, Tile, add_rows, by_distance
+from nearfar.engine.closeness import (
+    Closeness,
+    Tile,
+    add_rows,
+    by_distance,
+    cosine_of_difference,
+)
 from nearfar.engine.observe import force_visitors
+from nearfar.engine.precision import Precision
 from nearfar.engine.relation import Relation
 from nearfar.engine.slices import spans
 from nearfar.engine.step import Answer, Executor, Request
 from nearfar.engine.walk import show
 from nearfar.reduction import Between
 
-# Rows, columns (None: the rows themselves), limits -> (t, k) int64 tuples. The anchor comes first
-# and is a row; all others are columns.
-Picker = Callable[[Tensor, Tensor | None, Limits], Iterator[Tensor]]
+# Rows, columns (None: the rows themselves), limits, the precision of products -> (t, k) int64
+# tuples. The anchor comes first and is a row; all others are columns.
+Picker = Callable[[Tensor, Tensor | None, Limits, Precision], Iterator[Tensor]]
 
 # Copies of the rows of a tuple held at the same time: rows, differences, gradients.
 _BUFFERS = 4
@@ -74,7 +81,8 @@ def listed(
     """Select tuples block by block, and add up their losses and gradients."""
 
     def execute(request: Request) -> Answer:
-        a, columns, each = request.a, request.columns, request.each_pair
+        a, b = request.aligned(by_distance(distance))
+        columns, each = a if b is None else b, request.each_pair
         per_row, one_by_one = a.new_zeros(len(a)), [a.new_zeros(0)]
         counts, active = per_row.new_zeros(2, len(a), dtype=torch.int64)
         da = torch.zeros_like(a) if request.gradient else None
@@ -83,7 +91,8 @@ def listed(
         with torch.no_grad():
             width = rule.places * a.shape[1]
             size = block(request.limits, a.device, a.element_size(), _BUFFERS, width)
-            for at, tuples in _chunks(pick(a, request.b, request.limits), size):
+            found = pick(request.a, request.b, request.limits, request.precision)
+            for at, tuples in _chunks(found, size):
                 anchor, weight = tuples[:, 0], request.weight
                 if weight is not None:
                     weight = weight[at] if each else weight[anchor]
@@ -113,7 +122,7 @@ def listed(
 
 def given(tuples: Tensor) -> Picker:
     """Tuples (t, k) that the caller lists, in their order."""
-    return lambda a, b, limits: iter([tuples])
+    return lambda a, b, limits, precision: iter([tuples])
 
 
 def _chunks(found: Iterator[Tensor], size: int) -> Iterator[tuple[slice, Tensor]]:
@@ -197,12 +206,6 @@ class _ByCloseness:
         return (first, 1), (second, 1)
 
 
-def _cosine(difference: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """1 - cos of unit rows; a row without a direction is 0, and its cosine with any row is 0."""
-    square: Tensor = vecdot(difference, difference)
-    return square.add_(2 - vecdot(x, x).round_() - vecdot(y, y).round_()).div_(2)
-
-
 def _square(difference: Tensor, x: Tensor, y: Tensor) -> Tensor:
     square: Tensor = vecdot(difference, difference)
     return square.clamp_(max=torch.finfo(x.dtype).max)
@@ -214,7 +217,7 @@ _FORMULAS: dict[Distance, _Formula] = {
         lambda d: d.reciprocal().masked_fill_(d == 0, 0),
     ),
     "sqeuclidean": _Formula(_square, lambda d: 2.0),
-    "cosine": _Formula(_cosine, lambda d: 1.0),
+    "cosine": _Formula(cosine_of_difference, lambda d: 1.0),
 }
 
 

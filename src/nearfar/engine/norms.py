@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nearfar import distance
 from nearfar.distance import p_norm
-from nearfar.engine.precision import Rounding
+from nearfar.engine.precision import Precision, Rounding
 from nearfar.engine.products import Gradient
 from nearfar.engine.slices import joined, part, spans
 
@@ -47,7 +47,12 @@ class OfFunction:
         return a, b
 
     def measure(
-        self, a: Tensor, b: Tensor, bound: float = 1.0, out: Tensor | None = None
+        self,
+        a: Tensor,
+        b: Tensor,
+        bound: float = 1.0,
+        out: Tensor | None = None,
+        precision: Precision = "float32",
     ) -> tuple[Tensor, Tensor | None]:
         return self._function(a, b), None
 
@@ -57,7 +62,7 @@ class OfFunction:
         gradient.of_rows(tile.rows).add_(da)
         gradient.of_columns(tile.columns).add_(db)
 
-    def between(self, x: Tensor, y: Tensor) -> Tensor:
+    def between(self, x: Tensor, y: Tensor, precision: Precision = "float32") -> Tensor:
         if self._aligned is not None:
             return self._aligned(x, y)
         few = spans(x.shape[0], _DIAGONAL)
@@ -129,7 +134,12 @@ class PNorm:
         return a, b
 
     def measure(
-        self, a: Tensor, b: Tensor, bound: float = 1.0, out: Tensor | None = None
+        self,
+        a: Tensor,
+        b: Tensor,
+        bound: float = 1.0,
+        out: Tensor | None = None,
+        precision: Precision = "float32",
     ) -> tuple[Tensor, Tensor | None]:
         values = a.new_empty(a.shape[0], b.shape[0])
         for i, j in _few(a, b):
@@ -144,7 +154,7 @@ class PNorm:
             da[i] += pull.sum(1)
             db[j] -= pull.sum(0)
 
-    def between(self, x: Tensor, y: Tensor) -> Tensor:
+    def between(self, x: Tensor, y: Tensor, precision: Precision = "float32") -> Tensor:
         return p_norm(x - y, self._p)
 
     def between_backward(

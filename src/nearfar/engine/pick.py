@@ -14,8 +14,17 @@ from torch import Tensor
 from nearfar.distance import Distance, EuclideanDistance, unit
 from nearfar.engine.anchors import Anchors, above
 from nearfar.engine.budget import Limits, block
-from nearfar.engine.closeness import Closeness, CosineDistance, Euclidean, Tile, by_distance
+from nearfar.engine.closeness import (
+    Closeness,
+    CosineDistance,
+    Euclidean,
+    Tile,
+    by_distance,
+    prepared,
+    squares_of_directions,
+)
 from nearfar.engine.listed_tuples import Picker
+from nearfar.engine.precision import Precision
 from nearfar.engine.products import products
 from nearfar.engine.relation import Relation
 from nearfar.engine.slices import spans
@@ -30,7 +39,7 @@ _LISTING = 32
 
 
 def order_preserving(
-    distance: Distance, a: Tensor, b: Tensor | None
+    distance: Distance, a: Tensor, b: Tensor | None, precision: Precision
 ) -> tuple[Closeness, Tensor, Tensor | None]:
     """The cheapest closeness that orders pairs like a distance, and the rows for it.
 
@@ -38,7 +47,9 @@ def order_preserving(
     squares over- or underflow.
     """
     if distance in ("euclidean", "sqeuclidean"):
-        return Euclidean(squared=True), *_scaled_to_square(a, b)
+        # What float16 holds can be squared; but scaled, it may not hold the rows.
+        scaled = (a, b) if precision == "float16" else _scaled_to_square(a, b)
+        return Euclidean(squared=True), *scaled
     return by_distance(distance), a, b
 
 
@@ -59,11 +70,17 @@ def _scaled_to_square(a: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | Non
 
 
 def walk(
-    closeness: Closeness, relation: Relation, a: Tensor, b: Tensor | None, limits: Limits
+    closeness: Closeness,
+    relation: Relation,
+    a: Tensor,
+    b: Tensor | None,
+    limits: Limits,
+    precision: Precision,
 ) -> Iterator[Tile]:
     """Blocks of rows against all columns."""
-    a, b = closeness.prepare(a, b)
-    yield from blocks(closeness, relation, a, a if b is None else b, limits, buffers=_BUFFERS)
+    a, b = prepared(closeness, a, b, precision)
+    where = closeness, relation, a, a if b is None else b, limits
+    yield from blocks(*where, buffers=_BUFFERS, precision=precision)
 
 
 def hardest(distance: Distance, relation: Relation, *, easy_positive: bool = False) -> Picker:
@@ -73,16 +90,17 @@ def hardest(distance: Distance, relation: Relation, *, easy_positive: bool = Fal
         positive = anchors.extreme(d, farthest=not easy_positive)
         return torch.stack([positive, anchors.mask_non_negatives(d).argmin(1)], 1)
 
-    def pick(a: Tensor, b: Tensor | None, limits: Limits) -> Iterator[Tensor]:
-        closeness, a, b = order_preserving(distance, a, b)
-        a, b = closeness.prepare(a, b)
+    def pick(a: Tensor, b: Tensor | None, limits: Limits, precision: Precision) -> Iterator[Tensor]:
+        closeness, a, b = order_preserving(distance, a, b, precision)
+        a, b = prepared(closeness, a, b, precision)
         columns = a if b is None else b
         ranking: Measure = closeness
         share = 0.0  # of the digits nothing cancels
         if distance in get_args(EuclideanDistance):
-            ranking = _Ranking(columns, unit=distance == "cosine")
+            ranking = _Ranking(columns, distance == "cosine", precision)
             share = CosineDistance.CANCELS if distance == "cosine" else Euclidean.CANCELS
-        for tile in blocks(ranking, relation, a, columns, limits, buffers=_BUFFERS):
+        where = ranking, relation, a, columns, limits
+        for tile in blocks(*where, buffers=_BUFFERS, precision=precision):
             anchors = Anchors.of(tile.block)
             if not anchors.most:
                 continue
@@ -91,7 +109,8 @@ def hardest(distance: Distance, relation: Relation, *, easy_positive: bool = Fal
             cancels = _cancels(a[tile.rows], columns[picked], share)
             (again,) = (both & cancels).nonzero(as_tuple=True)
             if len(again):
-                d, _ = closeness.measure(a[tile.rows][again], columns)
+                some = a[tile.rows][again]
+                d, _ = closeness.measure(some, columns, precision=precision)
                 picked[again] = extremes(d, anchors.some(again))
             rows = tile.rows
             del tile  # its memory is free while the picks are used
@@ -104,11 +123,18 @@ def hardest(distance: Distance, relation: Relation, *, easy_positive: bool = Fal
 class _Ranking:
     """The part of |a - b|^2 / 2 that ranks the columns of a row: |b|^2 / 2 - ab, unrepaired."""
 
-    def __init__(self, columns: Tensor, *, unit: bool) -> None:
-        self._half = columns.new_zeros(1) if unit else columns.square().sum(1).div_(2)
+    def __init__(self, columns: Tensor, cosine: bool, precision: Precision) -> None:
+        if not cosine:
+            self._half = columns.square().sum(1).div_(2)
+        elif precision == "float32":  # all have length 1
+            self._half = columns.new_zeros(1)
+        else:
+            self._half = squares_of_directions(columns).div_(2)
 
-    def measure(self, a: Tensor, b: Tensor, bound: float = 1.0) -> tuple[Tensor, None]:
-        return products(-a, b).add_(self._half), None
+    def measure(
+        self, a: Tensor, b: Tensor, bound: float = 1.0, *, precision: Precision = "float32"
+    ) -> tuple[Tensor, None]:
+        return products(-a, b, precision=precision).add_(self._half), None
 
 
 def semihard(distance: Distance, relation: Relation) -> Picker:
@@ -117,9 +143,9 @@ def semihard(distance: Distance, relation: Relation) -> Picker:
     If none is farther, the farthest negative.
     """
 
-    def pick(a: Tensor, b: Tensor | None, limits: Limits) -> Iterator[Tensor]:
-        closeness, a, b = order_preserving(distance, a, b)
-        for tile in walk(closeness, relation, a, b, limits):
+    def pick(a: Tensor, b: Tensor | None, limits: Limits, precision: Precision) -> Iterator[Tensor]:
+        closeness, a, b = order_preserving(distance, a, b, precision)
+        for tile in walk(closeness, relation, a, b, limits, precision):
             d, anchors = tile.closeness, Anchors.of(tile.block)
             if not anchors.most:
                 continue
@@ -138,11 +164,11 @@ def by_distance_weight(
 ) -> Picker:
     """For each anchor and positive, a negative drawn so that all distances are equally likely."""
 
-    def pick(a: Tensor, b: Tensor | None, limits: Limits) -> Iterator[Tensor]:
+    def pick(a: Tensor, b: Tensor | None, limits: Limits, precision: Precision) -> Iterator[Tensor]:
         # A new generator, so that every pass over the same rows draws the same negatives.
         chance = torch.Generator().manual_seed(seed)
         a, b = unit(a), None if b is None else unit(b)
-        for tile in walk(Euclidean(True), relation, a, b, limits):
+        for tile in walk(Euclidean(True), relation, a, b, limits, precision):
             anchors = Anchors.of(tile.block)
             if anchors.most:
                 squares = anchors.mask_non_negatives(tile.closeness)
@@ -229,7 +255,7 @@ def _triplets(rows: slice, anchors: Anchors, chosen: Tensor) -> Tensor:
 def every(relation: Relation) -> Picker:
     """Every triplet: each positive of an anchor with each of its negatives."""
 
-    def pick(a: Tensor, b: Tensor | None, limits: Limits) -> Iterator[Tensor]:
+    def pick(a: Tensor, b: Tensor | None, limits: Limits, precision: Precision) -> Iterator[Tensor]:
         step = block(limits, a.device, a.element_size(), _LISTING, relation.m)
         for rows in spans(relation.n, step):
             here = relation.block(rows, slice(0, relation.m))
@@ -257,7 +283,7 @@ def triplets_of_pairs(rows: slice, row: Tensor, column: Tensor, negative: Tensor
 def at_random(relation: Relation, k: int, seed: int) -> Picker:
     """For each anchor k positives and negatives, drawn evenly and with replacement."""
 
-    def pick(a: Tensor, b: Tensor | None, limits: Limits) -> Iterator[Tensor]:
+    def pick(a: Tensor, b: Tensor | None, limits: Limits, precision: Precision) -> Iterator[Tensor]:
         # A new generator, so that every pass over the same rows draws the same triplets.
         chance = torch.Generator().manual_seed(seed)
         step = block(limits, a.device, a.element_size(), _BUFFERS, relation.m)

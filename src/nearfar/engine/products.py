@@ -9,11 +9,12 @@ little time can be gained.
 """
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
 
+from nearfar.engine.precision import NARROW, Precision, rounded_forces, up_to_float16
 from nearfar.engine.slices import part
 
 _one_dnn: Callable[..., Tensor] | None = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
@@ -29,29 +30,68 @@ _ALIKE, _SHORT, _LONG, _LARGE = 128, 256, 1024, 2**28
 _SMALL_EXPONENT = 16.0
 
 
-def products(a: Tensor, b: Tensor, bound: float = 1.0, *, out: Tensor | None = None) -> Tensor:
+def products(
+    a: Tensor,
+    b: Tensor,
+    bound: float = 1.0,
+    *,
+    precision: Precision = "float32",
+    out: Tensor | None = None,
+) -> Tensor:
     """The inner products of rows.
 
     Args:
         a: (r, d).
         b: (c, d).
         bound: no exponent made of them is larger than this in size; inf: not known.
+        precision: to which the rows are rounded already.
         out: (r, c) where the result may be put; it is, where that costs nothing.
 
     Returns:
         (r, c).
     """
+    if (narrow := _narrow(precision, a)) is not None:
+        return _in_narrow(a, b.T, narrow)
     fine = bound <= _SMALL_EXPONENT or a.shape[1] <= _ALIKE
     return (
         _by_one_dnn(a, b) if fine and _prefers_one_dnn(a, b.shape[0]) else torch.mm(a, b.T, out=out)
     )
 
 
-def squares(a: Tensor, b: Tensor, of_a: Tensor, of_b: Tensor) -> Tensor:
-    """(r, c) |a - b|^2 = |a|^2 + |b|^2 - 2ab of rows with these squared lengths (r,), (c,)."""
+def squares(
+    a: Tensor, b: Tensor, of_a: Tensor, of_b: Tensor, precision: Precision = "float32"
+) -> Tensor:
+    """(r, c) |a - b|^2 = |a|^2 + |b|^2 - 2ab of rows with these squared lengths (r,), (c,).
+
+    The rows are rounded to the precision already.
+    """
+    if (narrow := _narrow(precision, a)) is not None:
+        return _in_narrow(a, b.T, narrow).mul_(-2).add_(of_b).add_(of_a.unsqueeze(1))
     if _prefers_one_dnn(a, b.shape[0]):
         return _by_one_dnn(a * -2, b, of_b).add_(of_a[:, None])
     return torch.add(of_a[:, None], of_b).addmm_(a, b.T, alpha=-2)
+
+
+def _narrow(precision: Precision, a: Tensor) -> torch.dtype | None:
+    """The dtype in which the device of `a` multiplies rounded numbers; None: in float32."""
+    narrow = NARROW.get(precision)
+    return narrow if narrow is not None and a.is_cuda and _has_product(narrow, a.device) else None
+
+
+@cache
+def _has_product(narrow: torch.dtype, device: torch.device) -> bool:
+    """Whether torch multiplies numbers of this dtype there, with sums and results in float32."""
+    x = torch.ones(16, 16, dtype=narrow, device=device)
+    try:
+        torch.mm(x, x, out_dtype=torch.float32)
+    except (TypeError, RuntimeError):
+        return False
+    return True
+
+
+def _in_narrow(a: Tensor, b: Tensor, narrow: torch.dtype) -> Tensor:
+    """a @ b, of numbers that the dtype holds."""
+    return torch.mm(a.to(narrow), b.to(narrow), out_dtype=torch.float32)
 
 
 # Takes the gradient of some rows, which are not needed any more.
@@ -66,10 +106,23 @@ class Gradient:
 
     Where the columns are the rows, a tile on the diagonal holds each pair twice: its gradient by
     the columns is that of its transpose by the rows.
+
+    Forces are rounded to `precision`, as `a` and `b` are already. With `fine` they keep twice the
+    digits.
     """
 
-    def __init__(self, a: Tensor, b: Tensor, finish: Finish | None = None) -> None:
+    def __init__(
+        self,
+        a: Tensor,
+        b: Tensor,
+        finish: Finish | None = None,
+        precision: Precision = "float32",
+        *,
+        fine: bool = False,
+    ) -> None:
         self.a, self.b, self._finish = a, b, finish
+        self.precision, self._fine = precision, fine
+        self._narrow = _narrow(precision, a)
         self._rows: slice | None = None
         self._strip: Tensor | None = None
         self._transposed: Tensor | None = None
@@ -111,11 +164,16 @@ class Gradient:
             by: a factor.
             uniform: whether no force far outweighs the others, as those on positives do.
         """
-        if self._on_diagonal(rows, columns):
-            self._add_to_rows(force + force.T, rows, columns, by, uniform)
-            return
+        self._add(self._both_halves(force, rows, columns), rows, columns, by, uniform)
+
+    def _add(self, force: Tensor, rows: slice, columns: slice, by: float, uniform: bool) -> None:
         self._add_to_rows(force, rows, columns, by, uniform)
-        if uniform and _prefers_one_dnn(force.T, self.a.shape[1]):
+        if self._on_diagonal(rows, columns):
+            return
+        if self._narrow is not None:
+            more = self._of_forces(force.T, part(self.a, rows), self._narrow)
+            self.of_columns(columns).add_(more, alpha=by)
+        elif uniform and _prefers_one_dnn(force.T, self.a.shape[1]):
             if self._transposed is None:  # (d, r), for all tiles of these rows
                 self._transposed = part(self.a, rows).T.contiguous()
             self.of_columns(columns).T.add_(_by_one_dnn(self._transposed, force.T), alpha=by)
@@ -128,11 +186,9 @@ class Gradient:
         self, force: Tensor, rows: slice, columns: slice, *, uniform: bool = False
     ) -> None:
         """Add the gradient of sum(force * |a[rows] - b[columns]|^2) / 2; see `add`."""
-        if self._on_diagonal(rows, columns):
-            force = force + force.T
-            self._add_to_rows(force, rows, columns, -1, uniform)
-        else:
-            self.add(force, rows, columns, -1, uniform=uniform)
+        force = self._both_halves(force, rows, columns)
+        self._add(force, rows, columns, -1, uniform)
+        if not self._on_diagonal(rows, columns):
             if self._of_squares is None:
                 self._of_squares = self.b.new_zeros(self.b.shape[0])
             part(self._of_squares, columns).add_(force.sum(0))
@@ -153,6 +209,21 @@ class Gradient:
         if self.a is not self.b:
             return self.da, self.db
         return (self.da.add_(self.db) if "db" in vars(self) else self.da), None
+
+    def _both_halves(self, force: Tensor, rows: slice, columns: slice) -> Tensor:
+        """The forces of a tile, on the diagonal with those of its transpose; rounded."""
+        if self._on_diagonal(rows, columns):
+            force = force + force.T
+        return rounded_forces(force, self.precision, fine=self._fine)
+
+    def _of_forces(self, force: Tensor, rows: Tensor, narrow: torch.dtype) -> Tensor:
+        """force @ rows, where the device multiplies them in a narrow dtype."""
+        up = up_to_float16(force) if narrow is torch.float16 and force.numel() else None
+        scaled = force if up is None else force * up
+        found = _in_narrow(scaled, rows, narrow)
+        if self._fine:
+            found += _in_narrow(scaled - scaled.to(narrow), rows, narrow)
+        return found if up is None else found.div_(up)
 
     def _on_diagonal(self, rows: slice, columns: slice) -> bool:
         """Whether a tile lies on the diagonal of rows with themselves, and so holds both halves."""
@@ -179,9 +250,12 @@ class Gradient:
     ) -> None:
         b = part(self.b, columns)
         self._go_to(rows)
-        strip = self._strip
-        if uniform and _prefers_one_dnn(force, b.shape[1]):
+        strip, more = self._strip, None
+        if self._narrow is not None:
+            more = self._of_forces(force, b, self._narrow)
+        elif uniform and _prefers_one_dnn(force, b.shape[1]):
             more = _by_one_dnn(force, b.T)
+        if more is not None:
             self._strip = more.mul_(by) if strip is None else strip.add_(more, alpha=by)
         elif strip is None:  # what comes first need not be added
             self._strip = torch.addmm(part(self.a, rows), force, b, beta=0, alpha=by)

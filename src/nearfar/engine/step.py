@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from nearfar.engine.budget import Limits, current_limits
-from nearfar.engine.closeness import Closeness
+from nearfar.engine.closeness import Closeness, prepared
 from nearfar.engine.observe import force_visitors
 from nearfar.engine.precision import Precision, chosen
 from nearfar.engine.products import Finish
@@ -38,7 +38,8 @@ class Request:
     """What an executor is asked.
 
     Attributes:
-        a: (n, d) prepared rows, times the scale where there is one.
+        a: (n, d) prepared rows, times the scale where there is one. To be rounded, rows that meet
+            each other are multiplied by its root, and `b` is None.
         b: (m, d) prepared columns; None where the rows meet each other.
         bias: added to every closeness.
         weight: (n,) by which each row's loss counts in the gradient; None: all by 1.
@@ -54,6 +55,8 @@ class Request:
         limits: of memory.
         precision: to which rows and forces are rounded before they are multiplied; "float32": they
             are not, and float64 stays.
+        learns_scale: whether the gradient of the scale is wanted, for which the forces need more
+            digits: in it the largest cancel.
     """
 
     a: Tensor
@@ -69,10 +72,19 @@ class Request:
     finish: Finish | None
     limits: Limits
     precision: Precision
+    learns_scale: bool
 
     @property
     def columns(self) -> Tensor:
         return self.a if self.b is None else self.b
+
+    def prepared(self, closeness: Closeness) -> tuple[Tensor, Tensor | None]:
+        """Rows and columns as `Closeness.measure` wants them, rounded."""
+        return prepared(closeness, self.a, self.b, self.precision)
+
+    def aligned(self, closeness: Closeness) -> tuple[Tensor, Tensor | None]:
+        """Rows and columns as `Closeness.between` wants them, rounded."""
+        return (self.a, self.b) if self.precision == "float32" else self.prepared(closeness)
 
 
 @dataclass(eq=False)
@@ -329,13 +341,18 @@ def _compute(
     """Losses and gradients, in the dtype computed in."""
     with _full_precision(x.device.type):  # autograd is off, as in every Function
         wide = _wide(x, y)
-        dots = y is not None and _learned(scale)
+        # Rounded rows times a scale would be other rows than those rounded without it.
+        at_both_ends = y is None and job.precision != "float32"
+        dots = _learned(scale) and (y is not None or at_both_ends)
         rows = Rows(x.to(wide), job.normalize, dots)
         columns = None if y is None else Rows(y.to(wide), job.normalize, dots)
         a, b = rows.ready, None if columns is None else columns.ready
         if scale is not None:
             # In place where it can be, which spares a copy of the rows.
-            a, b = (a * scale, a) if b is None else (rows.times(scale), b)
+            if at_both_ends:
+                a = rows.times(_root(scale, wide))
+            else:
+                a, b = (a * scale, a) if b is None else (rows.times(scale), b)
         shift = None if bias is None else torch.as_tensor(bias, dtype=wide, device=a.device)
         answer = job.executor(
             Request(
@@ -347,11 +364,12 @@ def _compute(
                 job.reduction,
                 job.each_pair,
                 _shown_scale(scale, job.contained),
-                _bound(scale, x.device) if job.normalize else inf,
+                _bound(scale, x.device, job.precision) if job.normalize else inf,
                 gradient,
                 None if columns is None else rows.finish,
                 job.limits,
                 job.precision,
+                _learned(scale) or _learned(job.contained),
             )
         )
         if job.each_pair and not answer.each_pair:
@@ -380,6 +398,9 @@ def _back(
         return dx, dy, _of_scale(scale, rows.dots, columns.dots)
     da, dscale = answer.da, None
     assert da is not None
+    if rows.scale is not None:  # the root of the scale, at both ends
+        dx = rows.back(da)
+        return dx, None, None if rows.dots is None else rows.dots / (2 * rows.scale)
     if scale is not None:
         assert answer.db is not None  # the columns are not scaled
         if _learned(scale):
@@ -442,11 +463,16 @@ def _shown_scale(scale: Tensor | float | None, contained: Tensor | float | None)
     return contained.detach().reshape(()) if isinstance(contained, Tensor) else contained
 
 
-def _bound(scale: Tensor | float | None, device: torch.device) -> float:
+def _root(scale: Tensor | float, wide: torch.dtype) -> Tensor | float:
+    return scale.to(wide).sqrt() if isinstance(scale, Tensor) else scale**0.5
+
+
+def _bound(scale: Tensor | float | None, device: torch.device, precision: Precision) -> float:
     """How large a product of unit rows can be; inf where reading it would stall a GPU."""
+    longer = 1.0 if precision == "float32" else 1.01  # rounded, the rows may be
     if isinstance(scale, Tensor):
-        return abs(scale.item()) if device.type == "cpu" else inf
-    return 1.0 if scale is None else abs(scale)
+        return longer * abs(scale.item()) if device.type == "cpu" else inf
+    return longer if scale is None else longer * abs(scale)
 
 
 def _learned(value: Tensor | float | None) -> bool:

@@ -16,6 +16,7 @@ from nearfar.engine import budget
 from nearfar.engine.budget import Limits
 from nearfar.engine.closeness import Closeness, Tile
 from nearfar.engine.observe import force_visitors
+from nearfar.engine.precision import Precision
 from nearfar.engine.products import Gradient
 from nearfar.engine.relation import Relation
 from nearfar.engine.slices import part, spans
@@ -49,13 +50,15 @@ class Walk:
         self, request: Request, closeness: Closeness, relation: Relation, *, buffers: int
     ) -> None:
         self.request, self.closeness, self.relation = request, closeness, relation
-        self.a, b = closeness.prepare(request.a, request.b)
+        self.a, b = request.prepared(closeness)
         self.columns = self.a if b is None else b
         self.mirrored = relation.symmetric and closeness.symmetric and not force_visitors()
         self.own: Tensor | None = None
         self.gradient: Gradient | None = None
         if request.gradient:
-            self.gradient = Gradient(self.a, self.columns.flatten(0, -2), request.finish)
+            columns = self.columns.flatten(0, -2)
+            how = request.finish, request.precision
+            self.gradient = Gradient(self.a, columns, *how, fine=request.learns_scale)
         self.room = request.limits, self.a.device, self.a.element_size(), buffers
 
     @cached_property
@@ -90,7 +93,8 @@ class Walk:
         """Blocks of rows against all columns."""
         limits, _, _, buffers = self.room
         where = self.closeness, self.relation, self.a, self.columns, limits
-        yield from blocks(*where, buffers=buffers, bound=self.request.bound)
+        bound, precision = self.request.bound, self.request.precision
+        yield from blocks(*where, buffers=buffers, bound=bound, precision=precision)
 
     def kept_elements(self, copies: int, shape: tuple[int, int] | None = None) -> int:
         """How many elements of the tiles of a first pass a second one may find."""
@@ -108,7 +112,7 @@ class Walk:
         rows, columns, mirrored = place
         a, b = part(self.a, rows), part(self.columns, columns)
         bound = self.request.bound if bound is None else bound
-        values, repaired = self.closeness.measure(a, b, bound, out)
+        values, repaired = self.closeness.measure(a, b, bound, out, self.request.precision)
         return Tile(rows, columns, self.relation.block(rows, columns), values, repaired, mirrored)
 
     def pull(self, tile: Tile, force: Tensor) -> None:
@@ -128,7 +132,9 @@ class Walk:
 class Measure(Protocol):
     """The half of `Closeness` that measures."""
 
-    def measure(self, a: Tensor, b: Tensor, bound: float = ...) -> tuple[Tensor, Tensor | None]: ...
+    def measure(
+        self, a: Tensor, b: Tensor, bound: float = ..., *, precision: Precision = ...
+    ) -> tuple[Tensor, Tensor | None]: ...
 
 
 def blocks(
@@ -140,12 +146,18 @@ def blocks(
     *,
     buffers: int = 12,
     bound: float = 1.0,
+    precision: Precision = "float32",
 ) -> Iterator[Tile]:
     """Blocks of prepared rows against all prepared columns, without a gradient to hold."""
     at, m = slice(0, columns.shape[0]), columns.shape[0]
     for rows in spans(a.shape[0], budget.block(limits, a.device, a.element_size(), buffers, m)):
         # No name holds the closeness: its memory is free as soon as the caller drops the tile.
-        yield Tile(rows, at, relation.block(rows, at), *closeness.measure(a[rows], columns, bound))
+        yield Tile(
+            rows,
+            at,
+            relation.block(rows, at),
+            *closeness.measure(a[rows], columns, bound, precision=precision),
+        )
 
 
 def show(request: Request, tile: Tile, force: Tensor, distance_sign: int) -> None:

@@ -21,7 +21,7 @@ from nearfar.engine.pick import (
     seed,
     semihard,
 )
-from nearfar.engine.precision import Precision, chosen
+from nearfar.engine.precision import Precision
 from nearfar.engine.relation import Relation
 from nearfar.engine.step import Executor, run
 from nearfar.inputs import ArrayLike, between, lift, one_of, positive_integer, switch, tensor
@@ -509,7 +509,6 @@ def _over_quadruplets(
         return loss("both", rows, columns)
     # Of both terms some count, so there are two means. Lifted, their gradients are added up before
     # they are rounded.
-    precision = chosen(precision, closeness.rounding, rows, columns)
     rows, columns = lift("x", rows), None if columns is None else lift("reference.x", columns)
     return loss("first", rows, columns) + loss("second", rows, columns)
 

@@ -10,9 +10,9 @@ With a reference, j, k and l are its rows. The pairs (k, l) are then those of th
 itself, which is visited by itself.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal
 
 import torch
@@ -25,6 +25,7 @@ from nearfar.engine.closeness import Tile, add_rows, by_distance
 from nearfar.engine.listed_tuples import Picker, Tally, show_listed
 from nearfar.engine.observe import force_visitors
 from nearfar.engine.pick import order_preserving, walk
+from nearfar.engine.precision import Precision
 from nearfar.engine.relation import Relation
 from nearfar.engine.slices import spans
 from nearfar.engine.step import Answer, Executor, Request
@@ -218,12 +219,10 @@ class _Sums:
         if walk.gradient is not None:
             ends = pairs.anchor, pairs.positive
             show_listed(walk.request, walk.relation, *ends, pairs.d, pull + pairs.first_force)
-            # As they are: `between_rows` prepares rows by itself.
-            both = walk.request.a, walk.request.columns
             of_columns = walk.gradient.da if walk.request.b is None else walk.gradient.db
             for at in _chunks(len(pull), walk.a, walk.request.limits):
                 some = pairs.anchor[at], pairs.positive[at]
-                _pull(both, (walk.gradient.da, of_columns), some, pairs.distance, pull[at])
+                _pull(pairs, (walk.gradient.da, of_columns), some, pull[at])
         return active.sum()
 
     def _push_columns(self, pairs: "_Pairs") -> None:
@@ -261,6 +260,9 @@ class _Pairs:
             those of a class.
         classes: of the rows and columns.
         distance: between rows.
+        rows: (n, d) as `between` takes them.
+        columns: (m, d) likewise.
+        between: (k, d) rows and (k, d) columns -> (k,) their distances.
         symmetric: whether a pair is as far apart from either end.
     """
 
@@ -271,15 +273,21 @@ class _Pairs:
     parts: "list[tuple[Part, _Thresholds, _Thresholds]]"
     classes: Classes
     distance: Distance
+    rows: Tensor
+    columns: Tensor
+    between: Callable[[Tensor, Tensor], Tensor]
     symmetric: bool
 
     @classmethod
     def of(cls, walk: Walk, classes: Classes, distance: Distance, margin: float) -> "_Pairs":
         request, (anchor, positive) = walk.request, classes.positive_pairs()
-        a, columns = request.a, request.columns
+        a, b = request.aligned(walk.closeness)
+        columns, between = a if b is None else b, partial(between_rows, distance=distance)
+        if request.precision != "float32":  # of unit rows that are no longer of length 1
+            between = partial(walk.closeness.between, precision=request.precision)
         d = a.new_zeros(len(anchor))
         for chunk in _chunks(len(anchor), a, request.limits):
-            d[chunk] = between_rows(a[anchor[chunk]], columns[positive[chunk]], distance)
+            d[chunk] = between(a[anchor[chunk]], columns[positive[chunk]])
         weight = None if request.weight is None else request.weight[anchor]
         segment = classes.of_row[anchor]
         one_segment = torch.zeros_like(segment), torch.full_like(classes.size[:1], len(d))
@@ -292,8 +300,8 @@ class _Pairs:
             of_all = _Thresholds(threshold, *one_segment, weight)
             parts.append((part, of_all, _Thresholds(threshold, *by_class, weight)))
         none = torch.zeros_like(d)
-        symmetric = walk.closeness.symmetric
-        return cls(anchor, positive, d, none, parts, classes, distance, symmetric)
+        how = distance, a, columns, between, walk.closeness.symmetric
+        return cls(anchor, positive, d, none, parts, classes, *how)
 
     def within(self, rows: slice) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """The pairs whose anchor is among these rows, and their places in a block of these rows."""
@@ -422,19 +430,19 @@ def hardest_quadruplets(classes: Classes, relation: Relation, distance: Distance
     m, enough = len(of_column), int((classes.size > 0).sum()) > 2
     among = Relation(m, m, of_column.device, of_column, of_column, symmetric=True)
 
-    def pick(a: Tensor, b: Tensor | None, limits: Limits) -> Iterator[Tensor]:
+    def pick(a: Tensor, b: Tensor | None, limits: Limits, precision: Precision) -> Iterator[Tensor]:
         if not enough:
             return
-        closeness, a, b = order_preserving(distance, a, b)
+        closeness, a, b = order_preserving(distance, a, b, precision)
         hardest, nearest = [], []
-        for tile in walk(closeness, relation, a, b, limits):
+        for tile in walk(closeness, relation, a, b, limits, precision):
             d, anchors = tile.closeness, Anchors.of(tile.block)
             positive = anchors.extreme(d, farthest=True)
             two = _two_nearest(d, anchors, of_column)
             hardest.append((positive, two[0], anchors.count > 0))
             nearest.append(two)
         if b is not None:
-            tiles = walk(closeness, among, b, None, limits)
+            tiles = walk(closeness, among, b, None, limits, precision)
             nearest = [
                 _two_nearest(tile.closeness, Anchors.of(tile.block), of_column) for tile in tiles
             ]
@@ -492,16 +500,13 @@ def _chunks(n: int, a: Tensor, limits: Limits) -> Iterator[slice]:
 
 
 def _pull(
-    rows: tuple[Tensor, Tensor],
-    to: tuple[Tensor, Tensor],
-    index: tuple[Tensor, Tensor],
-    distance: Distance,
-    force: Tensor,
+    pairs: _Pairs, to: tuple[Tensor, Tensor], index: tuple[Tensor, Tensor], force: Tensor
 ) -> None:
     """Add to `to` the gradient of sum(force * distance) of listed pairs of rows and columns."""
-    x, y = (t[i].requires_grad_() for t, i in zip(rows, index, strict=True))
+    ends = pairs.rows, pairs.columns
+    x, y = (t[i].requires_grad_() for t, i in zip(ends, index, strict=True))
     with torch.enable_grad():
-        apart = between_rows(x, y, distance)
+        apart = pairs.between(x, y)
     found = torch.autograd.grad(apart, (x, y), force)
     for of_rows, i, gradient in zip(to, index, found, strict=True):
         add_rows(of_rows, i, gradient)

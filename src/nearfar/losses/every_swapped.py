@@ -94,7 +94,8 @@ class _Positives:
     @classmethod
     def of(cls, walk: Walk, index: Tensor) -> "_Positives":
         rows, columns = walk.columns[index], walk.columns
-        d, repaired = walk.closeness.measure(rows, columns, walk.request.bound)
+        bound, precision = walk.request.bound, walk.request.precision
+        d, repaired = walk.closeness.measure(rows, columns, bound, precision=precision)
         places = slice(0, d.shape[0]), slice(0, d.shape[1])
         block = Block((d.shape[0], d.shape[1]), None, None, d.device)
         force = None if walk.gradient is None else torch.zeros_like(d)
@@ -103,7 +104,8 @@ class _Positives:
     def pull(self, walk: Walk, of_columns: Tensor) -> None:
         """Add the gradient of the forces to that of all columns."""
         if self.force is not None:
-            gradient = Gradient(self.rows, walk.columns)
+            precision = walk.request.precision
+            gradient = Gradient(self.rows, walk.columns, precision=precision)
             walk.closeness.backward(self.force, self.tile, gradient)
             da, db = gradient.whole()
             assert da is not None

@@ -1,5 +1,6 @@
 """InfoNCE: pick the positive out of the negatives, listed ones or the rest of the batch."""
 
+from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -9,7 +10,7 @@ from nearfar.distance import sqeuclidean, unit
 from nearfar.engine.closeness import Euclidean
 from nearfar.engine.log_sums import log_sum_loss
 from nearfar.engine.observe import force_visitors, measured
-from nearfar.engine.precision import Precision, chosen
+from nearfar.engine.precision import Precision, chosen, rounded
 from nearfar.engine.relation import matched
 from nearfar.inputs import (
     ArrayLike,
@@ -289,7 +290,7 @@ def _against_listed(
     precision: Precision | None,
 ) -> Tensor:
     """Each query picks its positive out of the positive and the negatives listed for it."""
-    given = query, positive, negatives
+    given = query, positive
     query, positive = embeddings(query=query, positive=positive)
     counted = row_weight(weight, query)
     others = _negatives("negatives", negatives, query)
@@ -298,6 +299,11 @@ def _against_listed(
     if switch("normalize", normalize) or similarity == "cosine":
         query, positive, others = unit(query), unit(positive), unit(others)
     others = others.to(query.dtype)
+    if precision != "float32":
+        centred = similarity == "sqeuclidean"
+        query, positive, others = _rounded(
+            query, positive, others, precision=precision, centred=centred
+        )
     if similarity == "sqeuclidean":
         near, far = _negated_squares(query, positive, others)
     else:
@@ -310,6 +316,15 @@ def _against_listed(
         nothing = near * 0 + far.sum(1)
         return reduce(nothing, reduction, counted, torch.zeros_like(near, dtype=torch.bool))
     return reduce((far - near[:, None]).logsumexp(1), reduction, counted)
+
+
+def _rounded(*rows: Tensor, precision: Precision, centred: bool) -> Iterator[Tensor]:
+    """The rows rounded, with the gradient of what they were; minus their centre if asked."""
+    if centred:  # no distance changes, and shorter rows are rounded less
+        centre = torch.cat([each.flatten(0, -2) for each in rows]).detach().mean(0)
+        rows = tuple(each - centre for each in rows)
+    for each in rows:
+        yield each + (rounded(each.detach(), precision) - each.detach())
 
 
 def _similarities(query: Tensor, positive: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:

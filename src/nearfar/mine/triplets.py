@@ -69,7 +69,8 @@ def semihard_triplets(
     """
     compared = Comparison.of(x, labels, reference, distance, normalize=normalize)
     pick = semihard(compared.distance, compared.relation)
-    return _some(pick(*compared.scaled(), current_limits()), compared, max, generator)
+    found = pick(*compared.scaled(), current_limits(), "float32")
+    return _some(found, compared, max, generator)
 
 
 def violating_triplets(
