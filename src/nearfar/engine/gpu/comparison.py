@@ -56,7 +56,7 @@ class Comparison:
     """
 
     def __init__(self, request: Request, closeness: Closeness, relation: Relation) -> None:
-        a, b = closeness.prepare(request.a, request.b)
+        a, b = request.prepared(closeness)
         self.request, self.relation, self.d = request, relation, a.shape[1]
         self.dtype = _DTYPES.get(request.precision, torch.float32)
         self.measure = closeness.kernel
