@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from nearfar.inputs import ArrayLike, embeddings, switch, tracing
+from nearfar.inputs import ArrayLike, embeddings, readable, switch
 
 # Those that follow from the Euclidean distance, of the rows or of unit rows.
 EuclideanDistance = Literal["euclidean", "sqeuclidean", "cosine"]
@@ -210,7 +210,7 @@ def unit(x: Tensor) -> Tensor:
 def _unit(x: Tensor) -> tuple[Tensor, Tensor | None]:
     """The rows of `unit`, and which of them are too short; None if none is."""
     size, shortest = _plain_length(x, keepdim=True), too_short(x.dtype)
-    if _can_read(size):
+    if size.numel() and readable(size):
         low, high = size.detach().aminmax()
         if low.item() >= shortest and high.item() < torch.inf:
             return x / size, None
@@ -231,7 +231,7 @@ def length(x: Tensor) -> Tensor:
     A length whose square overflows is still right, up to the largest number of the dtype.
     """
     size = _plain_length(x)
-    if _can_read(size):
+    if size.numel() and readable(size):
         low, high = size.detach().aminmax()
         if low.item() > 0 and high.item() < torch.inf:
             return size
@@ -245,11 +245,6 @@ def length(x: Tensor) -> Tensor:
 def _plain_length(x: Tensor, *, keepdim: bool = False) -> Tensor:
     size: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=keepdim)
     return size
-
-
-def _can_read(size: Tensor) -> bool:
-    """Whether reading the values neither stalls an accelerator nor breaks a trace."""
-    return bool(size.numel()) and size.is_cpu and not tracing()
 
 
 def scaled_to_square(x: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:

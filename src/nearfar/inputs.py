@@ -162,7 +162,7 @@ def lift(name: str, x: Tensor) -> Tensor:
     that no later `max(0, margin - distance)` can hide a bad row behind a finite loss.
     """
     if x.dtype in (torch.float32, torch.float64):
-        if x.is_cpu and not tracing() and isfinite(x.detach().sum().item()):
+        if readable(x) and isfinite(x.detach().sum().item()):
             return x  # unchanged: if any entry were not finite, the sum would not be either
         return torch.add(x, x, alpha=0)  # x + 0 x: NaN where x is infinite, in one cheap step
     if x.dtype is torch.bool or x.is_complex():
@@ -171,6 +171,11 @@ def lift(name: str, x: Tensor) -> Tensor:
         return x.to(torch.get_default_dtype())
     lifted: Tensor = _Lift.apply(x)  # type: ignore[no-untyped-call]
     return lifted
+
+
+def readable(x: Tensor) -> bool:
+    """Whether reading its values neither stalls an accelerator nor breaks a trace."""
+    return x.is_cpu and not tracing()
 
 
 def tracing() -> bool:
@@ -206,7 +211,7 @@ def above_zero(name: str, value: float | Tensor) -> float | Tensor:
     """
     if isinstance(value, Tensor):
         value = one_number(name, value)
-        if value.is_cpu and not tracing() and value.item() > 0:
+        if readable(value) and value.item() > 0:
             return value
         return torch.where(value > 0, value, torch.nan)
     if not _is_number(value) or not 0 < value < float("inf"):

@@ -29,6 +29,7 @@ from nearfar.engine.precision import Precision, Rounding, rounded
 from nearfar.engine.products import Gradient, products, squares
 from nearfar.engine.relation import Block
 from nearfar.engine.slices import part, spans
+from nearfar.inputs import readable
 from nearfar.reduction import sum_dtype
 
 
@@ -344,12 +345,12 @@ class Euclidean:
         # A common shift changes no distance. A coordinate is centred where all its values lie far
         # on one side of 0: there the subtraction is exact, so that close pairs keep their distance.
         low, high = everything.amin(0), everything.amax(0)  # aminmax takes several times as long
-        on_cpu = b is None and a.is_cpu  # elsewhere, reading a value would stall the device
-        if on_cpu and (low * high).amax().item() <= 0:  # no coordinate is: the quick answer
+        ask = b is None and readable(a)
+        if ask and (low * high).amax().item() <= 0:  # no coordinate is: the quick answer
             return a, None
         centre = low.lerp(high, 0.5)
         centre = centre.where(centre.abs() > high - low, 0)
-        if on_cpu and not centre.any():
+        if ask and not centre.any():
             return a, None
         # New tensors: one array given twice must not be taken for rows compared with themselves.
         return a - centre, None if b is None else b - centre

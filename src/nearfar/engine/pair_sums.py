@@ -17,7 +17,7 @@ from nearfar.engine.segments import sum_of
 from nearfar.engine.slices import part
 from nearfar.engine.step import Answer, Executor, Request
 from nearfar.engine.walk import Walk
-from nearfar.inputs import tracing
+from nearfar.inputs import readable
 from nearfar.reduction import Between, sum_dtype
 
 MeanOver = Literal["kinds", "pairs", "rows"]
@@ -232,7 +232,7 @@ def shares(rule: PairSum, relation: Relation, request: Request) -> Shares:
         # Not None: then a loss would be taken to show by itself that a row is NaN, and a rule may
         # ignore a distance.
         return 1.0, 1.0
-    if request.weight is None and relation.device.type == "cpu" and not tracing():
+    if request.weight is None and readable(request.a):
         similar, dissimilar = relation.n_pairs()
         if rule.mean_over == "pairs":
             return 1.0, float(similar + dissimilar)

@@ -29,7 +29,7 @@ from nearfar.engine.products import products
 from nearfar.engine.relation import Relation
 from nearfar.engine.slices import spans
 from nearfar.engine.walk import Measure, blocks
-from nearfar.inputs import between
+from nearfar.inputs import between, readable
 from nearfar.reduction import sum_dtype
 
 # Copies of a block held at the same time: distances, lists of positives, and the nearest rows.
@@ -60,7 +60,7 @@ def _scaled_to_square(a: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | Non
         return a, b
     exponent = round(log2(torch.finfo(a.dtype).max) / 2) - 14  # sums of 2^28 squares are finite
     largest = torch.stack([t.abs().amax() for t in given]).amax()
-    if a.is_cpu and 2.0**-exponent < largest.item() < 2.0**exponent:
+    if readable(a) and 2.0**-exponent < largest.item() < 2.0**exponent:
         return a, b
     highest = round(log2(torch.finfo(a.dtype).max)) - 1
     by = torch.ldexp(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nearfar.engine.pair_sets import Diagonal, Listed, Masked, OneEach, PairSet
 from nearfar.engine.slices import part
-from nearfar.inputs import ArrayLike
+from nearfar.inputs import ArrayLike, readable
 from nearfar.labels import batch_labels, class_ids, refuse, share_label
 
 
@@ -67,7 +67,7 @@ class ByRow:
 
     @classmethod
     def of(cls, row: Tensor, column: Tensor) -> "ByRow":
-        if row.is_cpu and bool((row.diff() >= 0).all()):  # asking would stall an accelerator
+        if readable(row) and bool((row.diff() >= 0).all()):
             return cls(None, row.contiguous(), column.contiguous())
         order = row.argsort(stable=True)
         return cls(order, row[order], column[order])
@@ -238,7 +238,7 @@ class Relation:
         similar = share_label(self.row_labels[rows], self.column_labels[columns])
         if selves is not None:
             selves.fill(similar, False)
-        if self.device.type == "cpu" and not similar.any():  # reading it would stall a GPU
+        if readable(similar) and not similar.any():
             return None
         return Masked(similar)
 
@@ -269,7 +269,8 @@ class Relation:
     @cached_property
     def _few(self) -> bool:
         """Whether there are so few similar pairs that a list is cheaper than a mask."""
-        if self.device.type != "cpu" or self.row_labels is None or self.row_labels.ndim == 2:
+        labels = self.row_labels
+        if labels is None or labels.ndim == 2 or not readable(labels):
             return False
         return int(self.n_positives().sum()) * _FEW <= self.n * self.m
 
@@ -307,8 +308,9 @@ class Relation:
 
 def _one_each(column: Tensor, columns: slice, shape: tuple[int, int]) -> PairSet | None:
     """Each row paired with one column, (r,), where that lies in the block."""
-    if not column.is_cpu:  # making a list would stall a GPU
-        return Masked(column[:, None] == torch.arange(columns.start, columns.stop).to(column))
+    if not readable(column):  # as making a list would take
+        here = torch.arange(columns.start, columns.stop, device=column.device)
+        return Masked(column[:, None] == here)
     (row,) = ((column >= columns.start) & (column < columns.stop)).nonzero(as_tuple=True)
     return Listed(shape, row, column[row] - columns.start) if len(row) else None
 

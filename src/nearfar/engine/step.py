@@ -21,7 +21,7 @@ from nearfar.engine.observe import force_visitors
 from nearfar.engine.precision import Precision, chosen
 from nearfar.engine.products import Finish
 from nearfar.engine.rows import Rows, row_dots
-from nearfar.inputs import batched, transformed
+from nearfar.inputs import batched, readable, transformed
 from nearfar.reduction import (
     EACH_PAIR,
     Between,
@@ -353,18 +353,17 @@ def _compute(
                 a = rows.times(_root(scale, wide))
             else:
                 a, b = (a * scale, a) if b is None else (rows.times(scale), b)
-        shift = None if bias is None else torch.as_tensor(bias, dtype=wide, device=a.device)
         answer = job.executor(
             Request(
                 a,
                 b,
-                None if shift is None else shift.reshape(()),
+                None if bias is None else _scalar(bias, a),
                 weight,
                 job.kept,
                 job.reduction,
                 job.each_pair,
                 _shown_scale(scale, job.contained),
-                _bound(scale, x.device, job.precision) if job.normalize else inf,
+                _bound(scale, job.precision) if job.normalize else inf,
                 gradient,
                 None if columns is None else rows.finish,
                 job.limits,
@@ -385,6 +384,13 @@ def _compute(
         dx, dy, dscale = _back(answer, rows, columns, scale)
         dbias = answer.forces if _learned(bias) else None
         return _Computed(per_row, answer.counts, [dx, dy, dscale, dbias, *answer.learned])
+
+
+def _scalar(value: Tensor | float, like: Tensor) -> Tensor:
+    """A tensor of one number, filled in where it is none: a copy would stall an accelerator."""
+    if isinstance(value, Tensor):
+        return value.reshape(()).to(like)
+    return like.new_full((), float(value))
 
 
 def _back(
@@ -425,8 +431,8 @@ def _with_nan(answer: Answer, x: Tensor, y: Tensor | None) -> Tensor:
 
 
 def _surely_finite(x: Tensor) -> bool:
-    """Whether all are finite, where asking does not stall an accelerator."""
-    return x.is_cpu and isfinite(x.sum().item())
+    """Whether all are known to be finite."""
+    return readable(x) and isfinite(x.sum().item())
 
 
 def _of_scale(
@@ -467,11 +473,11 @@ def _root(scale: Tensor | float, wide: torch.dtype) -> Tensor | float:
     return scale.to(wide).sqrt() if isinstance(scale, Tensor) else scale**0.5
 
 
-def _bound(scale: Tensor | float | None, device: torch.device, precision: Precision) -> float:
-    """How large a product of unit rows can be; inf where reading it would stall a GPU."""
+def _bound(scale: Tensor | float | None, precision: Precision) -> float:
+    """How large a product of unit rows can be; inf where it is not known."""
     longer = 1.0 if precision == "float32" else 1.01  # rounded, the rows may be
     if isinstance(scale, Tensor):
-        return longer * abs(scale.item()) if device.type == "cpu" else inf
+        return longer * abs(scale.item()) if readable(scale) else inf
     return longer if scale is None else longer * abs(scale)
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from nearfar.engine.observe import measured, watched
-from nearfar.inputs import ArrayLike, between, lift, tensor, tracing
+from nearfar.inputs import ArrayLike, between, lift, readable, tensor
 from nearfar.labels import class_ids
 from nearfar.losses.batch import row_weight
 from nearfar.reduction import Reduction, Total, reduce, split
@@ -76,7 +76,7 @@ def softmax_loss(
     ids = class_ids(target, like=logits, name="target")
     between("label_smoothing", label_smoothing, 0, 1)
     weights, (total, kept) = row_weight(weight, logits), split(reduction)
-    if kept is None and logits.is_cpu and not tracing() and not watched():
+    if kept is None and readable(logits) and not watched():
         # Torch's fused formula is several times faster, and accurate unless the loss is near 0.
         try:
             if weights is not None:
