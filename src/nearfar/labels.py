@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nearfar.inputs import ArrayLike, same_device, tensor, tracing
+from nearfar.inputs import ArrayLike, readable, same_device, tensor, tracing
 
 SimilarLabel = Literal[0, 1] | None
 
@@ -117,9 +117,9 @@ def class_ids(
                 f"Pass {name}.long() if the values are ids."
             )
         labels = labels.to(torch.int64)
-    if n_classes is not None:
+    if n_classes is not None and readable(labels):
         low, high = labels.aminmax()
-        if not tracing() and (low.item() < 0 or high.item() >= n_classes):
+        if low.item() < 0 or high.item() >= n_classes:
             outside = (labels < 0) | (labels >= n_classes)
             refuse(name, given, outside, f"be a class id from 0 to {n_classes - 1}")
     return labels
@@ -225,9 +225,10 @@ def _check_length(name: str, labels: Tensor, like: Tensor) -> None:
 def refuse(name: str, labels: Tensor, bad: Tensor, expected: str) -> None:
     """Raise if any entry is marked `bad`; the message shows the first one.
 
-    Nothing is checked inside a compiled or vectorised function, where values are unknown.
+    Nothing is checked on an accelerator, which would have to be waited for, nor inside a compiled
+    or vectorised function, where values are unknown.
     """
-    if found := first_marked(bad):
+    if readable(bad) and (found := first_marked(bad)):
         row, share = found
         raise ValueError(
             f"{name} must {expected}; {name}[{row}] is {labels[row].tolist()!r} ({share} entries "

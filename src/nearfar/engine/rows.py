@@ -7,6 +7,7 @@ from torch import Tensor
 
 from nearfar.distance import scaled_to_square, too_short
 from nearfar.engine.slices import part, spans
+from nearfar.inputs import readable
 from nearfar.reduction import sum_dtype
 
 _TRANSPOSED = 1024  # rows at a time of a gradient that may be laid out column by column
@@ -39,10 +40,11 @@ class Rows:
             return
         size = torch.linalg.vector_norm(x, dim=1, keepdim=True)
         short = too_short(x.dtype)
-        low, high = size.aminmax() if x.shape[0] else (size.sum(), size.sum())
-        if short <= low.item() and high.item() < torch.inf:
-            self.ready, self.size, self.finite = x / size, size, True
-            return
+        if x.shape[0] and readable(size):
+            low, high = size.aminmax()
+            if short <= low.item() and high.item() < torch.inf:
+                self.ready, self.size, self.finite = x / size, size, True
+                return
         x, down = scaled_to_square(x, size)
         size = torch.linalg.vector_norm(x, dim=1, keepdim=True)
         # Too short to have a direction, as in distance.unit: the row and its gradient become 0.

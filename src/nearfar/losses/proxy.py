@@ -23,6 +23,7 @@ from nearfar.inputs import (
     between,
     lift,
     positive_number,
+    readable,
     switch,
     tensor,
 )
@@ -362,13 +363,14 @@ def _by_proxy(
 
 def _shares(near: Tensor, far: Tensor | None, weight: Tensor | None) -> _Shares:
     """Those of the mean over the proxies `near` (c,) bool, and over `far`; None: over all."""
-    if weight is not None:
-        counted = near * weight, weight if far is None else far * weight
-        sums = (each.sum(dtype=sum_dtype(each)) for each in counted)
-        of_near, of_far = (torch.where(total > 0, total, 1) for total in sums)
-        return 1 / of_near, 1 / of_far
-    all_far = len(near) if far is None else int(far.sum())
-    return 1 / max(int(near.sum()), 1), 1 / max(all_far, 1)
+    if weight is None and readable(near):
+        all_far = len(near) if far is None else int(far.sum())
+        return 1 / max(int(near.sum()), 1), 1 / max(all_far, 1)
+    far = torch.ones_like(near) if far is None else far
+    counted = (near, far) if weight is None else (near * weight, far * weight)
+    sums = (each.sum(dtype=sum_dtype(each)) for each in counted)
+    of_near, of_far = (torch.where(total > 0, total, 1) for total in sums)
+    return 1 / of_near, 1 / of_far
 
 
 def _each_to_its_class(
