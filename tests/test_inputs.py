@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 import nearfar
 from nearfar import (
@@ -281,6 +282,24 @@ def test_temperature_is_one_number(shape: tuple[int, ...]) -> None:
 def test_a_temperature_tensor_is_not_read() -> None:
     """Reading it would stall a GPU; on the meta device it cannot be read at all."""
     assert above_zero("temperature", torch.ones((), device="meta")).device.type == "meta"
+
+
+class _Mps(TorchFunctionMode):
+    """What would be moved to MPS stays here; float64 is refused, as there."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is Tensor.to and args[1] == torch.device("mps"):
+            assert args[0].dtype is not torch.float64
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+def test_an_array_of_float64_fits_a_device_without_it() -> None:
+    with _Mps():
+        found = tensor("weight", np.array([1.0, 0.5]), device=torch.device("mps"))
+    assert found.equal(torch.tensor([1.0, 0.5]))
 
 
 @pytest.mark.parametrize("bad", ["l2", "Euclidean", "", None, 0.5, 0, -inf, nan, True, [2.0]])

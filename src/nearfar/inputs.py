@@ -49,6 +49,8 @@ def tensor(
             return torch.as_tensor(array, dtype=_list_dtype(beside), device=device)
         if not _torch_can_share(array):
             array = array.astype(array.dtype.newbyteorder("="), order="C")
+        if device is not None and device.type == "mps" and array.dtype == np.float64:
+            array = array.astype(np.float32)  # there is no float64 on MPS
         with warnings.catch_warnings():
             # torch warns that writing to a read-only array is undefined; nothing here writes.
             warnings.filterwarnings("ignore", "The given NumPy array is not writ", UserWarning)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from math import inf, nan
+from pathlib import Path
 from typing import Any
 
 import batch_cases
@@ -277,6 +278,12 @@ def test_another_that_waits(loss: Callable[..., Tensor]) -> None:
     x = torch.empty(30, 6, device="meta", requires_grad=True)
     with accelerator(), pytest.raises(WaitsError):
         backward(loss(x, torch.empty(30, dtype=torch.long, device="meta")))
+
+
+def test_the_conventions_list_what_waits() -> None:
+    page = " ".join((Path(__file__).parents[2] / "docs/conventions.md").read_text().split())
+    for why in (CLOSE, TUPLES, CLASSES, LISTED, POSITIVES):
+        assert f": {why}" in page
 
 
 @pytest.fixture
