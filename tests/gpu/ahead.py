@@ -121,7 +121,7 @@ def compiling(capability: int) -> Iterator[list[dict]]:
 
 def main(capability: int, names: list[str]) -> None:
     import nearfar as nf
-    from nearfar.engine.gpu import running
+    from nearfar.engine.where import running_kernels
 
     n = 64
     labels = torch.arange(n) // 4
@@ -137,7 +137,7 @@ def main(capability: int, names: list[str]) -> None:
         for d in (128, 256, 512):
             for precision in ("bfloat16", "float32"):
                 x, y = torch.randn(n, d, requires_grad=True), torch.randn(n, d)
-                with running(everywhere=True), compiling(capability) as found:
+                with running_kernels(everywhere=True), compiling(capability) as found:
                     losses[name](x, y, precision).backward()
                 for each in found:
                     print(name, d, precision, json.dumps(each), flush=True)

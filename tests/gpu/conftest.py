@@ -17,10 +17,10 @@ def kernels() -> Iterator[None]:
     """Losses run by the kernels, on CPU tensors, with tiles so small that there are several."""
     pytest.importorskip("triton", reason="the kernels need Triton")
     from nearfar.engine.budget import tile_shape
-    from nearfar.engine.gpu import running
     from nearfar.engine.gpu.language import INTERPRETED
+    from nearfar.engine.where import running_kernels
 
     if not INTERPRETED:
         pytest.skip("Triton was loaded without its interpreter: run `make test-kernels`")
-    with running(everywhere=True), tile_shape(16, 16):
+    with running_kernels(everywhere=True), tile_shape(16, 16):
         yield

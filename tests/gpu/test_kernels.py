@@ -11,6 +11,7 @@ from torch import Tensor
 
 import nearfar as nf
 from nearfar.engine import gpu
+from nearfar.engine.where import running_kernels
 
 pytestmark = pytest.mark.usefixtures("kernels")
 N, D = 37, 20
@@ -125,7 +126,7 @@ def test_rows_of_any_size(case: Case, size: float) -> None:
     """Finite where plain torch is."""
     data = case.draw(20, D, dtype=torch.float32).each(lambda x: x * size)
     value, found = gradients(case.run, data)
-    with gpu.running(everywhere=False):
+    with running_kernels(everywhere=False):
         expected, forces = gradients(case.run, data)
     assert torch.equal(value.isfinite(), expected.isfinite())
     for name, g in found.items():

@@ -21,6 +21,7 @@ from nearfar.engine.observe import force_visitors
 from nearfar.engine.precision import Precision, chosen
 from nearfar.engine.products import Finish
 from nearfar.engine.rows import Rows, row_dots
+from nearfar.engine.where import kernels_run_on
 from nearfar.inputs import batched, readable, transformed
 from nearfar.reduction import (
     EACH_PAIR,
@@ -341,8 +342,10 @@ def _compute(
     """Losses and gradients, in the dtype computed in."""
     with _full_precision(x.device.type):  # autograd is off, as in every Function
         wide = _wide(x, y)
-        # Rounded rows times a scale would be other rows than those rounded without it.
-        at_both_ends = y is None and job.precision != "float32"
+        # Rounded rows times a scale would be other rows than those rounded without it, and kernels
+        # take half the time where both ends are the same rows.
+        kernels = kernels_run_on(x.device) and wide is torch.float32
+        at_both_ends = y is None and (job.precision != "float32" or kernels)
         dots = _learned(scale) and (y is not None or at_both_ends)
         rows = Rows(x.to(wide), job.normalize, dots)
         columns = None if y is None else Rows(y.to(wide), job.normalize, dots)
