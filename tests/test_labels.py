@@ -13,7 +13,14 @@ from nearfar import (
     cosine_loss,
     softmax_loss,
 )
-from nearfar.labels import batch_labels, blend, class_ids, pair_labels, share_label
+from nearfar.labels import (
+    batch_labels,
+    blend,
+    class_ids,
+    listed_rows,
+    pair_labels,
+    share_label,
+)
 
 THREE = torch.zeros(3, 2)
 INTEGERS = [
@@ -259,3 +266,9 @@ def test_multi_labels_are_similar_where_they_share_one() -> None:
         [False, False, False],
         [True, False, True],
     ]
+
+
+def test_a_list_on_the_host_is_checked_for_any_device() -> None:
+    with complains(ValueError, "exclude must hold rows from 0 to 4", "exclude[1] is [5, 0]"):
+        listed_rows("exclude", [[0, -1], [5, 0]], 2, 5, torch.device("meta"))
+    assert listed_rows("exclude", [[0, -1], [4, 0]], 2, 5, torch.device("meta")).is_meta

@@ -196,10 +196,10 @@ def listed_rows(name: str, listed: ArrayLike, n: int, m: int, device: torch.devi
             f"{name} must have shape ({n}, e), rows of the reference for each row, -1 for none; "
             f"got {tuple(known.shape)}."
         )
-    known = known.to(device, torch.int64)
+    known = known.to(torch.int64)
     outside = ((known < -1) | (known >= m)).any(1)
     refuse(name, known, outside, f"hold rows from 0 to {m - 1}, or -1 for none")
-    return known
+    return known.to(device)
 
 
 def _one_per_row(name: str, labels: ArrayLike, like: Tensor) -> Tensor:
