@@ -447,8 +447,8 @@ def test_counts_do_not_overflow() -> None:
 
 
 STATS = [
-    (batch_triplet_loss, triplet_stats, {"smooth", "weight", "reduction"}),
-    (batch_quadruplet_loss, quadruplet_stats, {"weight", "reduction"}),
+    (batch_triplet_loss, triplet_stats, {"smooth", "weight", "precision", "reduction"}),
+    (batch_quadruplet_loss, quadruplet_stats, {"weight", "precision", "reduction"}),
 ]
 
 

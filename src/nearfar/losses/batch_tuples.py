@@ -329,7 +329,7 @@ def triplet_stats(
     The network learns only from active triplets. Their share falls as it learns; once it is nearly
     0, there is nothing left to learn from such batches at this margin. No gradient is computed. The
     arguments are those of the loss, without `smooth`, with which every triplet is active, and
-    without `weight`.
+    without `weight` and `precision`, whose context holds here too.
 
     Args:
         x: (n, d) embeddings, any floating dtype.
