@@ -13,6 +13,8 @@ from torch import Tensor
 # The tensors are tiny: a second thread costs more than it brings, many times so on a busy machine.
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 torch.set_num_threads(1)
+# GPU kernels run in Triton's interpreter, which must be known before Triton is loaded.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 SMALL = ("--items", "4", "--embedding-dim", "16", "--no-report")
 # 8 calibration identities, 28 pairs of them, allow for no lower rate.

@@ -1,12 +1,12 @@
 """The kernels in Triton's interpreter: every loss as in plain torch."""
 
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from batch_cases import CASES, LAYOUTS, Case, Data, gradients, near, over
+from interpreted import kernels  # noqa: F401, a fixture
 from torch import Tensor
 
 import nearfar as nf
@@ -15,14 +15,6 @@ from nearfar.engine.where import running_kernels
 
 pytestmark = pytest.mark.usefixtures("kernels")
 N, D = 37, 20
-
-
-@pytest.fixture(autouse=True)
-def numpy_warnings() -> Iterator[None]:
-    """The interpreter computes with NumPy, which warns of an overflow that is masked later."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=RuntimeWarning)
-        yield
 
 
 @pytest.fixture

@@ -432,7 +432,6 @@ class NegatedSquares:
     distance_sign = -1
     symmetric = True
     by_products = True
-    CANCELS = Euclidean.CANCELS
     rounding: Rounding = "if asked"
     kernel: str | None = "negated"
 

@@ -103,6 +103,8 @@ class Answer:
         forces: the sum of all forces: the gradient of a bias.
         learned: the gradients of the rule's own tensors.
         each_pair: whether `per_row` holds one loss per listed pair.
+        by_scale: the sum of all forces times closeness, which is the scale times its gradient;
+            None: that is found from `da` and `db`.
     """
 
     per_row: Tensor
@@ -112,6 +114,7 @@ class Answer:
     forces: Tensor | None = None
     learned: Sequence[Tensor | None] = ()
     each_pair: bool = False
+    by_scale: Tensor | None = None
 
 
 Executor = Callable[[Request], Answer]
@@ -385,6 +388,8 @@ def _compute(
         if not gradient:
             return _Computed(per_row, answer.counts)
         dx, dy, dscale = _back(answer, rows, columns, scale)
+        if answer.by_scale is not None and isinstance(scale, Tensor):
+            dscale = answer.by_scale / scale
         dbias = answer.forces if _learned(bias) else None
         return _Computed(per_row, answer.counts, [dx, dy, dscale, dbias, *answer.learned])
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nearfar.engine.closeness import Closeness
+from nearfar.engine.closeness import Closeness, CosineDistance, Euclidean
 from nearfar.engine.gpu.kernels.tile import Side
 from nearfar.engine.gpu.language import launch
 from nearfar.engine.gpu.shapes import Shape, processors, shape_of
@@ -60,6 +60,8 @@ class Comparison:
         self.request, self.relation, self.d = request, relation, a.shape[1]
         self.dtype = _DTYPES.get(request.precision, torch.float32)
         self.measure = closeness.kernel
+        if self.measure == "cosine" and request.precision != "float32":
+            self.measure = "halved"  # the square, since rounded rows are not of unit length
         width = self.d
         self.chunk = max(16, 1 << (width - 1).bit_length()) if width <= _WHOLE else _CHUNK
         self.width = -(-width // self.chunk) * self.chunk
@@ -75,7 +77,7 @@ class Comparison:
             "LABELS": self._labels,
             "SELVES": "diagonal" if relation.symmetric else _or_none(relation.declared, "named"),
             "MEASURE": self.measure,
-            "CANCELS": getattr(closeness, "CANCELS", 0.0),
+            "CANCELS": _cancels(self.measure),
             "PRODUCT": _PRODUCTS.get(request.precision, "ieee"),
             "WIDTH": self.width,
             "CHUNK": self.chunk,
@@ -134,11 +136,25 @@ class Comparison:
         parts = max(1, -(-tiles // max(each, 1)))
         return Grid(shape, max(each, 1) * shape.columns, parts, (blocks, parts, chunks))
 
+    def scale_sums(self) -> Tensor | None:
+        """Room for the sums of forces times closeness of each part; None: they are not wanted."""
+        if not self.request.learns_scale or self.measure != "product":
+            return None
+        like: Tensor = self.rows.operand
+        return like.new_zeros(_MOST_PARTS, self.rows.count, dtype=torch.float32)
+
     def launch(self, kernel: Any, grid: Grid, *arguments: Any, **settings: Any) -> None:
         """Run a kernel, unless there is nothing to do."""
         if not grid.grid[0]:
             return
         launch(kernel, grid.grid, grid.shape, arguments, {**self.settings, **settings})
+
+
+def _cancels(measure: str | None) -> float:
+    """Below which share of its terms a distance loses its digits."""
+    if measure == "product":
+        return 0.0
+    return CosineDistance.CANCELS if measure == "cosine" else Euclidean.CANCELS
 
 
 def _contiguous(values: Tensor | None) -> Tensor | None:

@@ -50,8 +50,8 @@ def run(
     learned = tuple(by.sum() for by in done.by_own) if rule.learned else ()
     if not request.gradient:
         return Answer(done.loss, counts)
-    da, db = _gradient(rule, compared, _pulls(rule, found, done, weight), both=both)
-    return Answer(done.loss, counts, da, db, learned=learned)
+    da, db, by_scale = _gradient(rule, compared, _pulls(rule, found, done, weight), both=both)
+    return Answer(done.loss, counts, da, db, learned=learned, by_scale=by_scale)
 
 
 # (n,) of each anchor: "top" and "far" are the log-sum-exp of its negatives in two parts, "near" is
@@ -148,8 +148,12 @@ def _one_or_all(
     positives are not summed.
     """
     every = torch.logaddexp(found["far"], found["near"])
-    alone, single = torch.as_tensor(number == 1), rule.single
+    single = rule.single
     assert single is not None
+    if not isinstance(number, Tensor):
+        found["near"] = torch.zeros_like(found["far"])
+        return replace(rule, finish=single), negatives
+    alone = number == 1
     found["far"], found["near"] = torch.where(alone, found["far"], every), (~alone).to(every.dtype)
 
     def finish(logs: LogSum, total: Tensor, number: Tensor | float) -> Finished:
@@ -216,21 +220,24 @@ def _pulls(rule: LogSumRule, found: _Found, done: Settled, weight: Tensor | None
 
 def _gradient(
     rule: LogSumRule, compared: Comparison, pulls: Pulls, *, both: bool
-) -> tuple[Tensor, Tensor | None]:
-    """The gradients of rows and columns; of rows with themselves the second is None."""
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The gradients of rows and columns, see `Answer.da`, and `Answer.by_scale`."""
     rows, columns, n = compared.rows, compared.columns, compared.rows.count
+    by_scale = compared.scale_sums()
     if compared.mirrored:
-        return _pulled(rule, compared, rows, rows, pulls, pulls, flipped=False), None
-    of_columns = None
+        da = _pulled(rule, compared, rows, rows, (pulls, pulls), by_scale, flipped=False)
+        # The forces on a pair came from both ends, once for each.
+        return da, None, None if by_scale is None else by_scale.sum() / 2
+    of_columns: Pulls | None = None
     if both:
-        of_rows, of_columns = (
-            Pulls(*(None if t is None else t[at] for t in pulls))
+        halves = [
+            tuple(None if t is None else t[at] for t in pulls)
             for at in (slice(0, n), slice(n, None))
-        )
-    else:
-        of_rows = pulls
-    da = _pulled(rule, compared, rows, columns, of_rows, of_columns, flipped=False)
-    return da, _pulled(rule, compared, columns, rows, of_columns, of_rows, flipped=True)
+        ]
+        pulls, of_columns = (Pulls(*half) for half in halves)
+    da = _pulled(rule, compared, rows, columns, (pulls, of_columns), by_scale, flipped=False)
+    db = _pulled(rule, compared, columns, rows, (of_columns, pulls), None, flipped=True)
+    return da, db, None if by_scale is None else by_scale.sum()
 
 
 def _pulled(
@@ -238,27 +245,26 @@ def _pulled(
     compared: Comparison,
     own: Side,
     other: Side,
-    of_own: Pulls | None,
-    of_other: Pulls | None,
+    pulls: tuple[Pulls | None, Pulls | None],
+    by_scale: Tensor | None,
     *,
     flipped: bool,
 ) -> Tensor:
     """(n, d) the gradient of one side, by the anchors of either."""
-    chunks = compared.width // compared.chunk
-    grid = compared.grid("pull", own, other, chunks)
+    grid = compared.grid("pull", own, other, compared.width // compared.chunk)
     parts: Tensor = own.operand.new_empty(grid.parts, own.count, compared.d, dtype=torch.float32)
     far, near, kept = _function(rule.far), _function(rule.near), compared.request.kept
+    kept = kept if rule.per_positive else None
     compared.launch(
         kernels.pull,
         grid,
-        *(own, other, of_own, of_other, parts),
-        *(compared.d, compared.words, grid.split, far[1], near[1]),
-        *_range(kept if rule.per_positive else None),
+        *(own, other, *pulls, parts, by_scale),
+        *(compared.d, compared.words, grid.split, far[1], near[1], *_range(kept)),
         far_fn=far[0],
         near_fn=near[0],
         term=kernel(rule.term),
         BOTH_ENDS=rule.both_ends,
-        KEPT=kept is not None and rule.per_positive,
+        KEPT=kept is not None,
         TOGETHER=rule.with_positives,
         FLIPPED=flipped,
     )

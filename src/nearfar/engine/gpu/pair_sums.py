@@ -81,13 +81,17 @@ class _Pairs:
         by = torch.ones_like(rows.operand[:, 0], dtype=torch.float32) if weight is None else weight
         by = by.to(torch.float32).contiguous()
         near = torch.as_tensor(share, dtype=torch.float32, device=by.device)
+        by_scale = compared.scale_sums() if gradient else None
+        weights = by, by if compared.mirrored else None
         loss, forces, da = self._visit(
-            rows, columns, (by, by if compared.mirrored else None), near, gradient, flipped=False
+            rows, columns, weights, near, gradient, by_scale, flipped=False
         )
-        db = None
+        db, total = None, None if by_scale is None else by_scale.sum()
+        if total is not None and compared.mirrored:
+            total = total / 2  # the forces on a pair came from both ends, once for each
         if gradient and not compared.mirrored:
-            db = self._visit(columns, rows, (None, by), near, gradient, flipped=True)[2]
-        return Answer(loss, da=da, db=db, forces=forces)
+            db = self._visit(columns, rows, (None, by), near, gradient, None, flipped=True)[2]
+        return Answer(loss, da=da, db=db, forces=forces, by_scale=total)
 
     def _visit(
         self,
@@ -96,6 +100,7 @@ class _Pairs:
         weights: tuple[Tensor | None, Tensor | None],
         share: Tensor,
         gradient: bool,
+        by_scale: Tensor | None,
         *,
         flipped: bool,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -111,7 +116,7 @@ class _Pairs:
             kernels.visit,
             grid,
             *(own, other, *weights, share, self.limits, self.bias),
-            *(loss, forces, out, *self._arguments(grid.split)),
+            *(loss, forces, by_scale, out, *self._arguments(grid.split)),
             **self._settings(),
             FLIPPED=flipped,
         )

@@ -303,14 +303,18 @@ def force_on(
 
 @triton.jit
 def pull(
-    I, J, OF_I, OF_J, OUT, d, words, split, far, near, low, high,
+    I, J, OF_I, OF_J, OUT, BY_SCALE, d, words, split, far, near, low, high,
     far_fn: tl.constexpr, near_fn: tl.constexpr, term: tl.constexpr,
     BOTH_ENDS: tl.constexpr, KEPT: tl.constexpr, TOGETHER: tl.constexpr,
     LABELS: tl.constexpr, SELVES: tl.constexpr, FLIPPED: tl.constexpr,
     MEASURE: tl.constexpr, CANCELS: tl.constexpr, PRODUCT: tl.constexpr,
     WIDTH: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of the rows `I`: CHUNK numbers of each, over a part of `J`."""
+    """The gradient of the rows `I`: CHUNK numbers of each, over a part of `J`.
+
+    `BY_SCALE` takes the sums of forces times closeness, of which the gradient of a scale is made:
+    the forces are not rounded there, and they cancel. None: it is not wanted.
+    """
     i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     start = tl.program_id(1) * split
     first = tl.program_id(2) * CHUNK
@@ -318,6 +322,7 @@ def pull(
     a = some(I, i, k, WIDTH)
     total = tl.zeros((ROWS, CHUNK), tl.float32)
     along = tl.zeros((ROWS,), tl.float32)
+    by_scale = tl.zeros((ROWS,), tl.float32)
     for column in range(start, tl.minimum(start + split, J.count), COLUMNS):
         j = column + tl.arange(0, COLUMNS)
         b = some(J, j, first + k, WIDTH)
@@ -328,7 +333,12 @@ def pull(
             z, positive, negative, OF_I, OF_J, I, J, i, j, far, near, low, high,
             far_fn, near_fn, term, BOTH_ENDS, KEPT, TOGETHER,
         )  # fmt: skip
+        if BY_SCALE is not None:
+            by_scale += tl.sum(force * z, 1)
         total, along = pulled(
             total, along, force, z, again, b, I, J, i, j, d, first, CHUNK, MEASURE, PRODUCT
         )
     store_gradient(OUT, total, along, I, i, k, first, d, MEASURE)
+    if BY_SCALE is not None:
+        at = tl.program_id(1) * I.count + i
+        tl.store(BY_SCALE + at, by_scale, mask=i < tl.where(first == 0, I.count, 0))

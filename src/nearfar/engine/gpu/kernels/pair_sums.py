@@ -46,7 +46,7 @@ def terms_of(
 
 @triton.jit
 def visit(
-    I, J, I_WEIGHT, J_WEIGHT, SHARE, LIMITS, BIAS, LOSS, FORCES, OUT,
+    I, J, I_WEIGHT, J_WEIGHT, SHARE, LIMITS, BIAS, LOSS, FORCES, BY_SCALE, OUT,
     d, words, split, numbers, low, high,
     positive_fn: tl.constexpr, negative_fn: tl.constexpr, KEPT: tl.constexpr,
     LABELS: tl.constexpr, SELVES: tl.constexpr, FLIPPED: tl.constexpr,
@@ -67,6 +67,7 @@ def visit(
     bias = tl.load(BIAS) if BIAS is not None else 0.0
     losses = tl.zeros((ROWS,), tl.float32)
     forces = tl.zeros((ROWS,), tl.float32)
+    by_scale = tl.zeros((ROWS,), tl.float32)
     total = tl.zeros((ROWS, CHUNK), tl.float32)
     along = tl.zeros((ROWS,), tl.float32)
     for column in range(start, tl.minimum(start + split, J.count), COLUMNS):
@@ -90,6 +91,8 @@ def visit(
             force = force * weight
             if FORCES is not None:
                 forces += tl.sum(force, 1)
+            if BY_SCALE is not None:  # see `log_sums.pull`
+                by_scale += tl.sum(force * z, 1)
             total, along = pulled(
                 total, along, force, z, again, b, I, J, i, j, d, first,
                 CHUNK, MEASURE, PRODUCT,
@@ -100,6 +103,8 @@ def visit(
         tl.store(LOSS + at, losses, mask=inside)
     if FORCES is not None:
         tl.store(FORCES + at, forces, mask=inside)
+    if BY_SCALE is not None:
+        tl.store(BY_SCALE + at, by_scale, mask=inside)
     if OUT is not None:
         store_gradient(OUT, total, along, I, i, k, first, d, MEASURE)
 

@@ -134,6 +134,8 @@ def measured(z, compared, I, J, i, j, d, MEASURE: tl.constexpr, CANCELS: tl.cons
             value = scaled_up(tl.sqrt(value), I)
         elif MEASURE != "cosine":
             value = scaled_up(scaled_up(value, I), I)
+        if MEASURE == "halved":
+            value = value / 2
         if MEASURE == "negated":
             value = -value
         return value, again

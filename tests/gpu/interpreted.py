@@ -1,0 +1,22 @@
+"""Run the kernels here: on CPU tensors, in Triton's interpreter (tests/conftest.py asks for it)."""
+
+import warnings
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture
+def kernels() -> Iterator[None]:
+    """Losses run by the kernels, with tiles so small that there are several."""
+    pytest.importorskip("triton", reason="the kernels need Triton")
+    from nearfar.engine.budget import tile_shape
+    from nearfar.engine.gpu.language import INTERPRETED
+    from nearfar.engine.where import running_kernels
+
+    if not INTERPRETED:
+        pytest.skip("Triton compiles: unset TRITON_INTERPRET=0")
+    with running_kernels(everywhere=True), tile_shape(16, 16), warnings.catch_warnings():
+        # The interpreter computes with NumPy, which warns of an overflow that is masked later.
+        warnings.filterwarnings("ignore", category=RuntimeWarning)
+        yield
