@@ -3,16 +3,19 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 PML := .venv/.pml
+TRITON := .venv/.triton
+OLDEST := .venv/oldest-triton
 PEERS := .venv/.peers
 SPHINX := .venv/.sphinx
 # Threads that wait for others do not spin; set it yourself to have it otherwise.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help demo test test-slow test-all test-peers check format docs bench clean
+.PHONY: help demo test test-slow test-all test-peers test-kernels check format docs bench clean
 help:
 	@echo "make demo      train a same/different verifier on letters of many writing systems"
 	@echo "make test      the test suite            make test-slow the slow tests    make test-all  both"
 	@echo "make test-peers  our losses and miners beside those of pytorch-metric-learning"
+	@echo "make test-kernels  the GPU kernels, without a GPU: interpreted, and compiled for several cards"
 	@echo "make check     format, lint, types, doctests"
 	@echo "make docs      the guides and the API reference, in build/docs; no warning is let through"
 	@echo "make bench     speed, memory and accuracy beside other libraries"
@@ -32,10 +35,10 @@ demo: $(READY)
 TESTS := $(BIN)/pytest --numprocesses logical --dist worksteal
 
 test: $(READY)
-	$(TESTS) -m "not slow" --ignore tests/peers
+	$(TESTS) -m "not slow" --ignore tests/peers --ignore tests/gpu
 
 test-slow: $(READY)
-	$(TESTS) -m slow --ignore tests/peers
+	$(TESTS) -m slow --ignore tests/peers --ignore tests/gpu
 
 test-all: $(READY)
 	$(TESTS)
@@ -47,6 +50,17 @@ $(PML): $(READY)
 
 test-peers: $(PML)
 	$(TESTS) tests/peers tests/test_docs.py
+
+$(TRITON): $(READY)
+	@echo "[nearfar] installing Triton, the newest and the oldest that is supported"
+	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[app,dev,triton]'
+	@rm -rf $(OLDEST)
+	@$(BIN)/pip install --quiet --target $(OLDEST) 'triton==3.6.*' 'numpy<2.4'
+	@touch $(TRITON)
+
+test-kernels: $(TRITON)
+	$(TESTS) tests/gpu
+	PYTHONPATH=$(OLDEST) $(TESTS) tests/gpu -k "as_in_plain_torch or compile"
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -2,7 +2,7 @@
 
 Run as a program, since a process either interprets kernels or compiles them:
 
-    python tests/gpu/ahead.py 90 clip sup_con      # compute capability, names of losses; all: none
+    python tests/gpu/ahead.py 90 128 bfloat16 clip sup_con  # capability, d, precision, losses
 """
 
 import json
@@ -10,62 +10,35 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
-from triton.compiler import ASTSource
+from triton.runtime import driver
 
-from nearfar.engine.gpu import language
-
-_TYPES = {
-    torch.float32: "*fp32",
-    torch.float64: "*fp64",
-    torch.bfloat16: "*bf16",
-    torch.float16: "*fp16",
-    torch.int64: "*i64",
-    torch.int32: "*i32",
-    torch.bool: "*i1",
-}
-_SHARED = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB a program may have
+import nearfar as nf
+from nearfar.engine.gpu import comparison, language
+from nearfar.engine.where import running_kernels
 
 
-def signature(value: Any, path: tuple[int, ...], constants: dict, attributes: dict) -> Any:
-    """The type of an argument as the compiler takes it; notes what is constant or aligned."""
-    if isinstance(value, tuple):
-        made = [signature(v, (*path, k), constants, attributes) for k, v in enumerate(value)]
-        return type(value)(*made) if hasattr(value, "_fields") else tuple(made)
-    if isinstance(value, torch.Tensor):
-        attributes[path] = [["tt.divisibility", 16]]
-        return _TYPES[value.dtype]
-    if isinstance(value, bool) or value is None or not isinstance(value, int | float):
-        constants[path] = value
-        return "constexpr"
-    if isinstance(value, float):
-        return "fp32"
-    if value % 16 == 0:
-        attributes[path] = [["tt.divisibility", 16]]
-    return "i32"
+class Card:
+    """What Triton asks of a driver before it compiles: the card."""
 
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
 
-def compiled(kernel: Any, shape: Any, arguments: tuple, settings: dict, capability: int) -> dict:
-    constants, attributes = {}, {}
-    names = kernel.arg_names
-    given = dict(zip(names, arguments, strict=False))
-    types = {n: signature(v, (k,), constants, attributes) for k, (n, v) in enumerate(given.items())}
-    for name, value in {**settings, "ROWS": shape.rows, "COLUMNS": shape.columns}.items():
-        types[name] = "constexpr"
-        constants[(names.index(name),)] = value
-    source = ASTSource(kernel, types, constants, attributes)
-    options = {"num_warps": shape.warps, "num_stages": shape.stages, "enable_fp_fusion": True}
-    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    used = resources(made.asm["ptx"], capability)
-    return {"kernel": kernel.__name__, "shared": made.metadata.shared, **used}
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.capability, 32)
 
 
 def resources(ptx: str, capability: int) -> dict:
@@ -84,34 +57,19 @@ def resources(ptx: str, capability: int) -> dict:
 
 
 @contextmanager
-def compiling(capability: int) -> Iterator[list[dict]]:
-    """Launches are compiled, and nothing runs."""
-    found: list[dict] = []
-    seen = set()
+def compiling(capability: int) -> Iterator[dict[int, dict]]:
+    """Launches are compiled, each kernel once, and nothing runs."""
+    found: dict[int, dict] = {}
 
     def launch(kernel, grid, shape, arguments, settings):
-        key = repr(
-            (
-                kernel.__name__,
-                shape,
-                sorted(settings.items(), key=str),
-                [
-                    [v.dtype if isinstance(v, torch.Tensor) else v is None for v in a]
-                    if isinstance(a, tuple)
-                    else type(a)
-                    for a in arguments
-                ],
-            )
-        )
-        if key not in seen:
-            seen.add(key)
-            found.append(
-                {**compiled(kernel, shape, arguments, settings, capability), "shape": str(shape)}
-            )
-
-    from nearfar.engine.gpu import comparison
+        made = kernel.warmup(*arguments, **settings, **language.of_shape(shape), grid=grid)
+        if id(made) not in found:
+            used = resources(made.asm["ptx"], capability)
+            about = {"kernel": kernel.__name__, "shape": str(shape), "shared": made.metadata.shared}
+            found[id(made)] = {**about, **used}
 
     usual = language.launch
+    driver.set_active(Card(capability))
     language.launch = comparison.launch = launch
     try:
         yield found
@@ -119,29 +77,42 @@ def compiling(capability: int) -> Iterator[list[dict]]:
         language.launch = comparison.launch = usual
 
 
-def main(capability: int, names: list[str]) -> None:
-    import nearfar as nf
-    from nearfar.engine.where import running_kernels
-
-    n = 64
-    labels = torch.arange(n) // 4
-    losses = {
-        "clip": lambda x, y, p: nf.clip_loss(x, y, scale=20.0, precision=p),
-        "sup_con": lambda x, y, p: nf.sup_con_loss(x, labels, precision=p),
-        "circle": lambda x, y, p: nf.circle_loss(x, labels, precision=p),
-        "nt_xent": lambda x, y, p: nf.nt_xent_loss(x, labels, precision=p),
-        "lifted": lambda x, y, p: nf.lifted_structure_loss(x, labels, precision=p),
-        "lifted pair": lambda x, y, p: nf.lifted_pair_loss(x, labels, precision=p),
+def losses(d: int, precision: str) -> dict[str, Callable[[], torch.Tensor]]:
+    """Losses that together launch every kernel in every way."""
+    labels = torch.arange(64) // 4
+    several = torch.eye(16, dtype=torch.bool)[labels]
+    x, y = torch.randn(64, d, requires_grad=True), torch.randn(64, d)
+    scale, proxies = torch.tensor(20.0, requires_grad=True), torch.randn(16, d)
+    loss_of = {
+        "clip": partial(nf.clip_loss, x, y, scale=scale),
+        "siglip": partial(nf.siglip_loss, x, y, scale=scale, bias=-5.0),
+        "sup_con": partial(nf.sup_con_loss, x, labels),
+        "nt_xent": partial(nf.nt_xent_loss, x, labels),
+        "multi_similarity": partial(nf.multi_similarity_loss, x, several),
+        "circle": partial(nf.circle_loss, x, labels),
+        "lifted_structure": partial(nf.lifted_structure_loss, x, labels),
+        "lifted_pair": partial(nf.lifted_pair_loss, x, labels),
+        "batch_contrastive": partial(nf.batch_contrastive_loss, x, labels),
+        "batch_cosine": partial(nf.batch_cosine_loss, x, labels),
+        "hard": partial(nf.batch_contrastive_loss, x, labels, margin=1.0, select="hard"),
+        "info_nce": partial(nf.info_nce_loss, x, y),
+        "proxy_softmax": partial(nf.proxy_softmax_loss, x, proxies, labels, scale=20.0),
     }
-    for name in names or losses:
-        for d in (128, 256, 512):
-            for precision in ("bfloat16", "float32"):
-                x, y = torch.randn(n, d, requires_grad=True), torch.randn(n, d)
-                with running_kernels(everywhere=True), compiling(capability) as found:
-                    losses[name](x, y, precision).backward()
-                for each in found:
-                    print(name, d, precision, json.dumps(each), flush=True)
+    return {name: partial(loss, precision=precision) for name, loss in loss_of.items()}
+
+
+def main(capability: int, d: int, precision: str, names: list[str]) -> None:
+    """Print a line of JSON for each kernel."""
+    known: set[int] = set()
+    with running_kernels(everywhere=True), compiling(capability) as found:
+        for name, loss in losses(d, precision).items():
+            if names and name not in names:
+                continue
+            loss().backward()
+            for key in found.keys() - known:
+                print(json.dumps({"loss": name, **found[key]}), flush=True)
+            known |= found.keys()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2:])
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4:])

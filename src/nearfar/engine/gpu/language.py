@@ -9,7 +9,9 @@ import triton
 
 from nearfar.engine.gpu.shapes import Shape
 
-INTERPRETED: bool = bool(triton.knobs.runtime.interpret) if hasattr(triton, "knobs") else False
+INTERPRETED: bool = bool(triton.knobs.runtime.interpret)
+# Triton 3.6 fails to pipeline a loop that branches between two products.
+_PIPELINES = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 7)
 
 
 def launch(
@@ -20,16 +22,18 @@ def launch(
     settings: dict[str, Any],
 ) -> None:
     """Run a kernel on tiles of a shape. The one place that does."""
-    options = {} if INTERPRETED else {"enable_fp_fusion": True}
-    kernel[grid](
-        *arguments,
-        **settings,
-        ROWS=shape.rows,
-        COLUMNS=shape.columns,
-        num_warps=shape.warps,
-        num_stages=shape.stages,
-        **options,
-    )
+    kernel[grid](*arguments, **settings, **of_shape(shape))
+
+
+def of_shape(shape: Shape) -> dict[str, Any]:
+    """What a kernel and Triton's compiler are told of a shape."""
+    settings: dict[str, Any] = {
+        "ROWS": shape.rows,
+        "COLUMNS": shape.columns,
+        "num_warps": shape.warps,
+        "num_stages": shape.stages if _PIPELINES else 1,
+    }
+    return settings if INTERPRETED else {**settings, "enable_fp_fusion": True}
 
 
 @cache

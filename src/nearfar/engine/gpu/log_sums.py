@@ -266,6 +266,8 @@ def _pulled(
         BOTH_ENDS=rule.both_ends,
         KEPT=kept is not None,
         TOGETHER=rule.with_positives,
+        BY_I=pulls[0] is not None,
+        BY_J=pulls[1] is not None,
         FLIPPED=flipped,
     )
     return parts[0] if grid.parts == 1 else parts.sum(0)

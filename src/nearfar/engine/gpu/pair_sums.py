@@ -80,7 +80,8 @@ class _Pairs:
         rows, columns = compared.rows, compared.columns
         by = torch.ones_like(rows.operand[:, 0], dtype=torch.float32) if weight is None else weight
         by = by.to(torch.float32).contiguous()
-        near = torch.as_tensor(share, dtype=torch.float32, device=by.device)
+        # Filled in where it is a number: a copy would wait for the device.
+        near = share.to(by) if isinstance(share, Tensor) else by.new_full((), share)
         by_scale = compared.scale_sums() if gradient else None
         weights = by, by if compared.mirrored else None
         loss, forces, da = self._visit(

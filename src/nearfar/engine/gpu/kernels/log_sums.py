@@ -216,10 +216,11 @@ def log_of(OF, i, side):
 def force_of_term(
     z, positive, OF_I, OF_J, I, J, i, j, low, high,
     term: tl.constexpr, BOTH_ENDS: tl.constexpr, KEPT: tl.constexpr,
+    BY_I: tl.constexpr, BY_J: tl.constexpr,
 ):  # fmt: skip
     """The derivatives by the closeness of positives of the terms of the anchors I, and of J."""
     force = tl.zeros_like(z)
-    if OF_I is not None:
+    if BY_I:
         i_top, i_rest = each(OF_I.top, i, I)[:, None], each(OF_I.rest, i, I)[:, None]
         if BOTH_ENDS:
             j_top, j_rest = each(OF_J.top, j, J)[None, :], each(OF_J.rest, j, J)[None, :]
@@ -230,7 +231,7 @@ def force_of_term(
         if KEPT:
             by_z = tl.where((loss <= low) | (loss >= high), 0.0, by_z)
         force += by_z
-    if OF_J is not None:
+    if BY_J:
         j_top, j_rest = each(OF_J.top, j, J)[None, :], each(OF_J.rest, j, J)[None, :]
         if BOTH_ENDS:
             i_top, i_rest = each(OF_I.top, i, I)[:, None], each(OF_I.rest, i, I)[:, None]
@@ -249,10 +250,11 @@ def force_on(
     z, positive, negative, OF_I, OF_J, I, J, i, j, far, near, low, high,
     far_fn: tl.constexpr, near_fn: tl.constexpr, term: tl.constexpr,
     BOTH_ENDS: tl.constexpr, KEPT: tl.constexpr, TOGETHER: tl.constexpr,
+    BY_I: tl.constexpr, BY_J: tl.constexpr,
 ):  # fmt: skip
-    """(r, c) the forces of the anchors I and J on the pairs of a tile; None: these are none."""
+    """(r, c) the forces on the pairs of a tile of the anchors I, of J, or of both."""
     e, slope = exponent(z, far_fn, far)
-    if OF_I is not None and OF_J is not None:
+    if BY_I and BY_J:
         i_top, i_rest = log_of(OF_I, i, I)
         j_top, j_rest = log_of(OF_J, j, J)
         i_far, j_far = each(OF_I.by_far, i, I), each(OF_J.by_far, j, J)
@@ -260,7 +262,7 @@ def force_on(
         if TOGETHER:
             i_near, j_near = each(OF_I.by_near, i, I), each(OF_J.by_near, j, J)
         force = two_shares(e, positive, i_top, i_rest, j_top, j_rest, i_far, j_far, i_near, j_near)
-    elif OF_I is not None:
+    elif BY_I:
         top, rest = log_of(OF_I, i, I)
         by = each(OF_I.by_far, i, I)[:, None]
         if TOGETHER:
@@ -274,29 +276,31 @@ def force_on(
         force = share(e, top[None, :], rest[None, :]) * by
     force = force * slope
     if term is not None:
-        pull = force_of_term(z, positive, OF_I, OF_J, I, J, i, j, low, high, term, BOTH_ENDS, KEPT)
+        pull = force_of_term(
+            z, positive, OF_I, OF_J, I, J, i, j, low, high, term, BOTH_ENDS, KEPT, BY_I, BY_J
+        )
     else:
         pull = tl.zeros_like(z)
         if TOGETHER:
             pull = force
         if near_fn is not None:
             e, slope = near_fn(z, near)
-            if OF_I is not None:
+            if BY_I:
                 pull += (
                     share(e, each(OF_I.near, i, I)[:, None], 0.0)
                     * slope
                     * each(OF_I.by_near, i, I)[:, None]
                 )
-            if OF_J is not None:
+            if BY_J:
                 pull += (
                     share(e, each(OF_J.near, j, J)[None, :], 0.0)
                     * slope
                     * each(OF_J.by_near, j, J)[None, :]
                 )
         else:
-            if OF_I is not None:
+            if BY_I:
                 pull += each(OF_I.by_total, i, I)[:, None]
-            if OF_J is not None:
+            if BY_J:
                 pull += each(OF_J.by_total, j, J)[None, :]
     return tl.where(negative, force, tl.where(positive, pull, 0.0))
 
@@ -306,6 +310,7 @@ def pull(
     I, J, OF_I, OF_J, OUT, BY_SCALE, d, words, split, far, near, low, high,
     far_fn: tl.constexpr, near_fn: tl.constexpr, term: tl.constexpr,
     BOTH_ENDS: tl.constexpr, KEPT: tl.constexpr, TOGETHER: tl.constexpr,
+    BY_I: tl.constexpr, BY_J: tl.constexpr,
     LABELS: tl.constexpr, SELVES: tl.constexpr, FLIPPED: tl.constexpr,
     MEASURE: tl.constexpr, CANCELS: tl.constexpr, PRODUCT: tl.constexpr,
     WIDTH: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -331,7 +336,7 @@ def pull(
         z, again = measured(z, positive | negative, I, J, i, j, d, MEASURE, CANCELS)
         force = force_on(
             z, positive, negative, OF_I, OF_J, I, J, i, j, far, near, low, high,
-            far_fn, near_fn, term, BOTH_ENDS, KEPT, TOGETHER,
+            far_fn, near_fn, term, BOTH_ENDS, KEPT, TOGETHER, BY_I, BY_J,
         )  # fmt: skip
         if BY_SCALE is not None:
             by_scale += tl.sum(force * z, 1)
