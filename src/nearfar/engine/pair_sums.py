@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from inspect import isfunction
 from math import inf
+from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -29,16 +31,20 @@ Outside = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class PairKernel:
-    """The terms of a sum over pairs as GPU kernels run them.
+    """The terms of a sum over pairs as GPU kernels run them, for `PairRule`.
 
     Either term is a function of a distance or similarity and of `numbers`, a tuple. It returns the
     loss and its derivative, and is written with operators alone: arithmetic, and comparisons, whose
     results count as 0 or 1. Such a function runs in torch and is compiled for a GPU as it stands.
+    Define it once, at the top of a module: each new function is compiled anew.
 
     Args:
         positive: the term of similar pairs.
         negative: the term of dissimilar pairs.
         numbers: the numbers that both take.
+
+    Raises:
+        TypeError: a term that cannot be compiled; `numbers` that are none.
 
     >>> def near(d, numbers):
     ...     return d * d, 2 * d
@@ -54,6 +60,28 @@ class PairKernel:
     positive: Callable[..., Any] | str  # or the name of a function in engine/gpu/kernels/terms.py
     negative: Callable[..., Any] | str
     numbers: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, term in (("positive", self.positive), ("negative", self.negative)):
+            if not isinstance(term, str):
+                _check_term(name, term)
+        if not isinstance(self.numbers, tuple) or not all(
+            isinstance(number, Real) for number in self.numbers
+        ):
+            raise TypeError(f"numbers must be a tuple of numbers, got {self.numbers!r}.")
+
+
+def _check_term(name: str, term: object) -> None:
+    if not isfunction(term) or term.__name__ == "<lambda>":
+        raise TypeError(
+            f"{name} must be a function written with def, which a kernel is compiled from; got "
+            f"{'a lambda' if isfunction(term) else type(term).__name__}."
+        )
+    if term.__closure__:
+        raise TypeError(
+            f"{name} uses {', '.join(term.__code__.co_freevars)} of the function around it, which "
+            "a kernel cannot see: pass it in numbers."
+        )
 
 
 @dataclass(eq=False)
