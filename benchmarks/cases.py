@@ -45,11 +45,15 @@ class Data:
         learned = (value for value in self.hyper.values() if isinstance(value, Tensor))
         return (*self.embeddings, *learned)
 
-    def to(self, dtype: torch.dtype) -> "Data":
-        """The same numbers in another precision, as new leaves."""
+    def to(self, dtype: torch.dtype, device: torch.device | None = None) -> "Data":
+        """The same numbers in another precision, as new leaves, and on a device."""
 
         def copy(x: Any) -> Any:
-            return x.detach().to(dtype, copy=True).requires_grad_() if _is_float(x) else x
+            if not isinstance(x, Tensor):
+                return x
+            if not x.is_floating_point():
+                return x.to(device)
+            return x.detach().to(device, dtype, copy=True).requires_grad_()
 
         return Data(
             tuple(copy(x) for x in self.embeddings),
@@ -99,13 +103,13 @@ class Asked:
     of_product: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """A loss with one setting of its hyperparameters.
 
     Attributes:
         ours: nearfar's function.
-        textbook: the formula, which takes the same arguments.
+        textbook: the formula, which takes the same arguments; None if tests/textbook.py has none.
         draw: makes embeddings and labels from (n, d, noise).
         hyper: hyperparameters of both.
         learned: those hyperparameters that have a gradient.
@@ -120,7 +124,7 @@ class Case:
 
     name: str
     ours: Callable[..., Tensor]
-    textbook: Callable[..., Tensor]
+    textbook: Callable[..., Tensor] | None
     draw: Draw
     hyper: Mapping[str, Any] = field(default_factory=dict)
     learned: tuple[str, ...] = ()
@@ -344,7 +348,3 @@ _ALL = [
 ]
 WHOLE_BATCH = [case for case in _ALL if case.whole_batch]
 CASES = {case.name: case for case in _ALL}
-
-
-def _is_float(x: Any) -> bool:
-    return isinstance(x, Tensor) and x.is_floating_point()

@@ -165,7 +165,7 @@ def siglip_loss(
     normalize: bool = True,
 ) -> Tensor:
     logits = scale * _scaled(x, normalize) @ _scaled(y, normalize).T + bias
-    sign = 2 * torch.eye(len(x)) - 1
+    sign = 2 * torch.eye(len(x), device=x.device) - 1
     return -F.logsigmoid(sign * logits).sum() / len(x)
 
 
@@ -198,7 +198,7 @@ def sup_con_loss(
 ) -> Tensor:
     z = _products(x, normalize) / temperature
     positive, negative = _kinds(labels)
-    hidden = ~negative if decoupled else torch.eye(len(x), dtype=torch.bool)
+    hidden = ~negative if decoupled else _itself(x)
     log_share = z - z.masked_fill(hidden, -inf).logsumexp(1, keepdim=True)
     count = positive.sum(1)
     return -((positive * log_share).sum(1) / count.clamp(min=1)).sum() / (count > 0).sum()
@@ -345,7 +345,7 @@ def _match(z: Tensor, decoupled: bool = False, reduction: str = "mean") -> Tenso
     """The cross-entropy of the diagonal, which a decoupled loss leaves out of the sum."""
     if not decoupled:
         return cross_entropy(z, _range(z), reduction)
-    itself = torch.eye(*z.shape, dtype=torch.bool)
+    itself = torch.eye(*z.shape, dtype=torch.bool, device=z.device)
     return _reduced(z.masked_fill(itself, -inf).logsumexp(1) - z.diagonal(), reduction)
 
 
@@ -406,8 +406,13 @@ def _p(name: str | float) -> float:
 def _kinds(labels: Tensor) -> tuple[Tensor, Tensor]:
     """(n, n) masks of the positive and of the negative pairs."""
     same = labels[:, None] == labels
-    return same & ~torch.eye(len(labels), dtype=torch.bool), ~same
+    return same & ~_itself(labels), ~same
+
+
+def _itself(x: Tensor) -> Tensor:
+    """(n, n) mask of the pairs of a row with itself."""
+    return torch.eye(len(x), dtype=torch.bool, device=x.device)
 
 
 def _range(x: Tensor) -> Tensor:
-    return torch.arange(len(x))
+    return torch.arange(len(x), device=x.device)
