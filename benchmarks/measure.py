@@ -19,7 +19,10 @@ from typing import Any
 
 import torch
 
-PEERS = ("pytorch-metric-learning", "sentence-transformers", "scikit-learn")
+PEERS = (
+    "pytorch-metric-learning", "sentence-transformers", "scikit-learn",
+    "triton", "memeff", "siglip-kernel", "inf-cl",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -155,6 +158,8 @@ def machine() -> dict[str, Any]:
     """The hardware and software of the figures, as they were when the script started."""
     return {
         "cpu": _cpu(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "cuda": torch.version.cuda,
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),

@@ -1,6 +1,7 @@
 """The losses of other libraries, with hyperparameters named as in nearfar.
 
     pip install pytorch-metric-learning sentence-transformers
+    pip install memeff siglip-kernel inf-cl                     # on a GPU
 
 Each function takes the data and hyperparameters of a case and returns the loss as a call without
 arguments. Libraries are imported inside the functions, so that a process loads only what it
@@ -12,6 +13,7 @@ from math import degrees
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 Loss = Callable[[], Tensor]
@@ -104,6 +106,37 @@ def proxy_anchor(
     loss = ProxyAnchorLoss(*proxies.shape, margin=margin, alpha=scale)
     loss.proxies = nn.Parameter(proxies.detach().clone())
     return _on(loss, x, labels)
+
+
+def memeff(x: Tensor, y: Tensor, *, scale: float) -> Loss:
+    from memeff import MemoryEfficientCLIPLoss
+
+    # `stable` would give another gradient, scaled by the size of the batch.
+    loss = MemoryEfficientCLIPLoss(temperature=1 / scale, stable=False)
+    return lambda: loss(x, y)
+
+
+def siglip_kernel(x: Tensor, y: Tensor, *, scale: Tensor, bias: Tensor) -> Loss:
+    from siglip_kernel import fused_siglip_loss
+
+    def call() -> Tensor:
+        return fused_siglip_loss(F.normalize(x), F.normalize(y), scale.float().log(), bias.float())
+
+    return call
+
+
+def inf_cl(x: Tensor, y: Tensor, *, scale: float) -> Loss:
+    """Inf-CL on one device, which takes rows in heads and one direction at a time."""
+    from inf_cl import cal_flash_loss
+
+    head = min(256, x.shape[1])
+
+    def call() -> Tensor:
+        a, b = F.normalize(x), F.normalize(y)
+        both = (cal_flash_loss(*sides, scale=scale, head_dim=head) for sides in ((a, b), (b, a)))
+        return torch.cat(list(both)).mean()
+
+    return call
 
 
 def _with_weight(loss: Any, proxies: Tensor) -> Any:
