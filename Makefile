@@ -10,7 +10,7 @@ SPHINX := .venv/.sphinx
 # Threads that wait for others do not spin; set it yourself to have it otherwise.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help demo test test-slow test-all test-peers test-kernels check format docs bench clean
+.PHONY: help demo test test-slow test-all test-peers test-kernels check format docs bench bench-gpu clean
 help:
 	@echo "make demo      train a same/different verifier on letters of many writing systems"
 	@echo "make test      the test suite            make test-slow the slow tests    make test-all  both"
@@ -19,6 +19,7 @@ help:
 	@echo "make check     format, lint, types, doctests"
 	@echo "make docs      the guides and the API reference, in build/docs; no warning is let through"
 	@echo "make bench     speed, memory and accuracy beside other libraries"
+	@echo "make bench-gpu what the kernels reach on an NVIDIA GPU"
 	@echo "make format    rewrite the code in the project's format"
 
 $(READY): pyproject.toml constraints.txt
@@ -100,6 +101,11 @@ bench: $(PEERS)
 	$(BIN)/python benchmarks/verification.py --json runs/bench/verification.json
 	$(BIN)/python benchmarks/glyphs.py --json runs/bench/glyphs.json
 	$(BIN)/python benchmarks/startup.py --json runs/bench/startup.json
+	@echo "[nearfar] $(BIN)/python benchmarks/tables.py writes these figures into docs/results.md"
+
+# The peers are not installed here: what they require may not fit the torch of this environment.
+bench-gpu: $(READY)
+	$(BIN)/python benchmarks/gpu.py --huge --json runs/bench/gpu.json
 	@echo "[nearfar] $(BIN)/python benchmarks/tables.py writes these figures into docs/results.md"
 
 clean:

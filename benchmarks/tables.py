@@ -1,11 +1,13 @@
 """Writes the figures of the benchmarks into docs/results.md and README.md.
 
     make bench                    # measures, and saves runs/bench/*.json
+    make bench-gpu                # on a GPU: runs/bench/gpu.json
     python benchmarks/tables.py   # writes the figures into the pages
 
 A page marks the place of a table by `<!-- bench: NAME -->` and `<!-- end -->`. The text between the
 two is replaced; it ends with the machine, the versions and the commit of the run. A table stays as
-it is if its file is missing, or was saved without a library that the table compares with.
+it is if its file is missing, or was saved without a library that the table compares with. Those of
+a GPU, where libraries may be missing, list what is to be measured until it was.
 """
 
 import argparse
@@ -24,6 +26,7 @@ PAGES = (ROOT / "docs" / "results.md", ROOT / "README.md")
 METRIC_LEARNING, TRANSFORMERS = "pytorch-metric-learning", "sentence-transformers"
 SCIKIT_LEARN = "scikit-learn"
 FORMULA, COMPILED = "textbook", "compiled textbook"
+FORMULA_ON_GPU = "formula"  # as in gpu_cases.py
 LAST_DIGIT = 1.2e-7  # as in accuracy.py
 Rows = Sequence[Mapping[str, Any]]
 
@@ -41,12 +44,14 @@ class Block:
         text: makes it from the results.
         packages: the libraries that it compares with.
         inline: whether it is part of a sentence; otherwise a line about the machine follows.
+        gpu: whether it is measured on a GPU. What is to be measured is listed until it was.
     """
 
     file: str
     text: Callable[[Rows], str]
     packages: tuple[str, ...] = ()
     inline: bool = False
+    gpu: bool = False
 
 
 # -- whole batches --------------------------------------------------------------------------------
@@ -263,6 +268,66 @@ def start_up(rows: Rows) -> str:
     return table(("command", "share of the time of `import torch`", "time"), lines)
 
 
+# -- a GPU ----------------------------------------------------------------------------------------
+
+REACHED = {True: "yes", False: "no", None: "not known"}
+
+
+def gpu(rows: Rows) -> str:
+    """What should be reached, and whether it was."""
+    lines = [
+        (
+            code(row["case"]) if "n" in row else row["case"],
+            batch(row) if "n" in row else "",
+            answer["wanted"],
+            answer["found"],
+            reached(answer),
+        )
+        for row in rows
+        if not row["small"]
+        for answer in row["answers"]
+    ]
+    return table(("loss", "batch", "to be reached", "measured", "reached"), lines)
+
+
+def gpu_small(rows: Rows) -> str:
+    """Small batches, a loss a line: in a graph, as they are, and the formula."""
+    lines = []
+    small = [row for row in rows if row["small"]]
+    for case in dict.fromkeys(row["case"] for row in small):
+        own = [row for row in small if row["case"] == case]
+        times = (milliseconds(own, name) for name in ("captured", "nearfar", FORMULA_ON_GPU))
+        answers = [row["answers"][0] for row in own]
+        sizes = " and ".join(f"{row['n']:,}" for row in own)
+        lines.append((
+            code(case),
+            f"{sizes} x {own[0]['d']}",
+            *times,
+            answers[0]["wanted"],
+            ", ".join(dict.fromkeys(reached(answer) for answer in answers)),
+        ))  # fmt: skip
+    columns = ("loss", "batch", "captured, ms", "nearfar", "formula", "to be reached", "reached")
+    return table(columns, lines)
+
+
+def milliseconds(rows: Rows, name: str) -> str:
+    """The times of a contender, one for each row; a dash where it was left out."""
+    times = [row["contenders"].get(name) for row in rows]
+    if not any(times):
+        return ""
+    return ", ".join("-" if took is None else f"{took['median_s'] * 1e3:.3f}" for took in times)
+
+
+def reached(answer: Mapping[str, Any]) -> str:
+    return REACHED[answer["reached"]] if answer["found"] else "not measured"
+
+
+def unmeasured() -> Rows:
+    import gpu  # reads every loss, which the other tables do not need
+
+    return gpu.unmeasured()
+
+
 # -- cells ----------------------------------------------------------------------------------------
 
 Contenders = Mapping[str, Mapping[str, Any]]
@@ -314,16 +379,19 @@ def table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join((head, "|---" * len(columns) + "|", *rows))
 
 
-def machine_line(machine: Mapping[str, Any], packages: Sequence[str]) -> str:
-    hardware = (
-        machine["cpu"],
-        machine["instructions"],
-        counted(machine["cores"], "core"),
-        counted(machine["threads"], "thread"),
-    )
-    versions = (f"{name} {machine[name]}" for name in ("torch", *packages))
+def machine_line(machine: Mapping[str, Any], packages: Sequence[str], *, gpu: bool = False) -> str:
+    if gpu:
+        hardware = (machine["gpu"], f"CUDA {machine['cuda']}")
+    else:
+        hardware = (
+            machine["cpu"],
+            machine["instructions"],
+            counted(machine["cores"], "core"),
+            counted(machine["threads"], "thread"),
+        )
+    versions = (f"{name} {machine[name]}" for name in ("torch", *packages) if machine[name])
     return (
-        f"Machine: {', '.join(hardware)}. Versions: {', '.join(versions)}. "
+        f"{MACHINE}{', '.join(hardware)}. Versions: {', '.join(versions)}. "
         f"Commit {short(machine['commit'])}, {machine['date']}."
     )
 
@@ -342,6 +410,7 @@ def short(commit: str | None) -> str:
 # -- pages ----------------------------------------------------------------------------------------
 
 BOTH = (METRIC_LEARNING, TRANSFORMERS)
+ON_GPU = ("triton", "memeff", "siglip-kernel", "inf-cl")
 BLOCKS = {
     "speed": Block("speed", speed, BOTH),
     "memory": Block("speed", memory, BOTH),
@@ -357,33 +426,39 @@ BLOCKS = {
     "verification": Block("verification", verification, (SCIKIT_LEARN,)),
     "glyphs": Block("glyphs", glyphs),
     "start-up": Block("startup", start_up),
+    "gpu": Block("gpu", gpu, ON_GPU, gpu=True),
+    "small batches on a GPU": Block("gpu", gpu_small, ("triton",), gpu=True),
 }
-MARKS = re.compile(r"(<!-- bench: (.*?) -->).*?(<!-- end -->)", re.DOTALL)
+MACHINE = "Machine: "
+MARKS = re.compile(r"(<!-- bench: (.*?) -->)(.*?)(<!-- end -->)", re.DOTALL)
 
 
-def written(block: Block, folder: Path) -> str:
-    """What a block should hold."""
+def written(block: Block, folder: Path, before: str) -> str:
+    """What a block should hold, in place of what it held before."""
     path = folder / f"{block.file}.json"
+    if not path.exists() and block.gpu and MACHINE not in before:
+        return f"\n\n{block.text(unmeasured())}\n\n"
     if not path.exists():
         raise NotMeasuredError(f"{path.name} is missing")
     machine, rows = load(path)
-    for package in block.packages:
+    for package in () if block.gpu else block.packages:
         if machine[package] is None:
             raise NotMeasuredError(f"{path.name} was saved without {package}")
     if block.inline:
         return block.text(rows)
-    return f"\n\n{block.text(rows)}\n\n{machine_line(machine, block.packages)}\n\n"
+    where = machine_line(machine, block.packages, gpu=block.gpu)
+    return f"\n\n{block.text(rows)}\n\n{where}\n\n"
 
 
 def page(text: str, folder: Path) -> str:
     """A page with its blocks written anew, as far as their figures are there."""
 
     def replaced(found: re.Match[str]) -> str:
-        begin, name, end = found.groups()
+        begin, name, before, end = found.groups()
         if name not in BLOCKS:
             sys.exit(f"bench: {name}: no such table. There are: {', '.join(BLOCKS)}.")
         try:
-            return begin + written(BLOCKS[name], folder) + end
+            return begin + written(BLOCKS[name], folder, before) + end
         except NotMeasuredError as error:
             print(f"{name}: left as it was, since {error}")
             return found[0]
