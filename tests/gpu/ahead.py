@@ -21,7 +21,7 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.runtime import driver
 
 import nearfar as nf
-from nearfar.engine.gpu import comparison, language
+from nearfar.engine.gpu import comparison, language, shapes
 from nearfar.engine.where import running_kernels
 
 
@@ -68,13 +68,15 @@ def compiling(capability: int) -> Iterator[dict[int, dict]]:
             about = {"kernel": kernel.__name__, "shape": str(shape), "shared": made.metadata.shared}
             found[id(made)] = {**about, **used}
 
-    usual = language.launch
+    usual = language.launch, shapes.generation
     driver.set_active(Card(capability))
     language.launch = comparison.launch = launch
+    shapes.generation = lambda device: capability // 10
     try:
         yield found
     finally:
-        language.launch = comparison.launch = usual
+        language.launch, shapes.generation = usual
+        comparison.launch = language.launch
 
 
 def losses(d: int, precision: str) -> dict[str, Callable[[], torch.Tensor]]:

@@ -16,6 +16,8 @@ from nearfar.engine.step import Request
 
 # Rows of up to so many numbers stay on the chip; longer ones are taken in chunks of _CHUNK.
 _WHOLE, _CHUNK = 256, 128
+# Bytes of a row that a tile's product takes at a time, and of which rows are a multiple in memory.
+_STEP, _ALIGNED = 128, 16
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 # How float32 is multiplied: three products of tensor cores are as exact as one of float32.
 _PRODUCTS = {"tf32": "tf32", "float32": "tf32x3"}
@@ -30,12 +32,14 @@ class Grid:
 
     Attributes:
         shape: of a tile.
+        blocks: of rows.
         split: how many columns a part has.
         parts: how many parts there are.
         grid: of the launch.
     """
 
     shape: Shape
+    blocks: int
     split: int
     parts: int
     grid: tuple[int, int, int]
@@ -48,6 +52,7 @@ class Comparison:
         request: what is asked.
         closeness: how close rows are to columns.
         relation: which pairs are similar.
+        wide: whether the products of tiles are made from blocks of rows, whatever their length.
 
     Attributes:
         rows, columns: the two sides; the same where the rows meet each other.
@@ -55,16 +60,16 @@ class Comparison:
         settings: of every kernel.
     """
 
-    def __init__(self, request: Request, closeness: Closeness, relation: Relation) -> None:
+    def __init__(
+        self, request: Request, closeness: Closeness, relation: Relation, *, wide: bool = False
+    ) -> None:
         a, b = request.prepared(closeness)
         self.request, self.relation, self.d = request, relation, a.shape[1]
         self.dtype = _DTYPES.get(request.precision, torch.float32)
         self.measure = closeness.kernel
         if self.measure == "cosine" and request.precision != "float32":
             self.measure = "halved"  # the square, since rounded rows are not of unit length
-        width = self.d
-        self.chunk = max(16, 1 << (width - 1).bit_length()) if width <= _WHOLE else _CHUNK
-        self.width = -(-width // self.chunk) * self.chunk
+        self.chunk, self.width = self._chunk_and_width(wide=wide)
         down = None if self.measure in ("product", "cosine") else _down(a, b)
         if down is not None:
             a, b = a * down, None if b is None else b * down
@@ -82,6 +87,14 @@ class Comparison:
             "WIDTH": self.width,
             "CHUNK": self.chunk,
         }
+
+    def _chunk_and_width(self, *, wide: bool) -> tuple[int, int]:
+        """How many numbers of a row are taken at a time, and how many it has in memory."""
+        width, size = self.d, self.dtype.itemsize
+        if wide:
+            return _STEP // size, _up(width, _ALIGNED // size)
+        chunk = max(16, 1 << (width - 1).bit_length()) if width <= _WHOLE else _CHUNK
+        return chunk, _up(width, chunk)
 
     @property
     def mirrored(self) -> bool:
@@ -134,20 +147,58 @@ class Comparison:
         wanted = -(-2 * processors(where) // max(blocks * chunks, 1))
         each = -(-tiles // max(1, min(wanted, tiles, _MOST_PARTS)))
         parts = max(1, -(-tiles // max(each, 1)))
-        return Grid(shape, max(each, 1) * shape.columns, parts, (blocks, parts, chunks))
+        split = max(each, 1) * shape.columns
+        return Grid(shape, blocks, split, parts, (blocks, parts, chunks))
 
-    def scale_sums(self) -> Tensor | None:
-        """Room for the sums of forces times closeness of each part; None: they are not wanted."""
+    def tiles(self, kernel: str, own: Side, *, at_once: bool = False) -> Grid:
+        """How a kernel is spread over tiles of some rows and all columns.
+
+        Args:
+            kernel: see `shape_of`.
+            own: the rows.
+            at_once: whether each tile has a program; else each processor has one.
+        """
+        where = own.operand.device
+        shape = shape_of(kernel, self.dtype, self.chunk, where, self.request.limits)
+        blocks, parts = -(-own.count // shape.rows), -(-self.columns.count // shape.columns)
+        tiles = blocks * parts
+        programs = tiles if at_once else min(tiles, processors(where))
+        return Grid(shape, blocks, shape.columns, parts, (programs, 1, 1))
+
+    def scale_sums(self, own: Side | None = None, parts: int = _MOST_PARTS) -> Tensor | None:
+        """Room for the sums of forces times closeness of each part; None: they are not wanted.
+
+        Args:
+            own: the rows that have sums; None: all.
+            parts: of the columns.
+        """
         if not self.request.learns_scale or self.measure != "product":
             return None
-        like: Tensor = self.rows.operand
-        return like.new_zeros(_MOST_PARTS, self.rows.count, dtype=torch.float32)
+        own = self.rows if own is None else own
+        like: Tensor = own.operand
+        return like.new_zeros(parts, own.count, dtype=torch.float32)
 
     def launch(self, kernel: Any, grid: Grid, *arguments: Any, **settings: Any) -> None:
-        """Run a kernel, unless there is nothing to do."""
+        """Run a kernel, with those settings that it takes, unless there is nothing to do."""
         if not grid.grid[0]:
             return
-        launch(kernel, grid.grid, grid.shape, arguments, {**self.settings, **settings})
+        usual = {k: v for k, v in self.settings.items() if k in kernel.arg_names}
+        launch(kernel, grid.grid, grid.shape, arguments, {**usual, **settings})
+
+
+def part_of(side: Side, at: slice) -> Side:
+    """Some rows of a side."""
+    cut = {
+        name: None if values is None else values[at]
+        for name, values in side._asdict().items()
+        if name not in ("down", "count", "first")
+    }
+    return side._replace(**cut, count=at.stop - at.start, first=side.first + at.start)
+
+
+def _up(size: int, step: int) -> int:
+    """The smallest multiple of a step that is not below a size."""
+    return -(-size // step) * step
 
 
 def _cancels(measure: str | None) -> float:

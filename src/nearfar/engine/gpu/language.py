@@ -6,6 +6,8 @@ from importlib import import_module
 from typing import Any
 
 import triton
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from nearfar.engine.gpu.shapes import Shape
 
@@ -44,3 +46,8 @@ def kernel(function: Callable[..., Any] | str | None) -> Any:
     if isinstance(function, str):
         return getattr(import_module("nearfar.engine.gpu.kernels.terms"), function)
     return function if INTERPRETED else triton.jit(function)
+
+
+def described(rows: Tensor, *block: int) -> Any:
+    """Rows as kernels fetch or write them in blocks of a shape."""
+    return TensorDescriptor.from_tensor(rows, list(block))

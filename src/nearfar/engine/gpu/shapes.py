@@ -36,6 +36,36 @@ _DEFAULTS = {
     ("pull", False): (Shape(64, 32, 4, 2), Shape(32, 32, 4, 2)),
 }
 
+# Likewise, whatever the length of the rows. What follows on the product of a tile needs registers
+# and shared memory, of which the products of data centre cards from Hopper on leave most.
+_WIDE = {
+    ("collect tiles", True): Shape(128, 64, 8, 3),
+    ("collect tiles", False): Shape(128, 64, 8, 2),
+    ("force tiles", True): Shape(128, 64, 8, 3),
+    ("force tiles", False): Shape(128, 64, 8, 2),
+    ("multiply", False): Shape(64, 64, 8, 2),
+    ("strip", True): Shape(4, 1024, 4, 1),
+    ("strip", False): Shape(4, 1024, 4, 1),
+    ("join", True): Shape(16, 64, 4, 1),
+    ("join", False): Shape(16, 64, 4, 1),
+}
+_WIDE_ON = {
+    9: {
+        ("collect tiles", True): Shape(128, 256, 8, 3),
+        ("collect tiles", False): Shape(128, 128, 8, 2),
+        ("force tiles", True): Shape(128, 256, 8, 3),
+        ("force tiles", False): Shape(128, 128, 8, 2),
+        ("multiply", False): Shape(128, 64, 8, 2),
+    },
+    10: {
+        ("collect tiles", True): Shape(128, 128, 8, 3),
+        ("force tiles", True): Shape(128, 128, 8, 3),
+    },
+}
+
+# Columns of a tile, a quarter of which is written at a time and has 16 bytes.
+_LEAST = {"force tiles": 32}
+
 
 def shape_of(
     kernel: str, dtype: torch.dtype, width: int, device: torch.device, limits: Limits
@@ -43,7 +73,9 @@ def shape_of(
     """The shape for a kernel.
 
     Args:
-        kernel: "collect", or "pull", which also multiplies forces with rows.
+        kernel: "collect", or "pull", which also multiplies forces with rows; "collect tiles" and
+            "force tiles", in which the rule follows on a product; "strip", which reads products;
+            "multiply"; or "join", which adds up parts.
         dtype: of the rows as they are multiplied.
         width: how many numbers of a row a program holds.
         device: where the rows are.
@@ -51,12 +83,15 @@ def shape_of(
     """
     if limits.tile is not None:
         rows, columns = map(_power_of_two, limits.tile)
-        return Shape(rows, columns, 4, 1)
+        return Shape(rows, max(columns, _LEAST.get(kernel, 0)), 4, 1)
     key = f"{kernel} {str(dtype).removeprefix('torch.')} {width}"
     known = _table().get(_card(device), {}).get(key)
     if known is not None:
         return Shape(*known)
-    return _DEFAULTS[kernel, dtype.itemsize == 2][width > 128]
+    sort = kernel, dtype.itemsize == 2
+    if sort in _DEFAULTS:
+        return _DEFAULTS[sort][width > 128]
+    return _WIDE_ON.get(generation(device), _WIDE).get(sort, _WIDE[sort])
 
 
 def _power_of_two(size: int) -> int:
@@ -75,6 +110,12 @@ def _table() -> dict[str, dict[str, list[int]]]:
 @cache
 def _card(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+@cache
+def generation(device: torch.device) -> int:
+    """Of the card: 8 is Ampere, 9 Hopper, 10 and 12 Blackwell."""
+    return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0
 
 
 @cache

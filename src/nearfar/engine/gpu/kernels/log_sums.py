@@ -9,6 +9,7 @@ from nearfar.engine.gpu.kernels.tile import (
     any_of,
     each,
     kinds,
+    loaded,
     measured,
     products,
     pulled,
@@ -76,48 +77,58 @@ def running(top, total, e, included):
 
 
 @triton.jit
-def collect(
-    I, J, OUT, d, words, split, far, near,
-    far_fn: tl.constexpr, near_fn: tl.constexpr, TOGETHER: tl.constexpr,
-    LABELS: tl.constexpr, SELVES: tl.constexpr, FLIPPED: tl.constexpr,
-    MEASURE: tl.constexpr, CANCELS: tl.constexpr, PRODUCT: tl.constexpr,
-    WIDTH: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+def products_or(
+    Z, I, J, i, j, a, k, WIDTH: tl.constexpr, CHUNK: tl.constexpr, PRODUCT: tl.constexpr
 ):  # fmt: skip
-    """The sums of the anchors `I` over a part of `J`, `split` rows long.
+    """(r, c) inner products, from the strip `Z` if they are there."""
+    if Z is None:
+        return products(I, J, i, j, a, some(J, j, k, WIDTH), WIDTH, CHUNK, PRODUCT)
+    else:
+        return loaded(Z, I, J, i, j)
+
+
+@triton.jit
+def no_sums(ROWS: tl.constexpr):
+    """The sums of anchors before the first pair, see `Sums`."""
+    none = tl.full((ROWS,), _NONE, tl.float32)
+    zero = tl.zeros((ROWS,), tl.float32)
+    return none, zero, none, zero, zero
+
+
+@triton.jit
+def gathered(
+    sums, OUT, z, positive, negative, far, near,
+    far_fn: tl.constexpr, near_fn: tl.constexpr, TOGETHER: tl.constexpr,
+):  # fmt: skip
+    """Running sums of the anchors I, with the pairs of one more tile.
 
     `TOGETHER`: exponentials of positives are relative to the top of all terms.
     """
-    i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    start = tl.program_id(1) * split
-    k = tl.arange(0, CHUNK)
-    a = some(I, i, k, WIDTH)
-    top = tl.full((ROWS,), _NONE, tl.float32)
-    near_top = tl.full((ROWS,), _NONE, tl.float32)
-    far_sum = tl.zeros((ROWS,), tl.float32)
-    near_sum = tl.zeros((ROWS,), tl.float32)
-    total = tl.zeros((ROWS,), tl.float32)
-    for column in range(start, tl.minimum(start + split, J.count), COLUMNS):
-        j = column + tl.arange(0, COLUMNS)
-        z = products(I, J, i, j, a, some(J, j, k, WIDTH), WIDTH, CHUNK, PRODUCT)
-        positive, negative = kinds(I, J, i, j, words, LABELS, SELVES, FLIPPED)
-        z, again = measured(z, positive | negative, I, J, i, j, d, MEASURE, CANCELS)
-        e, slope = exponent(z, far_fn, far)
-        if TOGETHER:
-            higher = tl.maximum(top, tl.max(tl.where(positive | negative, e, _NONE), 1))
-            base = tl.where(higher == _NONE, 0.0, higher)
-            terms = tl.exp2((e - base[:, None]) * _LOG2E)
-            before = tl.exp2((top - base) * _LOG2E)
-            far_sum = far_sum * before + tl.sum(tl.where(negative, terms, 0.0), 1)
-            near_sum = near_sum * before + tl.sum(tl.where(positive, terms, 0.0), 1)
-            top = higher
-        else:
-            top, far_sum = running(top, far_sum, e, negative)
-            if OUT.near is not None:
-                e, slope = exponent(z, near_fn, near)
-                near_top, near_sum = running(near_top, near_sum, e, positive)
-        if OUT.total is not None:
-            total += tl.sum(tl.where(positive, z, 0.0), 1)
-    at, inside = tl.program_id(1) * I.count + i, i < I.count
+    top, far_sum, near_top, near_sum, total = sums
+    if OUT.total is not None:
+        total += tl.sum(tl.where(positive, z, 0.0), 1)
+    e, slope = exponent(z, far_fn, far)
+    if TOGETHER:
+        higher = tl.maximum(top, tl.max(tl.where(positive | negative, e, _NONE), 1))
+        base = tl.where(higher == _NONE, 0.0, higher)
+        terms = tl.exp2((e - base[:, None]) * _LOG2E)
+        before = tl.exp2((top - base) * _LOG2E)
+        far_sum = far_sum * before + tl.sum(tl.where(negative, terms, 0.0), 1)
+        near_sum = near_sum * before + tl.sum(tl.where(positive, terms, 0.0), 1)
+        top = higher
+    else:
+        top, far_sum = running(top, far_sum, e, negative)
+        if OUT.near is not None:
+            e, slope = exponent(z, near_fn, near)
+            near_top, near_sum = running(near_top, near_sum, e, positive)
+    return top, far_sum, near_top, near_sum, total
+
+
+@triton.jit
+def store_sums(OUT, sums, part, i, I):
+    """Write the sums of the anchors `i` over a part of the other side."""
+    top, far_sum, near_top, near_sum, total = sums
+    at, inside = part * I.count + i, i < I.count
     tl.store(OUT.top + at, top, mask=inside)
     tl.store(OUT.far + at, far_sum, mask=inside)
     if OUT.near_top is not None:
@@ -126,6 +137,29 @@ def collect(
         tl.store(OUT.near + at, near_sum, mask=inside)
     if OUT.total is not None:
         tl.store(OUT.total + at, total, mask=inside)
+
+
+@triton.jit
+def collect(
+    I, J, Z, OUT, d, words, split, far, near,
+    far_fn: tl.constexpr, near_fn: tl.constexpr, TOGETHER: tl.constexpr,
+    LABELS: tl.constexpr, SELVES: tl.constexpr, FLIPPED: tl.constexpr,
+    MEASURE: tl.constexpr, CANCELS: tl.constexpr, PRODUCT: tl.constexpr,
+    WIDTH: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """The sums of the anchors `I` over a part of `J`, `split` rows long; see `gathered`."""
+    i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    start = tl.program_id(1) * split
+    k = tl.arange(0, CHUNK)
+    a = some(I, i, k, WIDTH)
+    sums = no_sums(ROWS)
+    for column in range(start, tl.minimum(start + split, J.count), COLUMNS):
+        j = column + tl.arange(0, COLUMNS)
+        z = products_or(Z, I, J, i, j, a, k, WIDTH, CHUNK, PRODUCT)
+        positive, negative = kinds(I, J, i, j, words, LABELS, SELVES, FLIPPED)
+        z, again = measured(z, positive | negative, I, J, i, j, d, MEASURE, CANCELS)
+        sums = gathered(sums, OUT, z, positive, negative, far, near, far_fn, near_fn, TOGETHER)
+    store_sums(OUT, sums, tl.program_id(1), i, I)
 
 
 @triton.jit
@@ -164,7 +198,7 @@ def two_shares(e, positive, i_top, i_rest, j_top, j_rest, i_far, j_far, i_near, 
 
 @triton.jit
 def collect_terms(
-    I, J, OF_I, OF_J, LOSS, BY_FAR, INSIDE, d, words, split, low, high,
+    I, J, Z, OF_I, OF_J, LOSS, BY_FAR, INSIDE, d, words, split, low, high,
     term: tl.constexpr, BOTH_ENDS: tl.constexpr, KEPT: tl.constexpr,
     LABELS: tl.constexpr, SELVES: tl.constexpr,
     MEASURE: tl.constexpr, CANCELS: tl.constexpr, PRODUCT: tl.constexpr,
@@ -184,7 +218,7 @@ def collect_terms(
         j = column + tl.arange(0, COLUMNS)
         positive, negative = kinds(I, J, i, j, words, LABELS, SELVES, False)
         if any_of(positive):
-            z = products(I, J, i, j, a, some(J, j, k, WIDTH), WIDTH, CHUNK, PRODUCT)
+            z = products_or(Z, I, J, i, j, a, k, WIDTH, CHUNK, PRODUCT)
             z, again = measured(z, positive, I, J, i, j, d, MEASURE, CANCELS)
             if BOTH_ENDS:
                 j_top, j_rest = each(OF_J.top, j, J)[None, :], each(OF_J.rest, j, J)[None, :]

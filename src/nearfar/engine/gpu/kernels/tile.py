@@ -27,6 +27,7 @@ class Side(NamedTuple):
         own: (count,) the column that is the row itself; None: not listed so.
         down: by which the rows were multiplied, so that their squares are finite; None: 1.
         count: how many rows.
+        first: the number of the first of them, where they are a part of a side.
     """
 
     operand: Any
@@ -37,15 +38,28 @@ class Side(NamedTuple):
     own: Any
     down: Any
     count: Any
+    first: Any = 0
+
+
+class Strip(NamedTuple):
+    """A number for each pair of some rows and all columns.
+
+    Attributes:
+        numbers: (rows, pitch) of which the first columns are used.
+        pitch: how many numbers a row takes.
+    """
+
+    numbers: Any
+    pitch: Any
 
 
 @triton.jit
-def dot(a, b, PRODUCT: tl.constexpr):
+def dot(a, b, PRODUCT: tl.constexpr, total=None):
     """The matrix product, summed in float32; `PRODUCT` says how float32 is multiplied."""
     if _UPCAST:  # the interpreter multiplies bfloat16 wrongly
-        return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), total, input_precision="ieee")
     else:
-        return tl.dot(a, b, input_precision=PRODUCT)
+        return tl.dot(a, b, total, input_precision=PRODUCT)
 
 
 @triton.jit
@@ -75,15 +89,29 @@ def products(I, J, i, j, a, b, WIDTH: tl.constexpr, CHUNK: tl.constexpr, PRODUCT
 
 
 @triton.jit
+def place(strip, i, j):
+    """(r, c) where a strip holds the numbers of pairs."""
+    return strip.numbers + i.to(tl.int64)[:, None] * strip.pitch + j[None, :]
+
+
+@triton.jit
+def loaded(strip, I, J, i, j):
+    """(r, c) the numbers of pairs in a strip."""
+    inside = (i < I.count)[:, None] & (j < J.count)[None, :]
+    return tl.load(place(strip, i, j), mask=inside, other=0.0)
+
+
+@triton.jit
 def kinds(I, J, i, j, words, LABELS: tl.constexpr, SELVES: tl.constexpr, FLIPPED: tl.constexpr):
     """(r, c) bool: the similar pairs, and the dissimilar ones. A row and itself are neither."""
+    i_number, j_number = (I.first + i)[:, None], (J.first + j)[None, :]
     if LABELS == "diagonal":
-        same = i[:, None] == j[None, :]
+        same = i_number == j_number
     elif LABELS == "match":
         if FLIPPED:
-            same = i[:, None] == each(J.match, j, J)[None, :]
+            same = i_number == each(J.match, j, J)[None, :]
         else:
-            same = each(I.match, i, I)[:, None] == j[None, :]
+            same = each(I.match, i, I)[:, None] == j_number
     elif LABELS == "classes":
         same = each(I.labels, i, I)[:, None] == each(J.labels, j, J)[None, :]
     else:
@@ -95,12 +123,12 @@ def kinds(I, J, i, j, words, LABELS: tl.constexpr, SELVES: tl.constexpr, FLIPPED
         same = shared != 0
     compared = (i < I.count)[:, None] & (j < J.count)[None, :]
     if SELVES == "diagonal":
-        compared = compared & (i[:, None] != j[None, :])
+        compared = compared & (i_number != j_number)
     elif SELVES == "named":
         if FLIPPED:
-            compared = compared & (i[:, None] != each(J.own, j, J)[None, :])
+            compared = compared & (i_number != each(J.own, j, J)[None, :])
         else:
-            compared = compared & (each(I.own, i, I)[:, None] != j[None, :])
+            compared = compared & (each(I.own, i, I)[:, None] != j_number)
     return compared & same, compared & (same == 0)
 
 
