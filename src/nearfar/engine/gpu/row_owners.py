@@ -64,6 +64,7 @@ def collect_for(
         far_fn=far[0],
         near_fn=near[0],
         TOGETHER=together,
+        STORED=products is not None,
         FLIPPED=flipped,
     )
     return found_in(out)
@@ -103,6 +104,7 @@ def terms(
         term=kernel(rule.term),
         BOTH_ENDS=rule.both_ends,
         KEPT=kept is not None,
+        STORED=products is not None,
     )
     loss, by_logs, inside = planes.sum(1)
     if kept is not None:

@@ -179,6 +179,7 @@ def run(rule: LogSumRule, compared: Comparison, anchors: Anchors) -> Answer:
             grid,
             *(None, None, products, forces, own, columns, acting, None, None, by_scale),
             *(compared.words, function(rule.far)[1], function(rule.near)[1], *limits(kept)),
+            STORED=True,
             **pull_settings(rule, kept, acting, None),
         )
         return by_scale

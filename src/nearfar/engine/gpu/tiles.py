@@ -48,6 +48,7 @@ def collect(rule: LogSumRule, compared: Comparison, *, both: bool) -> Found:
             far_fn=far[0],
             near_fn=near[0],
             TOGETHER=rule.with_positives,
+            BOTH=both,
         )
         _join(compared, by_row, of_rows, (slice(None), at))
         if of_columns is not None and by_column is not None:
@@ -114,6 +115,7 @@ def gradient(
             *(*_described(compared, own, grid), None, out, own, compared.columns),
             *(acting, of_columns, scale, by_scale, compared.words),
             *(function(rule.far)[1], function(rule.near)[1], *limits(None)),
+            STORED=False,
             **pull_settings(rule, None, acting, of_columns),
         )
         found.add(force, at, scale, by_scale)

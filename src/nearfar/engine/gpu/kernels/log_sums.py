@@ -78,13 +78,14 @@ def running(top, total, e, included):
 
 @triton.jit
 def products_or(
-    Z, I, J, i, j, a, k, WIDTH: tl.constexpr, CHUNK: tl.constexpr, PRODUCT: tl.constexpr
+    Z, I, J, i, j, a, k,
+    STORED: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr, PRODUCT: tl.constexpr,
 ):  # fmt: skip
-    """(r, c) inner products, from the strip `Z` if they are there."""
-    if Z is None:
-        return products(I, J, i, j, a, some(J, j, k, WIDTH), WIDTH, CHUNK, PRODUCT)
-    else:
+    """(r, c) inner products, from the strip `Z` if they are stored."""
+    if STORED:
         return loaded(Z, I, J, i, j)
+    else:
+        return products(I, J, i, j, a, some(J, j, k, WIDTH), WIDTH, CHUNK, PRODUCT)
 
 
 @triton.jit
@@ -142,7 +143,7 @@ def store_sums(OUT, sums, part, i, I):
 @triton.jit
 def collect(
     I, J, Z, OUT, d, words, split, far, near,
-    far_fn: tl.constexpr, near_fn: tl.constexpr, TOGETHER: tl.constexpr,
+    far_fn: tl.constexpr, near_fn: tl.constexpr, TOGETHER: tl.constexpr, STORED: tl.constexpr,
     LABELS: tl.constexpr, SELVES: tl.constexpr, FLIPPED: tl.constexpr,
     MEASURE: tl.constexpr, CANCELS: tl.constexpr, PRODUCT: tl.constexpr,
     WIDTH: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -155,7 +156,7 @@ def collect(
     sums = no_sums(ROWS)
     for column in range(start, tl.minimum(start + split, J.count), COLUMNS):
         j = column + tl.arange(0, COLUMNS)
-        z = products_or(Z, I, J, i, j, a, k, WIDTH, CHUNK, PRODUCT)
+        z = products_or(Z, I, J, i, j, a, k, STORED, WIDTH, CHUNK, PRODUCT)
         positive, negative = kinds(I, J, i, j, words, LABELS, SELVES, FLIPPED)
         z, again = measured(z, positive | negative, I, J, i, j, d, MEASURE, CANCELS)
         sums = gathered(sums, OUT, z, positive, negative, far, near, far_fn, near_fn, TOGETHER)
@@ -199,7 +200,7 @@ def two_shares(e, positive, i_top, i_rest, j_top, j_rest, i_far, j_far, i_near, 
 @triton.jit
 def collect_terms(
     I, J, Z, OF_I, OF_J, LOSS, BY_FAR, INSIDE, d, words, split, low, high,
-    term: tl.constexpr, BOTH_ENDS: tl.constexpr, KEPT: tl.constexpr,
+    term: tl.constexpr, BOTH_ENDS: tl.constexpr, KEPT: tl.constexpr, STORED: tl.constexpr,
     LABELS: tl.constexpr, SELVES: tl.constexpr,
     MEASURE: tl.constexpr, CANCELS: tl.constexpr, PRODUCT: tl.constexpr,
     WIDTH: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -218,7 +219,7 @@ def collect_terms(
         j = column + tl.arange(0, COLUMNS)
         positive, negative = kinds(I, J, i, j, words, LABELS, SELVES, False)
         if any_of(positive):
-            z = products_or(Z, I, J, i, j, a, k, WIDTH, CHUNK, PRODUCT)
+            z = products_or(Z, I, J, i, j, a, k, STORED, WIDTH, CHUNK, PRODUCT)
             z, again = measured(z, positive, I, J, i, j, d, MEASURE, CANCELS)
             if BOTH_ENDS:
                 j_top, j_rest = each(OF_J.top, j, J)[None, :], each(OF_J.rest, j, J)[None, :]

@@ -91,17 +91,23 @@ def top_and_sum(e, axis: tl.constexpr):
 @triton.jit
 def collect_tiles(
     X, Y, I, J, OF_I, OF_J, words, far, near,
-    far_fn: tl.constexpr, near_fn: tl.constexpr, TOGETHER: tl.constexpr,
+    far_fn: tl.constexpr, near_fn: tl.constexpr, TOGETHER: tl.constexpr, BOTH: tl.constexpr,
     LABELS: tl.constexpr, SELVES: tl.constexpr, PRODUCT: tl.constexpr,
     WIDTH: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """The sums of the rows over each tile and, where `OF_J` is given, those of the columns."""
+    """The sums of the rows over each tile and, if `BOTH` are anchors, those of the columns."""
     down, across = tl.cdiv(I.count, ROWS), tl.cdiv(J.count, COLUMNS)
     for number in tl.range(tl.program_id(0), down * across, tl.num_programs(0), flatten=True):
         p, q = tile_of(number, down, across)
         z = product_of(X, Y, p * ROWS, q * COLUMNS, WIDTH, CHUNK, PRODUCT, ROWS, COLUMNS)
         i, j = p * ROWS + tl.arange(0, ROWS), q * COLUMNS + tl.arange(0, COLUMNS)
-        if OF_J is None:
+        if BOTH:
+            positive, negative = kinds(I, J, i, j, words, LABELS, SELVES, False)
+            total = tl.sum(tl.where(positive, z, 0.0), 1)
+            i_top, of_i, j_top, of_j = sums_of_both(z, negative, far, far_fn)
+            store_sums(OF_I, (i_top, of_i, i_top, of_i, total), q, i, I)
+            store_sums(OF_J, (j_top, of_j, j_top, of_j, j_top), p, j, J)
+        else:
             sums = no_sums(ROWS)
             left, right = halves(z)
             parts = quarters(left) + quarters(right)
@@ -112,12 +118,6 @@ def collect_tiles(
                     sums, OF_I, parts[k], positive, negative, far, near, far_fn, near_fn, TOGETHER
                 )  # fmt: skip
             store_sums(OF_I, sums, q, i, I)
-        else:
-            positive, negative = kinds(I, J, i, j, words, LABELS, SELVES, False)
-            total = tl.sum(tl.where(positive, z, 0.0), 1)
-            i_top, of_i, j_top, of_j = sums_of_both(z, negative, far, far_fn)
-            store_sums(OF_I, (i_top, of_i, i_top, of_i, total), q, i, I)
-            store_sums(OF_J, (j_top, of_j, j_top, of_j, j_top), p, j, J)
 
 
 @triton.jit
@@ -145,12 +145,13 @@ def forces(
     X, Y, Z, F, I, J, OF_I, OF_J, SCALE, BY_SCALE, words, far, near, low, high,
     far_fn: tl.constexpr, near_fn: tl.constexpr, term: tl.constexpr,
     KEPT: tl.constexpr, TOGETHER: tl.constexpr, BY_I: tl.constexpr, BY_J: tl.constexpr,
-    LABELS: tl.constexpr, SELVES: tl.constexpr, PRODUCT: tl.constexpr,
+    STORED: tl.constexpr, LABELS: tl.constexpr, SELVES: tl.constexpr, PRODUCT: tl.constexpr,
     WIDTH: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Write the forces on each pair into the strip `F`, from the products in the strip `Z`.
+    """Write the forces on each pair into the strip `F`.
 
-    Without `Z`, tiles are multiplied here, and `F` is a descriptor that takes a quarter of a tile.
+    If products are `STORED`, they are in the strip `Z`. Else tiles are multiplied here, and `F` is
+    a descriptor that takes a quarter of a tile.
 
     Args:
         SCALE: by which forces are multiplied, so that float16 holds them; None: 1.
@@ -163,7 +164,19 @@ def forces(
         row, column = p * ROWS, q * COLUMNS
         i = row + tl.arange(0, ROWS)
         by_scale = tl.zeros((ROWS,), tl.float32)
-        if Z is None:
+        if STORED:
+            j = column + tl.arange(0, COLUMNS)
+            z = loaded(Z, I, J, i, j)
+            force = force_from(
+                z, I, J, i, j, OF_I, OF_J, words,
+                far, near, low, high, far_fn, near_fn, term, KEPT, TOGETHER, BY_I, BY_J,
+                LABELS, SELVES,
+            )  # fmt: skip
+            if BY_SCALE is not None:
+                by_scale += tl.sum(force * z, 1)
+            inside = (i < I.count)[:, None] & (j < J.count)[None, :]
+            tl.store(place(F, i, j), (force * scale).to(F.numbers.dtype.element_ty), mask=inside)
+        else:
             z = product_of(X, Y, row, column, WIDTH, CHUNK, PRODUCT, ROWS, COLUMNS)
             parts = quarters(z)
             for k in tl.static_range(4):
@@ -176,18 +189,6 @@ def forces(
                 if BY_SCALE is not None:
                     by_scale += tl.sum(force * parts[k], 1)
                 F.store([row, start], (force * scale).to(F.dtype))
-        else:
-            j = column + tl.arange(0, COLUMNS)
-            z = loaded(Z, I, J, i, j)
-            force = force_from(
-                z, I, J, i, j, OF_I, OF_J, words,
-                far, near, low, high, far_fn, near_fn, term, KEPT, TOGETHER, BY_I, BY_J,
-                LABELS, SELVES,
-            )  # fmt: skip
-            if BY_SCALE is not None:
-                by_scale += tl.sum(force * z, 1)
-            inside = (i < I.count)[:, None] & (j < J.count)[None, :]
-            tl.store(place(F, i, j), (force * scale).to(F.numbers.dtype.element_ty), mask=inside)
         if BY_SCALE is not None:
             tl.store(BY_SCALE + q * I.count + i, by_scale, mask=i < I.count)
 
