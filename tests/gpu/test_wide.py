@@ -8,6 +8,7 @@ import torch
 from batch_cases import CASES, Case, Data, gradients, near, over
 from interpreted import kernels  # noqa: F401, a fixture
 from torch import Tensor
+from waits import accelerator, there
 
 import nearfar as nf
 from nearfar.engine.budget import tile_shape
@@ -168,6 +169,23 @@ def test_the_same_bits(case: Case, precision: Any) -> None:
         first, again = gradients(case.run, data), gradients(case.run, data)
     assert torch.equal(first[0], again[0])
     assert all(torch.equal(g, again[1][name]) for name, g in first[1].items())
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+@over([c for c in FEW if "sup_con" not in c.name] + [NAMED["sup_con-decoupled-reference"]])
+def test_a_step_reads_nothing_on_the_host(
+    case: Case, precision: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a CUDA graph can capture it. No kernel runs: tensors of the meta device are empty."""
+    from nearfar.engine.gpu import comparison
+
+    monkeypatch.setattr(comparison, "launch", lambda *given: None)
+    data = case.draw(40, D, dtype=torch.float32)
+    rows = {name: there(x, learned=True) for name, x in data.rows.items()}
+    others = {name: there(x) for name, x in data.others.items()}
+    with accelerator():
+        case.run(Data(rows, others), "mean", precision=precision).backward()
+    assert all(x.grad is not None for x in rows.values())
 
 
 @pytest.mark.parametrize(

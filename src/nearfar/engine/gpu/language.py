@@ -33,7 +33,7 @@ def of_shape(shape: Shape) -> dict[str, Any]:
         "ROWS": shape.rows,
         "COLUMNS": shape.columns,
         "num_warps": shape.warps,
-        "num_stages": shape.stages if _PIPELINES else 1,
+        "num_stages": shape.stages if _PIPELINES or shape.steady else 1,
     }
     return settings if INTERPRETED else {**settings, "enable_fp_fusion": True}
 

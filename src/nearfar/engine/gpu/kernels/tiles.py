@@ -67,9 +67,9 @@ def sums_of_both(z, negative, far, far_fn: tl.constexpr):
     One exponential a pair serves both, unless they lie too far apart for that.
     """
     e, slope = exponent(z, far_fn, far)
-    low = tl.min(tl.min(e, 1), 0)
+    low = tl.min(e)
     e = tl.where(negative, e, _NONE)
-    high = tl.max(tl.max(e, 1), 0)
+    high = tl.max(e)
     if high - low < _SPREAD:
         terms = tl.exp2((e - tl.where(high == _NONE, 0.0, high)) * _LOG2E)
         of_i, of_j = tl.sum(terms, 1), tl.sum(terms, 0)
