@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.linalg import vecdot
 
 from nearfar.distance import Distance, length
+from nearfar.engine import gpu
 from nearfar.engine.budget import Limits, block
 from nearfar.engine.closeness import (
     Closeness,
@@ -29,11 +30,24 @@ from nearfar.engine.relation import Relation
 from nearfar.engine.slices import spans
 from nearfar.engine.step import Answer, Executor, Request
 from nearfar.engine.walk import show
+from nearfar.engine.where import kernels_run_on
 from nearfar.reduction import Between
 
-# Rows, columns (None: the rows themselves), limits, the precision of products -> (t, k) int64
-# tuples. The anchor comes first and is a row; all others are columns.
-Picker = Callable[[Tensor, Tensor | None, Limits, Precision], Iterator[Tensor]]
+
+@dataclass(frozen=True)
+class Picker:
+    """Selects tuples, (t, k) int64 each. The anchor comes first and is a row; others are columns.
+
+    Attributes:
+        by_blocks: rows, columns (None: the rows themselves), limits, the precision of products ->
+            tuples, in parts.
+        on_gpu: a request -> tuples at once, -1 in the place of a row that an anchor does not have;
+            None: it has no kernel.
+    """
+
+    by_blocks: Callable[[Tensor, Tensor | None, Limits, Precision], Iterator[Tensor]]
+    on_gpu: Callable[[Request], Tensor] | None = None
+
 
 # Copies of the rows of a tuple held at the same time: rows, differences, gradients.
 _BUFFERS = 4
@@ -78,7 +92,7 @@ def listed(
     relation: Relation,
     tally: Tally,
 ) -> Executor:
-    """Select tuples block by block, and add up their losses and gradients."""
+    """Select tuples, by a kernel or block by block, and add up their losses and gradients."""
 
     def execute(request: Request) -> Answer:
         a, b = request.aligned(by_distance(distance))
@@ -91,13 +105,15 @@ def listed(
         with torch.no_grad():
             width = rule.places * a.shape[1]
             size = block(request.limits, a.device, a.element_size(), _BUFFERS, width)
-            found = pick(request.a, request.b, request.limits, request.precision)
-            for at, tuples in _chunks(found, size):
+            for at, found in _chunks(_found(pick, request, distance, relation), size):
+                tuples, absent = _whole(found, request)
                 anchor, weight = tuples[:, 0], request.weight
                 if weight is not None:
                     weight = weight[at] if each else weight[anchor]
                 rows = [a[anchor], *(columns[other] for other in tuples.T[1:])]
-                loss, inside, pulls, between = _derived(rule, measure, rows, weight, request)
+                loss, inside, pulls, between = _derived(
+                    rule, measure, rows, weight, request, absent
+                )
                 if each:
                     one_by_one.append(loss)
                 else:
@@ -122,7 +138,27 @@ def listed(
 
 def given(tuples: Tensor) -> Picker:
     """Tuples (t, k) that the caller lists, in their order."""
-    return lambda a, b, limits, precision: iter([tuples])
+    return Picker(lambda a, b, limits, precision: iter([tuples]))
+
+
+def _found(
+    pick: Picker, request: Request, distance: Distance, relation: Relation
+) -> Iterator[Tensor]:
+    """What a picker selects."""
+    if (
+        pick.on_gpu is not None
+        and relation.m
+        and gpu.takes(request, by_distance(distance), relation)
+    ):
+        return iter([pick.on_gpu(request)])
+    return pick.by_blocks(request.a, request.b, request.limits, request.precision)
+
+
+def _whole(found: Tensor, request: Request) -> tuple[Tensor, Tensor | None]:
+    """Tuples of rows that there are, and (t,) bool, which are not to count; None: all count."""
+    if not kernels_run_on(request.a.device):  # a picker without a kernel finds nothing incomplete
+        return found, None
+    return found.clamp(min=0), found.amin(1) < 0
 
 
 def _chunks(found: Iterator[Tensor], size: int) -> Iterator[tuple[slice, Tensor]]:
@@ -234,8 +270,9 @@ def _derived(
     rows: list[Tensor],
     weight: Tensor | None,
     request: Request,
+    absent: Tensor | None,
 ) -> tuple[Tensor, Tensor, list[tuple[End, End]], list[tuple[Tensor, Tensor]]]:
-    """The losses of some tuples and their gradient.
+    """The losses of some tuples and their gradient; those that are `absent` do not count.
 
     Returns:
         (t,) losses, 0 for tuples that do not count.
@@ -246,9 +283,10 @@ def _derived(
     apart = [measure(rows[i], rows[j]) for i, j in rule.pairs]
     distances = [one.d for one in apart]
     if not request.gradient:
-        return *_counted(rule.loss(*distances), request.kept), [], []
+        return *_counted(rule.loss(*distances), request.kept, absent), [], []
     with torch.enable_grad():
-        loss, inside = _counted(rule.loss(*(d.requires_grad_() for d in distances)), request.kept)
+        each = rule.loss(*(d.requires_grad_() for d in distances))
+        loss, inside = _counted(each, request.kept, absent)
         total = (loss if weight is None else loss * weight).sum()
         forces = torch.autograd.grad(total, distances, materialize_grads=True)
     for one in apart:
@@ -258,11 +296,14 @@ def _derived(
     return loss.detach(), inside, pulls, found
 
 
-def _counted(loss: Tensor, kept: Between | None) -> tuple[Tensor, Tensor]:
+def _counted(loss: Tensor, kept: Between | None, absent: Tensor | None) -> tuple[Tensor, Tensor]:
     """Losses, 0 for those that do not count, and 1 for those that count."""
-    if kept is None:
+    if kept is None and absent is None:
         return loss, torch.ones_like(loss, dtype=torch.int64)
-    outside = kept.outside(loss.detach())
+    outside = absent if kept is None else kept.outside(loss.detach())
+    assert outside is not None
+    if kept is not None and absent is not None:
+        outside = outside | absent
     return loss.masked_fill(outside, 0), (~outside).long()
 
 

@@ -28,6 +28,7 @@ from nearfar.engine.precision import Precision
 from nearfar.engine.products import products
 from nearfar.engine.relation import Relation
 from nearfar.engine.slices import spans
+from nearfar.engine.step import Request
 from nearfar.engine.walk import Measure, blocks
 from nearfar.inputs import between, readable
 from nearfar.reduction import sum_dtype
@@ -117,7 +118,12 @@ def hardest(distance: Distance, relation: Relation, *, easy_positive: bool = Fal
             anchor = torch.arange(rows.start, rows.stop, device=a.device)
             yield torch.cat([anchor[:, None], picked], 1)[both]
 
-    return pick
+    def on_gpu(request: Request) -> Tensor:
+        from nearfar.engine.gpu import tuples  # loads Triton
+
+        return tuples.hardest(request, by_distance(distance), relation, easy_positive=easy_positive)
+
+    return Picker(pick, on_gpu)
 
 
 class _Ranking:
@@ -156,7 +162,7 @@ def semihard(distance: Distance, relation: Relation) -> Picker:
                 chosen = torch.where(none, farthest[anchors.row], chosen)
             yield _triplets(tile.rows, anchors, chosen)
 
-    return pick
+    return Picker(pick)
 
 
 def by_distance_weight(
@@ -176,7 +182,7 @@ def by_distance_weight(
                 chosen = draw(weight, anchors.count, chance)[anchors.row, anchors.slot]
                 yield _triplets(tile.rows, anchors, chosen)
 
-    return pick
+    return Picker(pick)
 
 
 def distance_weight(squares: Tensor, dim: int, cutoff: float, nonzero_loss_cutoff: float) -> Tensor:
@@ -264,7 +270,7 @@ def every(relation: Relation) -> Picker:
                 row, column = anchors.row[some], anchors.column[some]
                 yield triplets_of_pairs(rows, row, column, negative[row])
 
-    return pick
+    return Picker(pick)
 
 
 def triplets_of_pairs(rows: slice, row: Tensor, column: Tensor, negative: Tensor) -> Tensor:
@@ -300,7 +306,7 @@ def at_random(relation: Relation, k: int, seed: int) -> Picker:
             anchor = (row + rows.start)[:, None].expand_as(negative)
             yield torch.stack([anchor, anchors.column[positive], negative], 2).flatten(0, 1)
 
-    return pick
+    return Picker(pick)
 
 
 def _of(share: Tensor, count: Tensor) -> Tensor:

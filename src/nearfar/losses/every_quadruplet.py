@@ -453,7 +453,17 @@ def hardest_quadruplets(classes: Classes, relation: Relation, distance: Distance
         anchor = torch.arange(a.shape[0], device=a.device)
         yield torch.stack([anchor, positive, negative, *second], 1)[valid]
 
-    return pick
+    def on_gpu(request: Request) -> Tensor:
+        from nearfar.engine.gpu import tuples  # loads Triton
+
+        closeness, columns = by_distance(distance), replace(request, a=request.columns, b=None)
+        if not enough:
+            return of_column.new_zeros(0, 5)
+        picked = tuples.hardest(request, closeness, relation, easy_positive=False)
+        second = _closest_pairs(classes, *tuples.two_nearest(columns, closeness, among))
+        return torch.cat([picked, torch.stack(second, 1)], 1)[picked[:, 1] >= 0]
+
+    return Picker(pick, on_gpu)
 
 
 def _two_nearest(

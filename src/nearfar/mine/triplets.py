@@ -69,7 +69,7 @@ def semihard_triplets(
     """
     compared = Comparison.of(x, labels, reference, distance, normalize=normalize)
     pick = semihard(compared.distance, compared.relation)
-    found = pick(*compared.scaled(), current_limits(), "float32")
+    found = pick.by_blocks(*compared.scaled(), current_limits(), "float32")
     return _some(found, compared, max, generator)
 
 
