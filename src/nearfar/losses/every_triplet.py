@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from nearfar.engine import anchors as lookup
-from nearfar.engine import budget
+from nearfar.engine import budget, gpu
 from nearfar.engine.anchor_sums import block_loss
 from nearfar.engine.anchors import Anchors, look_up_rows
 from nearfar.engine.budget import Workspace
@@ -68,6 +68,10 @@ def every_triplet(
         return block_loss(rule, closeness, relation)(request)
 
     def execute(request: Request) -> Answer:
+        if gpu.takes_every_tuple(request, closeness, relation):
+            from nearfar.engine.gpu import tuples  # loads Triton
+
+            return tuples.every_triplet(request, closeness, relation, margin, smooth, tally)
         a = request.a
         height, width = budget.tile(request.limits, a.device, a.element_size(), _BUFFERS)
         shape = max(height // 2, 1), 2 * width

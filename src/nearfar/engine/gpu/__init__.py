@@ -27,3 +27,10 @@ def takes(request: Request, closeness: Closeness, relation: Relation) -> bool:
         and relation.listed is None
         and not force_visitors()
     )
+
+
+def takes_every_tuple(request: Request, closeness: Closeness, relation: Relation) -> bool:
+    """Whether kernels run a loss over all triplets or quadruplets: only by class ids."""
+    labels = relation.row_labels
+    by_class = labels is not None and labels.ndim == 1 and relation.n > 0 and relation.m > 0
+    return by_class and takes(request, closeness, relation)

@@ -178,6 +178,12 @@ class Comparison:
         like: Tensor = own.operand
         return like.new_zeros(parts, own.count, dtype=torch.float32)
 
+    def whole_grid(self, kernel: str, own: Side, chunks: int = 1) -> Grid:
+        """The same for a kernel whose programs see all columns."""
+        where = own.operand.device
+        shape = shape_of(kernel, self.dtype, self.chunk, where, self.request.limits)
+        return Grid(shape, 0, 1, (-(-own.count // shape.rows), 1, chunks))
+
     def launch(self, kernel: Any, grid: Grid, *arguments: Any, **settings: Any) -> None:
         """Run a kernel, with those settings that it takes, unless there is nothing to do."""
         if not grid.grid[0]:

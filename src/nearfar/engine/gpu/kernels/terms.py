@@ -19,6 +19,12 @@ def softplus_and_slope(x):
 
 
 @triton.jit
+def hinge(x):
+    """max(0, x), and its derivative, 0 at 0."""
+    return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL), tl.where(x > 0, 1.0, 0.0)
+
+
+@triton.jit
 def match(z, numbers):
     """A pair that matches, classified by a sigmoid: the loss, and its derivative."""
     loss, slope = softplus_and_slope(-z)
