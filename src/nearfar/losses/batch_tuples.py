@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from nearfar.distance import Distance, check_distance
+from nearfar.engine import gpu
 from nearfar.engine.closeness import by_distance
 from nearfar.engine.listed_tuples import Picker, Tally, TupleRule, given, listed
 from nearfar.engine.observe import force_visitors
@@ -23,7 +24,7 @@ from nearfar.engine.pick import (
 )
 from nearfar.engine.precision import Precision
 from nearfar.engine.relation import Relation
-from nearfar.engine.step import Executor, run
+from nearfar.engine.step import Answer, Executor, Request, run
 from nearfar.inputs import ArrayLike, between, lift, one_of, positive_integer, switch, tensor
 from nearfar.labels import refuse
 from nearfar.listed import listed_triplets
@@ -251,7 +252,26 @@ class _How:
             every_one = every_swapped if self.swap else every_triplet
             closeness = by_distance(self.distance)
             return every_one(closeness, relation, self.margin, self.smooth, tally)
-        return listed(self.rule(), pick, self.distance, relation, tally)
+        plain = listed(self.rule(), pick, self.distance, relation, tally)
+        return (
+            plain
+            if self.select != "semihard" or self.swap
+            else self._on_gpu(plain, relation, tally)
+        )
+
+    def _on_gpu(self, plain: Executor, relation: Relation, tally: Tally) -> Executor:
+        """Semi-hard triplets by a kernel, where it takes them."""
+
+        def execute(request: Request) -> Answer:
+            closeness = by_distance(self.distance)
+            if not gpu.takes_every_tuple(request, closeness, relation):
+                return plain(request)
+            from nearfar.engine.gpu import tuples  # loads Triton
+
+            found = request, closeness, relation
+            return tuples.semihard(*found, self.margin, self.smooth, tally)
+
+        return execute
 
     def _picker(self, relation: Relation) -> Picker | None:
         if self.n_per_anchor is not None:

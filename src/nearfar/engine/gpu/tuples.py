@@ -4,8 +4,7 @@ A program owns some rows and walks over all columns, and nothing is added in an 
 change. No value is read on the host.
 """
 
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,8 +22,8 @@ from nearfar.engine.relation import Relation
 from nearfar.engine.step import Answer, Request
 from nearfar.reduction import ACTIVE
 
-# The thresholds of all anchors, and the pulls on their positives, take this share of the budget.
-_SHARE = 4
+# What is kept of each positive of each anchor, in so many numbers, takes this share of the budget.
+_SHARE, _PLANES = 4, 4
 
 
 def hardest(
@@ -84,22 +83,6 @@ def _extremes(
     return at[0], (at[1], -values[1].gather(0, best[1])[0])
 
 
-@dataclass(eq=False)
-class Triplets:
-    """The triplets of each anchor.
-
-    Attributes:
-        loss: (n,) float64, the sums of the losses that count.
-        number: (n,) int64, how many of them count; without a range, how many are not 0.
-        da, db: the gradients of rows and columns; None: not wanted, or the columns are the rows.
-    """
-
-    loss: Tensor
-    number: Tensor
-    da: Tensor | None
-    db: Tensor | None
-
-
 def every_triplet(
     request: Request,
     closeness: Closeness,
@@ -110,45 +93,33 @@ def every_triplet(
 ) -> Answer:
     """All triplets of each anchor; `tally` counts them, and those with a loss that is not 0."""
     valid = relation.n_positives() * relation.n_negatives()
-    term = "softplus_and_slope" if smooth else "hinge"
-    sums = triplets(request, closeness, relation, margin, term)
-    tally.add(valid.sum(), (valid if smooth else sums.number).sum())
-    counts = valid if request.kept is None else sums.number
-    return Answer(sums.loss.where(valid > 0, 0), counts, sums.da, sums.db)
+    work = _Work(request, closeness, relation, "softplus_and_slope" if smooth else "hinge")
+    for base in work.bases:
+        work.set_thresholds(base, margin)
+        work.push(base)
+        work.pull(base)
+    return work.answer(valid, smooth, tally)
 
 
-def triplets(
+def semihard(
     request: Request,
     closeness: Closeness,
     relation: Relation,
     margin: float,
-    term: str,
-    *,
-    thirds: bool = False,
-) -> Triplets:
-    """The sums over all triplets of each anchor.
-
-    Args:
-        request: what is asked.
-        closeness: by which rows are compared.
-        relation: by class ids.
-        margin: how much farther a negative must be than a positive.
-        term: of `kernels/terms.py`, the loss of a violation of the margin.
-        thirds: whether a triplet counts once for each column of a third class.
-    """
-    classes = _ByClass(request, relation)
-    compared = Comparison(classes.request, closeness, classes.relation)
-    work = _Work(compared, classes, margin, term, thirds)
-    for base in range(0, relation.m, work.slots):
-        work.take(base)
-    back, columns_back = classes.rows.argsort(), classes.columns.argsort()
-    da, db = work.gradients
-    return Triplets(
-        work.loss[back],
-        work.number[back],
-        None if da is None else da[back],
-        None if db is None else db[columns_back],
-    )
+    smooth: bool,
+    tally: Tally,
+) -> Answer:
+    """For each anchor and positive the triplet with the nearest negative beyond the positive."""
+    valid = relation.n_positives() * (relation.n_negatives() > 0)
+    work = _Work(request, closeness, relation, "softplus_and_slope" if smooth else "hinge")
+    far = torch.empty_like(work.anchors.threshold)
+    places = torch.empty_like(far, dtype=torch.int32)
+    for base in work.bases:
+        work.set_thresholds(base, 0.0)
+        work.find_beyond(base, margin, far, places)
+        work.push_chosen(base, places)
+        work.pull(base)
+    return work.answer(valid, smooth, tally)
 
 
 class _ByClass:
@@ -191,93 +162,128 @@ def _runs(labels: Tensor, others: Tensor) -> Run:
 
 
 class _Work:
-    """Sums over all triplets, some positives of each anchor after the others; see `triplets`."""
+    """Sums over triplets, for some positives of each anchor after the others.
+
+    Args:
+        request: what is asked.
+        closeness: by which rows are compared.
+        relation: by class ids.
+        term: of `kernels/terms.py`, the loss of a violation of the margin.
+
+    Attributes:
+        anchors: the positives of the anchors, `slots` at a time.
+        bases: the first slot of each time. Where classes are smaller, there is nothing to do.
+        loss: (n,) float64, the sums of the losses that count, sorted by class.
+        number: (n,) int64, how many count; without a range, how many are not 0.
+    """
 
     def __init__(
-        self, compared: Comparison, classes: _ByClass, margin: float, term: str, thirds: bool
+        self, request: Request, closeness: Closeness, relation: Relation, term: str
     ) -> None:
-        request, new = compared.request, compared.rows.operand.new_zeros
-        self.compared, self.classes, self.margin, self.term = compared, classes, margin, term
-        n, m, d = compared.rows.count, compared.columns.count, compared.d
-        entries = budget_of(request.limits, request.a.device) // (_SHARE * 2 * 4)
-        self.slots = min(m, max(1, entries // max(n, 1)))
+        self.classes = classes = _ByClass(request, relation)
+        self.compared = compared = Comparison(classes.request, closeness, classes.relation)
+        new, n, m = compared.rows.operand.new_zeros, relation.n, relation.m
+        self.slots = _slots(request, n, m)
+        self.bases = range(0, m, self.slots)
         planes = new(2, self.slots, n, dtype=torch.float32)
-        weight = torch.ones_like(request.a[:, 0]) if request.weight is None else request.weight
-        self.anchors = Anchors(classes.of_rows, planes[0], planes[1], weight.to(torch.float32))
+        weight = classes.request.weight
+        weight = torch.ones_like(planes[0, 0]) if weight is None else weight.to(planes.dtype)
+        self.anchors = Anchors(classes.of_rows, planes[0], planes[1], weight)
+        self.sides = [(compared.rows, compared.columns, classes.of_rows, self.anchors, None)]
+        if compared.mirrored:
+            self.sides = [(compared.rows, compared.rows, classes.of_rows, *[self.anchors] * 2)]
+        elif request.gradient:
+            flipped = compared.columns, compared.rows, classes.of_columns, None, self.anchors
+            self.sides.append(flipped)
         self.most = classes.of_rows.size.amax()
         self.loss, self.number = new(n, dtype=torch.float64), new(n, dtype=torch.int64)
-        self.gradients: list[Tensor | None] = [None, None]
-        if request.gradient:
-            mirrored = compared.mirrored
-            self.gradients = [
-                new(n, d, dtype=torch.float32),
-                None if mirrored else new(m, d, dtype=torch.float32),
-            ]
+        self.gradients = [
+            new(own.count, compared.d, dtype=torch.float32) if request.gradient else None
+            for own, *_ in self.sides
+        ]
         # A hinge is active where its slope is not 0, which are counted anyway.
         kept = None if term == "hinge" and request.kept == ACTIVE else request.kept
         self.range = (0.0, 0.0) if kept is None else (kept.low, kept.high)
         self.settings: dict[str, Any] = {"term": kernel(term), "KEPT": kept is not None}
-        self.thirds = thirds
 
-    @cached_property
-    def _thirds(self) -> tuple[Tensor | None, Tensor | None]:
-        """How many columns are of the class of each row, and of each column."""
-        if not self.thirds:
-            return None, None
-        labels = self.compared.columns.labels
-        return self.classes.of_rows.size, _runs(labels, labels).size
+    def set_thresholds(self, base: int, margin: float) -> None:
+        """Measure the positives."""
+        compared = self.compared
+        grid = compared.whole_grid("collect", compared.rows)
+        sides = compared.rows, compared.columns
+        compared.launch(kernels.set_thresholds, grid, *sides, self.anchors, *self._at(base), margin)
 
-    def take(self, base: int) -> None:
-        """Take the slots from `base` on."""
-        compared, anchors = self.compared, self.anchors
-        rows, columns = compared.rows, compared.columns
-        common = compared.d, compared.words, base, self.slots
-        grid = compared.whole_grid("collect", rows)
-        compared.launch(kernels.set_thresholds, grid, rows, columns, anchors, *common, self.margin)
-        da, db = self.gradients
-        self._push(rows, columns, (anchors, anchors if compared.mirrored else None), da, common)
-        if db is not None:
-            self._push(columns, rows, (None, anchors), db, common)
-        if da is not None:
-            both = anchors, anchors if compared.mirrored else None
-            self._pull(rows, columns, self.classes.of_rows, both, da, common)
-        if db is not None:
-            self._pull(columns, rows, self.classes.of_columns, (None, anchors), db, common)
+    def push(self, base: int, thirds: tuple[Tensor | None, Tensor | None] = (None, None)) -> None:
+        """Compare all negatives with the thresholds; see `kernels.push`.
 
-    def _push(
-        self,
-        own: Side,
-        other: Side,
-        anchors: tuple[Anchors | None, Anchors | None],
-        out: Tensor | None,
-        common: tuple[int, ...],
-    ) -> None:
-        flipped = anchors[0] is None
-        thirds = self._thirds[::-1] if flipped else self._thirds
-        self.compared.launch(
-            kernels.push,
-            self._grid(own),
-            *(own, other, *anchors, *thirds, self.most),
-            *(self.loss, self.number, out, *common, *self.range),
+        Args:
+            base: the first slot.
+            thirds: how many columns are of the class of each row, and of each column, where a
+                triplet counts once for each column of a third class.
+        """
+        for (own, other, _, of_own, of_other), out in zip(self.sides, self.gradients, strict=True):
+            self.compared.launch(
+                kernels.push,
+                self._grid(own),
+                *(own, other, of_own, of_other),
+                *(thirds if of_own is not None else thirds[::-1]),
+                *(self.most, self.loss, self.number, out, *self._at(base), *self.range),
+                **self.settings,
+                FLIPPED=of_own is None,
+            )
+
+    def find_beyond(self, base: int, margin: float, far: Tensor, places: Tensor) -> None:
+        """Choose the nearest negative beyond each positive; see `kernels.beyond`."""
+        compared = self.compared
+        compared.launch(
+            kernels.beyond,
+            compared.whole_grid("collect", compared.rows),
+            *(compared.rows, compared.columns, self.anchors, far, places),
+            *(self.most, self.loss, self.number, *self._at(base), margin, *self.range),
             **self.settings,
-            FLIPPED=flipped,
         )
 
-    def _pull(
-        self,
-        own: Side,
-        other: Side,
-        run: Run,
-        anchors: tuple[Anchors | None, Anchors | None],
-        out: Tensor,
-        common: tuple[int, ...],
-    ) -> None:
-        self.compared.launch(
-            kernels.pull,
-            self._grid(own),
-            *(own, other, run, *anchors, self.most, out, *common),
-            FLIPPED=anchors[0] is None,
+    def push_chosen(self, base: int, places: Tensor) -> None:
+        """The gradient of the chosen negatives."""
+        for (own, other, _, *of), out in zip(self.sides, self.gradients, strict=True):
+            if out is not None:
+                sides = own, other, *of
+                rest = places, self.most, out, *self._at(base)
+                flipped = of[0] is None
+                self.compared.launch(
+                    kernels.push_chosen, self._grid(own), *sides, *rest, FLIPPED=flipped
+                )
+
+    def pull(self, base: int) -> None:
+        """The gradient of the positives."""
+        for (own, other, run, *of), out in zip(self.sides, self.gradients, strict=True):
+            if out is not None:
+                sides = own, other, run, *of
+                rest = self.most, out, *self._at(base)
+                flipped = of[0] is None
+                self.compared.launch(kernels.pull, self._grid(own), *sides, *rest, FLIPPED=flipped)
+
+    def answer(self, valid: Tensor, smooth: bool, tally: Tally) -> Answer:
+        """The answer in the order of the batch; `valid` (n,) is how many triplets there are."""
+        back, columns_back = self.classes.rows.argsort(), self.classes.columns.argsort()
+        number = self.number[back]
+        tally.add(valid.sum(), (valid if smooth else number).sum())
+        da, *rest = self.gradients
+        return Answer(
+            self.loss[back].where(valid > 0, 0),
+            valid if self.compared.request.kept is None else number,
+            None if da is None else da[back],
+            rest[0][columns_back] if rest and rest[0] is not None else None,
         )
+
+    def _at(self, base: int) -> tuple[int, int, int, int]:
+        return self.compared.d, self.compared.words, base, self.slots
 
     def _grid(self, own: Side) -> Grid:
         return self.compared.whole_grid("pull", own, self.compared.width // self.compared.chunk)
+
+
+def _slots(request: Request, n: int, m: int) -> int:
+    """How many positives of each anchor are taken at a time, so that none is read on the host."""
+    entries = budget_of(request.limits, request.a.device) // (_SHARE * _PLANES * 4)
+    return min(m, max(1, entries // n))

@@ -279,6 +279,115 @@ def push(
 
 
 @triton.jit
+def beyond(
+    I, J, OF, FAR, FAR_AT, MOST, LOSS, NUMBER, d, words, base, slots, margin, low, high,
+    term: tl.constexpr, KEPT: tl.constexpr, LABELS: tl.constexpr, SELVES: tl.constexpr,
+    MEASURE: tl.constexpr, CANCELS: tl.constexpr, PRODUCT: tl.constexpr,
+    WIDTH: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """For each positive of the anchors `I` the nearest negative beyond its threshold, and the loss.
+
+    If none is beyond it, the farthest negative. The pulls become the slopes of these triplets.
+
+    Args:
+        FAR, FAR_AT: (slots, count) the negated distances of the negatives, and their columns.
+        LOSS, NUMBER: (count,) float64 and int64, to which is added.
+    """
+    if base >= tl.load(MOST):
+        return
+    i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    k = tl.arange(0, CHUNK)
+    a = some(I, i, k, WIDTH)
+    last = tl.full((ROWS,), _NONE, tl.float32)
+    last_at = tl.full((ROWS,), -1, tl.int32)
+    size = slots_of(OF.run, i, I, base, slots)
+    most = tl.max(size, 0)
+    for slot in range(0, most):
+        at, here = slot * I.count + i, slot < size
+        tl.store(FAR + at, last, mask=here)
+        tl.store(FAR_AT + at, last_at, mask=here)
+    for column in range(0, J.count, COLUMNS):
+        j = column + tl.arange(0, COLUMNS)
+        positive, negative = kinds(I, J, i, j, words, LABELS, SELVES, False)
+        tl.debug_barrier()  # a tile reads what the one before it stored
+        if any_of(negative):
+            z = products(I, J, i, j, a, some(J, j, k, WIDTH), WIDTH, CHUNK, PRODUCT)
+            z, again = measured(z, negative, I, J, i, j, d, MEASURE, CANCELS)
+            last, last_at = larger(last, last_at, z, negative, j)
+            for slot in range(0, most):
+                at, here = slot * I.count + i, slot < size
+                near = tl.load(OF.threshold + at, mask=here, other=0.0)
+                best = tl.load(FAR + at, mask=here, other=0.0)
+                best_at = tl.load(FAR_AT + at, mask=here, other=-1)
+                farther = negative & (z > near[:, None])
+                best, best_at = larger(best, best_at, -z, farther, j)
+                tl.store(FAR + at, best, mask=here)
+                tl.store(FAR_AT + at, best_at, mask=here)
+    tl.debug_barrier()
+    losses, numbers = tl.zeros((ROWS,), tl.float64), tl.zeros((ROWS,), tl.int64)
+    for slot in range(0, most):
+        at, here = slot * I.count + i, slot < size
+        chosen = tl.load(FAR_AT + at, mask=here, other=-1)
+        far = tl.where(chosen < 0, last, -tl.load(FAR + at, mask=here, other=0.0))
+        chosen = tl.where(chosen < 0, last_at, chosen)
+        far = tl.where(chosen < 0, -_NONE, far)
+        near = tl.load(OF.threshold + at, mask=here, other=_NONE)
+        loss, slope, counted = violation_of(near + margin, far, low, high, term, KEPT)
+        losses += loss.to(tl.float64)
+        numbers += counted.to(tl.int64)
+        tl.store(FAR_AT + at, chosen, mask=here)
+        tl.store(OF.pull + at, slope, mask=here)
+    inside = i < I.count
+    tl.store(LOSS + i, tl.load(LOSS + i, mask=inside, other=0.0) + losses, mask=inside)
+    tl.store(NUMBER + i, tl.load(NUMBER + i, mask=inside, other=0) + numbers, mask=inside)
+
+
+@triton.jit
+def chosen_by(OF, FAR_AT, i, side, j, base, slots):
+    """(r, c) how strongly the anchors `i` push each of the rows `j`."""
+    force = tl.zeros((i.shape[0], j.shape[0]), tl.float32)
+    size = slots_of(OF.run, i, side, base, slots)
+    for slot in range(0, tl.max(size, 0)):
+        at, here = slot * side.count + i, slot < size
+        chosen = tl.load(FAR_AT + at, mask=here, other=-1)
+        by = tl.load(OF.pull + at, mask=here, other=0.0)
+        force += tl.where(chosen[:, None] == j[None, :], by[:, None], 0.0)
+    return force * each(OF.weight, i, side)[:, None]
+
+
+@triton.jit
+def push_chosen(
+    I, J, OF_I, OF_J, FAR_AT, MOST, OUT, d, words, base, slots,
+    FLIPPED: tl.constexpr, LABELS: tl.constexpr, SELVES: tl.constexpr,
+    MEASURE: tl.constexpr, CANCELS: tl.constexpr, PRODUCT: tl.constexpr,
+    WIDTH: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """The gradient of the rows `I` as and by the negatives that `beyond` chose, added to `OUT`."""
+    if base >= tl.load(MOST):
+        return
+    i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    first = tl.program_id(2) * CHUNK
+    k = tl.arange(0, CHUNK)
+    a = some(I, i, k, WIDTH)
+    total, along = stored(OUT, I, i, k, first, d), tl.zeros((ROWS,), tl.float32)
+    for column in range(0, J.count, COLUMNS):
+        j = column + tl.arange(0, COLUMNS)
+        force = tl.zeros((ROWS, COLUMNS), tl.float32)
+        if OF_I is not None:
+            force += chosen_by(OF_I, FAR_AT, i, I, j, base, slots)
+        if OF_J is not None:
+            force += chosen_by(OF_J, FAR_AT, j, J, i, base, slots).T
+        if any_of(force > 0):
+            b = some(J, j, first + k, WIDTH)
+            z = products(I, J, i, j, a, b, WIDTH, CHUNK, PRODUCT)
+            z, again = measured(z, force > 0, I, J, i, j, d, MEASURE, CANCELS)
+            total, along = pulled(
+                total, along, -force, z, again, b, I, J, i, j, d, first, CHUNK, MEASURE, PRODUCT
+            )
+    store_gradient(OUT, total, along, I, i, k, first, d, MEASURE)
+
+
+@triton.jit
 def stored(OUT, I, i, k, first, d):
     """(r, CHUNK) the gradient of the rows `i` so far."""
     inside = (i < I.count)[:, None] & (first + k < d)[None, :]
@@ -306,8 +415,7 @@ def pull(
     first = tl.program_id(2) * CHUNK
     k = tl.arange(0, CHUNK)
     a = some(I, i, k, WIDTH)
-    total = stored(OUT, I, i, k, first, d)
-    along = tl.zeros((ROWS,), tl.float32)
+    total, along = tl.zeros((ROWS, CHUNK), tl.float32), tl.zeros((ROWS,), tl.float32)
     for column in range(low, high, COLUMNS):
         j = column + tl.arange(0, COLUMNS)
         b = some(J, j, first + k, WIDTH)
@@ -328,4 +436,5 @@ def pull(
         total, along = pulled(
             total, along, force, z, again, b, I, J, i, j, d, first, CHUNK, MEASURE, PRODUCT
         )
+    total += stored(OUT, I, i, k, first, d)
     store_gradient(OUT, total, along, I, i, k, first, d, MEASURE)
