@@ -13,15 +13,16 @@ itself, which is visited by itself.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from nearfar.distance import Distance, between_rows
+from nearfar.engine import gpu
 from nearfar.engine.anchors import Anchors, look_up
 from nearfar.engine.budget import Limits, Workspace, block
-from nearfar.engine.closeness import Tile, add_rows, by_distance
+from nearfar.engine.closeness import Closeness, Tile, add_rows, by_distance
 from nearfar.engine.listed_tuples import Picker, Tally, show_listed
 from nearfar.engine.observe import force_visitors
 from nearfar.engine.pick import order_preserving, walk
@@ -33,6 +34,9 @@ from nearfar.engine.walk import Walk, show
 from nearfar.losses.every_triplet import hinges
 from nearfar.losses.hinge_range import Part, in_range, parts_of, thresholds
 from nearfar.reduction import Between, sum_dtype
+
+if TYPE_CHECKING:
+    from nearfar.engine.gpu.quadruplets import Segments
 
 # Which of the two terms of a quadruplet count.
 Terms = Literal["both", "first", "second"]
@@ -131,9 +135,9 @@ def every_quadruplet(
         walk = Walk(request, by_distance(distance), relation, buffers=_BLOCK_BUFFERS)
         pairs = None if terms == "first" else _Pairs.of(walk, classes, distance, margins[1])
         sums = _Sums(walk, classes, n_quadruplets, pairs)
-        if terms != "second" or request.b is None:
-            for tile in walk.blocks():
-                sums.add(tile, None if terms == "second" else margins[0])
+        on_gpu = gpu.takes_every_tuple(request, walk.closeness, relation)
+        add = sums.add_by_kernels if on_gpu else sums.add_by_blocks
+        add(None if terms == "second" else margins[0])
         first.add(n_quadruplets.sum(), sums.active)
         if pairs is not None:
             second.add(n_quadruplets.sum(), sums.add_pairs(pairs))
@@ -162,11 +166,18 @@ class _Sums:
         self.active: Tensor | int = 0
         self.of_columns: Tensor | None = None
 
-    def add(self, tile: Tile, margin: float | None) -> None:
-        """Add the terms of a block: the first ones at this margin, if they count.
+    def add_by_blocks(self, margin: float | None) -> None:
+        """Add the first terms at this margin, if they count, and compare the pairs (k, l).
 
-        In a batch compared with itself, its negatives are pairs (k, l) of the second terms, too.
+        In a batch compared with itself, its negatives are pairs (k, l), too.
         """
+        if margin is not None or self.walk.request.b is None:
+            for tile in self.walk.blocks():
+                self._add(tile, margin)
+        if self.pairs is not None and self.walk.request.b is not None:
+            self._push_columns(self.pairs)
+
+    def _add(self, tile: Tile, margin: float | None) -> None:
         self.space.clear()
         force = None if margin is None else self._add_first(tile, margin)
         if self.pairs is not None and self.walk.request.b is None:
@@ -177,6 +188,27 @@ class _Sums:
         if force_visitors():
             self._show(tile, force)
         self.walk.closeness.backward(force, tile, self.walk.gradient)
+
+    def add_by_kernels(self, margin: float | None) -> None:
+        """The same on a GPU."""
+        from nearfar.engine.gpu import tuples  # loads Triton
+
+        walk = self.walk
+        if margin is not None:
+            found = tuples.first_terms(walk.request, walk.closeness, walk.relation, margin)
+            self.loss += found.loss
+            if self.kept is not None:
+                self.counts += found.number
+            self.active = found.number.sum()
+            if walk.gradient is not None and found.da is not None:
+                walk.gradient.da.add_(found.da)
+                if found.db is not None:
+                    walk.gradient.db.add_(found.db)
+        if self.pairs is not None:
+            pushed = self.pairs.push_by_kernel(walk.request, walk.closeness)
+            if pushed is not None and walk.gradient is not None:
+                of_rows = walk.request.b is None
+                (walk.gradient.da if of_rows else walk.gradient.db).add_(pushed)
 
     def _add_first(self, tile: Tile, margin: float) -> Tensor | None:
         """Add the first terms; returns their forces."""
@@ -210,10 +242,8 @@ class _Sums:
     def add_pairs(self, pairs: "_Pairs") -> Tensor:
         """Add the second terms; returns how many of them are non-zero."""
         walk = self.walk
-        if walk.request.b is not None:
-            self._push_columns(pairs)
         loss, counts, active, pull = pairs.finish_sums(self.kept)
-        self.loss.index_add_(0, pairs.anchor, loss)
+        add_rows(self.loss, pairs.anchor, loss)
         if self.kept is not None:
             self.counts.index_add_(0, pairs.anchor, counts)
         if walk.gradient is not None:
@@ -227,10 +257,7 @@ class _Sums:
 
     def _push_columns(self, pairs: "_Pairs") -> None:
         """Visit the pairs (k, l) of a reference. No row exerts their forces: they are not shown."""
-        of_column, request = self.classes.of_column, self.walk.request
-        m = len(of_column)
-        relation = Relation(m, m, of_column.device, of_column, of_column, symmetric=True)
-        among = replace(request, a=request.columns, b=None, weight=None)
+        among, relation = pairs.among(self.walk.request)
         walk = Walk(among, by_distance(pairs.distance), relation, buffers=_BLOCK_BUFFERS)
         for tile in walk.blocks():
             push = pairs.push(tile.rows, tile.closeness, tile.block.hidden)
@@ -307,6 +334,28 @@ class _Pairs:
         """The pairs whose anchor is among these rows, and their places in a block of these rows."""
         here = ((self.anchor >= rows.start) & (self.anchor < rows.stop)).nonzero()[:, 0]
         return here, (self.anchor[here] - rows.start, self.positive[here])
+
+    def among(self, request: Request) -> tuple[Request, Relation]:
+        """The columns with themselves, by the numbers of their classes."""
+        of_column = self.classes.of_column
+        m = len(of_column)
+        relation = Relation(m, m, of_column.device, of_column, of_column, symmetric=True)
+        return replace(request, a=request.columns, b=None, weight=None), relation
+
+    def push_by_kernel(self, request: Request, closeness: Closeness) -> Tensor | None:
+        """Compare all negative pairs with the thresholds; returns the gradient of the columns."""
+        from nearfar.engine.gpu import quadruplets  # loads Triton
+
+        total: Tensor | None = None
+        among, relation = self.among(request)
+        for part, all_pairs, by_class in self.parts:
+            tables = all_pairs.segments(), by_class.segments()
+            *found, pushed = quadruplets.push_pairs(among, closeness, relation, *tables)
+            for table, below in zip((all_pairs, by_class), found, strict=True):
+                table.count, table.sum, table.unit = below.count, below.sum, below.unit
+            if pushed is not None:
+                total = pushed if total is None else total.add_(pushed, alpha=part.sign)
+        return total
 
     def push(self, rows: slice, d: Tensor, hidden: Tensor | None) -> Tensor:
         """(b, m) the push on a block of negative pairs by the positive pairs of other classes.
@@ -387,6 +436,7 @@ class _Thresholds:
         # One bucket for each place: one more than thresholds in each segment.
         self.count = torch.zeros(len(self.table) + len(size), dtype=torch.int64, device=size.device)
         self.sum = torch.zeros_like(self.count, dtype=sum_dtype(threshold))
+        self.unit: Tensor | None = None  # of the sums, where they are whole numbers
 
     def add(self, d: Tensor, segment: Tensor, hidden: Tensor | None) -> Tensor:
         """(b, n) the weight of the pairs in a segment that push each pair; adds it to the sums."""
@@ -409,7 +459,15 @@ class _Thresholds:
             until = torch.cat([total.new_zeros(1), total.cumsum(0)])
             within = until[bucket + 1] - until[before]
             found.append(torch.empty_like(within).scatter_(0, self.order, within))
-        return found[0], found[1]
+        count, values = found
+        return count, values if self.unit is None else values * self.unit
+
+    def segments(self) -> "Segments":
+        """The tables as a kernel takes them."""
+        from nearfar.engine.gpu.quadruplets import Segments  # loads Triton
+
+        until = None if self.weight is None else self.until
+        return Segments(self.table, until, self.start, self.stop, self.longest)
 
     def _place(self, d: Tensor, segment: Tensor, hidden: Tensor | None) -> Tensor:
         stop = self.stop[segment]

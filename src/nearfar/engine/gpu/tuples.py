@@ -4,7 +4,7 @@ A program owns some rows and walks over all columns, and nothing is added in an 
 change. No value is read on the host.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -101,6 +101,36 @@ def every_triplet(
     return work.answer(valid, smooth, tally)
 
 
+@dataclass(eq=False)
+class FirstTerms:
+    """The first terms of the quadruplets of each anchor.
+
+    Attributes:
+        loss: (n,) float64, the sums of those that count.
+        number: (n,) int64, how many count; without a range, how many are not 0.
+        da, db: the gradients of rows and columns; None: not wanted, or the columns are the rows.
+    """
+
+    loss: Tensor
+    number: Tensor
+    da: Tensor | None
+    db: Tensor | None
+
+
+def first_terms(
+    request: Request, closeness: Closeness, relation: Relation, margin: float
+) -> FirstTerms:
+    """All triplets, each once for each column of a class that is neither of its two."""
+    work = _Work(request, closeness, relation, "hinge")
+    of_rows, labels = work.classes.of_rows, work.compared.columns.labels
+    thirds = of_rows.size, of_rows.size if request.b is None else _runs(labels, labels).size
+    for base in work.bases:
+        work.set_thresholds(base, margin)
+        work.push(base, thirds)
+        work.pull(base)
+    return FirstTerms(*work.in_order())
+
+
 def semihard(
     request: Request,
     closeness: Closeness,
@@ -161,6 +191,11 @@ def _runs(labels: Tensor, others: Tensor) -> Run:
     return Run(first.to(torch.int32), size.to(torch.int32))
 
 
+# The rows that programs own and the others, where the classes of the former are among the latter,
+# and what is known of each as anchors; None: they are none.
+_Sides = tuple[Side, Side, Run, Anchors | None, Anchors | None]
+
+
 class _Work:
     """Sums over triplets, for some positives of each anchor after the others.
 
@@ -189,12 +224,11 @@ class _Work:
         weight = classes.request.weight
         weight = torch.ones_like(planes[0, 0]) if weight is None else weight.to(planes.dtype)
         self.anchors = Anchors(classes.of_rows, planes[0], planes[1], weight)
-        self.sides = [(compared.rows, compared.columns, classes.of_rows, self.anchors, None)]
-        if compared.mirrored:
-            self.sides = [(compared.rows, compared.rows, classes.of_rows, *[self.anchors] * 2)]
-        elif request.gradient:
-            flipped = compared.columns, compared.rows, classes.of_columns, None, self.anchors
-            self.sides.append(flipped)
+        rows, columns, both = compared.rows, compared.columns, compared.mirrored
+        of_columns = self.anchors if both else None
+        self.sides: list[_Sides] = [(rows, columns, classes.of_rows, self.anchors, of_columns)]
+        if request.gradient and not both:
+            self.sides.append((columns, rows, classes.of_columns, None, self.anchors))
         self.most = classes.of_rows.size.amax()
         self.loss, self.number = new(n, dtype=torch.float64), new(n, dtype=torch.int64)
         self.gradients = [
@@ -263,18 +297,20 @@ class _Work:
                 flipped = of[0] is None
                 self.compared.launch(kernels.pull, self._grid(own), *sides, *rest, FLIPPED=flipped)
 
-    def answer(self, valid: Tensor, smooth: bool, tally: Tally) -> Answer:
-        """The answer in the order of the batch; `valid` (n,) is how many triplets there are."""
+    def in_order(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Losses, numbers and the gradients of both sides, in the order of the batch."""
         back, columns_back = self.classes.rows.argsort(), self.classes.columns.argsort()
-        number = self.number[back]
+        da, db = (*self.gradients, None)[:2]
+        of_rows = None if da is None else da[back]
+        of_columns = None if db is None else db[columns_back]
+        return self.loss[back], self.number[back], of_rows, of_columns
+
+    def answer(self, valid: Tensor, smooth: bool, tally: Tally) -> Answer:
+        """What the step is told; `valid` (n,) is how many triplets there are."""
+        loss, number, da, db = self.in_order()
         tally.add(valid.sum(), (valid if smooth else number).sum())
-        da, *rest = self.gradients
-        return Answer(
-            self.loss[back].where(valid > 0, 0),
-            valid if self.compared.request.kept is None else number,
-            None if da is None else da[back],
-            rest[0][columns_back] if rest and rest[0] is not None else None,
-        )
+        counts = valid if self.compared.request.kept is None else number
+        return Answer(loss.where(valid > 0, 0), counts, da, db)
 
     def _at(self, base: int) -> tuple[int, int, int, int]:
         return self.compared.d, self.compared.words, base, self.slots

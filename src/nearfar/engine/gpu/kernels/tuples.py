@@ -250,7 +250,8 @@ def push(
             z, again = measured(z, negative, I, J, i, j, d, MEASURE, CANCELS)
             far, times = tl.where(negative, z, -_NONE), 1
             if I_THIRD is not None:
-                times = J.count - each(I_THIRD, i, I)[:, None] - each(J_THIRD, j, J)[None, :]
+                columns = I.count if FLIPPED else J.count
+                times = columns - each(I_THIRD, i, I)[:, None] - each(J_THIRD, j, J)[None, :]
             force = tl.zeros_like(z)
             if OF_I is not None:
                 loss, number, force = of_anchors(
