@@ -165,6 +165,13 @@ class Comparison:
         programs = tiles if at_once else min(tiles, processors(where))
         return Grid(shape, blocks, shape.columns, parts, (programs, 1, 1))
 
+    def whole_grid(self, kernel: str, own: Side, chunks: int = 1) -> Grid:
+        """The same for a kernel whose programs see all columns."""
+        where = own.operand.device
+        shape = shape_of(kernel, self.dtype, self.chunk, where, self.request.limits)
+        blocks = -(-own.count // shape.rows)
+        return Grid(shape, blocks, 0, 1, (blocks, 1, chunks))
+
     def scale_sums(self, own: Side | None = None, parts: int = _MOST_PARTS) -> Tensor | None:
         """Room for the sums of forces times closeness of each part; None: they are not wanted.
 
@@ -177,12 +184,6 @@ class Comparison:
         own = self.rows if own is None else own
         like: Tensor = own.operand
         return like.new_zeros(parts, own.count, dtype=torch.float32)
-
-    def whole_grid(self, kernel: str, own: Side, chunks: int = 1) -> Grid:
-        """The same for a kernel whose programs see all columns."""
-        where = own.operand.device
-        shape = shape_of(kernel, self.dtype, self.chunk, where, self.request.limits)
-        return Grid(shape, 0, 1, (-(-own.count // shape.rows), 1, chunks))
 
     def launch(self, kernel: Any, grid: Grid, *arguments: Any, **settings: Any) -> None:
         """Run a kernel, with those settings that it takes, unless there is nothing to do."""

@@ -83,7 +83,7 @@ def push_pairs(
     rows, chunks = compared.rows, compared.width // compared.chunk
     scale = _scale(all_pairs.entries, rows.count)
     tables = [_table(segments) for segments in (all_pairs, by_class)]
-    grid = compared.whole_grid("pull", rows, chunks)
+    grid = compared.whole_grid("push", rows, chunks)
     out = None
     if request.gradient:
         out = rows.operand.new_zeros(rows.count, compared.d, dtype=torch.float32)

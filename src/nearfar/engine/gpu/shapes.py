@@ -41,6 +41,10 @@ _DEFAULTS = {
     ("collect", False): (Shape(64, 64, 4, 2), Shape(64, 32, 4, 2)),
     ("pull", True): (Shape(128, 64, 8, 3), Shape(64, 64, 8, 2)),
     ("pull", False): (Shape(64, 32, 4, 2), Shape(32, 32, 4, 2)),
+    ("nearest", True): (Shape(64, 64, 8, 2), Shape(64, 32, 8, 2)),
+    ("nearest", False): (Shape(64, 32, 8, 1), Shape(64, 16, 8, 1)),
+    ("push", True): (Shape(64, 32, 8, 2), Shape(32, 32, 8, 2)),
+    ("push", False): (Shape(64, 16, 8, 1), Shape(32, 16, 8, 1)),
 }
 
 # Likewise, whatever the length of the rows. What follows on the product of a tile needs registers
@@ -82,7 +86,8 @@ def shape_of(
     Args:
         kernel: "collect", or "pull", which also multiplies forces with rows; "collect tiles" and
             "force tiles", in which the rule follows on a product; "strip", which reads products;
-            "multiply"; or "join", which adds up parts.
+            "multiply"; "join", which adds up parts; of triplets and quadruplets "nearest", and
+            "push", which also multiplies forces with rows.
         dtype: of the rows as they are multiplied.
         width: how many numbers of a row a program holds.
         device: where the rows are.

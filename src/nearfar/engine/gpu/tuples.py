@@ -67,7 +67,7 @@ def _extremes(
         (n,) int64 and (n,), the negatives likewise, and their distances, inf for none.
     """
     own = compared.rows
-    grid = compared.grid("collect", own, compared.columns)
+    grid = compared.grid("nearest", own, compared.columns)
     values = own.operand.new_empty(2, grid.parts, own.count, dtype=torch.float32)
     places = torch.full_like(values, -1, dtype=torch.int32)
     near = (values[0], places[0]) if positives else (None, None)
@@ -229,6 +229,7 @@ class _Work:
         self.sides: list[_Sides] = [(rows, columns, classes.of_rows, self.anchors, of_columns)]
         if request.gradient and not both:
             self.sides.append((columns, rows, classes.of_columns, None, self.anchors))
+        self.names = classes.columns.to(torch.int32)
         self.most = classes.of_rows.size.amax()
         self.loss, self.number = new(n, dtype=torch.float64), new(n, dtype=torch.int64)
         self.gradients = [
@@ -243,7 +244,7 @@ class _Work:
     def set_thresholds(self, base: int, margin: float) -> None:
         """Measure the positives."""
         compared = self.compared
-        grid = compared.whole_grid("collect", compared.rows)
+        grid = compared.whole_grid("nearest", compared.rows)
         sides = compared.rows, compared.columns
         compared.launch(kernels.set_thresholds, grid, *sides, self.anchors, *self._at(base), margin)
 
@@ -271,8 +272,8 @@ class _Work:
         compared = self.compared
         compared.launch(
             kernels.beyond,
-            compared.whole_grid("collect", compared.rows),
-            *(compared.rows, compared.columns, self.anchors, far, places),
+            compared.whole_grid("nearest", compared.rows),
+            *(compared.rows, compared.columns, self.anchors, self.names, far, places),
             *(self.most, self.loss, self.number, *self._at(base), margin, *self.range),
             **self.settings,
         )
@@ -282,7 +283,7 @@ class _Work:
         for (own, other, _, *of), out in zip(self.sides, self.gradients, strict=True):
             if out is not None:
                 sides = own, other, *of
-                rest = places, self.most, out, *self._at(base)
+                rest = self.names, places, self.most, out, *self._at(base)
                 flipped = of[0] is None
                 self.compared.launch(
                     kernels.push_chosen, self._grid(own), *sides, *rest, FLIPPED=flipped
@@ -316,7 +317,7 @@ class _Work:
         return self.compared.d, self.compared.words, base, self.slots
 
     def _grid(self, own: Side) -> Grid:
-        return self.compared.whole_grid("pull", own, self.compared.width // self.compared.chunk)
+        return self.compared.whole_grid("push", own, self.compared.width // self.compared.chunk)
 
 
 def _slots(request: Request, n: int, m: int) -> int:

@@ -44,11 +44,11 @@ class Table(NamedTuple):
 
 
 @triton.jit
-def place_of(TABLE, start, stop, z):
+def place_of(TABLE, start, stop, z, steps):
     """(r, c) int32, where values belong in their segments: after the entries that are no larger."""
     place = start + tl.zeros(z.shape, tl.int32)
-    for halving in range(0, TABLE.steps):
-        step = 1 << (TABLE.steps - 1 - halving)
+    for halving in range(0, steps):
+        step = 1 << (steps - 1 - halving)
         probe = place + (step - 1)
         inside = probe < stop
         entry = tl.load(TABLE.entries + probe, mask=inside, other=0.0)
@@ -115,26 +115,26 @@ def push_pairs(
         z = products(I, J, i, j, a, b, WIDTH, CHUNK, PRODUCT)
         positive, negative = kinds(I, J, i, j, words, LABELS, SELVES, False)
         z, again = measured(z, negative, I, J, i, j, d, MEASURE, CANCELS)
-        place = place_of(ALL, 0, last, z)
+        place = place_of(ALL, 0, last, z, ALL.steps)
         acts = negative & (place < last)
-        if any_of(acts):
-            own_place = place_of(CLASS, start, stop, z)
-            units = (z.to(tl.float64) * scale + 0.5).to(tl.int64)
-            tells = acts & inside[:, None]
-            number, sums = noted(ALL, 0, place, 0, last, tells, units, number, sums)
-            of_class, sums_of_class = noted(
-                CLASS, own[:, None], own_place, start, stop, tells, units, of_class, sums_of_class
+        steps = tl.where(any_of(acts), CLASS.steps, 0)
+        own_place = place_of(CLASS, start, stop, z, steps)
+        units = (z.to(tl.float64) * scale + 0.5).to(tl.int64)
+        tells = acts & inside[:, None]
+        number, sums = noted(ALL, 0, place, 0, last, tells, units, number, sums)
+        of_class, sums_of_class = noted(
+            CLASS, own[:, None], own_place, start, stop, tells, units, of_class, sums_of_class
+        )
+        if OUT is not None:
+            other = each(J.labels, j, J).to(tl.int32)
+            start_j = tl.load(CLASS.start + other)[None, :]
+            stop_j = tl.load(CLASS.stop + other)[None, :]
+            force = beyond(ALL, place, last) - beyond(CLASS, own_place, stop)
+            force -= beyond(CLASS, place_of(CLASS, start_j, stop_j, z, steps), stop_j)
+            force = tl.where(acts, -2 * force, 0.0)
+            total, along = pulled(
+                total, along, force, z, again, b, I, J, i, j, d, first, CHUNK, MEASURE, PRODUCT
             )
-            if OUT is not None:
-                other = each(J.labels, j, J).to(tl.int32)
-                start_j = tl.load(CLASS.start + other)[None, :]
-                stop_j = tl.load(CLASS.stop + other)[None, :]
-                force = beyond(ALL, place, last) - beyond(CLASS, own_place, stop)
-                force -= beyond(CLASS, place_of(CLASS, start_j, stop_j, z), stop_j)
-                force = tl.where(acts, -2 * force, 0.0)
-                total, along = pulled(
-                    total, along, force, z, again, b, I, J, i, j, d, first, CHUNK, MEASURE, PRODUCT
-                )
     tl.atomic_add(ALL.count + tl.zeros_like(i), number, mask=inside, sem="relaxed")
     tl.atomic_add(ALL.sum + tl.zeros_like(i), sums, mask=inside, sem="relaxed")
     at = tl.load(CLASS.start + own) + own

@@ -56,15 +56,15 @@ class Anchors(NamedTuple):
 
 
 @triton.jit
-def larger(best, at, z, counted, j):
+def larger(best, at, z, counted, name):
     """(r,) the largest value so far and its column, of equal ones the first; those of a tile join.
 
-    NaN is never the largest.
+    NaN is never the largest. The columns have names (c,), by which one is the first.
     """
     z = tl.where(counted, z, _NONE)
     top = tl.max(z, 1)
-    first = tl.min(tl.where(z == top[:, None], j[None, :], _LAST), 1)
-    better = top > best
+    first = tl.min(tl.where(z == top[:, None], name[None, :], _LAST), 1)
+    better = (top > best) | ((top == best) & (first < at))
     return tl.where(better, top, best), tl.where(better, first, at)
 
 
@@ -244,33 +244,33 @@ def push(
     for column in range(0, J.count, COLUMNS):
         j = column + tl.arange(0, COLUMNS)
         positive, negative = kinds(I, J, i, j, words, LABELS, SELVES, FLIPPED)
-        if any_of(negative):
-            b = some(J, j, first + k, WIDTH)
-            z = products(I, J, i, j, a, b, WIDTH, CHUNK, PRODUCT)
-            z, again = measured(z, negative, I, J, i, j, d, MEASURE, CANCELS)
-            far, times = tl.where(negative, z, -_NONE), 1
-            if I_THIRD is not None:
-                columns = I.count if FLIPPED else J.count
-                times = columns - each(I_THIRD, i, I)[:, None] - each(J_THIRD, j, J)[None, :]
-            force = tl.zeros_like(z)
-            if OF_I is not None:
-                loss, number, force = of_anchors(
-                    OF_I, i, I, far, times, stores, base, slots, low, high, term, KEPT
-                )
-                losses += tl.sum(loss * times, 1).to(tl.float64)
-                if I_THIRD is not None:  # more than a float32 counts
-                    numbers += tl.sum(number.to(tl.int64) * times, 1)
-                else:
-                    numbers += tl.sum(number, 1).to(tl.int64)
-                force = force * each(OF_I.weight, i, I)[:, None]
-            if OUT is not None:
-                if OF_J is not None:
-                    by_j = by_anchors(OF_J, j, J, far, base, slots, low, high, term, KEPT)
-                    force += by_j * each(OF_J.weight, j, J)[None, :]
-                total, along = pulled(
-                    total, along, -force * times, z, again, b, I, J, i, j, d, first,
-                    CHUNK, MEASURE, PRODUCT,
-                )  # fmt: skip
+        b = some(J, j, first + k, WIDTH)
+        z = products(I, J, i, j, a, b, WIDTH, CHUNK, PRODUCT)
+        z, again = measured(z, negative, I, J, i, j, d, MEASURE, CANCELS)
+        far, times = tl.where(negative, z, -_NONE), 1
+        if I_THIRD is not None:
+            columns = I.count if FLIPPED else J.count
+            times = columns - each(I_THIRD, i, I)[:, None] - each(J_THIRD, j, J)[None, :]
+        force = tl.zeros_like(z)
+        some_slots = tl.where(any_of(negative), slots, 0)
+        if OF_I is not None:
+            loss, number, force = of_anchors(
+                OF_I, i, I, far, times, stores, base, some_slots, low, high, term, KEPT
+            )
+            losses += tl.sum(loss * times, 1).to(tl.float64)
+            if I_THIRD is not None:  # more than a float32 counts
+                numbers += tl.sum(number.to(tl.int64) * times, 1)
+            else:
+                numbers += tl.sum(number, 1).to(tl.int64)
+            force = force * each(OF_I.weight, i, I)[:, None]
+        if OUT is not None:
+            if OF_J is not None:
+                by_j = by_anchors(OF_J, j, J, far, base, some_slots, low, high, term, KEPT)
+                force += by_j * each(OF_J.weight, j, J)[None, :]
+            total, along = pulled(
+                total, along, -force * times, z, again, b, I, J, i, j, d, first,
+                CHUNK, MEASURE, PRODUCT,
+            )  # fmt: skip
     if OF_I is not None:
         tl.store(LOSS + i, tl.load(LOSS + i, mask=stores, other=0.0) + losses, mask=stores)
         tl.store(NUMBER + i, tl.load(NUMBER + i, mask=stores, other=0) + numbers, mask=stores)
@@ -280,8 +280,14 @@ def push(
 
 
 @triton.jit
+def names(NAMES, j, side):
+    """(c,) the names of the columns `j`; that of no column is beyond the last."""
+    return tl.load(NAMES + j, mask=j < side.count, other=_LAST)
+
+
+@triton.jit
 def beyond(
-    I, J, OF, FAR, FAR_AT, MOST, LOSS, NUMBER, d, words, base, slots, margin, low, high,
+    I, J, OF, NAMES, FAR, FAR_AT, MOST, LOSS, NUMBER, d, words, base, slots, margin, low, high,
     term: tl.constexpr, KEPT: tl.constexpr, LABELS: tl.constexpr, SELVES: tl.constexpr,
     MEASURE: tl.constexpr, CANCELS: tl.constexpr, PRODUCT: tl.constexpr,
     WIDTH: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -291,7 +297,8 @@ def beyond(
     If none is beyond it, the farthest negative. The pulls become the slopes of these triplets.
 
     Args:
-        FAR, FAR_AT: (slots, count) the negated distances of the negatives, and their columns.
+        NAMES: (columns,) int32, their places in the batch, where the first of equal ones is chosen.
+        FAR, FAR_AT: (slots, count) the negated distances of the negatives, and their names.
         LOSS, NUMBER: (count,) float64 and int64, to which is added.
     """
     if base >= tl.load(MOST):
@@ -314,14 +321,15 @@ def beyond(
         if any_of(negative):
             z = products(I, J, i, j, a, some(J, j, k, WIDTH), WIDTH, CHUNK, PRODUCT)
             z, again = measured(z, negative, I, J, i, j, d, MEASURE, CANCELS)
-            last, last_at = larger(last, last_at, z, negative, j)
+            name = names(NAMES, j, J)
+            last, last_at = larger(last, last_at, z, negative, name)
             for slot in range(0, most):
                 at, here = slot * I.count + i, slot < size
                 near = tl.load(OF.threshold + at, mask=here, other=0.0)
                 best = tl.load(FAR + at, mask=here, other=0.0)
                 best_at = tl.load(FAR_AT + at, mask=here, other=-1)
                 farther = negative & (z > near[:, None])
-                best, best_at = larger(best, best_at, -z, farther, j)
+                best, best_at = larger(best, best_at, -z, farther, name)
                 tl.store(FAR + at, best, mask=here)
                 tl.store(FAR_AT + at, best_at, mask=here)
     tl.debug_barrier()
@@ -344,21 +352,21 @@ def beyond(
 
 
 @triton.jit
-def chosen_by(OF, FAR_AT, i, side, j, base, slots):
-    """(r, c) how strongly the anchors `i` push each of the rows `j`."""
-    force = tl.zeros((i.shape[0], j.shape[0]), tl.float32)
+def chosen_by(OF, FAR_AT, i, side, name, base, slots):
+    """(r, c) how strongly the anchors `i` push each of the rows of these names."""
+    force = tl.zeros((i.shape[0], name.shape[0]), tl.float32)
     size = slots_of(OF.run, i, side, base, slots)
     for slot in range(0, tl.max(size, 0)):
         at, here = slot * side.count + i, slot < size
         chosen = tl.load(FAR_AT + at, mask=here, other=-1)
         by = tl.load(OF.pull + at, mask=here, other=0.0)
-        force += tl.where(chosen[:, None] == j[None, :], by[:, None], 0.0)
+        force += tl.where(chosen[:, None] == name[None, :], by[:, None], 0.0)
     return force * each(OF.weight, i, side)[:, None]
 
 
 @triton.jit
 def push_chosen(
-    I, J, OF_I, OF_J, FAR_AT, MOST, OUT, d, words, base, slots,
+    I, J, OF_I, OF_J, NAMES, FAR_AT, MOST, OUT, d, words, base, slots,
     FLIPPED: tl.constexpr, LABELS: tl.constexpr, SELVES: tl.constexpr,
     MEASURE: tl.constexpr, CANCELS: tl.constexpr, PRODUCT: tl.constexpr,
     WIDTH: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -375,16 +383,15 @@ def push_chosen(
         j = column + tl.arange(0, COLUMNS)
         force = tl.zeros((ROWS, COLUMNS), tl.float32)
         if OF_I is not None:
-            force += chosen_by(OF_I, FAR_AT, i, I, j, base, slots)
+            force += chosen_by(OF_I, FAR_AT, i, I, names(NAMES, j, J), base, slots)
         if OF_J is not None:
-            force += chosen_by(OF_J, FAR_AT, j, J, i, base, slots).T
-        if any_of(force > 0):
-            b = some(J, j, first + k, WIDTH)
-            z = products(I, J, i, j, a, b, WIDTH, CHUNK, PRODUCT)
-            z, again = measured(z, force > 0, I, J, i, j, d, MEASURE, CANCELS)
-            total, along = pulled(
-                total, along, -force, z, again, b, I, J, i, j, d, first, CHUNK, MEASURE, PRODUCT
-            )
+            force += chosen_by(OF_J, FAR_AT, j, J, names(NAMES, i, I), base, slots).T
+        b = some(J, j, first + k, WIDTH)
+        z = products(I, J, i, j, a, b, WIDTH, CHUNK, PRODUCT)
+        z, again = measured(z, force > 0, I, J, i, j, d, MEASURE, CANCELS)
+        total, along = pulled(
+            total, along, -force, z, again, b, I, J, i, j, d, first, CHUNK, MEASURE, PRODUCT
+        )
     store_gradient(OUT, total, along, I, i, k, first, d, MEASURE)
 
 
