@@ -15,7 +15,7 @@ from nearfar.engine.relation import Relation
 from nearfar.engine.step import Request
 
 # Rows of up to so many numbers stay on the chip; longer ones are taken in chunks of _CHUNK.
-_WHOLE, _CHUNK = 256, 128
+SHORT, _CHUNK = 256, 128
 # Bytes of a row that a tile's product takes at a time, and of which rows are a multiple in memory.
 _STEP, _ALIGNED = 128, 16
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -65,6 +65,7 @@ class Comparison:
     ) -> None:
         a, b = request.prepared(closeness)
         self.request, self.relation, self.d = request, relation, a.shape[1]
+        self.wide = wide
         self.dtype = _DTYPES.get(request.precision, torch.float32)
         self.measure = closeness.kernel
         if self.measure == "cosine" and request.precision != "float32":
@@ -93,7 +94,7 @@ class Comparison:
         width, size = self.d, self.dtype.itemsize
         if wide:
             return _STEP // size, _up(width, _ALIGNED // size)
-        chunk = max(16, 1 << (width - 1).bit_length()) if width <= _WHOLE else _CHUNK
+        chunk = max(16, 1 << (width - 1).bit_length()) if width <= SHORT else _CHUNK
         return chunk, _up(width, chunk)
 
     @property
@@ -190,7 +191,9 @@ class Comparison:
         if not grid.grid[0]:
             return
         usual = {k: v for k, v in self.settings.items() if k in kernel.arg_names}
-        launch(kernel, grid.grid, grid.shape, arguments, {**usual, **settings})
+        # Triton runs on the device in use, which need not be that of the rows.
+        with torch.cuda.device_of(self.rows.operand):  # type: ignore[no-untyped-call]
+            launch(kernel, grid.grid, grid.shape, arguments, {**usual, **settings})
 
 
 def part_of(side: Side, at: slice) -> Side:

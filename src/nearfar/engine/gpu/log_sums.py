@@ -8,15 +8,12 @@ from typing import Literal
 
 from nearfar.engine.closeness import Closeness
 from nearfar.engine.gpu import row_owners, strips, tiles
-from nearfar.engine.gpu.comparison import Comparison
+from nearfar.engine.gpu.comparison import SHORT, Comparison
 from nearfar.engine.gpu.settled import Anchors, answer, pulls, settled
 from nearfar.engine.log_sum_rule import LogSumRule
 from nearfar.engine.precision import NARROW
 from nearfar.engine.relation import Relation
 from nearfar.engine.step import Answer, Request
-
-# Rows of more than so many numbers are wide.
-_SHORT = 256
 
 
 def run(
@@ -57,7 +54,7 @@ def _structure(
     - "strips": inner products of wide rows in all other cases. A strip of products is stored and
       read once for the sums and once for the forces. 6 N^2 d.
     """
-    wide = request.a.shape[1] > _SHORT
+    wide = request.a.shape[1] > SHORT
     if closeness.kernel != "product" or rule.both_ends or not (wide or both):
         return "row owners"
     simple = rule.sums_positives and rule.far is None

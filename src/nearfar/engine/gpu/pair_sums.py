@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from nearfar.engine.closeness import Closeness
-from nearfar.engine.gpu.comparison import Comparison
+from nearfar.engine.gpu.comparison import SHORT, Comparison
 from nearfar.engine.gpu.kernels import pair_sums as kernels
-from nearfar.engine.gpu.kernels.tile import Side
+from nearfar.engine.gpu.kernels.tile import Side, Strip
 from nearfar.engine.gpu.language import kernel
+from nearfar.engine.gpu.strips import over_strips
 from nearfar.engine.pair_sums import PairSum, shares, shares_of
 from nearfar.engine.relation import Relation
 from nearfar.engine.step import Answer, Request
@@ -24,7 +25,11 @@ def run(
     rule: PairSum, closeness: Closeness, relation: Relation, request: Request, *, overlap: bool
 ) -> Answer:
     """The losses of a rule; see `pair_loss`."""
-    compared = Comparison(request, closeness, relation)
+    # Of wide rows, strips of products are stored: 6 N^2 d, where programs that own rows would
+    # multiply again for each part of the numbers that they hold.
+    wide = closeness.kernel == "product" and request.a.shape[1] > SHORT and not overlap
+    wide = wide and (request.kept is None or rule.mean_over == "rows")
+    compared = Comparison(request, closeness, relation, wide=wide)
     pairs = _Pairs(rule, compared, request)
     if request.kept is not None and rule.mean_over == "rows":
         return _over_some_rows(pairs, request, request.kept)
@@ -78,10 +83,9 @@ class _Pairs:
         """
         compared = self.compared
         rows, columns = compared.rows, compared.columns
-        by = torch.ones_like(rows.operand[:, 0], dtype=torch.float32) if weight is None else weight
-        by = by.to(torch.float32).contiguous()
-        # Filled in where it is a number: a copy would wait for the device.
-        near = share.to(by) if isinstance(share, Tensor) else by.new_full((), share)
+        by, near = self._weights(share, weight)
+        if compared.wide:
+            return self._in_strips(by, near, gradient)
         by_scale = compared.scale_sums() if gradient else None
         weights = by, by if compared.mirrored else None
         loss, forces, da = self._visit(
@@ -93,6 +97,14 @@ class _Pairs:
         if gradient and not compared.mirrored:
             db = self._visit(columns, rows, (None, by), near, gradient, None, flipped=True)[2]
         return Answer(loss, da=da, db=db, forces=forces, by_scale=total)
+
+    def _weights(self, share: float | Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(n,) the weights of the rows, and what a positive pair counts, as kernels take them."""
+        like = self.compared.rows.operand
+        by = torch.ones_like(like[:, 0], dtype=torch.float32) if weight is None else weight
+        by = by.to(torch.float32).contiguous()
+        # Filled in where it is a number: a copy would wait for the device.
+        return by, share.to(by) if isinstance(share, Tensor) else by.new_full((), share)
 
     def _visit(
         self,
@@ -127,6 +139,30 @@ class _Pairs:
             None if forces is None else forces.sum(dtype=torch.float64).to(torch.float32),
             None if out is None else out.sum(0),
         )
+
+    def _in_strips(self, weight: Tensor, share: Tensor, gradient: bool) -> Answer:
+        compared = self.compared
+        like, n = compared.rows.operand, compared.rows.count
+        loss, forces = like.new_empty(n, dtype=torch.float32), None
+        if gradient and self.bias is not None:
+            forces = torch.empty_like(loss)
+
+        def visit(at: slice, own: Side, products: Strip, out: Strip) -> Tensor | None:
+            by_scale = compared.scale_sums(own, 1) if gradient else None
+            compared.launch(
+                kernels.visit_strip,
+                compared.whole_grid("strip", own),
+                *(products, out if gradient else None, own, compared.columns),
+                *(weight[at], share, self.bias, loss[at], None if forces is None else forces[at]),
+                *(by_scale, compared.words, self.numbers),
+                positive_fn=self.functions["positive_fn"],
+                negative_fn=self.functions["negative_fn"],
+            )
+            return by_scale
+
+        da, db, by_scale = over_strips(compared, visit, gradient=gradient)
+        total = None if forces is None else forces.sum(dtype=torch.float64).to(torch.float32)
+        return Answer(loss, da=da, db=db, forces=total, by_scale=by_scale)
 
     def overlap(self) -> Tensor:
         """(2,) the distance of the nearest negative, and that of the farthest positive."""

@@ -42,32 +42,32 @@ Visit = Callable[[slice, Side, Strip, Strip], Tensor | None]
 
 
 def over_strips(
-    compared: Comparison, visit: Visit
+    compared: Comparison, visit: Visit, *, gradient: bool
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Visit all strips of a comparison, see `Visit`, and multiply the forces back.
 
     Returns what `StripGradient` found; without a gradient nothing, and then no forces need to be
     put anywhere.
     """
-    wanted, dtype = compared.request.gradient, compared.dtype
-    beside = wanted and dtype is not torch.float32
+    dtype = compared.dtype
+    beside = gradient and dtype is not torch.float32
     spans = spans_of(compared, 4 + (dtype.itemsize if beside else 0))
     products = strip_for(compared, spans, torch.float32)
     narrow = strip_for(compared, spans, dtype) if beside else products
     # Forces in float16 are scaled by the largest, so that one is known first.
     forces = products if dtype is torch.float16 else narrow
-    gradient = StripGradient(compared) if wanted else None
+    found = StripGradient(compared) if gradient else None
     columns = compared.columns.operand.T
     for at in spans:
         own = part_of(compared.rows, at)
         multiply(compared, own.operand, columns, cut(compared, products, at))
         by_scale = visit(at, own, products, forces)
-        if gradient is not None:
+        if found is not None:
             force, scale = cut(compared, narrow, at), None
             if forces is not narrow:
                 scale = _scaled(cut(compared, forces, at), force)
-            gradient.add(force, at, scale, by_scale)
-    return (None, None, None) if gradient is None else gradient.whole()
+            found.add(force, at, scale, by_scale)
+    return (None, None, None) if found is None else found.whole()
 
 
 def _scaled(forces: Tensor, out: Tensor) -> Tensor | None:
@@ -184,5 +184,5 @@ def run(rule: LogSumRule, compared: Comparison, anchors: Anchors) -> Answer:
         )
         return by_scale
 
-    da, db, by_scale = over_strips(compared, visit)
+    da, db, by_scale = over_strips(compared, visit, gradient=request.gradient)
     return replace(answer(rule, anchors, request, done), da=da, db=db, by_scale=by_scale)

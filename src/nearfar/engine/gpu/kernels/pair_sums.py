@@ -6,7 +6,9 @@ import triton.language as tl
 from nearfar.engine.gpu.kernels.tile import (
     each,
     kinds,
+    loaded,
     measured,
+    place,
     products,
     pulled,
     some,
@@ -107,6 +109,44 @@ def visit(
         tl.store(BY_SCALE + at, by_scale, mask=inside)
     if OUT is not None:
         store_gradient(OUT, total, along, I, i, k, first, d, MEASURE)
+
+
+@triton.jit
+def visit_strip(
+    Z, F, I, J, WEIGHT, SHARE, BIAS, LOSS, FORCES, BY_SCALE, words, numbers,
+    positive_fn: tl.constexpr, negative_fn: tl.constexpr,
+    LABELS: tl.constexpr, SELVES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """The losses of the rows `I`, whose products are in the strip `Z`; their forces go into `F`."""
+    i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    bias = tl.load(BIAS) if BIAS is not None else 0.0
+    share = tl.load(SHARE)
+    weight = each(WEIGHT, i, I)[:, None]
+    losses = tl.zeros((ROWS,), tl.float32)
+    forces = tl.zeros((ROWS,), tl.float32)
+    by_scale = tl.zeros((ROWS,), tl.float32)
+    for column in range(0, J.count, COLUMNS):
+        j = column + tl.arange(0, COLUMNS)
+        z = loaded(Z, I, J, i, j)
+        positive, negative = kinds(I, J, i, j, words, LABELS, SELVES, False)
+        loss, force, counted = terms_of(
+            z + bias, positive, negative, share, None, numbers, 0.0, 0.0,
+            positive_fn, negative_fn, False,
+        )  # fmt: skip
+        losses += tl.sum(loss, 1)
+        if F is not None:
+            force = force * weight
+            if FORCES is not None:
+                forces += tl.sum(force, 1)
+            if BY_SCALE is not None:  # see `log_sums.pull`
+                by_scale += tl.sum(force * z, 1)
+            inside = (i < I.count)[:, None] & (j < J.count)[None, :]
+            tl.store(place(F, i, j), force.to(F.numbers.dtype.element_ty), mask=inside)
+    tl.store(LOSS + i, losses, mask=i < I.count)
+    if FORCES is not None:
+        tl.store(FORCES + i, forces, mask=i < I.count)
+    if BY_SCALE is not None:
+        tl.store(BY_SCALE + i, by_scale, mask=i < I.count)
 
 
 @triton.jit
