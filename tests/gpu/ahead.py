@@ -62,7 +62,7 @@ def compiling(capability: int) -> Iterator[dict[int, dict]]:
     found: dict[int, dict] = {}
 
     def launch(kernel, grid, shape, arguments, settings):
-        made = kernel.warmup(*arguments, **settings, **language.of_shape(shape), grid=grid)
+        made = kernel.warmup(*arguments, **settings, **language.of_shape(shape, kernel), grid=grid)
         if id(made) not in found:
             used = resources(made.asm["ptx"], capability)
             about = {"kernel": kernel.__name__, "shape": str(shape), "shared": made.metadata.shared}

@@ -12,7 +12,9 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from nearfar.engine.gpu.shapes import Shape
 
 INTERPRETED: bool = bool(triton.knobs.runtime.interpret)
-# Triton 3.6 fails to pipeline a loop that branches between two products.
+# Triton 3.6 fails to pipeline a loop that branches between two products, as those of other kernels
+# than these do.
+_STRAIGHT = {"collect_tiles", "forces", "multiply"}
 _PIPELINES = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 7)
 
 
@@ -24,16 +26,17 @@ def launch(
     settings: dict[str, Any],
 ) -> None:
     """Run a kernel on tiles of a shape. The one place that does."""
-    kernel[grid](*arguments, **settings, **of_shape(shape))
+    kernel[grid](*arguments, **settings, **of_shape(shape, kernel))
 
 
-def of_shape(shape: Shape) -> dict[str, Any]:
+def of_shape(shape: Shape, kernel: Any) -> dict[str, Any]:
     """What a kernel and Triton's compiler are told of a shape."""
+    pipelined = _PIPELINES or kernel.__name__ in _STRAIGHT
     settings: dict[str, Any] = {
         "ROWS": shape.rows,
         "COLUMNS": shape.columns,
         "num_warps": shape.warps,
-        "num_stages": shape.stages if _PIPELINES or shape.steady else 1,
+        "num_stages": shape.stages if pipelined else 1,
     }
     return settings if INTERPRETED else {**settings, "enable_fp_fusion": True}
 

@@ -6,7 +6,7 @@ bits.
 """
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -19,19 +19,12 @@ TABLE = Path(__file__).with_name("shapes.json")
 
 @dataclass(frozen=True)
 class Shape:
-    """The tile of a program: its rows and columns, and how Triton compiles it.
-
-    Attributes:
-        rows, columns: of the tile.
-        warps, stages: see Triton.
-        steady: whether every Triton pipelines the loop over a product, which has no branch.
-    """
+    """The tile of a program: its rows and columns, and how Triton compiles it."""
 
     rows: int
     columns: int
     warps: int
     stages: int
-    steady: bool = False
 
 
 # Kernel and whether its operands have 16 bits -> the shape for rows of up to 128 numbers, and for
@@ -98,15 +91,12 @@ def shape_of(
         return Shape(rows, max(columns, _LEAST.get(kernel, 0)), 4, 1)
     key = f"{kernel} {str(dtype).removeprefix('torch.')} {width}"
     known = _table().get(_card(device), {}).get(key)
-    sort = kernel, dtype.itemsize == 2
     if known is not None:
-        rows, columns, warps, stages = known
-        shape = Shape(rows, columns, warps, stages)
-    elif sort in _DEFAULTS:
-        shape = _DEFAULTS[sort][width > 128]
-    else:
-        shape = _WIDE_ON.get(generation(device), _WIDE).get(sort, _WIDE[sort])
-    return replace(shape, steady=sort in _WIDE)
+        return Shape(*known)
+    sort = kernel, dtype.itemsize == 2
+    if sort in _DEFAULTS:
+        return _DEFAULTS[sort][width > 128]
+    return _WIDE_ON.get(generation(device), _WIDE).get(sort, _WIDE[sort])
 
 
 def _power_of_two(size: int) -> int:
