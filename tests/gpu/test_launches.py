@@ -13,9 +13,10 @@ from batch_cases import CASES, Case, over
 from interpreted import kernels  # noqa: F401, a fixture
 from waits import accelerator, there
 
-from nearfar.engine.gpu.shapes import SHARED
-
-SPILLED = 64  # bytes of a thread: what is kept for rare branches
+SHARED = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227}  # KiB that a program may have
+# Bytes a thread may spill: distances keep some for the branch in which pairs are measured again.
+SPILLED, SPILLED_FOR_DISTANCES = 64, 4096
+DISTANCES = ("lifted_structure", "lifted_pair", "batch_contrastive", "batch_cosine", "hard")
 AHEAD = Path(__file__).with_name("ahead.py")
 
 
@@ -79,4 +80,5 @@ def test_they_compile(capability: int, d: int, precision: str) -> None:
     }
     for each in found:
         assert each["shared"] <= SHARED[capability] * 1024, each
-        assert each["spilled"] <= SPILLED, each
+        most = SPILLED_FOR_DISTANCES if each["loss"] in DISTANCES else SPILLED
+        assert each["spilled"] <= most, each

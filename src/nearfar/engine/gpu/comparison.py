@@ -14,7 +14,8 @@ from nearfar.engine.gpu.shapes import Shape, processors, shape_of
 from nearfar.engine.relation import Relation
 from nearfar.engine.step import Request
 
-# Rows of up to so many numbers stay on the chip; longer ones are taken in chunks of _CHUNK.
+# Rows of up to so many numbers are short: in 16 bits they stay on the chip. Longer ones, and those
+# of float32, are taken in chunks of _CHUNK.
 SHORT, _CHUNK = 256, 128
 # Bytes of a row that a tile's product takes at a time, and of which rows are a multiple in memory.
 _STEP, _ALIGNED = 128, 16
@@ -94,7 +95,8 @@ class Comparison:
         width, size = self.d, self.dtype.itemsize
         if wide:
             return _STEP // size, _up(width, _ALIGNED // size)
-        chunk = max(16, 1 << (width - 1).bit_length()) if width <= SHORT else _CHUNK
+        whole = SHORT if size == 2 else _CHUNK
+        chunk = max(16, 1 << (width - 1).bit_length()) if width <= whole else _CHUNK
         return chunk, _up(width, chunk)
 
     @property
@@ -142,6 +144,8 @@ class Comparison:
     def grid(self, kernel: str, own: Side, other: Side, chunks: int = 1) -> Grid:
         """How a kernel is spread over the device, `own` being the rows that its programs own."""
         where = own.operand.device
+        if kernel == "pull" and self.measure != "product":
+            kernel = "pull distances"
         shape = shape_of(kernel, self.dtype, self.chunk, where, self.request.limits)
         blocks = -(-own.count // shape.rows)
         tiles = -(-other.count // shape.columns)

@@ -28,44 +28,44 @@ class Shape:
 
 
 # Kernel and whether its operands have 16 bits -> the shape for rows of up to 128 numbers, and for
-# longer ones.
+# longer ones: few enough registers and little enough shared memory for every card.
 _DEFAULTS = {
-    ("collect", True): (Shape(128, 128, 8, 3), Shape(128, 64, 8, 3)),
-    ("collect", False): (Shape(64, 64, 4, 2), Shape(64, 32, 4, 2)),
-    ("pull", True): (Shape(128, 64, 8, 3), Shape(64, 64, 8, 2)),
-    ("pull", False): (Shape(64, 32, 4, 2), Shape(32, 32, 4, 2)),
+    ("collect", True): (Shape(64, 64, 8, 2), Shape(64, 64, 8, 2)),
+    ("collect", False): (Shape(64, 64, 8, 2), Shape(64, 64, 8, 2)),
+    ("pull", True): (Shape(64, 32, 8, 2), Shape(64, 32, 8, 2)),
+    ("pull", False): (Shape(64, 64, 8, 2), Shape(64, 64, 8, 2)),
+    ("pull distances", True): (Shape(64, 32, 8, 2), Shape(32, 32, 8, 2)),
+    ("pull distances", False): (Shape(64, 32, 8, 2), Shape(64, 32, 8, 2)),
     ("nearest", True): (Shape(64, 64, 8, 2), Shape(64, 32, 8, 2)),
     ("nearest", False): (Shape(64, 32, 8, 1), Shape(64, 16, 8, 1)),
     ("push", True): (Shape(64, 32, 8, 2), Shape(32, 32, 8, 2)),
     ("push", False): (Shape(64, 16, 8, 1), Shape(32, 16, 8, 1)),
+    # Whatever the length of the rows:
+    ("collect tiles", True): (Shape(128, 64, 8, 3),) * 2,
+    ("collect tiles", False): (Shape(128, 64, 8, 2),) * 2,
+    ("force tiles", True): (Shape(128, 64, 8, 3),) * 2,
+    ("force tiles", False): (Shape(128, 64, 8, 2),) * 2,
+    ("multiply", False): (Shape(64, 64, 8, 2),) * 2,
+    ("strip", True): (Shape(4, 1024, 4, 1),) * 2,
+    ("strip", False): (Shape(4, 1024, 4, 1),) * 2,
+    ("join", True): (Shape(16, 64, 4, 1),) * 2,
+    ("join", False): (Shape(16, 64, 4, 1),) * 2,
 }
-
-# Likewise, whatever the length of the rows. What follows on the product of a tile needs registers
-# and shared memory, of which the products of data centre cards from Hopper on leave most.
-_WIDE = {
-    ("collect tiles", True): Shape(128, 64, 8, 3),
-    ("collect tiles", False): Shape(128, 64, 8, 2),
-    ("force tiles", True): Shape(128, 64, 8, 3),
-    ("force tiles", False): Shape(128, 64, 8, 2),
-    ("multiply", False): Shape(64, 64, 8, 2),
-    ("strip", True): Shape(4, 1024, 4, 1),
-    ("strip", False): Shape(4, 1024, 4, 1),
-    ("join", True): Shape(16, 64, 4, 1),
-    ("join", False): Shape(16, 64, 4, 1),
+# Data centre cards from Hopper on have more shared memory, and their products leave registers.
+_HOPPER = {
+    ("collect", True): (Shape(128, 64, 8, 3), Shape(128, 64, 8, 2)),
+    ("pull", True): (Shape(64, 64, 8, 2), Shape(64, 64, 8, 2)),
+    ("collect tiles", True): (Shape(128, 256, 8, 3),) * 2,
+    ("collect tiles", False): (Shape(128, 128, 8, 2),) * 2,
+    ("force tiles", True): (Shape(128, 256, 8, 3),) * 2,
+    ("force tiles", False): (Shape(128, 128, 8, 2),) * 2,
+    ("multiply", False): (Shape(128, 64, 8, 2),) * 2,
 }
-_WIDE_ON = {
-    9: {
-        ("collect tiles", True): Shape(128, 256, 8, 3),
-        ("collect tiles", False): Shape(128, 128, 8, 2),
-        ("force tiles", True): Shape(128, 256, 8, 3),
-        ("force tiles", False): Shape(128, 128, 8, 2),
-        ("multiply", False): Shape(128, 64, 8, 2),
-    },
-    10: {
-        ("collect tiles", True): Shape(128, 128, 8, 3),
-        ("force tiles", True): Shape(128, 128, 8, 3),
-    },
+_BLACKWELL = {
+    ("collect tiles", True): (Shape(128, 128, 8, 3),) * 2,
+    ("force tiles", True): (Shape(128, 128, 8, 3),) * 2,
 }
+_OF_GENERATION = {9: _HOPPER, 10: _BLACKWELL}
 
 # Columns of a tile, a quarter of which is written at a time and has 16 bytes.
 _LEAST = {"force tiles": 32}
@@ -77,7 +77,8 @@ def shape_of(
     """The shape for a kernel.
 
     Args:
-        kernel: "collect", or "pull", which also multiplies forces with rows; "collect tiles" and
+        kernel: "collect"; "pull" or "pull distances", which also multiply forces with rows;
+            "collect tiles" and
             "force tiles", in which the rule follows on a product; "strip", which reads products;
             "multiply"; "join", which adds up parts; of triplets and quadruplets "nearest", and
             "push", which also multiplies forces with rows.
@@ -94,9 +95,8 @@ def shape_of(
     if known is not None:
         return Shape(*known)
     sort = kernel, dtype.itemsize == 2
-    if sort in _DEFAULTS:
-        return _DEFAULTS[sort][width > 128]
-    return _WIDE_ON.get(generation(device), _WIDE).get(sort, _WIDE[sort])
+    known_here = _OF_GENERATION.get(generation(device), {})
+    return known_here.get(sort, _DEFAULTS[sort])[width > 128]
 
 
 def _power_of_two(size: int) -> int:

@@ -75,15 +75,25 @@ def each(values, i, side):
     return tl.load(values + i, mask=i < side.count, other=0)
 
 
+@triton.constexpr_function
+def steps(wide, chunk):
+    """How many numbers of a row are multiplied at a time."""
+    return min(chunk, 32) if wide else chunk
+
+
 @triton.jit
 def products(I, J, i, j, a, b, WIDTH: tl.constexpr, CHUNK: tl.constexpr, PRODUCT: tl.constexpr):
-    """(r, c) inner products. Rows of one chunk are given; longer ones are loaded by chunks."""
-    if CHUNK == WIDTH:
+    """(r, c) inner products. Rows of one chunk are given; others are loaded a few numbers a time.
+
+    So are those of float32, which take several registers a number.
+    """
+    STEP: tl.constexpr = steps(I.operand.dtype.element_ty == tl.float32, CHUNK)
+    if STEP == WIDTH:
         return dot(a, b.T, PRODUCT)
     else:
         total = tl.zeros((i.shape[0], j.shape[0]), tl.float32)
-        for start in range(0, WIDTH, CHUNK):
-            k = start + tl.arange(0, CHUNK)
+        for start in range(0, WIDTH, STEP):
+            k = start + tl.arange(0, STEP)
             total += dot(some(I, i, k, WIDTH), some(J, j, k, WIDTH).T, PRODUCT)
         return total
 
