@@ -11,7 +11,7 @@ from batch_cases import near
 from torch import Tensor
 
 import nearfar as nf
-from nearfar.engine import log_sums
+from nearfar.engine import log_sums, running
 from nearfar.engine.budget import tile_shape
 from nearfar.engine.closeness import Product
 from nearfar.engine.log_sum_rule import Finished, LogSum, LogSumRule
@@ -56,13 +56,13 @@ def gradient(loss: Loss, x: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, T
 def bases(monkeypatch: pytest.MonkeyPatch) -> list[float | None]:
     """What is taken off the exponents of each tile."""
     seen: list[float | None] = []
-    usual = log_sums._Running.common_base
+    usual = running.Running.common_base
 
-    def watched(self: log_sums._Running, low: float, high: float) -> float | None:
+    def watched(self: running.Running, low: float, high: float) -> float | None:
         seen.append(usual(self, low, high))
         return seen[-1]
 
-    monkeypatch.setattr(log_sums._Running, "common_base", watched)
+    monkeypatch.setattr(running.Running, "common_base", watched)
     return seen
 
 
