@@ -361,6 +361,7 @@ CASES = [
     _case("lifted_pair-default", "batch"),
     _case("lifted_pair-sqeuclidean", "batch", margin=3.0, distance="sqeuclidean"),
     _case("lifted_pair-cosine", "batch", margin=0.5, distance="cosine"),
+    _case("lifted_pair-manhattan", "batch", margin=4.0, distance="manhattan"),
     _case("lifted_pair-multi-labels", "batch", multi=True),
     _case("lifted_pair-weighted", "batch", margin=4.0, weighted=True),
     _case("proxy_softmax-default", "proxies"),

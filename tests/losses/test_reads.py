@@ -4,7 +4,6 @@ See `waits.py` for what stands for one.
 """
 
 import inspect
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
@@ -19,6 +18,7 @@ import torch
 import tuple_cases
 from batch_cases import CASES, Case, Data, gradients, near, over
 from torch import Tensor
+from unread import unread
 from waits import WaitsError, accelerator, there
 
 import nearfar as nf
@@ -33,18 +33,6 @@ CLOSE = "pairs so close that digits cancel are looked for"
 TUPLES = "how many tuples there are, and which, depends on the labels or distances"
 CLASSES = "how many classes have two rows depends on the labels"
 LISTED = "a list is checked, and what is listed differs from step to step"
-POSITIVES = "positives are listed one by one"
-
-# Losses that look at each positive by itself.
-EACH_POSITIVE = {
-    nf.nt_xent_loss,
-    nf.nca_loss,
-    nf.multi_similarity_loss,
-    nf.circle_loss,
-    nf.lifted_structure_loss,
-    nf.lifted_pair_loss,
-    nf.proxy_anchor_loss,
-}
 
 
 def backward(loss: Tensor) -> None:
@@ -97,11 +85,7 @@ def reason(case: Case) -> str | None:
     chosen = {name: case.hyper.get(name, of.default) for name, of in known.items()}
     by_distance = chosen.get("distance") in ("euclidean", "sqeuclidean", "cosine", "snr")
     by_distance = by_distance or case.function is nf.batch_cosine_loss
-    if by_distance or chosen.get("similarity") == "sqeuclidean":
-        return CLOSE
-    if case.function in EACH_POSITIVE:
-        return POSITIVES
-    return POSITIVES if case.function is nf.sup_con_loss and not chosen["decoupled"] else None
+    return CLOSE if by_distance or chosen.get("similarity") == "sqeuclidean" else None
 
 
 def normalized(case: Case) -> list[dict[str, bool]]:
@@ -221,16 +205,14 @@ def test_another_that_waits(loss: Callable[..., Tensor]) -> None:
 
 def test_the_conventions_list_what_waits() -> None:
     page = " ".join((Path(__file__).parents[2] / "docs/conventions.md").read_text().split())
-    for why in (CLOSE, TUPLES, CLASSES, LISTED, POSITIVES):
+    for why in (CLOSE, TUPLES, CLASSES, LISTED):
         assert f": {why}" in page
 
 
 @pytest.fixture
-def unread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is done on an accelerator, where `inputs.readable` says no, on the CPU."""
-    for module in list(sys.modules.values()):
-        if module.__name__.startswith("nearfar.") and hasattr(module, "readable"):
-            monkeypatch.setattr(module, "readable", lambda x: False)
+def without_reads() -> Iterator[None]:
+    with unread():
+        yield
 
 
 @over(CASES)
@@ -243,7 +225,7 @@ def test_numbers_are_the_same_without_a_read(case: Case, request: pytest.Fixture
                     yield gradients(partial(case.run, reduction=how), data)
 
     true = list(run())
-    request.getfixturevalue("unread")
+    request.getfixturevalue("without_reads")
     for found, expected in zip(run(), true, strict=True):
         near(found, expected, rtol=1e-9, floor=1e-12)
 
@@ -257,13 +239,13 @@ def test_triplets_are_the_same_without_a_read(
     loss = partial(tuple_cases.triplets, labels=labels, select=select)
     with tile_shape(7, 9):
         true = tuple_cases.gradients(loss, x)
-        request.getfixturevalue("unread")
+        request.getfixturevalue("without_reads")
         tuple_cases.agree(tuple_cases.gradients(loss, x), true)
 
 
 @over(batch_cases.PLAIN)
 @pytest.mark.parametrize("bad", [inf, nan])
-@pytest.mark.usefixtures("unread")
+@pytest.mark.usefixtures("without_reads")
 def test_without_a_read_a_bad_row_makes_the_loss_nan(case: Case, bad: float) -> None:
     data = case.draw(12)
     for name, x in data.rows.items():
@@ -273,7 +255,7 @@ def test_without_a_read_a_bad_row_makes_the_loss_nan(case: Case, bad: float) -> 
             assert case.run(data.at(**{name: changed}), "mean").isnan()
 
 
-@pytest.mark.usefixtures("unread")
+@pytest.mark.usefixtures("without_reads")
 def test_rows_of_any_length_have_a_direction_without_a_read() -> None:
     x = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
     y = x * torch.tensor([1e-18, 1e-3, 1, 1e3, 1e18, 1e30])[:, None]

@@ -1,7 +1,7 @@
 """What a loss of log-sum-exps is, and what is known once its sums are complete."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from nearfar.engine.positives import Positives
 from nearfar.engine.relation import Relation
 from nearfar.engine.segments import log_sum, sum_of
+from nearfar.inputs import readable
 from nearfar.reduction import Between
 
 
@@ -124,6 +125,41 @@ class LogSumRule:
     def sums_positives(self) -> bool:
         """Whether the loss takes the sum of an anchor's positives."""
         return self.near is None and not self.per_positive
+
+
+def most_exact(rule: LogSumRule, relation: Relation) -> LogSumRule:
+    """The most exact form of a rule, given how many positives anchors have.
+
+    If that cannot be read, the result still has a `single` form, and the executor is to leave the
+    positive of an anchor that has one out of its log-sum-exp.
+    """
+    if rule.single is None:
+        return rule
+    if not relation.one_positive:
+        number = relation.n_positives()
+        if relation.listed is None and not readable(number):
+            return one_or_all(rule)
+        if (number > 1).any():
+            return replace(rule, single=None)
+    return replace(rule, finish=rule.single, with_positives=False, single=None)
+
+
+def one_or_all(rule: LogSumRule) -> LogSumRule:
+    """A rule that takes the negatives alone where an anchor has one positive, else all terms."""
+    single = rule.single
+    assert single is not None
+
+    def finish(logs: LogSum, total: Tensor, number: Tensor | float) -> Finished:
+        of_one = single(logs, total, number)
+        if not isinstance(number, Tensor):
+            return of_one
+        of_all = rule.finish(logs, total, number)
+        loss, by_logs, by_total = (
+            torch.where(number == 1, one, many) for one, many in zip(of_one, of_all, strict=True)
+        )
+        return loss, by_logs, by_total
+
+    return replace(rule, finish=finish)
 
 
 @dataclass(eq=False)

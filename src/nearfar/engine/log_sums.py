@@ -8,10 +8,13 @@ second step applies the forces. There are two schedules:
 - The group is everything, where columns are anchors too or a strip would not fit: the second step
   computes the products again (8 N^2 d, and 4 N^2 d on the upper triangle of a batch with itself),
   except for tiles that fit the memory budget, each of which saves a quarter of its work.
+
+Where values may not be read, positives are not listed but marked by masks. If a loss is a sum over
+them, of terms that take the log-sum-exp, one more step between the two adds these up.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import inf
 
 import torch
@@ -20,15 +23,17 @@ from torch import Tensor
 from nearfar.engine import gpu
 from nearfar.engine.closeness import Closeness, Tile
 from nearfar.engine.listed_log_sums import over_list
-from nearfar.engine.log_sum_rule import LogSumRule, settle
+from nearfar.engine.log_sum_rule import LogSumRule, most_exact, settle
+from nearfar.engine.marked_positives import NearPositives, PositiveTerms
 from nearfar.engine.observe import force_visitors
-from nearfar.engine.pair_sets import PairSet
+from nearfar.engine.pair_sets import Masked, PairSet
 from nearfar.engine.positives import EachPositive, Side, SummedPositives
 from nearfar.engine.relation import Relation
 from nearfar.engine.running import SAFE, Base, Running, Terms, finite
 from nearfar.engine.slices import joined, part
 from nearfar.engine.step import Answer, Executor, Request
 from nearfar.engine.walk import Place, Walk
+from nearfar.inputs import readable
 from nearfar.reduction import sum_dtype
 
 
@@ -41,41 +46,51 @@ def log_sum_loss(
     """
 
     def execute(request: Request) -> Answer:
-        if relation.listed is not None:
-            return over_list(rule, closeness, relation, request)
         if gpu.takes(request, closeness, relation):
             from nearfar.engine.gpu import log_sums as on_gpu  # loads Triton
 
             return on_gpu.run(rule, closeness, relation, request, both=both)
-        walk = Walk(request, closeness, relation, buffers=_BUFFERS)
-        if rule.learned:
-            walk.own = walk.a.new_zeros((), dtype=sum_dtype(walk.a))
-        counts = rule.counts(relation)
-        plain = _IN_PLACE if rule.far is None else _BESIDE
-        kind = SummedPositives if rule.sums_positives else EachPositive
-        shape = walk.strip_shape(plain + kind.floats_per_pair(walk))
-        if both or rule.both_ends or kind.wants_all_tiles(walk, shape[0]):
-            rows, two_sided = slice(0, walk.a.shape[0]), both or walk.mirrored
-            sums = _Sums(rule, walk, rows, counts, both=both, two_sided=two_sided)
-            most = walk.kept_elements(1 if rule.far is None else 2)
-            found = [_two_steps(walk, sums, walk.places(), most)]
-        else:
-            # One buffer for all strips; a batch that is one strip is done sooner in place.
-            room = None
-            if walk.a.shape[0] > shape[0] and rule.far is None:
-                room = walk.a.new_empty(shape[0] * walk.columns.shape[0])
-            found = [
-                _two_steps(walk, _Sums(rule, walk, rows, counts, room=room), places, inf)
-                for rows, places in walk.strips(shape)
-            ]
-        if request.kept is not None:
-            counts = joined([inside for _, inside in found if inside is not None], walk.a)
-        return walk.answer(joined([loss for loss, _ in found], walk.a), counts)
+        chosen = most_exact(rule, relation)
+        if relation.listed is not None:
+            return over_list(chosen, closeness, relation, request)
+        return _over_tiles(chosen, closeness, relation, request, both=both)
 
     return execute
 
 
-def _two_steps(
+def _over_tiles(
+    rule: LogSumRule, closeness: Closeness, relation: Relation, request: Request, *, both: bool
+) -> Answer:
+    marked = not rule.sums_positives and not readable(request.a)  # to list them is to count them
+    walk = Walk(request, closeness, relation, buffers=_MARKED if marked else _BUFFERS)
+    if rule.single is not None and not relation.by_class:
+        # A positive pair may be the only one of one of its ends, and is part of the other's sum.
+        walk.mirrored = False
+    if rule.learned:
+        walk.own = walk.a.new_zeros((), dtype=sum_dtype(walk.a))
+    counts, in_place = rule.counts(relation), rule.far is None and not marked
+    kind = SummedPositives if rule.sums_positives or marked else EachPositive
+    shape = walk.strip_shape((_IN_PLACE if in_place else _BESIDE) + kind.floats_per_pair(walk))
+    if both or rule.both_ends or kind.wants_all_tiles(walk, shape[0]):
+        rows, two_sided = slice(0, walk.a.shape[0]), both or walk.mirrored
+        sums = _Sums(rule, walk, rows, counts, marked=marked, both=both, two_sided=two_sided)
+        most = walk.kept_elements(1 if in_place else 2)
+        found = [_in_steps(walk, sums, walk.places(), most)]
+    else:
+        # One buffer for all strips; a batch that is one strip is done sooner in place.
+        room = None
+        if walk.a.shape[0] > shape[0] and in_place:
+            room = walk.a.new_empty(shape[0] * walk.columns.shape[0])
+        found = [
+            _in_steps(walk, _Sums(rule, walk, rows, counts, marked=marked, room=room), places, inf)
+            for rows, places in walk.strips(shape)
+        ]
+    if request.kept is not None:
+        counts = joined([inside for _, inside in found if inside is not None], walk.a)
+    return walk.answer(joined([loss for loss, _ in found], walk.a), counts)
+
+
+def _in_steps(
     walk: Walk, sums: "_Sums", places: Sequence[Place], most: float
 ) -> tuple[Tensor, Tensor | None]:
     """The losses of the anchors of some tiles, and their counts; adds up their gradient.
@@ -84,15 +99,21 @@ def _two_steps(
         walk: over the tiles.
         sums: of the anchors.
         places: of the tiles.
-        most: how many elements of the tiles of the first step are kept for the second.
+        most: how many elements of the tiles of the first step are kept for the next.
     """
+    again = walk.gradient is not None or sums.terms is not None
     bases: list[Base] = []
     kept: deque[tuple[Tile, Terms] | None] = deque()
     for place in places:
         tile, terms = sums.take(place, collect=True)
         most -= terms.values.numel()
-        kept.append((tile, terms) if most >= 0 and walk.gradient is not None else None)
+        kept.append((tile, terms) if most >= 0 and again else None)
         bases.append(terms.base)
+    if sums.terms is not None:
+        sums.add_terms(
+            walk.tile(place, sums.bound) if found is None else found[0]
+            for place, found in zip(places, kept, strict=True)
+        )
     losses, counts = sums.finish()
     if walk.gradient is not None:
         for place, base in zip(places, bases, strict=True):
@@ -101,7 +122,8 @@ def _two_steps(
     return losses, counts
 
 
-_BUFFERS = 8
+# Copies of a tile that live at once, and where positives are marked: their terms take more room.
+_BUFFERS, _MARKED = 8, 16
 # Numbers kept per pair of a strip: its term, and where exponents are not the closeness itself, that
 # and room to work in.
 _IN_PLACE, _BESIDE = 1, 4
@@ -115,6 +137,7 @@ class _Sums:
         walk: over the tiles.
         rows: which rows are anchors.
         counts: see `LogSumRule`.
+        marked: whether each positive is taken by masks, since none can be listed.
         both: whether the columns are anchors too, which come after the rows.
         two_sided: whether tiles may have anchors on both sides.
         room: memory for the terms of these rows; None: they overwrite the closeness.
@@ -127,6 +150,7 @@ class _Sums:
         rows: slice,
         counts: Tensor | None,
         *,
+        marked: bool,
         both: bool = False,
         two_sided: bool = False,
         room: Tensor | None = None,
@@ -137,14 +161,19 @@ class _Sums:
         n = 2 * self.n if both else self.n
         safe = self.bound + rule.offset <= SAFE.get(walk.a.dtype, 0)
         self.logs = Running(n, walk.a, safe)
-        self.positives: SummedPositives | EachPositive
+        self.terms: PositiveTerms | None = None
+        self.positives: SummedPositives | EachPositive | NearPositives | PositiveTerms
         if rule.sums_positives:
             self.positives = SummedPositives(walk, rows, n)
+        elif marked and rule.near is not None:
+            self.positives = NearPositives(rule.near, walk, n)
+        elif marked:
+            self.positives = self.terms = PositiveTerms(rule, walk, n, both=both)
         else:
             self.positives = EachPositive(walk, rows, n)
             if rule.both_ends:
                 self.positives.keep_ends()
-        self.two_sided, self.room = two_sided, room
+        self.two_sided, self.room, self.marked = two_sided, room, marked
         self.slope = 1.0 if rule.far is None else rule.far.slope
 
     def take(
@@ -155,32 +184,40 @@ class _Sums:
         if self.room is not None:
             columns = place[1]
             out = self.room[self.n * columns.start : self.n * columns.stop].view(self.n, -1)
-        observed = bool(force_visitors())  # they see the closeness too: it must not be overwritten
-        tile = self.walk.tile(place, self.bound, None if observed else out)
+        # Observers and masks see the closeness too: then it must not be overwritten.
+        seen = self.marked or bool(force_visitors())
+        tile = self.walk.tile(place, self.bound, None if seen else out)
         sides = self._sides(tile)
-        if collect:  # before the terms overwrite the closeness
+        if collect and self.terms is None:  # before the terms overwrite the closeness
             self.positives.add(tile, sides)
         if self.rule.far is not None:
             exponents, out = self.rule.far.of(tile.closeness), None
         else:
-            exponents = tile.closeness.clone() if observed else tile.closeness
+            exponents = tile.closeness.clone() if seen else tile.closeness
         terms = self._terms(tile, sides, exponents, exponents if out is None else out, known)
-        if self.rule.far is None and not observed:
+        if self.rule.far is None and not seen:
             tile.closeness = terms.values  # which is not needed any more
         if collect:
             for side in sides:
                 self.logs.add(terms, side)
         return tile, terms
 
+    def add_terms(self, tiles: Iterable[Tile]) -> None:
+        """Add the terms that take the log-sum-exps, once these are complete."""
+        assert self.terms is not None
+        self.terms.know(self.logs.value(), *self._known())
+        for tile in tiles:
+            self.terms.add(tile, self._sides(tile))
+
     def finish(self) -> tuple[Tensor, Tensor | None]:
         """The losses and counts; from here on it is known how hard each anchor acts."""
-        request = self.walk.request
-        counts, weight = (
-            None if of_rows is None else self._of_anchors(of_rows)
-            for of_rows in (self.counts, request.weight)
-        )
-        logs, kept = self.logs.value(), request.kept
-        done = settle(self.rule, logs, self.positives, counts, weight, kept, both=self.both)
+        if isinstance(self.positives, PositiveTerms):
+            done = self.positives.settled()
+        else:
+            known, kept = self._known(), self.walk.request.kept
+            logs = self.logs.value()
+            done = settle(self.rule, logs, self.positives, *known, kept, both=self.both)
+            self.positives.set_forces(done.by_positives.to(self.walk.a.dtype))
         for by in done.by_own:
             assert self.walk.own is not None
             self.walk.own += by.sum()
@@ -188,7 +225,6 @@ class _Sums:
         if not callable(self.slope) and self.slope != 1:
             by_logs = by_logs * self.slope
         self.logs.finish(by_logs)
-        self.positives.set_forces(done.by_positives.to(self.walk.a.dtype))
         return done.loss, done.counts
 
     def force(self, tile: Tile, terms: Terms) -> Tensor:
@@ -208,10 +244,15 @@ class _Sums:
             sides.append(Side(columns, 0))
         return sides
 
-    def _of_anchors(self, of_rows: Tensor) -> Tensor:
-        """(n,) what is known of each row, for the anchors."""
-        of_rows = part(of_rows, self.rows)
-        return torch.cat([of_rows, of_rows]) if self.both else of_rows
+    def _known(self) -> tuple[Tensor | None, Tensor | None]:
+        """(n,) how much each anchor counts in the mean, and its weight."""
+        counts, weight = (
+            None if of_rows is None else part(of_rows, self.rows)
+            for of_rows in (self.counts, self.walk.request.weight)
+        )
+        if self.both:
+            counts, weight = (None if of is None else of.repeat(2) for of in (counts, weight))
+        return counts, weight
 
     def _terms(
         self,
@@ -222,14 +263,14 @@ class _Sums:
         known: tuple[Base] | None,
     ) -> Terms:
         """The terms of a tile, in `out`, which may be the exponents."""
-        hidden = tile.block.selves, None if self.rule.with_positives else tile.block.positives
+        hidden = tile.block.selves, self._left_out(tile)
         if self.logs.safe:
             torch.exp(exponents, out=out)
             _fill(out, hidden, 0)
             return Terms(out, 0.0, sides)
         terms = out if out is exponents else out.copy_(exponents)
         # Asking would stall an accelerator, and is pointless after one tile without a base.
-        ask = known is None and self.two_sided and terms.is_cpu and not self.logs.spread_out
+        ask = known is None and self.two_sided and readable(terms) and not self.logs.spread_out
         low = terms.amin().item() if ask and terms.numel() else 0.0
         _fill(terms, hidden, -inf)
         if known is not None:
@@ -245,6 +286,16 @@ class _Sums:
         elif base:
             terms.sub_(base)
         return Terms(terms if base is None else terms.exp_(), base, sides)
+
+    def _left_out(self, tile: Tile) -> PairSet | None:
+        """The positives that are no part of the log-sum-exps."""
+        positives = tile.block.positives
+        if positives is None or not self.rule.with_positives:
+            return positives
+        if self.rule.single is None:
+            return None
+        alone = part(self.walk.relation.n_positives(), tile.rows) == 1
+        return Masked(positives.mask() & alone[:, None])
 
 
 def _fill(terms: Tensor, hidden: Sequence[PairSet | None], value: float) -> None:

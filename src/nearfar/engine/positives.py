@@ -152,7 +152,7 @@ class EachPositive:
     def wants_all_tiles(walk: Walk, strip_height: int) -> bool:
         limits, device, *_ = walk.room
         height = walk.shape[0]
-        if not walk.mirrored or not walk.a.is_cpu or walk.a.shape[0] <= height:
+        if not walk.mirrored or walk.a.shape[0] <= height:
             return False
         if height < _FEWEST_LISTED_ROWS and limits.tile is None:
             return False
@@ -162,7 +162,7 @@ class EachPositive:
     @staticmethod
     def floats_per_pair(walk: Walk) -> int:
         pairs = walk.relation.n * walk.relation.m
-        if pairs < _LARGE or not walk.a.is_cpu:  # asking would stall an accelerator
+        if pairs < _LARGE:
             return 0
         return round(_PER_POSITIVE * walk.relation.n_positives().sum().item() / pairs)
 

@@ -171,6 +171,11 @@ class Relation:
         positives = self._positives(rows, columns, shape, selves)
         return Block(shape, positives, selves, self.device)
 
+    @property
+    def by_class(self) -> bool:
+        """Whether rows meet each other by class: both ends of a pair have as many positives."""
+        return self.symmetric and self.row_labels is not None and self.row_labels.ndim == 1
+
     def n_positives(self) -> Tensor:
         """(n,) how many columns are similar to each row, not counting itself."""
         return self._n_positives

@@ -177,8 +177,6 @@ def sup_con_loss(
     """
     rows, columns, relation = as_batch(x, labels, reference, reduction, pairs)
     rule = DECOUPLED if switch("decoupled", decoupled) else ALL
-    if not decoupled and not (relation.n_positives() > 1).any():
-        rule = ONE  # equal with one positive per anchor, and accurate when the loss is near 0
     return run_by_similarity(
         lambda closeness: log_sum_loss(rule, closeness, relation),
         rows,

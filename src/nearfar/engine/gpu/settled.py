@@ -1,7 +1,7 @@
 """Anchors of a loss of log-sum-exps on a GPU: what is found of each, its loss, how it acts."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,10 +11,10 @@ from nearfar.engine.gpu.kernels.log_sums import Pulls
 from nearfar.engine.gpu.language import kernel
 from nearfar.engine.log_sum_rule import (
     Exponent,
-    Finished,
     LogSum,
     LogSumRule,
     Settled,
+    one_or_all,
     settle,
 )
 from nearfar.engine.precision import up_to_float16
@@ -95,38 +95,25 @@ def settled(rule: LogSumRule, found: Found, anchors: Anchors, kept: Between | No
     """The losses, from what was collected."""
     number = anchors.number
     positives = _Positives(found.get("total", found["far"]), number, found.get("near"))
-    logs = LogSum(found["far"], found["top"])
     if rule.with_positives:
-        rule, logs = _one_or_all(rule, logs, found, number)
+        _sum_one_or_all(found, number)
+        rule = one_or_all(rule)
+    logs = LogSum(found["far"], found["top"])
     given = anchors.counts, anchors.weight, kept
     return settle(rule, logs, positives, *given, both=anchors.both)
 
 
-def _one_or_all(
-    rule: LogSumRule, negatives: LogSum, found: Found, number: Tensor | float
-) -> tuple[LogSumRule, LogSum]:
-    """A rule of all terms that takes the negatives alone where an anchor has one positive.
+def _sum_one_or_all(found: Found, number: Tensor | float) -> None:
+    """Join the sums of the negatives and the positives, but where an anchor has one positive.
 
-    Then `found` says what the shares of the anchors are of: "far", and "near", which is 0 where the
-    positives are not summed.
+    Then "far" is what the shares of the anchor's terms are of, and "near" is 0 where the positives
+    are not summed.
     """
-    every = torch.logaddexp(found["far"], found["near"])
-    single = rule.single
-    assert single is not None
     if not isinstance(number, Tensor):
         found["near"] = torch.zeros_like(found["far"])
-        return replace(rule, finish=single), negatives
-    alone = number == 1
+        return
+    alone, every = number == 1, torch.logaddexp(found["far"], found["near"])
     found["far"], found["near"] = torch.where(alone, found["far"], every), (~alone).to(every.dtype)
-
-    def finish(logs: LogSum, total: Tensor, number: Tensor | float) -> Finished:
-        of_all, of_one = rule.finish(logs, total, number), single(negatives, total, number)
-        loss, by_logs, by_total = (
-            torch.where(alone, one, many) for one, many in zip(of_one, of_all, strict=True)
-        )
-        return loss, by_logs, by_total
-
-    return replace(rule, finish=finish), LogSum(every, negatives.top)
 
 
 def answer(rule: LogSumRule, anchors: Anchors, request: Request, done: Sequence[Settled]) -> Answer:
