@@ -15,7 +15,7 @@ from waits import accelerator, there
 
 SHARED = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227}  # KiB that a program may have
 # Bytes a thread may spill: distances keep some for the branch in which pairs are measured again.
-SPILLED, SPILLED_FOR_DISTANCES = 64, 4096
+SPILLED, SPILLED_FOR_DISTANCES = 128, 1536
 DISTANCES = ("lifted_structure", "lifted_pair", "batch_contrastive", "batch_cosine", "hard")
 AHEAD = Path(__file__).with_name("ahead.py")
 

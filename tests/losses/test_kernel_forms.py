@@ -69,6 +69,9 @@ def test_both_forms_are_the_same(case: Case, rules: Rules) -> None:
                     torch.testing.assert_close(found, expected)
 
 
+N = 3
+
+
 def near(d: Any, numbers: Any) -> Any:
     return d, 0 * d + 1
 
@@ -83,6 +86,24 @@ def test_what_no_kernel_can_be_made_of() -> None:
 
     with pytest.raises(TypeError, match=r"negative.*two.*numbers"):
         nf.PairKernel(near, closure)
+
+    def power(d: Any, numbers: Any) -> Any:
+        return d**2, 2 * d
+
+    with pytest.raises(TypeError, match=r"negative uses \*\*.*d \* d"):
+        nf.PairKernel(near, power)
+
+    def branch(d: Any, numbers: Any) -> Any:
+        return (d, 1) if numbers[0] else (0 * d, 0)
+
+    with pytest.raises(TypeError, match=r"positive uses a branch"):
+        nf.PairKernel(branch, near)
+
+    def constant(d: Any, numbers: Any) -> Any:
+        return N * abs(d), N
+
+    with pytest.raises(TypeError, match=r"positive uses N, abs"):
+        nf.PairKernel(constant, near)
     with pytest.raises(TypeError, match="numbers"):
         nf.PairKernel(near, near, numbers="3")  # type: ignore[arg-type]
     assert not inspect.signature(nf.PairKernel).parameters["numbers"].default

@@ -28,7 +28,7 @@ from nearfar.engine.norms import PNorm, by_autograd, manhattan
 from nearfar.engine.precision import Precision, Rounding, rounded
 from nearfar.engine.products import Gradient, products, squares
 from nearfar.engine.relation import Block
-from nearfar.engine.slices import part, spans
+from nearfar.engine.slices import add_rows, part, spans
 from nearfar.inputs import readable
 from nearfar.reduction import sum_dtype
 
@@ -679,11 +679,3 @@ def sharpen(
     for i, j in _chunks(smallest, values, x):
         gap = unit(x[i].to(sum_dtype(x))) - unit(y[j].to(sum_dtype(x)))
         values[i, j] = gap.square().sum(1).mul_(times / 2).to(values.dtype)
-
-
-def add_rows(to: Tensor, index: Tensor, rows: Tensor, by: float = 1) -> None:
-    """Add by * rows[k] to to[index[k]], the same bits every time."""
-    if to.is_cpu:
-        to.index_add_(0, index, rows, alpha=by)
-    else:  # there index_add_ adds in any order; this one sorts first
-        to.index_put_((index,), rows * by, accumulate=True)

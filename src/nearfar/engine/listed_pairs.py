@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from nearfar.engine.budget import block
-from nearfar.engine.closeness import Closeness, Tile, add_rows
+from nearfar.engine.closeness import Closeness, Tile
 from nearfar.engine.listed_tuples import show_listed
 from nearfar.engine.observe import force_visitors
 from nearfar.engine.pair_sets import Listed
 from nearfar.engine.products import Gradient
 from nearfar.engine.relation import Block, PairList, Relation
-from nearfar.engine.slices import joined, part, spans
+from nearfar.engine.slices import add_rows, joined, part, spans
 from nearfar.engine.step import Answer, Request
 
 Ends = tuple[Tensor, Tensor]

@@ -20,14 +20,13 @@ from nearfar.engine.budget import Limits, block
 from nearfar.engine.closeness import (
     Closeness,
     Tile,
-    add_rows,
     by_distance,
     cosine_of_difference,
 )
 from nearfar.engine.observe import force_visitors
 from nearfar.engine.precision import Precision
 from nearfar.engine.relation import Relation
-from nearfar.engine.slices import spans
+from nearfar.engine.slices import add_rows, spans
 from nearfar.engine.step import Answer, Executor, Request
 from nearfar.engine.walk import show
 from nearfar.engine.where import kernels_run_on
@@ -117,7 +116,7 @@ def listed(
                 if each:
                     one_by_one.append(loss)
                 else:
-                    per_row.index_add_(0, anchor, loss)
+                    add_rows(per_row, anchor, loss)
                 counts.index_add_(0, anchor, inside)
                 active.index_add_(0, anchor, (loss > 0).long())
                 if da is None:

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from nearfar.engine.slices import part
+from nearfar.engine.slices import add_rows, part
 
 
 class PairSet(Protocol):
@@ -107,7 +107,7 @@ class OneEach:
         if dim:
             to.add_(taken)
         else:
-            to.index_add_(0, self.column, taken.to(to.dtype))
+            add_rows(to, self.column, taken.to(to.dtype))
 
     def fill(self, tile: Tensor, value: float) -> None:
         tile.scatter_(1, self._index, value)
@@ -137,7 +137,7 @@ class Listed:
         return tile[self.row, self.column]
 
     def add_sums(self, taken: Tensor, to: Tensor, dim: int) -> None:
-        to.index_add_(0, self.row if dim else self.column, taken.to(to.dtype))
+        add_rows(to, self.row if dim else self.column, taken.to(to.dtype))
 
     def fill(self, tile: Tensor, value: float) -> None:
         tile[self.row, self.column] = value

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from dis import get_instructions
 from inspect import isfunction
 from math import inf
 from numbers import Real
@@ -34,8 +35,8 @@ class PairKernel:
     """The terms of a sum over pairs as GPU kernels run them, for `PairRule`.
 
     Either term is a function of a distance or similarity and of `numbers`, a tuple. It returns the
-    loss and its derivative, and is written with operators alone: arithmetic, and comparisons, whose
-    results count as 0 or 1. Such a function runs in torch and is compiled for a GPU as it stands.
+    loss and its derivative, and is written with +, -, *, / and comparisons alone, whose results
+    count as 0 or 1. Such a function runs in torch and is compiled for a GPU as it stands.
     Define it once, at the top of a module: each new function is compiled anew.
 
     Args:
@@ -81,6 +82,18 @@ def _check_term(name: str, term: object) -> None:
         raise TypeError(
             f"{name} uses {', '.join(term.__code__.co_freevars)} of the function around it, which "
             "a kernel cannot see: pass it in numbers."
+        )
+    other = list(term.__code__.co_names)
+    for instruction in get_instructions(term):
+        if instruction.argrepr.rstrip("=") in ("**", "//", "%"):
+            other.append(instruction.argrepr)
+        if "JUMP" in instruction.opname and "_IF_" in instruction.opname:
+            other.append("a branch")
+    if other:
+        raise TypeError(
+            f"{name} uses {', '.join(dict.fromkeys(other))}. A kernel is compiled from +, -, *, / "
+            "and comparisons of the distance and numbers alone: write d * d for a square, and "
+            "multiply by (d > 0), which is 0 or 1, in place of a branch."
         )
 
 

@@ -192,7 +192,8 @@ class Relation:
             return self._whole.sum(1)
         if self.row_labels.ndim == 2:
             all_columns = slice(0, self.m)
-            step = max(1, 2**17 // max(self.m, 1))
+            # Small enough for the cache of a CPU; elsewhere each block costs a few launches.
+            step = max(1, (2**17 if self.row_labels.is_cpu else 2**26) // max(self.m, 1))
             starts = range(0, self.n, step)
             blocks = (slice(i, min(i + step, self.n)) for i in starts)
             counts = [self.block(rows, all_columns).masks()[0].sum(1) for rows in blocks]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from nearfar.engine.closeness import add_rows
+from nearfar.engine.slices import add_rows
 
 
 def log_sum(terms: Tensor, anchor: Tensor, n: int) -> tuple[Tensor, Tensor]:

@@ -22,3 +22,11 @@ def spans(size: int, step: int) -> Iterator[slice]:
     """Consecutive slices of length `step` that cover range(size)."""
     for start in range(0, size, step):
         yield slice(start, min(start + step, size))
+
+
+def add_rows(to: Tensor, index: Tensor, rows: Tensor, by: float = 1) -> None:
+    """Add by * rows[k] to to[index[k]], the same bits every time."""
+    if to.is_cpu:
+        to.index_add_(0, index, rows, alpha=by)
+    else:  # there index_add_ adds in any order; this one sorts first
+        to.index_put_((index,), rows * by, accumulate=True)

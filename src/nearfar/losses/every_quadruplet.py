@@ -22,13 +22,13 @@ from nearfar.distance import Distance, between_rows
 from nearfar.engine import gpu
 from nearfar.engine.anchors import Anchors, look_up
 from nearfar.engine.budget import Limits, Workspace, block
-from nearfar.engine.closeness import Closeness, Tile, add_rows, by_distance
+from nearfar.engine.closeness import Closeness, Tile, by_distance
 from nearfar.engine.listed_tuples import Picker, Tally, show_listed
 from nearfar.engine.observe import force_visitors
 from nearfar.engine.pick import order_preserving, walk
 from nearfar.engine.precision import Precision
 from nearfar.engine.relation import Relation
-from nearfar.engine.slices import spans
+from nearfar.engine.slices import add_rows, spans
 from nearfar.engine.step import Answer, Executor, Request
 from nearfar.engine.walk import Walk, show
 from nearfar.losses.every_triplet import hinges

@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from nearfar.engine.anchors import Anchors
-from nearfar.engine.closeness import Closeness, Tile, add_rows
+from nearfar.engine.closeness import Closeness, Tile
 from nearfar.engine.listed_tuples import Tally
 from nearfar.engine.products import Gradient
 from nearfar.engine.relation import Block, Relation
-from nearfar.engine.slices import spans
+from nearfar.engine.slices import add_rows, spans
 from nearfar.engine.step import Answer, Executor, Request
 from nearfar.engine.walk import Walk
 from nearfar.reduction import sum_dtype

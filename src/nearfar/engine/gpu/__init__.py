@@ -12,14 +12,20 @@ from nearfar.engine.relation import Relation
 from nearfar.engine.step import Request
 from nearfar.engine.where import kernels_run_on
 
+# Programs that own rows measure them again for each 128 of their numbers: distances of longer rows
+# are measured sooner in plain torch.
+_LONGEST = 512
+
 
 def takes(request: Request, closeness: Closeness, relation: Relation) -> bool:
     """Whether kernels run a comparison.
 
-    They take rows of float32 and less, on the devices of `kernels_run_on`; inner products,
-    Euclidean and cosine distances; labels of every kind. They do not take float64, listed pairs,
-    other distances, or a loss that somebody observes.
+    They take rows of float32 and less, on the devices of `kernels_run_on`; inner products;
+    Euclidean and cosine distances of rows of up to 512 numbers; labels of every kind. They do not
+    take float64, listed pairs, other distances, or a loss that somebody observes.
     """
+    if closeness.kernel != "product" and request.a.shape[1] > _LONGEST:
+        return False
     return (
         kernels_run_on(request.a.device)
         and request.a.dtype is torch.float32

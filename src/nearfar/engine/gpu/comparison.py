@@ -235,9 +235,11 @@ def _words(labels: Tensor) -> Tensor:
     n, c = labels.shape
     padded = labels.new_zeros(n, -(-max(c, 1) // _BITS) * _BITS)
     padded[:, :c] = labels
-    weights = torch.arange(_BITS, device=labels.device)
-    bits = (padded.view(n, -1, _BITS).long() << weights).sum(2)
-    return torch.where(bits >= 2 ** (_BITS - 1), bits - 2**_BITS, bits).to(torch.int32)
+    bits = padded.view(n, -1, _BITS)
+    words = torch.zeros(bits.shape[:2], dtype=torch.int32, device=labels.device)
+    for k in range(_BITS):  # all at once would take 64 bits a label
+        words |= bits[:, :, k].to(torch.int32) << k
+    return words
 
 
 def _down(a: Tensor, b: Tensor | None) -> Tensor:

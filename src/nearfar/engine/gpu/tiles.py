@@ -33,13 +33,13 @@ def collect(rule: LogSumRule, compared: Comparison, *, both: bool) -> Found:
     rows, columns = compared.rows, compared.columns
     spans = spans_of(compared, compared.dtype.itemsize)
     of_rows = _room(rule, rows, 1)
-    of_columns = _room(rule, columns, len(spans), total=False) if both else None
+    of_columns = _none_yet(columns) if both else None
     far, near = function(rule.far), function(rule.near)
-    for k, at in enumerate(spans):
+    for at in spans:
         own = part_of(rows, at)
         grid = compared.tiles("collect tiles", own)
         by_row = _room(rule, own, grid.parts)
-        by_column = _room(rule, columns, grid.blocks, total=False) if both else None
+        by_column = _with_room(of_columns, grid.blocks) if of_columns is not None else None
         compared.launch(
             kernels.collect_tiles,
             grid,
@@ -52,7 +52,7 @@ def collect(rule: LogSumRule, compared: Comparison, *, both: bool) -> Found:
         )
         _join(compared, by_row, of_rows, (slice(None), at))
         if of_columns is not None and by_column is not None:
-            _join(compared, by_column, of_columns, (slice(k, k + 1),))
+            _join(compared, by_column, of_columns, (slice(None),))
     found = found_in(of_rows)
     if of_columns is not None:  # row i and column i are each other's only positive
         others = {**found_in(of_columns), "total": found["total"]}
@@ -69,11 +69,24 @@ def _described(compared: Comparison, own: Side, grid: Grid) -> tuple[Any, Any]:
     return x, y
 
 
-def _room(rule: LogSumRule, side: Side, parts: int, *, total: bool = True) -> Sums:
+def _room(rule: LogSumRule, side: Side, parts: int) -> Sums:
     """Room for the sums of the rows of a side over some parts of the other."""
     planes = side.operand.new_empty(4, parts, side.count, dtype=torch.float32)
     near = planes[2] if rule.with_positives else None
-    return Sums(planes[0], planes[1], None, near, planes[3] if total else None)
+    return Sums(planes[0], planes[1], None, near, planes[3])
+
+
+def _none_yet(side: Side) -> Sums:
+    """The sums of the rows of a side over nothing."""
+    top = side.operand.new_full((1, side.count), -torch.inf, dtype=torch.float32)
+    return Sums(top, torch.zeros_like(top), None, None, None)
+
+
+def _with_room(sums: Sums, parts: int) -> Sums:
+    """Room for sums over more parts, before those over one that are known."""
+    planes = sums.top.new_empty(2, parts + 1, sums.top.shape[1])
+    planes[0, -1:], planes[1, -1:] = sums.top, sums.far
+    return Sums(planes[0], planes[1], None, None, None)
 
 
 def _join(compared: Comparison, sums: Sums, room: Sums, at: tuple[slice, ...]) -> None:

@@ -184,7 +184,7 @@ def two_shares(e, positive, i_top, i_rest, j_top, j_rest, i_far, j_far, i_near, 
         tl.min(tl.where(i_some, i_log, -_NONE), 0), tl.min(tl.where(j_some, j_log, -_NONE), 0)
     )
     if high - low < 60:
-        middle = tl.where(high < low, 0.0, (high + low) / 2)
+        middle = tl.where(high < low, 0.0, high / 2 + low / 2)
         i_by, j_by = share(middle, i_top, i_rest), share(middle, j_top, j_rest)
         far = (i_by * i_far)[:, None] + (j_by * j_far)[None, :]
         near = (i_by * i_near)[:, None] + (j_by * j_near)[None, :]
