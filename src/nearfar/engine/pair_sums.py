@@ -55,7 +55,7 @@ class PairKernel:
     ...     return shortfall * shortfall, -2 * shortfall
     >>> kernel = PairKernel(near, far, numbers=(2.0,))
     >>> kernel.negative(torch.tensor([0.5, 3.0]), kernel.numbers)
-    (tensor([2.2500, 0.0000]), tensor([-3., -0.]))
+    (tensor([2.2500, 0.0000]), tensor([-3.,  0.]))
     """
 
     positive: Callable[..., Any] | str  # or the name of a function in engine/gpu/kernels/terms.py
