@@ -36,10 +36,19 @@ FUNCTIONS = {
 MARKED = [case for case in CASES if case.function in FUNCTIONS]
 DEFAULTS = list({case.function: case for case in reversed(MARKED)}.values())[::-1]
 REDUCTIONS: list[Any] = ["mean", "sum", "none", "active", (0.1, 0.5)]
+
+
+def slow(value: Any) -> Any:
+    """One of several values that together take long."""
+    return pytest.param(value, marks=pytest.mark.slow)
+
+
 SHAPES = [(3, 3), (5, 9), (64, 64)]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "layout", ["random", *(slow(name) for name in LAYOUTS if name != "random")]
+)
 @over(MARKED)
 def test_as_from_lists(case: Case, layout: str) -> None:
     """In tiles and in strips; some anchors have no positive, some no negative."""
@@ -266,7 +275,7 @@ def test_tiles_that_were_kept_are_as_good_as_new(
         assert all(torch.equal(of_rows[name], found[0][1][name]) for name in of_rows)
 
 
-@pytest.mark.parametrize("labels", ["few", "most", "multi"])
+@pytest.mark.parametrize("labels", ["few", slow("most"), slow("multi")])
 @over([case for case in DEFAULTS if case.kind == "batch"])
 def test_memory_is_linear_in_the_batch(case: Case, labels: str) -> None:
     """However many pairs are positive: the budget, and a few numbers for each row."""

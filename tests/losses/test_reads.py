@@ -106,7 +106,13 @@ def step(case: Case, reduction: Any) -> None:
                 backward(case.run(Data(rows, others), reduction, **how))
 
 
-@pytest.mark.parametrize("reduction", REDUCTIONS, ids=str)
+SOME = [
+    pytest.param(how, marks=pytest.mark.slow) if how in ("sum", "active") else how
+    for how in REDUCTIONS
+]
+
+
+@pytest.mark.parametrize("reduction", SOME, ids=str)
 @over([case for case in CASES if reason(case) is None])
 def test_batches(case: Case, reduction: Any) -> None:
     step(case, reduction)
