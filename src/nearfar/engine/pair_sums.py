@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from dis import get_instructions
+from functools import cache
 from inspect import isfunction
 from math import inf
 from numbers import Real
@@ -65,23 +66,27 @@ class PairKernel:
     def __post_init__(self) -> None:
         for name, term in (("positive", self.positive), ("negative", self.negative)):
             if not isinstance(term, str):
-                _check_term(name, term)
+                wrong = _what_is_wrong(term)
+                if wrong:
+                    raise TypeError(f"{name} {wrong}")
         if not isinstance(self.numbers, tuple) or not all(
             isinstance(number, Real) for number in self.numbers
         ):
             raise TypeError(f"numbers must be a tuple of numbers, got {self.numbers!r}.")
 
 
-def _check_term(name: str, term: object) -> None:
+@cache  # losses of the library make their kernel anew in each call
+def _what_is_wrong(term: object) -> str:
+    """Why no kernel can be compiled from a term; empty if one can."""
     if not isfunction(term) or term.__name__ == "<lambda>":
-        raise TypeError(
-            f"{name} must be a function written with def, which a kernel is compiled from; got "
+        return (
+            "must be a function written with def, which a kernel is compiled from; got "
             f"{'a lambda' if isfunction(term) else type(term).__name__}."
         )
     if term.__closure__:
-        raise TypeError(
-            f"{name} uses {', '.join(term.__code__.co_freevars)} of the function around it, which "
-            "a kernel cannot see: pass it in numbers."
+        return (
+            f"uses {', '.join(term.__code__.co_freevars)} of the function around it, which a "
+            "kernel cannot see: pass it in numbers."
         )
     other = list(term.__code__.co_names)
     for instruction in get_instructions(term):
@@ -89,12 +94,13 @@ def _check_term(name: str, term: object) -> None:
             other.append(instruction.argrepr)
         if "JUMP" in instruction.opname and "_IF_" in instruction.opname:
             other.append("a branch")
-    if other:
-        raise TypeError(
-            f"{name} uses {', '.join(dict.fromkeys(other))}. A kernel is compiled from +, -, *, / "
-            "and comparisons of the distance and numbers alone: write d * d for a square, and "
-            "multiply by (d > 0), which is 0 or 1, in place of a branch."
-        )
+    if not other:
+        return ""
+    return (
+        f"uses {', '.join(dict.fromkeys(other))}. A kernel is compiled from +, -, *, / and "
+        "comparisons of the distance and numbers alone: write d * d for a square, and multiply by "
+        "(d > 0), which is 0 or 1, in place of a branch."
+    )
 
 
 @dataclass(eq=False)
