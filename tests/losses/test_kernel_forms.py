@@ -77,6 +77,8 @@ def near(d: Any, numbers: Any) -> Any:
 
 
 def test_what_no_kernel_can_be_made_of() -> None:
+    with pytest.raises(TypeError, match=r"positive must be a function.*list"):
+        nf.PairKernel([], near)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"positive.*def.*lambda"):
         nf.PairKernel(lambda d, numbers: (d, d), near)
     two = 2

@@ -3,10 +3,11 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from dis import get_instructions
-from functools import cache
+from functools import lru_cache
 from inspect import isfunction
 from math import inf
 from numbers import Real
+from types import FunctionType
 from typing import Any, Literal
 
 import torch
@@ -66,7 +67,7 @@ class PairKernel:
     def __post_init__(self) -> None:
         for name, term in (("positive", self.positive), ("negative", self.negative)):
             if not isinstance(term, str):
-                wrong = _what_is_wrong(term)
+                wrong = _what_is_wrong(term) if isfunction(term) else _not_one(term)
                 if wrong:
                     raise TypeError(f"{name} {wrong}")
         if not isinstance(self.numbers, tuple) or not all(
@@ -75,14 +76,18 @@ class PairKernel:
             raise TypeError(f"numbers must be a tuple of numbers, got {self.numbers!r}.")
 
 
-@cache  # losses of the library make their kernel anew in each call
-def _what_is_wrong(term: object) -> str:
+def _not_one(term: object) -> str:
+    return (
+        "must be a function written with def, which a kernel is compiled from; got "
+        f"{'a lambda' if isfunction(term) else type(term).__name__}."
+    )
+
+
+@lru_cache  # losses of the library make their kernel anew in each call
+def _what_is_wrong(term: FunctionType) -> str:
     """Why no kernel can be compiled from a term; empty if one can."""
-    if not isfunction(term) or term.__name__ == "<lambda>":
-        return (
-            "must be a function written with def, which a kernel is compiled from; got "
-            f"{'a lambda' if isfunction(term) else type(term).__name__}."
-        )
+    if term.__name__ == "<lambda>":
+        return _not_one(term)
     if term.__closure__:
         return (
             f"uses {', '.join(term.__code__.co_freevars)} of the function around it, which a "
