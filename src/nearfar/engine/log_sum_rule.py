@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -121,6 +122,17 @@ class LogSumRule:
     term: str | None = None
     learned: bool = False
 
+    @cached_property
+    def of_all(self) -> "LogSumRule":
+        """The rule for anchors of which some have several positives."""
+        return replace(self, single=None)
+
+    @cached_property
+    def of_one(self) -> "LogSumRule":
+        """The rule for anchors with at most one positive."""
+        assert self.single is not None
+        return replace(self, finish=self.single, with_positives=False, single=None)
+
     @property
     def sums_positives(self) -> bool:
         """Whether the loss takes the sum of an anchor's positives."""
@@ -140,8 +152,8 @@ def most_exact(rule: LogSumRule, relation: Relation) -> LogSumRule:
         if relation.listed is None and not readable(number):
             return one_or_all(rule)
         if (number > 1).any():
-            return replace(rule, single=None)
-    return replace(rule, finish=rule.single, with_positives=False, single=None)
+            return rule.of_all
+    return rule.of_one
 
 
 def one_or_all(rule: LogSumRule) -> LogSumRule:
