@@ -65,6 +65,8 @@ class PairKernel:
     numbers: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        if torch.compiler.is_compiling():  # which could not look at the code of a function
+            return
         for name, term in (("positive", self.positive), ("negative", self.negative)):
             if not isinstance(term, str):
                 wrong = _what_is_wrong(term) if isfunction(term) else _not_one(term)
