@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.runtime import driver
@@ -66,6 +67,7 @@ def compiling(capability: int) -> Iterator[dict[int, dict]]:
         if id(made) not in found:
             used = resources(made.asm["ptx"], capability)
             about = {"kernel": kernel.__name__, "shape": str(shape), "shared": made.metadata.shared}
+            about["triton"] = triton.__version__
             found[id(made)] = {**about, **used}
 
     usual = language.launch, shapes.generation
