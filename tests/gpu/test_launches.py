@@ -65,7 +65,9 @@ def test_a_step_reads_nothing_on_the_host(case: Case, reduction: Any, launches: 
 )
 def test_they_compile(capability: int, d: int, precision: str) -> None:
     """For cards that are not here: into registers, and into the memory that a program has."""
-    pytest.importorskip("triton", reason="the kernels need Triton")
+    triton = pytest.importorskip("triton", reason="the kernels need Triton")
+    if triton.__version__ < "3.7" and capability == 100:
+        pytest.skip("kernels do not run there with this Triton")
     command = [sys.executable, AHEAD, str(capability), str(d), precision]
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)

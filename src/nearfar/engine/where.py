@@ -12,6 +12,7 @@ import torch
 # The oldest Triton that is tested, the oldest torch that adds a product of 16 bits to float32, and
 # the oldest cards that have bfloat16 and TF32 products.
 _TRITON, _TORCH, _CAPABILITY = (3, 6), (2, 10), (8, 0)
+_ON_B200 = (3, 7)  # for which Triton 3.6 cannot compile some of them
 
 # None: where they can; else on every device, or on none.
 _everywhere: ContextVar[bool | None] = ContextVar("everywhere", default=None)
@@ -27,10 +28,12 @@ def kernels_run_on(device: torch.device) -> bool:
 
 @cache
 def _has_kernels(device: torch.device) -> bool:
-    if torch.version.hip is not None or torch.cuda.get_device_capability(device) < _CAPABILITY:
+    capability = torch.cuda.get_device_capability(device)
+    if torch.version.hip is not None or capability < _CAPABILITY:
         return False
+    oldest = _ON_B200 if capability[0] == 10 else _TRITON
     try:
-        new = _version(version("triton")) >= _TRITON and _version(torch.__version__) >= _TORCH
+        new = _version(version("triton")) >= oldest and _version(torch.__version__) >= _TORCH
     except PackageNotFoundError:
         return False
     return new and _triton_works()
