@@ -37,8 +37,8 @@ class PairKernel:
     """The terms of a sum over pairs as GPU kernels run them, for `PairRule`.
 
     Either term is a function of a distance or similarity and of `numbers`, a tuple. It returns the
-    loss and its derivative, and is written with +, -, *, / and comparisons alone, whose results
-    count as 0 or 1. Such a function runs in torch and is compiled for a GPU as it stands.
+    loss and its derivative, and consists of sums, products, quotients and comparisons alone, whose
+    results count as 0 or 1. Such a function runs in torch and is compiled for a GPU as it stands.
     Define it once, at the top of a module: each new function is compiled anew.
 
     Args:
