@@ -10,12 +10,13 @@ SPHINX := .venv/.sphinx
 # Threads that wait for others do not spin; set it yourself to have it otherwise.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help demo test test-slow test-all test-peers test-kernels check format docs bench bench-gpu clean
+.PHONY: help demo test test-slow test-all test-peers test-kernels check-gpu check format docs bench bench-gpu clean
 help:
 	@echo "make demo      train a same/different verifier on letters of many writing systems"
 	@echo "make test      the test suite            make test-slow the slow tests    make test-all  both"
 	@echo "make test-peers  our losses and miners beside those of pytorch-metric-learning"
 	@echo "make test-kernels  the GPU kernels, without a GPU: interpreted, and compiled for several cards"
+	@echo "make check-gpu the losses on the NVIDIA GPU of this machine, against float64"
 	@echo "make check     format, lint, types, doctests"
 	@echo "make docs      the guides and the API reference, in build/docs; no warning is let through"
 	@echo "make bench     speed, memory and accuracy beside other libraries"
@@ -62,6 +63,9 @@ $(TRITON): $(READY)
 test-kernels: $(TRITON)
 	$(TESTS) tests/gpu
 	PYTHONPATH=$(OLDEST) $(TESTS) tests/gpu -k "as_in_plain_torch or compile"
+
+check-gpu: $(READY)
+	TRITON_INTERPRET=0 PYTHONPATH=src:tests $(BIN)/python tests/gpu/on_card.py
 
 check: $(READY)
 	$(BIN)/ruff format --check .

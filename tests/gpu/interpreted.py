@@ -2,8 +2,11 @@
 
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+
+from nearfar.engine import gpu
 
 
 @pytest.fixture
@@ -22,3 +25,17 @@ def kernels() -> Iterator[None]:
         # Triton 3.6 uses what NumPy will drop.
         warnings.filterwarnings("ignore", "Conversion of an array", DeprecationWarning)
         yield
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether kernels ran each comparison."""
+    seen: list[bool] = []
+    usual = gpu.takes
+
+    def watched(*arguments: Any) -> bool:
+        seen.append(usual(*arguments))
+        return seen[-1]
+
+    monkeypatch.setattr(gpu, "takes", watched)
+    return seen

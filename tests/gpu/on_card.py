@@ -1,9 +1,7 @@
 """Hold every loss on a GPU to float64 on the CPU: what to run first on a card.
 
-    TRITON_INTERPRET=0 PYTHONPATH=src:tests python tests/gpu/on_card.py
-
-Prints one line a loss and precision, and in the end what failed: an error above the bound, other
-bits the second time, or a step that a CUDA graph cannot capture.
+`make check-gpu` runs it. It prints one line a loss and precision, and in the end what failed: an
+error above the bound, other bits the second time, or a step that a CUDA graph cannot capture.
 """
 
 import sys
@@ -16,6 +14,7 @@ from batch_cases import CASES, Case, Data, gradients
 from torch import Tensor
 
 import nearfar as nf
+from nearfar.engine.where import kernels_run_on
 
 # The largest error of a gradient, as a share of its norm. Where rows are rounded, another triplet
 # may be chosen or a hinge may open, so that only what is plainly wrong is found.
@@ -94,11 +93,18 @@ def captured(loss: Loss, data: Data) -> str:
     return "" if torch.equal(value, expected) else "another value"
 
 
-def main(device: str = "cuda", n: int = 300, widths: tuple[int, ...] = (48, 128, 300)) -> int:
-    """The number of failures."""
+def main(
+    device: str = "cuda",
+    n: int = 300,
+    widths: tuple[int, ...] = (48, 128, 300),
+    names: tuple[str, ...] = (),
+) -> int:
+    """The number of failures, of all losses or of those named."""
     failed = []
     for d in widths:
         for name, loss, data in losses(n, d):
+            if names and name not in names:
+                continue
             for precision, bound in BOUNDS.items():
                 try:
                     error, same = check(loss, data, precision, device)
@@ -118,4 +124,6 @@ def main(device: str = "cuda", n: int = 300, widths: tuple[int, ...] = (48, 128,
 
 
 if __name__ == "__main__":
+    if not kernels_run_on(torch.device("cuda" if torch.cuda.is_available() else "cpu")):
+        sys.exit("nearfar's kernels do not run here: see docs/gpu.md for what they need.")
     sys.exit(min(main(), 1))

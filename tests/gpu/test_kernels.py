@@ -6,29 +6,14 @@ from typing import Any
 import pytest
 import torch
 from batch_cases import CASES, LAYOUTS, Case, Data, gradients, near, over
-from interpreted import kernels  # noqa: F401, a fixture
+from interpreted import kernels, taken
 from torch import Tensor
 
 import nearfar as nf
-from nearfar.engine import gpu
 from nearfar.engine.where import running_kernels
 
 pytestmark = pytest.mark.usefixtures("kernels")
 N, D = 37, 20
-
-
-@pytest.fixture
-def taken(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Whether kernels ran each comparison."""
-    seen: list[bool] = []
-    usual = gpu.takes
-
-    def watched(*arguments: Any) -> bool:
-        seen.append(usual(*arguments))
-        return seen[-1]
-
-    monkeypatch.setattr(gpu, "takes", watched)
-    return seen
 
 
 def plain(loss: Callable[[Data], Tensor], data: Data) -> tuple[Tensor, dict[str, Tensor]]:
@@ -161,3 +146,33 @@ def test_low_precision(case: Case, dtype: torch.dtype) -> None:
     for k, g in found[1].items():
         size = true[1][k].norm().clamp(min=1e-9)
         assert (g - true[1][k]).norm() <= 60 * error * size, k
+
+
+@pytest.mark.parametrize(("d", "by_kernels"), [(512, True), (513, False)])
+def test_distances_of_long_rows_run_in_plain_torch(
+    d: int,
+    by_kernels: bool,
+    taken: list[bool],
+) -> None:
+    x = torch.randn(4, d)
+    nf.batch_contrastive_loss(x, [0, 0, 1, 1], margin=1.0)
+    nf.sup_con_loss(x, [0, 0, 1, 1])
+    assert taken == [by_kernels, True]
+
+
+def test_a_term_of_your_own() -> None:
+    """Whose numbers are none, one or several."""
+    x, labels = torch.randn(12, 5), torch.arange(12) // 3
+    for numbers in ((), (0.7,), (0.7, 0.1)):
+        kernel = nf.PairKernel(own_term, own_term, numbers)
+        rule = nf.PairRule(lambda d: d * d, lambda d: d * d, kernel=kernel)
+
+        def loss(data: Data, rule: nf.PairRule = rule) -> Tensor:
+            return nf.batch_loss(rule, data.rows["x"], labels, distance="euclidean")
+
+        data = Data({"x": x}, {})
+        near(gradients(loss, data), plain(loss, data), 3e-5, 1e-6)
+
+
+def own_term(d: Any, numbers: Any) -> Any:
+    return d * d, 2 * d

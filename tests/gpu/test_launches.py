@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from batch_cases import CASES, Case, over
-from interpreted import kernels  # noqa: F401, a fixture
+from interpreted import kernels
 from waits import accelerator, there
 
 SHARED = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227}  # KiB that a program may have
@@ -21,7 +21,7 @@ AHEAD = Path(__file__).with_name("ahead.py")
 
 
 @pytest.fixture
-def launches(kernels: None, monkeypatch: pytest.MonkeyPatch) -> list[str]:  # noqa: F811
+def launches(kernels: None, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The kernels that are launched; none runs, since a tensor of the meta device has no values."""
     from nearfar.engine.gpu import comparison
 

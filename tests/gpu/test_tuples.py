@@ -7,13 +7,12 @@ from typing import Any
 import pytest
 import torch
 import tuple_oracle as oracle
-from interpreted import kernels  # noqa: F401, a fixture
+from interpreted import kernels, taken
 from torch import Tensor
 from tuple_cases import BY_CLASS, LAYOUTS, Settings, agree, draw, gradients, quadruplets, triplets
 from waits import accelerator, there
 
 from nearfar import batch_quadruplet_loss, batch_triplet_loss
-from nearfar.engine import gpu
 from nearfar.engine.where import running_kernels
 
 pytestmark = pytest.mark.usefixtures("kernels")
@@ -28,20 +27,6 @@ TRIPLETS: list[Settings] = [
 QUADRUPLETS: list[Settings] = [
     {"margin": 0.3, "margin2": 0.6, "distance": distance} for distance in DISTANCES
 ]
-
-
-@pytest.fixture(autouse=True)
-def taken(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Whether kernels ran each comparison."""
-    seen: list[bool] = []
-    usual = gpu.takes
-
-    def watched(*arguments: Any) -> bool:
-        seen.append(usual(*arguments))
-        return seen[-1]
-
-    monkeypatch.setattr(gpu, "takes", watched)
-    return seen
 
 
 def named(cases: list[Settings]) -> Any:

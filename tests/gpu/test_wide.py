@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from batch_cases import CASES, Case, Data, gradients, near, over
-from interpreted import kernels  # noqa: F401, a fixture
+from interpreted import kernels
 from torch import Tensor
 from waits import accelerator, there
 

@@ -70,6 +70,7 @@ def affine(k: float, c: float) -> Exponent:
     return Exponent(lambda z: (z * k).add_(c), k, affine_kernel, (k, c))
 
 
+# Types as text, since Triton would look them up in a function that it compiles.
 def affine_kernel(z: "Any", numbers: "Any") -> "Any":
     k = numbers[0]
     return k * z + numbers[1], k
@@ -104,7 +105,7 @@ class LogSumRule:
         steepness, offset: these are at most steepness * |closeness| + offset in size.
         single: what `finish` is for anchors with one positive if it is given the log-sum-exp of the
             negatives alone, which is more exact; for rules `with_positives`.
-        term: the name of the kernel's form of `finish`, if `per_positive`; see `gpu/log_sums.py`.
+        term: the kernel's form of `finish`, if `per_positive`: a name in `gpu/kernels/terms.py`.
         learned: whether the rule holds a number that is learned, whose derivatives (n,) `finish`
             returns last.
     """

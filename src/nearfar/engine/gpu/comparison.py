@@ -58,6 +58,11 @@ class Comparison:
     Attributes:
         rows, columns: the two sides; the same where the rows meet each other.
         d: how many numbers a row has.
+        dtype: of the rows as they are multiplied.
+        measure: how close they are: the closeness's own name in the kernels, or "halved", half the
+            squared distance.
+        chunk, width: how many numbers of a row are taken at a time, and how many it has in memory.
+        words: of a row's multi-labels, 32 labels each; 0: none.
         settings: of every kernel.
     """
 

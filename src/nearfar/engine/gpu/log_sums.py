@@ -45,7 +45,8 @@ def _structure(
     """How a loss is computed, with rows and columns N, rows of length d.
 
     - "row owners": short rows and all distances. No tile leaves the chip. 6 to 8 N^2 d; with other
-      columns the gradient of each side takes its own products, 8 to 12 N^2 d.
+      columns the gradient of each side takes its own products, 8 to 12 N^2 d. Rows in several
+      chunks are multiplied again for each.
     - "tiles": inner products where both sides are anchors, and wide rows in 16 bits. The rule
       follows on the product of a tile; forces are written, a strip of rows at a time, and
       multiplied by cuBLAS. 8 N^2 d, and nothing is stored between the passes but sums. Only for

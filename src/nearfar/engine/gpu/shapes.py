@@ -81,10 +81,9 @@ def shape_of(
 
     Args:
         kernel: "collect"; "pull" or "pull distances", which also multiply forces with rows;
-            "collect tiles" and
-            "force tiles", in which the rule follows on a product; "strip", which reads products;
-            "multiply"; "join", which adds up parts; of triplets and quadruplets "nearest", and
-            "push", which also multiplies forces with rows.
+            "collect tiles" and "force tiles", in which the rule follows on a product; "strip",
+            which reads products; "multiply"; "join", which adds up parts; of triplets and
+            quadruplets "nearest", and "push", which also multiplies forces with rows.
         dtype: of the rows as they are multiplied.
         width: how many numbers of a row a program holds.
         device: where the rows are.
