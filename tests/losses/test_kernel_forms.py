@@ -106,6 +106,9 @@ def test_what_no_kernel_can_be_made_of() -> None:
 
     with pytest.raises(TypeError, match=r"positive uses N, abs"):
         nf.PairKernel(constant, near)
+    rule = nf.PairRule(torch.square, torch.square, kernel=5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"kernel.*PairKernel.*got int"):
+        nf.batch_loss(rule, torch.eye(3), [0, 0, 1], distance="euclidean")
     with pytest.raises(TypeError, match="numbers"):
         nf.PairKernel(near, near, numbers="3")  # type: ignore[arg-type]
     assert not inspect.signature(nf.PairKernel).parameters["numbers"].default

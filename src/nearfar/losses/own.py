@@ -258,6 +258,11 @@ def check_rule(rule: object) -> None:
                     "torch.square, or torch.zeros_like where pairs cost nothing; got "
                     f"{_kind(term)}."
                 )
+        if not isinstance(rule.kernel, PairKernel | None):
+            raise TypeError(
+                "the kernel of a nearfar.PairRule must be a nearfar.PairKernel of the same terms, "
+                f"or None; got {_kind(rule.kernel)}."
+            )
         return
     function = rule.loss if isinstance(rule, AnchorRule) else rule
     if not callable(function):
