@@ -176,3 +176,45 @@ def test_a_term_of_your_own() -> None:
 
 def own_term(d: Any, numbers: Any) -> Any:
     return d * d, 2 * d
+
+
+def test_small_forces_survive_in_float16() -> None:
+    """Forces of one anchor far below the smallest float16, beside others."""
+    chance = torch.Generator().manual_seed(0)
+    x, y = torch.randn(20, D, generator=chance), torch.randn(6, D, generator=chance)
+    labels, weight = torch.arange(20) % 6, torch.full((20,), 1e-9)
+    weight[0] = 1
+
+    def loss(data: Data, precision: Any = None) -> Tensor:
+        rows = data.rows["x"]
+        return nf.proxy_softmax_loss(
+            rows, y.to(rows), labels, scale=8.0, weight=weight, reduction="sum", precision=precision
+        )
+
+    data = Data({"x": x}, {})
+    _, found = gradients(lambda d: loss(d, "float16"), data)
+    _, true = plain(loss, data)
+    small, expected = found["x"][1:].double(), true["x"][1:]
+    assert (small - expected).norm() <= 1e-2 * expected.norm()
+
+
+@pytest.mark.parametrize("distance", ["euclidean", "sqeuclidean"])
+def test_rows_whose_squares_are_not_finite(distance: Any) -> None:
+    """They are scaled down by a power of two, and the distance and gradient are right."""
+    x = torch.randn(20, D, generator=torch.Generator().manual_seed(0)) * 1e21
+    labels = torch.arange(20) % 6
+
+    def loss(data: Data) -> Tensor:
+        # So small a loss that float32 holds the sum of all.
+        rule = nf.PairRule(lambda d: d * 1e-6, lambda d: d * 1e-6, kernel=SMALL)
+        return nf.batch_loss(rule, data.rows["x"], labels, distance=distance, reduction="sum")
+
+    data = Data({"x": x if distance == "euclidean" else x * 1e-3}, {})
+    near(gradients(loss, data), plain(loss, data), 3e-5, 1e-6)
+
+
+def millionth(d: Any, numbers: Any) -> Any:
+    return d * numbers[0], 0 * d + numbers[0]
+
+
+SMALL = nf.PairKernel(millionth, millionth, (1e-6,))

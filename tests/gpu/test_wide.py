@@ -17,7 +17,8 @@ from nearfar.engine.where import running_kernels
 pytestmark = pytest.mark.usefixtures("kernels")
 N, D = 37, 300
 FAMILIES = (
-    "clip info_nce nt_xent sup_con multi_similarity circle proxy_softmax proxy_nca proxy_anchor"
+    "clip siglip info_nce nt_xent sup_con multi_similarity circle proxy_softmax proxy_nca "
+    "proxy_anchor"
 )
 BY_PRODUCTS = [
     case
@@ -31,6 +32,8 @@ FEW = [
     for name in (
         "clip-20",
         "clip-weighted",
+        "siglip-learned",
+        "siglip-weighted",
         "info_nce-default",
         "sup_con-default",
         "sup_con-reference-self",
