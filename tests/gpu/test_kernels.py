@@ -218,3 +218,18 @@ def millionth(d: Any, numbers: Any) -> Any:
 
 
 SMALL = nf.PairKernel(millionth, millionth, (1e-6,))
+
+
+def test_more_labels_than_a_word_holds() -> None:
+    """Each pair shares one of 70 labels, among them the last and the first of a word."""
+    labels = torch.zeros(10, 70, dtype=torch.bool)
+    for pair, label in enumerate((0, 31, 32, 63, 69)):
+        labels[2 * pair : 2 * pair + 2, label] = True
+    x = torch.randn(10, D, generator=torch.Generator().manual_seed(0))
+
+    def loss(data: Data) -> Tensor:
+        return nf.sup_con_loss(data.rows["x"], labels, reduction="none")
+
+    data = Data({"x": x}, {})
+    near(gradients(loss, data), plain(loss, data), 3e-5, 1e-6)
+    assert (loss(data) > 0).all()
