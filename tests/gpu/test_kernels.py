@@ -233,3 +233,11 @@ def test_more_labels_than_a_word_holds() -> None:
     data = Data({"x": x}, {})
     near(gradients(loss, data), plain(loss, data), 3e-5, 1e-6)
     assert (loss(data) > 0).all()
+
+
+@over(SETTINGS[::3])
+def test_upstream_weights_that_are_one_number_in_memory(case: Case) -> None:
+    """As those of a sum are."""
+    data = case.draw(20, D, dtype=torch.float32)
+    found = gradients(lambda d: case.run(d, "none").sum(), data)
+    near(found, gradients(lambda d: case.run(d, "sum"), data), 1e-5, 1e-6)
