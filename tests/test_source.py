@@ -16,7 +16,7 @@ LAYERS = (
     {"registry", "reduction", "inputs", "spectrum", "tabulate", "plain"},
     {"labels", "distance", "listed", "reference"},
     {"engine"},
-    {"losses"},
+    {"losses", "distributed"},
     {"mine", "evaluate", "doctor", "insight"},
     {"app"},
 )

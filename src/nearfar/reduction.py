@@ -86,27 +86,26 @@ def reduce(
     if total == "mean":
         if weight is None and counts is None and terms.shape[0]:
             return terms.mean()
-        return terms.sum() / total_weight(weight, counts, terms)
+        return terms.sum() / above_0(weight_sum(weight, counts, terms))
     if total == "sum":
         return terms.sum()
     return terms
 
 
-def total_weight(
+def weight_sum(
     weight: Tensor | None, counts: Tensor | float | None, per_row: Tensor
 ) -> Tensor | float:
-    """The denominator of the mean: the total weight of the rows that count."""
-    if weight is None:
-        if counts is None:
-            return max(per_row.shape[0], 1)
-        if not isinstance(counts, Tensor):
-            return counts or 1
-        if not counts.is_floating_point():
-            return counts.sum(dtype=per_row.dtype).clamp(min=1)
-        total = counts.sum(dtype=per_row.dtype)
-    else:
-        total = (weight if counts is None else weight * counts).sum()
-    return torch.where(total > 0, total, 1)
+    """The total weight of the rows that count; a mean's denominator is `above_0` of it."""
+    if weight is not None:
+        return (weight if counts is None else weight * counts).sum()
+    if counts is None:
+        return per_row.shape[0]
+    return counts.sum(dtype=per_row.dtype) if isinstance(counts, Tensor) else counts
+
+
+def above_0(total: Tensor | float) -> Tensor | float:
+    """A denominator: 1 in place of 0, where nothing counts."""
+    return torch.where(total > 0, total, 1) if isinstance(total, Tensor) else total or 1
 
 
 def sum_dtype(x: Tensor) -> torch.dtype:

@@ -408,8 +408,8 @@ def test_several_proxies_of_a_class() -> None:
     assert loss.proxies.shape == (4, 2, 3)
     torch.testing.assert_close(loss.proxies.norm(dim=2), torch.ones(4, 2))
     said = "4, 3, sub_centers=2, scale=64.0, angle_margin=0.0, cosine_margin=0.0, normalize=True, "
-    assert repr(loss) == f"ProxySoftmaxLoss({said}precision=None, reduction='mean')"
-    of_nca = "ProxyNCALoss(4, 3, scale=1.0, precision=None, reduction='mean')"
+    assert repr(loss) == f"ProxySoftmaxLoss({said}group=None, precision=None, reduction='mean')"
+    of_nca = "ProxyNCALoss(4, 3, scale=1.0, group=None, precision=None, reduction='mean')"
     assert repr(nf.ProxyNCALoss(4, 3)) == of_nca
 
 

@@ -181,7 +181,7 @@ MOST_MENTIONS = 3  # its row of the list, its defaults in the tool, how the benc
 def hand_written(loss: Loss) -> list[Path]:
     """The code outside the tests that is not the loss's own."""
     package = ROOT / "src" / "nearfar"
-    own = Path(inspect.getfile(getattr(nearfar, loss.function)))
+    own = Path(inspect.getfile(inspect.unwrap(getattr(nearfar, loss.function))))
     paths = [
         path for part in ("src", "tools", "benchmarks") for path in (ROOT / part).rglob("*.py")
     ]

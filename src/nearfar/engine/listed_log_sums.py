@@ -33,7 +33,8 @@ def over_list(
     positives = _positives(rule, near, pairs.positive, n)
     counts = rule.counts(relation)
     logs, weight = LogSum(total.log(), top), request.weight
-    done = settle(rule, logs, positives, counts, weight, request.kept, each=each)
+    known = counts, weight, request.kept
+    done = settle(rule, logs, positives, *known, each=each, together=request.together)
     by_terms = (done.by_logs / total.clamp(min=torch.finfo(total.dtype).tiny))[row] * powers
     by_terms = by_terms.to(near.dtype)
     if rule.far is not None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from nearfar.engine.positives import Positives
 from nearfar.engine.relation import Relation
 from nearfar.engine.segments import log_sum, sum_of
+from nearfar.engine.together import Together
 from nearfar.inputs import readable
 from nearfar.reduction import Between
 
@@ -176,6 +177,31 @@ def one_or_all(rule: LogSumRule) -> LogSumRule:
 
 
 @dataclass(eq=False)
+class BothWays:
+    """Anchors that are n rows and then the columns, each of which belongs to one row.
+
+    Attributes:
+        n: how many rows there are.
+        together: the processes that have the other rows; None: there are no others.
+    """
+
+    n: int
+    together: Together | None = None
+
+    def spread(self, of_rows: Tensor) -> Tensor:
+        """What is known of the rows (n,), of all anchors."""
+        together = self.together
+        return torch.cat([of_rows, of_rows if together is None else together.of_rows(of_rows)])
+
+    def mean(self, of_anchors: Tensor) -> Tensor:
+        """(n,) the mean of what each row has as a row and as a column."""
+        rows, columns = of_anchors[: self.n], of_anchors[self.n :]
+        if self.together is not None:
+            columns = columns[self.together.rows.own]
+        return (rows + columns) / 2
+
+
+@dataclass(eq=False)
 class Settled:
     """What is known of some anchors once their sums are complete.
 
@@ -202,8 +228,9 @@ def settle(
     weight: Tensor | None,
     kept: Between | None,
     *,
-    both: bool = False,
+    both: BothWays | None = None,
     each: bool = False,
+    together: Together | None = None,
 ) -> Settled:
     """The losses of anchors and their derivatives.
 
@@ -214,11 +241,12 @@ def settle(
         counts: (n,) see `LogSumRule`.
         weight: (n,) how much each anchor counts; None: all 1.
         kept: which terms count in the mean.
-        both: whether the anchors are rows and then as many columns; a row's loss is the mean of its
-            loss as either, and all that is returned by row is so.
+        both: the anchors are rows and columns; a row's loss is the mean of its loss as either, and
+            all that is returned by row is so. None: they are rows.
         each: whether the loss of each positive is wanted, and `weight` holds one for each of them.
+        together: the processes that have other anchors, for rules that take both ends of a pair.
     """
-    given, share = _given(rule, logs, positives)
+    given, share = _given(rule, logs, positives, together)
     loss, by_logs, by_positives, *by_own = rule.finish(*given)
     if counts is not None and not rule.per_positive:
         empty = counts == 0
@@ -227,21 +255,20 @@ def settle(
             by_logs = by_logs.masked_fill(empty, 0)
             by_positives = by_positives.masked_fill(empty, 0)
             by_own = [by.masked_fill(empty, 0) for by in by_own]
-    if both:
-        loss, by_logs, by_positives = loss.view(2, -1).mean(0), by_logs / 2, by_positives / 2
+    if both is not None:
+        loss, by_logs, by_positives = both.mean(loss), by_logs / 2, by_positives / 2
         by_own = [by / 2 for by in by_own]
     if kept is not None:
         outside = kept.outside(loss)
         loss = loss.masked_fill(outside, 0)
-        of_logs = outside.repeat(2) if both else outside
+        of_logs = outside if both is None else both.spread(outside)
         by_logs = by_logs.masked_fill(of_logs, 0)
         by_positives = by_positives.masked_fill(of_logs, 0)
         by_own = [by.masked_fill(of_logs, 0) for by in by_own]
         counts = _number_inside(rule, ~outside, positives, counts)
     if rule.per_positive:
-        return _summed(
-            rule, loss, by_logs, by_positives, positives, counts, weight, len(logs.rest), each
-        )
+        derived = loss, by_logs, by_positives
+        return _summed(rule, derived, positives, counts, weight, len(logs.rest), each, together)
     if weight is not None:
         by_logs, by_positives = by_logs * weight, by_positives * weight
         by_own = [by * weight for by in by_own]
@@ -252,7 +279,7 @@ def settle(
 
 
 def _given(
-    rule: LogSumRule, logs: LogSum, positives: Positives
+    rule: LogSumRule, logs: LogSum, positives: Positives, together: Together | None
 ) -> tuple[tuple[Any, ...], Tensor | None]:
     """The arguments of `finish`, and the derivative of `near` by each positive, where it is one."""
     of, z = positives.of, positives.values
@@ -268,31 +295,36 @@ def _given(
     if not rule.both_ends:
         return (logs.of(of), z, None), None
     assert positives.other is not None
-    return ((logs.of(of), logs.of(positives.other)), z, None), None
+    others = logs if together is None else LogSum(together.of_rows(logs.value))
+    return ((logs.of(of), others.of(positives.other)), z, None), None
 
 
 def _summed(
     rule: LogSumRule,
-    loss: Tensor,
-    by_logs: Tensor,
-    by_positives: Tensor,
+    derived: Finished,
     positives: Positives,
     counts: Tensor | None,
     weight: Tensor | None,
     n: int,
     each: bool,
+    together: Together | None,
 ) -> Settled:
     """The terms (k,) of positives as losses of the n anchors, unless the loss of each is wanted."""
-    anchor, ends = positives.of, positives.of
+    loss, by_logs, by_positives, *_ = derived
+    anchor = positives.of
     assert isinstance(anchor, Tensor)
-    if rule.both_ends:
-        assert positives.other is not None
-        ends = torch.stack([anchor, positives.other])
-    assert isinstance(ends, Tensor)
     if weight is not None:
         of_terms = weight if each else weight[anchor]
         by_logs, by_positives = by_logs * of_terms, by_positives * of_terms
-    by_logs = sum_of(by_logs.flatten(), ends.flatten(), n)
+    if not rule.both_ends:
+        by_logs = sum_of(by_logs, anchor, n)
+    else:
+        assert positives.other is not None
+        by_anchors, by_others = by_logs
+        m = n if together is None else together.rows.n
+        by_others = sum_of(by_others, positives.other, m)
+        by_others = by_others if together is None else together.rows.sum_to_owners(by_others)
+        by_logs = sum_of(by_anchors, anchor, n) + by_others
     return Settled(loss if each else sum_of(loss, anchor, n), by_logs, by_positives, [], counts)
 
 

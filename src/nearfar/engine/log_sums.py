@@ -23,7 +23,7 @@ from torch import Tensor
 from nearfar.engine import gpu
 from nearfar.engine.closeness import Closeness, Tile
 from nearfar.engine.listed_log_sums import over_list
-from nearfar.engine.log_sum_rule import LogSumRule, most_exact, settle
+from nearfar.engine.log_sum_rule import BothWays, LogSumRule, most_exact, settle
 from nearfar.engine.marked_positives import NearPositives, PositiveTerms
 from nearfar.engine.observe import force_visitors
 from nearfar.engine.pair_sets import Masked, PairSet
@@ -32,6 +32,7 @@ from nearfar.engine.relation import Relation
 from nearfar.engine.running import SAFE, Base, Running, Terms, finite
 from nearfar.engine.slices import joined, part
 from nearfar.engine.step import Answer, Executor, Request
+from nearfar.engine.together import Together
 from nearfar.engine.walk import Place, Walk
 from nearfar.inputs import readable
 from nearfar.reduction import sum_dtype
@@ -155,10 +156,11 @@ class _Sums:
         two_sided: bool = False,
         room: Tensor | None = None,
     ) -> None:
-        self.rule, self.walk, self.rows, self.counts, self.both = rule, walk, rows, counts, both
+        self.rule, self.walk, self.rows, self.counts = rule, walk, rows, counts
         self.n = rows.stop - rows.start
+        self.both = BothWays(self.n, walk.request.together) if both else None
         self.bound = rule.steepness * walk.request.bound
-        n = 2 * self.n if both else self.n
+        n = self.n + walk.columns.shape[0] if both else self.n
         safe = self.bound + rule.offset <= SAFE.get(walk.a.dtype, 0)
         self.logs = Running(n, walk.a, safe)
         self.terms: PositiveTerms | None = None
@@ -168,7 +170,7 @@ class _Sums:
         elif marked and rule.near is not None:
             self.positives = NearPositives(rule.near, walk, n)
         elif marked:
-            self.positives = self.terms = PositiveTerms(rule, walk, n, both=both)
+            self.positives = self.terms = PositiveTerms(rule, walk, n)
         else:
             self.positives = EachPositive(walk, rows, n)
             if rule.both_ends:
@@ -211,12 +213,18 @@ class _Sums:
 
     def finish(self) -> tuple[Tensor, Tensor | None]:
         """The losses and counts; from here on it is known how hard each anchor acts."""
+        request = self.walk.request
         if isinstance(self.positives, PositiveTerms):
             done = self.positives.settled()
         else:
-            known, kept = self._known(), self.walk.request.kept
-            logs = self.logs.value()
-            done = settle(self.rule, logs, self.positives, *known, kept, both=self.both)
+            if self.both is not None and request.together is not None:
+                self._add_other_rows(request.together)
+            known, logs, others = self._known(), self.logs.value(), request.together
+            done = settle(
+                *(self.rule, logs, self.positives, *known, request.kept),
+                both=self.both,
+                together=others,
+            )
             self.positives.set_forces(done.by_positives.to(self.walk.a.dtype))
         for by in done.by_own:
             assert self.walk.own is not None
@@ -235,11 +243,19 @@ class _Sums:
         self.positives.add_forces(force, tile, terms.sides)
         return force
 
+    def _add_other_rows(self, together: Together) -> None:
+        """Add what the rows of other processes are to the columns."""
+        columns = slice(self.n, self.logs.n)
+        self.logs.add_others(columns, together)
+        assert isinstance(self.positives, SummedPositives)  # as in all rules both ways
+        positives = part(self.positives.values, columns)
+        positives.copy_(together.total(positives))
+
     def _sides(self, tile: Tile) -> list[Side]:
         start = self.rows.start
         sides = [Side(slice(tile.rows.start - start, tile.rows.stop - start), 1)]
-        if tile.mirrored or self.both:
-            first = self.n if self.both else 0
+        if tile.mirrored or self.both is not None:
+            first = 0 if self.both is None else self.n
             columns = slice(first + tile.columns.start, first + tile.columns.stop)
             sides.append(Side(columns, 0))
         return sides
@@ -250,8 +266,10 @@ class _Sums:
             None if of_rows is None else part(of_rows, self.rows)
             for of_rows in (self.counts, self.walk.request.weight)
         )
-        if self.both:
-            counts, weight = (None if of is None else of.repeat(2) for of in (counts, weight))
+        if self.both is None:
+            return counts, weight
+        spread = (None if of is None else self.both.spread(of) for of in (counts, weight))
+        counts, weight = spread
         return counts, weight
 
     def _terms(

@@ -6,7 +6,6 @@ tile is computed, and those that are not positive are left out.
 
 from math import inf
 
-import torch
 from torch import Tensor
 
 from nearfar.engine.closeness import Tile
@@ -72,21 +71,23 @@ class PositiveTerms:
         rule: the loss, `per_positive`.
         walk: over the tiles.
         n: how many anchors there are.
-        both: whether the anchors are rows and then as many columns; see `settle`.
     """
 
-    def __init__(self, rule: LogSumRule, walk: Walk, n: int, *, both: bool) -> None:
-        self._rule, self._kept, self._both = rule, walk.request.kept, both
+    def __init__(self, rule: LogSumRule, walk: Walk, n: int) -> None:
+        self._rule, self._kept, self._together = rule, walk.request.kept, walk.request.together
         self._dtype = walk.a.dtype
         zeros = walk.a.new_zeros(3, n, dtype=sum_dtype(walk.a))
         self._loss, self._by_logs, self._number = zeros
+        self._by_others = self._by_logs
+        if rule.both_ends and self._together is not None:
+            self._by_others = zeros.new_zeros(self._together.rows.n)
 
     def know(self, logs: LogSum, counts: Tensor | None, weight: Tensor | None) -> None:
         """Keep the log-sum-exps of the anchors, how much each counts, and its weight."""
         top = logs.top.to(self._dtype) if isinstance(logs.top, Tensor) else logs.top
-        self._logs = LogSum(logs.rest.to(self._dtype), top)
-        if self._both:
-            weight = torch.full_like(logs.rest, 0.5) if weight is None else weight / 2
+        self._logs = self._others = LogSum(logs.rest.to(self._dtype), top)
+        if self._rule.both_ends and self._together is not None:
+            self._others = LogSum(self._together.of_rows(logs.value).to(self._dtype))
         self._counts, self._weight = counts, None if weight is None else weight.to(self._dtype)
 
     def add(self, tile: Tile, sides: list[Side]) -> None:
@@ -99,17 +100,18 @@ class PositiveTerms:
             _add_sum(self._loss, loss.masked_fill(outside, 0), side)
             _add_sum(self._number, ~outside, side)
             of_ends = by_logs if self._rule.both_ends else [by_logs]
-            for end, by in zip(self._ends(tile, side), of_ends, strict=True):
-                _add_sum(self._by_logs, self._weighted(by.masked_fill(outside, 0), side), end)
+            to = self._by_logs, self._by_others
+            for end, by, sums in zip(self._ends(tile, side), of_ends, to, strict=False):
+                _add_sum(sums, self._weighted(by.masked_fill(outside, 0), side), end)
 
     def settled(self) -> Settled:
         """What is known of the anchors once all tiles are added."""
         loss, counts = self._loss, self._counts
         if self._kept is not None:
             counts = self._number if counts is None else self._number * (counts > 0)
-        if self._both:
-            loss = loss.view(2, -1).mean(0)
-            counts = None if counts is None else counts.view(2, -1).mean(0, dtype=loss.dtype)
+        if self._by_others is not self._by_logs:
+            assert self._together is not None
+            self._by_logs += self._together.rows.sum_to_owners(self._by_others)
         return Settled(loss, self._by_logs, loss, [], counts)
 
     def add_forces(self, force: Tensor, tile: Tile, sides: list[Side]) -> None:
@@ -124,7 +126,10 @@ class PositiveTerms:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What `finish` returns for all pairs of a tile, and (r, c) bool, which do not count."""
         z = tile.closeness
-        logs = [self._along(end, z) for end in self._ends(tile, side)]
+        of_ends = self._logs, self._others
+        logs = [
+            _along(some, end, z) for some, end in zip(of_ends, self._ends(tile, side), strict=False)
+        ]
         given = tuple(logs) if self._rule.both_ends else logs[0]
         loss, by_logs, by_closeness, *_ = self._rule.finish(given, z, None)
         outside = ~positives.mask()
@@ -137,19 +142,20 @@ class PositiveTerms:
         other = Side((tile.rows, tile.columns)[side.dim], 1 - side.dim)
         return [side, other] if self._rule.both_ends else [side]
 
-    def _along(self, end: Side, tile: Tensor) -> LogSum:
-        """(r, c) the log-sum-exps of the anchors of each pair."""
-
-        def spread(logs: Tensor) -> Tensor:
-            return part(logs, end.at).unsqueeze(end.dim).expand_as(tile)
-
-        rest, top = self._logs.rest, self._logs.top
-        return LogSum(spread(rest), spread(top) if isinstance(top, Tensor) else top)
-
     def _weighted(self, by: Tensor, side: Side) -> Tensor:
         if self._weight is None:
             return by
         return by * part(self._weight, side.at).unsqueeze(side.dim)
+
+
+def _along(logs: LogSum, end: Side, tile: Tensor) -> LogSum:
+    """(r, c) the log-sum-exps of the anchors of each pair."""
+
+    def spread(values: Tensor) -> Tensor:
+        return part(values, end.at).unsqueeze(end.dim).expand_as(tile)
+
+    rest, top = logs.rest, logs.top
+    return LogSum(spread(rest), spread(top) if isinstance(top, Tensor) else top)
 
 
 def _add_sum(to: Tensor, values: Tensor, side: Side) -> None:

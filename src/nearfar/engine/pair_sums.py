@@ -233,9 +233,12 @@ def over_list(
     measured = near, far = measure_list(closeness, pairs, request)
     *losses, pull = terms(near, far)
     outside = [torch.zeros_like(d, dtype=torch.bool) for d in measured]
-    if overlap:  # inside of which nothing lies if one kind is missing
-        outside[0] |= near <= far.amin() if len(far) else True
-        outside[1] |= far >= near.amax() if len(near) else True
+    if overlap:
+        nearest = far.amin() if len(far) else far.new_full((), inf)
+        farthest = near.amax() if len(near) else near.new_full((), -inf)
+        where = _Overlap.of_all(nearest, farthest, request)
+        outside[0] |= near <= where.start
+        outside[1] |= far >= where.stop
     if request.kept is not None:
         outside = [o | request.kept.outside(t) for o, t in zip(outside, losses, strict=True)]
     positive_weight, counts = _shares_of_list(rule, rows, outside, request, n)
@@ -275,7 +278,7 @@ def _shares_of_list(
         return 1.0, 1.0
     inside = [at[~o] for at, o in zip(rows, outside, strict=True)]
     positives, negatives = (torch.bincount(at, minlength=n) for at in inside)
-    return shares_of(rule, positives, negatives, request.weight)
+    return shares_of(rule, positives, negatives, request)
 
 
 def shares(rule: PairSum, relation: Relation, request: Request) -> Shares:
@@ -286,20 +289,23 @@ def shares(rule: PairSum, relation: Relation, request: Request) -> Shares:
         # Not None: then a loss would be taken to show by itself that a row is NaN, and a rule may
         # ignore a distance.
         return 1.0, 1.0
-    if request.weight is None and readable(request.a):
+    if request.weight is None and request.together is None and readable(request.a):
         similar, dissimilar = relation.n_pairs()
         if rule.mean_over == "pairs":
             return 1.0, float(similar + dissimilar)
         return max(dissimilar, 1) / max(similar, 1), float(dissimilar)
-    return shares_of(rule, relation.n_positives(), relation.n_negatives(), request.weight)
+    return shares_of(rule, relation.n_positives(), relation.n_negatives(), request)
 
 
-def shares_of(rule: PairSum, positives: Tensor, negatives: Tensor, weight: Tensor | None) -> Shares:
+def shares_of(rule: PairSum, positives: Tensor, negatives: Tensor, request: Request) -> Shares:
     """Those of pairs of which each row has so many (n,)."""
     if rule.mean_over == "pairs":
         return 1.0, positives + negatives
-    sums = (n.sum() if weight is None else (n * weight).sum() for n in (positives, negatives))
-    near, far = (torch.where(n > 0, n, 1).to(sum_dtype(n)) for n in sums)
+    weight, together = request.weight, request.together
+    numbers = torch.stack([positives, negatives])
+    sums = (numbers if weight is None else numbers * weight).sum(1).to(sum_dtype(request.a))
+    sums = sums if together is None else together.total(sums)
+    near, far = torch.where(sums > 0, sums, 1).unbind()
     return far / near, negatives
 
 
@@ -370,7 +376,7 @@ class SomePairs:
             numbers[:, tile.rows] += inside.sum(2)
             if tile.mirrored:
                 numbers[:, tile.columns] += inside.sum(1)
-        return shares_of(self._all, numbers[0], numbers[1], walk.request.weight)
+        return shares_of(self._all, numbers[0], numbers[1], walk.request)
 
     @staticmethod
     def _inside(tile: Tile, term: Term, outside: list[Outside]) -> Tensor:
@@ -415,6 +421,14 @@ class _Overlap:
             d = tile.closeness
             start = torch.minimum(start, d.masked_fill(~tile.negative, inf).min())
             stop = torch.maximum(stop, d.masked_fill(~tile.positive, -inf).max())
+        return cls.of_all(start, stop, walk.request)
+
+    @classmethod
+    def of_all(cls, start: Tensor, stop: Tensor, request: Request) -> "_Overlap":
+        """That of the pairs of all processes, from that of this one's."""
+        if request.together is not None:
+            start, stop = request.together.largest(torch.stack([-start, stop])).unbind()
+            start = -start
         return cls(start, stop)
 
     def outside(self) -> list[tuple[Outside, Outside]]:

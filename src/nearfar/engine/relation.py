@@ -4,8 +4,10 @@ No mask of the whole batch is ever stored: the masks of a block are made from th
 visited, and freed with it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -90,10 +92,13 @@ class PairList:
     Attributes:
         positive: (p,) and (p,) int64, the rows and columns of similar pairs, in any order.
         negative: (q,) and (q,), those of dissimilar pairs.
+        check: refuses pairs that a relation of all its pairs does not allow, where the rows of
+            other processes must be known first; None: they are checked.
     """
 
     positive: tuple[Tensor, Tensor]
     negative: tuple[Tensor, Tensor]
+    check: Callable[["Relation"], None] | None = None
 
     def block(
         self, rows: slice, columns: slice, shape: tuple[int, int], device: torch.device
@@ -119,6 +124,10 @@ class PairList:
         return row[here] - rows.start, column[here] - columns.start
 
 
+# Which side of a comparison is the same on all processes that it is spread over, as proxies and the
+# rows of a reference are; None: neither.
+Shared = Literal["rows", "columns"] | None
+
 # If at most one pair in _FEW is positive, a list is cheaper than a mask, except in blocks of up to
 # _SMALL pairs.
 _FEW = 32
@@ -142,6 +151,9 @@ class Relation:
         symmetric: the columns are the rows themselves.
         one_positive: every row has exactly one positive.
         match: (n,) int64, the column of this positive; given instead of labels.
+        first: the column that is row 0, or its match, where those of the other rows follow it; then
+            `declared` or `match` say the same. None: there is no such order.
+        shared: which side is the same on all processes.
         listed: the only pairs that count; given instead of labels.
         device: where the data is.
     """
@@ -156,6 +168,8 @@ class Relation:
     one_positive: bool = False
     match: Tensor | None = None
     listed: PairList | None = None
+    first: int | None = None
+    shared: Shared = None
 
     @cached_property
     def own(self) -> Tensor | None:
@@ -231,7 +245,7 @@ class Relation:
     def _positives(
         self, rows: slice, columns: slice, shape: tuple[int, int], selves: PairSet | None
     ) -> PairSet | None:
-        if self.match is not None:
+        if self.match is not None and self.first is None:
             if shape[1] == self.m:
                 return OneEach(shape, part(self.match, rows))
             return _one_each(self.match[rows], columns, shape)
@@ -260,7 +274,7 @@ class Relation:
         return similar
 
     def _selves(self, rows: slice, columns: slice, shape: tuple[int, int]) -> PairSet | None:
-        if self.symmetric:
+        if self.symmetric or (self.first is not None and self.declared is not None):
             return self._diagonal(rows, columns, shape)
         if self.declared is None:
             return None
@@ -268,9 +282,10 @@ class Relation:
 
     def _diagonal(self, rows: slice, columns: slice, shape: tuple[int, int]) -> Diagonal | None:
         """The part of the diagonal that lies in the block."""
-        if rows.stop <= columns.start or columns.stop <= rows.start:
+        start, stop = rows.start + (self.first or 0), rows.stop + (self.first or 0)
+        if stop <= columns.start or columns.stop <= start:
             return None
-        return Diagonal(shape, rows.start - columns.start, self.device)
+        return Diagonal(shape, start - columns.start, self.device)
 
     @cached_property
     def _few(self) -> bool:
@@ -367,4 +382,5 @@ def across(
         outside = (declared < -1) | (declared >= len(reference))
         expected = f"be a row of the reference, 0 to {len(reference) - 1}, or -1 for none"
         refuse(name_of_own, declared, outside, expected)
-    return Relation(x.shape[0], reference.shape[0], x.device, rows, columns, declared)
+    n, m = x.shape[0], reference.shape[0]
+    return Relation(n, m, x.device, rows, columns, declared, shared="columns")

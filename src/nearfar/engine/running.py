@@ -10,6 +10,7 @@ from torch import Tensor
 from nearfar.engine.log_sum_rule import LogSum
 from nearfar.engine.positives import Side
 from nearfar.engine.slices import part
+from nearfar.engine.together import Together
 from nearfar.reduction import sum_dtype
 
 # Exponents within this of 0 have an exponential, and sums of millions of them, that are normal
@@ -104,6 +105,17 @@ class Running:
             sums = sums * (base - top).exp_()
             old.copy_(new)
         total.add_(sums)
+
+    def add_others(self, at: slice, together: Together) -> None:
+        """Add what other processes have summed of some anchors."""
+        self.total = self.total.to(self.sum_dtype)
+        total = part(self.total, at)
+        if not self.safe:
+            old = self._tops(at)
+            new = together.largest(old)
+            total.mul_((old - finite(new)).exp_())
+            old.copy_(new)
+        total.copy_(together.total(total))
 
     def _tops(self, at: slice) -> Tensor:
         """The top of each of some anchors, which may be changed."""

@@ -17,10 +17,14 @@ from torch import Tensor
 
 from nearfar.engine.budget import Limits, current_limits
 from nearfar.engine.closeness import Closeness, prepared
+from nearfar.engine.meeting import Group, Meeting
 from nearfar.engine.observe import force_visitors
 from nearfar.engine.precision import Precision, chosen
 from nearfar.engine.products import Finish
-from nearfar.engine.rows import Rows, row_dots
+from nearfar.engine.relation import Relation
+from nearfar.engine.rows import row_dots
+from nearfar.engine.sides import How, sides
+from nearfar.engine.together import Together, meet
 from nearfar.engine.where import kernels_run_on
 from nearfar.inputs import batched, readable, transformed
 from nearfar.reduction import (
@@ -28,9 +32,10 @@ from nearfar.reduction import (
     Between,
     Reduction,
     Total,
+    above_0,
     split,
     sum_dtype,
-    total_weight,
+    weight_sum,
 )
 
 
@@ -58,6 +63,8 @@ class Request:
             are not, and float64 stays.
         learns_scale: whether the gradient of the scale is wanted, for which the forces need more
             digits: in it the largest cancel.
+        together: the processes over which the comparison is spread, of which this one has the rows
+            `a`; None: there are no others.
     """
 
     a: Tensor
@@ -74,6 +81,7 @@ class Request:
     limits: Limits
     precision: Precision
     learns_scale: bool
+    together: Together | None = None
 
     @property
     def columns(self) -> Tensor:
@@ -118,6 +126,8 @@ class Answer:
 
 
 Executor = Callable[[Request], Answer]
+# What makes an executor, once it is known which pairs are similar.
+Maker = Callable[[Relation], Executor]
 
 
 @dataclass(eq=False)
@@ -132,12 +142,14 @@ class _Job:
     limits: Limits
     precision: Precision
     gradient: bool
+    together: Together | None
 
 
 def run(
-    executor: Executor,
+    executor: Maker,
     x: Tensor,
     y: Tensor | None,
+    relation: Relation,
     *,
     closeness: Closeness,
     normalize: bool,
@@ -148,13 +160,15 @@ def run(
     weight: Tensor | None = None,
     learned: Sequence[Tensor] = (),
     contained: float | Tensor | None = None,
+    group: Group | None = None,
 ) -> Tensor:
     """Run an executor on rows `x` and columns `y` (None: `x` itself) as one differentiable step.
 
     Args:
-        executor: computes losses and gradients.
+        executor: computes losses and gradients of a relation.
         x: (n, d).
         y: (m, d).
+        relation: which pairs of them are similar.
         closeness: by which the executor compares them.
         normalize: whether rows and columns are scaled to length 1 first.
         reduction: see `Reduction`.
@@ -163,7 +177,9 @@ def run(
         bias: what is added to each.
         weight: (n,) by which each row's loss counts.
         learned: tensors of the executor's own rule that have gradients.
-        contained: a scale that the rows contain already, which observers are not to see.
+        contained: a scale whose root the rows contain already, which observers are not to see; a
+            tensor gets a gradient.
+        group: the processes that the batch is spread over; None: this one has all of it.
     """
     run_step: Callable[..., Tensor] = _run
     if torch.compiler.is_compiling():
@@ -174,6 +190,7 @@ def run(
         executor,
         x,
         y,
+        relation,
         closeness,
         normalize,
         reduction,
@@ -183,13 +200,15 @@ def run(
         weight,
         learned,
         contained,
+        group,
     )
 
 
 def _run(
-    executor: Executor,
+    executor: Maker,
     x: Tensor,
     y: Tensor | None,
+    relation: Relation,
     closeness: Closeness,
     normalize: bool,
     reduction: Reduction,
@@ -199,15 +218,27 @@ def _run(
     weight: Tensor | None,
     learned: Sequence[Tensor],
     contained: float | Tensor | None,
+    group: Group | None,
 ) -> Tensor:
     _refuse_transforms()
     for visitor in force_visitors():
         visitor.begin()
+    if _learned(contained):
+        assert isinstance(contained, Tensor)
+        learned = (*learned, contained)
     gradient = torch.is_grad_enabled() and any(map(_learned, (x, y, scale, bias, *learned)))
     total, kept = split(reduction)
     each = reduction is EACH_PAIR
+    by_precision = chosen(precision, closeness.rounding, x, y)
+    together = None
+    if group is not None:
+        assert isinstance(group, Meeting)
+        wanted = {"gradient": gradient, "weighted": weight is not None}
+        together, relation = meet(group, x, y, relation, **wanted)
+        gradient = together.gradient
+        weight = together.weight_of_rows(weight, x)
     job = _Job(
-        executor,
+        executor(relation),
         normalize,
         total,
         kept,
@@ -215,8 +246,9 @@ def _run(
         weight,
         contained,
         current_limits(),
-        chosen(precision, closeness.rounding, x, y),
+        by_precision,
         gradient,
+        together,
     )
     loss: Tensor = _Step.apply(job, x, y, scale, bias, *learned)  # type: ignore[no-untyped-call]
     return loss
@@ -242,13 +274,19 @@ class _Step(torch.autograd.Function):
         done = _compute(job, x, y, scale, bias, job.weight, gradient)
         weighted = done.per_row if job.weight is None else done.per_row * job.weight
         if later:
+            if job.together is not None and job.together.shared_rows:
+                weighted = job.together.rows.gather(weighted)
             ctx.inputs = scale, bias
             ctx.save_for_backward(*map(_owned, (x, y, scale, bias, *learned)))
             return weighted.to(_wide(x, y))
         # A sum may be too large for the dtype of its mean.
         total, ctx.whole = weighted.sum(dtype=sum_dtype(weighted)), None
         if job.reduction == "mean":
-            ctx.whole = total_weight(job.weight, done.counts, done.per_row)
+            ctx.whole = weight_sum(job.weight, done.counts, done.per_row)
+        if job.together is not None:
+            total, ctx.whole = job.together.totals(total, ctx.whole)
+        if ctx.whole is not None:
+            ctx.whole = above_0(ctx.whole)
             total = total / ctx.whole
             for visitor in force_visitors():
                 visitor.scale(1 / ctx.whole)
@@ -274,6 +312,8 @@ class _Step(torch.autograd.Function):
             given if saved is None else saved
             for given, saved in zip(ctx.inputs, (scale, bias), strict=True)
         )
+        if job.together is not None and job.together.shared_rows:
+            upstream = upstream[job.together.rows.own]
         weight = upstream if job.weight is None else upstream * job.weight
         done = _compute(job, x, y, scale, bias, weight, True)
         return None, *_fitted(done.gradients, ctx.given, ctx.twice)
@@ -343,27 +383,19 @@ def _compute(
     gradient: bool,
 ) -> _Computed:
     """Losses and gradients, in the dtype computed in."""
+    together = job.together
     with _full_precision(x.device.type):  # autograd is off, as in every Function
-        wide = _wide(x, y)
+        how = How(_wide(x, y), job.normalize, scale, _learned(scale))
         # Rounded rows times a scale would be other rows than those rounded without it, and kernels
         # take half the time where both ends are the same rows.
-        kernels = kernels_run_on(x.device) and wide is torch.float32
+        kernels = kernels_run_on(x.device) and how.wide is torch.float32
         at_both_ends = y is None and (job.precision != "float32" or kernels)
-        dots = _learned(scale) and (y is not None or at_both_ends)
-        rows = Rows(x.to(wide), job.normalize, dots)
-        columns = None if y is None else Rows(y.to(wide), job.normalize, dots)
-        a, b = rows.ready, None if columns is None else columns.ready
-        if scale is not None:
-            # In place where it can be, which spares a copy of the rows.
-            if at_both_ends:
-                a = rows.times(_root(scale, wide))
-            else:
-                a, b = (a * scale, a) if b is None else (rows.times(scale), b)
+        both = sides(x, y, how, together, at_both_ends=at_both_ends)
         answer = job.executor(
             Request(
-                a,
-                b,
-                None if bias is None else _scalar(bias, a),
+                both.a,
+                both.b,
+                None if bias is None else _scalar(bias, both.a),
                 weight,
                 job.kept,
                 job.reduction,
@@ -371,10 +403,11 @@ def _compute(
                 _shown_scale(scale, job.contained),
                 _bound(scale, job.precision) if job.normalize else inf,
                 gradient,
-                None if columns is None else rows.finish,
+                both.finish,
                 job.limits,
                 job.precision,
                 _learned(scale) or _learned(job.contained),
+                together,
             )
         )
         if job.each_pair and not answer.each_pair:
@@ -382,16 +415,55 @@ def _compute(
                 "per_pair takes losses that are a sum over pairs or triplets. A pair of this loss "
                 'has no loss of its own; reduction="none" gives that of each anchor.'
             )
-        finite = rows.finite and (columns is None or columns.finite)
-        finite = finite or job.each_pair  # a pair only answers for its own rows
-        per_row = answer.per_row if finite else _with_nan(answer, x, y)
+        finite = both.finite or job.each_pair  # a pair only answers for its own rows
+        per_row = answer.per_row if finite else _with_nan(answer, *both.seen)
         if not gradient:
             return _Computed(per_row, answer.counts)
-        dx, dy, dscale = _back(answer, rows, columns, scale)
+        dx, dy, dscale = both.back(answer.da, answer.db)
         if answer.by_scale is not None and isinstance(scale, Tensor):
             dscale = answer.by_scale / scale
         dbias = answer.forces if _learned(bias) else None
-        return _Computed(per_row, answer.counts, [dx, dy, dscale, dbias, *answer.learned])
+        gradients = [dx, dy, dscale, dbias, *answer.learned]
+        if _learned(job.contained):
+            assert isinstance(job.contained, Tensor)
+            gradients.append(_of_contained(job.contained, (x, dx), (y, dy), together))
+        if together is not None:
+            each = job.reduction == "none" and not together.shared_rows
+            gradients = _of_all(gradients, together, each=each)
+        return _Computed(per_row, answer.counts, gradients)
+
+
+def _of_contained(
+    scale: Tensor,
+    rows: tuple[Tensor, Tensor | None],
+    columns: tuple[Tensor | None, Tensor | None],
+    together: Together | None,
+) -> Tensor:
+    """The gradient of a scale whose root rows and columns contain, from theirs."""
+    found = scale.new_zeros((), dtype=sum_dtype(rows[0]))
+    shared = [together.shared_rows, together.columns is None] if together else [False, False]
+    for (side, gradient), whole in zip((rows, columns), shared, strict=True):
+        if side is not None and gradient is not None:
+            dots = row_dots(side.to(gradient.dtype), gradient).sum(dtype=found.dtype)
+            # What is whole on every process counts once in the sum over them.
+            found += dots / together.processes.size if together and whole else dots
+    return found / (2 * scale.detach().reshape(()))
+
+
+def _of_all(
+    gradients: list[Tensor | None], together: Together, *, each: bool
+) -> list[Tensor | None]:
+    """The gradients over all processes, as the trainer's mean or sum of them wants them."""
+    of_split, of_shared = together.scale_of_gradients(each=each)
+    dx, dy, dscale, *others = gradients
+    by_x = of_shared if together.shared_rows else of_split
+    by_y = of_shared if together.columns is None else of_split
+    found = [dscale, *(None if g is None else together.total(g) for g in others)]
+    return [
+        None if dx is None else dx.mul_(by_x),
+        None if dy is None else dy.mul_(by_y),
+        *(None if g is None else g * of_shared for g in found),
+    ]
 
 
 def _scalar(value: Tensor | float, like: Tensor) -> Tensor:
@@ -399,30 +471,6 @@ def _scalar(value: Tensor | float, like: Tensor) -> Tensor:
     if isinstance(value, Tensor):
         return value.reshape(()).to(like)
     return like.new_full((), float(value))
-
-
-def _back(
-    answer: Answer, rows: Rows, columns: Rows | None, scale: Tensor | float | None
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The gradients of x, y and the scale, from those of the prepared rows and columns."""
-    if columns is not None:
-        assert answer.db is not None
-        dx = rows.ready if answer.da is None else rows.back(answer.da)
-        dy = columns.back(answer.db)
-        return dx, dy, _of_scale(scale, rows.dots, columns.dots)
-    da, dscale = answer.da, None
-    assert da is not None
-    if rows.scale is not None:  # the root of the scale, at both ends
-        dx = rows.back(da)
-        return dx, None, None if rows.dots is None else rows.dots / (2 * rows.scale)
-    if scale is not None:
-        assert answer.db is not None  # the columns are not scaled
-        if _learned(scale):
-            ends = (row_dots(end, rows.ready).sum(dtype=sum_dtype(end)) for end in (da, answer.db))
-            dscale = _of_scale(scale, *ends)
-        da = da.mul_(scale)
-    da = da if answer.db is None else da.add_(answer.db)
-    return rows.back(da), None, dscale
 
 
 def _with_nan(answer: Answer, x: Tensor, y: Tensor | None) -> Tensor:
@@ -441,19 +489,6 @@ def _with_nan(answer: Answer, x: Tensor, y: Tensor | None) -> Tensor:
 def _surely_finite(x: Tensor) -> bool:
     """Whether all are known to be finite."""
     return readable(x) and isfinite(x.sum().item())
-
-
-def _of_scale(
-    scale: Tensor | float | None, of_rows: Tensor | None, of_columns: Tensor | None
-) -> Tensor | None:
-    """The gradient of the scale, from the `Rows.dots` of the rows or of the columns.
-
-    Apart from the scale of the rows, the two differ by rounding errors only, so their mean, which
-    has fewer, is taken.
-    """
-    if not isinstance(scale, Tensor) or of_rows is None or of_columns is None:
-        return None
-    return (of_rows + of_columns / scale) / 2
 
 
 def _wide(x: Tensor, y: Tensor | None) -> torch.dtype:
@@ -475,10 +510,6 @@ def _shown_scale(scale: Tensor | float | None, contained: Tensor | float | None)
     if contained is None:
         return 1.0
     return contained.detach().reshape(()) if isinstance(contained, Tensor) else contained
-
-
-def _root(scale: Tensor | float, wide: torch.dtype) -> Tensor | float:
-    return scale.to(wide).sqrt() if isinstance(scale, Tensor) else scale**0.5
 
 
 def _bound(scale: Tensor | float | None, precision: Precision) -> float:

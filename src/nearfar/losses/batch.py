@@ -6,6 +6,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from nearfar.engine.meeting import Group
 from nearfar.engine.relation import Relation
 from nearfar.inputs import ArrayLike, batch, lift, same_device, tensor
 from nearfar.labels import refuse
@@ -24,10 +25,20 @@ def as_batch(
     reference: Reference | None,
     reduction: Reduction,
     pairs: Pairs | None = None,
+    group: Group | None = None,
 ) -> tuple[Tensor, Tensor | None, Relation]:
-    """Rows, columns (None: the rows themselves), and which pairs are similar."""
+    """Rows, columns (None: the rows themselves), and which pairs are similar.
+
+    Args:
+        x: the rows.
+        labels: of the rows.
+        reference: see `Reference`.
+        reduction: of the loss.
+        pairs: the only ones that count; None: all.
+        group: the processes that have the rows of the batch; None: this one has all.
+    """
     if pairs is not None:
-        return as_listed(x, labels, reference, pairs)
+        return as_listed(x, labels, reference, pairs, group)
     if labels is None:
         raise TypeError(
             "labels must say which rows are similar, unless pairs or triplets are listed; got None."

@@ -1,5 +1,6 @@
 """Losses that are a sum over all pairs of the batch."""
 
+from functools import partial
 from math import inf
 from typing import Any, Literal
 
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from nearfar.distance import Distance, check_distance
 from nearfar.engine.closeness import by_distance
+from nearfar.engine.meeting import Group, over_processes
 from nearfar.engine.pair_sums import PairKernel, PairSum, pair_loss
 from nearfar.engine.precision import Precision
 from nearfar.engine.relation import matched
@@ -24,6 +26,7 @@ from nearfar.reference import Reference
 Selection = Literal["all", "hard"]
 
 
+@over_processes
 def batch_contrastive_loss(
     x: ArrayLike,
     labels: ArrayLike | None,
@@ -37,6 +40,7 @@ def batch_contrastive_loss(
     pairs: Pairs | None = None,
     weight: ArrayLike | None = None,
     reference: Reference | None = None,
+    group: Group | None = None,
     precision: Precision | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
@@ -73,6 +77,8 @@ def batch_contrastive_loss(
             A pair counts as often as it is listed.
         weight: (n,) how much each anchor counts, 0 or more.
         reference: rows to compare with instead of the other rows of the batch.
+        group: the processes that the batch is spread over: "world", a process group, a dimension of
+            a DeviceMesh, or `nearfar.distributed.over(...)` of one; None: this one has all of it.
         precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
             context `nearfar.precision`, or its default.
         reduction: "mean" over similar plus mean over dissimilar pairs, "active" over those of each
@@ -115,13 +121,11 @@ def batch_contrastive_loss(
             return shortfall.square(), -2 * shortfall
         return shortfall, shortfall.sign().neg_()
 
-    numbers = float(margin), float(pos_margin)
     terms = (_near_squared, _far_squared) if squared else (_near, _far)
-    kernel = PairKernel(*terms, numbers)
-    rule = PairRule(near, far, kernel=kernel)
+    kernel = PairKernel(*terms, (float(margin), float(pos_margin)))
     if select == "all":
         return batch_loss(
-            rule,
+            PairRule(near, far, kernel=kernel),
             x,
             labels,
             distance=distance,
@@ -131,21 +135,24 @@ def batch_contrastive_loss(
             reference=reference,
             reduction=reduction,
             precision=precision,
+            group=group,
         )
-    rows, columns, relation = as_batch(x, labels, reference, reduction, pairs)
-    closeness = by_distance(distance)
+    rows, columns, relation = as_batch(x, labels, reference, reduction, pairs, group)
     return run(
-        pair_loss(PairSum(near, far, kernel=kernel), closeness, relation, overlap=True),
+        partial(pair_loss, PairSum(near, far, kernel=kernel), by_distance(distance), overlap=True),
         rows,
         columns,
-        closeness=closeness,
+        relation,
+        closeness=by_distance(distance),
         normalize=normalize or distance == "cosine",
         reduction=reduction,
         precision=precision,
+        group=group,
         weight=row_weight(weight, rows),
     )
 
 
+@over_processes
 def batch_cosine_loss(
     x: ArrayLike,
     labels: ArrayLike | None,
@@ -154,6 +161,7 @@ def batch_cosine_loss(
     pairs: Pairs | None = None,
     weight: ArrayLike | None = None,
     reference: Reference | None = None,
+    group: Group | None = None,
     precision: Precision | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
@@ -174,6 +182,8 @@ def batch_cosine_loss(
             A pair counts as often as it is listed.
         weight: (n,) how much each anchor counts, 0 or more.
         reference: rows to compare with instead of the other rows of the batch.
+        group: the processes that the batch is spread over: "world", a process group, a dimension of
+            a DeviceMesh, or `nearfar.distributed.over(...)` of one; None: this one has all of it.
         precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
             context `nearfar.precision`, or its default.
         reduction: "mean" over similar plus mean over dissimilar pairs, "active" over those of each
@@ -213,9 +223,11 @@ def batch_cosine_loss(
         reference=reference,
         reduction=reduction,
         precision=precision,
+        group=group,
     )
 
 
+@over_processes
 def siglip_loss(
     x: ArrayLike,
     y: ArrayLike,
@@ -225,6 +237,7 @@ def siglip_loss(
     similarity: Similarity = "inner_product",
     normalize: bool = True,
     weight: ArrayLike | None = None,
+    group: Group | None = None,
     precision: Precision | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
@@ -245,6 +258,8 @@ def siglip_loss(
             `normalize` says; or "sqeuclidean", minus the squared Euclidean distance.
         normalize: scale all rows to length 1 first, so that inner products are cosines.
         weight: (n,) how much each row of `x` counts, 0 or more.
+        group: the processes that the batch is spread over: "world", a process group, a dimension of
+            a DeviceMesh, or `nearfar.distributed.over(...)` of one; None: this one has all of it.
         precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
             context `nearfar.precision`, or its default.
         reduction: "mean" over the n rows (each a sum over n pairs, as in the paper), "active" over
@@ -274,13 +289,15 @@ def siglip_loss(
     relation = matched(len(rows), len(columns), rows.device)
     rule = PairSum(match, softplus_and_slope, "rows", PairKernel("match", "no_match"))
     return run_by_similarity(
-        lambda closeness: pair_loss(rule, closeness, relation),
+        partial(pair_loss, rule),
         rows,
         columns,
+        relation,
         similarity=similarity,
         normalize=normalize,
         reduction=reduction,
         precision=precision,
+        group=group,
         scale=above_zero("scale", scale),
         bias=finite("bias", bias),
         weight=weight,

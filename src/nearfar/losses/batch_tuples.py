@@ -1,6 +1,7 @@
 """Losses over every triplet or quadruplet of a batch, or over the hardest of them."""
 
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from typing import Literal
 
@@ -12,6 +13,7 @@ from nearfar.distance import Distance, check_distance
 from nearfar.engine import gpu
 from nearfar.engine.closeness import by_distance
 from nearfar.engine.listed_tuples import Picker, Tally, TupleRule, given, listed
+from nearfar.engine.meeting import Group, group_totals, over_processes
 from nearfar.engine.observe import force_visitors
 from nearfar.engine.pick import (
     at_random,
@@ -24,7 +26,7 @@ from nearfar.engine.pick import (
 )
 from nearfar.engine.precision import Precision
 from nearfar.engine.relation import Relation
-from nearfar.engine.step import Answer, Executor, Request, run
+from nearfar.engine.step import Answer, Executor, Maker, Request, run
 from nearfar.inputs import ArrayLike, between, lift, one_of, positive_integer, switch, tensor
 from nearfar.labels import refuse
 from nearfar.listed import listed_triplets
@@ -73,6 +75,7 @@ class QuadrupletStats:
     active2: int
 
 
+@over_processes
 def batch_triplet_loss(
     x: ArrayLike,
     labels: ArrayLike | None,
@@ -90,6 +93,7 @@ def batch_triplet_loss(
     triplets: ArrayLike | None = None,
     weight: ArrayLike | None = None,
     reference: Reference | None = None,
+    group: Group | None = None,
     precision: Precision | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
@@ -147,6 +151,8 @@ def batch_triplet_loss(
             often as it is listed.
         weight: (n,) how much each anchor counts, 0 or more.
         reference: rows to take positives and negatives from instead of the batch.
+        group: the processes that the batch is spread over: "world", a process group, a dimension of
+            a DeviceMesh, or `nearfar.distributed.over(...)` of one; None: this one has all of it.
         precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
             context `nearfar.precision`, or its default.
         reduction: "mean" over the triplets: all, or those selected (one per anchor for "hard" and
@@ -193,7 +199,7 @@ def batch_triplet_loss(
         generator=generator,
     )
     return _over_triplets(
-        x, labels, how, triplets, weight, reference, reduction, precision, Tally()
+        x, labels, how, triplets, weight, reference, group, reduction, precision, Tally()
     )
 
 
@@ -299,6 +305,7 @@ def _over_triplets(
     triplets: ArrayLike | None,
     weight: ArrayLike | None,
     reference: Reference | None,
+    group: Group | None,
     reduction: Reduction,
     precision: Precision | None,
     tally: Tally,
@@ -307,23 +314,26 @@ def _over_triplets(
     how.check(listed=triplets is not None)
     if triplets is None:
         rows, columns, relation = as_batch(x, labels, reference, reduction)
-        executor = how.executor(relation, tally)
+        executor: Maker = partial(how.executor, tally=tally)
     else:
         found = listed_triplets(triplets, tensor("x", x).device)
-        rows, columns, relation = as_listed_triplets(x, labels, reference, found)
-        executor = listed(how.rule(), given(found), how.distance, relation, tally)
+        rows, columns, relation = as_listed_triplets(x, labels, reference, found, group)
+        executor = partial(listed, how.rule(), given(found), how.distance, tally=tally)
     return run(
         executor,
         rows,
         columns,
+        relation,
         closeness=by_distance(how.distance),
         normalize=how.normalize or how.distance == "cosine",
         reduction=reduction,
         precision=precision,
+        group=group,
         weight=row_weight(weight, rows),
     )
 
 
+@over_processes
 def triplet_stats(
     x: ArrayLike,
     labels: ArrayLike | None,
@@ -339,6 +349,7 @@ def triplet_stats(
     generator: torch.Generator | None = None,
     triplets: ArrayLike | None = None,
     reference: Reference | None = None,
+    group: Group | None = None,
 ) -> TripletStats:
     r"""How many triplets `batch_triplet_loss` has, and how many of them have a non-zero loss.
 
@@ -370,6 +381,8 @@ def triplet_stats(
         triplets: (t, 3) integers, the anchor in the batch, and a positive and a negative in the
             batch or the reference: only these count, each as often as it is listed.
         reference: rows to take positives and negatives from instead of the batch.
+        group: the processes that the batch is spread over: "world", a process group, a dimension of
+            a DeviceMesh, or `nearfar.distributed.over(...)` of one; None: this one has all of it.
 
     Returns:
         `TripletStats`.
@@ -398,10 +411,11 @@ def triplet_stats(
         generator=generator,
     )
     with torch.no_grad():
-        _over_triplets(x, labels, how, triplets, None, reference, "sum", None, tally)
-    return TripletStats(int(tally.valid), int(tally.active))
+        _over_triplets(x, labels, how, triplets, None, reference, group, "sum", None, tally)
+    return TripletStats(*_of_all(group, tally.valid, tally.active))
 
 
+@over_processes
 def batch_quadruplet_loss(
     x: ArrayLike,
     labels: ArrayLike,
@@ -413,6 +427,7 @@ def batch_quadruplet_loss(
     select: Quadruplets = "all",
     weight: ArrayLike | None = None,
     reference: Reference | None = None,
+    group: Group | None = None,
     precision: Precision | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
@@ -443,6 +458,8 @@ def batch_quadruplet_loss(
         select: "all" or "hard".
         weight: (n,) how much each anchor counts, 0 or more.
         reference: rows to take j, k and l from instead of the batch.
+        group: the processes that the batch is spread over: "world", a process group, a dimension of
+            a DeviceMesh, or `nearfar.distributed.over(...)` of one; None: this one has all of it.
         precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
             context `nearfar.precision`, or its default.
         reduction: "mean" over the quadruplets ("hard": over the anchors that have one); "active"
@@ -476,6 +493,7 @@ def batch_quadruplet_loss(
         select,
         weight,
         reference,
+        group,
         reduction,
         precision,
         tallies,
@@ -491,6 +509,7 @@ def _over_quadruplets(
     select: Quadruplets,
     weight: ArrayLike | None,
     reference: Reference | None,
+    group: Group | None,
     reduction: Reduction,
     precision: Precision | None,
     tallies: tuple[Tally, Tally],
@@ -502,26 +521,27 @@ def _over_quadruplets(
     one_of("select", select, Quadruplets)
     switch("normalize", normalize)
     rows, columns, relation = as_batch(x, labels, reference, reduction)
-    classes, weights, closeness = (
-        _classes(relation),
-        row_weight(weight, rows),
-        by_distance(distance),
-    )
+    _check_classes(relation)
+    weights = row_weight(weight, rows)
+
+    def executor(terms: Terms, relation: Relation) -> Executor:
+        classes = Classes.of(relation)
+        if select == "all":
+            return every_quadruplet(classes, relation, distance, margins, terms, *tallies)
+        rule, pick = _quadruplet_rule(*margins, terms, *tallies), hardest_quadruplets
+        return listed(rule, pick(classes, relation, distance), distance, relation, Tally())
 
     def loss(terms: Terms, rows: Tensor, columns: Tensor | None) -> Tensor:
-        if select == "all":
-            executor = every_quadruplet(classes, relation, distance, margins, terms, *tallies)
-        else:
-            rule, pick = _quadruplet_rule(*margins, terms, *tallies), hardest_quadruplets
-            executor = listed(rule, pick(classes, relation, distance), distance, relation, Tally())
         return run(
-            executor,
+            partial(executor, terms),
             rows,
             columns,
-            closeness=closeness,
+            relation,
+            closeness=by_distance(distance),
             normalize=normalize or distance == "cosine",
             reduction=reduction,
             precision=precision,
+            group=group,
             weight=weights,
         )
 
@@ -533,8 +553,8 @@ def _over_quadruplets(
     return loss("first", rows, columns) + loss("second", rows, columns)
 
 
-def _classes(relation: Relation) -> Classes:
-    """The classes of the rows and columns; multi-labels have none."""
+def _check_classes(relation: Relation) -> None:
+    """Refuse multi-labels, which divide rows into no classes, and items of two classes."""
     labels, others, own = relation.row_labels, relation.column_labels, relation.declared
     assert labels is not None
     assert others is not None
@@ -547,9 +567,9 @@ def _classes(relation: Relation) -> Classes:
     if own is not None and relation.m:
         wrong = (own >= 0) & (others[own.clamp(min=0)] != labels)
         refuse("reference.own", own, wrong, "be a row of the reference with the same label")
-    return Classes.of(relation)
 
 
+@over_processes
 def quadruplet_stats(
     x: ArrayLike,
     labels: ArrayLike,
@@ -560,6 +580,7 @@ def quadruplet_stats(
     normalize: bool = False,
     select: Quadruplets = "all",
     reference: Reference | None = None,
+    group: Group | None = None,
 ) -> QuadrupletStats:
     r"""How many quadruplets `batch_quadruplet_loss` has, and how many have a non-zero loss.
 
@@ -578,6 +599,8 @@ def quadruplet_stats(
         normalize: scale all rows to length 1 first; "cosine" always does.
         select: "all" quadruplets, or the "hard" one of each anchor.
         reference: rows to take j, k and l from instead of the batch.
+        group: the processes that the batch is spread over: "world", a process group, a dimension of
+            a DeviceMesh, or `nearfar.distributed.over(...)` of one; None: this one has all of it.
 
     Returns:
         `QuadrupletStats`.
@@ -593,9 +616,26 @@ def quadruplet_stats(
     margins, (first, second) = (margin, margin2), (tallies := (Tally(), Tally()))
     with torch.no_grad():
         _over_quadruplets(
-            x, labels, margins, distance, normalize, select, None, reference, "sum", None, tallies
+            x,
+            labels,
+            margins,
+            distance,
+            normalize,
+            select,
+            None,
+            reference,
+            group,
+            "sum",
+            None,
+            tallies,
         )
-    return QuadrupletStats(int(first.valid), int(first.active), int(second.active))
+    return QuadrupletStats(*_of_all(group, first.valid, first.active, second.active))
+
+
+def _of_all(group: Group | None, *numbers: Tensor | int) -> list[int]:
+    """The sum of each number over all processes."""
+    own = [int(number) for number in numbers]
+    return own if group is None else group_totals(group, own)
 
 
 def _quadruplet_rule(

@@ -1,5 +1,6 @@
 """Softmax losses over a whole batch: pick the positives out of all other rows."""
 
+from functools import partial
 from math import inf
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 
 from nearfar.engine.log_sum_rule import Finished, LogSum, LogSumRule, affine
 from nearfar.engine.log_sums import log_sum_loss
+from nearfar.engine.meeting import Group, over_processes
 from nearfar.engine.precision import Precision
 from nearfar.engine.relation import Relation, matched
 from nearfar.inputs import ArrayLike, above_zero, switch
@@ -47,6 +49,7 @@ ALL = LogSumRule(pick_all, have_positives, with_positives=True, single=pick_one)
 DECOUPLED = LogSumRule(pick_all, have_both)  # the log-sum-exp leaves the positives out
 
 
+@over_processes
 def clip_loss(
     x: ArrayLike,
     y: ArrayLike,
@@ -56,6 +59,7 @@ def clip_loss(
     normalize: bool = True,
     decoupled: bool = False,
     weight: ArrayLike | None = None,
+    group: Group | None = None,
     precision: Precision | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
@@ -79,6 +83,8 @@ def clip_loss(
         normalize: scale all rows to length 1 first, so that inner products are cosines.
         decoupled: leave the match out of both denominators (Yeh et al. 2022).
         weight: (n,) how much each match counts, 0 or more.
+        group: the processes that the batch is spread over: "world", a process group, a dimension of
+            a DeviceMesh, or `nearfar.distributed.over(...)` of one; None: this one has all of it.
         precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
             context `nearfar.precision`, or its default.
         reduction: "mean" over the n matches, "active" over those whose loss is not 0, (low, high)
@@ -106,18 +112,21 @@ def clip_loss(
     relation = matched(len(rows), len(columns), rows.device)
     rule = DECOUPLED if switch("decoupled", decoupled) else ONE
     return run_by_similarity(
-        lambda closeness: log_sum_loss(rule, closeness, relation, both=True),
+        partial(log_sum_loss, rule, both=True),
         rows,
         columns,
+        relation,
         similarity=similarity,
         normalize=normalize,
         reduction=reduction,
         precision=precision,
+        group=group,
         scale=above_zero("scale", scale),
         weight=weight,
     )
 
 
+@over_processes
 def sup_con_loss(
     x: ArrayLike,
     labels: ArrayLike | None,
@@ -129,6 +138,7 @@ def sup_con_loss(
     pairs: Pairs | None = None,
     weight: ArrayLike | None = None,
     reference: Reference | None = None,
+    group: Group | None = None,
     precision: Precision | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
@@ -154,6 +164,8 @@ def sup_con_loss(
             A pair counts as often as it is listed.
         weight: (n,) how much each anchor counts, 0 or more.
         reference: rows to compare with instead of the other rows of the batch.
+        group: the processes that the batch is spread over: "world", a process group, a dimension of
+            a DeviceMesh, or `nearfar.distributed.over(...)` of one; None: this one has all of it.
         precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
             context `nearfar.precision`, or its default.
         reduction: "mean" over the anchors that have a positive (decoupled: and a negative),
@@ -175,21 +187,24 @@ def sup_con_loss(
 
     Source: Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020, equation 2 (L_out).
     """
-    rows, columns, relation = as_batch(x, labels, reference, reduction, pairs)
+    rows, columns, relation = as_batch(x, labels, reference, reduction, pairs, group)
     rule = DECOUPLED if switch("decoupled", decoupled) else ALL
     return run_by_similarity(
-        lambda closeness: log_sum_loss(rule, closeness, relation),
+        partial(log_sum_loss, rule),
         rows,
         columns,
+        relation,
         similarity=similarity,
         normalize=normalize,
         reduction=reduction,
         precision=precision,
+        group=group,
         scale=1 / above_zero("temperature", temperature),
         weight=weight,
     )
 
 
+@over_processes
 def nt_xent_loss(
     x: ArrayLike,
     labels: ArrayLike | None,
@@ -201,6 +216,7 @@ def nt_xent_loss(
     pairs: Pairs | None = None,
     weight: ArrayLike | None = None,
     reference: Reference | None = None,
+    group: Group | None = None,
     precision: Precision | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
@@ -228,6 +244,8 @@ def nt_xent_loss(
             A pair counts as often as it is listed.
         weight: (n,) how much each anchor counts, 0 or more.
         reference: rows to compare with instead of the other rows of the batch.
+        group: the processes that the batch is spread over: "world", a process group, a dimension of
+            a DeviceMesh, or `nearfar.distributed.over(...)` of one; None: this one has all of it.
         precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
             context `nearfar.precision`, or its default.
         reduction: "mean" over the positive pairs, "active" over those whose loss is not 0,
@@ -255,20 +273,23 @@ def nt_xent_loss(
         per_positive=True,
         term="pick_decoupled" if decoupled else "pick",
     )
-    rows, columns, relation = as_batch(x, labels, reference, reduction, pairs)
+    rows, columns, relation = as_batch(x, labels, reference, reduction, pairs, group)
     return run_by_similarity(
-        lambda closeness: log_sum_loss(rule, closeness, relation),
+        partial(log_sum_loss, rule),
         rows,
         columns,
+        relation,
         similarity=similarity,
         normalize=normalize,
         reduction=reduction,
         precision=precision,
+        group=group,
         scale=1 / above_zero("temperature", temperature),
         weight=weight,
     )
 
 
+@over_processes
 def nca_loss(
     x: ArrayLike,
     labels: ArrayLike | None,
@@ -279,6 +300,7 @@ def nca_loss(
     pairs: Pairs | None = None,
     weight: ArrayLike | None = None,
     reference: Reference | None = None,
+    group: Group | None = None,
     precision: Precision | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
@@ -305,6 +327,8 @@ def nca_loss(
             A pair counts as often as it is listed.
         weight: (n,) how much each anchor counts, 0 or more.
         reference: rows to compare with instead of the other rows of the batch.
+        group: the processes that the batch is spread over: "world", a process group, a dimension of
+            a DeviceMesh, or `nearfar.distributed.over(...)` of one; None: this one has all of it.
         precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
             context `nearfar.precision`, or its default.
         reduction: "mean" over the anchors that have a positive, "active" over those whose loss is
@@ -325,15 +349,17 @@ def nca_loss(
     2004, the logarithmic form of equation 5.
     """
     rule = LogSumRule(_pick_any, have_positives, near=IDENTITY)
-    rows, columns, relation = as_batch(x, labels, reference, reduction, pairs)
+    rows, columns, relation = as_batch(x, labels, reference, reduction, pairs, group)
     return run_by_similarity(
-        lambda closeness: log_sum_loss(rule, closeness, relation),
+        partial(log_sum_loss, rule),
         rows,
         columns,
+        relation,
         similarity=similarity,
         normalize=normalize,
         reduction=reduction,
         precision=precision,
+        group=group,
         scale=above_zero("scale", scale),
         weight=weight,
     )

@@ -61,7 +61,8 @@ def _by_class(request: Request, relation: Relation) -> tuple[Tensor, Request, Re
     weight = None if request.weight is None else request.weight[order]
     rows = replace(request, a=request.a[order], b=request.columns, weight=weight, finish=None)
     own = None if relation.own is None else relation.own[order]
-    return order, rows, replace(relation, row_labels=labels[order], declared=own, symmetric=False)
+    by_class = replace(relation, row_labels=labels[order], declared=own, symmetric=False)
+    return order, rows, replace(by_class, first=None)
 
 
 def _in_order(answer: Answer, of_columns: Tensor, order: Tensor, *, whole: bool) -> Answer:

@@ -1,17 +1,20 @@
 """InfoNCE: pick the positive out of the negatives, listed ones or the rest of the batch."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from nearfar.distance import sqeuclidean, unit
-from nearfar.engine.closeness import Euclidean
+from nearfar.engine.closeness import Closeness, Euclidean
 from nearfar.engine.log_sums import log_sum_loss
+from nearfar.engine.meeting import Group, over_processes
 from nearfar.engine.observe import force_visitors, measured
 from nearfar.engine.precision import Precision, chosen, rounded
-from nearfar.engine.relation import matched
+from nearfar.engine.relation import Relation, matched
+from nearfar.engine.step import Answer, Executor, Request
 from nearfar.inputs import (
     ArrayLike,
     above_zero,
@@ -30,9 +33,10 @@ from nearfar.losses.batch import as_batch, as_towers, row_weight
 from nearfar.losses.contrast import DECOUPLED, ONE
 from nearfar.losses.similarity import Similarity, by_similarity, run_by_similarity
 from nearfar.losses.softmax import pick
-from nearfar.reduction import Reduction, reduce, split
+from nearfar.reduction import Reduction, reduce
 
 
+@over_processes
 def info_nce_loss(
     query: ArrayLike,
     positive: ArrayLike,
@@ -45,6 +49,7 @@ def info_nce_loss(
     decoupled: bool = False,
     hard_negatives: ArrayLike | None = None,
     weight: ArrayLike | None = None,
+    group: Group | None = None,
     precision: Precision | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
@@ -74,6 +79,8 @@ def info_nce_loss(
         hard_negatives: (m, d) or (n, m, d), further negatives for every query besides the other
             rows of `positive`; cannot be combined with `negatives`.
         weight: (n,) how much each query counts, 0 or more.
+        group: the processes that the batch is spread over: "world", a process group, a dimension of
+            a DeviceMesh, or `nearfar.distributed.over(...)` of one; None: this one has all of it.
         precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
             context `nearfar.precision`, or its default.
         reduction: "mean" over the queries, "active" over those whose loss is not 0, (low, high)
@@ -115,18 +122,15 @@ def info_nce_loss(
             "negatives out, or pass them as hard_negatives."
         )
     temperature = above_zero("temperature", temperature)
+    if negatives is not None and group is not None:
+        raise ValueError(
+            "group joins the rows of all processes as negatives, and negatives lists others: leave "
+            "out one of the two, or pass hard_negatives, which are joined too."
+        )
     if negatives is not None:
         return _against_listed(
-            query,
-            positive,
-            negatives,
-            temperature,
-            similarity,
-            normalize,
-            decoupled,
-            weight,
-            reduction,
-            precision,
+            *(query, positive, negatives, temperature, similarity),
+            *(normalize, decoupled, weight, reduction, precision),
         )
     rows, columns = as_towers(query=query, positive=positive)
     one_way = partial(
@@ -137,6 +141,7 @@ def info_nce_loss(
         decoupled=decoupled,
         weight=weight,
         reduction=reduction,
+        group=group,
     )
     if hard_negatives is None:
         return one_way(rows, columns, precision=precision, both=symmetric)
@@ -150,6 +155,7 @@ def info_nce_loss(
     return (there + one_way(columns, rows, precision=precision)) / 2 if symmetric else there
 
 
+@over_processes
 def n_pair_loss(
     x: ArrayLike,
     labels: ArrayLike,
@@ -158,6 +164,7 @@ def n_pair_loss(
     similarity: Similarity = "inner_product",
     normalize: bool = True,
     weight: ArrayLike | None = None,
+    group: Group | None = None,
     precision: Precision | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
@@ -180,6 +187,8 @@ def n_pair_loss(
         normalize: scale all rows to length 1 first, so that inner products are cosines. The paper
             does not.
         weight: (n,) how much each anchor counts, 0 or more.
+        group: the processes that the batch is spread over: "world", a process group, a dimension of
+            a DeviceMesh, or `nearfar.distributed.over(...)` of one; None: this one has all of it.
         precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
             context `nearfar.precision`, or its default.
         reduction: "mean" over the classes with two rows, "active" over those whose loss is not 0,
@@ -201,35 +210,56 @@ def n_pair_loss(
     2016, equation 5 (N-pair-mc).
     """
     rows = batch("x", x)
-    anchor, positive = _first_two(class_ids(labels, like=rows))
-    temperature = above_zero("temperature", temperature)
+    ids = class_ids(labels, like=rows)
     if force_visitors():  # who are to see which rows these are
-        _, _, relation = as_batch(rows, None, None, reduction, _against_all(anchor, positive))
-        return run_by_similarity(
-            lambda closeness: log_sum_loss(ONE, closeness, relation),
-            rows,
-            None,
-            similarity=similarity,
-            normalize=normalize,
-            reduction=reduction,
-            precision=precision,
-            scale=1 / temperature,
-            weight=weight,
-        )
-    precision = chosen(precision, by_similarity(similarity).rounding, rows)
-    by, rows = row_weight(weight, rows), lift("x", rows)
-    each = split(reduction)[0] == "none"
-    loss = info_nce_loss(
-        rows[anchor],
-        rows[positive],
-        temperature=temperature,
+        pairs = _against_all(*_first_two(ids))
+        rows, columns, relation = as_batch(rows, None, None, reduction, pairs)
+        executor: Callable[[Closeness, Relation], Executor] = partial(log_sum_loss, ONE)
+    else:
+        rows, columns, relation = as_batch(rows, ids, None, reduction)
+        executor = _of_first_two
+    return run_by_similarity(
+        executor,
+        rows,
+        columns,
+        relation,
         similarity=similarity,
         normalize=normalize,
-        weight=None if by is None else by[anchor],
         reduction=reduction,
         precision=precision,
+        group=group,
+        scale=1 / above_zero("temperature", temperature),
+        weight=weight,
     )
-    return loss.new_zeros(len(rows)).index_add(0, anchor, loss) if each else loss
+
+
+def _of_first_two(closeness: Closeness, relation: Relation) -> Executor:
+    """The first row of each class picks the second out of those of all classes."""
+    assert relation.column_labels is not None
+    anchor, positive = _first_two(relation.column_labels)
+    anchor = anchor - (relation.first or 0)
+    (here,) = ((anchor >= 0) & (anchor < relation.n)).nonzero(as_tuple=True)
+    row, n, m = anchor[here], len(here), len(positive)
+    of_classes = Relation(n, m, relation.device, one_positive=True, match=here)
+    pick = log_sum_loss(ONE, closeness, of_classes)
+
+    def execute(request: Request) -> Answer:
+        a, b = request.a, request.columns
+        weight = None if request.weight is None else request.weight[row]
+        answer = pick(
+            replace(request, a=a[row], b=b[positive], weight=weight, finish=None, together=None)
+        )
+        per_row = a.new_zeros(len(a)).index_copy_(0, row, answer.per_row.to(a.dtype))
+        counts = per_row.new_zeros(len(a), dtype=torch.bool)
+        counts[row] = True if answer.counts is None else answer.counts > 0
+        if answer.da is None or answer.db is None:
+            return Answer(per_row, counts)
+        da = torch.zeros_like(a).index_add_(0, row, answer.da)
+        db = torch.zeros_like(b) if request.b is not None else da
+        db.index_add_(0, positive, answer.db)
+        return Answer(per_row, counts, da, None if request.b is None else db)
+
+    return execute
 
 
 def _first_two(labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -260,18 +290,21 @@ def _in_batch(
     weight: ArrayLike | None,
     reduction: Reduction,
     precision: Precision | None,
+    group: Group | None,
     both: bool = False,
 ) -> Tensor:
     """Row i picks column i out of all columns; with `both`, column i also picks row i."""
     relation, rule = matched(len(rows), len(columns), rows.device), DECOUPLED if decoupled else ONE
     return run_by_similarity(
-        lambda closeness: log_sum_loss(rule, closeness, relation, both=both),
+        partial(log_sum_loss, rule, both=both),
         rows,
         columns,
+        relation,
         similarity=similarity,
         normalize=normalize,
         reduction=reduction,
         precision=precision,
+        group=group,
         scale=1 / temperature,
         weight=weight,
     )

@@ -1,8 +1,12 @@
 """A batch of which only listed pairs, or those of listed triplets, are compared."""
 
+from dataclasses import replace
+from functools import partial
+
 import torch
 from torch import Tensor
 
+from nearfar.engine.meeting import Group
 from nearfar.engine.relation import PairList, Relation
 from nearfar.engine.slices import spans
 from nearfar.inputs import ArrayLike
@@ -14,21 +18,40 @@ Listed = tuple[Tensor, Tensor | None, Relation]
 
 
 def as_listed(
-    x: ArrayLike, labels: ArrayLike | None, reference: Reference | None, pairs: Pairs
+    x: ArrayLike,
+    labels: ArrayLike | None,
+    reference: Reference | None,
+    pairs: Pairs,
+    group: Group | None,
 ) -> Listed:
-    """Rows, columns (None: the rows themselves), and the only pairs of them that count."""
+    """Rows, columns (None: the rows themselves), and the only pairs of them that count.
+
+    Args:
+        x: the rows.
+        labels: of the rows, which must agree with the pairs; None: there are none.
+        reference: see `Reference`.
+        pairs: as the caller lists them.
+        group: the processes that have the rows of the batch, so that the pairs can only be checked
+            when these are known; None: this one has all.
+    """
     rows, columns, relation = _all_pairs(x, labels, reference)
-    near, far = listed_pairs(pairs, len(rows), rows.device)
-    return rows, columns, _only(near, far, relation, labelled=labels is not None)
+    ends = listed_pairs(pairs, len(rows), rows.device)
+    late = group is not None and columns is None
+    return rows, columns, _only(ends, relation, labelled=labels is not None, late=late)
 
 
 def as_listed_triplets(
-    x: ArrayLike, labels: ArrayLike | None, reference: Reference | None, triplets: Tensor
+    x: ArrayLike,
+    labels: ArrayLike | None,
+    reference: Reference | None,
+    triplets: Tensor,
+    group: Group | None,
 ) -> Listed:
     """The same with the pairs of (t, 3) triplets from `listed_triplets`."""
     rows, columns, relation = _all_pairs(x, labels, reference)
-    near, far = pairs_of_triplets(triplets)
-    return rows, columns, _only(near, far, relation, labelled=labels is not None)
+    ends = pairs_of_triplets(triplets)
+    late = group is not None and columns is None
+    return rows, columns, _only(ends, relation, labelled=labels is not None, late=late)
 
 
 def _all_pairs(x: ArrayLike, labels: ArrayLike | None, reference: Reference | None) -> Listed:
@@ -48,17 +71,27 @@ def _all_pairs(x: ArrayLike, labels: ArrayLike | None, reference: Reference | No
     return rows, columns, related(rows, columns, labels, others, own)
 
 
-def _only(near: Ends, far: Ends, relation: Relation, *, labelled: bool) -> Relation:
+def _only(ends: tuple[Ends, Ends], relation: Relation, *, labelled: bool, late: bool) -> Relation:
     """The relation without the pairs that are not listed; refuses those that contradict it."""
-    columns = "batch" if relation.symmetric else "reference"
-    for ends in (near, far):
+    near, far = ((kind.row, kind.column) for kind in ends)
+    check = partial(_check, ends, labelled=labelled)
+    if late:
+        return replace(relation, listed=PairList(near, far, check))
+    check(relation)
+    listed = PairList(near, far)
+    return Relation(relation.n, relation.m, relation.device, listed=listed, shared=relation.shared)
+
+
+def _check(kinds: tuple[Ends, Ends], relation: Relation, *, labelled: bool) -> None:
+    """Refuse pairs of rows that there are not, of an item with itself, or against the labels."""
+    own = relation.own
+    columns = "batch" if own is not None and relation.shared is None else "reference"
+    for ends in kinds:
         ends.check_rows(relation.n, relation.m, columns)
-        if relation.own is not None:
-            ends.check_not_itself(relation.own)
+        if own is not None:
+            ends.check_not_itself(own)
         if labelled:
             _check_agreement(relation, ends)
-    listed = PairList((near.row, near.column), (far.row, far.column))
-    return Relation(relation.n, relation.m, relation.device, listed=listed)
 
 
 def _check_agreement(relation: Relation, ends: Ends) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nearfar.distance import Distance
+from nearfar.engine.meeting import Group
 from nearfar.engine.precision import Precision
 from nearfar.inputs import ArrayLike
 from nearfar.labels import SimilarLabel
@@ -401,6 +402,8 @@ class InfoNCELoss(LossModule):
         symmetric: without `negatives`, the mean of both directions: each positive also picks its
             query out of all queries.
         decoupled: leave the positive out of the denominator (Yeh et al. 2022).
+        group: the processes that the batch is spread over: "world", a process group, a dimension of
+            a DeviceMesh, or `nearfar.distributed.over(...)` of one; None: this one has all of it.
         precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
             context `nearfar.precision`, or its default.
         reduction: "mean" over the queries, "active" over those whose loss is not 0, (low, high)
@@ -414,6 +417,7 @@ class InfoNCELoss(LossModule):
     normalize: bool
     symmetric: bool
     decoupled: bool
+    group: Group | None
     precision: Precision | None
     reduction: Reduction
 
@@ -426,6 +430,7 @@ class InfoNCELoss(LossModule):
         normalize: bool = True,
         symmetric: bool = False,
         decoupled: bool = False,
+        group: Group | None = None,
         precision: Precision | None = None,
         reduction: Reduction = "mean",
     ) -> None:
@@ -435,6 +440,7 @@ class InfoNCELoss(LossModule):
             normalize=normalize,
             symmetric=symmetric,
             decoupled=decoupled,
+            group=group,
             precision=precision,
             reduction=reduction,
         )
@@ -460,6 +466,7 @@ class InfoNCELoss(LossModule):
             normalize=self.normalize,
             symmetric=self.symmetric,
             decoupled=self.decoupled,
+            group=self.group,
             precision=self.precision,
             reduction=self.reduction,
         )
@@ -527,6 +534,8 @@ class CLIPLoss(LossModule):
             `normalize` says; or "sqeuclidean", minus the squared Euclidean distance.
         normalize: scale all rows to length 1 first, so that inner products are cosines.
         decoupled: leave the match out of both denominators (Yeh et al. 2022).
+        group: the processes that the batch is spread over: "world", a process group, a dimension of
+            a DeviceMesh, or `nearfar.distributed.over(...)` of one; None: this one has all of it.
         precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
             context `nearfar.precision`, or its default.
         reduction: "mean" over the n matches, "active" over those whose loss is not 0, (low, high)
@@ -539,6 +548,7 @@ class CLIPLoss(LossModule):
     similarity: Similarity
     normalize: bool
     decoupled: bool
+    group: Group | None
     precision: Precision | None
     reduction: Reduction
 
@@ -550,6 +560,7 @@ class CLIPLoss(LossModule):
         similarity: Similarity = "inner_product",
         normalize: bool = True,
         decoupled: bool = False,
+        group: Group | None = None,
         precision: Precision | None = None,
         reduction: Reduction = "mean",
     ) -> None:
@@ -558,6 +569,7 @@ class CLIPLoss(LossModule):
             similarity=similarity,
             normalize=normalize,
             decoupled=decoupled,
+            group=group,
             precision=precision,
             reduction=reduction,
         )
@@ -572,6 +584,7 @@ class CLIPLoss(LossModule):
             similarity=self.similarity,
             normalize=self.normalize,
             decoupled=self.decoupled,
+            group=self.group,
             precision=self.precision,
             reduction=self.reduction,
         )
@@ -595,6 +608,8 @@ class SigLIPLoss(LossModule):
         similarity: "inner_product", which is the cosine of normalized rows; "cosine", whatever
             `normalize` says; or "sqeuclidean", minus the squared Euclidean distance.
         normalize: scale all rows to length 1 first, so that inner products are cosines.
+        group: the processes that the batch is spread over: "world", a process group, a dimension of
+            a DeviceMesh, or `nearfar.distributed.over(...)` of one; None: this one has all of it.
         precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
             context `nearfar.precision`, or its default.
         reduction: "mean" over the n rows (each a sum over n pairs, as in the paper), "active" over
@@ -607,6 +622,7 @@ class SigLIPLoss(LossModule):
     bias: float | Tensor
     similarity: Similarity
     normalize: bool
+    group: Group | None
     precision: Precision | None
     reduction: Reduction
 
@@ -618,6 +634,7 @@ class SigLIPLoss(LossModule):
         bias: float | Tensor,
         similarity: Similarity = "inner_product",
         normalize: bool = True,
+        group: Group | None = None,
         precision: Precision | None = None,
         reduction: Reduction = "mean",
     ) -> None:
@@ -626,6 +643,7 @@ class SigLIPLoss(LossModule):
             bias=bias,
             similarity=similarity,
             normalize=normalize,
+            group=group,
             precision=precision,
             reduction=reduction,
         )
@@ -640,6 +658,7 @@ class SigLIPLoss(LossModule):
             bias=self.bias,
             similarity=self.similarity,
             normalize=self.normalize,
+            group=self.group,
             precision=self.precision,
             reduction=self.reduction,
         )
@@ -664,6 +683,8 @@ class BatchContrastiveLoss(LossModule):
             number p of at least 1 for the p-norm.
         normalize: scale all rows to length 1 first; "cosine" does so in any case.
         select: "all" pairs, or "hard", those in the overlap; with `pairs`, the overlap among them.
+        group: the processes that the batch is spread over: "world", a process group, a dimension of
+            a DeviceMesh, or `nearfar.distributed.over(...)` of one; None: this one has all of it.
         precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
             context `nearfar.precision`, or its default.
         reduction: "mean" over similar plus mean over dissimilar pairs, "active" over those of each
@@ -678,6 +699,7 @@ class BatchContrastiveLoss(LossModule):
     distance: Distance
     normalize: bool
     select: Selection
+    group: Group | None
     precision: Precision | None
     reduction: Reduction
 
@@ -691,6 +713,7 @@ class BatchContrastiveLoss(LossModule):
         distance: Distance = "euclidean",
         normalize: bool = False,
         select: Selection = "all",
+        group: Group | None = None,
         precision: Precision | None = None,
         reduction: Reduction = "mean",
     ) -> None:
@@ -701,6 +724,7 @@ class BatchContrastiveLoss(LossModule):
             distance=distance,
             normalize=normalize,
             select=select,
+            group=group,
             precision=precision,
             reduction=reduction,
         )
@@ -727,6 +751,7 @@ class BatchContrastiveLoss(LossModule):
             distance=self.distance,
             normalize=self.normalize,
             select=self.select,
+            group=self.group,
             precision=self.precision,
             reduction=self.reduction,
         )
@@ -751,6 +776,8 @@ class BatchCosineLoss(LossModule):
 
     Args:
         margin: the cosine, from -1 to 1, below which dissimilar pairs are not pushed.
+        group: the processes that the batch is spread over: "world", a process group, a dimension of
+            a DeviceMesh, or `nearfar.distributed.over(...)` of one; None: this one has all of it.
         precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
             context `nearfar.precision`, or its default.
         reduction: "mean" over similar plus mean over dissimilar pairs, "active" over those of each
@@ -760,6 +787,7 @@ class BatchCosineLoss(LossModule):
 
     loss = staticmethod(batch_cosine_loss)
     margin: float
+    group: Group | None
     precision: Precision | None
     reduction: Reduction
 
@@ -768,10 +796,11 @@ class BatchCosineLoss(LossModule):
         self,
         *,
         margin: float = 0.0,
+        group: Group | None = None,
         precision: Precision | None = None,
         reduction: Reduction = "mean",
     ) -> None:
-        super().__init__(margin=margin, precision=precision, reduction=reduction)
+        super().__init__(margin=margin, group=group, precision=precision, reduction=reduction)
 
     def forward(
         self,
@@ -790,6 +819,7 @@ class BatchCosineLoss(LossModule):
             weight=weight,
             reference=reference,
             margin=self.margin,
+            group=self.group,
             precision=self.precision,
             reduction=self.reduction,
         )
@@ -830,6 +860,8 @@ class BatchTripletLoss(LossModule):
             here on unless there are no others.
         generator: draws for "distance_weighted" and `n_per_anchor`; None: torch's own. Each call
             draws once.
+        group: the processes that the batch is spread over: "world", a process group, a dimension of
+            a DeviceMesh, or `nearfar.distributed.over(...)` of one; None: this one has all of it.
         precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
             context `nearfar.precision`, or its default.
         reduction: "mean" over the triplets: all, or those selected (one per anchor for "hard" and
@@ -849,6 +881,7 @@ class BatchTripletLoss(LossModule):
     cutoff: float
     nonzero_loss_cutoff: float
     generator: torch.Generator | None
+    group: Group | None
     precision: Precision | None
     reduction: Reduction
 
@@ -866,6 +899,7 @@ class BatchTripletLoss(LossModule):
         cutoff: float = 0.5,
         nonzero_loss_cutoff: float = 1.4,
         generator: torch.Generator | None = None,
+        group: Group | None = None,
         precision: Precision | None = None,
         reduction: Reduction = "mean",
     ) -> None:
@@ -880,6 +914,7 @@ class BatchTripletLoss(LossModule):
             cutoff=cutoff,
             nonzero_loss_cutoff=nonzero_loss_cutoff,
             generator=generator,
+            group=group,
             precision=precision,
             reduction=reduction,
         )
@@ -910,6 +945,7 @@ class BatchTripletLoss(LossModule):
             cutoff=self.cutoff,
             nonzero_loss_cutoff=self.nonzero_loss_cutoff,
             generator=self.generator,
+            group=self.group,
             precision=self.precision,
             reduction=self.reduction,
         )
@@ -938,6 +974,8 @@ class BatchQuadrupletLoss(LossModule):
         distance: "euclidean", "sqeuclidean", "cosine", "snr", "manhattan" or the p of a p-norm.
         normalize: scale all rows to length 1 first; "cosine" always does.
         select: "all" or "hard".
+        group: the processes that the batch is spread over: "world", a process group, a dimension of
+            a DeviceMesh, or `nearfar.distributed.over(...)` of one; None: this one has all of it.
         precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
             context `nearfar.precision`, or its default.
         reduction: "mean" over the quadruplets ("hard": over the anchors that have one); "active"
@@ -952,6 +990,7 @@ class BatchQuadrupletLoss(LossModule):
     distance: Distance
     normalize: bool
     select: Quadruplets
+    group: Group | None
     precision: Precision | None
     reduction: Reduction
 
@@ -964,6 +1003,7 @@ class BatchQuadrupletLoss(LossModule):
         distance: Distance = "euclidean",
         normalize: bool = False,
         select: Quadruplets = "all",
+        group: Group | None = None,
         precision: Precision | None = None,
         reduction: Reduction = "mean",
     ) -> None:
@@ -973,6 +1013,7 @@ class BatchQuadrupletLoss(LossModule):
             distance=distance,
             normalize=normalize,
             select=select,
+            group=group,
             precision=precision,
             reduction=reduction,
         )
@@ -996,6 +1037,7 @@ class BatchQuadrupletLoss(LossModule):
             distance=self.distance,
             normalize=self.normalize,
             select=self.select,
+            group=self.group,
             precision=self.precision,
             reduction=self.reduction,
         )
@@ -1023,6 +1065,8 @@ class SupConLoss(LossModule):
             `normalize` says; or "sqeuclidean", minus the squared Euclidean distance.
         normalize: scale all rows to length 1 first, so that inner products are cosines.
         decoupled: leave the positives out of the denominator (Yeh et al. 2022).
+        group: the processes that the batch is spread over: "world", a process group, a dimension of
+            a DeviceMesh, or `nearfar.distributed.over(...)` of one; None: this one has all of it.
         precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
             context `nearfar.precision`, or its default.
         reduction: "mean" over the anchors that have a positive (decoupled: and a negative),
@@ -1035,6 +1079,7 @@ class SupConLoss(LossModule):
     similarity: Similarity
     normalize: bool
     decoupled: bool
+    group: Group | None
     precision: Precision | None
     reduction: Reduction
 
@@ -1046,6 +1091,7 @@ class SupConLoss(LossModule):
         similarity: Similarity = "inner_product",
         normalize: bool = True,
         decoupled: bool = False,
+        group: Group | None = None,
         precision: Precision | None = None,
         reduction: Reduction = "mean",
     ) -> None:
@@ -1054,6 +1100,7 @@ class SupConLoss(LossModule):
             similarity=similarity,
             normalize=normalize,
             decoupled=decoupled,
+            group=group,
             precision=precision,
             reduction=reduction,
         )
@@ -1078,6 +1125,7 @@ class SupConLoss(LossModule):
             similarity=self.similarity,
             normalize=self.normalize,
             decoupled=self.decoupled,
+            group=self.group,
             precision=self.precision,
             reduction=self.reduction,
         )
@@ -1106,6 +1154,8 @@ class NTXentLoss(LossModule):
             `normalize` says; or "sqeuclidean", minus the squared Euclidean distance.
         normalize: scale all rows to length 1 first, so that inner products are cosines.
         decoupled: leave the positive out of its denominator (Yeh et al. 2022).
+        group: the processes that the batch is spread over: "world", a process group, a dimension of
+            a DeviceMesh, or `nearfar.distributed.over(...)` of one; None: this one has all of it.
         precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
             context `nearfar.precision`, or its default.
         reduction: "mean" over the positive pairs, "active" over those whose loss is not 0, (low,
@@ -1119,6 +1169,7 @@ class NTXentLoss(LossModule):
     similarity: Similarity
     normalize: bool
     decoupled: bool
+    group: Group | None
     precision: Precision | None
     reduction: Reduction
 
@@ -1130,6 +1181,7 @@ class NTXentLoss(LossModule):
         similarity: Similarity = "inner_product",
         normalize: bool = True,
         decoupled: bool = False,
+        group: Group | None = None,
         precision: Precision | None = None,
         reduction: Reduction = "mean",
     ) -> None:
@@ -1138,6 +1190,7 @@ class NTXentLoss(LossModule):
             similarity=similarity,
             normalize=normalize,
             decoupled=decoupled,
+            group=group,
             precision=precision,
             reduction=reduction,
         )
@@ -1162,6 +1215,7 @@ class NTXentLoss(LossModule):
             similarity=self.similarity,
             normalize=self.normalize,
             decoupled=self.decoupled,
+            group=self.group,
             precision=self.precision,
             reduction=self.reduction,
         )
@@ -1189,6 +1243,8 @@ class NCALoss(LossModule):
         similarity: "sqeuclidean", minus the squared Euclidean distance; "inner_product", which is
             the cosine of normalized rows; or "cosine", whatever `normalize` says.
         normalize: scale all rows to length 1 first. The paper does not.
+        group: the processes that the batch is spread over: "world", a process group, a dimension of
+            a DeviceMesh, or `nearfar.distributed.over(...)` of one; None: this one has all of it.
         precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
             context `nearfar.precision`, or its default.
         reduction: "mean" over the anchors that have a positive, "active" over those whose loss is
@@ -1199,6 +1255,7 @@ class NCALoss(LossModule):
     scale: float | Tensor
     similarity: Similarity
     normalize: bool
+    group: Group | None
     precision: Precision | None
     reduction: Reduction
 
@@ -1209,6 +1266,7 @@ class NCALoss(LossModule):
         scale: float | Tensor = 1.0,
         similarity: Similarity = "sqeuclidean",
         normalize: bool = True,
+        group: Group | None = None,
         precision: Precision | None = None,
         reduction: Reduction = "mean",
     ) -> None:
@@ -1216,6 +1274,7 @@ class NCALoss(LossModule):
             scale=scale,
             similarity=similarity,
             normalize=normalize,
+            group=group,
             precision=precision,
             reduction=reduction,
         )
@@ -1239,6 +1298,7 @@ class NCALoss(LossModule):
             scale=self.scale,
             similarity=self.similarity,
             normalize=self.normalize,
+            group=self.group,
             precision=self.precision,
             reduction=self.reduction,
         )
@@ -1270,6 +1330,8 @@ class MultiSimilarityLoss(LossModule):
             most 0, so that `base` should be below 0: minus the squared distance that separates the
             two.
         normalize: scale all rows to length 1 first, so that inner products are cosines.
+        group: the processes that the batch is spread over: "world", a process group, a dimension of
+            a DeviceMesh, or `nearfar.distributed.over(...)` of one; None: this one has all of it.
         precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
             context `nearfar.precision`, or its default.
         reduction: "mean" over all anchors with at least one positive or negative, as in the paper,
@@ -1283,6 +1345,7 @@ class MultiSimilarityLoss(LossModule):
     base: float
     similarity: Similarity
     normalize: bool
+    group: Group | None
     precision: Precision | None
     reduction: Reduction
 
@@ -1295,6 +1358,7 @@ class MultiSimilarityLoss(LossModule):
         base: float = 0.5,
         similarity: Similarity = "inner_product",
         normalize: bool = True,
+        group: Group | None = None,
         precision: Precision | None = None,
         reduction: Reduction = "mean",
     ) -> None:
@@ -1304,6 +1368,7 @@ class MultiSimilarityLoss(LossModule):
             base=base,
             similarity=similarity,
             normalize=normalize,
+            group=group,
             precision=precision,
             reduction=reduction,
         )
@@ -1329,6 +1394,7 @@ class MultiSimilarityLoss(LossModule):
             base=self.base,
             similarity=self.similarity,
             normalize=self.normalize,
+            group=self.group,
             precision=self.precision,
             reduction=self.reduction,
         )
@@ -1359,6 +1425,8 @@ class CircleLoss(LossModule):
             most 0: dissimilar rows are pushed up to a squared distance of m, and similar rows reach
             their target only with m = 1.
         normalize: scale all rows to length 1 first, so that inner products are cosines.
+        group: the processes that the batch is spread over: "world", a process group, a dimension of
+            a DeviceMesh, or `nearfar.distributed.over(...)` of one; None: this one has all of it.
         precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
             context `nearfar.precision`, or its default.
         reduction: "mean" over the anchors that have a positive and a negative, "active" over those
@@ -1371,6 +1439,7 @@ class CircleLoss(LossModule):
     scale: float
     similarity: Similarity
     normalize: bool
+    group: Group | None
     precision: Precision | None
     reduction: Reduction
 
@@ -1382,6 +1451,7 @@ class CircleLoss(LossModule):
         scale: float = 256.0,
         similarity: Similarity = "inner_product",
         normalize: bool = True,
+        group: Group | None = None,
         precision: Precision | None = None,
         reduction: Reduction = "mean",
     ) -> None:
@@ -1390,6 +1460,7 @@ class CircleLoss(LossModule):
             scale=scale,
             similarity=similarity,
             normalize=normalize,
+            group=group,
             precision=precision,
             reduction=reduction,
         )
@@ -1414,6 +1485,7 @@ class CircleLoss(LossModule):
             scale=self.scale,
             similarity=self.similarity,
             normalize=self.normalize,
+            group=self.group,
             precision=self.precision,
             reduction=self.reduction,
         )
@@ -1441,6 +1513,8 @@ class LiftedStructureLoss(LossModule):
         distance: "euclidean", "sqeuclidean", "cosine", "snr" (anchor first), "manhattan", or a
             number p of at least 1 for the p-norm.
         normalize: scale all rows to length 1 first; "cosine" does so in any case.
+        group: the processes that the batch is spread over: "world", a process group, a dimension of
+            a DeviceMesh, or `nearfar.distributed.over(...)` of one; None: this one has all of it.
         precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
             context `nearfar.precision`, or its default.
         reduction: "mean" over the anchors that have a positive and a negative, "active" over those
@@ -1452,6 +1526,7 @@ class LiftedStructureLoss(LossModule):
     margin: float
     distance: Distance
     normalize: bool
+    group: Group | None
     precision: Precision | None
     reduction: Reduction
 
@@ -1462,6 +1537,7 @@ class LiftedStructureLoss(LossModule):
         margin: float = 1.0,
         distance: Distance = "euclidean",
         normalize: bool = False,
+        group: Group | None = None,
         precision: Precision | None = None,
         reduction: Reduction = "mean",
     ) -> None:
@@ -1469,6 +1545,7 @@ class LiftedStructureLoss(LossModule):
             margin=margin,
             distance=distance,
             normalize=normalize,
+            group=group,
             precision=precision,
             reduction=reduction,
         )
@@ -1492,6 +1569,7 @@ class LiftedStructureLoss(LossModule):
             margin=self.margin,
             distance=self.distance,
             normalize=self.normalize,
+            group=self.group,
             precision=self.precision,
             reduction=self.reduction,
         )
@@ -1519,6 +1597,8 @@ class LiftedPairLoss(LossModule):
         distance: "euclidean", "sqeuclidean", "cosine", "snr" (anchor first), "manhattan", or a
             number p of at least 1 for the p-norm.
         normalize: scale all rows to length 1 first; "cosine" does so in any case.
+        group: the processes that the batch is spread over: "world", a process group, a dimension of
+            a DeviceMesh, or `nearfar.distributed.over(...)` of one; None: this one has all of it.
         precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
             context `nearfar.precision`, or its default.
         reduction: "mean" over the similar pairs, each in both orders; "active" over those that are
@@ -1529,6 +1609,7 @@ class LiftedPairLoss(LossModule):
     margin: float
     distance: Distance
     normalize: bool
+    group: Group | None
     precision: Precision | None
     reduction: Reduction
 
@@ -1539,6 +1620,7 @@ class LiftedPairLoss(LossModule):
         margin: float = 1.0,
         distance: Distance = "euclidean",
         normalize: bool = False,
+        group: Group | None = None,
         precision: Precision | None = None,
         reduction: Reduction = "mean",
     ) -> None:
@@ -1546,6 +1628,7 @@ class LiftedPairLoss(LossModule):
             margin=margin,
             distance=distance,
             normalize=normalize,
+            group=group,
             precision=precision,
             reduction=reduction,
         )
@@ -1567,6 +1650,7 @@ class LiftedPairLoss(LossModule):
             margin=self.margin,
             distance=self.distance,
             normalize=self.normalize,
+            group=self.group,
             precision=self.precision,
             reduction=self.reduction,
         )
@@ -1594,6 +1678,8 @@ class NPairLoss(LossModule):
             `normalize` says; or "sqeuclidean", minus the squared Euclidean distance.
         normalize: scale all rows to length 1 first, so that inner products are cosines. The paper
             does not.
+        group: the processes that the batch is spread over: "world", a process group, a dimension of
+            a DeviceMesh, or `nearfar.distributed.over(...)` of one; None: this one has all of it.
         precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
             context `nearfar.precision`, or its default.
         reduction: "mean" over the classes with two rows, "active" over those whose loss is not 0,
@@ -1605,6 +1691,7 @@ class NPairLoss(LossModule):
     temperature: float | Tensor
     similarity: Similarity
     normalize: bool
+    group: Group | None
     precision: Precision | None
     reduction: Reduction
 
@@ -1615,6 +1702,7 @@ class NPairLoss(LossModule):
         temperature: float | Tensor = 1.0,
         similarity: Similarity = "inner_product",
         normalize: bool = True,
+        group: Group | None = None,
         precision: Precision | None = None,
         reduction: Reduction = "mean",
     ) -> None:
@@ -1622,6 +1710,7 @@ class NPairLoss(LossModule):
             temperature=temperature,
             similarity=similarity,
             normalize=normalize,
+            group=group,
             precision=precision,
             reduction=reduction,
         )
@@ -1637,6 +1726,7 @@ class NPairLoss(LossModule):
             temperature=self.temperature,
             similarity=self.similarity,
             normalize=self.normalize,
+            group=self.group,
             precision=self.precision,
             reduction=self.reduction,
         )
@@ -1663,6 +1753,8 @@ class ProxySoftmaxLoss(ProxyLossModule):
         cosine_margin: from 0 to 1.
         normalize: scale rows and proxies to length 1 first, so that the products are cosines;
             without it there is no margin.
+        group: the processes that the batch is spread over: "world", a process group, a dimension of
+            a DeviceMesh, or `nearfar.distributed.over(...)` of one; None: this one has all of it.
         precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
             context `nearfar.precision`, or its default.
         reduction: "mean" over the rows, "active" over those whose loss is not 0, (low, high) over
@@ -1677,6 +1769,7 @@ class ProxySoftmaxLoss(ProxyLossModule):
     angle_margin: float
     cosine_margin: float
     normalize: bool
+    group: Group | None
     precision: Precision | None
     reduction: Reduction
 
@@ -1691,6 +1784,7 @@ class ProxySoftmaxLoss(ProxyLossModule):
         angle_margin: float = 0.0,
         cosine_margin: float = 0.0,
         normalize: bool = True,
+        group: Group | None = None,
         precision: Precision | None = None,
         reduction: Reduction = "mean",
         generator: torch.Generator | None = None,
@@ -1705,6 +1799,7 @@ class ProxySoftmaxLoss(ProxyLossModule):
             angle_margin=angle_margin,
             cosine_margin=cosine_margin,
             normalize=normalize,
+            group=group,
             precision=precision,
             reduction=reduction,
             generator=generator,
@@ -1725,6 +1820,7 @@ class ProxySoftmaxLoss(ProxyLossModule):
             angle_margin=self.angle_margin,
             cosine_margin=self.cosine_margin,
             normalize=self.normalize,
+            group=self.group,
             precision=self.precision,
             reduction=self.reduction,
         )
@@ -1747,6 +1843,8 @@ class ProxyNCALoss(ProxyLossModule):
         dim: the length of an embedding.
         sub_centers: how many proxies each class has.
         scale: t, above 0; 1 in the paper. A tensor with one number may be learned.
+        group: the processes that the batch is spread over: "world", a process group, a dimension of
+            a DeviceMesh, or `nearfar.distributed.over(...)` of one; None: this one has all of it.
         precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
             context `nearfar.precision`, or its default.
         reduction: "mean" over the rows, "active" over those whose loss is above 0, (low, high) over
@@ -1758,6 +1856,7 @@ class ProxyNCALoss(ProxyLossModule):
 
     loss = staticmethod(proxy_nca_loss)
     scale: float | Tensor
+    group: Group | None
     precision: Precision | None
     reduction: Reduction
 
@@ -1769,6 +1868,7 @@ class ProxyNCALoss(ProxyLossModule):
         *,
         sub_centers: int = 1,
         scale: float | Tensor = 1.0,
+        group: Group | None = None,
         precision: Precision | None = None,
         reduction: Reduction = "mean",
         generator: torch.Generator | None = None,
@@ -1780,6 +1880,7 @@ class ProxyNCALoss(ProxyLossModule):
             dim,
             sub_centers=sub_centers,
             scale=scale,
+            group=group,
             precision=precision,
             reduction=reduction,
             generator=generator,
@@ -1797,6 +1898,7 @@ class ProxyNCALoss(ProxyLossModule):
             labels,
             weight=weight,
             scale=self.scale,
+            group=self.group,
             precision=self.precision,
             reduction=self.reduction,
         )
@@ -1819,6 +1921,8 @@ class ProxyAnchorLoss(ProxyLossModule):
         dim: the length of an embedding.
         margin: m, from 0 to 1.
         scale: t (the paper's alpha), above 0.
+        group: the processes that the batch is spread over: "world", a process group, a dimension of
+            a DeviceMesh, or `nearfar.distributed.over(...)` of one; None: this one has all of it.
         precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
             context `nearfar.precision`, or its default.
         reduction: "mean", the formula; "active", with means over the proxies whose logarithm is not
@@ -1832,6 +1936,7 @@ class ProxyAnchorLoss(ProxyLossModule):
     loss = staticmethod(proxy_anchor_loss)
     margin: float
     scale: float
+    group: Group | None
     precision: Precision | None
     reduction: Reduction
 
@@ -1843,6 +1948,7 @@ class ProxyAnchorLoss(ProxyLossModule):
         *,
         margin: float = 0.1,
         scale: float = 32.0,
+        group: Group | None = None,
         precision: Precision | None = None,
         reduction: Reduction = "mean",
         generator: torch.Generator | None = None,
@@ -1854,6 +1960,7 @@ class ProxyAnchorLoss(ProxyLossModule):
             dim,
             margin=margin,
             scale=scale,
+            group=group,
             precision=precision,
             reduction=reduction,
             generator=generator,
@@ -1872,6 +1979,7 @@ class ProxyAnchorLoss(ProxyLossModule):
             weight=weight,
             margin=self.margin,
             scale=self.scale,
+            group=self.group,
             precision=self.precision,
             reduction=self.reduction,
         )

@@ -11,6 +11,7 @@ from torch import Tensor
 from nearfar.distance import Distance, DistanceName
 from nearfar.engine.anchor_sums import anchor_loss, gradients_of
 from nearfar.engine.closeness import Closeness, Tile, by_distance
+from nearfar.engine.meeting import Group, over_processes
 from nearfar.engine.norms import DistanceFunction, OfFunction
 from nearfar.engine.pair_sums import (
     MeanOver,
@@ -89,6 +90,7 @@ class AnchorRule:
 Rule: TypeAlias = PairRule | AnchorRule | AnchorTerm
 
 
+@over_processes
 def batch_loss(
     rule: Rule,
     x: ArrayLike,
@@ -101,6 +103,7 @@ def batch_loss(
     pairs: Pairs | None = None,
     weight: ArrayLike | None = None,
     reference: Reference | None = None,
+    group: Group | None = None,
     precision: Precision | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
@@ -131,6 +134,8 @@ def batch_loss(
             that are not listed are neither positive nor negative.
         weight: (n,) how much each anchor counts, 0 or more.
         reference: a `Reference` to compare with instead of the batch itself.
+        group: the processes that the batch is spread over: "world", a process group, a dimension of
+            a DeviceMesh, or `nearfar.distributed.over(...)` of one; None: this one has all of it.
         precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
             context `nearfar.precision`, or its default.
         reduction: "mean" over the anchors, weighted by the counts that the rule returns (over the
@@ -169,22 +174,24 @@ def batch_loss(
     check_rule(rule)
     switch("normalize", normalize)
     _check_learned(learned)
-    rows, columns, relation = as_batch(x, labels, reference, reduction, pairs)
+    rows, columns, relation = as_batch(x, labels, reference, reduction, pairs, group)
     weights = row_weight(weight, rows)
     if isinstance(rule, PairRule):
-        executor = _pair_executor(rule, learned, closeness, relation)
+        executor = partial(_pair_executor, rule, learned, closeness)
     else:
         given = rule if isinstance(rule, AnchorRule) else AnchorRule(rule)
         force = None if given.force is None else _checked_force(given.force)
-        executor = anchor_loss(_checked(given.loss), force, learned, closeness, relation)
+        executor = partial(anchor_loss, _checked(given.loss), force, learned, closeness)
     return run(
         executor,
         rows,
         columns,
+        relation,
         closeness=closeness,
         normalize=normalize or "cosine" in (distance, similarity),
         reduction=reduction,
         precision=precision,
+        group=group,
         weight=weights,
         learned=learned,
     )

@@ -74,7 +74,8 @@ def per_pair(
         by = row_weight(weight, tensor("x", x))
         return found if by is None else found * by[listed_triplets(triplets, found.device)[:, 0]]
     assert pairs is not None
-    rows, _, relation = as_listed(x, labels, settings.get("reference"), pairs)
+    where = settings.get("reference"), pairs, settings.get("group")
+    rows, _, relation = as_listed(x, labels, *where)
     found = function(x, labels, **settings, reduction=EACH_PAIR)
     assert relation.listed is not None
     (near, _), (far, _) = relation.listed.positive, relation.listed.negative

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from math import cos, inf, pi, sin
 
 import torch
@@ -12,6 +13,7 @@ from nearfar.engine.budget import block, current_limits
 from nearfar.engine.closeness import Closeness, LargestProduct, Product
 from nearfar.engine.log_sum_rule import Finished, LogSum, LogSumRule, affine
 from nearfar.engine.log_sums import log_sum_loss
+from nearfar.engine.meeting import Group, over_processes
 from nearfar.engine.precision import Precision
 from nearfar.engine.relation import Relation
 from nearfar.engine.slices import joined, spans
@@ -34,6 +36,7 @@ from nearfar.losses.terms import softplus
 from nearfar.reduction import Between, Reduction, split, sum_dtype
 
 
+@over_processes
 def proxy_softmax_loss(
     x: ArrayLike,
     proxies: ArrayLike,
@@ -44,6 +47,7 @@ def proxy_softmax_loss(
     cosine_margin: float = 0.0,
     normalize: bool = True,
     weight: ArrayLike | None = None,
+    group: Group | None = None,
     precision: Precision | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
@@ -74,6 +78,8 @@ def proxy_softmax_loss(
             without it there is no margin.
         weight: (n,) how much each row counts, 0 or more; for one weight per class,
             `class_weight[labels]`.
+        group: the processes that the batch is spread over: "world", a process group, a dimension of
+            a DeviceMesh, or `nearfar.distributed.over(...)` of one; None: this one has all of it.
         precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
             context `nearfar.precision`, or its default.
         reduction: "mean" over the rows, "active" over those whose loss is not 0, (low, high) over
@@ -116,19 +122,22 @@ def proxy_softmax_loss(
         finish = _with_margins(scale, angle_margin, cosine_margin, rows.dtype, bool(learned))
         rule = LogSumRule(finish, have_positives, learned=bool(learned))
     return run(
-        log_sum_loss(rule, closeness, relation),
+        partial(log_sum_loss, rule, closeness),
         rows,
         columns,
+        relation,
         closeness=closeness,
         normalize=normalize,
         reduction=reduction,
         precision=precision,
+        group=group,
         scale=scale,
         weight=row_weight(weight, rows),
         learned=learned,
     )
 
 
+@over_processes
 def proxy_nca_loss(
     x: ArrayLike,
     proxies: ArrayLike,
@@ -136,6 +145,7 @@ def proxy_nca_loss(
     *,
     scale: float | Tensor = 1.0,
     weight: ArrayLike | None = None,
+    group: Group | None = None,
     precision: Precision | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
@@ -155,6 +165,8 @@ def proxy_nca_loss(
         labels: (n,) class ids from 0 to c - 1.
         scale: t, above 0; 1 in the paper. A tensor with one number may be learned.
         weight: (n,) how much each row counts, 0 or more.
+        group: the processes that the batch is spread over: "world", a process group, a dimension of
+            a DeviceMesh, or `nearfar.distributed.over(...)` of one; None: this one has all of it.
         precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
             context `nearfar.precision`, or its default.
         reduction: "mean" over the rows, "active" over those whose loss is above 0, (low, high) over
@@ -175,19 +187,22 @@ def proxy_nca_loss(
     """
     rows, columns, closeness, relation = _each_to_its_class(x, proxies, labels, reduction)
     return run(
-        log_sum_loss(DECOUPLED, closeness, relation),
+        partial(log_sum_loss, DECOUPLED, closeness),
         rows,
         columns,
+        relation,
         closeness=closeness,
         normalize=True,
         reduction=reduction,
         precision=precision,
+        group=group,
         # At length 1, -d = 2 cos - 2, and the constant cancels.
         scale=2 * above_zero("scale", scale),
         weight=row_weight(weight, rows),
     )
 
 
+@over_processes
 def proxy_anchor_loss(
     x: ArrayLike,
     proxies: ArrayLike,
@@ -196,6 +211,7 @@ def proxy_anchor_loss(
     margin: float = 0.1,
     scale: float = 32.0,
     weight: ArrayLike | None = None,
+    group: Group | None = None,
     precision: Precision | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
@@ -216,6 +232,8 @@ def proxy_anchor_loss(
         margin: m, from 0 to 1.
         scale: t (the paper's alpha), above 0.
         weight: (c,) how much each proxy counts in both means, 0 or more.
+        group: the processes that the batch is spread over: "world", a process group, a dimension of
+            a DeviceMesh, or `nearfar.distributed.over(...)` of one; None: this one has all of it.
         precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
             context `nearfar.precision`, or its default.
         reduction: "mean", the formula; "active", with means over the proxies whose logarithm is not
@@ -246,29 +264,31 @@ def proxy_anchor_loss(
         )
     own = class_ids(snapshot(labels, reduction), like=rows, n_classes=len(columns))
     classes = torch.arange(len(columns), device=rows.device)
-    relation = Relation(len(columns), len(rows), rows.device, classes, own)
+    relation = Relation(len(columns), len(rows), rows.device, classes, own, shared="rows")
 
-    def execute(request: Request) -> Answer:
+    def execute(relation: Relation, request: Request) -> Answer:
         if total != "mean":
             shares: _Shares = 1.0, 1.0
         elif kept is None:
-            shares = _shares(relation.n_positives() > 0, None, request.weight)
+            shares = _shares(relation.n_positives() > 0, None, request)
         else:  # which proxies count must be known before the first force
             inside = [request.a.new_zeros(0, 2, dtype=torch.bool)]
             look = _by_proxy(margin, scale, (1.0, 1.0), kept, inside)
             log_sum_loss(look, Product(), relation)(replace(request, gradient=False))
             near, far = torch.cat(inside).unbind(1)
-            shares = _shares(near, far, request.weight)
+            shares = _shares(near, far, request)
         return log_sum_loss(_by_proxy(margin, scale, shares, kept), Product(), relation)(request)
 
     return run(
-        execute,
+        lambda relation: partial(execute, relation),
         columns,
         rows,
+        relation,
         closeness=Product(),
         normalize=True,
         reduction="sum" if total == "mean" else reduction,
         precision=precision,
+        group=group,
         weight=row_weight(weight, columns, "proxy"),
     )
 
@@ -361,15 +381,17 @@ def _by_proxy(
     )
 
 
-def _shares(near: Tensor, far: Tensor | None, weight: Tensor | None) -> _Shares:
+def _shares(near: Tensor, far: Tensor | None, request: Request) -> _Shares:
     """Those of the mean over the proxies `near` (c,) bool, and over `far`; None: over all."""
-    if weight is None and readable(near):
+    weight, together = request.weight, request.together
+    if weight is None and together is None and readable(near):
         all_far = len(near) if far is None else int(far.sum())
         return 1 / max(int(near.sum()), 1), 1 / max(all_far, 1)
     far = torch.ones_like(near) if far is None else far
     counted = (near, far) if weight is None else (near * weight, far * weight)
-    sums = (each.sum(dtype=sum_dtype(each)) for each in counted)
-    of_near, of_far = (torch.where(total > 0, total, 1) for total in sums)
+    sums = torch.stack([each.sum(dtype=sum_dtype(each)) for each in counted])
+    sums = sums if together is None else together.total(sums)
+    of_near, of_far = torch.where(sums > 0, sums, 1).unbind()
     return 1 / of_near, 1 / of_far
 
 
@@ -380,7 +402,9 @@ def _each_to_its_class(
     rows, columns, k = _beside(x, proxies)
     n_classes = columns.shape[0] // (k or 1)
     own = class_ids(snapshot(labels, reduction), like=rows, n_classes=n_classes)
-    relation = Relation(own.shape[0], n_classes, own.device, one_positive=True, match=own)
+    relation = Relation(
+        own.shape[0], n_classes, own.device, one_positive=True, match=own, shared="columns"
+    )
     closeness = Product() if k is None or k == 1 else LargestProduct(k)
     return rows, columns, closeness, relation
 

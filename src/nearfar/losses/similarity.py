@@ -1,6 +1,7 @@
 """What a loss of similarities compares rows by."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
@@ -8,7 +9,9 @@ from torch import Tensor
 
 from nearfar.distance import unit
 from nearfar.engine.closeness import Closeness, NegatedSquares, Product
+from nearfar.engine.meeting import Group
 from nearfar.engine.precision import Precision
+from nearfar.engine.relation import Relation
 from nearfar.engine.step import Executor, run
 from nearfar.inputs import ArrayLike, lift, one_of, switch
 from nearfar.losses.batch import row_weight
@@ -29,9 +32,10 @@ def by_similarity(similarity: Similarity) -> Closeness:
 
 
 def run_by_similarity(
-    executor: Callable[[Closeness], Executor],
+    executor: Callable[[Closeness, Relation], Executor],
     rows: Tensor,
     columns: Tensor | None,
+    relation: Relation,
     *,
     similarity: Similarity,
     normalize: bool,
@@ -40,13 +44,15 @@ def run_by_similarity(
     scale: float | Tensor | None = None,
     bias: float | Tensor | None = None,
     weight: ArrayLike | None = None,
+    group: Group | None = None,
 ) -> Tensor:
     """Run the executor of a similarity times a scale; see `run`.
 
     Args:
-        executor: what computes the loss, given the similarity.
+        executor: what computes the loss, given the similarity and which pairs are similar.
         rows: (n, d).
         columns: (m, d); None: the rows themselves.
+        relation: which pairs are similar.
         similarity: its name.
         normalize: whether rows are scaled to length 1; for "cosine" they always are.
         reduction: see `Reduction`.
@@ -54,6 +60,7 @@ def run_by_similarity(
         scale: above 0; None for 1.
         bias: what is added to each scaled similarity.
         weight: (n,) how much each row counts, not yet checked.
+        group: see `run`.
 
     Raises:
         ValueError: an unknown similarity; the message lists the choices.
@@ -64,9 +71,10 @@ def run_by_similarity(
     weights = row_weight(weight, rows)
     if similarity != "sqeuclidean":
         return run(
-            executor(closeness),
+            partial(executor, closeness),
             rows,
             columns,
+            relation,
             closeness=closeness,
             normalize=normalize,
             reduction=reduction,
@@ -74,13 +82,15 @@ def run_by_similarity(
             scale=scale,
             bias=bias,
             weight=weights,
+            group=group,
         )
     # t |x - y|^2 is the squared distance of the rows times the root of t.
-    by = scale.reshape(()).sqrt() if isinstance(scale, Tensor) else (scale or 1.0) ** 0.5
+    by = scale.detach().reshape(()).sqrt() if isinstance(scale, Tensor) else (scale or 1.0) ** 0.5
     return run(
-        executor(closeness),
+        partial(executor, closeness),
         _scaled("x", rows, normalize, by),
         None if columns is None else _scaled("reference.x", columns, normalize, by),
+        relation,
         closeness=closeness,
         normalize=False,
         reduction=reduction,
@@ -88,6 +98,7 @@ def run_by_similarity(
         bias=bias,
         weight=weights,
         contained=scale,
+        group=group,
     )
 
 

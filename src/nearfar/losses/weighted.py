@@ -1,5 +1,6 @@
 """Losses that weigh each pair by how it compares with the other pairs of its anchor."""
 
+from functools import partial
 from math import inf
 from typing import Any
 
@@ -10,6 +11,7 @@ from nearfar.distance import Distance
 from nearfar.engine.closeness import by_distance
 from nearfar.engine.log_sum_rule import Exponent, Finished, LogSum, LogSumRule, affine
 from nearfar.engine.log_sums import log_sum_loss
+from nearfar.engine.meeting import Group, over_processes
 from nearfar.engine.precision import Precision
 from nearfar.engine.step import run
 from nearfar.inputs import ArrayLike, between, positive_number, switch
@@ -22,6 +24,7 @@ from nearfar.reduction import Reduction
 from nearfar.reference import Reference
 
 
+@over_processes
 def multi_similarity_loss(
     x: ArrayLike,
     labels: ArrayLike | None,
@@ -34,6 +37,7 @@ def multi_similarity_loss(
     pairs: Pairs | None = None,
     weight: ArrayLike | None = None,
     reference: Reference | None = None,
+    group: Group | None = None,
     precision: Precision | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
@@ -62,6 +66,8 @@ def multi_similarity_loss(
             A pair counts as often as it is listed.
         weight: (n,) how much each anchor counts, 0 or more.
         reference: rows to compare with instead of the other rows of the batch.
+        group: the processes that the batch is spread over: "world", a process group, a dimension of
+            a DeviceMesh, or `nearfar.distributed.over(...)` of one; None: this one has all of it.
         precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
             context `nearfar.precision`, or its default.
         reduction: "mean" over all anchors with at least one positive or negative, as in the paper,
@@ -99,19 +105,22 @@ def multi_similarity_loss(
         steepness=max(alpha, beta),
         offset=beta * abs(base),
     )
-    rows, columns, relation = as_batch(x, labels, reference, reduction, pairs)
+    rows, columns, relation = as_batch(x, labels, reference, reduction, pairs, group)
     return run_by_similarity(
-        lambda closeness: log_sum_loss(rule, closeness, relation),
+        partial(log_sum_loss, rule),
         rows,
         columns,
+        relation,
         similarity=similarity,
         normalize=normalize,
         reduction=reduction,
         precision=precision,
+        group=group,
         weight=weight,
     )
 
 
+@over_processes
 def circle_loss(
     x: ArrayLike,
     labels: ArrayLike | None,
@@ -123,6 +132,7 @@ def circle_loss(
     pairs: Pairs | None = None,
     weight: ArrayLike | None = None,
     reference: Reference | None = None,
+    group: Group | None = None,
     precision: Precision | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
@@ -153,6 +163,8 @@ def circle_loss(
             A pair counts as often as it is listed.
         weight: (n,) how much each anchor counts, 0 or more.
         reference: rows to compare with instead of the other rows of the batch.
+        group: the processes that the batch is spread over: "world", a process group, a dimension of
+            a DeviceMesh, or `nearfar.distributed.over(...)` of one; None: this one has all of it.
         precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
             context `nearfar.precision`, or its default.
         reduction: "mean" over the anchors that have a positive and a negative, "active" over those
@@ -196,19 +208,22 @@ def circle_loss(
         steepness=scale * (1 + margin),
         offset=scale * (1 + margin) * margin,
     )
-    rows, columns, relation = as_batch(x, labels, reference, reduction, pairs)
+    rows, columns, relation = as_batch(x, labels, reference, reduction, pairs, group)
     return run_by_similarity(
-        lambda closeness: log_sum_loss(rule, closeness, relation),
+        partial(log_sum_loss, rule),
         rows,
         columns,
+        relation,
         similarity=similarity,
         normalize=normalize,
         reduction=reduction,
         precision=precision,
+        group=group,
         weight=weight,
     )
 
 
+@over_processes
 def lifted_structure_loss(
     x: ArrayLike,
     labels: ArrayLike | None,
@@ -219,6 +234,7 @@ def lifted_structure_loss(
     pairs: Pairs | None = None,
     weight: ArrayLike | None = None,
     reference: Reference | None = None,
+    group: Group | None = None,
     precision: Precision | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
@@ -240,6 +256,8 @@ def lifted_structure_loss(
             A pair counts as often as it is listed.
         weight: (n,) how much each anchor counts, 0 or more.
         reference: rows to compare with instead of the other rows of the batch.
+        group: the processes that the batch is spread over: "world", a process group, a dimension of
+            a DeviceMesh, or `nearfar.distributed.over(...)` of one; None: this one has all of it.
         precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
             context `nearfar.precision`, or its default.
         reduction: "mean" over the anchors that have a positive and a negative, "active" over those
@@ -275,20 +293,23 @@ def lifted_structure_loss(
         far=affine(-1.0, margin),
         offset=inf,  # unlike products, distances are not bounded
     )
-    rows, columns, relation = as_batch(x, labels, reference, reduction, pairs)
+    rows, columns, relation = as_batch(x, labels, reference, reduction, pairs, group)
     closeness = by_distance(distance)
     return run(
-        log_sum_loss(rule, closeness, relation),
+        partial(log_sum_loss, rule, closeness),
         rows,
         columns,
+        relation,
         closeness=closeness,
         normalize=switch("normalize", normalize) or distance == "cosine",
         reduction=reduction,
         precision=precision,
+        group=group,
         weight=row_weight(weight, rows),
     )
 
 
+@over_processes
 def lifted_pair_loss(
     x: ArrayLike,
     labels: ArrayLike | None,
@@ -298,6 +319,7 @@ def lifted_pair_loss(
     normalize: bool = False,
     pairs: Pairs | None = None,
     weight: ArrayLike | None = None,
+    group: Group | None = None,
     precision: Precision | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
@@ -323,6 +345,8 @@ def lifted_pair_loss(
             (k, 2) indices of an anchor and of another row of the batch; None: all. A pair counts as
             often as it is listed.
         weight: (n,) how much each anchor counts, 0 or more.
+        group: the processes that the batch is spread over: "world", a process group, a dimension of
+            a DeviceMesh, or `nearfar.distributed.over(...)` of one; None: this one has all of it.
         precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
             context `nearfar.precision`, or its default.
         reduction: "mean" over the similar pairs, each in both orders; "active" over those that are
@@ -360,16 +384,18 @@ def lifted_pair_loss(
         far=affine(-1.0, margin),
         offset=inf,  # unlike products, distances are not bounded
     )
-    rows, columns, relation = as_batch(x, labels, None, reduction, pairs)
+    rows, columns, relation = as_batch(x, labels, None, reduction, pairs, group)
     closeness = by_distance(distance)
     return run(
-        log_sum_loss(rule, closeness, relation),
+        partial(log_sum_loss, rule, closeness),
         rows,
         columns,
+        relation,
         closeness=closeness,
         normalize=switch("normalize", normalize) or distance == "cosine",
         reduction=reduction,
         precision=precision,
+        group=group,
         weight=row_weight(weight, rows),
     )
 

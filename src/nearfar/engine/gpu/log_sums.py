@@ -10,7 +10,7 @@ from nearfar.engine.closeness import Closeness
 from nearfar.engine.gpu import row_owners, strips, tiles
 from nearfar.engine.gpu.comparison import SHORT, Comparison
 from nearfar.engine.gpu.settled import Anchors, answer, pulls, settled
-from nearfar.engine.log_sum_rule import LogSumRule
+from nearfar.engine.log_sum_rule import BothWays, LogSumRule
 from nearfar.engine.precision import NARROW
 from nearfar.engine.relation import Relation
 from nearfar.engine.step import Answer, Request
@@ -22,7 +22,8 @@ def run(
     """The losses of a rule for every row, or with `both` for every row and every column."""
     structure = _structure(rule, closeness, relation, request, both=both)
     compared = Comparison(request, closeness, relation, wide=structure != "row owners")
-    anchors = Anchors.of(rule, relation, request.weight, both=both)
+    ways = BothWays(relation.n, request.together) if both else None
+    anchors = Anchors.of(rule, relation, request.weight, both=ways)
     if structure == "strips":
         return strips.run(rule, compared, anchors)
     way = tiles if structure == "tiles" else row_owners

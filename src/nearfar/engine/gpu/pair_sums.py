@@ -38,7 +38,7 @@ def run(
     pairs.kept = request.kept
     if overlap or request.kept is not None:
         mean = request.reduction == "mean"
-        share, counts = shares_of(rule, *pairs.number(), request.weight) if mean else (1.0, 1.0)
+        share, counts = shares_of(rule, *pairs.number(), request) if mean else (1.0, 1.0)
     else:
         share, counts = shares(rule, relation, request)
     return replace(pairs.visit(share, request.weight, gradient=request.gradient), counts=counts)

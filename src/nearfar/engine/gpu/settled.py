@@ -10,6 +10,7 @@ from torch import Tensor
 from nearfar.engine.gpu.kernels.log_sums import Pulls
 from nearfar.engine.gpu.language import kernel
 from nearfar.engine.log_sum_rule import (
+    BothWays,
     Exponent,
     LogSum,
     LogSumRule,
@@ -36,24 +37,29 @@ class Anchors:
         counts: (n,) see `LogSumRule`.
         weight: (n,) how much each counts; None: all 1.
         number: (n,) of positives, at least 1, or one number.
-        both: whether they are rows and then as many columns.
+        both: they are rows and columns; None: they are rows.
     """
 
     counts: Tensor | None
     weight: Tensor | None
     number: Tensor | float
-    both: bool = False
+    both: BothWays | None = None
 
     @classmethod
     def of(
-        cls, rule: LogSumRule, relation: Relation, weight: Tensor | None, *, both: bool
+        cls,
+        rule: LogSumRule,
+        relation: Relation,
+        weight: Tensor | None,
+        *,
+        both: BothWays | None = None,
     ) -> "Anchors":
         counts, number = rule.counts(relation), None
         if not relation.one_positive:
             number = relation.n_positives().clamp(min=1).double()
-        if both:
+        if both is not None:
             counts, weight, number = (
-                None if t is None else torch.cat([t, t]) for t in (counts, weight, number)
+                None if t is None else both.spread(t) for t in (counts, weight, number)
             )
         return cls(counts, weight, 1.0 if number is None else number, both)
 

@@ -1,0 +1,317 @@
+"""What processes agree on before they compute a loss together.
+
+Every process tells the others, from host to host, how many rows it has and what it was asked for.
+So all know the shapes of what follows, and an error of one process is an error of all: none waits
+for another that has given up.
+"""
+
+import builtins
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import wraps
+from hashlib import blake2b
+from numbers import Real
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, TypeVar
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from nearfar.engine.processes import Processes
+
+if TYPE_CHECKING or dist.is_available():
+    from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
+else:  # torch built without it
+    ProcessGroup = DeviceMesh = type(None)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+TorchGroup = Literal["world"] | ProcessGroup | DeviceMesh
+Replicas = Literal["averaged", "summed"]
+Handshake = Literal["each", "first"]
+
+
+@dataclass(frozen=True, eq=False)
+class Over:
+    """Over which processes a loss is computed, and how; see `nearfar.distributed.over`."""
+
+    group: TorchGroup = "world"
+    ring: bool = False
+    replicas: Replicas = "averaged"
+    handshake: Handshake = "each"
+    # By settings: what this process told, and what all did, where that is told once.
+    known: dict[int, tuple[list[int], list[list[int]]]] = field(default_factory=dict, repr=False)
+
+
+# What a loss takes as `group=`; `over_processes` puts a Meeting in its place.
+Group = TorchGroup | Over
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a process tells of a loss that is to be computed.
+
+    Attributes:
+        rows: how many rows it has.
+        columns: how many columns.
+        width: numbers of a row.
+        dtype: of the rows, as an index of `_DTYPES`.
+        other_dtype: of the columns.
+        labels: 0 without labels, 1 for class ids, 2 more than the number of classes for
+            multi-labels.
+        listed: whether pairs are listed.
+        gradient: whether it wants a gradient.
+        weighted: whether it has weights.
+    """
+
+    rows: int
+    columns: int
+    width: int
+    dtype: int
+    other_dtype: int
+    labels: int
+    listed: int
+    gradient: int
+    weighted: int
+
+
+class Meeting:
+    """One call of a function by all processes of a group.
+
+    Args:
+        over: how they work together.
+        processes: who they are.
+        function: what is called.
+        named: its settings.
+    """
+
+    def __init__(
+        self, over: Over, processes: Processes, function: Callable[..., Any], named: dict[str, Any]
+    ) -> None:
+        self.over, self.processes = over, processes
+        self._settings = {"loss": function.__name__}
+        self._settings |= {name: _told(value) for name, value in sorted(named.items())}
+        digest = blake2b(repr(self._settings).encode(), digest_size=7).digest()
+        self._key = int.from_bytes(digest, "big")
+        self._out = False  # whether the others no longer wait to be told something
+
+    def agree(self, facts: Facts) -> list[Facts]:
+        """What each process tells.
+
+        Raises:
+            ValueError: processes differ in what must be the same; the message says which do.
+        """
+        own = [0, self._key, *map(int, vars(facts).values())]
+        if self.over.handshake == "first" and self._key in self.over.known:
+            before, told = self.over.known[self._key]
+            if before != own:
+                raise ValueError(
+                    'over(..., handshake="first") is for steps of fixed shape: the first had '
+                    f"{Facts(*before[2:])}, this one has {facts}. Leave handshake out where shapes "
+                    "change."
+                )
+        else:
+            told = self._tell(own)
+            if self.over.handshake == "first":
+                self.over.known[self._key] = own, told
+        self._out = True
+        return [Facts(*numbers[2:]) for numbers in told]
+
+    def _tell(self, own: list[int]) -> list[list[int]]:
+        told = self._listen(own)
+        if any(numbers[0] for numbers in told):
+            self._raise(self.processes.tell_any(None))
+        if len({numbers[1] for numbers in told}) > 1:
+            self._out = True
+            _raise_different_settings(self.processes.tell_any(self._settings))
+        facts = [Facts(*numbers[2:]) for numbers in told]
+        self._out = True  # all of them find what follows
+        _check_same("embeddings have width", [f.width for f in facts])
+        for kind in ("dtype", "other_dtype"):
+            found = [_DTYPES[getattr(f, kind)] for f in facts]
+            _check_same("embeddings are", found, " Convert them before the loss.")
+        _check_same("labels are", [_labels(f.labels) for f in facts])
+        _check_same("pairs are", ["listed" if f.listed else "not listed" for f in facts])
+        return told
+
+    def refuse(self, error: Exception) -> NoReturn:
+        """Tell the others of an error; all raise it."""
+        if self._out or (self.over.handshake == "first" and self._key in self.over.known):
+            raise error
+        self._listen([1, self._key, *[0] * len(Facts.__dataclass_fields__)])
+        self._raise(self.processes.tell_any((type(error).__name__, str(error))), error)
+
+    def confirm(self, error: Exception | None) -> None:
+        """Tell whether what was told by all has shown an error; all raise that of any process."""
+        told = self._listen([int(error is not None)])
+        if any(failed for (failed,) in told):
+            found = None if error is None else (type(error).__name__, str(error))
+            self._raise(self.processes.tell_any(found), error)
+
+    def _listen(self, own: list[int]) -> list[list[int]]:
+        try:
+            return self.processes.tell(own)
+        except RuntimeError as error:
+            self._out = True
+            raise RuntimeError(
+                f"process {self.processes.rank} lost another process of the group, which has ended "
+                "or does not answer within the group's timeout: look at the output of the others. "
+                "All processes must call the same losses in the same order."
+            ) from error
+
+    def _raise(
+        self, errors: list[tuple[str, str] | None], own: Exception | None = None
+    ) -> NoReturn:
+        self._out = True
+        rank, (kind, text) = next((i, e) for i, e in enumerate(errors) if e is not None)
+        known = getattr(builtins, kind, RuntimeError)
+        error = known if known in (TypeError, ValueError, RuntimeError) else RuntimeError
+        raise error(f"process {rank}: {text}") from own
+
+
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, None)
+
+
+def facts_of(
+    x: Tensor,
+    y: Tensor | None,
+    labels: Tensor | None,
+    *,
+    listed: bool,
+    gradient: bool,
+    weighted: bool,
+) -> Facts:
+    """What there is to tell."""
+    kind = 0 if labels is None else 1 if labels.ndim == 1 else 2 + labels.shape[1]
+    return Facts(
+        rows=len(x),
+        columns=len(x if y is None else y),
+        width=x.shape[1],
+        dtype=_index(x.dtype),
+        other_dtype=_index(None if y is None else y.dtype),
+        labels=kind,
+        listed=listed,
+        gradient=gradient,
+        weighted=weighted,
+    )
+
+
+def _index(dtype: torch.dtype | None) -> int:
+    return _DTYPES.index(dtype)
+
+
+def _labels(kind: int) -> str:
+    return {0: "not given", 1: "class ids"}.get(kind, f"multi-labels of {kind - 2} classes")
+
+
+def _check_same(what: str, found: Sequence[object], fix: str = "") -> None:
+    if len(set(found)) > 1:
+        raise ValueError(f"{what} {_by_process(found)}; all processes must have the same.{fix}")
+
+
+def _by_process(found: Sequence[object]) -> str:
+    """What is found on which processes."""
+    parts = []
+    for kind in dict.fromkeys(found):
+        ranks = [str(rank) for rank, other in enumerate(found) if other == kind]
+        parts.append(f"{kind} on process {', '.join(ranks)}")
+    return " and ".join(parts)
+
+
+def _raise_different_settings(settings: list[dict[str, str]]) -> NoReturn:
+    names = dict.fromkeys(name for one in settings for name in one)
+    for name in names:
+        found = [one.get(name, "not given") for one in settings]
+        if len(set(found)) > 1:
+            raise ValueError(
+                f"{name} is {_by_process(found)}; all processes must call the same loss with the "
+                "same settings."
+            )
+    raise AssertionError("settings with another digest are not the same")
+
+
+def _told(value: object) -> str:
+    """A setting as it is told; of data, what kind it is."""
+    if value is None or isinstance(value, str | Real):
+        return repr(value)
+    if isinstance(value, tuple) and all(isinstance(part, str | Real) for part in value):
+        return repr(value)
+    name = getattr(value, "__qualname__", None)
+    return str(name or type(value).__name__)
+
+
+_PROCESSES: WeakKeyDictionary[ProcessGroup, Processes] = WeakKeyDictionary()
+
+
+def as_over(group: object) -> Over:
+    """What a caller passed as `group`, with all settings."""
+    return group if isinstance(group, Over) else Over(group)  # type: ignore[arg-type]
+
+
+def processes_of(over: Over) -> Processes:
+    """The processes of a group.
+
+    Raises:
+        TypeError: it is none.
+        ValueError: this process is not in it.
+        RuntimeError: torch.distributed is not in use.
+    """
+    if not dist.is_available() or not dist.is_initialized():
+        raise RuntimeError(
+            f"group={over.group!r} needs processes that know each other: start them with torchrun "
+            "and call torch.distributed.init_process_group() first."
+        )
+    group: Any = over.group
+    if isinstance(group, str) and group == "world":
+        group = dist.group.WORLD
+    elif isinstance(group, DeviceMesh):
+        if group.ndim != 1:
+            raise ValueError(
+                f"group must be one dimension of a DeviceMesh, such as mesh['dp']; got {group}."
+            )
+        group = group.get_group()
+    if group is dist.GroupMember.NON_GROUP_MEMBER:
+        raise ValueError("this process is not in the group: only its members may call the loss.")
+    if not isinstance(group, dist.ProcessGroup):
+        raise TypeError(
+            'group must be "world", a torch.distributed.ProcessGroup, a dimension of a DeviceMesh, '
+            f"or nearfar.distributed.over(...) of one; got {over.group!r}."
+        )
+    if group not in _PROCESSES:
+        _PROCESSES[group] = Processes(group)
+    return _PROCESSES[group]
+
+
+def group_totals(group: Group, numbers: Sequence[int]) -> list[int]:
+    """The sums over all processes, in a function that takes `group`."""
+    assert isinstance(group, Meeting)
+    return [sum(of_each) for of_each in zip(*group.processes.tell(numbers), strict=True)]
+
+
+def over_processes(function: Callable[P, R]) -> Callable[P, R]:
+    """Let a function take `group`: all processes of a group call it, or none.
+
+    An error of one, before it has told the others that it is ready, is an error of all.
+    """
+
+    @wraps(function)
+    def call(*given: P.args, **named: P.kwargs) -> R:
+        group = named.get("group")
+        if group is None or isinstance(group, Meeting):
+            return function(*given, **named)
+        over = as_over(group)
+        processes = processes_of(over)
+        if processes.size == 1:
+            named["group"] = None
+            return function(*given, **named)
+        meeting = Meeting(over, processes, function, {**named, "group": None})
+        named["group"] = meeting
+        try:
+            return function(*given, **named)
+        except Exception as error:
+            meeting.refuse(error)
+
+    return call
