@@ -119,7 +119,12 @@ def tidy_signature(
     if signature is None:
         return None
     if what == "class" and not issubclass(obj, nn.Module):
-        made_by_hand = ("nearfar.doctor", "nearfar.reference", "nearfar.losses.own")
+        made_by_hand = (
+            "nearfar.distributed",
+            "nearfar.doctor",
+            "nearfar.losses.own",
+            "nearfar.reference",
+        )
         if not obj.__module__.startswith(made_by_hand):
             return "", None
     spelled = {

@@ -13,7 +13,14 @@ import nearfar
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
-MODULES = ("nearfar", "nearfar.doctor", "nearfar.evaluate", "nearfar.mine")
+MODULES = (
+    "nearfar",
+    "nearfar.distributed",
+    "nearfar.distributed.samplers",
+    "nearfar.doctor",
+    "nearfar.evaluate",
+    "nearfar.mine",
+)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 

@@ -36,7 +36,7 @@ _NAMES = {
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 
-__all__ = sorted((*_HOME, "doctor", "mine"))
+__all__ = sorted((*_HOME, "distributed", "doctor", "mine"))
 
 
 def __getattr__(name: str) -> object:

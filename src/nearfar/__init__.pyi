@@ -3,7 +3,7 @@
 Written by tools/write_losses.py; do not edit.
 """
 
-from nearfar import doctor, mine
+from nearfar import distributed, doctor, mine
 from nearfar.distance import cosine_similarity
 from nearfar.engine.budget import memory_budget
 from nearfar.engine.closeness import Tile
@@ -120,6 +120,7 @@ __all__ = [
     "contrastive_loss_from_distance",
     "cosine_loss",
     "cosine_similarity",
+    "distributed",
     "doctor",
     "explain",
     "forces",

@@ -5,6 +5,20 @@ that holds them all; `over` says the rest. `samplers` deals batches of P classes
 processes, from a data set or a stream.
 """
 
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
 from nearfar.distributed.group import over
 
-__all__ = ["over"]
+if TYPE_CHECKING:
+    from nearfar.distributed import samplers
+
+__all__ = ["over", "samplers"]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """A submodule, when it is first used."""
+    if name == "samplers":
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
