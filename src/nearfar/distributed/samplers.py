@@ -166,7 +166,7 @@ class ClassBatches:
         return rows, *meet(drawn, self._length, random)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, from 0 on. One that is under way, or was loaded, goes on."""
+        """Choose the epoch, from 0 on. One that was loaded goes on from where it was."""
         if _at_least_0("epoch", epoch) != self._epoch:
             self._epoch, self._start, self._done = int(epoch), 0, 0
 
