@@ -32,6 +32,7 @@ _NAMES = {
         "quadruplet_stats",
         "triplet_stats",
     ),
+    "nearfar.memory": ("Drift", "MemoryBank", "momentum_update"),
     "nearfar.reference": ("Reference",),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}

@@ -70,6 +70,7 @@ from nearfar.losses.batch_tuples import (
 )
 from nearfar.losses.own import AnchorRule, PairRule, batch_loss
 from nearfar.losses.per_pair import PairLosses, per_pair
+from nearfar.memory import Drift, MemoryBank, momentum_update
 from nearfar.reference import Reference
 
 __version__: str
@@ -85,11 +86,13 @@ __all__ = [
     "ContrastiveLoss",
     "ContrastiveLossFromDistance",
     "CosineLoss",
+    "Drift",
     "Explanation",
     "Forces",
     "InfoNCELoss",
     "LiftedPairLoss",
     "LiftedStructureLoss",
+    "MemoryBank",
     "MultiSimilarityLoss",
     "NCALoss",
     "NPairLoss",
@@ -129,6 +132,7 @@ __all__ = [
     "lifted_structure_loss",
     "memory_budget",
     "mine",
+    "momentum_update",
     "multi_similarity_loss",
     "n_pair_loss",
     "nca_loss",

@@ -47,6 +47,7 @@ NAMES = (
     "few-positives",
     "temperature-too-low",
     "exploding-norms",
+    "stale-memory",
     "no-better-than-chance",
     "no-better-than-raw-input",
     "few-identities",
@@ -565,6 +566,27 @@ def test_too_few_identities_to_judge_a_threshold_are_reported():
     assert more.not_asked[reason] == ("strict-threshold",)
 
 
+STALE = nf.Drift(mean=0.3, apart=0.5, n=200, age=64.0)
+
+
+def test_a_stale_memory():
+    (found,) = diagnose(Evidence(drift=STALE)).findings
+    assert found.name == "stale-memory"
+    assert found.seen.startswith("Stored rows, 64 additions old on average, are at cosine distance")
+    assert "0.3 from the present embeddings of their items; those of other items" in found.seen
+    assert diagnose(Evidence(drift=replace(STALE, mean=0.25))).healthy
+    assert diagnose(Evidence(drift=replace(STALE, mean=0.0, apart=0.0))).healthy
+
+
+def test_the_memory_of_another_network_is_stale():
+    x, _ = clusters()
+    turn = torch.linalg.qr(torch.randn(16, 16, generator=torch.Generator().manual_seed(0))).Q
+    bank, items = nf.MemoryBank(100, 16, labels=None), torch.arange(64)
+    bank.add(x, ids=items)
+    assert diagnose(Evidence(drift=bank.drift(x + 0.2 * x.roll(1, 0), items))).healthy
+    assert names(diagnose(Evidence(drift=bank.drift(x @ turn, items)))) == ["stale-memory"]
+
+
 def test_imbalance():
     x, labels = clusters(n_classes=20)
     assert examine(x, labels).healthy
@@ -622,7 +644,8 @@ def silent(diagnosis: Diagnosis) -> set[str]:
 
 def test_a_rule_without_evidence_says_so():
     everything = diagnose(Evidence())
-    assert silent(everything) == set(NAMES) - {"unpaired-towers"}  # no towers were given
+    # No towers and no memory were given.
+    assert silent(everything) == set(NAMES) - {"unpaired-towers", "stale-memory"}
     x, labels = clusters()
     assert examine(x).not_asked["labels"] == (
         "flipped-labels",
@@ -658,6 +681,8 @@ def test_a_rule_without_evidence_says_so():
         (examine(torch.eye(1)), "collapsed-embedding", "two finite rows"),
         (examine(torch.eye(4), [0] * 4), "collapsed-embedding", "two dissimilar pairs"),
         (diagnose(Evidence(history=[{"loss": 1.0}])), "exploding-norms", "20 steps with"),
+        (diagnose(Evidence(drift=nf.Drift(1.0, 1.0, 15, 3.0))), "stale-memory", "16 items that"),
+        (diagnose(Evidence(drift=STALE, progress=0.2)), "stale-memory", "a quarter of the"),
         (diagnose(Evidence(sides={"a": Side("x"), "b": Side("y")})), "duplicates-", "the items"),
         (diagnose(Evidence(fitted=replace(FITTED, n_pairs=None))), "coarse-threshold", "the numb"),
         (

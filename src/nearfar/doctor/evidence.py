@@ -11,6 +11,7 @@ from nearfar.doctor.finding import Missing
 from nearfar.engine.norms import DistanceFunction
 from nearfar.engine.observe import Quantity
 from nearfar.inputs import between
+from nearfar.memory import Drift
 
 SETTLED = 0.25  # share of the training steps; earlier, the network is practically untrained
 
@@ -190,6 +191,7 @@ class Evidence:
         positives: (n,) how many positives each anchor has.
         commonest: the most frequent label.
         spectrum: the singular values of the embeddings.
+        drift: how far the rows of a memory are from the present ones of their items.
         history: the metrics of a training run step by step, named as in `metrics.jsonl`.
         sides: the sides of a split, by name.
         fitted: the threshold.
@@ -213,6 +215,7 @@ class Evidence:
     positives: Tensor | None = None
     commonest: Commonest | None = None
     spectrum: Spectrum | None = None
+    drift: Drift | None = None
     history: Sequence[Mapping[str, float]] = ()
     sides: Mapping[str, Side] = field(default_factory=dict)
     fitted: Fitted | None = None

@@ -7,6 +7,7 @@ from nearfar.doctor.embedding_rules import (
     dimensional_collapse,
     exploding_norms,
     not_a_number,
+    stale_memory,
     unpaired_towers,
 )
 from nearfar.doctor.evidence import Evidence
@@ -49,6 +50,7 @@ RULES: tuple[Callable[[Evidence], Finding | None], ...] = (
     few_positives,
     temperature_too_low,
     exploding_norms,
+    stale_memory,
     no_better_than_chance,
     no_better_than_raw_input,
     few_identities,

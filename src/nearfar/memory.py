@@ -1,0 +1,429 @@
+"""Rows of earlier batches to compare with, and the slow copy of a network that may encode them."""
+
+from dataclasses import dataclass
+from math import nan
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from nearfar.distance import cosine, unit
+from nearfar.inputs import ArrayLike, batch, between, positive_integer
+from nearfar.labels import batch_labels, class_ids, refuse
+from nearfar.reference import Reference
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+Group: TypeAlias = "ProcessGroup | Literal['world'] | None"
+
+
+@dataclass(frozen=True)
+class Drift:
+    r"""How far stored rows are from what the network makes of their items now.
+
+    If `mean` is near `apart`, a stored row says no more of its item than any other row does.
+
+    Attributes:
+        mean: mean cosine distance between an item's stored row and its present one; NaN if n is 0.
+        apart: mean cosine distance between stored rows and the present rows of other items; NaN if
+            n is below 2.
+        n: how many items were compared.
+        age: how many additions ago their rows were stored, on average; NaN if n is 0.
+    """
+
+    mean: float
+    apart: float
+    n: int
+    age: float
+
+
+class MemoryBank(nn.Module):
+    r"""The rows of earlier batches, to compare a batch with: more negatives at no cost in encoding.
+
+    A queue: when it is full, the oldest rows make room. It is passed as `reference` to any loss,
+    miner or statistic that takes one. None of its rows gets a gradient; the rows of the batch do.
+
+    **Earlier batches only.** Compare first, then add::
+
+        loss = nf.sup_con_loss(x, labels, reference=bank)
+        bank.add(x, labels)
+
+    **The batch too**, as in the paper. `add` returns what to compare with, and declares which of
+    its rows are those just added, so that no row is compared with itself::
+
+        loss = nf.sup_con_loss(x, labels, reference=bank.add(x, labels))
+
+    **Keys of another network or view**, as in MoCo. No row of the bank is a query, so add first and
+    pass the bank itself::
+
+        bank.add(key, labels)
+        loss = nf.sup_con_loss(query, labels, reference=bank)
+
+    What was passed to a loss stays as it is when rows are added later, so `add` may come before
+    `backward()`. As long as the bank is empty there is nothing to compare with: the loss is 0.
+
+    Everything is in `state_dict()`: a run that is resumed continues bit for bit.
+
+    Args:
+        size: the largest number of rows.
+        dim: the length of a row.
+        labels: what kind of labels rows have. "ids": (n,) class ids; a number c: (n, c) bool
+            multi-labels; None: no labels.
+        warm_up: how many additions are not stored, while the network still changes quickly. Until
+            then the bank is empty, and `add` returns the batch alone.
+        group: processes whose rows are gathered, in the order of their ranks, so that the bank is
+            the same on each: "world", or a process group. None: those of this process.
+        device: where the rows are. None: torch's default.
+        dtype: in which they are stored, whatever that of a batch is. None: torch's default.
+
+    Attributes:
+        additions: how often `add` was called.
+
+    Raises:
+        ValueError: a size or `warm_up` out of range.
+
+    >>> import nearfar as nf
+    >>> bank = MemoryBank(4, dim=2)
+    >>> x = torch.tensor([[1.0, 0], [0, 1], [-1, 0]], requires_grad=True)
+    >>> nf.sup_con_loss(x, [0, 1, 0], reference=bank).item()
+    0.0
+    >>> bank.add(x, [0, 1, 0]).own
+    tensor([0, 1, 2])
+    >>> bank.add(x, [1, 1, 0]).own  # room for four: two of the first three are gone
+    tensor([1, 2, 3])
+    >>> bank.labels, bank.ages
+    (tensor([0, 1, 1, 0]), tensor([1, 0, 0, 0]))
+    >>> bank
+    MemoryBank(4, dim=2, labels='ids', 4 rows)
+
+    Source: Wang et al., "Cross-batch memory for embedding learning", CVPR 2020; He et al.,
+    "Momentum contrast for unsupervised visual representation learning", CVPR 2020.
+    """
+
+    rows: Tensor  # the newest last; the first are not filled yet
+    row_labels: Tensor | None
+    row_ids: Tensor  # -1: not known
+    row_times: Tensor  # the value of `additions` when it was added
+
+    def __init__(
+        self,
+        size: int,
+        dim: int,
+        *,
+        labels: Literal["ids"] | int | None = "ids",
+        warm_up: int = 0,
+        group: Group = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.size, self.dim = positive_integer("size", size), positive_integer("dim", dim)
+        if not isinstance(warm_up, int) or warm_up < 0:
+            raise ValueError(f"warm_up must be a number of additions, 0 or more; got {warm_up!r}.")
+        if isinstance(group, str) and group != "world":
+            raise ValueError(f'group must be "world", a process group or None; got {group!r}.')
+        self.kind, self.warm_up, self.group = labels, warm_up, group
+        self.additions = self._filled = 0
+        self.register_buffer("rows", torch.zeros(size, dim, device=device, dtype=dtype))
+        for name in ("row_ids", "row_times"):
+            self.register_buffer(name, self.rows.new_zeros(size, dtype=torch.int64))
+        self.register_buffer("row_labels", self._no_labels())
+
+    def _no_labels(self) -> Tensor | None:
+        if self.kind is None:
+            return None
+        if self.kind == "ids":
+            return self.rows.new_zeros(self.size, dtype=torch.int64)
+        n_labels = positive_integer("labels", self.kind)
+        return self.rows.new_zeros(self.size, n_labels, dtype=torch.bool)
+
+    @property
+    def x(self) -> Tensor:
+        """(m, dim) the stored rows, the oldest first."""
+        return self._stored(self.rows)
+
+    @property
+    def labels(self) -> Tensor | None:
+        """(m,) or (m, c) their labels; None if they have none."""
+        return None if self.row_labels is None else self._stored(self.row_labels)
+
+    @property
+    def own(self) -> None:
+        """None: no row of the bank is a row of the batch, unless `add` has just returned it."""
+        return
+
+    @property
+    def ids(self) -> Tensor:
+        """(m,) which item each row is of, as given to `add`; -1 if it was not given."""
+        return self._stored(self.row_ids)
+
+    @property
+    def ages(self) -> Tensor:
+        """(m,) how many additions ago each row was added, 0 for those of the last one."""
+        return self.additions - self._stored(self.row_times)
+
+    def __len__(self) -> int:
+        """The number of stored rows, at most `size`."""
+        return self._filled
+
+    def _stored(self, buffer: Tensor) -> Tensor:
+        return buffer[self.size - self._filled :]
+
+    def add(
+        self, x: ArrayLike, labels: ArrayLike | None = None, *, ids: ArrayLike | None = None
+    ) -> Reference:
+        """Store rows, and return all that is stored, in which row i of `x` is declared by position.
+
+        Of a batch larger than the bank, the last rows are stored.
+
+        Args:
+            x: (n, dim) embeddings, on the device of the bank; stored without gradient.
+            labels: (n,) class ids or (n, c) bool multi-labels, as the bank was made for.
+            ids: (n,) integers from 0, which item each row is of, such as its index in the data set;
+                `drift` finds a row by it. They need not be given.
+
+        Returns:
+            A `Reference` of the stored rows, whose `own` is -1 for rows of `x` that are not among
+            them. During the warm-up, one of the batch alone.
+
+        Raises:
+            TypeError: labels are missing, or of another kind than the bank was made for.
+            ValueError: a wrong shape or device, or a negative id.
+        """
+        # Rows made in inference mode could not be compared with rows that get a gradient.
+        with torch.inference_mode(False), torch.no_grad():
+            rows, known, items = self._checked(x, labels, ids)
+            n, before = len(rows), 0
+            if self.group is not None:
+                before = _rows_before(rows, self.group)
+                rows, items = gather_rows(rows, self.group), gather_rows(items, self.group)
+                known = None if known is None else gather_rows(known, self.group)
+            own = torch.arange(before - len(rows), before - len(rows) + n, device=rows.device)
+            self.additions += 1
+            if self.additions > self.warm_up:
+                self._store(rows, known, items)
+                rows, known = self.x, self.labels
+            return Reference(rows, known, (own + len(rows)).clamp(min=-1))
+
+    def _checked(
+        self, x: ArrayLike, labels: ArrayLike | None, ids: ArrayLike | None
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Rows, labels and items as they are stored; the rows are a copy."""
+        rows = self._like_rows(x)
+        items = rows.new_full((len(rows),), -1, dtype=torch.int64)
+        if ids is not None:
+            items = class_ids(ids, like=rows, name="ids")
+            refuse("ids", items, items < 0, "be integers from 0, such as rows of the data set")
+        if self.row_labels is None or labels is None:
+            if (self.row_labels is None) != (labels is None):
+                had = "no labels" if labels is None else "labels"
+                raise TypeError(
+                    f"labels must be as the bank was made, labels={self.kind!r}; got {had}."
+                )
+            return rows, None, items
+        known = batch_labels(labels, like=rows)
+        if known.shape[1:] != self.row_labels.shape[1:]:
+            raise TypeError(
+                f"labels must be as the bank was made, labels={self.kind!r}; got {known.dtype} of "
+                f"shape {tuple(known.shape)}."
+            )
+        return rows, known, items
+
+    def _like_rows(self, x: ArrayLike) -> Tensor:
+        """A copy of embeddings without gradient, in the dtype of the bank."""
+        rows = batch("x", x)
+        if rows.shape[1] != self.dim:
+            raise ValueError(
+                f"x must have rows of length {self.dim}, as the bank was made; got "
+                f"{tuple(rows.shape)}."
+            )
+        if rows.device != self.rows.device:
+            raise ValueError(
+                f"x is on {rows.device} and the bank on {self.rows.device}; move the bank once: "
+                f"bank.to({str(rows.device)!r})."
+            )
+        return rows.detach().to(self.rows.dtype, copy=True)
+
+    def _store(self, rows: Tensor, labels: Tensor | None, ids: Tensor) -> None:
+        times = torch.full_like(ids, self.additions)
+        new = {"rows": rows, "row_labels": labels, "row_ids": ids, "row_times": times}
+        for name, added in new.items():
+            if added is not None:
+                # A new tensor: what was passed to a loss is still read by its backward pass.
+                kept = getattr(self, name)[len(added) :]
+                setattr(self, name, torch.cat([kept, added[-self.size :]]))
+        self._filled = min(self._filled + len(rows), self.size)
+
+    def drift(self, x: ArrayLike, ids: ArrayLike) -> Drift:
+        """How far stored rows are from the present embeddings of the same items.
+
+        Measure it now and then: when items come again, before they are added; or on items that are
+        still stored, which `ids` lists, the oldest first. The doctor reads it::
+
+            items = bank.ids[:256]
+            drift = bank.drift(network(data[items]), items)
+            print(nf.doctor.diagnose(nf.doctor.Evidence(drift=drift)))
+
+        Args:
+            x: (n, dim) embeddings of items, by the network whose rows the bank stores: for MoCo, by
+                the slow one.
+            ids: (n,) which items they are. An item is compared with the newest of its rows; one
+                that has none is left out.
+
+        >>> bank = MemoryBank(4, dim=2, labels=None)
+        >>> _ = bank.add([[1.0, 0], [0, 1]], ids=[7, 8])
+        >>> drift = bank.drift([[0.8, 0.6], [0, 1], [1, 0]], ids=[7, 8, 9])
+        >>> round(drift.mean, 4), round(drift.apart, 4), drift.n
+        (0.1, 0.7, 2)
+        """
+        with torch.no_grad():
+            rows = self._like_rows(x)
+            wanted = class_ids(ids, like=rows, name="ids")
+            known, order = self.ids.sort(stable=True)  # the newest row of an item comes last
+            first, end = (torch.searchsorted(known, wanted, right=right) for right in (False, True))
+            found = (first < end) & (wanted >= 0)
+            place, now = order[end[found] - 1], rows[found]
+            return _drift(self.x[place], now, self.ages[place])
+
+    def clear(self) -> None:
+        """Forget all rows. The warm-up does not begin again."""
+        self._filled = 0
+
+    def get_extra_state(self) -> Tensor:
+        """What `state_dict` holds beside the rows: how many are filled, and `additions`."""
+        return torch.tensor([self._filled, self.additions])
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self._filled, self.additions = state.tolist()
+
+    def extra_repr(self) -> str:
+        return f"{self.size}, dim={self.dim}, labels={self.kind!r}, {len(self)} rows"
+
+
+def _drift(then: Tensor, now: Tensor, ages: Tensor) -> Drift:
+    """From (n, d) stored and present rows of the same items."""
+    n = len(now)
+    if not n:
+        return Drift(nan, nan, 0, nan)
+    wide = torch.promote_types(now.dtype, torch.float32)
+    then, now = unit(then.to(wide)), unit(now.to(wide))
+    every = then.sum(0) @ now.sum(0)  # the sum of all cosines
+    apart = 1 - (every - (then * now).sum()).item() / (n * (n - 1)) if n > 1 else nan
+    return Drift(cosine(then, now).mean().item(), apart, n, ages.double().mean().item())
+
+
+def momentum_update(target: nn.Module, source: nn.Module, momentum: float = 0.999) -> None:
+    r"""Let a network follow another slowly.
+
+    .. math:: \theta_t \leftarrow m \theta_t + (1 - m) \theta_s
+
+    In place and without gradient, for every parameter. Buffers, such as the running means of
+    BatchNorm and its count of batches, are copied as they are, and so are parameters that hold no
+    floating point numbers.
+
+    Args:
+        target: the slow network, `copy.deepcopy(source).requires_grad_(False)` at first. Its
+            parameters need 32 bits: in 16, small steps would round to nothing.
+        source: the network that learns, in any dtype and on any device.
+        momentum: m, from 0, which copies, to 1, which changes no parameter.
+
+    Raises:
+        ValueError: the networks differ in a name or a shape, are the same, or the momentum is out
+            of range.
+        TypeError: a parameter of `target` in 16 bits.
+
+    >>> target, source = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+    >>> _ = nn.init.constant_(target.weight, 1.0), nn.init.constant_(source.weight, 2.0)
+    >>> momentum_update(target, source, 0.9)
+    >>> round(target.weight.item(), 4)
+    1.1
+
+    Source: He et al., "Momentum contrast for unsupervised visual representation learning", CVPR
+    2020, equation 2; Tarvainen & Valpola, "Mean teachers are better role models", NeurIPS 2017.
+    """
+    between("momentum", momentum, 0, 1)
+    if target is source:
+        raise ValueError(
+            "target must be a copy of source, copy.deepcopy(source); got source itself."
+        )
+    pairs = _matched(target, source)
+    averaged = {k: both for k, both in pairs.items() if isinstance(both[0], nn.Parameter)}
+    averaged = {k: both for k, both in averaged.items() if both[0].is_floating_point()}
+    for name, (ours, _) in averaged.items():
+        if momentum and ours.element_size() < 4:
+            raise TypeError(
+                f"target.{name} is {ours.dtype}, in which small steps round to nothing: keep the "
+                "slow network in float32, target.float()."
+            )
+    with torch.no_grad():
+        for name in pairs.keys() - averaged.keys():
+            ours, theirs = pairs[name]
+            ours.copy_(theirs)
+        if averaged:
+            slow = [ours for ours, _ in averaged.values()]
+            fast = [theirs.to(ours) for ours, theirs in averaged.values()]
+            get_ema_multi_avg_fn(momentum)(slow, fast, None)  # type: ignore[no-untyped-call]
+
+
+def _matched(target: nn.Module, source: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
+    """The parameters and buffers of both by their name, which must have the same shapes."""
+    ours, theirs = (
+        {**dict(network.named_parameters()), **dict(network.named_buffers())}
+        for network in (target, source)
+    )
+    for name in (*ours, *theirs):
+        shapes = [tuple(held[name].shape) if name in held else None for held in (ours, theirs)]
+        if shapes[0] != shapes[1]:
+            has = ["none" if shape is None else f"one of shape {shape}" for shape in shapes]
+            raise ValueError(
+                f"target and source must have the same parameters and buffers; of {name!r}, target "
+                f"has {has[0]} and source {has[1]}. Pass the modules inside a wrapper such as DDP: "
+                "source.module."
+            )
+    return {name: (held, theirs[name]) for name, held in ours.items()}
+
+
+# -- several processes ----------------------------------------------------------------------------
+
+# Since torch 2.13 the first name is deprecated.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
+
+def gather_rows(rows: Tensor, group: Group) -> Tensor:
+    """The rows of all processes, in the order of their ranks; each may have any number, or none."""
+    sizes = _row_counts(rows, group)
+    most = max(sizes)
+    padded = rows.new_zeros(most, *rows.shape[1:])
+    padded[: len(rows)] = rows
+    parts = _gather_equal(padded, group).chunk(len(sizes)) if most else ()
+    return torch.cat([rows[:0], *(part[:size] for part, size in zip(parts, sizes, strict=False))])
+
+
+def _row_counts(rows: Tensor, group: Group) -> list[int]:
+    """How many rows each process has."""
+    counts: list[int] = _gather_equal(torch.tensor([len(rows)], device=rows.device), group).tolist()
+    return counts
+
+
+def _rows_before(rows: Tensor, group: Group) -> int:
+    """How many rows the processes of lower rank have."""
+    return sum(_row_counts(rows, group)[: dist.get_rank(_members(group))])
+
+
+def _gather_equal(rows: Tensor, group: Group) -> Tensor:
+    """As `gather_rows`, where each process has the same number."""
+    members = _members(group)
+    world = dist.get_world_size(members)
+    if rows.dtype is torch.bool:  # which gloo does not send
+        return _gather_equal(rows.view(torch.uint8), group).view(torch.bool)
+    everyone = rows.new_empty(world * len(rows), *rows.shape[1:])
+    _all_gather(everyone, rows, group=members)
+    return everyone
+
+
+def _members(group: Group) -> "ProcessGroup | None":
+    """As torch names them: None is every process."""
+    return None if isinstance(group, str) else group
