@@ -254,9 +254,10 @@ def test_rows_may_be_added_before_the_backward_pass(reduction):
     assert torch.equal(*found)
 
 
-def test_what_add_returned_stays_as_it_is():
+@pytest.mark.parametrize("warm_up", [0, 1])
+def test_what_add_returned_stays_as_it_is(warm_up):
     (x, labels, _), (y, more, _) = batches(4, 4)
-    bank = nf.MemoryBank(4, DIM)
+    bank = nf.MemoryBank(4, DIM, warm_up=warm_up)
     rows = x.clone()
     first = bank.add(rows, labels)
     rows.zero_()

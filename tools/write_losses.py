@@ -96,7 +96,7 @@ def is_data(argument: ast.arg) -> bool:
     """Whether a keyword argument changes with every batch, as weights and pairs do."""
     assert argument.annotation is not None
     kinds = {node.id for node in ast.walk(argument.annotation) if isinstance(node, ast.Name)}
-    return bool(kinds & {"ArrayLike", "Pairs", "Reference"})
+    return bool(kinds & {"ArrayLike", "Pairs", "ReferenceLike"})
 
 
 def parameter(argument: ast.arg, default: ast.expr | None) -> str:

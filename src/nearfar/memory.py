@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 from math import nan
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from nearfar.distance import cosine, unit
@@ -14,10 +15,7 @@ from nearfar.inputs import ArrayLike, batch, between, positive_integer
 from nearfar.labels import batch_labels, class_ids, refuse
 from nearfar.reference import Reference
 
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
-
-Group: TypeAlias = "ProcessGroup | Literal['world'] | None"
+Group: TypeAlias = ProcessGroup | Literal["world"] | None
 
 
 @dataclass(frozen=True)
@@ -388,18 +386,17 @@ def _matched(target: nn.Module, source: nn.Module) -> dict[str, tuple[Tensor, Te
 
 # -- several processes ----------------------------------------------------------------------------
 
-# Since torch 2.13 the first name is deprecated.
-_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-
 
 def gather_rows(rows: Tensor, group: Group) -> Tensor:
     """The rows of all processes, in the order of their ranks; each may have any number, or none."""
     sizes = _row_counts(rows, group)
     most = max(sizes)
+    if not most:
+        return rows
     padded = rows.new_zeros(most, *rows.shape[1:])
     padded[: len(rows)] = rows
-    parts = _gather_equal(padded, group).chunk(len(sizes)) if most else ()
-    return torch.cat([rows[:0], *(part[:size] for part, size in zip(parts, sizes, strict=False))])
+    parts = _gather_equal(padded, group).split(most)
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
 
 def _row_counts(rows: Tensor, group: Group) -> list[int]:
@@ -419,11 +416,13 @@ def _gather_equal(rows: Tensor, group: Group) -> Tensor:
     world = dist.get_world_size(members)
     if rows.dtype is torch.bool:  # which gloo does not send
         return _gather_equal(rows.view(torch.uint8), group).view(torch.bool)
+    # Since torch 2.13, the older name is deprecated.
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
     everyone = rows.new_empty(world * len(rows), *rows.shape[1:])
-    _all_gather(everyone, rows, group=members)
+    gather(everyone, rows, group=members)
     return everyone
 
 
-def _members(group: Group) -> "ProcessGroup | None":
+def _members(group: Group) -> ProcessGroup | None:
     """As torch names them: None is every process."""
     return None if isinstance(group, str) else group

@@ -1,6 +1,7 @@
 """Rows to compare a batch with, instead of the batch itself."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from nearfar.inputs import ArrayLike
 
@@ -38,6 +39,17 @@ class Reference:
     x: ArrayLike
     labels: ArrayLike | None
     own: ArrayLike | None = None
+
+
+class ReferenceLike(Protocol):
+    """What losses and miners read of a `Reference` or a `MemoryBank`."""
+
+    @property
+    def x(self) -> ArrayLike: ...
+    @property
+    def labels(self) -> ArrayLike | None: ...
+    @property
+    def own(self) -> ArrayLike | None: ...
 
 
 def check_reference(reference: object) -> None:

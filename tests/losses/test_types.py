@@ -49,6 +49,11 @@ print(nf.contrastive_loss([[0.0]], np.ones((1, 1)), [1], similar_label=1, distan
 print(nf.batch_triplet_loss(x, labels, margin=0.2, select="hard").item())
 print(nf.triplet_stats(x, labels, margin=0.2).active, nf.quadruplet_stats(x, labels).active2)
 print(trainer.loss(x, labels, reference=nf.Reference(x, labels, own=[0, 1, 2, 3, 4, 5])))
+bank = nf.MemoryBank(256, dim=4, warm_up=10)
+print(trainer.loss(x, labels, reference=bank), bank.x.shape, bank.drift(x, labels).mean, len(bank))
+print(nf.sup_con_loss(x, labels, reference=bank.add(x, labels, ids=labels)).item())
+print(nf.mine.hard_negatives(x, labels, reference=bank).indices)
+nf.momentum_update(nn.Linear(8, 4), nn.Linear(8, 4), momentum=0.99)
 arc_face = nf.ProxySoftmaxLoss(dim=8, n_classes=3, sub_centers=2, angle_margin=0.5, device="cpu")
 print(arc_face(x, labels, weight=[1.0] * 6), arc_face.proxies.shape, arc_face.scale)
 print(nf.explain(nf.CosineLoss(margin=0.5), x, x).mean, nf.forces(nf.sup_con_loss, x, labels).pull)
@@ -57,6 +62,8 @@ nf.ContrastiveLoss(2.0)  # wrong: by name only
 trainer.loss(x)  # wrong: labels
 trainer.loss(x, labels, reference=x)  # wrong: a Reference
 nf.mine.hard_negatives(x, labels, reference=x)  # wrong: a Reference
+nf.MemoryBank(256, dim=4, labels="id")  # wrong: "ids"
+bank.add(x, labels, labels)  # wrong: by name only
 nf.contrastive_los(x, x, labels)  # wrong: loss
 """
 

@@ -25,7 +25,7 @@ from nearfar.evaluate.nearest import (
 from nearfar.inputs import ArrayLike, tensor
 from nearfar.mine import Found
 from nearfar.plain import number, plain
-from nearfar.reference import Reference, check_reference
+from nearfar.reference import ReferenceLike, check_reference
 from nearfar.tabulate import Table
 
 
@@ -118,7 +118,7 @@ def retrieval(
     x: ArrayLike,
     labels: ArrayLike,
     *,
-    reference: Reference | None = None,
+    reference: ReferenceLike | None = None,
     exclude: ArrayLike | None = None,
     k: Sequence[int] = (1, 5, 10),
     distance: Distance = "cosine",
@@ -416,7 +416,7 @@ def _by_k(found: Figures) -> dict[str, Mapping[int, float]]:
     )
 
 
-def _rows_of(reference: Reference | None) -> tuple[ArrayLike | None, ArrayLike | None]:
+def _rows_of(reference: ReferenceLike | None) -> tuple[ArrayLike | None, ArrayLike | None]:
     """The embeddings to search, and which of them are the queries themselves."""
     if reference is None:
         return None, None
@@ -424,7 +424,7 @@ def _rows_of(reference: Reference | None) -> tuple[ArrayLike | None, ArrayLike |
     return reference.x, reference.own
 
 
-def _relation(where: Space, labels: ArrayLike, reference: Reference | None) -> Relation:
+def _relation(where: Space, labels: ArrayLike, reference: ReferenceLike | None) -> Relation:
     if reference is None:
         return within(labels, where.rows)
     return across(labels, where.rows, where.columns, reference.labels, reference.own)

@@ -14,7 +14,7 @@ from nearfar.listed import Pairs
 from nearfar.losses.listed import as_listed
 from nearfar.losses.related import related, rows_and_columns
 from nearfar.reduction import Reduction, split
-from nearfar.reference import Reference
+from nearfar.reference import ReferenceLike
 
 Labels = TypeVar("Labels", bound=ArrayLike | None)
 
@@ -22,7 +22,7 @@ Labels = TypeVar("Labels", bound=ArrayLike | None)
 def as_batch(
     x: ArrayLike,
     labels: ArrayLike | None,
-    reference: Reference | None,
+    reference: ReferenceLike | None,
     reduction: Reduction,
     pairs: Pairs | None = None,
     group: Group | None = None,

@@ -21,7 +21,7 @@ from nearfar.losses.own import PairRule, batch_loss
 from nearfar.losses.similarity import Similarity, run_by_similarity
 from nearfar.losses.terms import softplus_and_slope
 from nearfar.reduction import Reduction
-from nearfar.reference import Reference
+from nearfar.reference import ReferenceLike
 
 Selection = Literal["all", "hard"]
 
@@ -39,7 +39,7 @@ def batch_contrastive_loss(
     select: Selection = "all",
     pairs: Pairs | None = None,
     weight: ArrayLike | None = None,
-    reference: Reference | None = None,
+    reference: ReferenceLike | None = None,
     group: Group | None = None,
     precision: Precision | None = None,
     reduction: Reduction = "mean",
@@ -160,7 +160,7 @@ def batch_cosine_loss(
     margin: float = 0.0,
     pairs: Pairs | None = None,
     weight: ArrayLike | None = None,
-    reference: Reference | None = None,
+    reference: ReferenceLike | None = None,
     group: Group | None = None,
     precision: Precision | None = None,
     reduction: Reduction = "mean",

@@ -41,7 +41,7 @@ from nearfar.losses.every_swapped import every_swapped
 from nearfar.losses.every_triplet import every_triplet
 from nearfar.losses.listed import as_listed_triplets
 from nearfar.reduction import Reduction, split
-from nearfar.reference import Reference
+from nearfar.reference import ReferenceLike
 
 Triplets = Literal["all", "hard", "semihard", "easy_positive", "distance_weighted"]
 Quadruplets = Literal["all", "hard"]
@@ -92,7 +92,7 @@ def batch_triplet_loss(
     generator: torch.Generator | None = None,
     triplets: ArrayLike | None = None,
     weight: ArrayLike | None = None,
-    reference: Reference | None = None,
+    reference: ReferenceLike | None = None,
     group: Group | None = None,
     precision: Precision | None = None,
     reduction: Reduction = "mean",
@@ -304,7 +304,7 @@ def _over_triplets(
     how: _How,
     triplets: ArrayLike | None,
     weight: ArrayLike | None,
-    reference: Reference | None,
+    reference: ReferenceLike | None,
     group: Group | None,
     reduction: Reduction,
     precision: Precision | None,
@@ -348,7 +348,7 @@ def triplet_stats(
     nonzero_loss_cutoff: float = 1.4,
     generator: torch.Generator | None = None,
     triplets: ArrayLike | None = None,
-    reference: Reference | None = None,
+    reference: ReferenceLike | None = None,
     group: Group | None = None,
 ) -> TripletStats:
     r"""How many triplets `batch_triplet_loss` has, and how many of them have a non-zero loss.
@@ -426,7 +426,7 @@ def batch_quadruplet_loss(
     normalize: bool = False,
     select: Quadruplets = "all",
     weight: ArrayLike | None = None,
-    reference: Reference | None = None,
+    reference: ReferenceLike | None = None,
     group: Group | None = None,
     precision: Precision | None = None,
     reduction: Reduction = "mean",
@@ -508,7 +508,7 @@ def _over_quadruplets(
     normalize: bool,
     select: Quadruplets,
     weight: ArrayLike | None,
-    reference: Reference | None,
+    reference: ReferenceLike | None,
     group: Group | None,
     reduction: Reduction,
     precision: Precision | None,
@@ -579,7 +579,7 @@ def quadruplet_stats(
     distance: Distance = "euclidean",
     normalize: bool = False,
     select: Quadruplets = "all",
-    reference: Reference | None = None,
+    reference: ReferenceLike | None = None,
     group: Group | None = None,
 ) -> QuadrupletStats:
     r"""How many quadruplets `batch_quadruplet_loss` has, and how many have a non-zero loss.

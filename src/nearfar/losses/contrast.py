@@ -17,7 +17,7 @@ from nearfar.losses.batch import as_batch, as_towers
 from nearfar.losses.similarity import Similarity, run_by_similarity
 from nearfar.losses.terms import softplus
 from nearfar.reduction import Reduction
-from nearfar.reference import Reference
+from nearfar.reference import ReferenceLike
 
 
 def pick_one(negatives: LogSum, positive: Tensor, _: Tensor | float) -> Finished:
@@ -137,7 +137,7 @@ def sup_con_loss(
     decoupled: bool = False,
     pairs: Pairs | None = None,
     weight: ArrayLike | None = None,
-    reference: Reference | None = None,
+    reference: ReferenceLike | None = None,
     group: Group | None = None,
     precision: Precision | None = None,
     reduction: Reduction = "mean",
@@ -215,7 +215,7 @@ def nt_xent_loss(
     decoupled: bool = False,
     pairs: Pairs | None = None,
     weight: ArrayLike | None = None,
-    reference: Reference | None = None,
+    reference: ReferenceLike | None = None,
     group: Group | None = None,
     precision: Precision | None = None,
     reduction: Reduction = "mean",
@@ -299,7 +299,7 @@ def nca_loss(
     normalize: bool = True,
     pairs: Pairs | None = None,
     weight: ArrayLike | None = None,
-    reference: Reference | None = None,
+    reference: ReferenceLike | None = None,
     group: Group | None = None,
     precision: Precision | None = None,
     reduction: Reduction = "mean",

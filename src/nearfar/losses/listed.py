@@ -12,7 +12,7 @@ from nearfar.engine.slices import spans
 from nearfar.inputs import ArrayLike
 from nearfar.listed import Ends, Pairs, listed_pairs, pairs_of_triplets
 from nearfar.losses.related import related, rows_and_columns
-from nearfar.reference import Reference
+from nearfar.reference import ReferenceLike
 
 Listed = tuple[Tensor, Tensor | None, Relation]
 
@@ -20,7 +20,7 @@ Listed = tuple[Tensor, Tensor | None, Relation]
 def as_listed(
     x: ArrayLike,
     labels: ArrayLike | None,
-    reference: Reference | None,
+    reference: ReferenceLike | None,
     pairs: Pairs,
     group: Group | None,
 ) -> Listed:
@@ -43,7 +43,7 @@ def as_listed(
 def as_listed_triplets(
     x: ArrayLike,
     labels: ArrayLike | None,
-    reference: Reference | None,
+    reference: ReferenceLike | None,
     triplets: Tensor,
     group: Group | None,
 ) -> Listed:
@@ -54,7 +54,7 @@ def as_listed_triplets(
     return rows, columns, _only(ends, relation, labelled=labels is not None, late=late)
 
 
-def _all_pairs(x: ArrayLike, labels: ArrayLike | None, reference: Reference | None) -> Listed:
+def _all_pairs(x: ArrayLike, labels: ArrayLike | None, reference: ReferenceLike | None) -> Listed:
     """The same with all pairs; without labels no two rows are similar."""
     rows, columns = rows_and_columns(x, reference)
     others = own = None

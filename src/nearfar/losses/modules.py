@@ -41,7 +41,7 @@ from nearfar.losses.weighted import (
     multi_similarity_loss,
 )
 from nearfar.reduction import Reduction
-from nearfar.reference import Reference
+from nearfar.reference import ReferenceLike
 
 
 class ContrastiveLoss(LossModule):
@@ -736,7 +736,7 @@ class BatchContrastiveLoss(LossModule):
         *,
         pairs: Pairs | None = None,
         weight: ArrayLike | None = None,
-        reference: Reference | None = None,
+        reference: ReferenceLike | None = None,
     ) -> Tensor:
         """The loss of a batch; see :func:`nearfar.batch_contrastive_loss`."""
         return batch_contrastive_loss(
@@ -765,7 +765,7 @@ class BatchContrastiveLoss(LossModule):
             *,
             pairs: Pairs | None = None,
             weight: ArrayLike | None = None,
-            reference: Reference | None = None,
+            reference: ReferenceLike | None = None,
         ) -> Tensor: ...
 
 
@@ -809,7 +809,7 @@ class BatchCosineLoss(LossModule):
         *,
         pairs: Pairs | None = None,
         weight: ArrayLike | None = None,
-        reference: Reference | None = None,
+        reference: ReferenceLike | None = None,
     ) -> Tensor:
         """The loss of a batch; see :func:`nearfar.batch_cosine_loss`."""
         return batch_cosine_loss(
@@ -833,7 +833,7 @@ class BatchCosineLoss(LossModule):
             *,
             pairs: Pairs | None = None,
             weight: ArrayLike | None = None,
-            reference: Reference | None = None,
+            reference: ReferenceLike | None = None,
         ) -> Tensor: ...
 
 
@@ -926,7 +926,7 @@ class BatchTripletLoss(LossModule):
         *,
         triplets: ArrayLike | None = None,
         weight: ArrayLike | None = None,
-        reference: Reference | None = None,
+        reference: ReferenceLike | None = None,
     ) -> Tensor:
         """The loss of a batch; see :func:`nearfar.batch_triplet_loss`."""
         return batch_triplet_loss(
@@ -959,7 +959,7 @@ class BatchTripletLoss(LossModule):
             *,
             triplets: ArrayLike | None = None,
             weight: ArrayLike | None = None,
-            reference: Reference | None = None,
+            reference: ReferenceLike | None = None,
         ) -> Tensor: ...
 
 
@@ -1024,7 +1024,7 @@ class BatchQuadrupletLoss(LossModule):
         labels: ArrayLike,
         *,
         weight: ArrayLike | None = None,
-        reference: Reference | None = None,
+        reference: ReferenceLike | None = None,
     ) -> Tensor:
         """The loss of a batch; see :func:`nearfar.batch_quadruplet_loss`."""
         return batch_quadruplet_loss(
@@ -1050,7 +1050,7 @@ class BatchQuadrupletLoss(LossModule):
             labels: ArrayLike,
             *,
             weight: ArrayLike | None = None,
-            reference: Reference | None = None,
+            reference: ReferenceLike | None = None,
         ) -> Tensor: ...
 
 
@@ -1112,7 +1112,7 @@ class SupConLoss(LossModule):
         *,
         pairs: Pairs | None = None,
         weight: ArrayLike | None = None,
-        reference: Reference | None = None,
+        reference: ReferenceLike | None = None,
     ) -> Tensor:
         """The loss of a batch; see :func:`nearfar.sup_con_loss`."""
         return sup_con_loss(
@@ -1139,7 +1139,7 @@ class SupConLoss(LossModule):
             *,
             pairs: Pairs | None = None,
             weight: ArrayLike | None = None,
-            reference: Reference | None = None,
+            reference: ReferenceLike | None = None,
         ) -> Tensor: ...
 
 
@@ -1202,7 +1202,7 @@ class NTXentLoss(LossModule):
         *,
         pairs: Pairs | None = None,
         weight: ArrayLike | None = None,
-        reference: Reference | None = None,
+        reference: ReferenceLike | None = None,
     ) -> Tensor:
         """The loss of a batch; see :func:`nearfar.nt_xent_loss`."""
         return nt_xent_loss(
@@ -1229,7 +1229,7 @@ class NTXentLoss(LossModule):
             *,
             pairs: Pairs | None = None,
             weight: ArrayLike | None = None,
-            reference: Reference | None = None,
+            reference: ReferenceLike | None = None,
         ) -> Tensor: ...
 
 
@@ -1286,7 +1286,7 @@ class NCALoss(LossModule):
         *,
         pairs: Pairs | None = None,
         weight: ArrayLike | None = None,
-        reference: Reference | None = None,
+        reference: ReferenceLike | None = None,
     ) -> Tensor:
         """The loss of a batch; see :func:`nearfar.nca_loss`."""
         return nca_loss(
@@ -1312,7 +1312,7 @@ class NCALoss(LossModule):
             *,
             pairs: Pairs | None = None,
             weight: ArrayLike | None = None,
-            reference: Reference | None = None,
+            reference: ReferenceLike | None = None,
         ) -> Tensor: ...
 
 
@@ -1380,7 +1380,7 @@ class MultiSimilarityLoss(LossModule):
         *,
         pairs: Pairs | None = None,
         weight: ArrayLike | None = None,
-        reference: Reference | None = None,
+        reference: ReferenceLike | None = None,
     ) -> Tensor:
         """The loss of a batch; see :func:`nearfar.multi_similarity_loss`."""
         return multi_similarity_loss(
@@ -1408,7 +1408,7 @@ class MultiSimilarityLoss(LossModule):
             *,
             pairs: Pairs | None = None,
             weight: ArrayLike | None = None,
-            reference: Reference | None = None,
+            reference: ReferenceLike | None = None,
         ) -> Tensor: ...
 
 
@@ -1472,7 +1472,7 @@ class CircleLoss(LossModule):
         *,
         pairs: Pairs | None = None,
         weight: ArrayLike | None = None,
-        reference: Reference | None = None,
+        reference: ReferenceLike | None = None,
     ) -> Tensor:
         """The loss of a batch; see :func:`nearfar.circle_loss`."""
         return circle_loss(
@@ -1499,7 +1499,7 @@ class CircleLoss(LossModule):
             *,
             pairs: Pairs | None = None,
             weight: ArrayLike | None = None,
-            reference: Reference | None = None,
+            reference: ReferenceLike | None = None,
         ) -> Tensor: ...
 
 
@@ -1557,7 +1557,7 @@ class LiftedStructureLoss(LossModule):
         *,
         pairs: Pairs | None = None,
         weight: ArrayLike | None = None,
-        reference: Reference | None = None,
+        reference: ReferenceLike | None = None,
     ) -> Tensor:
         """The loss of a batch; see :func:`nearfar.lifted_structure_loss`."""
         return lifted_structure_loss(
@@ -1583,7 +1583,7 @@ class LiftedStructureLoss(LossModule):
             *,
             pairs: Pairs | None = None,
             weight: ArrayLike | None = None,
-            reference: Reference | None = None,
+            reference: ReferenceLike | None = None,
         ) -> Tensor: ...
 
 

@@ -33,7 +33,7 @@ from nearfar.listed import Pairs
 from nearfar.losses.batch import as_batch, row_weight
 from nearfar.losses.similarity import Similarity, by_similarity
 from nearfar.reduction import Reduction
-from nearfar.reference import Reference
+from nearfar.reference import ReferenceLike
 
 # (n,) closeness, and the learned tensors -> (n,) losses, or these and their derivatives.
 PairTerm = Callable[..., Tensor | tuple[Tensor, Tensor]]
@@ -102,7 +102,7 @@ def batch_loss(
     learned: Sequence[Tensor] = (),
     pairs: Pairs | None = None,
     weight: ArrayLike | None = None,
-    reference: Reference | None = None,
+    reference: ReferenceLike | None = None,
     group: Group | None = None,
     precision: Precision | None = None,
     reduction: Reduction = "mean",

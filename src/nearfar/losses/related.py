@@ -4,10 +4,10 @@ from torch import Tensor
 
 from nearfar.engine.relation import Relation, across, within
 from nearfar.inputs import ArrayLike, batch
-from nearfar.reference import Reference, check_reference
+from nearfar.reference import ReferenceLike, check_reference
 
 
-def rows_and_columns(x: ArrayLike, reference: Reference | None) -> tuple[Tensor, Tensor | None]:
+def rows_and_columns(x: ArrayLike, reference: ReferenceLike | None) -> tuple[Tensor, Tensor | None]:
     """The rows, and those of the reference; without one None, for the rows themselves."""
     if reference is None:
         return batch("x", x), None

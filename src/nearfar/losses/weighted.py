@@ -21,7 +21,7 @@ from nearfar.losses.contrast import have_both
 from nearfar.losses.similarity import Similarity, run_by_similarity
 from nearfar.losses.terms import softplus
 from nearfar.reduction import Reduction
-from nearfar.reference import Reference
+from nearfar.reference import ReferenceLike
 
 
 @over_processes
@@ -36,7 +36,7 @@ def multi_similarity_loss(
     normalize: bool = True,
     pairs: Pairs | None = None,
     weight: ArrayLike | None = None,
-    reference: Reference | None = None,
+    reference: ReferenceLike | None = None,
     group: Group | None = None,
     precision: Precision | None = None,
     reduction: Reduction = "mean",
@@ -131,7 +131,7 @@ def circle_loss(
     normalize: bool = True,
     pairs: Pairs | None = None,
     weight: ArrayLike | None = None,
-    reference: Reference | None = None,
+    reference: ReferenceLike | None = None,
     group: Group | None = None,
     precision: Precision | None = None,
     reduction: Reduction = "mean",
@@ -233,7 +233,7 @@ def lifted_structure_loss(
     normalize: bool = False,
     pairs: Pairs | None = None,
     weight: ArrayLike | None = None,
-    reference: Reference | None = None,
+    reference: ReferenceLike | None = None,
     group: Group | None = None,
     precision: Precision | None = None,
     reduction: Reduction = "mean",

@@ -15,7 +15,7 @@ from nearfar.engine.walk import blocks
 from nearfar.inputs import ArrayLike, lift, switch, tensor
 from nearfar.listed import Found
 from nearfar.losses.batch import as_batch
-from nearfar.reference import Reference, check_reference
+from nearfar.reference import Reference, ReferenceLike, check_reference
 
 # Rows (a slice), their distances to all columns, their relation -> what is found for each of them:
 # (b, k) distances and indices.
@@ -43,7 +43,7 @@ class Comparison:
         cls,
         x: ArrayLike,
         labels: ArrayLike | None,
-        reference: Reference | None,
+        reference: ReferenceLike | None,
         distance: Distance,
         *,
         normalize: bool,
@@ -97,7 +97,9 @@ class Comparison:
         return Found(indices, distances)
 
 
-def _all_different(x: ArrayLike, reference: Reference | None) -> tuple[Tensor, Reference | None]:
+def _all_different(
+    x: ArrayLike, reference: ReferenceLike | None
+) -> tuple[Tensor, ReferenceLike | None]:
     """Distinct labels, for rows without labels."""
     items = tensor("x", x)
     n, device = len(items), items.device

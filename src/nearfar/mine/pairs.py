@@ -12,7 +12,7 @@ from nearfar.engine.pick import seed
 from nearfar.inputs import ArrayLike, between, positive_integer
 from nearfar.listed import FoundPairs
 from nearfar.mine.comparison import Comparison
-from nearfar.reference import Reference
+from nearfar.reference import ReferenceLike
 
 
 def multi_similarity_pairs(
@@ -22,7 +22,7 @@ def multi_similarity_pairs(
     epsilon: float = 0.1,
     distance: Distance = "cosine",
     normalize: bool = False,
-    reference: Reference | None = None,
+    reference: ReferenceLike | None = None,
 ) -> FoundPairs:
     r"""The negatives nearer than an anchor's farthest positive, and the reverse, within epsilon.
 
@@ -86,7 +86,7 @@ def violating_pairs(
     neg_margin: float = 0.8,
     distance: Distance = "euclidean",
     normalize: bool = False,
-    reference: Reference | None = None,
+    reference: ReferenceLike | None = None,
 ) -> FoundPairs:
     r"""Similar pairs farther apart than one margin, and dissimilar pairs nearer than another.
 
@@ -143,7 +143,7 @@ def hard_pairs(
     share: float = 0.5,
     distance: Distance = "euclidean",
     normalize: bool = False,
-    reference: Reference | None = None,
+    reference: ReferenceLike | None = None,
 ) -> FoundPairs:
     """The farthest of all similar pairs, and the nearest of all dissimilar ones.
 
@@ -191,7 +191,7 @@ def uniform_pairs(
     distance: Distance = "euclidean",
     normalize: bool = False,
     generator: torch.Generator | None = None,
-    reference: Reference | None = None,
+    reference: ReferenceLike | None = None,
 ) -> FoundPairs:
     """Similar and dissimilar pairs drawn so that all distances are equally likely.
 

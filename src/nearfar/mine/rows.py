@@ -12,7 +12,7 @@ from nearfar.inputs import ArrayLike, between, positive_integer
 from nearfar.labels import listed_rows
 from nearfar.listed import Found
 from nearfar.mine.comparison import Comparison, bounds, nearest
-from nearfar.reference import Reference
+from nearfar.reference import ReferenceLike
 
 
 def hard_negatives(
@@ -26,7 +26,7 @@ def hard_negatives(
     relative_margin: float | None = None,
     score_range: tuple[float, float] | None = None,
     exclude: ArrayLike | None = None,
-    reference: Reference | None = None,
+    reference: ReferenceLike | None = None,
 ) -> Found:
     r"""The k nearest negatives of each row, with guards against false negatives.
 
@@ -115,7 +115,7 @@ def hard_positives(
     k: int = 1,
     distance: Distance = "euclidean",
     normalize: bool = False,
-    reference: Reference | None = None,
+    reference: ReferenceLike | None = None,
 ) -> Found:
     """The k farthest positives of each row.
 
@@ -163,7 +163,7 @@ def distance_weighted_negatives(
     cutoff: float = 0.5,
     nonzero_loss_cutoff: float = 1.4,
     generator: torch.Generator | None = None,
-    reference: Reference | None = None,
+    reference: ReferenceLike | None = None,
 ) -> Found:
     r"""k negatives of each row, drawn so that all distances are equally likely.
 

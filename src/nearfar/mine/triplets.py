@@ -16,7 +16,7 @@ from nearfar.engine.pick import seed, semihard, triplets_of_pairs
 from nearfar.engine.slices import spans
 from nearfar.inputs import ArrayLike, between, one_of, positive_integer
 from nearfar.mine.comparison import Comparison, bounds
-from nearfar.reference import Reference
+from nearfar.reference import ReferenceLike
 
 Violating = Literal["all", "hard", "semihard", "easy"]
 Choice = Literal["hard", "semihard", "easy", "all"]
@@ -33,7 +33,7 @@ def semihard_triplets(
     normalize: bool = False,
     max: int | None = None,
     generator: torch.Generator | None = None,
-    reference: Reference | None = None,
+    reference: ReferenceLike | None = None,
 ) -> Tensor:
     r"""For each anchor and positive, the nearest negative that is farther than the positive.
 
@@ -83,7 +83,7 @@ def violating_triplets(
     normalize: bool = False,
     max: int | None = None,
     generator: torch.Generator | None = None,
-    reference: Reference | None = None,
+    reference: ReferenceLike | None = None,
 ) -> Tensor:
     r"""Every triplet whose negative is not farther than its positive by more than a margin.
 
@@ -156,7 +156,7 @@ def easy_hard_triplets(
     negative_range: tuple[float, float] | None = None,
     distance: Distance = "euclidean",
     normalize: bool = False,
-    reference: Reference | None = None,
+    reference: ReferenceLike | None = None,
 ) -> Tensor:
     """One triplet of each anchor: its easiest or hardest positive and negative.
 
@@ -240,7 +240,7 @@ def angular_triplets(
     normalize: bool = False,
     max: int | None = None,
     generator: torch.Generator | None = None,
-    reference: Reference | None = None,
+    reference: ReferenceLike | None = None,
 ) -> Tensor:
     r"""Every triplet in which the negative sees anchor and positive under too large an angle.
 
