@@ -77,9 +77,6 @@ class MemoryBank(nn.Module):
         device: where the rows are. None: torch's default.
         dtype: in which they are stored, whatever that of a batch is. None: torch's default.
 
-    Attributes:
-        additions: how often `add` was called.
-
     Raises:
         ValueError: a size or `warm_up` out of range.
 
@@ -124,7 +121,8 @@ class MemoryBank(nn.Module):
         if isinstance(group, str) and group != "world":
             raise ValueError(f'group must be "world", a process group or None; got {group!r}.')
         self.kind, self.warm_up, self.group = labels, warm_up, group
-        self.additions = self._filled = 0
+        # Stored rows and additions; a tensor, since a compiler would take numbers for constants.
+        self._counts = torch.zeros(2, dtype=torch.int64, device="cpu")
         self.register_buffer("rows", torch.zeros(size, dim, device=device, dtype=dtype))
         for name in ("row_ids", "row_times"):
             self.register_buffer(name, self.rows.new_zeros(size, dtype=torch.int64))
@@ -163,12 +161,20 @@ class MemoryBank(nn.Module):
         """(m,) how many additions ago each row was added, 0 for those of the last one."""
         return self.additions - self._stored(self.row_times)
 
+    @property
+    def additions(self) -> int:
+        """How often `add` was called."""
+        return int(self._counts[1])
+
     def __len__(self) -> int:
         """The number of stored rows, at most `size`."""
-        return self._filled
+        return int(self._counts[0])
 
     def _stored(self, buffer: Tensor) -> Tensor:
-        return buffer[self.size - self._filled :]
+        return buffer[self.size - len(self) :]
+
+    def _count(self, stored: int, additions: int) -> None:
+        self._counts = torch.tensor([stored, additions], device="cpu")
 
     def add(
         self, x: ArrayLike, labels: ArrayLike | None = None, *, ids: ArrayLike | None = None
@@ -191,25 +197,33 @@ class MemoryBank(nn.Module):
             TypeError: labels are missing, or of another kind than the bank was made for.
             ValueError: a wrong shape or device, or a negative id.
         """
+        add = self._add
+        if torch.compiler.is_compiling():  # nothing to fuse, and numbers that change in each call
+            add = torch.compiler.disable(add)  # type: ignore[no-untyped-call]
+        return add(x, labels, ids)
+
+    def _add(self, x: ArrayLike, labels: ArrayLike | None, ids: ArrayLike | None) -> Reference:
         # Rows made in inference mode could not be compared with rows that get a gradient.
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False):
             rows, known, items = self._checked(x, labels, ids)
-            n, before = len(rows), 0
+            first, n = 0, len(rows)
             if self.group is not None:
-                before = _rows_before(rows, self.group)
+                first = _rows_before(rows, self.group)
                 rows, items = gather_rows(rows, self.group), gather_rows(items, self.group)
                 known = None if known is None else gather_rows(known, self.group)
-            own = torch.arange(before - len(rows), before - len(rows) + n, device=rows.device)
-            self.additions += 1
+            added = len(rows)
+            self._count(len(self), self.additions + 1)
             if self.additions > self.warm_up:
                 self._store(rows, known, items)
                 rows, known = self.x, self.labels
-            return Reference(rows, known, (own + len(rows)).clamp(min=-1))
+            first += len(rows) - added  # the newest rows come last
+            own = torch.arange(first, first + n, device=rows.device).clamp(min=-1)
+            return Reference(rows, known, own)
 
     def _checked(
         self, x: ArrayLike, labels: ArrayLike | None, ids: ArrayLike | None
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Rows, labels and items as they are stored; the rows are a copy."""
+        """Rows, labels and items as they are stored; rows and labels are copies."""
         rows = self._like_rows(x)
         items = rows.new_full((len(rows),), -1, dtype=torch.int64)
         if ids is not None:
@@ -228,7 +242,7 @@ class MemoryBank(nn.Module):
                 f"labels must be as the bank was made, labels={self.kind!r}; got {known.dtype} of "
                 f"shape {tuple(known.shape)}."
             )
-        return rows, known, items
+        return rows, known.clone(), items
 
     def _like_rows(self, x: ArrayLike) -> Tensor:
         """A copy of embeddings without gradient, in the dtype of the bank."""
@@ -253,7 +267,7 @@ class MemoryBank(nn.Module):
                 # A new tensor: what was passed to a loss is still read by its backward pass.
                 kept = getattr(self, name)[len(added) :]
                 setattr(self, name, torch.cat([kept, added[-self.size :]]))
-        self._filled = min(self._filled + len(rows), self.size)
+        self._count(min(len(self) + len(rows), self.size), self.additions)
 
     def drift(self, x: ArrayLike, ids: ArrayLike) -> Drift:
         """How far stored rows are from the present embeddings of the same items.
@@ -277,25 +291,24 @@ class MemoryBank(nn.Module):
         >>> round(drift.mean, 4), round(drift.apart, 4), drift.n
         (0.1, 0.7, 2)
         """
-        with torch.no_grad():
-            rows = self._like_rows(x)
-            wanted = class_ids(ids, like=rows, name="ids")
-            known, order = self.ids.sort(stable=True)  # the newest row of an item comes last
-            first, end = (torch.searchsorted(known, wanted, right=right) for right in (False, True))
-            found = (first < end) & (wanted >= 0)
-            place, now = order[end[found] - 1], rows[found]
-            return _drift(self.x[place], now, self.ages[place])
+        rows = self._like_rows(x)
+        wanted = class_ids(ids, like=rows, name="ids").contiguous()
+        known, order = self.ids.sort(stable=True)  # the newest row of an item comes last
+        first, end = (torch.searchsorted(known, wanted, right=right) for right in (False, True))
+        found = (first < end) & (wanted >= 0)
+        place, now = order[end[found] - 1], rows[found]
+        return _drift(self.x[place], now, self.ages[place])
 
     def clear(self) -> None:
         """Forget all rows. The warm-up does not begin again."""
-        self._filled = 0
+        self._count(0, self.additions)
 
     def get_extra_state(self) -> Tensor:
         """What `state_dict` holds beside the rows: how many are filled, and `additions`."""
-        return torch.tensor([self._filled, self.additions])
+        return self._counts
 
     def set_extra_state(self, state: Tensor) -> None:
-        self._filled, self.additions = state.tolist()
+        self._count(*state.tolist())
 
     def extra_repr(self) -> str:
         return f"{self.size}, dim={self.dim}, labels={self.kind!r}, {len(self)} rows"
@@ -395,7 +408,7 @@ def gather_rows(rows: Tensor, group: Group) -> Tensor:
         return rows
     padded = rows.new_zeros(most, *rows.shape[1:])
     padded[: len(rows)] = rows
-    parts = _gather_equal(padded, group).split(most)
+    parts = _gather_equal(padded, group).chunk(len(sizes))
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
 
@@ -414,13 +427,12 @@ def _gather_equal(rows: Tensor, group: Group) -> Tensor:
     """As `gather_rows`, where each process has the same number."""
     members = _members(group)
     world = dist.get_world_size(members)
-    if rows.dtype is torch.bool:  # which gloo does not send
-        return _gather_equal(rows.view(torch.uint8), group).view(torch.bool)
     # Since torch 2.13, the older name is deprecated.
     gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-    everyone = rows.new_empty(world * len(rows), *rows.shape[1:])
-    gather(everyone, rows, group=members)
-    return everyone
+    sent = rows.contiguous().view(torch.uint8)  # not every process group sends every dtype
+    received = sent.new_empty(world * len(sent), *sent.shape[1:])
+    gather(received, sent, group=members)
+    return received.view(rows.dtype)
 
 
 def _members(group: Group) -> ProcessGroup | None:
