@@ -14,7 +14,8 @@ them, of terms that take the log-sum-exp, one more step between the two adds the
 """
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from math import inf
 
 import torch
@@ -31,7 +32,7 @@ from nearfar.engine.positives import EachPositive, Side, SummedPositives
 from nearfar.engine.relation import Relation
 from nearfar.engine.running import SAFE, Base, Running, Terms, finite
 from nearfar.engine.slices import joined, part
-from nearfar.engine.step import Answer, Executor, Request
+from nearfar.engine.step import Answer, ByTiles, Executor, Request
 from nearfar.engine.together import Together
 from nearfar.engine.walk import Place, Walk
 from nearfar.inputs import readable
@@ -56,7 +57,7 @@ def log_sum_loss(
             return over_list(chosen, closeness, relation, request)
         return _over_tiles(chosen, closeness, relation, request, both=both)
 
-    return execute
+    return execute if relation.listed is not None else ByTiles(execute)
 
 
 def _over_tiles(
@@ -72,40 +73,47 @@ def _over_tiles(
     counts, in_place = rule.counts(relation), rule.far is None and not marked
     kind = SummedPositives if rule.sums_positives or marked else EachPositive
     shape = walk.strip_shape((_IN_PLACE if in_place else _BESIDE) + kind.floats_per_pair(walk))
-    if both or rule.both_ends or kind.wants_all_tiles(walk, shape[0]):
+    around = request.ring is not None
+    if both or around or rule.both_ends or kind.wants_all_tiles(walk, shape[0]):
         rows, two_sided = slice(0, walk.a.shape[0]), both or walk.mirrored
         sums = _Sums(rule, walk, rows, counts, marked=marked, both=both, two_sided=two_sided)
         most = walk.kept_elements(1 if in_place else 2)
-        found = [_in_steps(walk, sums, walk.places(), most)]
+        found = [_in_steps(walk, sums, walk.places, most)]
     else:
         # One buffer for all strips; a batch that is one strip is done sooner in place.
         room = None
         if walk.a.shape[0] > shape[0] and in_place:
-            room = walk.a.new_empty(shape[0] * walk.columns.shape[0])
-        found = [
-            _in_steps(walk, _Sums(rule, walk, rows, counts, marked=marked, room=room), places, inf)
-            for rows, places in walk.strips(shape)
-        ]
+            room = walk.a.new_empty(shape[0] * walk.m)
+        found = []
+        for rows, places in walk.strips(shape):
+            sums = _Sums(rule, walk, rows, counts, marked=marked, room=room)
+            found.append(_in_steps(walk, sums, partial(_same, places), inf))
     if request.kept is not None:
         counts = joined([inside for _, inside in found if inside is not None], walk.a)
     return walk.answer(joined([loss for loss, _ in found], walk.a), counts)
 
 
+def _same(places: Sequence[Place], *, pulling: bool = False) -> Sequence[Place]:
+    """Places that are the same in every step."""
+    return places
+
+
 def _in_steps(
-    walk: Walk, sums: "_Sums", places: Sequence[Place], most: float
+    walk: Walk, sums: "_Sums", places: Callable[..., Iterable[Place]], most: float
 ) -> tuple[Tensor, Tensor | None]:
     """The losses of the anchors of some tiles, and their counts; adds up their gradient.
 
     Args:
         walk: over the tiles.
         sums: of the anchors.
-        places: of the tiles.
+        places: of the tiles, for each step; see `Walk.places`.
         most: how many elements of the tiles of the first step are kept for the next.
     """
-    again = walk.gradient is not None or sums.terms is not None
+    gradient = walk.request.gradient
+    again = gradient or sums.terms is not None
     bases: list[Base] = []
     kept: deque[tuple[Tile, Terms] | None] = deque()
-    for place in places:
+    for place in places():
         tile, terms = sums.take(place, collect=True)
         most -= terms.values.numel()
         kept.append((tile, terms) if most >= 0 and again else None)
@@ -113,11 +121,11 @@ def _in_steps(
     if sums.terms is not None:
         sums.add_terms(
             walk.tile(place, sums.bound) if found is None else found[0]
-            for place, found in zip(places, kept, strict=True)
+            for place, found in zip(places(), kept, strict=True)
         )
     losses, counts = sums.finish()
-    if walk.gradient is not None:
-        for place, base in zip(places, bases, strict=True):
+    if gradient:
+        for place, base in zip(places(pulling=True), bases, strict=True):
             tile, terms = kept.popleft() or sums.take(place, (base,))
             walk.pull(tile, sums.force(tile, terms))
     return losses, counts
@@ -160,7 +168,7 @@ class _Sums:
         self.n = rows.stop - rows.start
         self.both = BothWays(self.n, walk.request.together) if both else None
         self.bound = rule.steepness * walk.request.bound
-        n = self.n + walk.columns.shape[0] if both else self.n
+        n = self.n + walk.m if both else self.n
         safe = self.bound + rule.offset <= SAFE.get(walk.a.dtype, 0)
         self.logs = Running(n, walk.a, safe)
         self.terms: PositiveTerms | None = None

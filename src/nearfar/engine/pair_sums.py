@@ -20,7 +20,7 @@ from nearfar.engine.pair_sets import Masked
 from nearfar.engine.relation import Relation
 from nearfar.engine.segments import sum_of
 from nearfar.engine.slices import part
-from nearfar.engine.step import Answer, Executor, Request
+from nearfar.engine.step import Answer, ByTiles, Executor, Request
 from nearfar.engine.walk import Walk
 from nearfar.inputs import readable
 from nearfar.reduction import Between, sum_dtype
@@ -191,7 +191,7 @@ def pair_loss(
         some = SomePairs(rule, outside)
         return _visit(some.rule, walk, some.shares(walk))
 
-    return execute
+    return execute if relation.listed is not None else ByTiles(execute)
 
 
 # Weights (p,) and (q,) of listed pairs -> the forces on them, and the gradients of learned tensors.
@@ -313,7 +313,7 @@ def _visit(rule: PairSum, walk: Walk, of_pairs: Shares) -> Answer:
     request, per_row = walk.request, walk.a.new_zeros(walk.a.shape[0])
     forces = None if request.bias is None else walk.a.new_zeros(())
     positive_weight, counts = of_pairs
-    for place in walk.places():
+    for place in walk.places(pulling=request.gradient):
         tile = walk.tile(place)
         if request.bias is not None:
             tile.closeness.add_(request.bias)

@@ -172,7 +172,7 @@ class EachPositive:
             return
         ends = tile.block.positives.indices()
         values = tile.closeness[ends]
-        if tile.rows == self._rows and tile.columns == slice(0, self._walk.columns.shape[0]):
+        if tile.rows == self._rows and tile.columns == slice(0, self._walk.m):
             self.values, self.of = values, ends[0]  # one tile has them all
             self.other = None if self.other is None else ends[1]
             self._sizes.append(len(values))

@@ -75,11 +75,41 @@ class Processes:
         dist.all_reduce(found, group=self.group)
         return found
 
+    def before(self, steps: int) -> int:
+        """The process so many places before this one, around."""
+        return (self.rank - steps) % self.size
+
+    def pass_on(self, x: Tensor, n: int, tag: int = 0) -> "Passing":
+        """Send (m, ...) rows to the next process, while n rows come from the one before."""
+        sent, coming = x.contiguous(), x.new_empty((n, *x.shape[1:]))
+        ops = [
+            dist.P2POp(act, tensor, dist.get_global_rank(self.group, peer), self.group, tag)
+            for act, tensor, peer in (
+                (dist.isend, sent, self.before(-1)),
+                (dist.irecv, coming, self.before(1)),
+            )
+            if tensor.numel()  # both ends know that there is none
+        ]
+        return Passing(dist.batch_isend_irecv(ops) if ops else [], coming, sent)
+
     def largest(self, x: Tensor) -> Tensor:
         """The largest over all processes, number by number."""
         found = x.contiguous().clone()
         dist.all_reduce(found, dist.ReduceOp.MAX, group=self.group)
         return found
+
+
+class Passing:
+    """A tensor on its way from the process before this one, and another to the one after it."""
+
+    def __init__(self, works: list[Any], coming: Tensor, sent: Tensor) -> None:
+        self._works, self._coming, self._sent = works, coming, sent
+
+    def received(self) -> Tensor:
+        """What has come, once both are through."""
+        for work in self._works:
+            work.wait()
+        return self._coming
 
 
 class Split:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from nearfar.engine.products import Finish
+from nearfar.engine.ring import Ring
 from nearfar.engine.rows import Rows, row_dots
 from nearfar.engine.together import Together, of_shared
 from nearfar.reduction import sum_dtype
@@ -23,6 +24,7 @@ class Sides(Protocol):
         a: (n, d) rows, see `Request`.
         b: (m, d) columns, see `Request`.
         finish: likewise.
+        ring: likewise.
         finite: whether all are known to be finite.
         seen: the rows and columns that were given, or others with NaN where these are not finite.
     """
@@ -35,6 +37,9 @@ class Sides(Protocol):
 
     @property
     def finish(self) -> Finish | None: ...
+
+    @property
+    def ring(self) -> Ring | None: ...
 
     @property
     def finite(self) -> bool: ...
@@ -56,12 +61,14 @@ class How:
         normalize: whether they are scaled to length 1.
         scale: what their products are multiplied with.
         learned: whether the scale gets a gradient.
+        rings: whether columns of several processes travel, rather than being gathered.
     """
 
     wide: torch.dtype
     normalize: bool
     scale: Scale
     learned: bool
+    rings: bool = False
 
 
 def sides(
@@ -87,7 +94,7 @@ def sides(
 class _One:
     """Rows that meet each other."""
 
-    finish = None
+    finish = ring = None
 
     def __init__(self, x: Tensor, how: How, *, at_both_ends: bool) -> None:
         self._how, scale = how, how.scale
@@ -115,6 +122,8 @@ class _One:
 
 class _Two:
     """Rows and other columns."""
+
+    ring = None
 
     def __init__(self, x: Tensor, y: Tensor, how: How) -> None:
         self._how = how
@@ -148,23 +157,35 @@ class _Spread:
             own = own[together.rows.own]
         self._own = own
         others = self._rows.ready if self._columns is None else self._columns.ready
-        self.b = others if together.columns is None else together.columns.gather(others)
+        self._others = others
         self.a = own if how.scale is None else own * how.scale
+        self.b: Tensor | None = None
+        self.ring: Ring | None = None
+        if together.columns is None:
+            self.b = others
+        elif how.rings:
+            self.ring = Ring(together.columns, others)
+        else:
+            self.b = together.columns.gather(others)
         # Of the rows of other processes it is not known.
-        self.finite, self.seen = False, (own, self.b)
+        self.finite, seen = False, self.b
+        if seen is None:  # 0, or NaN
+            seen = together.total((others * 0).sum()[None, None])
+        self.seen = own, seen
 
     def back(self, da: Tensor | None, db: Tensor | None) -> Gradients:
         assert da is not None
         assert db is not None
         together, how, of_scale = self._together, self._how, None
-        if how.learned:  # before the gradient of the columns is added up
-            of_scale = _of_scale(how.scale, _dots(da, self._own), _dots(db, self.b))
+        if how.learned:
+            columns = self._others if self.b is None else self.b
+            of_scale = _of_scale(how.scale, _dots(da, self._own), _dots(db, columns))
             of_scale = None if of_scale is None else together.total(of_scale)
         if how.scale is not None:
             da = da.mul_(how.scale)
         if together.columns is None:
             db = of_shared(db, together)
-        else:
+        elif self.ring is None:  # else it came home
             db = together.columns.sum_to_owners(db)
         assert db is not None
         if together.shared_rows:

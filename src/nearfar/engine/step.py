@@ -22,6 +22,7 @@ from nearfar.engine.observe import force_visitors
 from nearfar.engine.precision import Precision, chosen
 from nearfar.engine.products import Finish
 from nearfar.engine.relation import Relation
+from nearfar.engine.ring import Ring
 from nearfar.engine.rows import row_dots
 from nearfar.engine.sides import How, sides
 from nearfar.engine.together import Together, meet
@@ -65,6 +66,7 @@ class Request:
             digits: in it the largest cancel.
         together: the processes over which the comparison is spread, of which this one has the rows
             `a`; None: there are no others.
+        ring: columns that travel, in place of `b`; None: they do not.
     """
 
     a: Tensor
@@ -82,6 +84,7 @@ class Request:
     precision: Precision
     learns_scale: bool
     together: Together | None = None
+    ring: Ring | None = None
 
     @property
     def columns(self) -> Tensor:
@@ -126,6 +129,18 @@ class Answer:
 
 
 Executor = Callable[[Request], Answer]
+
+
+@dataclass(frozen=True, eq=False)
+class ByTiles:
+    """An executor that takes columns from a `Walk` alone, and so columns that travel too."""
+
+    execute: Executor
+
+    def __call__(self, request: Request) -> Answer:
+        return self.execute(request)
+
+
 # What makes an executor, once it is known which pairs are similar.
 Maker = Callable[[Relation], Executor]
 
@@ -385,7 +400,8 @@ def _compute(
     """Losses and gradients, in the dtype computed in."""
     together = job.together
     with _full_precision(x.device.type):  # autograd is off, as in every Function
-        how = How(_wide(x, y), job.normalize, scale, _learned(scale))
+        rings = together is not None and together.over.ring and isinstance(job.executor, ByTiles)
+        how = How(_wide(x, y), job.normalize, scale, _learned(scale), rings)
         # Rounded rows times a scale would be other rows than those rounded without it, and kernels
         # take half the time where both ends are the same rows.
         kernels = kernels_run_on(x.device) and how.wide is torch.float32
@@ -408,6 +424,7 @@ def _compute(
                 job.precision,
                 _learned(scale) or _learned(job.contained),
                 together,
+                both.ring,
             )
         )
         if job.each_pair and not answer.each_pair:

@@ -5,7 +5,7 @@ anchors) and some columns. A rule turns the closeness in a tile into forces, and
 gradient to the rows and columns. No loss cuts tiles or holds the gradient by itself.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property
 from typing import Protocol
@@ -19,6 +19,7 @@ from nearfar.engine.observe import force_visitors
 from nearfar.engine.precision import Precision
 from nearfar.engine.products import Gradient
 from nearfar.engine.relation import Relation
+from nearfar.engine.ring import Ring
 from nearfar.engine.slices import part, spans
 from nearfar.engine.step import Answer, Request
 
@@ -38,7 +39,8 @@ class Walk:
     Attributes:
         a: (n, d) the rows, prepared for `closeness`.
         columns: (m, d) the columns, likewise, or (m, k, d) where each is k rows; `a` itself where
-            the rows meet each other.
+            the rows meet each other; of columns that travel, those at hand.
+        m: how many columns there are.
         mirrored: whether the tiles of the upper triangle stand for the lower one. Not where the
             closeness of two rows is another from each end. Observers want to see each anchor's own
             forces, so for them nothing is mirrored.
@@ -50,16 +52,17 @@ class Walk:
         self, request: Request, closeness: Closeness, relation: Relation, *, buffers: int
     ) -> None:
         self.request, self.closeness, self.relation = request, closeness, relation
-        self.a, b = request.prepared(closeness)
-        self.columns = self.a if b is None else b
+        self.columns: Tensor
         self.mirrored = relation.symmetric and closeness.symmetric and not force_visitors()
         self.own: Tensor | None = None
         self.gradient: Gradient | None = None
-        if request.gradient:
-            columns = self.columns.flatten(0, -2)
-            how = request.finish, request.precision
-            self.gradient = Gradient(self.a, columns, *how, fine=request.learns_scale)
-        self.room = request.limits, self.a.device, self.a.element_size(), buffers
+        self._of_rows: Tensor | None = None  # their gradient by the columns that have passed
+        self.room = request.limits, request.a.device, request.a.element_size(), buffers
+        if request.ring is None:
+            self._take_up(0, request, pulling=request.gradient)
+            self.m = self.columns.shape[0]
+        else:
+            self.a, self.m = request.a, request.ring.n
 
     @cached_property
     def shape(self) -> tuple[int, int]:
@@ -68,11 +71,49 @@ class Walk:
             return budget.triangle_tile(*self.room, self.a.shape[1])
         return budget.tile(*self.room)
 
-    def places(self) -> list[Place]:
-        """All tiles, row by row. Mirrored: square ones on the diagonal, and those above it."""
-        n, m, (height, width) = self.a.shape[0], self.columns.shape[0], self.shape
+    def places(self, *, pulling: bool = False) -> Iterable[Place]:
+        """All tiles, row by row. Mirrored: square ones on the diagonal, and those above it.
+
+        Columns that travel go once around: then a tile must be taken before the next.
+
+        Args:
+            pulling: whether forces will be applied to the tiles.
+        """
+        if self.request.ring is not None:
+            return self._around(self.request.ring, pulling)
+        return self._places(slice(0, self.m))
+
+    def _around(self, ring: Ring, pulling: bool) -> Iterator[Place]:
+        for at, block in ring.blocks():
+            self._take_up(at.start, replace(self.request, b=block), pulling=pulling)
+            yield from self._places(at)
+            if self.gradient is not None:
+                da, db = self.gradient.whole()
+                assert da is not None
+                assert db is not None
+                self._of_rows = da if self._of_rows is None else self._of_rows.add_(da)
+                self.gradient = None
+                ring.pass_gradient(db)
+
+    def _take_up(self, first: int, request: Request, *, pulling: bool) -> None:
+        """Prepare some columns, from the first on, and their gradient."""
+        self.a, b = request.prepared(self.closeness)
+        self.columns, self._first = self.a if b is None else b, first
+        if pulling:
+            columns, how = self.columns.flatten(0, -2), (request.finish, request.precision)
+            self.gradient = Gradient(self.a, columns, *how, fine=request.learns_scale)
+
+    def _here(self, columns: slice) -> slice:
+        """Where some columns are among those at hand."""
+        first = self._first
+        return columns if not first else slice(columns.start - first, columns.stop - first)
+
+    def _places(self, columns: slice) -> list[Place]:
+        n, (height, width) = self.a.shape[0], self.shape
         if not self.mirrored:
-            return [(i, j, False) for i in spans(n, height) for j in spans(m, width)]
+            first, m = columns.start, columns.stop - columns.start
+            across = [slice(first + j.start, first + j.stop) for j in spans(m, width)]
+            return [(i, j, False) for i in spans(n, height) for j in across]
         found = []
         for i in spans(n, height):
             right = (slice(i.stop + j.start, i.stop + j.stop) for j in spans(n - i.stop, width))
@@ -81,13 +122,13 @@ class Walk:
 
     def strip_shape(self, kept: int) -> tuple[int, int]:
         """A tile so low that `kept` copies of all tiles of its rows fit the budget."""
-        return budget.strip_tile(*self.room, self.columns.shape[0], kept)
+        return budget.strip_tile(*self.room, self.m, kept)
 
     def strips(self, shape: tuple[int, int]) -> Iterator[tuple[slice, list[Place]]]:
         """Some rows, and their tiles, of this shape at most."""
         height, width = shape
         for rows in spans(self.a.shape[0], max(height, 1)):
-            yield rows, [(rows, at, False) for at in spans(self.columns.shape[0], width)]
+            yield rows, [(rows, at, False) for at in spans(self.m, width)]
 
     def blocks(self) -> Iterator[Tile]:
         """Blocks of rows against all columns."""
@@ -110,7 +151,7 @@ class Walk:
             out: where the closeness may be put.
         """
         rows, columns, mirrored = place
-        a, b = part(self.a, rows), part(self.columns, columns)
+        a, b = part(self.a, rows), part(self.columns, self._here(columns))
         bound = self.request.bound if bound is None else bound
         values, repaired = self.closeness.measure(a, b, bound, out, self.request.precision)
         return Tile(rows, columns, self.relation.block(rows, columns), values, repaired, mirrored)
@@ -119,13 +160,19 @@ class Walk:
         """Add the gradient of the forces on a tile; overwrites them and its closeness."""
         assert self.gradient is not None
         show(self.request, tile, force, self.closeness.distance_sign)
+        here = self._here(tile.columns)
+        if here != tile.columns:
+            tile = replace(tile, columns=here)
         self.closeness.backward(force, tile, self.gradient)
 
     def answer(
         self, per_row: Tensor, counts: Tensor | float | None = None, *, forces: Tensor | None = None
     ) -> Answer:
         """What the step is told: the losses, see `Answer`, and the gradient."""
-        da, db = (None, None) if self.gradient is None else self.gradient.whole()
+        if self.request.ring is not None:
+            da, db = self._of_rows, self.request.ring.gradient
+        else:
+            da, db = (None, None) if self.gradient is None else self.gradient.whole()
         return Answer(per_row, counts, da, db, forces, () if self.own is None else (self.own,))
 
 

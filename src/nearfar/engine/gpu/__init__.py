@@ -22,12 +22,14 @@ def takes(request: Request, closeness: Closeness, relation: Relation) -> bool:
 
     They take rows of float32 and less, on the devices of `kernels_run_on`; inner products;
     Euclidean and cosine distances of rows of up to 512 numbers; labels of every kind. They do not
-    take float64, listed pairs, other distances, or a loss that somebody observes.
+    take float64, listed pairs, other distances, columns that travel between processes, or a loss
+    that somebody observes.
     """
     if closeness.kernel != "product" and request.a.shape[1] > _LONGEST:
         return False
     return (
-        kernels_run_on(request.a.device)
+        request.ring is None
+        and kernels_run_on(request.a.device)
         and request.a.dtype is torch.float32
         and closeness.kernel is not None
         and relation.listed is None
