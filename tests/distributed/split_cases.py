@@ -1,6 +1,7 @@
 """Every whole-batch loss on a batch that is split over processes, and on the whole of it."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from math import inf
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 
 import nearfar
 from nearfar.distributed import over
+from nearfar.engine.budget import tile_shape
 
 # How many rows each process has: with and without an equal share, and with none at all.
 SIZES = {2: (5, 7), 3: (4, 0, 8), 4: (3, 3, 3, 3)}
@@ -75,12 +77,19 @@ def on_processes(
     names: Sequence[str],
     reductions: Sequence[Any],
     dtype: torch.dtype,
-    ring: bool,
-    replicas: str = "averaged",
+    how: dict[str, Any],
+    tile: tuple[int, int] | None,
 ) -> dict[tuple[str, Any], Found]:
     """What this process finds of every case, at every reduction."""
+    with nullcontext() if tile is None else tile_shape(*tile):
+        return _on_processes(names, reductions, dtype, over("world", **how))
+
+
+def _on_processes(
+    names: Sequence[str], reductions: Sequence[Any], dtype: torch.dtype, group: Any
+) -> dict[tuple[str, Any], Found]:
     world, rank = dist.get_world_size(), dist.get_rank()
-    group, sizes, found = over("world", ring=ring, replicas=replicas), SIZES[world], {}
+    sizes, found = SIZES[world], {}
     for name in names:
         case = by_name(name)
         data = drawn(case, dtype)

@@ -22,6 +22,7 @@ class Ring:
 
     Attributes:
         n: how many columns there are.
+        held: (c, d) those at hand.
         gradient: (n, d) the gradient of this process's columns; None until a pass has added to it.
     """
 
@@ -30,29 +31,30 @@ class Ring:
         self.gradient: Tensor | None = None
         # Another tensor: these are not rows that meet each other, whose gradient is taken at once.
         self._split, self._own = split, own.view_as(own)
+        self.held = self._own
         self._step = 0
         self._coming: Passing | None = None
 
-    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Once around: which columns, and (c, d) these."""
-        processes, held = self._split.processes, self._own
+    def once(self) -> Iterator[slice]:
+        """Once around: which columns are held."""
+        processes = self._split.processes
+        self.held = self._own
         for self._step in range(processes.size):
             last = self._step + 1 == processes.size
-            coming = None if last else processes.pass_on(held, self._rows(self._step + 1))
-            yield self._split.parts[processes.before(self._step)], held
-            if coming is not None:
-                held = coming.received()
+            coming = None if last else processes.pass_on(self.held, self._rows(self._step + 1))
+            yield self._split.parts[processes.before(self._step)]
+            self.held = self._own if coming is None else coming.received()
+            del coming  # and what was sent
 
     def pass_gradient(self, more: Tensor) -> None:
-        """Add to the gradient of the columns at hand, and send it on; once for each block."""
+        """Add to the gradient of the columns held, and send it on; once for each block."""
         if self._step:
             assert self._coming is not None
             more = self._coming.received().add_(more)
         # What comes is the gradient of the next columns; in the last step, of this process's own.
-        coming = self._split.processes.pass_on(more, self._rows(self._step + 1), tag=1)
-        last = self._step + 1 == self._split.processes.size
-        self._coming = None if last else coming
-        self.gradient = coming.received() if last else None
+        self._coming = self._split.processes.pass_on(more, self._rows(self._step + 1), tag=1)
+        if self._step + 1 == self._split.processes.size:
+            self.gradient, self._coming = self._coming.received(), None
 
     def _rows(self, step: int) -> int:
         """How many columns are at hand in a step."""

@@ -171,7 +171,7 @@ class _Spread:
         self.finite, seen = False, self.b
         if seen is None:  # 0, or NaN
             seen = together.total((others * 0).sum()[None, None])
-        self.seen = own, seen
+        self.seen: tuple[Tensor, Tensor | None] = own, seen
 
     def back(self, da: Tensor | None, db: Tensor | None) -> Gradients:
         assert da is not None
@@ -181,6 +181,7 @@ class _Spread:
             columns = self._others if self.b is None else self.b
             of_scale = _of_scale(how.scale, _dots(da, self._own), _dots(db, columns))
             of_scale = None if of_scale is None else together.total(of_scale)
+        self.b, self.seen = None, (self._own, None)  # their memory is needed for what follows
         if how.scale is not None:
             da = da.mul_(how.scale)
         if together.columns is None:

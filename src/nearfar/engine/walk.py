@@ -84,16 +84,22 @@ class Walk:
         return self._places(slice(0, self.m))
 
     def _around(self, ring: Ring, pulling: bool) -> Iterator[Place]:
-        for at, block in ring.blocks():
-            self._take_up(at.start, replace(self.request, b=block), pulling=pulling)
+        for at in ring.once():
+            self._take_up(at.start, replace(self.request, b=ring.held), pulling=pulling)
             yield from self._places(at)
-            if self.gradient is not None:
-                da, db = self.gradient.whole()
-                assert da is not None
-                assert db is not None
-                self._of_rows = da if self._of_rows is None else self._of_rows.add_(da)
-                self.gradient = None
-                ring.pass_gradient(db)
+            self.columns = self.a  # the memory of the others is free once they are passed on
+            if pulling:
+                ring.pass_gradient(self._put_down())
+
+    def _put_down(self) -> Tensor:
+        """The gradient of the columns at hand, whose part of that of the rows is kept."""
+        assert self.gradient is not None
+        da, db = self.gradient.whole()
+        self.gradient = None
+        assert da is not None
+        assert db is not None
+        self._of_rows = da if self._of_rows is None else self._of_rows.add_(da)
+        return db
 
     def _take_up(self, first: int, request: Request, *, pulling: bool) -> None:
         """Prepare some columns, from the first on, and their gradient."""
