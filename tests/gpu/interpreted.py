@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -13,12 +14,20 @@ from nearfar.engine import gpu
 def kernels() -> Iterator[None]:
     """Losses run by the kernels, with tiles so small that there are several."""
     pytest.importorskip("triton", reason="the kernels need Triton")
-    from nearfar.engine.budget import tile_shape
     from nearfar.engine.gpu.language import INTERPRETED
-    from nearfar.engine.where import running_kernels
 
     if not INTERPRETED:
         pytest.skip("Triton compiles: unset TRITON_INTERPRET=0")
+    with interpreted():
+        yield
+
+
+@contextmanager
+def interpreted() -> Iterator[None]:
+    """The same without a test around it, as in a process that a test has started."""
+    from nearfar.engine.budget import tile_shape
+    from nearfar.engine.where import running_kernels
+
     with running_kernels(everywhere=True), tile_shape(16, 16), warnings.catch_warnings():
         # The interpreter computes with NumPy, which warns of an overflow that is masked later.
         warnings.filterwarnings("ignore", category=RuntimeWarning)

@@ -323,7 +323,7 @@ def _summed(
         by_anchors, by_others = by_logs
         m = n if together is None else together.rows.n
         by_others = sum_of(by_others, positives.other, m)
-        by_others = by_others if together is None else together.rows.sum_to_owners(by_others)
+        by_others = by_others if together is None else together.sum_of_rows(by_others)
         by_logs = sum_of(by_anchors, anchor, n) + by_others
     return Settled(loss if each else sum_of(loss, anchor, n), by_logs, by_positives, [], counts)
 

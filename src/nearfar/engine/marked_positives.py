@@ -111,7 +111,7 @@ class PositiveTerms:
             counts = self._number if counts is None else self._number * (counts > 0)
         if self._by_others is not self._by_logs:
             assert self._together is not None
-            self._by_logs += self._together.rows.sum_to_owners(self._by_others)
+            self._by_logs += self._together.sum_of_rows(self._by_others)
         return Settled(loss, self._by_logs, loss, [], counts)
 
     def add_forces(self, force: Tensor, tile: Tile, sides: list[Side]) -> None:

@@ -112,7 +112,7 @@ class Running:
         total = part(self.total, at)
         if not self.safe:
             old = self._tops(at)
-            new = together.largest(old)
+            new = together.largest(old.to(self.sum_dtype))
             total.mul_((old - finite(new)).exp_())
             old.copy_(new)
         total.copy_(together.total(total))

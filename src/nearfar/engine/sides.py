@@ -175,9 +175,8 @@ class _Spread:
 
     def back(self, da: Tensor | None, db: Tensor | None) -> Gradients:
         assert da is not None
-        assert db is not None
         together, how, of_scale = self._together, self._how, None
-        if how.learned:
+        if how.learned and db is not None:
             columns = self._others if self.b is None else self.b
             of_scale = _of_scale(how.scale, _dots(da, self._own), _dots(db, columns))
             of_scale = None if of_scale is None else together.total(of_scale)
@@ -186,13 +185,13 @@ class _Spread:
             da = da.mul_(how.scale)
         if together.columns is None:
             db = of_shared(db, together)
-        elif self.ring is None:  # else it came home
+        elif self.ring is None and db is not None:  # else it came home
             db = together.columns.sum_to_owners(db)
-        assert db is not None
         if together.shared_rows:
             da = together.rows.gather(da)
-        if self._columns is None:
-            return self._rows.back(da.add_(db)), None, of_scale
+        if self._columns is None:  # without db, da holds what the rows are given as columns
+            return self._rows.back(da if db is None else da.add_(db)), None, of_scale
+        assert db is not None
         return self._rows.back(da), self._columns.back(db), of_scale
 
 

@@ -290,7 +290,7 @@ class _Step(torch.autograd.Function):
         weighted = done.per_row if job.weight is None else done.per_row * job.weight
         if later:
             if job.together is not None and job.together.shared_rows:
-                weighted = job.together.rows.gather(weighted)
+                weighted = job.together.of_rows(weighted)
             ctx.inputs = scale, bias
             ctx.save_for_backward(*map(_owned, (x, y, scale, bias, *learned)))
             return weighted.to(_wide(x, y))
@@ -438,7 +438,8 @@ def _compute(
             return _Computed(per_row, answer.counts)
         dx, dy, dscale = both.back(answer.da, answer.db)
         if answer.by_scale is not None and isinstance(scale, Tensor):
-            dscale = answer.by_scale / scale
+            by_scale = answer.by_scale
+            dscale = (by_scale if together is None else together.total(by_scale)) / scale
         dbias = answer.forces if _learned(bias) else None
         gradients = [dx, dy, dscale, dbias, *answer.learned]
         if _learned(job.contained):

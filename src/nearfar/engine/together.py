@@ -89,8 +89,12 @@ class Together:
         return weight[self.rows.own] if self.shared_rows else weight
 
     def of_rows(self, x: Tensor) -> Tensor:
-        """What is known of this process's rows, of the rows of all."""
-        return self.rows.gather(x)
+        """What is known of this process's rows, of the rows of all; numbers in float64."""
+        return self.rows.gather(_wide(x))
+
+    def sum_of_rows(self, x: Tensor) -> Tensor:
+        """What all processes add to this one's rows, from what each has of all; in float64."""
+        return self.rows.sum_to_owners(_wide(x))
 
     def scale_of_gradients(self, *, each: bool) -> tuple[float, float]:
         """What the gradients of split rows, and of what is shared, are multiplied with.
@@ -106,6 +110,11 @@ class Together:
         if each or self.over.replicas == "summed":
             return 1.0, 1 / size
         return float(size), 1.0
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Numbers of one dtype: a process with few rows may have kept them in another."""
+    return x.to(sum_dtype(x)) if x.is_floating_point() else x
 
 
 def meet(

@@ -13,6 +13,7 @@ from nearfar.engine.gpu.language import launch
 from nearfar.engine.gpu.shapes import Shape, processors, shape_of
 from nearfar.engine.relation import Relation
 from nearfar.engine.step import Request
+from nearfar.engine.together import Together
 
 # Rows of up to so many numbers are short: in 16 bits they stay on the chip. Longer ones, and those
 # of float32, are taken in chunks of _CHUNK.
@@ -87,7 +88,7 @@ class Comparison:
             self.columns = self._side(b, down, relation.column_labels, is_rows=False)
         self.settings: dict[str, Any] = {
             "LABELS": self._labels,
-            "SELVES": "diagonal" if relation.symmetric else _or_none(relation.declared, "named"),
+            "SELVES": self._selves,
             "MEASURE": self.measure,
             "CANCELS": _cancels(self.measure),
             "PRODUCT": _PRODUCTS.get(request.precision, "ieee"),
@@ -109,9 +110,26 @@ class Comparison:
         """Whether the columns are the rows."""
         return self.columns is self.rows
 
+    @property
+    def spread(self) -> Together | None:
+        """The processes whose rows the columns are, those of `rows` among them; else None.
+
+        Then the pull of a pair on its row is known from both ends, once what is known of the
+        anchors has been exchanged, and columns need no gradient.
+        """
+        met = self.relation.first is not None and self.relation.declared is not None
+        return self.request.together if met else None
+
+    @property
+    def _selves(self) -> str:
+        declared = self.relation.declared is not None
+        if self.relation.symmetric or (declared and self.relation.first is not None):
+            return "diagonal"
+        return "named" if declared else "none"
+
     @cached_property
     def _labels(self) -> str:
-        if self.relation.match is not None:
+        if self.relation.match is not None and self.relation.first is None:
             return "match"
         if self.relation.row_labels is None:
             return "diagonal"
@@ -136,6 +154,7 @@ class Comparison:
             _contiguous(relation.declared) if is_rows else None,
             down,
             x.shape[0],
+            (self.relation.first or 0) if is_rows else 0,
         )
 
     def _operand(self, x: Tensor) -> Tensor:
@@ -231,16 +250,13 @@ def _contiguous(values: Tensor | None) -> Tensor | None:
     return None if values is None else values.contiguous()
 
 
-def _or_none(value: object, word: str) -> str:
-    return "none" if value is None else word
-
-
 def _words(labels: Tensor) -> Tensor:
     """(n, w) int32, 32 labels a word, from (n, c) bool."""
     n, c = labels.shape
-    padded = labels.new_zeros(n, -(-max(c, 1) // _BITS) * _BITS)
+    size = -(-max(c, 1) // _BITS)
+    padded = labels.new_zeros(n, size * _BITS)
     padded[:, :c] = labels
-    bits = padded.view(n, -1, _BITS)
+    bits = padded.view(n, size, _BITS)
     words = torch.zeros(bits.shape[:2], dtype=torch.int32, device=labels.device)
     for k in range(_BITS):  # all at once would take 64 bits a label
         words |= bits[:, :, k].to(torch.int32) << k

@@ -9,7 +9,7 @@ from typing import Literal
 from nearfar.engine.closeness import Closeness
 from nearfar.engine.gpu import row_owners, strips, tiles
 from nearfar.engine.gpu.comparison import SHORT, Comparison
-from nearfar.engine.gpu.settled import Anchors, answer, pulls, settled
+from nearfar.engine.gpu.settled import Anchors, add_others, answer, pulls, settled
 from nearfar.engine.log_sum_rule import BothWays, LogSumRule
 from nearfar.engine.precision import NARROW
 from nearfar.engine.relation import Relation
@@ -28,6 +28,8 @@ def run(
         return strips.run(rule, compared, anchors)
     way = tiles if structure == "tiles" else row_owners
     found = way.collect(rule, compared, both=both)
+    if ways is not None and request.together is not None:
+        add_others(found, relation.n, ways, request.together)
     if rule.per_positive:
         done = row_owners.terms(rule, compared, compared.rows, found, anchors)
     else:
@@ -61,7 +63,8 @@ def _structure(
         return "row owners"
     simple = rule.sums_positives and rule.far is None
     if both:
-        by_diagonal = relation.row_labels is None and relation.match is None
+        matched = relation.match is not None and relation.first is None
+        by_diagonal = relation.row_labels is None and not matched
         fits = simple and by_diagonal and not rule.with_positives
         return "tiles" if fits else "row owners"
     return "tiles" if simple and request.precision in NARROW else "strips"

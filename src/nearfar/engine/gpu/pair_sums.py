@@ -87,14 +87,17 @@ class _Pairs:
         if compared.wide:
             return self._in_strips(by, near, gradient)
         by_scale = compared.scale_sums() if gradient else None
-        weights = by, by if compared.mirrored else None
+        together = compared.spread
+        met = compared.mirrored or together is not None  # rows are columns too
+        others = by if together is None else together.of_rows(by).to(by.dtype)
+        weights = by, others if met else None
         loss, forces, da = self._visit(
             rows, columns, weights, near, gradient, by_scale, flipped=False
         )
         db, total = None, None if by_scale is None else by_scale.sum()
-        if total is not None and compared.mirrored:
+        if total is not None and met:
             total = total / 2  # the forces on a pair came from both ends, once for each
-        if gradient and not compared.mirrored:
+        if gradient and not met:
             db = self._visit(columns, rows, (None, by), near, gradient, None, flipped=True)[2]
         return Answer(loss, da=da, db=db, forces=forces, by_scale=total)
 

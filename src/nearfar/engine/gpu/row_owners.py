@@ -22,6 +22,7 @@ from nearfar.engine.gpu.settled import (
     limits,
     of_sides,
     pull_settings,
+    spread,
 )
 from nearfar.engine.log_sum_rule import LogSumRule, Settled
 
@@ -93,13 +94,16 @@ def terms(
 ) -> Settled:
     """The losses of a rule that is a sum over positives, by one more pass over the pairs."""
     kept, counts = compared.request.kept, anchors.counts
+    met = compared.mirrored or compared.spread is not None  # rows are columns too
     grid = compared.grid("collect" if products is None else "strip", own, compared.columns)
     planes = own.operand.new_empty(3, grid.parts, own.count, dtype=torch.float32)
-    of = known(found, anchors.weight)
+    of = others = known(found, anchors.weight)
+    if compared.spread is not None:
+        others = spread(of, compared.spread)
     compared.launch(
         kernels.collect_terms,
         grid,
-        *(own, compared.columns, products, of, of if compared.mirrored else None, *planes),
+        *(own, compared.columns, products, of, others if met else None, *planes),
         *(compared.d, compared.words, grid.split, *limits(kept)),
         term=kernel(rule.term),
         BOTH_ENDS=rule.both_ends,
@@ -121,6 +125,10 @@ def gradient(
     if compared.mirrored:
         da = _pulled(rule, compared, rows, rows, (pulls, pulls), by_scale, flipped=False)
         # The forces on a pair came from both ends, once for each.
+        return da, None, None if by_scale is None else by_scale.sum() / 2
+    if compared.spread is not None:
+        both_ends = pulls, spread(pulls, compared.spread)
+        da = _pulled(rule, compared, rows, columns, both_ends, by_scale, flipped=False)
         return da, None, None if by_scale is None else by_scale.sum() / 2
     of_rows, of_columns = of_sides(pulls, rows.count) if both else (pulls, None)
     da = _pulled(rule, compared, rows, columns, (of_rows, of_columns), by_scale, flipped=False)

@@ -22,6 +22,7 @@ from nearfar.engine.precision import up_to_float16
 from nearfar.engine.relation import Relation
 from nearfar.engine.slices import part
 from nearfar.engine.step import Answer, Request
+from nearfar.engine.together import Together
 from nearfar.reduction import Between
 
 # (n,) of each anchor: "top" and "far" are the log-sum-exp of its negatives in two parts, "near" is
@@ -78,6 +79,20 @@ def joined(top: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
     highest = top.amax(0)
     highest = highest.masked_fill(highest == -torch.inf, 0)
     return highest.double(), (total * (top - highest).exp()).sum(0, dtype=torch.float64).log()
+
+
+def add_others(found: Found, n: int, both: BothWays, together: Together) -> None:
+    """Add what the rows of other processes are to the columns, which come after n rows."""
+    top = found["top"][n:]
+    highest = together.largest(top)
+    shift = top - highest
+    for name in ("far", "near"):
+        if name in found:  # log-sum-exps relative to the top
+            own = (found[name][n:] + shift).exp()
+            found[name] = torch.cat([found[name][:n], together.total(own).log()])
+    found["top"] = torch.cat([found["top"][:n], highest])
+    if "total" in found:  # each column has one positive, which is a row
+        found["total"] = both.spread(found["total"][:n])
 
 
 def function(exponent: Exponent | None) -> tuple[Any, tuple[float, ...]]:
@@ -157,6 +172,15 @@ def pulls(rule: LogSumRule, found: Found, done: Settled, weight: Tensor | None) 
     if rule.with_positives:
         by["by_near"] = done.by_logs * found["near"]
     return known(found, None, **by, by_total=done.by_positives)
+
+
+def spread(of_rows: Pulls, together: Together) -> Pulls:
+    """How hard the rows of all processes act, from what is known of this one's."""
+    names = [name for name, values in of_rows._asdict().items() if values is not None]
+    rows = torch.stack([getattr(of_rows, name) for name in names], 1)
+    every = together.of_rows(rows).to(rows.dtype).unbind(1)
+    by_name = {name: t.contiguous() for name, t in zip(names, every, strict=True)}
+    return Pulls(**{name: by_name.get(name) for name in Pulls._fields})
 
 
 def scale_for(dtype: torch.dtype, *sides: Pulls | None) -> Tensor | None:

@@ -173,7 +173,8 @@ class _ByClass:
         if own is not None:
             place = self.columns.argsort()[own.clamp(min=0)]
             own = place.where(own >= 0, -1)[self.rows]
-        self.relation = replace(relation, row_labels=labels, column_labels=others, declared=own)
+        by_class = replace(relation, row_labels=labels, column_labels=others, declared=own)
+        self.relation = replace(by_class, first=None)
         self.request = replace(
             request,
             a=request.a[self.rows],

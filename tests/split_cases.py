@@ -82,17 +82,17 @@ def on_processes(
 ) -> dict[tuple[str, Any], Found]:
     """What this process finds of every case, at every reduction."""
     with nullcontext() if tile is None else tile_shape(*tile):
-        return _on_processes(names, reductions, dtype, over("world", **how))
+        return with_group(names, reductions, dtype, over("world", **how))
 
 
-def _on_processes(
-    names: Sequence[str], reductions: Sequence[Any], dtype: torch.dtype, group: Any
+def with_group(
+    names: Sequence[str], reductions: Sequence[Any], dtype: torch.dtype, group: Any, d: int = 4
 ) -> dict[tuple[str, Any], Found]:
     world, rank = dist.get_world_size(), dist.get_rank()
     sizes, found = SIZES[world], {}
     for name in names:
         case = by_name(name)
-        data = drawn(case, dtype)
+        data = drawn(case, dtype, d)
         for reduction in reductions:
             by = None
             if reduction == "none":
@@ -170,8 +170,8 @@ def by_name(name: str) -> Case:
     return EVERY[name]
 
 
-def drawn(case: Case, dtype: torch.dtype) -> Data:
-    return case.draw(12).to(dtype)
+def drawn(case: Case, dtype: torch.dtype, d: int = 4) -> Data:
+    return case.draw(12, d).to(dtype)
 
 
 def joined(
