@@ -48,6 +48,7 @@ class Worker:
     pipe: Connection
 
 
+_START = 120  # seconds to start a process, on a busy machine
 _workers: dict[int, Worker] = {}
 
 
@@ -74,11 +75,12 @@ def run(world: int, function: Callable[..., Any], *arguments: Any, timeout: floa
 
 def attempt(world: int, function: Callable[..., Any], *arguments: Any, timeout: float = 60) -> list:
     """As `run`, but a process that fails has a `Failure` in place of its result."""
+    _start(world)
     with TemporaryDirectory() as folder:
         store = str(Path(folder) / "store")
         for rank in range(world):
             task = (function, arguments, rank, world, store, timeout)
-            _worker(rank).pipe.send_bytes(pickle.dumps(task))
+            _workers[rank].pipe.send_bytes(pickle.dumps(task))
         return _collect(world, time.monotonic() + timeout)
 
 
@@ -102,16 +104,19 @@ def _received(pipe: Connection) -> Any:
         return Failure("died", "the process ended without a word")
 
 
-def _worker(rank: int) -> Worker:
-    """The process of this rank, started if there is none."""
-    if rank not in _workers or not _workers[rank].process.is_alive():
-        context = get_context("spawn")
+def _start(world: int) -> None:
+    """Start the processes that are not there, and wait until they have imported torch."""
+    context = get_context("spawn")
+    missing = [r for r in range(world) if r not in _workers or not _workers[r].process.is_alive()]
+    for rank in missing:
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs,), daemon=True)
         process.start()
         theirs.close()
         _workers[rank] = Worker(process, ours)
-    return _workers[rank]
+    for rank in missing:
+        assert _workers[rank].pipe.poll(_START), f"process {rank} did not start in {_START} s"
+        _workers[rank].pipe.recv_bytes()
 
 
 def _stop(worker: Worker) -> None:
@@ -133,6 +138,7 @@ def _serve(pipe: Connection) -> None:
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # no look-up of the host's name
     with suppress(EOFError, KeyboardInterrupt):
+        pipe.send_bytes(b"ready")
         while True:
             pipe.send_bytes(_answer(pipe.recv_bytes()))
 
