@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parents[1] / "src"
 # From the lowest; a module imports from its own layer and from those below (docs/architecture.md).
 LAYERS = (
     {"registry", "reduction", "inputs", "spectrum", "tabulate", "plain"},
-    {"labels", "distance", "listed", "reference"},
+    {"labels", "distance", "listed", "reference", "cached"},
     {"engine"},
     {"losses", "distributed", "memory"},
     {"mine", "evaluate", "doctor", "insight"},

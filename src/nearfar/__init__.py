@@ -15,6 +15,7 @@ from nearfar.registry import LOSSES as _LOSSES
 __version__ = "0.2.0"
 
 _NAMES = {
+    "nearfar.cached.backward": ("cached_backward",),
     "nearfar.distance": ("cosine_similarity",),
     "nearfar.engine.budget": ("memory_budget",),
     "nearfar.engine.precision": ("precision",),

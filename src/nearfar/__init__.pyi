@@ -4,6 +4,7 @@ Written by tools/write_losses.py; do not edit.
 """
 
 from nearfar import distributed, doctor, mine
+from nearfar.cached.backward import cached_backward
 from nearfar.distance import cosine_similarity
 from nearfar.engine.budget import memory_budget
 from nearfar.engine.closeness import Tile
@@ -117,6 +118,7 @@ __all__ = [
     "batch_loss",
     "batch_quadruplet_loss",
     "batch_triplet_loss",
+    "cached_backward",
     "circle_loss",
     "clip_loss",
     "contrastive_loss",
