@@ -120,8 +120,9 @@ def check_code(page: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert [line.rstrip() for line in printed.splitlines()] == shown.splitlines()
 
 
-@pytest.mark.parametrize("page", ["your-own-loss", "memory", "from-pytorch-metric-learning"])
-@pytest.mark.parametrize("page", ["your-own-loss", "cached", "from-pytorch-metric-learning"])
+@pytest.mark.parametrize(
+    "page", ["your-own-loss", "cached", "memory", "from-pytorch-metric-learning"]
+)
 def test_the_code_of_a_guide_runs_and_prints_what_it_shows(page, capsys):
     check_code(f"docs/{page}.md", capsys)
 
