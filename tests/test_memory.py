@@ -3,10 +3,10 @@
 import copy
 import inspect
 import math
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import processes
 import pytest
 import torch
 import torch.distributed as dist
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from waits import accelerator, there
 
 import nearfar as nf
-from nearfar.memory import gather_rows
+from nearfar.distributed import over
 from nearfar.registry import LOSSES
 
 DIM, CLASSES = 4, 3
@@ -575,7 +575,7 @@ def test_errors_teach():
         ValueError, match="warm_up must be a number of additions, 0 or more; got -1"
     ):
         nf.MemoryBank(5, DIM, warm_up=-1)
-    with pytest.raises(ValueError, match='group must be "world", a process group or None'):
+    with pytest.raises(TypeError, match='group must be "world", a torch'):
         nf.MemoryBank(5, DIM, group="nccl")
     with pytest.raises(
         TypeError, match="labels must be as the bank was made, labels='ids'; got no"
@@ -614,12 +614,12 @@ def share(step: int, rank: int, labels: str) -> tuple[Tensor, Tensor, Tensor]:
     return x, known, items + 100 * rank
 
 
-def in_a_process(rank: int, path: str) -> None:
+def same_bank() -> None:
     """Two processes have the same bank, which is that of one with the rows of both."""
-    warnings.simplefilter("error")
-    dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
-    alone, everyone = dist.new_group([rank], use_local_synchronization=True), dist.group.WORLD
-    for labels, group in (("ids", "world"), ("multi", everyone), ("ids", alone)):
+    rank, everyone = dist.get_rank(), dist.group.WORLD
+    alone = dist.new_group([rank], use_local_synchronization=True)
+    groups = (("ids", "world"), ("multi", everyone), ("ids", alone), ("ids", over(everyone)))
+    for labels, group in groups:
         kind = {"labels": CLASSES if labels == "multi" else "ids", "warm_up": 1}
         bank = nf.MemoryBank(9, DIM, group=group, **kind)
         one = nf.MemoryBank(9, DIM, **kind)
@@ -637,11 +637,46 @@ def in_a_process(rank: int, path: str) -> None:
             assert torch.equal(found.own, true.own[mine])
         assert torch.equal(bank.ids, one.ids)
         assert torch.equal(bank.ages, one.ages)
-    for dtype in (torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.bool):
-        rows = torch.arange(6 * rank).reshape(-1, 2, 3).to(dtype)
-        assert torch.equal(gather_rows(rows, "world"), torch.arange(6).reshape(1, 2, 3).to(dtype))
-    dist.destroy_process_group()
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        bank = nf.MemoryBank(9, DIM, labels=None, group="world", dtype=dtype)
+        whole = torch.arange(3 * DIM, dtype=torch.float64).reshape(3, DIM)
+        assert torch.equal(bank.add(whole[rank : 2 * rank + 1]).x, whole.to(dtype))
 
 
-def test_the_bank_is_the_same_on_every_process(tmp_path):
-    torch.multiprocessing.spawn(in_a_process, (str(tmp_path / "store"),), nprocs=2)
+def test_the_bank_is_the_same_on_every_process():
+    processes.run(2, same_bank)
+
+
+def refused_on_both() -> list[str]:
+    """The errors of banks that one process uses in a wrong way, after which both go on."""
+    rank = dist.get_rank()
+    x, labels = torch.ones(2, DIM), [0, 1]
+    bank = nf.MemoryBank(5, DIM, group="world")
+    errors = []
+    for wrong in (
+        lambda: bank.add(x, [0.5, 1.0] if rank else labels),
+        lambda: bank.add(x[:, : DIM - rank], labels),
+        lambda: nf.MemoryBank(5 + rank, DIM, group="world").add(x, labels),
+        lambda: nf.sup_con_loss(x, labels, group="world") if rank else bank.add(x, labels),
+    ):
+        with pytest.raises((TypeError, ValueError)) as error:
+            wrong()
+        errors.append(str(error.value))
+    assert len(bank.add(x, labels).x) == 4
+    return errors
+
+
+def test_a_wrong_argument_of_one_process_is_refused_on_all():
+    first, second = processes.run(2, refused_on_both)
+    assert first == second
+    for error, said in zip(
+        first,
+        (
+            "process 1: labels must be",
+            "process 1: x must have rows of length 4",
+            "size is 5 on process 0 and 6 on process 1; all processes must call the same function",
+            "function is added_to_bank on process 0 and sup_con_loss on process 1",
+        ),
+        strict=True,
+    ):
+        assert said in error

@@ -2,20 +2,21 @@
 
 from dataclasses import dataclass
 from math import nan
-from typing import Literal, TypeAlias
+from typing import Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from nearfar.distance import cosine, unit
+from nearfar.engine.meeting import Group, Meeting, as_over, facts_of, over_processes, processes_of
+from nearfar.engine.processes import Split
 from nearfar.inputs import ArrayLike, batch, between, positive_integer
 from nearfar.labels import batch_labels, class_ids, refuse
 from nearfar.reference import Reference
 
-Group: TypeAlias = ProcessGroup | Literal["world"] | None
+# Rows, their labels, and which items they are of.
+Added = tuple[Tensor, Tensor | None, Tensor]
 
 
 @dataclass(frozen=True)
@@ -72,13 +73,15 @@ class MemoryBank(nn.Module):
             multi-labels; None: no labels.
         warm_up: how many additions are not stored, while the network still changes quickly. Until
             then the bank is empty, and `add` returns the batch alone.
-        group: processes whose rows are gathered, in the order of their ranks, so that the bank is
-            the same on each: "world", or a process group. None: those of this process.
+        group: the processes whose rows are gathered, in the order of their ranks, so that the bank
+            is the same on each: "world", a process group, a dimension of a DeviceMesh, or
+            `nearfar.distributed.over(...)` of one. None: those of this process.
         device: where the rows are. None: torch's default.
         dtype: in which they are stored, whatever that of a batch is. None: torch's default.
 
     Raises:
         ValueError: a size or `warm_up` out of range.
+        RuntimeError: `group` is given, and torch.distributed is not in use.
 
     >>> import nearfar as nf
     >>> bank = MemoryBank(4, dim=2)
@@ -110,7 +113,7 @@ class MemoryBank(nn.Module):
         *,
         labels: Literal["ids"] | int | None = "ids",
         warm_up: int = 0,
-        group: Group = None,
+        group: Group | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -118,8 +121,8 @@ class MemoryBank(nn.Module):
         self.size, self.dim = positive_integer("size", size), positive_integer("dim", dim)
         if not isinstance(warm_up, int) or warm_up < 0:
             raise ValueError(f"warm_up must be a number of additions, 0 or more; got {warm_up!r}.")
-        if isinstance(group, str) and group != "world":
-            raise ValueError(f'group must be "world", a process group or None; got {group!r}.')
+        if group is not None:
+            processes_of(as_over(group))
         self.kind, self.warm_up, self.group = labels, warm_up, group
         # Stored rows and additions; a tensor, since a compiler would take numbers for constants.
         self._counts = torch.zeros(2, dtype=torch.int64, device="cpu")
@@ -205,24 +208,20 @@ class MemoryBank(nn.Module):
     def _add(self, x: ArrayLike, labels: ArrayLike | None, ids: ArrayLike | None) -> Reference:
         # Rows made in inference mode could not be compared with rows that get a gradient.
         with torch.inference_mode(False):
-            rows, known, items = self._checked(x, labels, ids)
-            first, n = 0, len(rows)
-            if self.group is not None:
-                first = _rows_before(rows, self.group)
-                rows, items = gather_rows(rows, self.group), gather_rows(items, self.group)
-                known = None if known is None else gather_rows(known, self.group)
+            settings = {"size": self.size, "labels": self.kind, "warm_up": self.warm_up}
+            (rows, known, items), here = added_to_bank(
+                self, x, labels, ids, group=self.group, **settings
+            )
             added = len(rows)
             self._count(len(self), self.additions + 1)
             if self.additions > self.warm_up:
                 self._store(rows, known, items)
                 rows, known = self.x, self.labels
-            first += len(rows) - added  # the newest rows come last
-            own = torch.arange(first, first + n, device=rows.device).clamp(min=-1)
-            return Reference(rows, known, own)
+            moved = len(rows) - added  # the newest rows come last
+            own = torch.arange(here.start + moved, here.stop + moved, device=rows.device)
+            return Reference(rows, known, own.clamp(min=-1))
 
-    def _checked(
-        self, x: ArrayLike, labels: ArrayLike | None, ids: ArrayLike | None
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
+    def checked(self, x: ArrayLike, labels: ArrayLike | None, ids: ArrayLike | None) -> Added:
         """Rows, labels and items as they are stored; rows and labels are copies."""
         rows = self._like_rows(x)
         items = rows.new_full((len(rows),), -1, dtype=torch.int64)
@@ -314,6 +313,28 @@ class MemoryBank(nn.Module):
         return f"{self.size}, dim={self.dim}, labels={self.kind!r}, {len(self)} rows"
 
 
+@over_processes
+def added_to_bank(
+    bank: MemoryBank,
+    x: ArrayLike,
+    labels: ArrayLike | None,
+    ids: ArrayLike | None,
+    /,
+    *,
+    group: Group | None,
+    **settings: object,  # of the bank, which must be the same on all processes
+) -> tuple[Added, slice]:
+    """The rows of all processes with their labels and items, and which are those of this one."""
+    rows, known, items = bank.checked(x, labels, ids)
+    if group is None:
+        return (rows, known, items), slice(0, len(rows))
+    assert isinstance(group, Meeting)
+    facts = facts_of(rows, None, known, listed=False, gradient=False, weighted=False)
+    split = Split(group.processes, [told.rows for told in group.agree(facts)])
+    known = None if known is None else split.gather(known)
+    return (split.gather(rows), known, split.gather(items)), split.own
+
+
 def _drift(then: Tensor, now: Tensor, ages: Tensor) -> Drift:
     """From (n, d) stored and present rows of the same items."""
     n = len(now)
@@ -395,46 +416,3 @@ def _matched(target: nn.Module, source: nn.Module) -> dict[str, tuple[Tensor, Te
                 "source.module."
             )
     return {name: (held, theirs[name]) for name, held in ours.items()}
-
-
-# -- several processes ----------------------------------------------------------------------------
-
-
-def gather_rows(rows: Tensor, group: Group) -> Tensor:
-    """The rows of all processes, in the order of their ranks; each may have any number, or none."""
-    sizes = _row_counts(rows, group)
-    most = max(sizes)
-    if not most:
-        return rows
-    padded = rows.new_zeros(most, *rows.shape[1:])
-    padded[: len(rows)] = rows
-    parts = _gather_equal(padded, group).chunk(len(sizes))
-    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
-
-
-def _row_counts(rows: Tensor, group: Group) -> list[int]:
-    """How many rows each process has."""
-    counts: list[int] = _gather_equal(torch.tensor([len(rows)], device=rows.device), group).tolist()
-    return counts
-
-
-def _rows_before(rows: Tensor, group: Group) -> int:
-    """How many rows the processes of lower rank have."""
-    return sum(_row_counts(rows, group)[: dist.get_rank(_members(group))])
-
-
-def _gather_equal(rows: Tensor, group: Group) -> Tensor:
-    """As `gather_rows`, where each process has the same number."""
-    members = _members(group)
-    world = dist.get_world_size(members)
-    # Since torch 2.13, the older name is deprecated.
-    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-    sent = rows.contiguous().view(torch.uint8)  # not every process group sends every dtype
-    received = sent.new_empty(world * len(sent), *sent.shape[1:])
-    gather(received, sent, group=members)
-    return received.view(rows.dtype)
-
-
-def _members(group: Group) -> ProcessGroup | None:
-    """As torch names them: None is every process."""
-    return None if isinstance(group, str) else group

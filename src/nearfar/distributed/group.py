@@ -1,6 +1,6 @@
 """Over which processes a loss is computed, and how they work together."""
 
-from nearfar.engine.meeting import Handshake, Over, Replicas, TorchGroup
+from nearfar.engine.meeting import Handshake, Over, Replicas, TorchGroup, check_group
 from nearfar.inputs import one_of, switch
 
 
@@ -21,17 +21,21 @@ def over(
         replicas: what the trainer does with the gradients of the processes: "averaged", as
             DistributedDataParallel, FSDP and HSDP do, or "summed".
         handshake: "each" step the processes tell each other what they have; "first", only in the
-            first, for steps of fixed shape, which a CUDA graph can capture.
+            first, for steps of fixed shape, which a CUDA graph can capture. In later steps an error
+            of one process is not told to the others: they wait until that process ends.
 
     Returns:
         What to pass as `group=`; with `handshake="first"`, the same object in every step.
 
     Raises:
-        ValueError: an unknown choice.
+        TypeError: `group` is no group.
+        ValueError: an unknown choice, a group of other processes, or a DeviceMesh of several
+            dimensions.
 
     >>> over("world", replicas="summed")
     Over(group='world', ring=False, replicas='summed', handshake='each')
     """
+    check_group(group)
     switch("ring", ring)
     one_of("replicas", replicas, Replicas)
     one_of("handshake", handshake, Handshake)

@@ -15,15 +15,16 @@ from heapq import nlargest
 from numbers import Integral
 from operator import itemgetter
 from random import Random
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeVar
 from zlib import crc32
 
 import numpy as np
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from nearfar.distributed.class_plan import Ints, chunks_drawn, meet, number_of_batches
+from nearfar.engine.meeting import Group, as_over, processes_of
 from nearfar.inputs import ArrayLike, one_of, positive_integer, switch, tensor
 from nearfar.labels import class_ids
 
@@ -31,11 +32,6 @@ __all__ = ["ClassBatches", "StreamedClassBatches"]
 
 Short = Literal["keep", "repeat", "drop"]
 Split = Literal["classes", "items"]
-# As text, since a torch that was built without processes has no such classes.
-Group: TypeAlias = (
-    "torch.distributed.ProcessGroup | torch.distributed.device_mesh.DeviceMesh"
-    " | Literal['world'] | None"
-)
 T = TypeVar("T")
 
 
@@ -73,14 +69,15 @@ class ClassBatches:
             some items of most classes, so that batch normalisation sees them all. A loss with
             `group` is the same with both.
         seed: together with the epoch it decides every batch; an integer of at least 0.
-        group: the processes that share each batch: "world", a ProcessGroup, or one dimension of a
-            DeviceMesh, initialised before. None: this process has all of it, also where there are
-            others.
+        group: the processes that share each batch: "world", a process group, a dimension of a
+            DeviceMesh, or `nearfar.distributed.over(...)` of one. None: this process has all of it,
+            also where there are others.
 
     Raises:
         TypeError: `labels` are no integers.
         ValueError: an argument out of range; there are fewer than P classes, or fewer classes in a
-            batch than processes; or the group is not initialised.
+            batch than processes.
+        RuntimeError: `group` is given, and torch.distributed is not in use.
 
     >>> batches = ClassBatches([0, 0, 0, 1, 1, 2, 2, 2, 2], classes=2, items=2)
     >>> len(batches)
@@ -102,7 +99,7 @@ class ClassBatches:
         drop_last: bool = False,
         split: Split = "classes",
         seed: int = 0,
-        group: Group = None,
+        group: Group | None = None,
     ) -> None:
         self._classes = positive_integer("classes", classes)
         self._items = positive_integer("items", items)
@@ -236,7 +233,8 @@ class StreamedClassBatches(IterableDataset[list[Any]]):
 
     Raises:
         TypeError: a label cannot be hashed.
-        ValueError: an argument out of range, or the group is not initialised.
+        ValueError: an argument out of range.
+        RuntimeError: `group` is given, and torch.distributed is not in use.
 
     >>> stream = [("a", 0), ("b", 0), ("c", 1), ("d", 1), ("e", 0), ("f", 2)]
     >>> for batch in StreamedClassBatches(stream, classes=2, items=2, buffer=5):
@@ -256,7 +254,7 @@ class StreamedClassBatches(IterableDataset[list[Any]]):
         drop_last: bool = False,
         split: Split = "classes",
         seed: int = 0,
-        group: Group = None,
+        group: Group | None = None,
     ) -> None:
         self._dataset = dataset
         self._label_of = label if callable(label) else itemgetter(label)
@@ -432,7 +430,7 @@ class _Share:
         return [item for one in batch for item in one][self.rank :: self.size]
 
 
-def _share(group: Group, split: Split, classes: int) -> _Share:
+def _share(group: Group | None, split: Split, classes: int) -> _Share:
     """The share of this process.
 
     The rank is read once, here: the group is unknown to the workers of a DataLoader.
@@ -447,28 +445,12 @@ def _share(group: Group, split: Split, classes: int) -> _Share:
     return _Share(rank, size, split)
 
 
-def _place(group: Group) -> tuple[int, int]:
+def _place(group: Group | None) -> tuple[int, int]:
     """The rank of this process in a group, and how many there are."""
     if group is None:
         return 0, 1
-    if not (distributed.is_available() and distributed.is_initialized()):
-        raise ValueError(
-            f"group={group!r} needs processes: call torch.distributed.init_process_group() first, "
-            "or pass group=None for one process."
-        )
-    from torch.distributed.device_mesh import DeviceMesh
-
-    members: object = group
-    if isinstance(members, DeviceMesh):
-        members = members.get_group()
-    elif members == "world":
-        members = distributed.group.WORLD
-    if not isinstance(members, distributed.ProcessGroup):
-        raise TypeError(
-            'group must be "world", a ProcessGroup that this process belongs to, one dimension of '
-            f"a DeviceMesh, or None; got {group!r}."
-        )
-    return distributed.get_rank(members), distributed.get_world_size(members)
+    processes = processes_of(as_over(group))
+    return processes.rank, processes.size
 
 
 def _at_least_0(name: str, value: int) -> int:

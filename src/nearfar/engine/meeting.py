@@ -5,8 +5,9 @@ So all know the shapes of what follows, and an error of one process is an error 
 for another that has given up.
 """
 
-import builtins
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import wraps
 from hashlib import blake2b
@@ -65,6 +66,7 @@ class Facts:
         listed: whether pairs are listed.
         gradient: whether it wants a gradient.
         weighted: whether it has weights.
+        learned: which of the scale, the bias and what else a loss learns get a gradient, as bits.
     """
 
     rows: int
@@ -76,6 +78,7 @@ class Facts:
     listed: int
     gradient: int
     weighted: int
+    learned: int = 0
 
 
 class Meeting:
@@ -92,11 +95,17 @@ class Meeting:
         self, over: Over, processes: Processes, function: Callable[..., Any], named: dict[str, Any]
     ) -> None:
         self.over, self.processes = over, processes
-        self._settings = {"loss": function.__name__}
+        self._settings = {"function": function.__name__}
         self._settings |= {name: _told(value) for name, value in sorted(named.items())}
         digest = blake2b(repr(self._settings).encode(), digest_size=7).digest()
         self._key = int.from_bytes(digest, "big")
         self._out = False  # whether the others no longer wait to be told something
+        self._silent = False  # whether nothing is told in this step
+
+    @property
+    def _known(self) -> tuple[list[int], list[list[int]]] | None:
+        """What was told in an earlier step, where that is told once."""
+        return self.over.known.get(self._key) if self.over.handshake == "first" else None
 
     def agree(self, facts: Facts) -> list[Facts]:
         """What each process tells.
@@ -105,8 +114,9 @@ class Meeting:
             ValueError: processes differ in what must be the same; the message says which do.
         """
         own = [0, self._key, *map(int, vars(facts).values())]
-        if self.over.handshake == "first" and self._key in self.over.known:
-            before, told = self.over.known[self._key]
+        if self._known is not None:
+            before, told = self._known
+            self._silent = True
             if before != own:
                 raise ValueError(
                     'over(..., handshake="first") is for steps of fixed shape: the first had '
@@ -135,17 +145,23 @@ class Meeting:
             _check_same("embeddings are", found, " Convert them before the loss.")
         _check_same("labels are", [_labels(f.labels) for f in facts])
         _check_same("pairs are", ["listed" if f.listed else "not listed" for f in facts])
+        learned = [f"{f.learned.bit_count()} get a gradient" for f in facts]
+        _check_same("of scale, bias and what else is learned,", learned, " Is one under no_grad?")
         return told
 
     def refuse(self, error: Exception) -> NoReturn:
         """Tell the others of an error; all raise it."""
-        if self._out or (self.over.handshake == "first" and self._key in self.over.known):
+        if self._out or self._known is not None:
             raise error
         self._listen([1, self._key, *[0] * len(Facts.__dataclass_fields__)])
         self._raise(self.processes.tell_any((type(error).__name__, str(error))), error)
 
     def confirm(self, error: Exception | None) -> None:
         """Tell whether what was told by all has shown an error; all raise that of any process."""
+        if self._silent:
+            if error is not None:
+                raise error
+            return
         told = self._listen([int(error is not None)])
         if any(failed for (failed,) in told):
             found = None if error is None else (type(error).__name__, str(error))
@@ -167,11 +183,15 @@ class Meeting:
     ) -> NoReturn:
         self._out = True
         rank, (kind, text) = next((i, e) for i, e in enumerate(errors) if e is not None)
-        known = getattr(builtins, kind, RuntimeError)
-        error = known if known in (TypeError, ValueError, RuntimeError) else RuntimeError
-        raise error(f"process {rank}: {text}") from own
+        found = _ERRORS.get(kind)
+        if found is None:
+            found, text = RuntimeError, f"{kind}: {text}"
+        raise found(f"process {rank}: {text}") from own
 
 
+_ERRORS: dict[str, type[Exception]] = {
+    error.__name__: error for error in (TypeError, ValueError, RuntimeError)
+}
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, None)
 
 
@@ -183,6 +203,7 @@ def facts_of(
     listed: bool,
     gradient: bool,
     weighted: bool,
+    learned: Sequence[bool] = (),
 ) -> Facts:
     """What there is to tell."""
     kind = 0 if labels is None else 1 if labels.ndim == 1 else 2 + labels.shape[1]
@@ -196,6 +217,7 @@ def facts_of(
         listed=listed,
         gradient=gradient,
         weighted=weighted,
+        learned=sum(bit << k for k, bit in enumerate(learned)),
     )
 
 
@@ -227,8 +249,8 @@ def _raise_different_settings(settings: list[dict[str, str]]) -> NoReturn:
         found = [one.get(name, "not given") for one in settings]
         if len(set(found)) > 1:
             raise ValueError(
-                f"{name} is {_by_process(found)}; all processes must call the same loss with the "
-                "same settings."
+                f"{name} is {_by_process(found)}; all processes must call the same function with "
+                "the same settings."
             )
     raise AssertionError("settings with another digest are not the same")
 
@@ -243,6 +265,10 @@ def _told(value: object) -> str:
     return str(name or type(value).__name__)
 
 
+_NOT_A_MEMBER = (
+    "group must be one that this process belongs to, and it does not: let only the members of a "
+    "group call what takes it."
+)
 _PROCESSES: WeakKeyDictionary[ProcessGroup, Processes] = WeakKeyDictionary()
 
 
@@ -259,36 +285,64 @@ def processes_of(over: Over) -> Processes:
         ValueError: this process is not in it.
         RuntimeError: torch.distributed is not in use.
     """
+    check_group(over.group)
     if not dist.is_available() or not dist.is_initialized():
         raise RuntimeError(
             f"group={over.group!r} needs processes that know each other: start them with torchrun "
-            "and call torch.distributed.init_process_group() first."
+            "and call torch.distributed.init_process_group() first; or leave group out for one "
+            "process."
         )
     group: Any = over.group
-    if isinstance(group, str) and group == "world":
+    if isinstance(group, str):
         group = dist.group.WORLD
     elif isinstance(group, DeviceMesh):
-        if group.ndim != 1:
-            raise ValueError(
-                f"group must be one dimension of a DeviceMesh, such as mesh['dp']; got {group}."
-            )
         group = group.get_group()
-    if group is dist.GroupMember.NON_GROUP_MEMBER:
-        raise ValueError("this process is not in the group: only its members may call the loss.")
-    if not isinstance(group, dist.ProcessGroup):
-        raise TypeError(
-            'group must be "world", a torch.distributed.ProcessGroup, a dimension of a DeviceMesh, '
-            f"or nearfar.distributed.over(...) of one; got {over.group!r}."
-        )
+    if dist.get_rank(group) < 0:
+        raise ValueError(_NOT_A_MEMBER)
     if group not in _PROCESSES:
         _PROCESSES[group] = Processes(group)
     return _PROCESSES[group]
+
+
+def check_group(group: object) -> None:
+    """Refuse what is no group of processes.
+
+    Raises:
+        TypeError: it is something else.
+        ValueError: a group of others, or a DeviceMesh of several dimensions.
+    """
+    if isinstance(group, DeviceMesh):
+        if group.ndim != 1:
+            raise ValueError(
+                "group must be one dimension of a DeviceMesh, such as "
+                f"mesh[{(group.mesh_dim_names or ('dp',))[0]!r}]; got {group}."
+            )
+    elif dist.is_available() and group == dist.GroupMember.NON_GROUP_MEMBER:
+        raise ValueError(_NOT_A_MEMBER)  # what new_group returned
+    elif group != "world" and not isinstance(group, ProcessGroup):
+        raise TypeError(
+            'group must be "world", a torch.distributed.ProcessGroup, a dimension of a DeviceMesh, '
+            f"or nearfar.distributed.over(...) of one; got {group!r}."
+        )
 
 
 def group_totals(group: Group, numbers: Sequence[int]) -> list[int]:
     """The sums over all processes, in a function that takes `group`."""
     assert isinstance(group, Meeting)
     return [sum(of_each) for of_each in zip(*group.processes.tell(numbers), strict=True)]
+
+
+_ALONE: ContextVar[bool] = ContextVar("alone", default=False)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within it, what is called with `group` takes its process for the only one."""
+    before = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(before)
 
 
 def over_processes(function: Callable[P, R]) -> Callable[P, R]:
@@ -302,9 +356,15 @@ def over_processes(function: Callable[P, R]) -> Callable[P, R]:
         group = named.get("group")
         if group is None or isinstance(group, Meeting):
             return function(*given, **named)
-        over = as_over(group)
+        meet: Callable[..., R] = together
+        if torch.compiler.is_compiling():  # what processes tell each other is in no graph
+            meet = torch.compiler.disable(together)  # type: ignore[no-untyped-call]
+        return meet(*given, **named)
+
+    def together(*given: P.args, **named: P.kwargs) -> R:
+        over = as_over(named["group"])
         processes = processes_of(over)
-        if processes.size == 1:
+        if processes.size == 1 or _ALONE.get():
             named["group"] = None
             return function(*given, **named)
         meeting = Meeting(over, processes, function, {**named, "group": None})

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 import torch
 import torch.distributed as dist
@@ -29,13 +30,20 @@ class Processes:
     """The processes of a group, seen from one of them.
 
     Attributes:
-        group: torch's group.
+        group: torch's group, which lives no longer because of this.
         rank: which of them this one is.
         size: how many there are.
     """
 
     def __init__(self, group: "ProcessGroup") -> None:
-        self.group, self.rank, self.size = group, dist.get_rank(group), dist.get_world_size(group)
+        self._group = ref(group)  # torch keeps it until it is destroyed
+        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+
+    @property
+    def group(self) -> "ProcessGroup":
+        found = self._group()
+        assert found is not None
+        return found
 
     @cached_property
     def hosts(self) -> "ProcessGroup":

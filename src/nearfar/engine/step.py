@@ -248,8 +248,15 @@ def _run(
     together = None
     if group is not None:
         assert isinstance(group, Meeting)
-        wanted = {"gradient": gradient, "weighted": weight is not None}
-        together, relation = meet(group, x, y, relation, **wanted)
+        together, relation = meet(
+            group,
+            x,
+            y,
+            relation,
+            gradient=gradient,
+            weighted=weight is not None,
+            learned=[_learned(value) for value in (scale, bias, *learned)],
+        )
         gradient = together.gradient
         weight = together.weight_of_rows(weight, x)
     job = _Job(

@@ -12,6 +12,7 @@ So the backward pass only multiplies what is finished, and a trainer may reorder
 The exception is `reduction="none"`, whose weights are known in the backward pass alone.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -125,6 +126,7 @@ def meet(
     *,
     gradient: bool,
     weighted: bool,
+    learned: Sequence[bool],
 ) -> tuple[Together, Relation]:
     """Agree with the other processes on what is compared, and which of it is similar.
 
@@ -135,6 +137,7 @@ def meet(
         relation: of these.
         gradient: whether this process wants one.
         weighted: whether it has weights.
+        learned: whether the scale, the bias and what else the loss learns get a gradient.
 
     Raises:
         ValueError: processes differ in what must be the same.
@@ -147,6 +150,7 @@ def meet(
             listed=relation.listed is not None,
             gradient=gradient,
             weighted=weighted,
+            learned=learned,
         )
     )
     processes = meeting.processes
