@@ -8,13 +8,15 @@ for another that has given up.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import wraps
 from hashlib import blake2b
+from inspect import signature
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -88,15 +90,19 @@ class Meeting:
         over: how they work together.
         processes: who they are.
         function: what is called.
-        named: its settings.
+        arguments: by name.
     """
 
     def __init__(
-        self, over: Over, processes: Processes, function: Callable[..., Any], named: dict[str, Any]
+        self,
+        over: Over,
+        processes: Processes,
+        function: Callable[..., Any],
+        arguments: dict[str, Any],
     ) -> None:
         self.over, self.processes = over, processes
         self._settings = {"function": function.__name__}
-        self._settings |= {name: _told(value) for name, value in sorted(named.items())}
+        self._settings |= {name: _told(value) for name, value in sorted(arguments.items())}
         digest = blake2b(repr(self._settings).encode(), digest_size=7).digest()
         self._key = int.from_bytes(digest, "big")
         self._out = False  # whether the others no longer wait to be told something
@@ -256,13 +262,17 @@ def _raise_different_settings(settings: list[dict[str, str]]) -> NoReturn:
 
 
 def _told(value: object) -> str:
-    """A setting as it is told; of data, what kind it is."""
+    """An argument as it is told; of data, only that it is some."""
     if value is None or isinstance(value, str | Real):
         return repr(value)
     if isinstance(value, tuple) and all(isinstance(part, str | Real) for part in value):
         return repr(value)
-    name = getattr(value, "__qualname__", None)
-    return str(name or type(value).__name__)
+    if isinstance(value, Tensor | np.ndarray | list | tuple):
+        return "an array"
+    name = getattr(value, "__qualname__", None) or type(value).__name__
+    if is_dataclass(value) and not isinstance(value, type):
+        return f"{name}({', '.join(_told(getattr(value, f.name)) for f in fields(value))})"
+    return str(name)
 
 
 _NOT_A_MEMBER = (
@@ -351,6 +361,8 @@ def over_processes(function: Callable[P, R]) -> Callable[P, R]:
     An error of one, before it has told the others that it is ready, is an error of all.
     """
 
+    names = tuple(signature(function).parameters)
+
     @wraps(function)
     def call(*given: P.args, **named: P.kwargs) -> R:
         group = named.get("group")
@@ -367,7 +379,8 @@ def over_processes(function: Callable[P, R]) -> Callable[P, R]:
         if processes.size == 1 or _ALONE.get():
             named["group"] = None
             return function(*given, **named)
-        meeting = Meeting(over, processes, function, {**named, "group": None})
+        arguments = dict(zip(names, given, strict=False)) | named | {"group": None}
+        meeting = Meeting(over, processes, function, arguments)
         named["group"] = meeting
         try:
             return function(*given, **named)

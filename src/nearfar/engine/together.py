@@ -157,7 +157,9 @@ def meet(
     rows, columns = ([getattr(f, side) for f in told] for side in ("rows", "columns"))
     shared = relation.shared
     if shared is not None:
-        name, sizes = ("proxies", rows) if shared == "rows" else ("the reference", columns)
+        name, sizes = "the proxies", rows
+        if shared == "columns":
+            name, sizes = "the reference or the proxies", columns
         if len(set(sizes)) > 1:
             raise ValueError(
                 f"{name} must be the same on all processes; got {sizes} rows, in the order of the "
