@@ -237,10 +237,10 @@ def _labels(kind: int) -> str:
 
 def _check_same(what: str, found: Sequence[object], fix: str = "") -> None:
     if len(set(found)) > 1:
-        raise ValueError(f"{what} {_by_process(found)}; all processes must have the same.{fix}")
+        raise ValueError(f"{what} {by_process(found)}; all processes must have the same.{fix}")
 
 
-def _by_process(found: Sequence[object]) -> str:
+def by_process(found: Sequence[object]) -> str:
     """What is found on which processes."""
     parts = []
     for kind in dict.fromkeys(found):
@@ -255,7 +255,7 @@ def _raise_different_settings(settings: list[dict[str, str]]) -> NoReturn:
         found = [one.get(name, "not given") for one in settings]
         if len(set(found)) > 1:
             raise ValueError(
-                f"{name} is {_by_process(found)}; all processes must call the same function with "
+                f"{name} is {by_process(found)}; all processes must call the same function with "
                 "the same settings."
             )
     raise AssertionError("settings with another digest are not the same")
@@ -360,7 +360,6 @@ def over_processes(function: Callable[P, R]) -> Callable[P, R]:
 
     An error of one, before it has told the others that it is ready, is an error of all.
     """
-
     names = tuple(signature(function).parameters)
 
     @wraps(function)
