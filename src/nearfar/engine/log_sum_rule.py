@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import inf
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from nearfar.engine.relation import Relation
 from nearfar.engine.segments import log_sum, sum_of
 from nearfar.engine.together import Together
 from nearfar.inputs import readable
-from nearfar.reduction import Between
+from nearfar.reduction import Between, sum_dtype
 
 
 @dataclass(eq=False)
@@ -231,6 +232,7 @@ def settle(
     both: BothWays | None = None,
     each: bool = False,
     together: Together | None = None,
+    dealt: Together | None = None,
 ) -> Settled:
     """The losses of anchors and their derivatives.
 
@@ -245,8 +247,9 @@ def settle(
             all that is returned by row is so. None: they are rows.
         each: whether the loss of each positive is wanted, and `weight` holds one for each of them.
         together: the processes that have other anchors, for rules that take both ends of a pair.
+        dealt: the processes that have other positives of the same anchors.
     """
-    given, share = _given(rule, logs, positives, together)
+    given, share = _given(rule, logs, positives, together, dealt)
     loss, by_logs, by_positives, *by_own = rule.finish(*given)
     if counts is not None and not rule.per_positive:
         empty = counts == 0
@@ -268,7 +271,8 @@ def settle(
         counts = _number_inside(rule, ~outside, positives, counts)
     if rule.per_positive:
         derived = loss, by_logs, by_positives
-        return _summed(rule, derived, positives, counts, weight, len(logs.rest), each, together)
+        done = _summed(rule, derived, positives, counts, weight, len(logs.rest), each, together)
+        return done if dealt is None else _over_all(done, dealt, counted=kept is not None)
     if weight is not None:
         by_logs, by_positives = by_logs * weight, by_positives * weight
         by_own = [by * weight for by in by_own]
@@ -279,7 +283,11 @@ def settle(
 
 
 def _given(
-    rule: LogSumRule, logs: LogSum, positives: Positives, together: Together | None
+    rule: LogSumRule,
+    logs: LogSum,
+    positives: Positives,
+    together: Together | None,
+    dealt: Together | None,
 ) -> tuple[tuple[Any, ...], Tensor | None]:
     """The arguments of `finish`, and the derivative of `near` by each positive, where it is one."""
     of, z = positives.of, positives.values
@@ -290,6 +298,9 @@ def _given(
     assert isinstance(of, Tensor)
     if rule.near is not None:
         near, share = log_sum(rule.near.of(z), of, len(logs.rest))
+        if dealt is not None:
+            every = _log_sum_of_all(near, dealt)
+            share, near = share * (near - every).index_select(0, of).exp(), every
         slope = rule.near.slope
         return (logs, near, None), share * (slope(z) if callable(slope) else slope)
     if not rule.both_ends:
@@ -297,6 +308,25 @@ def _given(
     assert positives.other is not None
     others = logs if together is None else LogSum(together.of_rows(logs.value))
     return ((logs.of(of), others.of(positives.other)), z, None), None
+
+
+def _log_sum_of_all(logs: Tensor, dealt: Together) -> Tensor:
+    """(n,) the log-sum-exps over what all processes have, from those over each one's."""
+    logs = logs.to(sum_dtype(logs))
+    top = dealt.largest(logs)
+    top = top.where(top != -inf, 0)
+    return top + dealt.total((logs - top).exp()).log()
+
+
+def _over_all(done: Settled, dealt: Together, *, counted: bool) -> Settled:
+    """The losses of anchors, from the terms of each process."""
+    loss, by_logs = done.loss, done.by_logs
+    dtype = sum_dtype(loss)
+    loss, by_logs = dealt.total(torch.stack([loss.to(dtype), by_logs.to(dtype)])).unbind()
+    counts = done.counts
+    if counted and counts is not None:  # how many terms are inside of a range
+        counts = dealt.total(counts.to(dtype))
+    return replace(done, loss=loss, by_logs=by_logs, counts=counts)
 
 
 def _summed(

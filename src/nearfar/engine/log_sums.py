@@ -73,8 +73,8 @@ def _over_tiles(
     counts, in_place = rule.counts(relation), rule.far is None and not marked
     kind = SummedPositives if rule.sums_positives or marked else EachPositive
     shape = walk.strip_shape((_IN_PLACE if in_place else _BESIDE) + kind.floats_per_pair(walk))
-    around = request.ring is not None
-    if both or around or rule.both_ends or kind.wants_all_tiles(walk, shape[0]):
+    at_once = request.ring is not None or request.dealt is not None
+    if both or at_once or rule.both_ends or kind.wants_all_tiles(walk, shape[0]):
         rows, two_sided = slice(0, walk.a.shape[0]), both or walk.mirrored
         sums = _Sums(rule, walk, rows, counts, marked=marked, both=both, two_sided=two_sided)
         most = walk.kept_elements(1 if in_place else 2)
@@ -226,12 +226,15 @@ class _Sums:
             done = self.positives.settled()
         else:
             if self.both is not None and request.together is not None:
-                self._add_other_rows(request.together)
-            known, logs, others = self._known(), self.logs.value(), request.together
+                self._add_others(slice(self.n, self.logs.n), request.together)
+            elif request.dealt is not None:
+                self._add_others(slice(0, self.logs.n), request.dealt)
+            known, logs = self._known(), self.logs.value()
             done = settle(
                 *(self.rule, logs, self.positives, *known, request.kept),
                 both=self.both,
-                together=others,
+                together=request.together,
+                dealt=request.dealt,
             )
             self.positives.set_forces(done.by_positives.to(self.walk.a.dtype))
         for by in done.by_own:
@@ -251,13 +254,14 @@ class _Sums:
         self.positives.add_forces(force, tile, terms.sides)
         return force
 
-    def _add_other_rows(self, together: Together) -> None:
-        """Add what the rows of other processes are to the columns."""
-        columns = slice(self.n, self.logs.n)
-        self.logs.add_others(columns, together)
-        assert isinstance(self.positives, SummedPositives)  # as in all rules both ways
-        positives = part(self.positives.values, columns)
-        positives.copy_(together.total(positives))
+    def _add_others(self, anchors: slice, together: Together) -> None:
+        """Add what other processes have summed of some anchors."""
+        self.logs.add_others(anchors, together)
+        if isinstance(self.positives, SummedPositives):
+            positives = part(self.positives.values, anchors)
+            positives.copy_(together.total(positives))
+        elif isinstance(self.positives, EachPositive):
+            self.positives.complete()
 
     def _sides(self, tile: Tile) -> list[Side]:
         start = self.rows.start

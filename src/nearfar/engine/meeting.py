@@ -68,6 +68,7 @@ class Facts:
         listed: whether pairs are listed.
         gradient: whether it wants a gradient.
         weighted: whether it has weights.
+        dealt: whether it could take a part of the tiles of all rows with themselves.
         learned: which of the scale, the bias and what else a loss learns get a gradient, as bits.
     """
 
@@ -80,6 +81,7 @@ class Facts:
     listed: int
     gradient: int
     weighted: int
+    dealt: int
     learned: int = 0
 
 
@@ -209,6 +211,7 @@ def facts_of(
     listed: bool,
     gradient: bool,
     weighted: bool,
+    dealt: bool,
     learned: Sequence[bool] = (),
 ) -> Facts:
     """What there is to tell."""
@@ -223,6 +226,7 @@ def facts_of(
         listed=listed,
         gradient=gradient,
         weighted=weighted,
+        dealt=dealt,
         learned=sum(bit << k for k, bit in enumerate(learned)),
     )
 

@@ -331,6 +331,8 @@ def _visit(rule: PairSum, walk: Walk, of_pairs: Shares) -> Answer:
         if forces is not None:
             forces += force.sum()
         walk.pull(tile, force)
+    if request.dealt is not None:
+        per_row = request.dealt.total(per_row)
     return walk.answer(per_row, counts, forces=forces)
 
 
@@ -376,7 +378,9 @@ class SomePairs:
             numbers[:, tile.rows] += inside.sum(2)
             if tile.mirrored:
                 numbers[:, tile.columns] += inside.sum(1)
-        return shares_of(self._all, numbers[0], numbers[1], walk.request)
+        dealt = walk.request.dealt
+        near, far = (numbers if dealt is None else dealt.total(numbers)).unbind()
+        return shares_of(self._all, near, far, walk.request)
 
     @staticmethod
     def _inside(tile: Tile, term: Term, outside: list[Outside]) -> Tensor:
@@ -426,8 +430,9 @@ class _Overlap:
     @classmethod
     def of_all(cls, start: Tensor, stop: Tensor, request: Request) -> "_Overlap":
         """That of the pairs of all processes, from that of this one's."""
-        if request.together is not None:
-            start, stop = request.together.largest(torch.stack([-start, stop])).unbind()
+        together = request.together or request.dealt
+        if together is not None:
+            start, stop = together.largest(torch.stack([-start, stop])).unbind()
             start = -start
         return cls(start, stop)
 

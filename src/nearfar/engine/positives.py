@@ -140,6 +140,11 @@ class EachPositive:
     def of(self) -> Tensor:
         return self._walk.a.new_empty(self._number, dtype=torch.int64)
 
+    def complete(self) -> None:
+        """Leave out the room for what others have, where tiles are dealt to several processes."""
+        self.values, self.of = self.values[: self._taken], self.of[: self._taken]
+        self.other = None if self.other is None else self.other[: self._taken]
+
     def keep_ends(self) -> None:
         """Keep the other end of each positive too."""
         self.other = torch.empty_like(self.of)

@@ -85,7 +85,7 @@ def sides(
             rather than one end of a pair by the scale.
     """
     if together is not None:
-        return _Spread(x, y, how, together)
+        return _Dealt(x, how, together) if together.dealt else _Spread(x, y, how, together)
     if y is not None:
         return _Two(x, y, how)
     return _One(x, how, at_both_ends=at_both_ends)
@@ -193,6 +193,33 @@ class _Spread:
             return self._rows.back(da if db is None else da.add_(db)), None, of_scale
         assert db is not None
         return self._rows.back(da), self._columns.back(db), of_scale
+
+
+class _Dealt:
+    """The rows of all processes, which meet each other; each process takes a part of the tiles."""
+
+    finish = ring = None
+
+    def __init__(self, x: Tensor, how: How, together: Together) -> None:
+        self._how, self._together = how, together
+        self._rows = Rows(x.to(how.wide), how.normalize, False)
+        self._all = together.rows.gather(self._rows.ready)
+        self.a, self.b = self._all, None
+        if how.scale is not None:
+            self.a, self.b = self._all * how.scale, self._all
+        self.finite, self.seen = False, (self._all, None)
+
+    def back(self, da: Tensor | None, db: Tensor | None) -> Gradients:
+        assert da is not None
+        together, how, of_scale = self._together, self._how, None
+        if how.scale is not None:
+            assert db is not None  # the columns are not scaled
+            if how.learned:
+                of_scale = _of_scale(how.scale, _dots(da, self._all), _dots(db, self._all))
+                of_scale = None if of_scale is None else together.total(of_scale)
+            da = da.mul_(how.scale)
+        own = together.rows.sum_to_owners(da if db is None else da.add_(db))
+        return self._rows.back(own), None, of_scale
 
 
 def root(scale: Tensor | float, wide: torch.dtype) -> Tensor | float:

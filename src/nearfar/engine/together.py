@@ -36,6 +36,7 @@ class Together:
         shared_rows: whether each process has all rows, and computes a part of them.
         gradient: whether a gradient is wanted anywhere.
         weighted: whether there are weights anywhere.
+        dealt: whether each process has all rows as both sides, and takes a part of the tiles.
     """
 
     over: Over
@@ -45,6 +46,7 @@ class Together:
     shared_rows: bool
     gradient: bool
     weighted: bool
+    dealt: bool
 
     def total(self, x: Tensor) -> Tensor:
         """The sum over all processes."""
@@ -70,6 +72,8 @@ class Together:
         m, first, device = self.columns.n, self.columns.own.start, relation.device
         labels = relation.column_labels
         labels = None if labels is None else self.columns.gather(labels)
+        if self.dealt:
+            return Relation(m, m, device, labels, labels, symmetric=True)
         if self.shared_rows:
             own = self.rows.own
             of_rows = None if relation.row_labels is None else relation.row_labels[own]
@@ -82,11 +86,13 @@ class Together:
         return replace(found, declared=place)
 
     def weight_of_rows(self, weight: Tensor | None, like: Tensor) -> Tensor | None:
-        """The weights of this process's rows; None: nobody has weights."""
+        """The weights of the rows that this process compares; None: nobody has weights."""
         if not self.weighted:
             return None
         if weight is None:
-            return torch.ones(len(like), dtype=like.dtype, device=like.device)
+            weight = torch.ones(len(like), dtype=sum_dtype(like), device=like.device)
+        if self.dealt:
+            return self.of_rows(weight)
         return weight[self.rows.own] if self.shared_rows else weight
 
     def of_rows(self, x: Tensor) -> Tensor:
@@ -126,6 +132,7 @@ def meet(
     *,
     gradient: bool,
     weighted: bool,
+    dealt: bool,
     learned: Sequence[bool],
 ) -> tuple[Together, Relation]:
     """Agree with the other processes on what is compared, and which of it is similar.
@@ -137,6 +144,7 @@ def meet(
         relation: of these.
         gradient: whether this process wants one.
         weighted: whether it has weights.
+        dealt: whether it could take a part of the tiles of all rows with themselves.
         learned: whether the scale, the bias and what else the loss learns get a gradient.
 
     Raises:
@@ -150,6 +158,7 @@ def meet(
             listed=relation.listed is not None,
             gradient=gradient,
             weighted=weighted,
+            dealt=dealt,
             learned=learned,
         )
     )
@@ -175,6 +184,7 @@ def meet(
         shared == "rows",
         any(f.gradient for f in told),
         any(f.weighted for f in told),
+        all(f.dealt for f in told),
     )
     return found, _of_all(relation, found, meeting)
 

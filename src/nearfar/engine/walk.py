@@ -67,9 +67,14 @@ class Walk:
     @cached_property
     def shape(self) -> tuple[int, int]:
         """The rows and columns of a tile."""
-        if self.mirrored:
-            return budget.triangle_tile(*self.room, self.a.shape[1])
-        return budget.tile(*self.room)
+        if not self.mirrored:
+            return budget.tile(*self.room)
+        height, width = budget.triangle_tile(*self.room, self.a.shape[1])
+        if self.request.dealt is None:
+            return height, width
+        # So many tiles that each process gets several.
+        most = -(-self.a.shape[0] // (2 * self.request.dealt.processes.size))
+        return max(min(height, most), 1), max(min(width, most), 1)
 
     def places(self, *, pulling: bool = False) -> Iterable[Place]:
         """All tiles, row by row. Mirrored: square ones on the diagonal, and those above it.
@@ -119,12 +124,20 @@ class Walk:
         if not self.mirrored:
             first, m = columns.start, columns.stop - columns.start
             across = [slice(first + j.start, first + j.stop) for j in spans(m, width)]
-            return [(i, j, False) for i in spans(n, height) for j in across]
+            return self._dealt([(i, j, False) for i in spans(n, height) for j in across])
         found = []
         for i in spans(n, height):
             right = (slice(i.stop + j.start, i.stop + j.stop) for j in spans(n - i.stop, width))
             found += [(i, i, False), *((i, j, True) for j in right)]
-        return found
+        return self._dealt(found)
+
+    def _dealt(self, places: list[Place]) -> list[Place]:
+        """The tiles of this process: as many as others have, one after the other."""
+        if self.request.dealt is None:
+            return places
+        at = self.request.dealt.processes
+        first, last = (len(places) * rank // at.size for rank in (at.rank, at.rank + 1))
+        return places[first:last]
 
     def strip_shape(self, kept: int) -> tuple[int, int]:
         """A tile so low that `kept` copies of all tiles of its rows fit the budget."""
