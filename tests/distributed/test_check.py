@@ -140,7 +140,7 @@ def test_right_steps_pass_and_each_mistake_is_named() -> None:
     assert {k: str(v) for k, v in first.items()} == {k: str(v) for k, v in second.items()}
     for name, found in first.items():
         assert found.right == (name not in FIX), f"{name}\n{found}"
-        assert FIX.get(name, "") in str(found)
+        assert FIX.get(name, "") in " ".join(found.notes)
     wrong = {name: verdicts(first[name]) for name in FIX}
     for name in ("sum", "averaged sum", "not averaged", "gathered"):  # the value alone is right
         assert wrong[name].pop("loss") == "right"

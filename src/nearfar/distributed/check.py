@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isclose, isfinite
+from textwrap import fill
 from typing import Any, TypeVar
 
 import numpy as np
@@ -58,7 +59,7 @@ class Check:
     def __str__(self) -> str:
         rows = [(one.name, f"{one.error:.0e}", one.verdict) for one in self.compared]
         table = Table(("loss and gradients", "error", "verdict"), rows).plain()
-        return "\n".join([table, *self.notes])
+        return "\n".join([table, *(fill(note, 100) for note in self.notes)])
 
 
 def check(
