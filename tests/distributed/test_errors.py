@@ -1,7 +1,9 @@
 """A wrong argument on one process is the same error on all, and what comes after it is right."""
 
+import gc
 import os
 import time
+import weakref
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -265,12 +267,28 @@ def test_only_members_of_a_group_may_call_and_one_of_one_is_none() -> None:
     run(WORLD, groups_of_some)
 
 
+def forgets_a_group() -> bool:
+    """Whether a group that is destroyed is gone."""
+    group = dist.new_group()
+    batch(group=group)
+    known = weakref.ref(group)
+    dist.destroy_process_group(group)
+    del group
+    gc.collect()
+    return known() is None
+
+
+def test_a_group_that_is_destroyed_is_not_kept() -> None:
+    assert run(2, forgets_a_group) == [True, True]
+
+
 # -- processes that end ---------------------------------------------------------------------------
 
 
 def one_ends(how: str) -> float:
     """The seconds until those that remain learn that one has ended, or does not come."""
-    group = dist.new_group(timeout=timedelta(seconds=2))
+    limit = 2 if how == "late" else 60
+    group = dist.new_group(timeout=timedelta(seconds=limit))
     batch(group=group)
     start = time.monotonic()
     if dist.get_rank() == BAD:

@@ -45,11 +45,13 @@ class Processes:
         assert found is not None
         return found
 
-    @cached_property
+    @property
     def hosts(self) -> "ProcessGroup":
         """The same processes, for what their hosts tell each other without an accelerator."""
-        if "gloo" in dist.get_backend(self.group):
-            return self.group
+        return self.group if "gloo" in dist.get_backend(self.group) else self._hosts
+
+    @cached_property
+    def _hosts(self) -> "ProcessGroup":
         ranks = dist.get_process_group_ranks(self.group)
         return dist.new_group(ranks, backend="gloo", use_local_synchronization=True)  # type: ignore[no-any-return]
 
