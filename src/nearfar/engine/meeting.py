@@ -39,7 +39,7 @@ Handshake = Literal["each", "first"]
 
 @dataclass(frozen=True, eq=False)
 class Over:
-    """Over which processes a loss is computed, and how; see `nearfar.distributed.over`."""
+    """Over which processes a function works, and how; see `nearfar.distributed.over`."""
 
     group: TorchGroup = "world"
     ring: bool = False
@@ -183,7 +183,7 @@ class Meeting:
             raise RuntimeError(
                 f"process {self.processes.rank} lost another process of the group, which has ended "
                 "or does not answer within the group's timeout: look at the output of the others. "
-                "All processes must call the same losses in the same order."
+                "All processes must call the same functions in the same order."
             ) from error
 
     def _raise(
@@ -344,6 +344,24 @@ def group_totals(group: Group, numbers: Sequence[int]) -> list[int]:
     """The sums over all processes, in a function that takes `group`."""
     assert isinstance(group, Meeting)
     return [sum(of_each) for of_each in zip(*group.processes.tell(numbers), strict=True)]
+
+
+def confirmed(group: Group | None, check: Callable[[], R]) -> R:
+    """What `check` gives, of what was told by all; an error of any process is one of all.
+
+    Raises:
+        Exception: that of `check`, here or on another process.
+    """
+    if group is None:
+        return check()
+    assert isinstance(group, Meeting)
+    try:
+        found = check()
+    except Exception as error:
+        group.confirm(error)
+        raise
+    group.confirm(None)
+    return found
 
 
 _ALONE: ContextVar[bool] = ContextVar("alone", default=False)

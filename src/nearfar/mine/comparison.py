@@ -1,7 +1,7 @@
 """Rows that miners compare, block by block."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 
 import torch
@@ -10,7 +10,11 @@ from torch import Tensor
 from nearfar.distance import Distance, check_distance, unit
 from nearfar.engine.budget import current_limits
 from nearfar.engine.closeness import by_distance, sharpen
+from nearfar.engine.meeting import Group, Meeting
+from nearfar.engine.pick import seed
+from nearfar.engine.processes import Processes, Split
 from nearfar.engine.relation import Block, Relation
+from nearfar.engine.together import meet
 from nearfar.engine.walk import blocks
 from nearfar.inputs import ArrayLike, lift, switch, tensor
 from nearfar.listed import Found
@@ -31,12 +35,15 @@ class Comparison:
         columns: (m, d), likewise; None: the rows themselves.
         relation: which pairs are similar.
         distance: by which they are compared.
+        processes: those that the rows are spread over: `rows` are those of this process, `columns`
+            those of all; None: this one has all.
     """
 
     rows: Tensor
     columns: Tensor | None
     relation: Relation
     distance: Distance
+    processes: Processes | None = None
 
     @classmethod
     def of(
@@ -47,10 +54,12 @@ class Comparison:
         distance: Distance,
         *,
         normalize: bool,
+        group: Group | None = None,
     ) -> "Comparison":
         """Without labels, no two rows are similar."""
         distance = check_distance(distance)
         switch("normalize", normalize)
+        labelled = labels is not None
         if labels is None:
             labels, reference = _all_different(x, reference)
         rows, columns, relation = as_batch(x, labels, reference, "mean")  # no backward pass follows
@@ -60,6 +69,8 @@ class Comparison:
             common = torch.promote_types(rows.dtype, columns.dtype)
             rows, columns = rows.to(common), columns.to(common)
         found = cls(rows, columns, relation, distance)
+        if group is not None:
+            found = found._with_the_columns_of_all(group, labelled=labelled)
         # The cosine of near-duplicates is measured from the rows as they are.
         return found.at_length_1() if normalize and distance != "cosine" else found
 
@@ -71,7 +82,45 @@ class Comparison:
     def at_length_1(self) -> "Comparison":
         """The same with rows and columns scaled to length 1."""
         columns = None if self.columns is None else unit(self.columns)
-        return Comparison(unit(self.rows), columns, self.relation, self.distance)
+        return replace(self, rows=unit(self.rows), columns=columns)
+
+    def _with_the_columns_of_all(self, group: Group, *, labelled: bool) -> "Comparison":
+        """The rows of this process against those of all, or against a reference that all have."""
+        assert isinstance(group, Meeting)
+        given = self.relation
+        if not labelled:  # what stands for labels here is the same on other processes
+            given = replace(given, row_labels=None, column_labels=None)
+        where = self.rows, self.columns, given
+        together, relation = meet(group, *where, gradient=False, weighted=False)
+        if together.columns is None:
+            return replace(self, processes=group.processes)
+        if not labelled:
+            place, every = relation.match, torch.arange(relation.m, device=relation.device)
+            labels = {"row_labels": place, "column_labels": every}
+            relation = replace(relation, match=None, one_positive=False, declared=place, **labels)
+        columns = together.columns.gather(self.rows)
+        return replace(self, columns=columns, relation=relation, processes=group.processes)
+
+    def chance(self, generator: torch.Generator | None) -> torch.Generator:
+        """A generator for this process's rows; those of others draw other numbers."""
+        rank = 0 if self.processes is None else self.processes.rank
+        return torch.Generator().manual_seed(seed(generator) + rank)
+
+    def largest_of_all(self, values: Tensor, k: int) -> Tensor:
+        """Which of some values are among the k largest of all processes; of equal ones, the first.
+
+        Args:
+            values: (v,) those of this process, which may have any number of them.
+            k: how many are chosen.
+        """
+        if self.processes is None:
+            every, own = values, slice(0, len(values))
+        else:
+            split = Split(self.processes, [n for (n,) in self.processes.tell([len(values)])])
+            every, own = split.gather(values), split.own
+        chosen = torch.zeros_like(every, dtype=torch.bool)
+        chosen[every.argsort(descending=True, stable=True)[:k]] = True
+        return chosen[own]
 
     def scaled(self) -> tuple[Tensor, Tensor | None]:
         """Rows and columns as the distance takes them: at length 1 for cosines."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nearfar.distance import Distance
+from nearfar.engine.meeting import Group, over_processes
 from nearfar.engine.pick import seed
 from nearfar.inputs import ArrayLike, between, positive_integer
 from nearfar.listed import FoundPairs
@@ -15,6 +16,7 @@ from nearfar.mine.comparison import Comparison
 from nearfar.reference import ReferenceLike
 
 
+@over_processes
 def multi_similarity_pairs(
     x: ArrayLike,
     labels: ArrayLike,
@@ -23,6 +25,7 @@ def multi_similarity_pairs(
     distance: Distance = "cosine",
     normalize: bool = False,
     reference: ReferenceLike | None = None,
+    group: Group | None = None,
 ) -> FoundPairs:
     r"""The negatives nearer than an anchor's farthest positive, and the reverse, within epsilon.
 
@@ -41,6 +44,9 @@ def multi_similarity_pairs(
         normalize: scale all rows to length 1 first, as losses of similarities do by default;
             "cosine" always does. If false, other distances are between the rows as they are.
         reference: rows to compare with instead of the other rows of the batch.
+        group: the processes that the batch is spread over, as in a loss: anchors are then rows of
+            this process, and what is found are rows of all, in the order of their processes;
+            `reference` is the same on all. None: this one has all of the batch.
 
     Returns:
         `FoundPairs`, sorted by row. Their number depends on how much the classes overlap; it may
@@ -63,7 +69,7 @@ def multi_similarity_pairs(
     Learning", CVPR 2019, equations 11 and 12.
     """
     between("epsilon", epsilon, -inf, inf)
-    compared = Comparison.of(x, labels, reference, distance, normalize=normalize)
+    compared = Comparison.of(x, labels, reference, distance, normalize=normalize, group=group)
     found: list[tuple[Tensor, Tensor]] = []
     for where, d, block in compared.blocks():
         near, far = block.masks()
@@ -78,6 +84,7 @@ def multi_similarity_pairs(
     return _found(found, compared)
 
 
+@over_processes
 def violating_pairs(
     x: ArrayLike,
     labels: ArrayLike,
@@ -87,6 +94,7 @@ def violating_pairs(
     distance: Distance = "euclidean",
     normalize: bool = False,
     reference: ReferenceLike | None = None,
+    group: Group | None = None,
 ) -> FoundPairs:
     r"""Similar pairs farther apart than one margin, and dissimilar pairs nearer than another.
 
@@ -103,6 +111,9 @@ def violating_pairs(
         normalize: scale all rows to length 1 first, as losses of similarities do by default;
             "cosine" always does. If false, other distances are between the rows as they are.
         reference: rows to compare with instead of the other rows of the batch.
+        group: the processes that the batch is spread over, as in a loss: anchors are then rows of
+            this process, and what is found are rows of all, in the order of their processes;
+            `reference` is the same on all. None: this one has all of the batch.
 
     Returns:
         `FoundPairs`, sorted by row. It may be all pairs.
@@ -126,7 +137,7 @@ def violating_pairs(
     """
     between("pos_margin", pos_margin, 0, inf, ", a distance")
     between("neg_margin", neg_margin, 0, inf, ", a distance")
-    compared = Comparison.of(x, labels, reference, distance, normalize=normalize)
+    compared = Comparison.of(x, labels, reference, distance, normalize=normalize, group=group)
     found = []
     for where, d, block in compared.blocks():
         near, far = block.masks()
@@ -136,6 +147,7 @@ def violating_pairs(
     return _found(found, compared)
 
 
+@over_processes
 def hard_pairs(
     x: ArrayLike,
     labels: ArrayLike,
@@ -144,10 +156,13 @@ def hard_pairs(
     distance: Distance = "euclidean",
     normalize: bool = False,
     reference: ReferenceLike | None = None,
+    group: Group | None = None,
 ) -> FoundPairs:
     """The farthest of all similar pairs, and the nearest of all dissimilar ones.
 
     A share of each kind is selected, rounded up. Memory is linear in the number of selected pairs.
+    With `group`, these are the hardest pairs of all processes, of which each finds those of its
+    anchors.
 
     Args:
         x: (n, d) embeddings.
@@ -157,6 +172,9 @@ def hard_pairs(
         normalize: scale all rows to length 1 first, as losses of similarities do by default;
             "cosine" always does. If false, other distances are between the rows as they are.
         reference: rows to compare with instead of the other rows of the batch.
+        group: the processes that the batch is spread over, as in a loss: anchors are then rows of
+            this process, and what is found are rows of all, in the order of their processes;
+            `reference` is the same on all. None: this one has all of the batch.
 
     Returns:
         `FoundPairs`, sorted by row.
@@ -174,14 +192,15 @@ def hard_pairs(
     Source: Yuan, Yang & Zhang, "Hard-Aware Deeply Cascaded Embedding", ICCV 2017.
     """
     between("share", share, 0, 1)
-    compared = Comparison.of(x, labels, reference, distance, normalize=normalize)
-    similar, dissimilar = (_Hardest(_part(share, n)) for n in compared.relation.n_pairs())
+    compared = Comparison.of(x, labels, reference, distance, normalize=normalize, group=group)
+    similar, dissimilar = (_Hardest(_part(share, n)) for n in _n_pairs(compared))
     for where, d, block in compared.blocks():
         for hardest, mask, sign in zip((similar, dissimilar), block.masks(), (1, -1), strict=True):
             hardest.add(d[mask] * sign, _listed(where, mask))
-    return _found([(similar.pairs(), dissimilar.pairs())], compared)
+    return _found([(similar.pairs(compared), dissimilar.pairs(compared))], compared)
 
 
+@over_processes
 def uniform_pairs(
     x: ArrayLike,
     labels: ArrayLike,
@@ -192,12 +211,14 @@ def uniform_pairs(
     normalize: bool = False,
     generator: torch.Generator | None = None,
     reference: ReferenceLike | None = None,
+    group: Group | None = None,
 ) -> FoundPairs:
     """Similar and dissimilar pairs drawn so that all distances are equally likely.
 
     The distances of each kind, from the smallest to the largest, are divided into bins of equal
     width. From each bin that holds a pair, so many are drawn, with replacement. This measures every
-    pair three times.
+    pair three times. With `group`, the bins are those of the pairs of all processes, and pairs are
+    drawn from all by the generator of the first process: the same as one process would draw.
 
     Args:
         x: (n, d) embeddings.
@@ -209,6 +230,9 @@ def uniform_pairs(
             "cosine" always does. If false, other distances are between the rows as they are.
         generator: for the draw; None: torch's own.
         reference: rows to compare with instead of the other rows of the batch.
+        group: the processes that the batch is spread over, as in a loss: anchors are then rows of
+            this process, and what is found are rows of all, in the order of their processes;
+            `reference` is the same on all. None: this one has all of the batch.
 
     Returns:
         `FoundPairs`, of at most bins x per_bin pairs of each kind, sorted by bin.
@@ -229,7 +253,7 @@ def uniform_pairs(
     """
     positive_integer("bins", bins)
     positive_integer("per_bin", per_bin)
-    compared = Comparison.of(x, labels, reference, distance, normalize=normalize)
+    compared = Comparison.of(x, labels, reference, distance, normalize=normalize, group=group)
 
     def each() -> Iterator[tuple[int, Tensor, Tensor]]:
         """The pairs of each block: 0 for similar or 1 for dissimilar, distances, pairs."""
@@ -238,19 +262,40 @@ def uniform_pairs(
                 if mask.any():
                     yield kind, d[mask], _listed(where, mask)
 
-    ends = [(inf, -inf), (inf, -inf)]
+    reach = torch.full((2, 2), -inf, dtype=torch.float64, device=compared.rows.device)
     for kind, d, _ in each():
-        low, high = (end.item() for end in d.aminmax())
-        ends[kind] = min(ends[kind][0], low), max(ends[kind][1], high)
-    binned = [_Bins(*of_kind, bins) for of_kind in ends]
-    counts = [torch.zeros(bins, dtype=torch.int64) for _ in binned]
+        low, high = d.aminmax()
+        reach[kind] = torch.maximum(reach[kind], torch.stack([-low, high]))
+    if compared.processes is not None:
+        reach = compared.processes.largest(reach)
+    binned = [_Bins(-low, high, bins) for low, high in reach.tolist()]
+    counts = torch.zeros(2, bins, dtype=torch.int64)
     for kind, d, _ in each():
         counts[kind] += binned[kind].count(d)
-    chance = torch.Generator().manual_seed(seed(generator))
-    drawn = [_Drawn(of_kind, per_bin, chance) for of_kind in counts]
+    chance, earlier, counts = _one_draw(generator, counts, compared)
+    drawn = [_Drawn(*of_kind, per_bin, chance) for of_kind in zip(earlier, counts, strict=True)]
     for kind, d, pairs in each():
         drawn[kind].take(binned[kind], d, pairs)
     return _found([(drawn[0].pairs(), drawn[1].pairs())], compared)
+
+
+def _n_pairs(compared: Comparison) -> list[int]:
+    """How many similar and how many dissimilar pairs there are, on all processes."""
+    own = compared.relation.n_pairs()
+    told = [own] if compared.processes is None else compared.processes.tell(own)
+    return [sum(of_each) for of_each in zip(*told, strict=True)]
+
+
+def _one_draw(
+    generator: torch.Generator | None, counts: Tensor, compared: Comparison
+) -> tuple[torch.Generator, Tensor, Tensor]:
+    """A generator that is the same on all processes; counts of earlier processes, and of all."""
+    own, processes = seed(generator), compared.processes
+    if processes is None:
+        return torch.Generator().manual_seed(own), torch.zeros_like(counts), counts
+    first = processes.tell([own])[0][0]
+    of_each = processes.each(counts.to(compared.rows.device)).cpu()
+    return torch.Generator().manual_seed(first), of_each[: processes.rank].sum(0), of_each.sum(0)
 
 
 def _part(share: float, n: int) -> int:
@@ -277,14 +322,15 @@ class _Hardest:
         values, pairs = (torch.cat(part) for part in zip(*self.found, strict=True))
         best = values.argsort(descending=True, stable=True)[: self.k].sort().values
         self.found = [(values[best], pairs[best])]
-        self.least = float(values[best].min()) if self.k else inf
+        self.least = float(values[best].min()) if len(best) else inf
 
-    def pairs(self) -> Tensor:
-        """(k, 2) the pairs, in the order in which they were added."""
-        if not self.found:
-            return torch.zeros(0, 2, dtype=torch.int64)
+    def pairs(self, compared: Comparison) -> Tensor:
+        """(k, 2) the pairs, in the order in which they were added; of all processes, its share."""
+        none = torch.zeros(0, 2, dtype=torch.int64, device=compared.rows.device)
+        self.found.append((compared.rows.new_zeros(0), none))
         self._drop()
-        return self.found[0][1]
+        values, pairs = self.found[0]
+        return pairs[compared.largest_of_all(values, self.k)]
 
 
 @dataclass(frozen=True)
@@ -309,17 +355,19 @@ class _Drawn:
     """Pairs drawn from each bin, by their place in it, before the pairs themselves are seen.
 
     Args:
-        counts: (n,) how many pairs each bin has.
+        earlier: (n,) how many pairs each bin has on earlier processes, which take these.
+        counts: (n,) how many it has on all.
         per_bin: how many are drawn from each.
         chance: draws them.
     """
 
-    def __init__(self, counts: Tensor, per_bin: int, chance: torch.Generator) -> None:
+    def __init__(
+        self, earlier: Tensor, counts: Tensor, per_bin: int, chance: torch.Generator
+    ) -> None:
         share = torch.rand(len(counts), per_bin, generator=chance, dtype=torch.float64)
         # How many pairs of its bin come before the one that is drawn; below 0 once it was taken.
-        self._before = (share * counts[:, None]).long()
+        self._before = (share * counts[:, None]).long() - earlier[:, None]
         self._pairs = torch.full((*share.shape, 2), -1)
-        self._filled = counts > 0
 
     def take(self, bins: _Bins, d: Tensor, pairs: Tensor) -> None:
         """Take those that were drawn from these pairs, which follow the ones given before."""
@@ -332,7 +380,7 @@ class _Drawn:
 
     def pairs(self) -> Tensor:
         """(k, 2) the drawn pairs, once all were given."""
-        return self._pairs[self._filled].flatten(0, 1)
+        return self._pairs[self._pairs[..., 0] >= 0]
 
 
 def _listed(where: slice, mask: Tensor) -> Tensor:

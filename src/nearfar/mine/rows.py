@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from nearfar.distance import Distance
-from nearfar.engine.pick import check_cutoffs, distance_weight, draw, seed
+from nearfar.engine.meeting import Group, confirmed, over_processes
+from nearfar.engine.pick import check_cutoffs, distance_weight, draw
 from nearfar.engine.relation import Block
 from nearfar.inputs import ArrayLike, between, positive_integer
 from nearfar.labels import listed_rows
@@ -15,6 +16,7 @@ from nearfar.mine.comparison import Comparison, bounds, nearest
 from nearfar.reference import ReferenceLike
 
 
+@over_processes
 def hard_negatives(
     x: ArrayLike,
     labels: ArrayLike | None,
@@ -27,6 +29,7 @@ def hard_negatives(
     score_range: tuple[float, float] | None = None,
     exclude: ArrayLike | None = None,
     reference: ReferenceLike | None = None,
+    group: Group | None = None,
 ) -> Found:
     r"""The k nearest negatives of each row, with guards against false negatives.
 
@@ -55,6 +58,9 @@ def hard_negatives(
             for none.
         reference: rows to search instead of the other rows of the batch; without labels if
             `labels` is None, `Reference(x, None)`.
+        group: the processes that the batch is spread over, as in a loss: anchors are then rows of
+            this process, and what is found are rows of all, in the order of their processes;
+            `reference` is the same on all. None: this one has all of the batch.
 
     Returns:
         `Found`, nearest first.
@@ -79,11 +85,12 @@ def hard_negatives(
     if relative_margin is not None:
         between("relative_margin", relative_margin, 0, inf)
     low, high = bounds("score_range", score_range)
-    compared = Comparison.of(x, labels, reference, distance, normalize=normalize)
+    compared = Comparison.of(x, labels, reference, distance, normalize=normalize, group=group)
     known = None
     if exclude is not None:
         n, m = compared.relation.n, compared.relation.m
-        known = listed_rows("exclude", exclude, n, m, compared.rows.device)
+        device = compared.rows.device
+        known = confirmed(group, lambda: listed_rows("exclude", exclude, n, m, device))
 
     def in_block(where: slice, d: Tensor, block: Block) -> tuple[Tensor, Tensor]:
         positive, negative = block.masks()
@@ -108,6 +115,7 @@ def hard_negatives(
     return compared.for_each_row(in_block, k)
 
 
+@over_processes
 def hard_positives(
     x: ArrayLike,
     labels: ArrayLike,
@@ -116,6 +124,7 @@ def hard_positives(
     distance: Distance = "euclidean",
     normalize: bool = False,
     reference: ReferenceLike | None = None,
+    group: Group | None = None,
 ) -> Found:
     """The k farthest positives of each row.
 
@@ -127,6 +136,9 @@ def hard_positives(
         normalize: scale all rows to length 1 first, as losses of similarities do by default;
             "cosine" always does. If false, other distances are between the rows as they are.
         reference: rows to search instead of the other rows of the batch.
+        group: the processes that the batch is spread over, as in a loss: anchors are then rows of
+            this process, and what is found are rows of all, in the order of their processes;
+            `reference` is the same on all. None: this one has all of the batch.
 
     Returns:
         `Found`, farthest first.
@@ -146,7 +158,7 @@ def hard_positives(
     2017.
     """
     positive_integer("k", k)
-    compared = Comparison.of(x, labels, reference, distance, normalize=normalize)
+    compared = Comparison.of(x, labels, reference, distance, normalize=normalize, group=group)
 
     def in_block(where: slice, d: Tensor, block: Block) -> tuple[Tensor, Tensor]:
         far, index = nearest((-d).masked_fill(~block.masks()[0], inf), k)
@@ -155,6 +167,7 @@ def hard_positives(
     return compared.for_each_row(in_block, k)
 
 
+@over_processes
 def distance_weighted_negatives(
     x: ArrayLike,
     labels: ArrayLike,
@@ -164,6 +177,7 @@ def distance_weighted_negatives(
     nonzero_loss_cutoff: float = 1.4,
     generator: torch.Generator | None = None,
     reference: ReferenceLike | None = None,
+    group: Group | None = None,
 ) -> Found:
     r"""k negatives of each row, drawn so that all distances are equally likely.
 
@@ -172,7 +186,8 @@ def distance_weighted_negatives(
 
     .. math:: \min(\lambda, 1 / q(d)), \qquad q(d) \propto d^{D-2} (1 - d^2 / 4)^{(D-3)/2}
 
-    where d is the distance between the rows scaled to length 1.
+    where d is the distance between the rows scaled to length 1. With `group`, each process draws
+    for its own anchors: negatives with the same weights, but others than one process would draw.
 
     Args:
         x: (n, D) embeddings; only their directions count.
@@ -183,6 +198,9 @@ def distance_weighted_negatives(
             only if there are no others; then all have the same weight.
         generator: for the draw; None: torch's own.
         reference: rows to draw from instead of the other rows of the batch.
+        group: the processes that the batch is spread over, as in a loss: anchors are then rows of
+            this process, and what is found are rows of all, in the order of their processes;
+            `reference` is the same on all. None: this one has all of the batch.
 
     Returns:
         `Found`, in the order they were drawn, with distances between unit rows.
@@ -201,8 +219,8 @@ def distance_weighted_negatives(
     """
     positive_integer("k", k)
     check_cutoffs(cutoff, nonzero_loss_cutoff)
-    compared = Comparison.of(x, labels, reference, "sqeuclidean", normalize=True)
-    random = torch.Generator().manual_seed(seed(generator))
+    compared = Comparison.of(x, labels, reference, "sqeuclidean", normalize=True, group=group)
+    random = compared.chance(generator)
     every = torch.full((compared.relation.n,), k, device=compared.rows.device)
 
     def in_block(where: slice, d: Tensor, block: Block) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,8 @@ from nearfar.engine import budget
 from nearfar.engine.anchors import Anchors
 from nearfar.engine.budget import current_limits
 from nearfar.engine.closeness import by_distance
-from nearfar.engine.pick import seed, semihard, triplets_of_pairs
+from nearfar.engine.meeting import Group, over_processes
+from nearfar.engine.pick import semihard, triplets_of_pairs
 from nearfar.engine.slices import spans
 from nearfar.inputs import ArrayLike, between, one_of, positive_integer
 from nearfar.mine.comparison import Comparison, bounds
@@ -25,6 +26,7 @@ Choice = Literal["hard", "semihard", "easy", "all"]
 _BUFFERS = 24
 
 
+@over_processes
 def semihard_triplets(
     x: ArrayLike,
     labels: ArrayLike,
@@ -34,6 +36,7 @@ def semihard_triplets(
     max: int | None = None,
     generator: torch.Generator | None = None,
     reference: ReferenceLike | None = None,
+    group: Group | None = None,
 ) -> Tensor:
     r"""For each anchor and positive, the nearest negative that is farther than the positive.
 
@@ -46,9 +49,12 @@ def semihard_triplets(
         distance: "euclidean", "sqeuclidean", "cosine", "snr", "manhattan" or the p of a p-norm.
         normalize: scale all rows to length 1 first, as losses of similarities do by default;
             "cosine" always does. If false, other distances are between the rows as they are.
-        max: how many triplets at most, drawn at random; None: all.
+        max: how many triplets at most, of all processes, drawn at random; None: all.
         generator: for the draw; None: torch's own.
         reference: rows to take positives and negatives from instead of the batch.
+        group: the processes that the batch is spread over, as in a loss: anchors are then rows of
+            this process, and what is found are rows of all, in the order of their processes;
+            `reference` is the same on all. None: this one has all of the batch.
 
     Returns:
         (t, 3) int64, the anchor, positive and negative of each triplet, sorted by anchor and
@@ -67,12 +73,13 @@ def semihard_triplets(
 
     Source: Schroff, Kalenichenko & Philbin, "FaceNet", CVPR 2015.
     """
-    compared = Comparison.of(x, labels, reference, distance, normalize=normalize)
+    compared = Comparison.of(x, labels, reference, distance, normalize=normalize, group=group)
     pick = semihard(compared.distance, compared.relation)
     found = pick.by_blocks(*compared.scaled(), current_limits(), "float32")
     return _some(found, compared, max, generator)
 
 
+@over_processes
 def violating_triplets(
     x: ArrayLike,
     labels: ArrayLike,
@@ -84,6 +91,7 @@ def violating_triplets(
     max: int | None = None,
     generator: torch.Generator | None = None,
     reference: ReferenceLike | None = None,
+    group: Group | None = None,
 ) -> Tensor:
     r"""Every triplet whose negative is not farther than its positive by more than a margin.
 
@@ -105,9 +113,12 @@ def violating_triplets(
         distance: "euclidean", "sqeuclidean", "cosine", "snr", "manhattan" or the p of a p-norm.
         normalize: scale all rows to length 1 first, as losses of similarities do by default;
             "cosine" always does. If false, other distances are between the rows as they are.
-        max: how many triplets at most, drawn at random; None: all.
+        max: how many triplets at most, of all processes, drawn at random; None: all.
         generator: for the draw; None: torch's own.
         reference: rows to take positives and negatives from instead of the batch.
+        group: the processes that the batch is spread over, as in a loss: anchors are then rows of
+            this process, and what is found are rows of all, in the order of their processes;
+            `reference` is the same on all. None: this one has all of the batch.
 
     Returns:
         (t, 3) int64, the anchor, positive and negative of each triplet, sorted by all three.
@@ -131,7 +142,7 @@ def violating_triplets(
     low, high = {"all": (-inf, margin), "hard": (-inf, 0), "semihard": (0, margin)}.get(
         kind, (margin, inf)
     )
-    compared = Comparison.of(x, labels, reference, distance, normalize=normalize)
+    compared = Comparison.of(x, labels, reference, distance, normalize=normalize, group=group)
 
     def found() -> Iterator[Tensor]:
         for where, d, block in compared.blocks():
@@ -146,6 +157,7 @@ def violating_triplets(
     return _some(found(), compared, max, generator)
 
 
+@over_processes
 def easy_hard_triplets(
     x: ArrayLike,
     labels: ArrayLike,
@@ -157,6 +169,7 @@ def easy_hard_triplets(
     distance: Distance = "euclidean",
     normalize: bool = False,
     reference: ReferenceLike | None = None,
+    group: Group | None = None,
 ) -> Tensor:
     """One triplet of each anchor: its easiest or hardest positive and negative.
 
@@ -178,6 +191,9 @@ def easy_hard_triplets(
         normalize: scale all rows to length 1 first, as losses of similarities do by default;
             "cosine" always does. If false, other distances are between the rows as they are.
         reference: rows to take positives and negatives from instead of the batch.
+        group: the processes that the batch is spread over, as in a loss: anchors are then rows of
+            this process, and what is found are rows of all, in the order of their processes;
+            `reference` is the same on all. None: this one has all of the batch.
 
     Returns:
         (t, 3) int64, the anchor, positive and negative of each triplet, sorted by anchor.
@@ -207,7 +223,7 @@ def easy_hard_triplets(
     _check_choices(positive, negative)
     near_bounds = bounds("positive_range", positive_range)
     far_bounds = bounds("negative_range", negative_range)
-    compared = Comparison.of(x, labels, reference, distance, normalize=normalize)
+    compared = Comparison.of(x, labels, reference, distance, normalize=normalize, group=group)
 
     def found() -> Iterator[Tensor]:
         for where, d, block in compared.blocks():
@@ -232,6 +248,7 @@ def easy_hard_triplets(
     return _some(found(), compared, None, None)
 
 
+@over_processes
 def angular_triplets(
     x: ArrayLike,
     labels: ArrayLike,
@@ -241,6 +258,7 @@ def angular_triplets(
     max: int | None = None,
     generator: torch.Generator | None = None,
     reference: ReferenceLike | None = None,
+    group: Group | None = None,
 ) -> Tensor:
     r"""Every triplet in which the negative sees anchor and positive under too large an angle.
 
@@ -253,9 +271,12 @@ def angular_triplets(
         labels: (n,) class ids, or (n, c) bool multi-labels; rows that share a label are similar.
         angle: alpha, in degrees, from 0 to 89.999.
         normalize: scale all rows to length 1 first, as losses of similarities do by default.
-        max: how many triplets at most, drawn at random; None: all.
+        max: how many triplets at most, of all processes, drawn at random; None: all.
         generator: for the draw; None: torch's own.
         reference: rows to take positives and negatives from instead of the batch.
+        group: the processes that the batch is spread over, as in a loss: anchors are then rows of
+            this process, and what is found are rows of all, in the order of their processes;
+            `reference` is the same on all. None: this one has all of the batch.
 
     Returns:
         (t, 3) int64, the anchor, positive and negative of each triplet, sorted by all three.
@@ -274,7 +295,7 @@ def angular_triplets(
     """
     between("angle", angle, 0, 89.999, ", in degrees")
     steepness = 2 * tan(radians(angle))
-    compared = Comparison.of(x, labels, reference, "euclidean", normalize=normalize)
+    compared = Comparison.of(x, labels, reference, "euclidean", normalize=normalize, group=group)
     relation, closeness = compared.relation, by_distance("euclidean")
     a, b = closeness.prepare(compared.rows, compared.columns)
     columns = a if b is None else b
@@ -332,7 +353,7 @@ def _some(
         return torch.cat([*found, none])
     positive_integer("max", max)
     # Keep the triplets with the highest random numbers so far, never more than `max`.
-    random = torch.Generator().manual_seed(seed(generator))
+    random = compared.chance(generator)
     kept, keys = none, torch.zeros(0, dtype=torch.float64)
     for triplets in found:
         drawn = torch.rand(len(triplets), generator=random, dtype=torch.float64)
@@ -341,4 +362,4 @@ def _some(
         keys = torch.cat([keys, drawn[higher]])
         best = keys.topk(min(max, len(keys))).indices.sort().values
         kept, keys = kept[best.to(kept.device)], keys[best]
-    return kept
+    return kept[compared.largest_of_all(keys.to(kept.device), max)]
