@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from nearfar.engine.slices import spans
+
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
@@ -74,15 +76,22 @@ class Processes:
         found = x.new_empty((self.size, *x.shape))
         if x.numel():
             to, given = (t.view(torch.uint8) if t.dtype is torch.bool else t for t in (found, x))
-            _gather(to.view(-1), given.contiguous().view(-1), group=self.group)
+            _gather(to.view(-1), given.contiguous().view(-1), group=self._group_of(x))
         return found
+
+    def from_one(self, rank: int, x: Tensor) -> Tensor:
+        """What one process has, on all; elsewhere `x` is where it is put."""
+        if x.numel():
+            source = dist.get_global_rank(self.group, rank)
+            dist.broadcast(x, source, group=self._group_of(x))
+        return x
 
     def total(self, x: Tensor) -> Tensor:
         """The sum over all processes, the same bits on each."""
         if x.numel() <= 1024:  # in the order of the processes
             return self.each(x).sum(0, dtype=x.dtype)
         found = x.contiguous().clone()
-        dist.all_reduce(found, group=self.group)
+        dist.all_reduce(found, group=self._group_of(x))
         return found
 
     def before(self, steps: int) -> int:
@@ -105,8 +114,11 @@ class Processes:
     def largest(self, x: Tensor) -> Tensor:
         """The largest over all processes, number by number."""
         found = x.contiguous().clone()
-        dist.all_reduce(found, dist.ReduceOp.MAX, group=self.group)
+        dist.all_reduce(found, dist.ReduceOp.MAX, group=self._group_of(x))
         return found
+
+    def _group_of(self, x: Tensor) -> "ProcessGroup":
+        return self.hosts if x.is_cpu else self.group
 
 
 class Passing:
@@ -153,6 +165,22 @@ class Split:
         padded[: x.shape[0]] = x
         found = self.processes.each(padded)
         return torch.cat([rows[:n] for rows, n in zip(found, self.sizes, strict=True)])
+
+    def blocks(self, size: int) -> list[slice]:
+        """All rows, in slices of at most so many, each of one process."""
+        return [
+            slice(part.start + at.start, part.start + at.stop)
+            for part in self.parts
+            for at in spans(part.stop - part.start, size)
+        ]
+
+    def block(self, x: Tensor, at: slice) -> Tensor:
+        """(b, ...) one of the `blocks`, on all processes; `x` are the rows of this one."""
+        owner = next(rank for rank, part in enumerate(self.parts) if at.start < part.stop)
+        if owner != self.processes.rank:
+            return self.processes.from_one(owner, x.new_empty((at.stop - at.start, *x.shape[1:])))
+        own = x[at.start - self.own.start : at.stop - self.own.start]
+        return self.processes.from_one(owner, own.contiguous())
 
     def sum_to_owners(self, x: Tensor) -> Tensor:
         """The rows of this process, of the sum over processes of (n, ...) all rows."""

@@ -11,7 +11,11 @@ from torch import Tensor
 from nearfar.distance import Distance, between_rows, check_distance, unit
 from nearfar.engine.budget import current_limits, tile
 from nearfar.engine.closeness import by_distance
+from nearfar.engine.meeting import Group, Meeting, over_processes
+from nearfar.engine.processes import Split
+from nearfar.engine.relation import within
 from nearfar.engine.slices import spans
+from nearfar.engine.together import meet
 from nearfar.evaluate.intervals import check_draws
 from nearfar.evaluate.pairs import sample_pairs
 from nearfar.evaluate.scores import Floats, Integers
@@ -78,13 +82,10 @@ class EveryPair:
     def __init__(
         self, x: Tensor, rows: Tensor, identity: Tensor, never: Tensor | None, distance: Distance
     ) -> None:
-        order = identity[rows].argsort(stable=True)
-        rows = rows[order]
-        self.distance, self.n_items, self.n_left_out = distance, len(rows), len(x) - len(rows)
+        self.distance, self.n_items, self.n_left_out = distance, len(x), len(identity) - len(x)
         self._rows = rows.cpu()  # the rows compared, sorted by identity
         _, self._identity = identity[rows].cpu().unique_consecutive(return_inverse=True)  # type: ignore[no-untyped-call]
         self._never = None if never is None else never[rows].cpu()
-        x = x[rows]
         self._x = unit(x) if distance == "cosine" else x
         self._closeness = by_distance(distance)
         self._prepared, _ = self._closeness.prepare(self._x, None)
@@ -313,6 +314,7 @@ class EveryPair:
         return wanted
 
 
+@over_processes
 def every_pair(
     x: ArrayLike,
     labels: ArrayLike,
@@ -320,6 +322,7 @@ def every_pair(
     distance: Distance = "cosine",
     never_within: ArrayLike | None = None,
     seed: int = 0,
+    group: Group | None = None,
 ) -> EveryPair:
     """Every pair of labelled embeddings, to compute verification figures on.
 
@@ -336,6 +339,9 @@ def every_pair(
         never_within: (n,) ids of groups whose items are never compared with each other, such as the
             camera or the session of a recording; -1 for none.
         seed: of the draw, if there are too many pairs.
+        group: the processes that the items are spread over, as in a loss. Each gathers the items
+            that are compared, 10,000 at most, and can then compute every figure without the others;
+            rows of pairs count all items, in the order of the processes. None: this one has all.
 
     Raises:
         ValueError: no similar or no dissimilar pairs, rows that are not finite, wrong shapes, a
@@ -366,7 +372,35 @@ def every_pair(
     never = None
     if never_within is not None:
         never = class_ids(never_within, like=rows, name="never_within")
-    return EveryPair(rows, within_bounds(identity.cpu(), seed), identity, never, distance)
+    split = None
+    if group is not None:
+        split, identity, never = _items_of_all(group, rows, identity, never)
+    chosen = within_bounds(identity.cpu(), seed)
+    chosen = chosen[identity.cpu()[chosen].argsort(stable=True)].to(rows.device)
+    compared = rows[chosen] if split is None else _gathered(rows, chosen, split)
+    return EveryPair(compared, chosen, identity, never, distance)
+
+
+def _items_of_all(
+    group: Group, rows: Tensor, identity: Tensor, never: Tensor | None
+) -> tuple[Split, Tensor, Tensor | None]:
+    """How the items are spread over processes, and the identities and groups of all."""
+    assert isinstance(group, Meeting)
+    relation = within(identity, rows)
+    together, relation = meet(group, rows, None, relation, gradient=False, weighted=False)
+    assert relation.column_labels is not None
+    never = None if never is None else together.rows.gather(never)
+    return together.rows, relation.column_labels, never
+
+
+def _gathered(rows: Tensor, chosen: Tensor, split: Split) -> Tensor:
+    """Some of the rows of all processes, given by their numbers, in this order."""
+    here = [(chosen >= part.start) & (chosen < part.stop) for part in split.parts]
+    own = rows[chosen[here[split.processes.rank]] - split.own.start]
+    sent = Split(split.processes, [int(those.sum()) for those in here]).gather(own)
+    found = torch.empty_like(sent)
+    found[torch.cat([those.nonzero()[:, 0] for those in here])] = sent
+    return found
 
 
 def within_bounds(identity: Tensor, seed: int, most_items: int = MOST_ITEMS) -> Tensor:

@@ -6,9 +6,9 @@ from statistics import NormalDist
 
 import numpy as np
 
-from nearfar.evaluate.scores import Floats, Integers
+from nearfar.evaluate.scores import Floats
 from nearfar.evaluate.tally import Average, Tally, replicates
-from nearfar.inputs import ArrayLike, between, tensor
+from nearfar.inputs import between
 
 # (b, c) false-accept and true-accept rates from strict to loose -> (b, k) rates between 0 and 1.
 FiguresOf = Callable[[Floats, Floats], Floats]
@@ -31,28 +31,6 @@ class Interval:
 
     def __str__(self) -> str:
         return f"{self.low:.4f} to {self.high:.4f}"
-
-
-def pair_groups(groups: ArrayLike, n: int) -> Integers:
-    """(n, 2) the identities of each pair, numbered 0, 1, ...
-
-    Raises:
-        TypeError: identities that are not integers.
-        ValueError: a wrong shape.
-    """
-    given = tensor("groups", groups).cpu().numpy()
-    if given.dtype.kind not in "iu":
-        raise TypeError(
-            f"groups must hold identities as integers, got {given.dtype}. Text becomes numbers "
-            "with np.unique(text, return_inverse=True)[1]."
-        )
-    if given.shape not in ((n,), (n, 2)):
-        raise ValueError(
-            f"groups must have shape ({n}, 2), the two identities of each pair, or ({n},) where a "
-            f"pair has only one; got {given.shape}."
-        )
-    places = np.unique(given, return_inverse=True)[1].reshape(given.shape).astype(np.int64)
-    return places if places.ndim == 2 else np.stack([places, places], 1)
 
 
 def intervals(

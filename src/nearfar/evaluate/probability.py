@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nearfar.engine.meeting import Group, over_processes
 from nearfar.evaluate.scores import Bools, Floats, as_floats, checked
 from nearfar.inputs import ArrayLike, between
 from nearfar.plain import plain
@@ -73,8 +74,14 @@ class IsotonicProbability:
         return found
 
 
+@over_processes
 def platt_probability(
-    scores: ArrayLike, similar: ArrayLike, *, higher_is_closer: bool, prior: float | None = None
+    scores: ArrayLike,
+    similar: ArrayLike,
+    *,
+    higher_is_closer: bool,
+    prior: float | None = None,
+    group: Group | None = None,
 ) -> PlattProbability:
     r"""Fit the probability of "same" as a logistic curve over the score.
 
@@ -91,6 +98,8 @@ def platt_probability(
         higher_is_closer: True for similarities, False for distances.
         prior: the share of similar pairs in use, between 0 and 1. None: the share in the
             calibration data, which for sampled pairs is far too high for most uses.
+        group: the processes that the pairs are spread over, as in a loss; the curve is fitted to
+            the pairs of all, on each. None: this one has all.
 
     Raises:
         TypeError: labels that are not bool.
@@ -107,7 +116,7 @@ def platt_probability(
     """
     from sklearn.linear_model import LogisticRegression
 
-    closeness, same = checked(scores, similar, higher_is_closer)
+    closeness, same, _ = checked(scores, similar, higher_is_closer, group=group)
     share, low, high = _targets(same)
     prior = share if prior is None else prior
     # Each pair is in both classes, weighted by its target.
@@ -127,8 +136,14 @@ def platt_probability(
     return PlattProbability(sign * steep / float(scale), intercept, share, prior)
 
 
+@over_processes
 def isotonic_probability(
-    scores: ArrayLike, similar: ArrayLike, *, higher_is_closer: bool, prior: float | None = None
+    scores: ArrayLike,
+    similar: ArrayLike,
+    *,
+    higher_is_closer: bool,
+    prior: float | None = None,
+    group: Group | None = None,
 ) -> IsotonicProbability:
     r"""Fit the probability of "same" as a monotone curve over the score.
 
@@ -143,6 +158,8 @@ def isotonic_probability(
         higher_is_closer: True for similarities, False for distances.
         prior: the share of similar pairs in use, between 0 and 1. None: the share in the
             calibration data, which for sampled pairs is far too high for most uses.
+        group: the processes that the pairs are spread over, as in a loss; the curve is fitted to
+            the pairs of all, on each. None: this one has all.
 
     Raises:
         TypeError: labels that are not bool.
@@ -159,7 +176,7 @@ def isotonic_probability(
     """
     from sklearn.isotonic import IsotonicRegression
 
-    closeness, same = checked(scores, similar, higher_is_closer)
+    closeness, same, _ = checked(scores, similar, higher_is_closer, group=group)
     share, low, high = _targets(same)
     prior = share if prior is None else prior
     model = IsotonicRegression(y_min=low, y_max=high).fit(closeness, same.astype(float))

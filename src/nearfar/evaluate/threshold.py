@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 
+from nearfar.engine.meeting import Group, over_processes
 from nearfar.evaluate.intervals import (
     FEWEST_IDENTITIES,
     Interval,
     check_average,
     check_draws,
     intervals,
-    pair_groups,
 )
 from nearfar.evaluate.scores import Floats, checked
 from nearfar.evaluate.tally import Average, Tally, tally_at, tally_of
@@ -80,6 +80,7 @@ class AtThreshold:
         return self.table().plain()
 
 
+@over_processes
 def fit_threshold(
     scores: ArrayLike,
     similar: ArrayLike,
@@ -88,6 +89,7 @@ def fit_threshold(
     far: float,
     groups: ArrayLike | None = None,
     average: Average = "pairs",
+    group: Group | None = None,
 ) -> float:
     """The loosest threshold whose false-accept rate on these pairs is at most `far`.
 
@@ -104,6 +106,8 @@ def fit_threshold(
         far: the false-accept rate, 0 or more and below 1.
         groups: (n, 2) or (n,) identities of the pairs; needed for `average="identities"`.
         average: what the rate is averaged over, as in `verification`.
+        group: the processes that the pairs are spread over, as in a loss. Their scores are gathered
+            on each, and the figures are those of all pairs. None: this one has all.
 
     Raises:
         ValueError: no similar or no dissimilar pairs, scores that are not finite, wrong shapes.
@@ -116,8 +120,7 @@ def fit_threshold(
     """
     check_far(far)
     check_average(average, groups)
-    closeness, same = checked(scores, similar, higher_is_closer)
-    known = None if groups is None else pair_groups(groups, len(same))
+    closeness, same, known = checked(scores, similar, higher_is_closer, groups, group)
     tally = tally_of(-closeness, same, known, average)
     place = first_rejected(tally.dissimilar, far * tally.dissimilar.sum())
     threshold = float(np.nextafter(tally.distance[place], -np.inf))
@@ -145,6 +148,7 @@ def first_rejected(weights: Floats, allowed: float) -> int:
     return int(np.searchsorted(np.cumsum(weights), allowed * (1 + 1e-9), side="right"))
 
 
+@over_processes
 def at_threshold(
     scores: ArrayLike,
     similar: ArrayLike,
@@ -156,6 +160,7 @@ def at_threshold(
     level: float = 0.95,
     resamples: int = 1000,
     seed: int = 0,
+    group: Group | None = None,
 ) -> AtThreshold:
     """The figures of a threshold on these pairs.
 
@@ -169,6 +174,8 @@ def at_threshold(
         level: confidence level of the intervals.
         resamples: number of resamples in the bootstrap.
         seed: of the bootstrap.
+        group: the processes that the pairs are spread over, as in a loss. Their scores are gathered
+            on each, and the figures are those of all pairs. None: this one has all.
 
     >>> found = at_threshold([0.1, 0.4, 0.3, 0.9], [True, True, False, False], 0.35,
     ...                      higher_is_closer=False)
@@ -178,9 +185,8 @@ def at_threshold(
     check_draws(level, resamples)
     check_average(average, groups)
     check_threshold(threshold)
-    closeness, same = checked(scores, similar, higher_is_closer)
+    closeness, same, known = checked(scores, similar, higher_is_closer, groups, group)
     cut = -threshold if higher_is_closer else threshold
-    known = None if groups is None else pair_groups(groups, len(same))
     rejected = (-closeness > cut).astype(np.int64)
     tally = tally_at(np.array([cut, np.inf]), rejected, same, known, average)
     return decisions_of(tally, threshold, level=level, resamples=resamples, seed=seed)

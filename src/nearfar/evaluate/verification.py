@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nearfar.engine.meeting import Group, over_processes
 from nearfar.evaluate.intervals import (
     FEWEST_IDENTITIES,
     Interval,
     check_average,
     check_draws,
     intervals,
-    pair_groups,
 )
 from nearfar.evaluate.scores import Floats, checked
 from nearfar.evaluate.tally import Average, Tally, tally_of
@@ -176,6 +176,7 @@ def needed(far: float) -> int | None:
     return None if far <= 0 else ceil(ERRORS_NEEDED / far - 1e-6)
 
 
+@over_processes
 def verification(
     scores: ArrayLike,
     similar: ArrayLike,
@@ -187,6 +188,7 @@ def verification(
     level: float = 0.95,
     resamples: int = 1000,
     seed: int = 0,
+    group: Group | None = None,
 ) -> Verification:
     """AUC, EER, TAR at each FAR, best accuracy and F1, the curves, and intervals.
 
@@ -210,6 +212,8 @@ def verification(
         level: confidence level of the intervals.
         resamples: number of resamples in the bootstrap.
         seed: of the bootstrap.
+        group: the processes that the pairs are spread over, as in a loss. Their scores are gathered
+            on each, and the figures are those of all pairs. None: this one has all.
 
     Raises:
         TypeError: labels that are not bool, identities that are not integers.
@@ -232,8 +236,7 @@ def verification(
     """
     check_draws(level, resamples)
     check_average(average, groups)
-    closeness, same = checked(scores, similar, higher_is_closer)
-    known = None if groups is None else pair_groups(groups, len(same))
+    closeness, same, known = checked(scores, similar, higher_is_closer, groups, group)
     tally = tally_of(-closeness, same, known, average)
     sign = -1 if higher_is_closer else 1
     return figures_of(tally, far, level=level, resamples=resamples, seed=seed, sign=sign)
