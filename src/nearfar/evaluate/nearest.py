@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from math import inf
 from typing import get_args
 
@@ -15,9 +16,13 @@ from nearfar.distance import (
     check_euclidean,
     unit,
 )
-from nearfar.engine.budget import Limits, current_limits, tile
+from nearfar.engine.budget import current_limits, tile
 from nearfar.engine.closeness import Closeness, Euclidean, by_distance, sharpen
+from nearfar.engine.meeting import Group, Meeting, confirmed, over_processes
+from nearfar.engine.processes import Split
+from nearfar.engine.relation import Relation
 from nearfar.engine.slices import spans
+from nearfar.engine.together import Together, meet
 from nearfar.inputs import ArrayLike, batch, lift
 from nearfar.labels import class_ids, listed_rows, refuse
 from nearfar.mine import Found
@@ -27,15 +32,12 @@ _BUFFERS = 6
 
 
 @dataclass(frozen=True, eq=False)
-class Space:
-    """Rows and references, prepared so that `closeness` orders them like the chosen distance.
+class Ready:
+    """Rows and columns, prepared so that `closeness` orders them like a distance.
 
     Attributes:
         rows: (n, d), at unit length for cosine distance.
         columns: (m, d), the same.
-        hidden: (n, h) int64, the columns that are never found: first the row itself, then excluded
-            columns, each once; -1 for none.
-        distance: the chosen distance.
         closeness: |a - b|^2 where that orders like it, else the distance itself.
         as_given: the rows and columns before they were scaled to unit length; None if they were
             not scaled.
@@ -43,10 +45,93 @@ class Space:
 
     rows: Tensor
     columns: Tensor
+    closeness: Closeness
+    as_given: tuple[Tensor, Tensor] | None
+
+    @classmethod
+    def of(
+        cls, rows: Tensor, columns: Tensor, distance: Distance, ends: Tensor | None = None
+    ) -> "Ready":
+        """Prepare them.
+
+        Args:
+            rows: (n, d).
+            columns: (m, d); they may be the rows themselves.
+            distance: by which they are compared.
+            ends: `Space.ends`, if there are more columns than these.
+        """
+        as_given = (rows, columns) if distance == "cosine" else None
+        if distance == "cosine":
+            rows, columns = _at_unit_length(rows, columns)
+        by_squares = distance in get_args(EuclideanDistance)
+        closeness = Euclidean(squared=True) if by_squares else by_distance(distance)
+        if ends is not None:
+            more = rows.shape[1] - ends.shape[1]
+            columns = torch.cat([columns, torch.nn.functional.pad(ends, (0, more))])
+        a, b = closeness.prepare(rows, None if columns is rows else columns)
+        columns = a if b is None else b
+        return cls(a, columns if ends is None else columns[:-2], closeness, as_given)
+
+    def measure(self, rows: slice, columns: slice) -> Tensor:
+        """(r, c) the closeness of some rows to some columns."""
+        values, repaired = self.closeness.measure(self.rows[rows], self.columns[columns])
+        if self.as_given is not None:
+            x, y = self.as_given
+            sharpen(values, repaired, x[rows], y[columns], 2.0)
+        return values
+
+
+@dataclass(frozen=True, eq=False)
+class Space:
+    """Rows and the references that they are compared with.
+
+    Attributes:
+        rows: (n, d) as given.
+        columns: (m, d) as given; those of this process, if each has some.
+        m: how many there are on all processes.
+        hidden: (n, h) int64, the columns that are never found: first the row itself, then excluded
+            columns, each once; -1 for none.
+        distance: the chosen distance.
+        tile: how many rows and columns are measured at a time; the same on all processes.
+        together: the processes that the rows are spread over; None: this one has all.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    m: int
     hidden: Tensor
     distance: Distance
-    closeness: Closeness
-    as_given: tuple[Tensor, Tensor] | None = None
+    tile: tuple[int, int]
+    together: Together | None
+
+    @property
+    def split(self) -> Split | None:
+        """How the columns are spread over processes; None: this one has all.
+
+        Then they come from their owners block by block, which takes all processes: each visits as
+        many blocks of rows as the others, and all columns in each.
+        """
+        return None if self.together is None else self.together.columns
+
+    @cached_property
+    def ends(self) -> Tensor:
+        """(2, d) the largest and the smallest value of each coordinate, on all processes.
+
+        What is prepared block by block is shifted by what these say, so that columns of equal
+        values are equally near, whichever block they are in.
+        """
+        assert self.together is not None
+        x = unit(self.rows) if self.distance == "cosine" else self.rows
+        own = x.new_full((2, x.shape[1]), -inf)
+        if len(x):
+            torch.stack([x.amax(0), -x.amin(0)], out=own)
+        high, low = self.together.largest(own).unbind()
+        return torch.stack([high, -low])
+
+    @cached_property
+    def ready(self) -> Ready:
+        """Rows and columns, prepared; not of columns that are spread over processes."""
+        return Ready.of(self.rows, self.columns, self.distance)
 
     def distances(self, measured: Tensor) -> Tensor:
         """The chosen distance, from what was measured; for unit rows, 1 - cos is |a - b|^2 / 2."""
@@ -55,42 +140,76 @@ class Space:
         return measured / 2 if self.distance == "cosine" else measured
 
 
-def space(
-    x: ArrayLike,
-    reference: ArrayLike | None,
-    own: ArrayLike | None,
-    exclude: ArrayLike | None,
-    distance: Distance,
-    name_of_own: str = "reference_self",
-) -> Space:
-    """Check and lift rows and references; `name_of_own` is the caller's name of `own`.
+def rows_and_columns(x: ArrayLike, reference: ArrayLike | None) -> tuple[Tensor, Tensor]:
+    """Rows and columns, checked and lifted; without a reference, the very rows.
 
     Raises:
-        TypeError: `own` without a reference.
         ValueError: a shape, device or row that is out of range or not finite.
     """
-    distance = check_distance(distance)
     rows = lift("x", batch("x", x).detach())
     _refuse_non_finite("x", rows)
     if reference is None:
+        return rows, rows
+    columns = lift("reference", batch("reference", reference, like=rows).detach())
+    _refuse_non_finite("reference", columns)
+    common = torch.promote_types(rows.dtype, columns.dtype)
+    return rows.to(common), columns.to(common)
+
+
+def space(
+    rows: Tensor,
+    columns: Tensor,
+    relation: Relation,
+    exclude: ArrayLike | None,
+    distance: Distance,
+    group: Group | None,
+) -> tuple[Space, Relation]:
+    """What is searched, and its relation, with the references of all processes.
+
+    Args:
+        rows: from `rows_and_columns`.
+        columns: likewise.
+        relation: of the two.
+        exclude: (n, e) columns that are not compared, -1 for none.
+        distance: by which they are compared.
+        group: the processes that the rows are spread over.
+
+    Raises:
+        ValueError: a distance or an excluded column that there is not.
+    """
+    distance, together = check_distance(distance), None
+    shape = tile(current_limits(), rows.device, rows.element_size(), _BUFFERS)
+    if group is not None:
+        assert isinstance(group, Meeting)
+        where = rows, None if columns is rows else columns, relation
+        together, relation = meet(group, *where, gradient=False, weighted=False)
+        height, width = map(min, zip(*group.processes.tell(shape), strict=True))
+        shape = height, width
+    own = relation.own if relation.match is None else relation.match
+    n, m = relation.n, relation.m
+    hidden = confirmed(group, lambda: hidden_columns(own, exclude, n, m, rows.device))
+    return Space(rows, columns, m, hidden, distance, shape, together), relation
+
+
+def unlabelled(rows: Tensor, columns: Tensor, own: ArrayLike | None) -> Relation:
+    """A relation that says which column is the row itself, and no more.
+
+    Args:
+        rows: from `rows_and_columns`.
+        columns: likewise.
+        own: (n,) the column that is the row itself, -1 for none; None: none is.
+
+    Raises:
+        TypeError: `own` without a reference.
+        ValueError: a column that there is not.
+    """
+    n, m = len(rows), len(columns)
+    if columns is rows:
         if own is not None:
-            raise TypeError(f"{name_of_own} describes reference: pass it too.")
-        columns = rows
-        selves: Tensor | None = torch.arange(len(rows), device=rows.device)
-    else:
-        columns = lift("reference", batch("reference", reference, like=rows).detach())
-        _refuse_non_finite("reference", columns)
-        common = torch.promote_types(rows.dtype, columns.dtype)
-        rows, columns = rows.to(common), columns.to(common)
-        selves = _selves(name_of_own, own, rows, columns)
-    as_given = (rows, columns) if distance == "cosine" else None
-    if distance == "cosine":
-        rows, columns = _at_unit_length(rows, columns)
-    by_squares = distance in get_args(EuclideanDistance)
-    closeness = Euclidean(squared=True) if by_squares else by_distance(distance)
-    a, b = closeness.prepare(rows, None if columns is rows else columns)
-    hidden = hidden_columns(selves, exclude, len(rows), len(columns), rows.device)
-    return Space(a, a if b is None else b, hidden, distance, closeness, as_given)
+            raise TypeError("reference_self describes reference: pass it too.")
+        return Relation(n, m, rows.device, symmetric=True)
+    selves = _selves("reference_self", own, rows, columns)
+    return Relation(n, m, rows.device, declared=selves, shared="columns")
 
 
 def _at_unit_length(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,40 +226,41 @@ def _at_unit_length(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
-def measured(
-    where: Space, rows: slice, limits: Limits, at_least: int = 0
-) -> Iterator[tuple[slice, Tensor]]:
+def measured(where: Space, rows: slice, at_least: int = 0) -> Iterator[tuple[slice, Tensor]]:
     """The closeness of these rows to each block of columns; infinite for hidden columns.
 
     Iterating twice with the same arguments gives the same bits.
     """
-    width = max(_tile(where, limits)[1], at_least)
-    for columns in spans(len(where.columns), width):
-        values, repaired = where.closeness.measure(where.rows[rows], where.columns[columns])
-        if where.as_given is not None:
-            x, y = where.as_given
-            sharpen(values, repaired, x[rows], y[columns], 2.0)
+    width, split = max(where.tile[1], at_least), where.split
+    every, ends = slice(None), None if split is None else where.ends
+    for columns in spans(where.m, width) if split is None else split.blocks(width):
+        others = None if split is None else split.block(where.columns, columns)
+        if rows.start == rows.stop:
+            continue
+        if others is None:
+            values = where.ready.measure(rows, columns)
+        else:
+            ready = Ready.of(where.rows[rows], others, where.distance, ends)
+            values = ready.measure(every, every)
         place = where.hidden[rows] - columns.start
         row, which = ((place >= 0) & (place < values.shape[1])).nonzero(as_tuple=True)
         values[row, place[row, which]] = inf
         yield columns, values
 
 
-def row_spans(where: Space, limits: Limits, k: int) -> Iterator[slice]:
-    """Blocks of rows whose tiles and k nearest fit the budget."""
-    rows, columns = _tile(where, limits)
-    yield from spans(len(where.rows), max(1, rows * columns // max(columns, k)))
-
-
-def _tile(where: Space, limits: Limits) -> tuple[int, int]:
-    return tile(limits, where.rows.device, where.rows.element_size(), _BUFFERS)
+def row_spans(where: Space, k: int) -> Iterator[slice]:
+    """Blocks of rows whose tiles and k nearest fit the budget: at least one, which may be empty."""
+    (height, width), n = where.tile, len(where.rows)
+    most = n if where.split is None else where.split.most
+    for rows in spans(max(most, 1), max(1, height * width // max(width, k))):
+        yield slice(min(rows.start, n), min(rows.stop, n))
 
 
 Visit = Callable[[slice, Tensor], None]
 
 
 def k_nearest(
-    where: Space, rows: slice, k: int, limits: Limits, also: Visit | None = None
+    where: Space, rows: slice, k: int, also: Visit | None = None
 ) -> tuple[Tensor, Tensor]:
     """(b, k) closeness and columns nearest to these rows; inf and -1 if there are fewer.
 
@@ -148,13 +268,12 @@ def k_nearest(
         where: rows and columns.
         rows: which rows.
         k: how many neighbours.
-        limits: of the tiles.
         also: called with every tile.
     """
     size = rows.stop - rows.start
     values = where.rows.new_full((size, k), inf)
     index = torch.full((size, k), -1, device=where.rows.device)
-    for columns, d in measured(where, rows, limits, at_least=k):
+    for columns, d in measured(where, rows, at_least=k):
         if also is not None:
             also(columns, d)
         near, place = _k_least(d, k)
@@ -179,6 +298,7 @@ def _k_least(d: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values, index.gather(1, order)
 
 
+@over_processes
 def nearest(
     x: ArrayLike,
     *,
@@ -187,6 +307,7 @@ def nearest(
     reference: ArrayLike | None = None,
     reference_self: ArrayLike | None = None,
     exclude: ArrayLike | None = None,
+    group: Group | None = None,
 ) -> Found:
     """The k nearest references of each row, exactly, in memory that does not grow with the pairs.
 
@@ -200,6 +321,10 @@ def nearest(
         reference_self: (n,) which row of `reference` is row i itself, -1 for none; it is not found.
         exclude: (n, e) integers, rows of the reference (or of x) that row i is not compared with,
             such as those of its own camera or session; -1 for none.
+        group: the processes that the rows are spread over, as in a loss. Each finds the nearest of
+            its own rows among those of all, which come from their owners block by block; what is
+            found and `exclude` count the rows of all, in the order of the processes. `reference`
+            is the same on all. None: this one has all.
 
     Returns:
         `Found`, nearest first; -1 and infinity if there are fewer than k.
@@ -213,11 +338,18 @@ def nearest(
             [1, 0]])
     """
     check_k("k", k)
-    where, limits = space(x, reference, reference_self, exclude, distance), current_limits()
+    rows, columns = rows_and_columns(x, reference)
+    relation = unlabelled(rows, columns, reference_self)
+    where, _ = space(rows, columns, relation, exclude, distance, group)
+    return nearest_in(where, k)
+
+
+def nearest_in(where: Space, k: int) -> Found:
+    """The k nearest columns of each row."""
     values = where.rows.new_full((len(where.rows), k), inf)
     index = torch.full((len(where.rows), k), -1, device=where.rows.device)
-    for rows in row_spans(where, limits, k):
-        values[rows], index[rows] = k_nearest(where, rows, k, limits)
+    for rows in row_spans(where, k):
+        values[rows], index[rows] = k_nearest(where, rows, k)
     return Found(index, where.distances(values))
 
 
@@ -265,8 +397,9 @@ def approximate_nearest(
             "without it, and is exact."
         ) from error
     known = check_euclidean(distance, "approximate_nearest searches; nearest takes others too")
-    where = space(x, reference, reference_self, exclude, known)
-    rows, columns = (part.float().cpu() for part in (where.rows, where.columns))
+    given, others = rows_and_columns(x, reference)
+    where, _ = space(given, others, unlabelled(given, others, reference_self), exclude, known, None)
+    rows, columns = (part.float().cpu() for part in (where.ready.rows, where.ready.columns))
     values, index = torch.full((len(rows), k), inf), torch.full((len(rows), k), -1)
     if len(rows) and len(columns):
         graph = Index(ndim=columns.shape[1], metric="l2sq", dtype="f32")
@@ -282,7 +415,7 @@ def approximate_nearest(
         values[:, : min(k, wanted)] = near[:, :k]
         index[:, : min(k, wanted)] = place.gather(1, order)[:, :k]
     index.masked_fill_(values == inf, -1)
-    device = where.rows.device
+    device = given.device
     return Found(index.to(device), where.distances(values).to(device))
 
 

@@ -1,18 +1,24 @@
 """The hardest pairs of labelled embeddings, and likely label errors."""
 
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from nearfar.distance import Distance
-from nearfar.evaluate.nearest import check_k, nearest
-from nearfar.inputs import ArrayLike, batch
+from nearfar.engine.meeting import Group, over_processes
+from nearfar.engine.relation import Relation, within
+from nearfar.engine.together import Together
+from nearfar.evaluate.nearest import check_k, nearest_in, rows_and_columns, space
+from nearfar.inputs import ArrayLike
 from nearfar.labels import batch_labels
 from nearfar.mine import Found, hard_negatives, hard_positives
 from nearfar.plain import plain
 from nearfar.tabulate import Table
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,7 @@ class Neighbours:
         return "\n".join([*parts, self.table().plain()] if self.suspects else parts)
 
 
+@over_processes
 def neighbours(
     x: ArrayLike,
     labels: ArrayLike,
@@ -102,6 +109,7 @@ def neighbours(
     k: int = 10,
     top: int = 20,
     distance: Distance = "cosine",
+    group: Group | None = None,
 ) -> Neighbours:
     """The farthest similar and the nearest dissimilar pairs, and likely label errors.
 
@@ -118,6 +126,9 @@ def neighbours(
         k: how many neighbours to judge a label by.
         top: how many pairs and rows to return at most.
         distance: "cosine", "euclidean", "sqeuclidean", "snr", "manhattan" or the p of a p-norm.
+        group: the processes that the rows are spread over, as in a loss. Each compares its own with
+            those of all, which it gathers; what is returned is of all rows, counted in the order of
+            the processes. None: this one has all.
 
     Raises:
         TypeError: labels that are not class ids or bool multi-labels.
@@ -145,44 +156,67 @@ def neighbours(
     """
     check_k("k", k)
     check_k("top", top)
-    near = nearest(x, k=k, distance=distance)  # refuses rows that are not finite
-    known = batch_labels(labels, like=batch("x", x))
-    positives = hard_positives(x, known, distance=distance)
-    negatives = hard_negatives(x, known, distance=distance)
+    rows, _ = rows_and_columns(x, None)  # refuses rows that are not finite
+    known = batch_labels(labels, like=rows)
+    where, relation = space(rows, rows, within(known, rows), None, distance, group)
+    near = nearest_in(where, k)
+    positives = hard_positives(x, known, distance=distance, group=group)
+    negatives = hard_negatives(x, known, distance=distance, group=group)
     return Neighbours(
-        _hardest(positives, top, farthest=True),
-        _hardest(negatives, top, farthest=False),
-        _suspects(near.indices, known, top) if known.ndim == 1 else (),
+        _hardest(positives, top, where.together, farthest=True),
+        _hardest(negatives, top, where.together, farthest=False),
+        _suspects(near.indices, relation, top, where.together) if known.ndim == 1 else (),
         k,
         distance,
     )
 
 
-def _hardest(found: Found, top: int, *, farthest: bool) -> tuple[Pair, ...]:
+def _first_row(together: Together | None) -> int:
+    """The place of this process's first row among those of all."""
+    return 0 if together is None else together.rows.own.start
+
+
+def _of_all(own: list[T], together: Together | None) -> list[T]:
+    """What each process lists, in their order."""
+    return own if together is None else list(chain(*together.processes.tell_any(own)))
+
+
+def _hardest(
+    found: Found, top: int, together: Together | None, *, farthest: bool
+) -> tuple[Pair, ...]:
     """Each pair once, hardest first."""
     there = found.indices[:, 0] >= 0
     rows = there.nonzero()[:, 0]
-    pairs = torch.stack([rows, found.indices[rows, 0]], 1).sort(1).values
+    place = rows + _first_row(together)
+    pairs = torch.stack([place, found.indices[rows, 0]], 1).sort(1).values
     distances = found.distances[rows, 0]
     order = distances.sort(stable=True, descending=farthest).indices[
         : 2 * top
     ]  # each twice at most
+    own = list(zip(map(tuple, pairs[order].tolist()), distances[order].tolist(), strict=True))
+    every = sorted(_of_all(own, together), key=lambda one: one[1], reverse=farthest)
     hardest: dict[tuple[int, int], float] = {}
-    for (i, j), d in zip(pairs[order].tolist(), distances[order].tolist(), strict=True):
-        hardest.setdefault((i, j), d)
+    for pair, d in every[: 2 * top]:
+        hardest.setdefault(pair, d)
     return tuple(Pair(i, j, d) for (i, j), d in list(hardest.items())[:top])
 
 
-def _suspects(near: Tensor, labels: Tensor, top: int) -> tuple[Suspect, ...]:
+def _suspects(
+    near: Tensor, relation: Relation, top: int, together: Together | None
+) -> tuple[Suspect, ...]:
     """Rows whose neighbours are mostly of one other class, clearest first."""
-    if not near.numel():
+    labels = relation.column_labels
+    assert labels is not None
+    if not len(labels):
         return ()
     names, member, size = torch.unique(labels, return_inverse=True, return_counts=True)
+    first = _first_row(together)
+    mine = member[first : first + len(near)]
     there = near >= 0
     n_found = there.sum(1).clamp(min=1)
     found = torch.where(there, member[near.clamp(min=0)], -1)
-    own = found == member[:, None]
-    possible = torch.minimum(size[member] - 1, n_found)
+    own = found == mine[:, None]
+    possible = torch.minimum(size[mine] - 1, n_found)
     # (n, k) for each neighbour, how many of the neighbours share its class.
     votes = (found[:, :, None] == found[:, None, :]).sum(2).masked_fill(own | ~there, 0)
     most = votes.max(1)
@@ -190,11 +224,22 @@ def _suspects(near: Tensor, labels: Tensor, top: int) -> tuple[Suspect, ...]:
     other_share, own_share = most.values / n_found, own.sum(1) / possible.clamp(min=1)
     doubt = (other_share - own_share).masked_fill(possible == 0, 0)
     order = doubt.sort(stable=True, descending=True).indices[:top]
-    return tuple(
-        Suspect(i, int(labels[i]), int(suggested[i]), float(other_share[i]), float(own_share[i]))
+    suspects = [
+        (
+            float(doubt[i]),
+            Suspect(
+                first + i,
+                int(labels[first + i]),
+                int(suggested[i]),
+                float(other_share[i]),
+                float(own_share[i]),
+            ),
+        )
         for i in order.tolist()
         if doubt[i] > 0.5
-    )
+    ]
+    every = sorted(_of_all(suspects, together), key=lambda one: one[0], reverse=True)
+    return tuple(suspect for _, suspect in every[:top])
 
 
 def _pairs_table(pairs: tuple[Pair, ...]) -> Table:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from nearfar.distance import Distance
-from nearfar.engine.budget import Limits, current_limits
 from nearfar.engine.closeness import Euclidean
+from nearfar.engine.meeting import Group, Meeting, confirmed, over_processes
 from nearfar.engine.relation import Relation, across, within
+from nearfar.engine.together import Together, meet
 from nearfar.evaluate.nearest import (
     Space,
     check_k,
@@ -20,6 +21,7 @@ from nearfar.evaluate.nearest import (
     k_nearest,
     measured,
     row_spans,
+    rows_and_columns,
     space,
 )
 from nearfar.inputs import ArrayLike, tensor
@@ -114,6 +116,7 @@ class Retrieval:
         return f"{title}\n{self.table().plain()}\n{whole}"
 
 
+@over_processes
 def retrieval(
     x: ArrayLike,
     labels: ArrayLike,
@@ -122,6 +125,7 @@ def retrieval(
     exclude: ArrayLike | None = None,
     k: Sequence[int] = (1, 5, 10),
     distance: Distance = "cosine",
+    group: Group | None = None,
 ) -> Retrieval:
     r"""Search the references for each row, exactly, and score how many found share its label.
 
@@ -153,6 +157,10 @@ def retrieval(
         k: the numbers of nearest references to evaluate.
         distance: "cosine", "euclidean", "sqeuclidean" (the same figures), "snr", "manhattan" or the
             p of a p-norm.
+        group: the processes that the queries are spread over, as in a loss. Each searches for its
+            own; without a reference, the rows of the others come from them block by block. The
+            figures are those of all queries, and `exclude` counts the rows of all, in the order of
+            the processes. `reference` is the same on all. None: this one has all.
 
     Returns:
         `Retrieval`. Every pair is measured, tile by tile; memory grows with n and m, never with
@@ -176,22 +184,23 @@ def retrieval(
     Järvelin & Kekäläinen, 2002; Recall@k as a hit rate: Jégou, Douze & Schmid, 2011.
     """
     sizes = _sizes(k)
-    columns, own = _rows_of(reference)
-    where = space(x, columns, own, exclude, distance, "reference.own")
-    limits = current_limits()
-    relation = _relation(where, labels, reference)
+    where, relation = _space(x, labels, reference, exclude, distance, group)
     relevant = _n_relevant(relation, where.hidden)
-    depth = max(min(max(*sizes, int(relevant.max()) if len(relevant) else 0), relation.m), 1)
-    scored, meet_themselves = [], True
-    for rows in row_spans(where, limits, depth):
-        hits, first, nearest = _search(where, relation, rows, depth, limits)
+    most = _largest(where.together, int(relevant.max()) if len(relevant) else 0)
+    depth = max(min(max(*sizes, most), relation.m), 1)
+    unknown = reference is not None and reference.own is None
+    scored, meet_themselves = [], unknown
+    for rows in row_spans(where, depth):
+        hits, first, nearest = _search(where, relation, rows, depth)
         scored.append(_Scored.of(hits, first, relevant[rows], sizes))
         meet_themselves = meet_themselves and _at_no_distance(where, rows, nearest)
-    if reference is not None and own is None and meet_themselves:
+    if unknown and not _largest(where.together, int(not meet_themselves)):
         _warn_of_selves("reference=nearfar.Reference(x, labels, own)")
-    return _gather(scored, relevant, relation, sizes)
+    n_references = relation.m if reference is not None else relation.m - 1
+    return _gather(scored, relevant, relation, sizes, n_references, where.together)
 
 
+@over_processes
 def retrieval_of(
     found: Found,
     labels: ArrayLike,
@@ -200,6 +209,7 @@ def retrieval_of(
     reference_self: ArrayLike | None = None,
     exclude: ArrayLike | None = None,
     k: Sequence[int] = (1, 5, 10),
+    group: Group | None = None,
 ) -> Retrieval:
     """The figures of `retrieval` for neighbours found elsewhere, such as by `approximate_nearest`.
 
@@ -215,6 +225,8 @@ def retrieval_of(
         reference_self: (n,) which reference is row i itself, -1 for none.
         exclude: (n, e) references that row i was not compared with, -1 for none.
         k: the numbers of nearest references to evaluate, no more than were searched for.
+        group: the processes that the queries are spread over, as in `retrieval`. None: this one has
+            all.
 
     Raises:
         TypeError: labels that are not class ids or bool multi-labels.
@@ -231,26 +243,59 @@ def retrieval_of(
         raise ValueError(
             f"k must not exceed the {found.indices.shape[1]} neighbours found, got {max(sizes)}."
         )
-    rows = found.indices
+    rows, together = found.indices, None
     if reference_labels is None:
         relation = within(labels, rows)
     else:
         columns = tensor("reference_labels", reference_labels, device=rows.device)
         names = ("reference_labels", "reference_self")
         relation = across(labels, rows, columns, reference_labels, reference_self, names)
-    hidden = hidden_columns(relation.own, exclude, relation.n, relation.m, rows.device)
+    if group is not None:
+        assert isinstance(group, Meeting)
+        others = None if relation.symmetric else found.distances.new_empty(relation.m, 0)
+        where = found.distances, others, relation
+        together, relation = meet(group, *where, gradient=False, weighted=False)
+    n, m, own = relation.n, relation.m, relation.own
+    hidden = confirmed(group, lambda: hidden_columns(own, exclude, n, m, rows.device))
     relevant = _n_relevant(relation, hidden)
-    if relation.own is None and len(rows) and bool((found.distances[:, 0] == 0).all()):
+    if own is None and not _largest(together, int(bool((found.distances[:, 0] != 0).any()))):
         _warn_of_selves("reference_self=")
     hits = _hits(relation, slice(0, len(rows)), rows)
     for column in hidden.unbind(1):
         hits &= rows != column[:, None]
     first = torch.where(hits.any(1), hits.int().argmax(1) + 1.0, inf)
-    return _gather([_Scored.of(hits, first, relevant, sizes)], relevant, relation, sizes)
+    scored = [_Scored.of(hits, first, relevant, sizes)]
+    n_references = m if reference_labels is not None else m - 1
+    return _gather(scored, relevant, relation, sizes, n_references, together)
+
+
+def _space(
+    x: ArrayLike,
+    labels: ArrayLike,
+    reference: ReferenceLike | None,
+    exclude: ArrayLike | None,
+    distance: Distance,
+    group: Group | None,
+) -> tuple[Space, Relation]:
+    """What is searched, and which references are relevant."""
+    if reference is not None:
+        check_reference(reference)
+    rows, columns = rows_and_columns(x, None if reference is None else reference.x)
+    if reference is None:
+        relation = within(labels, rows)
+    else:
+        relation = across(labels, rows, columns, reference.labels, reference.own)
+    return space(rows, columns, relation, exclude, distance, group)
+
+
+def _largest(together: Together | None, number: int) -> int:
+    """The largest of the numbers of all processes."""
+    told = [[number]] if together is None else together.processes.tell([number])
+    return max(of_one for (of_one,) in told)
 
 
 def _search(
-    where: Space, relation: Relation, rows: slice, depth: int, limits: Limits
+    where: Space, relation: Relation, rows: slice, depth: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Search for the nearest references of these rows.
 
@@ -270,13 +315,14 @@ def _search(
         closest[nearer] = least.values[nearer]
         place[nearer] = least.indices[nearer] + columns.start
 
-    nearest, index = k_nearest(where, rows, depth, limits, closest_positive)
+    nearest, index = k_nearest(where, rows, depth, closest_positive)
     hits = _hits(relation, rows, index)
     first = torch.where(hits.any(1), hits.int().argmax(1) + 1.0, inf)
-    if not (closest.isfinite() & first.isinf()).any():
+    missed = int((closest.isfinite() & first.isinf()).any())
+    if not (missed if where.split is None else _largest(where.together, missed)):
         return hits, first, nearest
     ahead = torch.zeros_like(place)
-    for columns, d in measured(where, rows, limits, at_least=depth):
+    for columns, d in measured(where, rows, at_least=depth):
         numbers = torch.arange(columns.start, columns.stop, device=d.device)
         before = (d == closest[:, None]) & (numbers < place[:, None])
         ahead += ((d < closest[:, None]) | before).sum(1)
@@ -298,8 +344,8 @@ def _at_no_distance(where: Space, rows: slice, nearest: Tensor) -> bool:
         nearest: (b, k) the closeness of their nearest references.
     """
     near: Tensor | float = 0.0
-    if isinstance(where.closeness, Euclidean):
-        near = (16 * torch.finfo(torch.float32).eps) ** 2 * where.rows[rows].square().sum(1)
+    if isinstance(where.ready.closeness, Euclidean):
+        near = (16 * torch.finfo(torch.float32).eps) ** 2 * where.ready.rows[rows].square().sum(1)
     return bool((nearest[:, 0] <= near).all())
 
 
@@ -308,7 +354,7 @@ def _warn_of_selves(how: str) -> None:
         "Every query has a reference at distance 0. If queries find themselves, the figures mean "
         f"nothing. Name each query's own row in the reference with {how}, "
         "torch.arange(len(x)) if the reference is x, or leave reference out.",
-        stacklevel=3,
+        stacklevel=4,  # the caller of what over_processes wraps
     )
 
 
@@ -372,33 +418,37 @@ class _Scored:
 
 
 def _gather(
-    scored: Sequence[_Scored], relevant: Tensor, relation: Relation, sizes: Sequence[int]
+    scored: Sequence[_Scored],
+    relevant: Tensor,
+    relation: Relation,
+    sizes: Sequence[int],
+    n_references: int,
+    together: Together | None,
 ) -> Retrieval:
     """Means over all queries that have a relevant reference, and over those of each class."""
+    at_k, whole = (torch.cat([getattr(b, name) for b in scored]) for name in ("at_k", "whole"))
+    labels = relation.row_labels
+    assert labels is not None
+    if together is not None:
+        at_k, whole, relevant, labels = map(together.rows.gather, (at_k, whole, relevant, labels))
     used = relevant > 0
     if not used.any():
         raise ValueError(
-            f"None of the {relation.n} queries has a reference that shares its label, so there is "
+            f"None of the {len(used)} queries has a reference that shares its label, so there is "
             "nothing to find. Check the labels of both, and exclude."
         )
-    at_k = torch.cat([block.at_k for block in scored])[used]
-    whole = torch.cat([block.whole for block in scored])[used]
-    overall = _figures(at_k.mean(0), whole.mean(0), int(used.sum()), sizes)
-    assert relation.row_labels is not None
+    at_k, whole, labels = at_k[used], whole[used], labels[used]
+    overall = _figures(at_k.mean(0), whole.mean(0), len(at_k), sizes)
     per_class = {}
-    if relation.row_labels.ndim == 1:
-        names, member, count = torch.unique(
-            relation.row_labels[used], return_inverse=True, return_counts=True
-        )
+    if labels.ndim == 1:
+        names, member, count = torch.unique(labels, return_inverse=True, return_counts=True)
         flat = torch.cat([at_k.flatten(1), whole], 1)
         means = flat.new_zeros(len(names), flat.shape[1]).index_add_(0, member, flat)
         means /= count[:, None]
         for name, n, row in zip(names.tolist(), count.tolist(), means, strict=True):
             of_class = row[: -whole.shape[1]].view(at_k.shape[1:]), row[-whole.shape[1] :]
             per_class[name] = _figures(*of_class, n, sizes)
-    left_out = relation.n - int(used.sum())
-    references = relation.m - 1 if relation.symmetric else relation.m
-    return Retrieval(int(used.sum()), left_out, references, overall, per_class)
+    return Retrieval(len(at_k), len(used) - len(at_k), n_references, overall, per_class)
 
 
 def _figures(at_k: Tensor, whole: Tensor, n: int, sizes: Sequence[int]) -> Figures:
@@ -414,20 +464,6 @@ def _by_k(found: Figures) -> dict[str, Mapping[int, float]]:
     return dict(
         zip(names, (found.hit_rate, found.recall, found.precision, found.ndcg), strict=True)
     )
-
-
-def _rows_of(reference: ReferenceLike | None) -> tuple[ArrayLike | None, ArrayLike | None]:
-    """The embeddings to search, and which of them are the queries themselves."""
-    if reference is None:
-        return None, None
-    check_reference(reference)
-    return reference.x, reference.own
-
-
-def _relation(where: Space, labels: ArrayLike, reference: ReferenceLike | None) -> Relation:
-    if reference is None:
-        return within(labels, where.rows)
-    return across(labels, where.rows, where.columns, reference.labels, reference.own)
 
 
 def _sizes(k: Sequence[int]) -> tuple[int, ...]:

@@ -11,8 +11,10 @@ from torch import Tensor
 from nearfar.distance import length, unit
 from nearfar.engine.budget import current_limits, tile
 from nearfar.engine.closeness import Euclidean
+from nearfar.engine.meeting import Group, Meeting, over_processes
 from nearfar.engine.relation import Block, Relation, within
 from nearfar.engine.slices import spans
+from nearfar.engine.together import Together, meet
 from nearfar.inputs import ArrayLike, batch, lift
 from nearfar.plain import number, plain
 from nearfar.spectrum import effective_rank
@@ -75,7 +77,8 @@ class Shape:
         return "\n".join([self.table().plain(), *self.notes])
 
 
-def shape(x: ArrayLike, labels: ArrayLike | None = None) -> Shape:
+@over_processes
+def shape(x: ArrayLike, labels: ArrayLike | None = None, *, group: Group | None = None) -> Shape:
     r"""Alignment, uniformity, spectrum, dead dimensions and norms: the signs of collapse.
 
     With unit rows :math:`u` and the singular values :math:`\sigma_k` of x itself,
@@ -92,6 +95,9 @@ def shape(x: ArrayLike, labels: ArrayLike | None = None) -> Shape:
         x: (n, d) embeddings, n > 0.
         labels: (n,) class ids, or (n, c) bool multi-labels; rows that share a label are similar.
             None: no alignment.
+        group: the processes that the rows are spread over, as in a loss. Each measures pairs of its
+            own and later rows, which come from their owners block by block; the figures are those
+            of all rows. None: this one has all.
 
     Raises:
         TypeError: labels that are not class ids or bool multi-labels.
@@ -113,15 +119,17 @@ def shape(x: ArrayLike, labels: ArrayLike | None = None) -> Shape:
     learning", ICLR 2022.
     """
     rows = lift("x", batch("x", x).detach())
-    n, d = rows.shape
-    if not n:
-        raise ValueError("x must have at least one row, got none.")
     if not rows.isfinite().all():
         raise ValueError(f"x[{int((~rows.isfinite()).any(1).nonzero()[0])}] is not finite.")
-    relation = None if labels is None else within(labels, rows)
-    alignment, uniformity = _pairs(unit(rows), relation)
-    spectrum = _singular_values(rows)
-    norms = length(rows).double()
+    relation, every = None if labels is None else within(labels, rows), _Rows(rows, None)
+    if group is not None:
+        relation, every = _spread(group, rows, relation)
+    n, d = every.n, rows.shape[1]
+    if not n:
+        raise ValueError("x must have at least one row, got none.")
+    alignment, uniformity = _pairs(every, relation)
+    spectrum = _singular_values(every)
+    norms = every.gather(length(rows).double())
     return Shape(
         n,
         d,
@@ -129,57 +137,119 @@ def shape(x: ArrayLike, labels: ArrayLike | None = None) -> Shape:
         uniformity,
         effective_rank(spectrum),
         tuple(spectrum.tolist()),
-        _dead_share(rows),
+        _dead_share(every),
         (float(norms.min()), float(norms.quantile(0.5)), float(norms.max())),
         _notes(n, d, relation, alignment),
     )
 
 
-def _pairs(u: Tensor, relation: Relation | None) -> tuple[float | None, float | None]:
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """The rows of this process, and what is known of those of all.
+
+    Attributes:
+        own: (k, d).
+        together: the processes that the rows are spread over; None: these are all.
+    """
+
+    own: Tensor
+    together: Together | None
+
+    @property
+    def n(self) -> int:
+        """How many there are on all processes."""
+        return len(self.own) if self.together is None else self.together.rows.n
+
+    @property
+    def first(self) -> int:
+        """The place of the first among those of all."""
+        return 0 if self.together is None else self.together.rows.own.start
+
+    def gather(self, x: Tensor) -> Tensor:
+        """(n, ...) what is known of each row, of the rows of all."""
+        return x if self.together is None else self.together.rows.gather(x)
+
+    def total(self, x: Tensor) -> Tensor:
+        """The sum over processes."""
+        return x if self.together is None else self.together.total(x)
+
+
+def _spread(group: Group, x: Tensor, relation: Relation | None) -> tuple[Relation | None, _Rows]:
+    """The relation of this process's rows to those of all, and the rows."""
+    assert isinstance(group, Meeting)
+    given = Relation(len(x), len(x), x.device) if relation is None else relation
+    together, found = meet(group, x, None, given, gradient=False, weighted=False)
+    return None if relation is None else found, _Rows(x, together)
+
+
+def _pairs(every: _Rows, relation: Relation | None) -> tuple[float | None, float | None]:
     """Alignment and uniformity, in one pass over all pairs."""
-    near, n_similar, total, pairs = 0.0, 0, -inf, len(u) * (len(u) - 1) // 2
-    for squares, block in _tiles(u, relation):
+    near, count, pairs = 0.0, 0, every.n * (every.n - 1) // 2
+    total = torch.tensor(-inf, dtype=torch.float64)
+    for squares, block in _tiles(every, relation):
         if block is not None and block.similar is not None:
             near += float(squares[block.similar & ~squares.isinf()].double().sum())
-            n_similar += int((block.similar & ~squares.isinf()).sum())
+            count += int((block.similar & ~squares.isinf()).sum())
         part = squares.mul_(-2).exp_().sum(dtype=torch.float64)
-        total = float(torch.logaddexp(torch.tensor(total, dtype=torch.float64), part.log().cpu()))
-    return near / n_similar if n_similar else None, total - log(pairs) if pairs else None
+        total = torch.logaddexp(total, part.log().cpu())
+    near, count = every.total(torch.tensor([near, count], dtype=torch.float64)).tolist()
+    if every.together is not None:
+        total = every.together.processes.each(total).logsumexp(0)
+    return near / count if count else None, float(total) - log(pairs) if pairs else None
 
 
-def _tiles(u: Tensor, relation: Relation | None) -> Iterator[tuple[Tensor, Block | None]]:
-    """|u_i - u_j|^2 of every pair i < j, once; the other entries of a tile are infinite."""
-    closeness = Euclidean(squared=True)
-    a, _ = closeness.prepare(u, None)
+def _tiles(every: _Rows, relation: Relation | None) -> Iterator[tuple[Tensor, Block | None]]:
+    """|u_i - u_j|^2 of pairs i < j, once; the other entries of a tile are infinite.
+
+    Those of the rows i of this process. All processes visit as many blocks of rows, and in each all
+    columns, which come from their owners.
+    """
+    u, closeness, first = unit(every.own), Euclidean(squared=True), every.first
     size = min(tile(current_limits(), u.device, u.element_size(), _BUFFERS))
-    for rows in spans(len(a), size):
-        for columns in spans(len(a), size):
-            if columns.start < rows.start:
+    most, split = len(u), None
+    if every.together is None:
+        u = closeness.prepare(u, None)[0]
+    else:
+        split = every.together.rows
+        most, size = split.most, min(s for (s,) in split.processes.tell([size]))
+    for at in spans(most, size):
+        rows = slice(min(at.start, len(u)), min(at.stop, len(u)))
+        for columns in spans(every.n, size) if split is None else split.blocks(size):
+            others = u[columns] if split is None else split.block(u, columns)
+            start = rows.start + first
+            if rows.start == rows.stop or columns.start < start:
                 continue
-            squares = closeness.measure(a[rows], a[columns])[0]
-            if columns == rows:
+            a = u[rows]
+            if split is not None:
+                a, b = closeness.prepare(a, others)
+                others = others if b is None else b
+            squares = closeness.measure(a, others)[0]
+            if columns.start == start:  # the same rows
                 squares.masked_fill_(torch.ones_like(squares, dtype=torch.bool).tril(), inf)
             yield squares, None if relation is None else relation.block(rows, columns)
 
 
-def _singular_values(x: Tensor) -> Tensor:
+def _singular_values(every: _Rows) -> Tensor:
     """(min(n, d),) float64, from the smaller of the two Gram matrices, largest first."""
-    n, d = x.shape
-    if n < d:
-        wide = x.double()
+    x, d = every.own, every.own.shape[1]
+    if every.n < d:
+        wide = every.gather(x).double()
         gram = wide @ wide.T
     else:
         gram = torch.zeros(d, d, dtype=torch.float64, device=x.device)
-        for rows in spans(n, _ROWS):
+        for rows in spans(len(x), _ROWS):
             wide = x[rows].double()
             gram.addmm_(wide.T, wide)
+        gram = every.total(gram)
     squares: Tensor = torch.linalg.eigvalsh(gram)
     return squares.clamp(min=0).sqrt().flip(0)
 
 
-def _dead_share(x: Tensor) -> float:
-    size = x.double().square().mean().sqrt()
-    deviation = x.double().std(0, unbiased=False)
+def _dead_share(every: _Rows) -> float:
+    x, n = every.own.double(), every.n
+    size = (every.total(x.square().sum(0)).mean() / n).sqrt()
+    mean = every.total(x.sum(0)) / n
+    deviation = (every.total((x - mean).square().sum(0)) / n).sqrt()
     return float((deviation <= _DEAD * size).double().mean())
 
 

@@ -7,6 +7,10 @@ Most miners take the Euclidean distance of the rows as they are, unless `normali
 distance="cosine" is passed. Losses of similarities compare cosines: for them, pass one of the two.
 (`multi_similarity_pairs` takes cosines, and `distance_weighted_negatives` rows of length 1.)
 
+With `group=`, each process finds rows, pairs or triplets of its own anchors among the rows of all,
+as a loss with the same `group` takes them: anchors count the rows of this process, other rows those
+of all.
+
 Miners work on blocks of rows, so no (n, m) matrix is ever held. They return int64 indices whatever
 the dtype of the labels, and the same result for the same input and generator. Results have no
 gradient.
