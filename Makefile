@@ -6,11 +6,12 @@ PML := .venv/.pml
 TRITON := .venv/.triton
 OLDEST := .venv/oldest-triton
 PEERS := .venv/.peers
+OPEN_CLIP := .venv/open-clip
 SPHINX := .venv/.sphinx
 # Threads that wait for others do not spin; set it yourself to have it otherwise.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help demo test test-slow test-all test-peers test-kernels check-gpu check format docs bench bench-gpu clean
+.PHONY: help demo test test-slow test-all test-peers test-kernels check-gpu check format docs bench bench-distributed bench-gpu clean
 help:
 	@echo "make demo      train a same/different verifier on letters of many writing systems"
 	@echo "make test      the test suite            make test-slow the slow tests    make test-all  both"
@@ -20,6 +21,7 @@ help:
 	@echo "make check     format, lint, types, doctests"
 	@echo "make docs      the guides and the API reference, in build/docs; no warning is let through"
 	@echo "make bench     speed, memory and accuracy beside other libraries"
+	@echo "make bench-distributed  losses over several processes, beside other libraries"
 	@echo "make bench-gpu what the kernels reach on an NVIDIA GPU"
 	@echo "make format    rewrite the code in the project's format"
 
@@ -105,6 +107,16 @@ bench: $(PEERS)
 	$(BIN)/python benchmarks/verification.py --json runs/bench/verification.json
 	$(BIN)/python benchmarks/glyphs.py --json runs/bench/glyphs.json
 	$(BIN)/python benchmarks/startup.py --json runs/bench/startup.json
+	@echo "[nearfar] $(BIN)/python benchmarks/tables.py writes these figures into docs/results.md"
+
+# Only its file of losses is read: the package needs torchvision, which may not fit this torch.
+$(OPEN_CLIP): $(PEERS)
+	@echo "[nearfar] installing open_clip, to compare with"
+	@rm -rf $(OPEN_CLIP)
+	@$(BIN)/pip install --quiet --no-deps --target $(OPEN_CLIP) open_clip_torch
+
+bench-distributed: $(OPEN_CLIP)
+	PYTHONPATH=$(OPEN_CLIP) $(BIN)/python benchmarks/distributed.py --json runs/bench/distributed.json
 	@echo "[nearfar] $(BIN)/python benchmarks/tables.py writes these figures into docs/results.md"
 
 # The peers are not installed here: what they require may not fit the torch of this environment.

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 PEERS = (
-    "pytorch-metric-learning", "sentence-transformers", "scikit-learn",
+    "pytorch-metric-learning", "sentence-transformers", "open_clip_torch", "scikit-learn",
     "triton", "memeff", "siglip-kernel", "inf-cl",
 )  # fmt: skip
 

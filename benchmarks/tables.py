@@ -1,6 +1,7 @@
 """Writes the figures of the benchmarks into docs/results.md and README.md.
 
     make bench                    # measures, and saves runs/bench/*.json
+    make bench-distributed        # runs/bench/distributed.json
     make bench-gpu                # on a GPU: runs/bench/gpu.json
     python benchmarks/tables.py   # writes the figures into the pages
 
@@ -24,11 +25,12 @@ from measure import load
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "docs" / "results.md", ROOT / "README.md")
 METRIC_LEARNING, TRANSFORMERS = "pytorch-metric-learning", "sentence-transformers"
-SCIKIT_LEARN = "scikit-learn"
+OPEN_CLIP, SCIKIT_LEARN = "open_clip_torch", "scikit-learn"
 FORMULA, COMPILED = "textbook", "compiled textbook"
 FORMULA_ON_GPU = "formula"  # as in gpu_cases.py
 LAST_DIGIT = 1.2e-7  # as in accuracy.py
 Rows = Sequence[Mapping[str, Any]]
+Contenders = Mapping[str, Mapping[str, Any]]
 
 
 class NotMeasuredError(Exception):
@@ -201,6 +203,57 @@ def tuples_growth(rows: Rows) -> str:
     return table(("loss", "batch", "growth of the time"), lines)
 
 
+# -- several processes ----------------------------------------------------------------------------
+
+
+def distributed(rows: Rows) -> str:
+    """What every contender's step is, beside that of one process: a line each."""
+    lines = []
+    for row in rows:
+        for contender, found in row["gradients"].items():
+            equal, unequal = ([one[kind] for one in found] for kind in ("equal", "unequal"))
+            parts = (in_words(equal, part) for part in ("value", "encoder", "learned"))
+            worst = [worst_gradient(one) for one in unequal]
+            lines.append((code(row["case"]), contender, *parts, in_words(worst, "worst")))
+    columns = ("loss", "library", "value", "encoder", "learned", "unequal rows")
+    return table(columns, lines)
+
+
+def in_words(answers: Rows, part: str) -> str:
+    """What is said for each number of processes, once if it is the same."""
+    texts = (
+        one["failed"] if "failed" in one else one.get(part, {"text": ""})["text"] for one in answers
+    )
+    return ", ".join(dict.fromkeys(texts))
+
+
+def worst_gradient(answer: Mapping[str, Any]) -> Mapping[str, Any]:
+    if "failed" in answer:
+        return answer
+    gradients = (answer[kind] for kind in ("encoder", "learned") if kind in answer)
+    return {"worst": max(gradients, key=lambda said: said["error"])}
+
+
+def distributed_costs(rows: Rows) -> str:
+    """Memory of a process and time of a step, for each number of processes."""
+    worlds = [run["processes"] for run in rows[0]["costs"]]
+    lines = []
+    for row in rows:
+        runs = [run["contenders"] for run in row["costs"]]
+        for contender in runs[0]:
+            extra = (megabytes(took, contender) for took in runs)
+            times = (slower(took, contender) for took in runs)
+            lines.append((code(row["case"]), batch(row), contender, *extra, *times))
+    of_each = [f"{what} with {world}" for what in ("MB", "time") for world in worlds]
+    return table(("loss", "rows a process", "library", *of_each), lines)
+
+
+def slower(took: Contenders, name: str) -> str:
+    """The time as a multiple of the formula's: of the medians and, in brackets, of the minima."""
+    by_median, by_minimum = (took[name][key] / took[FORMULA][key] for key in ("median_s", "min_s"))
+    return f"{figure(by_median)} ({figure(by_minimum)})"
+
+
 # -- evaluation and the tool ----------------------------------------------------------------------
 
 
@@ -330,7 +383,6 @@ def unmeasured() -> Rows:
 
 # -- cells ----------------------------------------------------------------------------------------
 
-Contenders = Mapping[str, Mapping[str, Any]]
 BESIDE = ("times as fast", "time", "extra MB", "extra MB of the other")
 
 
@@ -410,6 +462,7 @@ def short(commit: str | None) -> str:
 # -- pages ----------------------------------------------------------------------------------------
 
 BOTH = (METRIC_LEARNING, TRANSFORMERS)
+ON_PROCESSES = (*BOTH, OPEN_CLIP)
 ON_GPU = ("triton", "memeff", "siglip-kernel", "inf-cl")
 BLOCKS = {
     "speed": Block("speed", speed, BOTH),
@@ -422,6 +475,8 @@ BLOCKS = {
     "range of small batches": Block("small_batches", small_range, inline=True),
     "tuples": Block("tuples", tuples, (METRIC_LEARNING,)),
     "growth of tuples": Block("tuples", tuples_growth),
+    "several processes": Block("distributed", distributed, ON_PROCESSES),
+    "costs of several processes": Block("distributed", distributed_costs, ON_PROCESSES),
     "retrieval": Block("retrieval", retrieval, (TRANSFORMERS,)),
     "verification": Block("verification", verification, (SCIKIT_LEARN,)),
     "glyphs": Block("glyphs", glyphs),

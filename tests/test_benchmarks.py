@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -117,3 +118,34 @@ def test_an_unknown_table_is_refused(tables, folder):
 )
 def test_figures_are_rounded(tables, x, text):
     assert tables.figure(x) == text
+
+
+def test_losses_over_several_processes_are_compared(tables, tmp_path):
+    file = tmp_path / "distributed.json"
+    options = ("--quick", "--only", "clip_loss", "--processes", "2", "--repeats", "1")
+    script = ROOT / "benchmarks" / "distributed.py"
+    command = [sys.executable, str(script), *options, "--json", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    _, (row,) = tables.load(file)
+    alone = [found[0]["alone_equal"] for found in row["gradients"].values()]
+    assert alone == pytest.approx([alone[0]] * len(alone), rel=1e-9)
+    lines = tables.distributed([row]).splitlines()
+    assert "| `clip_loss` | nearfar | right | right | right | right |" in lines
+    assert any(
+        line.startswith("| `clip_loss` | textbook | right | right | right |") for line in lines
+    )
+    costs = tables.distributed_costs([row])
+    assert "| `clip_loss` | 32 x 256 | textbook |" in costs
+    assert costs.count("1.00 (1.00)") == 1
+
+
+def test_wrong_gradients_are_told_by_their_multiple(tables):
+    def found(world):
+        said = {"text": f"x {world}", "error": world - 1}
+        equal = {"value": said, "encoder": {"text": "right", "error": 0.0}, "learned": said}
+        return {"processes": world, "equal": equal, "unequal": {"failed": "raises", "why": ""}}
+
+    row = {"case": "clip_loss", "gradients": {"other": [found(2), found(4)]}}
+    line = tables.distributed([row]).splitlines()[-1]
+    assert line == "| `clip_loss` | other | x 2, x 4 | right | x 2, x 4 | raises |"
