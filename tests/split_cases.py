@@ -63,6 +63,8 @@ def weights_of(value: Tensor) -> Tensor:
 def derived(case: Case, data: Data, reduction: Any, by: Tensor | None = None, **more: Any) -> Found:
     """The loss and its gradients; of many losses, with unequal weights."""
     leaves = {name: a.detach().clone().requires_grad_() for name, a in data.rows.items()}
+    if "generator" in case.hyper:
+        more["generator"] = torch.Generator().manual_seed(case.hyper["generator"])
     value = case.run(data.at(**leaves), reduction, **more)
     if value.ndim:
         (value * (weights_of(value) if by is None else by)).sum().backward()
@@ -152,6 +154,8 @@ MORE = [
         _more(f"triplet-{how}", triplet, select=how)
         for how in ("hard", "semihard", "easy_positive")
     ),
+    _more("triplet-drawn", triplet, n_per_anchor=3, generator=7),
+    _more("triplet-by-weight", triplet, select="distance_weighted", generator=7),
     _more("quadruplet", quadruplet),
     _more("quadruplet-hard", quadruplet, select="hard"),
     _more("quadruplet-weighted", quadruplet, weighted=True, distance="sqeuclidean"),

@@ -340,6 +340,12 @@ def check_group(group: object) -> None:
         )
 
 
+def of_first(group: Group, number: int) -> int:
+    """The number of the first process, in a function that takes `group`."""
+    assert isinstance(group, Meeting)
+    return group.processes.tell([number])[0][0]
+
+
 def group_totals(group: Group, numbers: Sequence[int]) -> list[int]:
     """The sums over all processes, in a function that takes `group`."""
     assert isinstance(group, Meeting)

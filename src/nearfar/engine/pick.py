@@ -169,10 +169,13 @@ def by_distance_weight(
     relation: Relation, seed: int, cutoff: float, nonzero_loss_cutoff: float
 ) -> Picker:
     """For each anchor and positive, a negative drawn so that all distances are equally likely."""
+    before = rows_before(relation)
 
     def pick(a: Tensor, b: Tensor | None, limits: Limits, precision: Precision) -> Iterator[Tensor]:
         # A new generator, so that every pass over the same rows draws the same negatives.
         chance = torch.Generator().manual_seed(seed)
+        if before is not None:
+            _skip(chance, int(before.n_positives().sum()))
         a, b = unit(a), None if b is None else unit(b)
         for tile in walk(Euclidean(True), relation, a, b, limits, precision):
             anchors = Anchors.of(tile.block)
@@ -288,10 +291,14 @@ def triplets_of_pairs(rows: slice, row: Tensor, column: Tensor, negative: Tensor
 
 def at_random(relation: Relation, k: int, seed: int) -> Picker:
     """For each anchor k positives and negatives, drawn evenly and with replacement."""
+    before = rows_before(relation)
 
     def pick(a: Tensor, b: Tensor | None, limits: Limits, precision: Precision) -> Iterator[Tensor]:
         # A new generator, so that every pass over the same rows draws the same triplets.
         chance = torch.Generator().manual_seed(seed)
+        if before is not None:
+            both = (before.n_positives() > 0) & (before.n_negatives() > 0)
+            _skip(chance, int(both.sum()) * k * 2)
         step = block(limits, a.device, a.element_size(), _BUFFERS, relation.m)
         for rows in spans(relation.n, step):
             anchors = Anchors.of(relation.block(rows, slice(0, relation.m)))
@@ -309,6 +316,24 @@ def at_random(relation: Relation, k: int, seed: int) -> Picker:
     return Picker(pick)
 
 
+def rows_before(relation: Relation) -> Relation | None:
+    """The relation of the rows of processes before this one; None: there are none.
+
+    What is drawn for them is skipped, so that several processes draw what one would.
+    """
+    labels, n = relation.column_labels, relation.first
+    if not n or labels is None:
+        return None
+    own = torch.arange(n, device=relation.device)
+    return Relation(n, relation.m, relation.device, labels[:n], labels, own, first=0)
+
+
+def _skip(chance: torch.Generator, numbers: int) -> None:
+    """Draw numbers that nobody takes."""
+    for at in spans(numbers, 2**20):
+        torch.rand(at.stop - at.start, generator=chance, dtype=torch.float64)
+
+
 def _of(share: Tensor, count: Tensor) -> Tensor:
     """A whole number from 0 to count - 1 from a share of 0 to 1."""
     return (share * count).long().minimum(count - 1)
@@ -322,10 +347,15 @@ def check_cutoffs(cutoff: float, nonzero_loss_cutoff: float) -> None:
 
 def seed(generator: torch.Generator | None) -> int:
     """Draw a seed from a generator, for one whose draws can be repeated."""
+    check_generator(generator)
+    device = None if generator is None else generator.device
+    return int(torch.randint(2**62, (), generator=generator, device=device))
+
+
+def check_generator(generator: object) -> None:
+    """Refuse what is no generator."""
     if not isinstance(generator, torch.Generator | None):
         raise TypeError(
             f"generator must be a torch.Generator, got {generator!r}. For a seed pass "
             "torch.Generator().manual_seed(seed)."
         )
-    device = None if generator is None else generator.device
-    return int(torch.randint(2**62, (), generator=generator, device=device))

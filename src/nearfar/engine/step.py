@@ -25,7 +25,7 @@ from nearfar.engine.relation import Relation
 from nearfar.engine.ring import Ring
 from nearfar.engine.rows import row_dots
 from nearfar.engine.sides import How, sides
-from nearfar.engine.together import Together, meet
+from nearfar.engine.together import Together, meet, whole
 from nearfar.engine.where import kernels_run_on
 from nearfar.inputs import batched, readable, transformed
 from nearfar.reduction import (
@@ -258,13 +258,19 @@ def _run(
             relation,
             gradient=gradient,
             weighted=weight is not None,
-            dealt=_can_deal(executor, x, y, relation, closeness, by_precision, group),
+            dealt=_can_deal(x, y, relation, closeness, by_precision, group),
             learned=[_learned(value) for value in (scale, bias, *learned)],
         )
         gradient = together.gradient
+    made = executor(relation)
+    if together is not None:
+        if together.dealt and isinstance(made, ByTiles):
+            made = executor(whole(relation))
+        else:
+            together.dealt = False
         weight = together.weight_of_rows(weight, x)
     job = _Job(
-        executor(relation),
+        made,
         normalize,
         total,
         kept,
@@ -281,7 +287,6 @@ def _run(
 
 
 def _can_deal(
-    executor: Maker,
     x: Tensor,
     y: Tensor | None,
     relation: Relation,
@@ -296,9 +301,7 @@ def _can_deal(
     """
     met = y is None and relation.symmetric and relation.listed is None and closeness.symmetric
     usual = x.is_cpu and not kernels_run_on(x.device) and precision == "float32"
-    if not met or not usual or group.over.ring or force_visitors():
-        return False
-    return isinstance(executor(relation), ByTiles)
+    return met and usual and not group.over.ring and not force_visitors()
 
 
 class _Step(torch.autograd.Function):
@@ -509,11 +512,11 @@ def _of_contained(
     """The gradient of a scale whose root rows and columns contain, from theirs."""
     found = scale.new_zeros((), dtype=sum_dtype(rows[0]))
     shared = [together.shared_rows, together.columns is None] if together else [False, False]
-    for (side, gradient), whole in zip((rows, columns), shared, strict=True):
+    for (side, gradient), everywhere in zip((rows, columns), shared, strict=True):
         if side is not None and gradient is not None:
             dots = row_dots(side.to(gradient.dtype), gradient).sum(dtype=found.dtype)
             # What is whole on every process counts once in the sum over them.
-            found += dots / together.processes.size if together and whole else dots
+            found += dots / together.processes.size if together and everywhere else dots
     return found / (2 * scale.detach().reshape(()))
 
 

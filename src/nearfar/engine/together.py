@@ -36,7 +36,8 @@ class Together:
         shared_rows: whether each process has all rows, and computes a part of them.
         gradient: whether a gradient is wanted anywhere.
         weighted: whether there are weights anywhere.
-        dealt: whether each process has all rows as both sides, and takes a part of the tiles.
+        dealt: whether each process could have all rows as both sides, and take a part of the tiles;
+            once it is known how the loss is computed, whether it does.
     """
 
     over: Over
@@ -72,8 +73,6 @@ class Together:
         m, first, device = self.columns.n, self.columns.own.start, relation.device
         labels = relation.column_labels
         labels = None if labels is None else self.columns.gather(labels)
-        if self.dealt:
-            return Relation(m, m, device, labels, labels, symmetric=True)
         if self.shared_rows:
             own = self.rows.own
             of_rows = None if relation.row_labels is None else relation.row_labels[own]
@@ -202,6 +201,12 @@ def _of_all(relation: Relation, together: Together, meeting: Meeting) -> Relatio
         error = wrong
     meeting.confirm(error)
     return Relation(every.n, every.m, every.device, listed=replace(listed, check=None))
+
+
+def whole(relation: Relation) -> Relation:
+    """That of all rows with each other, from that of this process's rows with those of all."""
+    m, labels = relation.m, relation.column_labels
+    return Relation(m, m, relation.device, labels, labels, symmetric=True)
 
 
 def _shares(n: int, size: int) -> list[int]:

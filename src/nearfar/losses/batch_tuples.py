@@ -13,12 +13,13 @@ from nearfar.distance import Distance, check_distance
 from nearfar.engine import gpu
 from nearfar.engine.closeness import by_distance
 from nearfar.engine.listed_tuples import Picker, Tally, TupleRule, given, listed
-from nearfar.engine.meeting import Group, group_totals, over_processes
+from nearfar.engine.meeting import Group, group_totals, of_first, over_processes
 from nearfar.engine.observe import force_visitors
 from nearfar.engine.pick import (
     at_random,
     by_distance_weight,
     check_cutoffs,
+    check_generator,
     every,
     hardest,
     seed,
@@ -145,7 +146,7 @@ def batch_triplet_loss(
         nonzero_loss_cutoff: of "distance_weighted", from `cutoff` to 2: no negative is drawn from
             here on unless there are no others.
         generator: draws for "distance_weighted" and `n_per_anchor`; None: torch's own. Each call
-            draws once.
+            draws once; with `group`, the generator of the first process counts.
         triplets: (t, 3) integers, the anchor in the batch, and a positive and a negative in the
             batch or the reference, as from `mine.semihard_triplets`: only these count, each as
             often as it is listed.
@@ -227,6 +228,7 @@ class _How:
         for name in ("normalize", "smooth", "swap"):
             switch(name, getattr(self, name))
         check_cutoffs(self.cutoff, self.nonzero_loss_cutoff)
+        check_generator(self.generator)
         if self.n_per_anchor is not None:
             positive_integer("n_per_anchor", self.n_per_anchor)
         drawn = self.n_per_anchor is not None
@@ -251,9 +253,9 @@ class _How:
 
         return TupleRule(((0, 1), (0, 2), (1, 2)) if self.swap else ((0, 1), (0, 2)), loss)
 
-    def executor(self, relation: Relation, tally: Tally) -> Executor:
+    def executor(self, relation: Relation, tally: Tally, group: Group | None) -> Executor:
         """What computes the loss over the triplets of a relation: all, or those picked."""
-        pick = self._picker(relation)
+        pick = self._picker(relation, group)
         if pick is None:
             every_one = every_swapped if self.swap else every_triplet
             closeness = by_distance(self.distance)
@@ -279,9 +281,9 @@ class _How:
 
         return execute
 
-    def _picker(self, relation: Relation) -> Picker | None:
+    def _picker(self, relation: Relation, group: Group | None) -> Picker | None:
         if self.n_per_anchor is not None:
-            return at_random(relation, self.n_per_anchor, seed(self.generator))
+            return at_random(relation, self.n_per_anchor, self._seed(group))
         match self.select:
             case "all":
                 # With a swap, a pair has forces from several anchors: for observers, a list of all
@@ -295,7 +297,12 @@ class _How:
                 return semihard(self.distance, relation)
             case "distance_weighted":
                 cutoffs = self.cutoff, self.nonzero_loss_cutoff
-                return by_distance_weight(relation, seed(self.generator), *cutoffs)
+                return by_distance_weight(relation, self._seed(group), *cutoffs)
+
+    def _seed(self, group: Group | None) -> int:
+        """What triplets are drawn from: on all processes that of the first."""
+        own = seed(self.generator)
+        return own if group is None else of_first(group, own)
 
 
 def _over_triplets(
@@ -314,7 +321,7 @@ def _over_triplets(
     how.check(listed=triplets is not None)
     if triplets is None:
         rows, columns, relation = as_batch(x, labels, reference, reduction)
-        executor: Maker = partial(how.executor, tally=tally)
+        executor: Maker = partial(how.executor, tally=tally, group=group)
     else:
         found = listed_triplets(triplets, tensor("x", x).device)
         rows, columns, relation = as_listed_triplets(x, labels, reference, found, group)
@@ -377,7 +384,7 @@ def triplet_stats(
         nonzero_loss_cutoff: of "distance_weighted", from `cutoff` to 2: no negative is drawn from
             here on unless there are no others.
         generator: draws for "distance_weighted" and `n_per_anchor`; None: torch's own. Each call
-            draws once.
+            draws once; with `group`, the generator of the first process counts.
         triplets: (t, 3) integers, the anchor in the batch, and a positive and a negative in the
             batch or the reference: only these count, each as often as it is listed.
         reference: rows to take positives and negatives from instead of the batch.

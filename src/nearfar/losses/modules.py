@@ -859,7 +859,7 @@ class BatchTripletLoss(LossModule):
         nonzero_loss_cutoff: of "distance_weighted", from `cutoff` to 2: no negative is drawn from
             here on unless there are no others.
         generator: draws for "distance_weighted" and `n_per_anchor`; None: torch's own. Each call
-            draws once.
+            draws once; with `group`, the generator of the first process counts.
         group: the processes that the batch is spread over: "world", a process group, a dimension of
             a DeviceMesh, or `nearfar.distributed.over(...)` of one; None: this one has all of it.
         precision: of matrix products, "float32", "tf32", "bfloat16" or "float16"; None: that of the
