@@ -14,6 +14,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.nn.parallel import DistributedDataParallel
 
 import nearfar as nf
+from nearfar.engine.processes import Split
 
 LABELS = torch.arange(40) % 5
 
@@ -317,3 +318,48 @@ def sharded_steps(sizes, reshard):
 def test_fsdp2_reduces_each_group_once_and_its_gradients_are_those_of_a_plain_step(sizes, reshard):
     groups = 3 if min(sizes) > 3 else 2  # the third holds the branch
     assert run(2, sharded_steps, sizes, reshard) == [groups] * 2
+
+
+def whole_batch(sizes, fsdp):
+    """Cached gradients of a loss over all processes, and how often it gathered the rows."""
+    from torch.distributed.fsdp import fully_shard
+
+    rank, net = dist.get_rank(), Net(branched=False).eval()
+    scale = nn.Parameter(torch.tensor([3.0], dtype=torch.float64))
+    if fsdp:
+        net.scale.requires_grad_(False)  # no dimension to shard
+        fully_shard(net, ignored_params={net.scale})
+    encode = net if fsdp else DistributedDataParallel(net)
+    gathered = []
+    gather = Split.gather
+
+    def watched(split, x):
+        gathered.append(x.shape)
+        return gather(split, x)
+
+    with patch.object(Split, "gather", watched):
+        loss = nf.cached_backward(
+            (encode, encode),
+            (batch(rank, sizes[rank]), batch(rank + 10, sizes[rank])),
+            partial(nf.clip_loss, scale=scale, group="world"),
+            chunk_size=3,
+        )
+    wide = [shape for shape in gathered if len(shape) == 2]
+    found = [p.grad for name, p in net.named_parameters() if name != "scale"]
+    found = [g.full_tensor() if fsdp else g for g in found]
+    return loss, [*found, scale.grad], len(wide)
+
+
+@pytest.mark.parametrize("fsdp", [False, True], ids=["ddp", "fsdp2"])
+def test_a_loss_over_all_processes_gathers_once_and_has_the_gradients_of_one(fsdp):
+    sizes = 8, 5
+    net, scale = Net(branched=False).eval(), torch.tensor([3.0], dtype=torch.float64)
+    scale.requires_grad_()
+    x, y = (torch.cat([batch(r + k, n) for r, n in enumerate(sizes)]) for k in (0, 10))
+    true = nf.clip_loss(net(x), net(y), scale=scale)
+    true.backward()
+    expected = [p.grad for name, p in net.named_parameters() if name != "scale"]
+    for loss, found, gathers in run(2, whole_batch, sizes, fsdp):
+        torch.testing.assert_close(loss, true.detach(), rtol=1e-12, atol=0)
+        assert_same(found, [*expected, scale.grad])
+        assert gathers == 1
