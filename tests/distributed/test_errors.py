@@ -215,7 +215,9 @@ def test_without_processes_the_error_says_how_to_start_them() -> None:
         batch()
 
 
-@pytest.mark.parametrize("group", ["nccl", 0, torch.device("cpu"), over], ids=str)
+@pytest.mark.parametrize(
+    "group", ["nccl", 0, torch.device("cpu"), over], ids=["name", "rank", "device", "over itself"]
+)
 def test_what_is_no_group_is_refused(group: Any) -> None:
     for call in (lambda: batch(group=group), lambda: over(group)):
         with pytest.raises(
