@@ -329,7 +329,7 @@ def added_to_bank(
     if group is None:
         return (rows, known, items), slice(0, len(rows))
     assert isinstance(group, Meeting)
-    facts = facts_of(rows, None, known, listed=False, gradient=False, weighted=False)
+    facts = facts_of(rows, None, known)
     split = Split(group.processes, [told.rows for told in group.agree(facts)])
     known = None if known is None else split.gather(known)
     return (split.gather(rows), known, split.gather(items)), split.own

@@ -13,7 +13,7 @@ from functools import wraps
 from hashlib import blake2b
 from inspect import signature
 from numbers import Real
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, TypeVar, get_args
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from nearfar.engine.precision import Precision
 from nearfar.engine.processes import Processes
 
 if TYPE_CHECKING or dist.is_available():
@@ -68,7 +69,8 @@ class Facts:
         listed: whether pairs are listed.
         gradient: whether it wants a gradient.
         weighted: whether it has weights.
-        dealt: whether it could take a part of the tiles of all rows with themselves.
+        tiles: which tiles of all rows with themselves it could take a part of; 0: none.
+        way: how it computes products: the precision, and whether by kernels.
         learned: which of the scale, the bias and what else a loss learns get a gradient, as bits.
     """
 
@@ -81,8 +83,9 @@ class Facts:
     listed: int
     gradient: int
     weighted: int
-    dealt: int
-    learned: int = 0
+    tiles: int
+    way: int
+    learned: int
 
 
 class Meeting:
@@ -151,6 +154,7 @@ class Meeting:
         for kind in ("dtype", "other_dtype"):
             found = [_DTYPES[getattr(f, kind)] for f in facts]
             _check_same("embeddings are", found, " Convert them before the loss.")
+        _check_same("products are computed", [_way(f.way) for f in facts])
         _check_same("labels are", [_labels(f.labels) for f in facts])
         _check_same("pairs are", ["listed" if f.listed else "not listed" for f in facts])
         learned = [f"{f.learned.bit_count()} get a gradient" for f in facts]
@@ -208,13 +212,15 @@ def facts_of(
     y: Tensor | None,
     labels: Tensor | None,
     *,
-    listed: bool,
-    gradient: bool,
-    weighted: bool,
-    dealt: bool,
+    listed: bool = False,
+    gradient: bool = False,
+    weighted: bool = False,
+    tiles: int = 0,
+    way: tuple[Precision, bool] = ("float32", False),
     learned: Sequence[bool] = (),
 ) -> Facts:
-    """What there is to tell."""
+    """What there is to tell; see `Facts`."""
+    precision, kernels = way
     kind = 0 if labels is None else 1 if labels.ndim == 1 else 2 + labels.shape[1]
     return Facts(
         rows=len(x),
@@ -226,13 +232,19 @@ def facts_of(
         listed=listed,
         gradient=gradient,
         weighted=weighted,
-        dealt=dealt,
+        tiles=tiles,
+        way=2 * get_args(Precision).index(precision) + kernels,
         learned=sum(bit << k for k, bit in enumerate(learned)),
     )
 
 
 def _index(dtype: torch.dtype | None) -> int:
     return _DTYPES.index(dtype)
+
+
+def _way(way: int) -> str:
+    precision = get_args(Precision)[way // 2]
+    return f"in {precision} {'by kernels' if way % 2 else 'in plain torch'}"
 
 
 def _labels(kind: int) -> str:

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import inf, isfinite
 from typing import Any
+from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -246,7 +247,6 @@ def _run(
         learned = (*learned, contained)
     gradient = torch.is_grad_enabled() and any(map(_learned, (x, y, scale, bias, *learned)))
     total, kept = split(reduction)
-    each = reduction is EACH_PAIR
     by_precision = chosen(precision, closeness.rounding, x, y)
     together = None
     if group is not None:
@@ -258,24 +258,18 @@ def _run(
             relation,
             gradient=gradient,
             weighted=weight is not None,
-            dealt=_can_deal(x, y, relation, closeness, by_precision, group),
+            tiles=_tiles(x, y, relation, closeness, by_precision, group),
+            way=(by_precision, kernels_run_on(x.device)),
             learned=[_learned(value) for value in (scale, bias, *learned)],
         )
         gradient = together.gradient
-    made = executor(relation)
-    if together is not None:
-        if together.dealt and isinstance(made, ByTiles):
-            made = executor(whole(relation))
-        else:
-            together.dealt = False
-        weight = together.weight_of_rows(weight, x)
     job = _Job(
-        made,
+        _made(executor, relation, together),
         normalize,
         total,
         kept,
-        each,
-        weight,
+        reduction is EACH_PAIR,
+        weight if together is None else together.weight_of_rows(weight, x),
         contained,
         current_limits(),
         by_precision,
@@ -286,22 +280,33 @@ def _run(
     return loss
 
 
-def _can_deal(
+def _made(executor: Maker, relation: Relation, together: Together | None) -> Executor:
+    """The executor, of the rows of all processes where tiles of these can be dealt."""
+    made = executor(relation)
+    if together is None:
+        return made
+    together.dealt = together.dealt and isinstance(made, ByTiles)
+    return executor(whole(relation)) if together.dealt else made
+
+
+def _tiles(
     x: Tensor,
     y: Tensor | None,
     relation: Relation,
     closeness: Closeness,
     precision: Precision,
     group: Meeting,
-) -> bool:
-    """Whether tiles can be dealt to processes that each have the rows of all.
+) -> int:
+    """Which tiles could be dealt to processes that each have the rows of all; 0: none.
 
     On a CPU that takes two thirds of the work: a tile of two processes' rows serves both. Kernels
     pull their own rows from both ends; and rounded rows times a scale are not those of both ends.
     """
     met = y is None and relation.symmetric and relation.listed is None and closeness.symmetric
     usual = x.is_cpu and not kernels_run_on(x.device) and precision == "float32"
-    return met and usual and not group.over.ring and not force_visitors()
+    if not met or not usual or group.over.ring or force_visitors():
+        return 0
+    return 1 + crc32(repr(current_limits()).encode())  # from which their shape follows
 
 
 class _Step(torch.autograd.Function):

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from nearfar.engine.meeting import Meeting, Over, facts_of
+from nearfar.engine.precision import Precision
 from nearfar.engine.processes import Processes, Split
 from nearfar.engine.relation import Relation
 from nearfar.reduction import sum_dtype
@@ -131,7 +132,8 @@ def meet(
     *,
     gradient: bool,
     weighted: bool,
-    dealt: bool,
+    tiles: int,
+    way: tuple[Precision, bool],
     learned: Sequence[bool],
 ) -> tuple[Together, Relation]:
     """Agree with the other processes on what is compared, and which of it is similar.
@@ -143,7 +145,8 @@ def meet(
         relation: of these.
         gradient: whether this process wants one.
         weighted: whether it has weights.
-        dealt: whether it could take a part of the tiles of all rows with themselves.
+        tiles: see `Facts`.
+        way: likewise.
         learned: whether the scale, the bias and what else the loss learns get a gradient.
 
     Raises:
@@ -157,7 +160,8 @@ def meet(
             listed=relation.listed is not None,
             gradient=gradient,
             weighted=weighted,
-            dealt=dealt,
+            tiles=tiles,
+            way=way,
             learned=learned,
         )
     )
@@ -183,7 +187,7 @@ def meet(
         shared == "rows",
         any(f.gradient for f in told),
         any(f.weighted for f in told),
-        all(f.dealt for f in told),
+        tiles > 0 and all(f.tiles == tiles for f in told),
     )
     return found, _of_all(relation, found, meeting)
 

@@ -72,7 +72,7 @@ def _of_all(
     """The same of the pairs of all processes, whose curve has a point for each score."""
     assert isinstance(group, Meeting)
     rows = torch.from_numpy(values)[:, None]
-    told = group.agree(facts_of(rows, None, None, listed=False, gradient=False, weighted=False))
+    told = group.agree(facts_of(rows, None, None))
     split = Split(group.processes, [facts.rows for facts in told])
 
     def gather(own: npt.NDArray[Any]) -> npt.NDArray[Any]:
