@@ -79,7 +79,9 @@ def trained(name: str, contender: str, sizes: Sequence[int]) -> Found:
     data = drawn(case, sizes, d).to(torch.float64)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # others call what is deprecated
-        model = Training(case.contenders[contender].build(data.learned), len(data.rows), d)
+        loss = case.contenders[contender].build(data.learned)
+        torch.manual_seed(1)  # the same encoders, whatever a loss has drawn
+        model = Training(loss, len(data.rows), d)
         on_all = DistributedDataParallel(model)  # averages gradients as long as it lives
         value = on_all(data.rows, data.labels)
         value.backward()
@@ -149,12 +151,11 @@ def judged(found: Sequence[Found], alone: Found) -> dict[str, Said]:
 
 
 def of_values(values: Sequence[float], true: float) -> Said:
-    """Where processes have values of their own, what their mean is."""
+    """Of the mean over processes, and whether each has a value of its own."""
     of_each, whole = (torch.tensor(v, dtype=torch.float64) for v in (values, [true]))
     said, of_mean = beside(of_each, whole.expand(len(values))), beside(of_each.mean(), whole[0])
-    if said["text"] == of_mean["text"]:
-        return said
-    return {**said, "text": f"its own; the mean is {of_mean['text']}"}
+    own = said["text"] != of_mean["text"]
+    return {**said, "text": of_mean["text"], "own": own}
 
 
 def outcome(name: str, contender: str, sizes: Sequence[int], alone: Found) -> dict[str, Any]:
@@ -220,9 +221,11 @@ def compared(name: str, asked: Any) -> dict[str, Any]:
 def in_words(answer: Mapping[str, Any]) -> str:
     if "failed" in answer:
         return f"{answer['failed']} ({answer['why']})"
-    return ", ".join(
-        f"{kind} {said['text']} ({said['error']:.0e})" for kind, said in answer.items()
+    texts = (
+        f"{kind}{' of its own, mean' * said.get('own', False)} {said['text']} ({said['error']:.0e})"
+        for kind, said in answer.items()
     )
+    return ", ".join(texts)
 
 
 def shown(result: Mapping[str, Any]) -> str:
@@ -261,7 +264,7 @@ def main() -> None:
     for name in (name for name in CASES if asked.only in name):
         results.append(compared(name, asked))
         print(shown(results[-1]), flush=True)
-    save(asked.json, results)
+        save(asked.json, results)  # in case a later one runs out of memory
 
 
 if __name__ == "__main__":

@@ -221,10 +221,9 @@ def distributed(rows: Rows) -> str:
 
 def in_words(answers: Rows, part: str) -> str:
     """What is said for each number of processes, once if it is the same."""
-    texts = (
-        one["failed"] if "failed" in one else one.get(part, {"text": ""})["text"] for one in answers
-    )
-    return ", ".join(dict.fromkeys(texts))
+    said = [answer.get(part, {"text": answer.get("failed", "")}) for answer in answers]
+    own = any(one.get("own") for one in said)
+    return "its own; mean " * own + ", ".join(dict.fromkeys(one["text"] for one in said))
 
 
 def worst_gradient(answer: Mapping[str, Any]) -> Mapping[str, Any]:

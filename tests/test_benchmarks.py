@@ -120,6 +120,7 @@ def test_figures_are_rounded(tables, x, text):
     assert tables.figure(x) == text
 
 
+@pytest.mark.slow
 def test_losses_over_several_processes_are_compared(tables, tmp_path):
     file = tmp_path / "distributed.json"
     options = ("--quick", "--only", "clip_loss", "--processes", "2", "--repeats", "1")
@@ -143,9 +144,10 @@ def test_losses_over_several_processes_are_compared(tables, tmp_path):
 def test_wrong_gradients_are_told_by_their_multiple(tables):
     def found(world):
         said = {"text": f"x {world}", "error": world - 1}
-        equal = {"value": said, "encoder": {"text": "right", "error": 0.0}, "learned": said}
+        value = {**said, "own": True}
+        equal = {"value": value, "encoder": {"text": "right", "error": 0.0}, "learned": said}
         return {"processes": world, "equal": equal, "unequal": {"failed": "raises", "why": ""}}
 
     row = {"case": "clip_loss", "gradients": {"other": [found(2), found(4)]}}
     line = tables.distributed([row]).splitlines()[-1]
-    assert line == "| `clip_loss` | other | x 2, x 4 | right | x 2, x 4 | raises |"
+    assert line == "| `clip_loss` | other | its own; mean x 2, x 4 | right | x 2, x 4 | raises |"
