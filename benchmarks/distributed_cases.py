@@ -25,6 +25,7 @@ from measure import installed
 from torch import Tensor, nn
 
 import nearfar
+from nearfar.distributed import over
 
 Function = Callable[..., Tensor]
 Learned = Mapping[str, Tensor]
@@ -101,7 +102,8 @@ class Loss(nn.Module):
 
 # -- nearfar and the formula ----------------------------------------------------------------------
 
-OURS: Mapping[str, Any] = {NEARFAR: "world"}  # by name, what the losses take as `group`
+# By name, what the losses take as `group`.
+OURS: Mapping[str, Any] = {NEARFAR: "world", f"{NEARFAR}, ring": over("world", ring=True)}
 
 
 def gathered(x: Tensor) -> Tensor:
