@@ -9,7 +9,14 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from nearfar.distance import cosine, unit
-from nearfar.engine.meeting import Group, Meeting, as_over, facts_of, over_processes, processes_of
+from nearfar.engine.meeting import (
+    Group,
+    as_over,
+    facts_of,
+    meeting_of,
+    over_processes,
+    processes_of,
+)
 from nearfar.engine.processes import Split
 from nearfar.inputs import ArrayLike, batch, between, positive_integer
 from nearfar.labels import batch_labels, class_ids, refuse
@@ -328,9 +335,9 @@ def added_to_bank(
     rows, known, items = bank.checked(x, labels, ids)
     if group is None:
         return (rows, known, items), slice(0, len(rows))
-    assert isinstance(group, Meeting)
-    facts = facts_of(rows, None, known)
-    split = Split(group.processes, [told.rows for told in group.agree(facts)])
+    meeting = meeting_of(group)
+    told = meeting.agree(facts_of(rows, None, known))
+    split = Split(meeting.processes, [facts.rows for facts in told])
     known = None if known is None else split.gather(known)
     return (split.gather(rows), known, split.gather(items)), split.own
 

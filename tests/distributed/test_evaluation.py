@@ -234,22 +234,26 @@ def test_no_process_holds_the_rows_of_all(function: str) -> None:
 # -- warnings and errors --------------------------------------------------------------------------
 
 
-def warned(own: bool) -> list[str]:
-    data, first = drawn(), dist.get_rank() == 0
+def warned(own: bool, **group: Any) -> list[str]:
+    data, first = drawn(), not group or dist.get_rank() == 0
     x, labels = data["x"][8:18], data["labels"][8:18]
     queries = x.flip(0) if first or own else x + 0.1
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        ev.retrieval(queries, labels, reference=Reference(x, labels), group="world")
+        ev.retrieval(queries, labels, reference=Reference(x, labels), **group)
     return [f"{one.filename} {one.message}" for one in seen]
 
 
+def warned_together(own: bool) -> list[str]:
+    return warned(own, group="world")
+
+
 def test_queries_that_find_themselves_are_told_on_all_processes() -> None:
-    for messages in run(2, warned, True):
+    for messages in (*run(2, warned_together, True), warned(own=True)):
         assert len(messages) == 1
         assert "distance 0" in messages[0]
         assert messages[0].startswith(__file__)
-    assert run(2, warned, False) == [[], []]
+    assert run(2, warned_together, False) == [[], []]
 
 
 def wrong(which: str) -> None:
@@ -280,11 +284,11 @@ def wrong(which: str) -> None:
 ERRORS = {
     "nan": "process 0: x[3] is not finite",
     "exclude": "process 0: exclude must hold rows from 0 to 15",
-    "labels": "labels are not given on process 0 and class ids on process 1",
+    "labels": "labels is None on process 0 and an array on process 1",
     "neighbours": "process 0: labels must be class ids",
     "scores": "process 0: scores[",
     "similar": "similar must hold both True and False",
-    "groups": "groups is Tensor on process 0 and not given on process 1",
+    "groups": "groups is an array on process 0 and not given on process 1",
     "dtype": "embeddings are torch.float64 on process 0 and torch.float32 on process 1",
 }
 

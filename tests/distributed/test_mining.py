@@ -243,10 +243,10 @@ def wrong(which: str) -> None:
 ERRORS = {
     "labels": "process 0: labels must have one entry per row",
     "exclude": "process 0: exclude must hold rows from 0 to 7",
-    "unlabelled": "labels are not given on process 0 and class ids on process 1",
+    "unlabelled": "labels is None on process 0 and an array on process 1",
     "setting": "share is 0.5 on process 0 and 0.4 on process 1",
     "miner": "function is hard_pairs on process 0 and violating_pairs on process 1",
-    "reference": "the reference must be the same on all processes; got [5, 6] rows",
+    "reference": "the reference or the proxies must be the same on all processes; got [5, 6] rows",
 }
 
 

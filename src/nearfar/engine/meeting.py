@@ -352,16 +352,21 @@ def check_group(group: object) -> None:
         )
 
 
+def meeting_of(group: object) -> Meeting:
+    """What `group` is in a function that takes it; type checkers know only what callers pass."""
+    assert isinstance(group, Meeting)
+    return group
+
+
 def of_first(group: Group, number: int) -> int:
     """The number of the first process, in a function that takes `group`."""
-    assert isinstance(group, Meeting)
-    return group.processes.tell([number])[0][0]
+    return meeting_of(group).processes.tell([number])[0][0]
 
 
 def group_totals(group: Group, numbers: Sequence[int]) -> list[int]:
     """The sums over all processes, in a function that takes `group`."""
-    assert isinstance(group, Meeting)
-    return [sum(of_each) for of_each in zip(*group.processes.tell(numbers), strict=True)]
+    told = meeting_of(group).processes.tell(numbers)
+    return [sum(of_each) for of_each in zip(*told, strict=True)]
 
 
 def confirmed(group: Group | None, check: Callable[[], R]) -> R:
@@ -372,13 +377,13 @@ def confirmed(group: Group | None, check: Callable[[], R]) -> R:
     """
     if group is None:
         return check()
-    assert isinstance(group, Meeting)
+    meeting = meeting_of(group)
     try:
         found = check()
     except Exception as error:
-        group.confirm(error)
+        meeting.confirm(error)
         raise
-    group.confirm(None)
+    meeting.confirm(None)
     return found
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nearfar.engine.budget import Limits, current_limits
 from nearfar.engine.closeness import Closeness, prepared
-from nearfar.engine.meeting import Group, Meeting
+from nearfar.engine.meeting import Group, Meeting, meeting_of
 from nearfar.engine.observe import force_visitors
 from nearfar.engine.precision import Precision, chosen
 from nearfar.engine.products import Finish
@@ -250,15 +250,15 @@ def _run(
     by_precision = chosen(precision, closeness.rounding, x, y)
     together = None
     if group is not None:
-        assert isinstance(group, Meeting)
+        meeting = meeting_of(group)
         together, relation = meet(
-            group,
+            meeting,
             x,
             y,
             relation,
             gradient=gradient,
             weighted=weight is not None,
-            tiles=_tiles(x, y, relation, closeness, by_precision, group),
+            tiles=_tiles(x, y, relation, closeness, by_precision, meeting),
             way=(by_precision, kernels_run_on(x.device)),
             learned=[_learned(value) for value in (scale, bias, *learned)],
         )

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from nearfar.engine.meeting import Meeting, Over, facts_of
+from nearfar.engine.meeting import Group, Meeting, Over, facts_of, meeting_of
 from nearfar.engine.precision import Precision
 from nearfar.engine.processes import Processes, Split
 from nearfar.engine.relation import Relation
@@ -190,6 +190,14 @@ def meet(
         tiles > 0 and all(f.tiles == tiles for f in told),
     )
     return found, _of_all(relation, found, meeting)
+
+
+def meet_without_gradient(
+    group: Group, x: Tensor, y: Tensor | None, relation: Relation
+) -> tuple[Together, Relation]:
+    """`meet` of what has no gradient, in a function that takes `group`."""
+    where = meeting_of(group), x, y, relation
+    return meet(*where, gradient=False, weighted=False, tiles=0, way=("float32", False), learned=())
 
 
 def _of_all(relation: Relation, together: Together, meeting: Meeting) -> Relation:

@@ -11,11 +11,11 @@ from torch import Tensor
 from nearfar.distance import Distance, between_rows, check_distance, unit
 from nearfar.engine.budget import current_limits, tile
 from nearfar.engine.closeness import by_distance
-from nearfar.engine.meeting import Group, Meeting, over_processes
+from nearfar.engine.meeting import Group, over_processes
 from nearfar.engine.processes import Split
 from nearfar.engine.relation import within
 from nearfar.engine.slices import spans
-from nearfar.engine.together import meet
+from nearfar.engine.together import meet_without_gradient
 from nearfar.evaluate.intervals import check_draws
 from nearfar.evaluate.pairs import sample_pairs
 from nearfar.evaluate.scores import Floats, Integers
@@ -385,9 +385,7 @@ def _items_of_all(
     group: Group, rows: Tensor, identity: Tensor, never: Tensor | None
 ) -> tuple[Split, Tensor, Tensor | None]:
     """How the items are spread over processes, and the identities and groups of all."""
-    assert isinstance(group, Meeting)
-    relation = within(identity, rows)
-    together, relation = meet(group, rows, None, relation, gradient=False, weighted=False)
+    together, relation = meet_without_gradient(group, rows, None, within(identity, rows))
     assert relation.column_labels is not None
     never = None if never is None else together.rows.gather(never)
     return together.rows, relation.column_labels, never

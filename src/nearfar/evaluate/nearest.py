@@ -18,11 +18,11 @@ from nearfar.distance import (
 )
 from nearfar.engine.budget import current_limits, tile
 from nearfar.engine.closeness import Closeness, Euclidean, by_distance, sharpen
-from nearfar.engine.meeting import Group, Meeting, confirmed, over_processes
+from nearfar.engine.meeting import Group, confirmed, over_processes
 from nearfar.engine.processes import Split
 from nearfar.engine.relation import Relation
 from nearfar.engine.slices import spans
-from nearfar.engine.together import Together, meet
+from nearfar.engine.together import Together, meet_without_gradient
 from nearfar.inputs import ArrayLike, batch, lift
 from nearfar.labels import class_ids, listed_rows, refuse
 from nearfar.mine import Found
@@ -180,10 +180,9 @@ def space(
     distance, together = check_distance(distance), None
     shape = tile(current_limits(), rows.device, rows.element_size(), _BUFFERS)
     if group is not None:
-        assert isinstance(group, Meeting)
-        where = rows, None if columns is rows else columns, relation
-        together, relation = meet(group, *where, gradient=False, weighted=False)
-        height, width = map(min, zip(*group.processes.tell(shape), strict=True))
+        others = None if columns is rows else columns
+        together, relation = meet_without_gradient(group, rows, others, relation)
+        height, width = map(min, zip(*together.processes.tell(shape), strict=True))
         shape = height, width
     own = relation.own if relation.match is None else relation.match
     n, m = relation.n, relation.m

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from nearfar.distance import Distance
 from nearfar.engine.closeness import Euclidean
-from nearfar.engine.meeting import Group, Meeting, confirmed, over_processes
+from nearfar.engine.meeting import Group, confirmed, over_processes
 from nearfar.engine.relation import Relation, across, within
-from nearfar.engine.together import Together, meet
+from nearfar.engine.together import Together, meet_without_gradient
 from nearfar.evaluate.nearest import (
     Space,
     check_k,
@@ -195,7 +195,7 @@ def retrieval(
         scored.append(_Scored.of(hits, first, relevant[rows], sizes))
         meet_themselves = meet_themselves and _at_no_distance(where, rows, nearest)
     if unknown and not _largest(where.together, int(not meet_themselves)):
-        _warn_of_selves("reference=nearfar.Reference(x, labels, own)")
+        _warn_of_selves("reference=nearfar.Reference(x, labels, own)", where.together)
     n_references = relation.m if reference is not None else relation.m - 1
     return _gather(scored, relevant, relation, sizes, n_references, where.together)
 
@@ -251,15 +251,13 @@ def retrieval_of(
         names = ("reference_labels", "reference_self")
         relation = across(labels, rows, columns, reference_labels, reference_self, names)
     if group is not None:
-        assert isinstance(group, Meeting)
         others = None if relation.symmetric else found.distances.new_empty(relation.m, 0)
-        where = found.distances, others, relation
-        together, relation = meet(group, *where, gradient=False, weighted=False)
+        together, relation = meet_without_gradient(group, found.distances, others, relation)
     n, m, own = relation.n, relation.m, relation.own
     hidden = confirmed(group, lambda: hidden_columns(own, exclude, n, m, rows.device))
     relevant = _n_relevant(relation, hidden)
     if own is None and not _largest(together, int(bool((found.distances[:, 0] != 0).any()))):
-        _warn_of_selves("reference_self=")
+        _warn_of_selves("reference_self=", together)
     hits = _hits(relation, slice(0, len(rows)), rows)
     for column in hidden.unbind(1):
         hits &= rows != column[:, None]
@@ -349,12 +347,12 @@ def _at_no_distance(where: Space, rows: slice, nearest: Tensor) -> bool:
     return bool((nearest[:, 0] <= near).all())
 
 
-def _warn_of_selves(how: str) -> None:
+def _warn_of_selves(how: str, together: Together | None) -> None:
     warnings.warn(
         "Every query has a reference at distance 0. If queries find themselves, the figures mean "
         f"nothing. Name each query's own row in the reference with {how}, "
         "torch.arange(len(x)) if the reference is x, or leave reference out.",
-        stacklevel=4,  # the caller of what over_processes wraps
+        stacklevel=4 if together is None else 5,  # who called what over_processes wraps
     )
 
 

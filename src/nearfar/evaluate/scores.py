@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from nearfar.engine.meeting import Group, Meeting, facts_of
+from nearfar.engine.meeting import Group, facts_of, meeting_of
 from nearfar.engine.processes import Split
 from nearfar.inputs import ArrayLike, tensor
 
@@ -70,10 +70,9 @@ def _of_all(
     group: Group, values: Floats, same: Bools, known: npt.NDArray[np.integer[Any]] | None
 ) -> tuple[Floats, Bools, Integers | None]:
     """The same of the pairs of all processes, whose curve has a point for each score."""
-    assert isinstance(group, Meeting)
-    rows = torch.from_numpy(values)[:, None]
-    told = group.agree(facts_of(rows, None, None))
-    split = Split(group.processes, [facts.rows for facts in told])
+    meeting, rows = meeting_of(group), torch.from_numpy(values)[:, None]
+    told = meeting.agree(facts_of(rows, None, None))
+    split = Split(meeting.processes, [facts.rows for facts in told])
 
     def gather(own: npt.NDArray[Any]) -> npt.NDArray[Any]:
         found: npt.NDArray[Any] = split.gather(torch.from_numpy(own)).numpy()

@@ -11,10 +11,10 @@ from torch import Tensor
 from nearfar.distance import length, unit
 from nearfar.engine.budget import current_limits, tile
 from nearfar.engine.closeness import Euclidean
-from nearfar.engine.meeting import Group, Meeting, over_processes
+from nearfar.engine.meeting import Group, over_processes
 from nearfar.engine.relation import Block, Relation, within
 from nearfar.engine.slices import spans
-from nearfar.engine.together import Together, meet
+from nearfar.engine.together import Together, meet_without_gradient
 from nearfar.inputs import ArrayLike, batch, lift
 from nearfar.plain import number, plain
 from nearfar.spectrum import effective_rank
@@ -176,9 +176,8 @@ class _Rows:
 
 def _spread(group: Group, x: Tensor, relation: Relation | None) -> tuple[Relation | None, _Rows]:
     """The relation of this process's rows to those of all, and the rows."""
-    assert isinstance(group, Meeting)
     given = Relation(len(x), len(x), x.device) if relation is None else relation
-    together, found = meet(group, x, None, given, gradient=False, weighted=False)
+    together, found = meet_without_gradient(group, x, None, given)
     return None if relation is None else found, _Rows(x, together)
 
 

@@ -10,11 +10,11 @@ from torch import Tensor
 from nearfar.distance import Distance, check_distance, unit
 from nearfar.engine.budget import current_limits
 from nearfar.engine.closeness import by_distance, sharpen
-from nearfar.engine.meeting import Group, Meeting
+from nearfar.engine.meeting import Group
 from nearfar.engine.pick import seed
 from nearfar.engine.processes import Processes, Split
 from nearfar.engine.relation import Block, Relation
-from nearfar.engine.together import meet
+from nearfar.engine.together import meet_without_gradient
 from nearfar.engine.walk import blocks
 from nearfar.inputs import ArrayLike, lift, switch, tensor
 from nearfar.listed import Found
@@ -86,20 +86,17 @@ class Comparison:
 
     def _with_the_columns_of_all(self, group: Group, *, labelled: bool) -> "Comparison":
         """The rows of this process against those of all, or against a reference that all have."""
-        assert isinstance(group, Meeting)
         given = self.relation
         if not labelled:  # what stands for labels here is the same on other processes
             given = replace(given, row_labels=None, column_labels=None)
-        where = self.rows, self.columns, given
-        together, relation = meet(group, *where, gradient=False, weighted=False)
+        together, relation = meet_without_gradient(group, self.rows, self.columns, given)
         if together.columns is None:
-            return replace(self, processes=group.processes)
+            return replace(self, processes=together.processes)
         if not labelled:
             place, every = relation.match, torch.arange(relation.m, device=relation.device)
-            labels = {"row_labels": place, "column_labels": every}
-            relation = replace(relation, match=None, one_positive=False, declared=place, **labels)
+            relation = Relation(relation.n, relation.m, relation.device, place, every, place)
         columns = together.columns.gather(self.rows)
-        return replace(self, columns=columns, relation=relation, processes=group.processes)
+        return replace(self, columns=columns, relation=relation, processes=together.processes)
 
     def chance(self, generator: torch.Generator | None) -> torch.Generator:
         """A generator for this process's rows; those of others draw other numbers."""
