@@ -63,8 +63,6 @@ def weights_of(value: Tensor) -> Tensor:
 def derived(case: Case, data: Data, reduction: Any, by: Tensor | None = None, **more: Any) -> Found:
     """The loss and its gradients; of many losses, with unequal weights."""
     leaves = {name: a.detach().clone().requires_grad_() for name, a in data.rows.items()}
-    if "generator" in case.hyper:
-        more["generator"] = torch.Generator().manual_seed(case.hyper["generator"])
     value = case.run(data.at(**leaves), reduction, **more)
     if value.ndim:
         (value * (weights_of(value) if by is None else by)).sum().backward()
@@ -140,6 +138,11 @@ def own(x: Tensor, labels: Tensor, by: Tensor | None = None, **how: Any) -> Tens
     return nearfar.batch_loss(how.pop("rule"), x, labels, learned=learned, **how)
 
 
+def drawn_triplets(x: Tensor, labels: Tensor, **how: Any) -> Tensor:
+    chance = torch.Generator().manual_seed(7)
+    return nearfar.batch_triplet_loss(x, labels, generator=chance, **how)
+
+
 triplet, quadruplet = nearfar.batch_triplet_loss, nearfar.batch_quadruplet_loss
 pairs, mean = nearfar.PairRule(squared, hinge), nearfar.PairRule(squared, hinge, balanced=False)
 learned = nearfar.PairRule(scaled_square, scaled_hinge)
@@ -154,8 +157,8 @@ MORE = [
         _more(f"triplet-{how}", triplet, select=how)
         for how in ("hard", "semihard", "easy_positive")
     ),
-    _more("triplet-drawn", triplet, n_per_anchor=3, generator=7),
-    _more("triplet-by-weight", triplet, select="distance_weighted", generator=7),
+    _more("triplet-drawn", drawn_triplets, n_per_anchor=3),
+    _more("triplet-by-weight", drawn_triplets, select="distance_weighted"),
     _more("quadruplet", quadruplet),
     _more("quadruplet-hard", quadruplet, select="hard"),
     _more("quadruplet-weighted", quadruplet, weighted=True, distance="sqeuclidean"),
