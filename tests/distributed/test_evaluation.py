@@ -288,7 +288,7 @@ ERRORS = {
     "neighbours": "process 0: labels must be class ids",
     "scores": "process 0: scores[",
     "similar": "similar must hold both True and False",
-    "groups": "groups is an array on process 0 and not given on process 1",
+    "groups": "groups is an array on process 0 and None on process 1",
     "dtype": "embeddings are torch.float64 on process 0 and torch.float32 on process 1",
 }
 

@@ -214,10 +214,10 @@ def test_a_number_that_a_rule_holds_gets_its_gradient(both: bool, reduction: Any
     def loss(t: Tensor) -> Tensor:
         nonlocal factor
         factor = t
-        executor = log_sums.log_sum_loss(rule, Product(), relation, both=both)
+        executor = partial(log_sums.log_sum_loss, rule, Product(), both=both)
         how: dict[str, Any] = {"normalize": True, "scale": 4.0, "learned": (t,)}
         how["closeness"] = Product()
-        return run(executor, x, y, reduction=reduction, weight=weight, **how)
+        return run(executor, x, y, relation, reduction=reduction, weight=weight, **how)
 
     for tile in ((4, 3), (64, 64)):
         with tile_shape(*tile):

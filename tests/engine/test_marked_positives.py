@@ -207,9 +207,10 @@ def mean_of_both(rule: LogSumRule, x: Tensor, y: Tensor, labels: Tensor, how: An
     relation, product = across(labels, x, y, labels.flip(0), None), Product()
     weight = torch.linspace(0.5, 2, len(x), dtype=x.dtype)
     return run(
-        log_sum_loss(rule, product, relation, both=True),
+        partial(log_sum_loss, rule, product, both=True),
         x,
         y,
+        relation,
         closeness=product,
         normalize=False,
         reduction=how,

@@ -529,11 +529,10 @@ def test_all_forces_of_a_loss_are_rounded(
 @pytest.mark.parametrize(
     "run",
     [
-        lambda **p: nf.n_pair_loss(X.half(), LABELS, **p),
         lambda **p: nf.info_nce_loss(X.half(), X.half(), hard_negatives=X.half(), **p),
         lambda **p: nf.info_nce_loss(X.half(), X.half(), X.half(), **p),
     ],
-    ids=["n_pair", "hard negatives", "listed negatives"],
+    ids=["hard negatives", "listed negatives"],
 )
 def test_what_is_lifted_early_is_asked_for_its_dtype_before(
     run: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch

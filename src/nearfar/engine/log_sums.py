@@ -178,7 +178,7 @@ class _Sums:
         elif marked and rule.near is not None:
             self.positives = NearPositives(rule.near, walk, n)
         elif marked:
-            self.positives = self.terms = PositiveTerms(rule, walk, n)
+            self.positives = self.terms = PositiveTerms(rule, walk, n, self.both)
         else:
             self.positives = EachPositive(walk, rows, n)
             if rule.both_ends:

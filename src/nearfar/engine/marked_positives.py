@@ -9,7 +9,7 @@ from math import inf
 from torch import Tensor
 
 from nearfar.engine.closeness import Tile
-from nearfar.engine.log_sum_rule import Exponent, LogSum, LogSumRule, Settled
+from nearfar.engine.log_sum_rule import BothWays, Exponent, LogSum, LogSumRule, Settled
 from nearfar.engine.pair_sets import PairSet
 from nearfar.engine.positives import Side
 from nearfar.engine.running import Running, Terms
@@ -71,9 +71,11 @@ class PositiveTerms:
         rule: the loss, `per_positive`.
         walk: over the tiles.
         n: how many anchors there are.
+        both: they are rows and columns; None: they are rows.
     """
 
-    def __init__(self, rule: LogSumRule, walk: Walk, n: int) -> None:
+    def __init__(self, rule: LogSumRule, walk: Walk, n: int, both: BothWays | None) -> None:
+        self._both = both
         self._rule, self._kept, self._together = rule, walk.request.kept, walk.request.together
         self._dtype = walk.a.dtype
         zeros = walk.a.new_zeros(3, n, dtype=sum_dtype(walk.a))
@@ -88,6 +90,8 @@ class PositiveTerms:
         self._logs = self._others = LogSum(logs.rest.to(self._dtype), top)
         if self._rule.both_ends and self._together is not None:
             self._others = LogSum(self._together.of_rows(logs.value).to(self._dtype))
+        if self._both is not None:
+            weight = logs.rest.new_full(logs.rest.shape, 0.5) if weight is None else weight / 2
         self._counts, self._weight = counts, None if weight is None else weight.to(self._dtype)
 
     def add(self, tile: Tile, sides: list[Side]) -> None:
@@ -112,6 +116,9 @@ class PositiveTerms:
         if self._by_others is not self._by_logs:
             assert self._together is not None
             self._by_logs += self._together.sum_of_rows(self._by_others)
+        if self._both is not None:
+            loss = self._both.mean(loss)
+            counts = None if counts is None else self._both.mean(counts.to(loss.dtype))
         return Settled(loss, self._by_logs, loss, [], counts)
 
     def add_forces(self, force: Tensor, tile: Tile, sides: list[Side]) -> None:

@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import wraps
 from hashlib import blake2b
-from inspect import signature
+from inspect import Parameter, signature
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, TypeVar, get_args
 from weakref import WeakKeyDictionary
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from nearfar.engine.precision import Precision
 from nearfar.engine.processes import Processes
+from nearfar.inputs import ArrayLike
 
 if TYPE_CHECKING or dist.is_available():
     from torch.distributed import ProcessGroup
@@ -47,7 +48,18 @@ class Over:
     replicas: Replicas = "averaged"
     handshake: Handshake = "each"
     # By settings: what this process told, and what all did, where that is told once.
-    known: dict[int, tuple[list[int], list[list[int]]]] = field(default_factory=dict, repr=False)
+    known: dict[tuple[int, str], tuple[list[int], list[list[int]]]] = field(
+        default_factory=dict, repr=False
+    )
+
+    @property
+    def how(self) -> str:
+        """What must be the same on all processes."""
+        rest = f"replicas={self.replicas!r}, handshake={self.handshake!r}"
+        return f"over(ring={self.ring}, {rest})"
+
+    def __deepcopy__(self, memo: object) -> "Over":
+        return self  # a group cannot be copied, and a copy of a module calls the same one
 
 
 # What a loss takes as `group=`; `over_processes` puts a Meeting in its place.
@@ -70,7 +82,7 @@ class Facts:
         gradient: whether it wants a gradient.
         weighted: whether it has weights.
         tiles: which tiles of all rows with themselves it could take a part of; 0: none.
-        way: how it computes products: the precision, and whether by kernels.
+        way: how it computes products: in which precision, whether by kernels, and on what.
         learned: which of the scale, the bias and what else a loss learns get a gradient, as bits.
     """
 
@@ -116,7 +128,12 @@ class Meeting:
     @property
     def _known(self) -> tuple[list[int], list[list[int]]] | None:
         """What was told in an earlier step, where that is told once."""
-        return self.over.known.get(self._key) if self.over.handshake == "first" else None
+        return self.over.known.get(self._place) if self.over.handshake == "first" else None
+
+    @property
+    def _place(self) -> tuple[int, str]:
+        """Which of several calls, and of several groups, this is."""
+        return self._key, str(self.processes.group.group_name)
 
     def agree(self, facts: Facts) -> list[Facts]:
         """What each process tells.
@@ -130,14 +147,14 @@ class Meeting:
             self._silent = True
             if before != own:
                 raise ValueError(
-                    'over(..., handshake="first") is for steps of fixed shape: the first had '
-                    f"{Facts(*before[2:])}, this one has {facts}. Leave handshake out where shapes "
-                    "change."
+                    'over(..., handshake="first") is for steps of fixed shape: '
+                    f"{_difference(Facts(*before[2:]), facts)}. Leave handshake out where shapes "
+                    "change, and give each of several losses an over(...) of its own."
                 )
         else:
             told = self._tell(own)
             if self.over.handshake == "first":
-                self.over.known[self._key] = own, told
+                self.over.known[self._place] = own, told
         self._out = True
         return [Facts(*numbers[2:]) for numbers in told]
 
@@ -157,8 +174,9 @@ class Meeting:
         _check_same("products are computed", [_way(f.way) for f in facts])
         _check_same("labels are", [_labels(f.labels) for f in facts])
         _check_same("pairs are", ["listed" if f.listed else "not listed" for f in facts])
-        learned = [f"{f.learned.bit_count()} get a gradient" for f in facts]
-        _check_same("of scale, bias and what else is learned,", learned, " Is one under no_grad?")
+        learned = [f.learned.bit_count() for f in facts]
+        what = "scale, bias and what else is learned: the number that gets a gradient is"
+        _check_same(what, learned, " Is one of them under no_grad?")
         return told
 
     def refuse(self, error: Exception) -> NoReturn:
@@ -182,13 +200,9 @@ class Meeting:
     def _listen(self, own: list[int]) -> list[list[int]]:
         try:
             return self.processes.tell(own)
-        except RuntimeError as error:
+        except RuntimeError:
             self._out = True
-            raise RuntimeError(
-                f"process {self.processes.rank} lost another process of the group, which has ended "
-                "or does not answer within the group's timeout: look at the output of the others. "
-                "All processes must call the same functions in the same order."
-            ) from error
+            raise
 
     def _raise(
         self, errors: list[tuple[str, str] | None], own: Exception | None = None
@@ -204,6 +218,7 @@ class Meeting:
 _ERRORS: dict[str, type[Exception]] = {
     error.__name__: error for error in (TypeError, ValueError, RuntimeError)
 }
+_DEVICES = ("cpu", "cuda", "xpu", "mps", "another device")
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, None)
 
 
@@ -220,7 +235,8 @@ def facts_of(
     learned: Sequence[bool] = (),
 ) -> Facts:
     """What there is to tell; see `Facts`."""
-    precision, kernels = way
+    (precision, kernels), precisions = way, get_args(Precision)
+    device = _DEVICES.index(x.device.type if x.device.type in _DEVICES else "another device")
     kind = 0 if labels is None else 1 if labels.ndim == 1 else 2 + labels.shape[1]
     return Facts(
         rows=len(x),
@@ -233,7 +249,7 @@ def facts_of(
         gradient=gradient,
         weighted=weighted,
         tiles=tiles,
-        way=2 * get_args(Precision).index(precision) + kernels,
+        way=(2 * device + kernels) * len(precisions) + precisions.index(precision),
         learned=sum(bit << k for k, bit in enumerate(learned)),
     )
 
@@ -242,9 +258,19 @@ def _index(dtype: torch.dtype | None) -> int:
     return _DTYPES.index(dtype)
 
 
+def _difference(before: Facts, now: Facts) -> str:
+    """The first thing in which two steps differ."""
+    name = next(k for k, value in vars(before).items() if value != getattr(now, k))
+    values = (getattr(facts, name) for facts in (before, now))
+    shown = "{} is {} now, and was {}" if name in ("rows", "columns", "width") else "{} differs"
+    return shown.format(name, *reversed(list(values)))
+
+
 def _way(way: int) -> str:
-    precision = get_args(Precision)[way // 2]
-    return f"in {precision} {'by kernels' if way % 2 else 'in plain torch'}"
+    way, precision = divmod(way, len(get_args(Precision)))
+    device, kernels = divmod(way, 2)
+    how = "by kernels" if kernels else "in plain torch"
+    return f"in {get_args(Precision)[precision]} {how} on {_DEVICES[device]}"
 
 
 def _labels(kind: int) -> str:
@@ -260,8 +286,9 @@ def by_process(found: Sequence[object]) -> str:
     """What is found on which processes."""
     parts = []
     for kind in dict.fromkeys(found):
-        ranks = [str(rank) for rank, other in enumerate(found) if other == kind]
-        parts.append(f"{kind} on process {', '.join(ranks)}")
+        *ranks, last = (str(rank) for rank, other in enumerate(found) if other == kind)
+        who = f"processes {', '.join(ranks)} and {last}" if ranks else f"process {last}"
+        parts.append(f"{kind} on {who}")
     return " and ".join(parts)
 
 
@@ -279,16 +306,27 @@ def _raise_different_settings(settings: list[dict[str, str]]) -> NoReturn:
 
 def _told(value: object) -> str:
     """An argument as it is told; of data, only that it is some."""
-    if value is None or isinstance(value, str | Real):
+    if isinstance(value, Real) and not isinstance(value, bool | np.bool_):
+        number = float(value)  # 1 is 1.0, also where NumPy has made it
+        return repr(int(number) if number.is_integer() else number)
+    if value is None or isinstance(value, str | bool | np.bool_):
         return repr(value)
-    if isinstance(value, tuple) and all(isinstance(part, str | Real) for part in value):
-        return repr(value)
+    # A range, as a reduction may be; longer ones are data.
+    if isinstance(value, tuple) and len(value) < 3 and all(isinstance(v, Real) for v in value):
+        return f"({', '.join(map(_told, value))})"
+    if isinstance(value, Over):
+        return value.how
     if isinstance(value, Tensor | np.ndarray | list | tuple):
         return "an array"
     name = getattr(value, "__qualname__", None) or type(value).__name__
     if is_dataclass(value) and not isinstance(value, type):
         return f"{name}({', '.join(_told(getattr(value, f.name)) for f in fields(value))})"
     return str(name)
+
+
+def _is_data(parameter: Parameter) -> bool:
+    """Whether an argument is some of the batch, which differs from process to process."""
+    return set(get_args(ArrayLike)) <= set(get_args(parameter.annotation))
 
 
 _NOT_A_MEMBER = (
@@ -405,7 +443,10 @@ def over_processes(function: Callable[P, R]) -> Callable[P, R]:
 
     An error of one, before it has told the others that it is ready, is an error of all.
     """
-    names = tuple(signature(function).parameters)
+    parameters = signature(function).parameters
+    names = tuple(parameters)
+    data = {name for name, parameter in parameters.items() if _is_data(parameter)}
+    usual = {k: p.default for k, p in parameters.items() if p.default is not p.empty}
 
     @wraps(function)
     def call(*given: P.args, **named: P.kwargs) -> R:
@@ -423,8 +464,10 @@ def over_processes(function: Callable[P, R]) -> Callable[P, R]:
         if processes.size == 1 or _ALONE.get():
             named["group"] = None
             return function(*given, **named)
-        arguments = dict(zip(names, given, strict=False)) | named | {"group": None}
-        meeting = Meeting(over, processes, function, arguments)
+        arguments = usual | dict(zip(names, given, strict=False)) | named | {"group": over}
+        # Of data it is told that there are some.
+        told = {k: [] if k in data and v is not None else v for k, v in arguments.items()}
+        meeting = Meeting(over, processes, function, told)
         named["group"] = meeting
         try:
             return function(*given, **named)

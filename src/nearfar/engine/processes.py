@@ -4,9 +4,11 @@ The only place that calls collectives. The names they had before torch 2.13 are 
 the new ones.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from itertools import accumulate
+from pickle import dumps, loads
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
@@ -18,6 +20,9 @@ from nearfar.engine.slices import spans
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+
+PrefixStore: Any = getattr(dist, "PrefixStore", None)  # where torch was built without it
 
 
 def _named(new: str, old: str) -> Any:
@@ -47,59 +52,77 @@ class Processes:
         assert found is not None
         return found
 
-    @property
-    def hosts(self) -> "ProcessGroup":
-        """The same processes, for what their hosts tell each other without an accelerator."""
-        return self.group if "gloo" in dist.get_backend(self.group) else self._hosts
+    @cached_property
+    def _sends_from_cpu(self) -> bool:
+        """Whether the group can send what is in a host's memory."""
+        return "cpu:gloo" in dist.get_backend_config(self.group)
 
     @cached_property
-    def _hosts(self) -> "ProcessGroup":
-        ranks = dist.get_process_group_ranks(self.group)
-        return dist.new_group(ranks, backend="gloo", use_local_synchronization=True)  # type: ignore[no-any-return]
+    def _board(self) -> "_Board":
+        return _Board(self)
 
     def tell(self, numbers: Sequence[int]) -> list[list[int]]:
-        """A few numbers of each process, between hosts."""
+        """A few numbers of each process, without an accelerator."""
+        if not self._sends_from_cpu:
+            return self._board.tell(list(numbers))
         own = torch.tensor(numbers, dtype=torch.int64)
-        found = own.new_empty(self.size * len(numbers))
-        _gather(found, own, group=self.hosts)
-        told: list[list[int]] = found.view(self.size, -1).tolist()
+        told: list[list[int]] = self.each(own).tolist()
         return told
 
     def tell_any(self, value: object) -> list[Any]:
-        """A value of each process, between hosts."""
+        """A value of each process, likewise."""
+        if not self._sends_from_cpu:
+            return self._board.tell(value)
         found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, value, group=self.hosts)
+        with self._explained():
+            dist.all_gather_object(found, value, group=self.group)
         return found
 
     def each(self, x: Tensor) -> Tensor:
         """(size, ...) a tensor of each process; all have the same shape."""
-        found = x.new_empty((self.size, *x.shape))
+        given = self._reachable(x)
+        found = given.new_empty((self.size, *x.shape))
         if x.numel():
-            to, given = (t.view(torch.uint8) if t.dtype is torch.bool else t for t in (found, x))
-            _gather(to.view(-1), given.contiguous().view(-1), group=self._group_of(x))
-        return found
+            to, given = (
+                t.view(torch.uint8) if t.dtype is torch.bool else t for t in (found, given)
+            )
+            with self._explained():
+                _gather(to.view(-1), given.contiguous().view(-1), group=self.group)
+        return found.to(x.device)
 
     def from_one(self, rank: int, x: Tensor) -> Tensor:
         """What one process has, on all; elsewhere `x` is where it is put."""
-        if x.numel():
-            source = dist.get_global_rank(self.group, rank)
-            dist.broadcast(x, source, group=self._group_of(x))
-        return x
+        if not x.numel():
+            return x
+        given, source = self._reachable(x), dist.get_global_rank(self.group, rank)
+        with self._explained():
+            dist.broadcast(given, source, group=self.group)
+        return given.to(x.device)
 
     def total(self, x: Tensor) -> Tensor:
         """The sum over all processes, the same bits on each."""
         if x.numel() <= 1024:  # in the order of the processes
             return self.each(x).sum(0, dtype=x.dtype)
-        found = x.contiguous().clone()
-        dist.all_reduce(found, group=self._group_of(x))
-        return found
+        return self._reduced(x, dist.ReduceOp.SUM)
+
+    def sum_of_parts(self, x: Tensor) -> Tensor:
+        """(n, ...) this process's part of the sum over all, from (size * n, ...)."""
+        given = self._reachable(x).contiguous()
+        found = given.new_empty((x.shape[0] // self.size, *x.shape[1:]))
+        if found.numel():
+            with self._explained():
+                _reduce_scatter(found.view(-1), given.view(-1), group=self.group)
+        return found.to(x.device)
 
     def before(self, steps: int) -> int:
         """The process so many places before this one, around."""
         return (self.rank - steps) % self.size
 
     def pass_on(self, x: Tensor, n: int, tag: int = 0) -> "Passing":
-        """Send (m, ...) rows to the next process, while n rows come from the one before."""
+        """Send (m, ...) rows to the next process, while n rows come from the one before.
+
+        NCCL knows no tags: there all processes must send in the same order.
+        """
         sent, coming = x.contiguous(), x.new_empty((n, *x.shape[1:]))
         ops = [
             dist.P2POp(act, tensor, dist.get_global_rank(self.group, peer), self.group, tag)
@@ -109,16 +132,58 @@ class Processes:
             )
             if tensor.numel()  # both ends know that there is none
         ]
-        return Passing(dist.batch_isend_irecv(ops) if ops else [], coming, sent)
+        with self._explained():
+            return Passing(dist.batch_isend_irecv(ops) if ops else [], coming, sent)
 
     def largest(self, x: Tensor) -> Tensor:
         """The largest over all processes, number by number."""
-        found = x.contiguous().clone()
-        dist.all_reduce(found, dist.ReduceOp.MAX, group=self._group_of(x))
-        return found
+        return self._reduced(x, dist.ReduceOp.MAX)
 
-    def _group_of(self, x: Tensor) -> "ProcessGroup":
-        return self.hosts if x.is_cpu else self.group
+    def _reduced(self, x: Tensor, how: Any) -> Tensor:
+        found = self._reachable(x).contiguous().clone()
+        with self._explained():
+            dist.all_reduce(found, how, group=self.group)
+        return found.to(x.device)
+
+    def _reachable(self, x: Tensor) -> Tensor:
+        """A tensor where the group can send it: NCCL alone takes none of a host's memory."""
+        return x.cuda() if x.is_cpu and not self._sends_from_cpu else x
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Say what an error of a collective means."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"process {self.rank} lost another process of the group, which has ended, has "
+                "failed in this step, or does not answer within the group's timeout: look at the "
+                "output of the others. All processes must call the same functions in the same "
+                "order."
+            ) from error
+
+
+class _Board:
+    """What processes tell each other by the store that they met with, where no backend can."""
+
+    def __init__(self, processes: Processes) -> None:
+        self._rank, self._size = processes.rank, processes.size
+        everything = dist.distributed_c10d._get_default_store()
+        store = PrefixStore(f"nearfar/{processes.group.group_name}", everything)
+        # The store may have seen a group of the same name before, which was destroyed.
+        before = (store.add("joined", 1) - 1) // self._size
+        self._store, self._told = PrefixStore(str(before), store), 0
+
+    def tell(self, value: Any) -> list[Any]:
+        """A value of each process."""
+        self._store.set(f"{self._told}/{self._rank}", dumps(value))
+        keys = [f"{self._told}/{rank}" for rank in range(self._size)]
+        self._store.wait(keys)
+        found = [loads(self._store.get(key)) for key in keys]
+        if self._told:  # all have read what was told before, or they would not tell this
+            self._store.delete_key(f"{self._told - 1}/{self._rank}")
+        self._told += 1
+        return found
 
 
 class Passing:
@@ -190,7 +255,4 @@ class Split:
             for to, at, n in zip(padded, self.parts, self.sizes, strict=True):
                 to[:n] = x[at]
             given = padded.flatten(0, 1)
-        found = x.new_empty((self.most, *x.shape[1:]))
-        if found.numel():
-            _reduce_scatter(found.view(-1), given.view(-1), group=self.processes.group)
-        return found[: self.sizes[self.processes.rank]]
+        return self.processes.sum_of_parts(given)[: self.sizes[self.processes.rank]]

@@ -203,21 +203,19 @@ class _Dealt:
     def __init__(self, x: Tensor, how: How, together: Together) -> None:
         self._how, self._together = how, together
         self._rows = Rows(x.to(how.wide), how.normalize, False)
-        self._all = together.rows.gather(self._rows.ready)
-        self.a, self.b = self._all, None
-        if how.scale is not None:
-            self.a, self.b = self._all * how.scale, self._all
-        self.finite, self.seen = False, (self._all, None)
+        self.a, self.b = together.rows.gather(self._rows.ready), None
+        self._root = None if how.scale is None else root(how.scale, how.wide)
+        if self._root is not None:  # at both ends, which spares a copy and its gradient
+            self.a.mul_(self._root)
+        self.finite, self.seen = False, (self.a, None)
 
     def back(self, da: Tensor | None, db: Tensor | None) -> Gradients:
         assert da is not None
-        together, how, of_scale = self._together, self._how, None
-        if how.scale is not None:
-            assert db is not None  # the columns are not scaled
-            if how.learned:
-                of_scale = _of_scale(how.scale, _dots(da, self._all), _dots(db, self._all))
-                of_scale = None if of_scale is None else together.total(of_scale)
-            da = da.mul_(how.scale)
+        together, of_scale = self._together, None
+        if self._root is not None:
+            if self._how.learned:
+                of_scale = together.total(_dots(da, self.a)) / (2 * self._root**2)
+            da = da.mul_(self._root)
         own = together.rows.sum_to_owners(da if db is None else da.add_(db))
         return self._rows.back(own), None, of_scale
 
