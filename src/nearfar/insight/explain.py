@@ -134,6 +134,7 @@ def _explain_batch(
         push=float(shown.push.sum()),
         findings=diagnose(batch_evidence(function, data, settings, acting)).findings,
         listed=_listed(settings, n),
+        n_of_all=shown.n_of_all,
     )
 
 

@@ -49,17 +49,21 @@ class Explanation:
         loss: the name of the loss.
         hyperparameters: what it was called with, but for what is so by default.
         rows: one `Row` per pair or tuple; for a whole batch, the strongest forces.
-        n: how many rows (pairs, tuples, anchors) the loss is over.
-        total: the sum of the losses.
+        n: how many rows (pairs, tuples, anchors) the loss is over; with `group`, those of this
+            process.
+        total: the sum of the losses; with `group`, over all processes, and so is the mean.
         mean: the loss with reduction="mean", which training minimises by default. What it is the
             mean over (rows, pairs, triplets), the docstring of the loss says.
         active_share: share of the rows with a force of at least a millionth of the strongest;
             nothing is learned from the others.
         pull: the sum of all pulls.
         push: the sum of all pushes.
-        findings: what looks wrong, with evidence and advice; empty if nothing does.
+        findings: what looks wrong, with evidence and advice; empty if nothing does. With `group`,
+            only NaN is looked for, since other processes have the other rows.
         limit: how many rows to print; `rows` has them all.
         listed: the pairs or triplets that alone count, such as "24 listed pairs"; None: all.
+        n_of_all: with `group`, how many rows all processes have; None without. All but this, the
+            total and the mean is of this process's rows.
     """
 
     loss: str
@@ -74,6 +78,7 @@ class Explanation:
     findings: tuple[Finding, ...]
     limit: int = SHOWN
     listed: str | None = None
+    n_of_all: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON; NaN, which JSON lacks, becomes None."""
@@ -102,9 +107,14 @@ class Explanation:
     def _title(self) -> str:
         settings = ", ".join(f"{k}={_setting(v)}" for k, v in self.hyperparameters.items())
         over = f"{self.n} rows" + (f" over {self.listed}" if self.listed else "")
+        mean = f"mean loss {self.mean:.4g} (sum {self.total:.4g})"
+        if self.n_of_all is not None:
+            over, mean = (
+                f"{mean} over {self.n_of_all} rows of all processes",
+                f"of this one: {over}",
+            )
         return (
-            f"{self.loss}({settings})\n{over}, mean loss {self.mean:.4g} "
-            f"(sum {self.total:.4g}), {self.active_share:.0%} active, "
+            f"{self.loss}({settings})\n{over}, {mean}, {self.active_share:.0%} active, "
             f"pull {self.pull:.4g}, push {self.push:.4g}"
         )
 

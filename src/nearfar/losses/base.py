@@ -1,15 +1,18 @@
 """What all loss modules share, and how to find the function behind a loss."""
 
 import inspect
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from contextlib import contextmanager
 from functools import wraps
 from types import FunctionType
 from typing import Any, ClassVar, TypeGuard, TypeVar, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from nearfar.distance import unit
+from nearfar.engine.meeting import Group, Over, over_processes
 from nearfar.inputs import ArrayLike, positive_integer
 from nearfar.losses.own import batch_loss, check_rule, with_rule
 from nearfar.losses.proxy import class_logits, nearest_class
@@ -193,6 +196,26 @@ def _fix_of_data(module: type[LossModule], unknown: Set[str]) -> str:
     return f" Pass {', '.join(data)} in each call: loss({', '.join(call)})."
 
 
+@contextmanager
+def error_of_all(loss: object, hyperparameters: Mapping[str, Any]) -> Iterator[None]:
+    """An error within it, before the loss is called, is one of all processes of its `group`."""
+    try:
+        yield
+    except Exception as error:
+        group = hyperparameters.get("group", getattr(loss, "group", None))
+        if group is None or not dist.is_available() or not dist.is_initialized():
+            raise
+        if isinstance(group, Over) and group.known:  # the others were told all in an earlier step
+            raise
+        _tell(error, group=group)
+
+
+@over_processes
+def _tell(error: Exception, *, group: Group | None) -> None:
+    """Raise an error where the other processes call a loss."""
+    raise error
+
+
 def unwrap(
     loss: Callable[..., Tensor], data: tuple[Any, ...], hyperparameters: dict[str, Any]
 ) -> tuple[Callable[..., Tensor], tuple[Any, ...], dict[str, Any]]:
@@ -206,6 +229,13 @@ def unwrap(
         TypeError: `loss` is not one of nearfar's, does not take one of the keywords, or is given
             a reduction.
     """
+    with error_of_all(loss, hyperparameters):
+        return _unwrapped(loss, data, hyperparameters)
+
+
+def _unwrapped(
+    loss: Callable[..., Tensor], data: tuple[Any, ...], hyperparameters: dict[str, Any]
+) -> tuple[Callable[..., Tensor], tuple[Any, ...], dict[str, Any]]:
     function = getattr(loss, "loss", loss) if isinstance(loss, nn.Module) else loss
     if not _is_loss(function):
         raise TypeError(

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from nearfar.inputs import ArrayLike, tensor
 from nearfar.listed import listed_triplets
-from nearfar.losses.base import unwrap
+from nearfar.losses.base import error_of_all, unwrap
 from nearfar.losses.batch import row_weight
-from nearfar.losses.listed import as_listed
+from nearfar.losses.listed import Listed, as_listed
 from nearfar.reduction import EACH_PAIR
 
 
@@ -56,9 +56,29 @@ def per_pair(
     >>> found.positive, found.negative
     (tensor([0.2500]), tensor([0.5625, 0.1945]))
     """
-    if "reduction" in hyperparameters:
-        raise TypeError("per_pair returns the loss of each pair: leave reduction out.")
+    with error_of_all(loss, hyperparameters):
+        if "reduction" in hyperparameters:
+            raise TypeError("per_pair returns the loss of each pair: leave reduction out.")
     function, given, settings = unwrap(loss, data, hyperparameters)
+    weight = settings.pop("weight", None)  # of a row; the loss is asked for pairs
+    with error_of_all(function, settings):
+        x, labels, listed = _data(given, settings)
+        by = row_weight(weight, tensor("x", x))
+    found = function(x, labels, **settings, reduction=EACH_PAIR)
+    if listed is None:
+        triplets = settings["triplets"]
+        return found if by is None else found * by[listed_triplets(triplets, found.device)[:, 0]]
+    assert listed[2].listed is not None
+    (near, _), (far, _) = listed[2].listed.positive, listed[2].listed.negative
+    if by is not None:
+        found = found * by[torch.cat([near, far])[: len(found)]]
+    return PairLosses(found[: len(near)], found[len(near) :])
+
+
+def _data(
+    given: tuple[Any, ...], settings: dict[str, Any]
+) -> tuple[ArrayLike, ArrayLike | None, Listed | None]:
+    """The rows, their labels, and the listed pairs; None: triplets are listed."""
     pairs, triplets = settings.get("pairs"), settings.get("triplets")
     if pairs is None and triplets is None:
         raise TypeError(
@@ -68,18 +88,7 @@ def per_pair(
     if not given:
         raise TypeError("per_pair needs the embeddings by position, as in per_pair(loss, x, ...).")
     x, labels = given if len(given) == 2 else (*given, settings.pop("labels", None))
-    weight = settings.pop("weight", None)  # of a row; the loss is asked for pairs
     if triplets is not None:
-        found = function(x, labels, **settings, reduction=EACH_PAIR)
-        by = row_weight(weight, tensor("x", x))
-        return found if by is None else found * by[listed_triplets(triplets, found.device)[:, 0]]
+        return x, labels, None
     assert pairs is not None
-    where = settings.get("reference"), pairs, settings.get("group")
-    rows, _, relation = as_listed(x, labels, *where)
-    found = function(x, labels, **settings, reduction=EACH_PAIR)
-    assert relation.listed is not None
-    (near, _), (far, _) = relation.listed.positive, relation.listed.negative
-    by = row_weight(weight, rows)
-    if by is not None:
-        found = found * by[torch.cat([near, far])[: len(found)]]
-    return PairLosses(found[: len(near)], found[len(near) :])
+    return x, labels, as_listed(x, labels, settings.get("reference"), pairs, settings.get("group"))
