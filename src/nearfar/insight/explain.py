@@ -32,7 +32,8 @@ def explain(
     similarity): above 0 it pulls together, below 0 it pushes apart.
 
     For a whole-batch loss, the strongest forces are shown; `nearfar.forces` has more. Settings that
-    are as they are by default are left out.
+    are as they are by default are left out. With `group`, all processes call it, and each shows the
+    rows of its own batch; only the loss is that of all.
 
     Args:
         loss: one of nearfar's losses, as a function or a module; or `nearfar.batch_loss`.

@@ -34,8 +34,8 @@ class Forces:
         anchor: (k,) int64, the row that exerts the force; strongest force first. With `group`, its
             index in the batch of its own process; a proxy's among all proxies.
         other: (k,) int64, the row it acts on (of the reference or the other tower, if there is
-            one; the indices of hard negatives follow those of the tower). With `group`, its index
-            in the batch of all processes.
+            one; the indices of hard negatives follow those of the tower). With `group`, a row of a
+            batch has its index in the batch of all processes.
         similar: (k,) bool, whether the two are a positive pair.
         closeness: (k,) their distance; for losses on similarities, their similarity.
         force: (k,) > 0 pulls, < 0 pushes.
