@@ -13,6 +13,7 @@ import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 from waits import accelerator, there
 
 import nearfar as nf
@@ -647,22 +648,42 @@ def test_the_bank_is_the_same_on_every_process():
     processes.run(2, same_bank)
 
 
+def there_is_one_row() -> dict[str, Any]:
+    """The state of a bank."""
+    bank = nf.MemoryBank(5, DIM)
+    bank.add(torch.ones(1, DIM), [0])
+    return bank.state_dict()
+
+
 def refused_on_both() -> list[str]:
     """The errors of banks that one process uses in a wrong way, after which both go on."""
     rank = dist.get_rank()
     x, labels = torch.ones(2, DIM), [0, 1]
     bank = nf.MemoryBank(5, DIM, group="world")
+    filled = nf.MemoryBank(5, DIM, group="world")
+    if rank:
+        filled.load_state_dict(there_is_one_row())
+    cleared = nf.MemoryBank(5, DIM, group="world")
+    cleared.add(x, labels)
+    if rank:
+        cleared.clear()
     errors = []
     for wrong in (
         lambda: bank.add(x, [0.5, 1.0] if rank else labels),
         lambda: bank.add(x[:, : DIM - rank], labels),
         lambda: nf.MemoryBank(5 + rank, DIM, group="world").add(x, labels),
         lambda: nf.sup_con_loss(x, labels, group="world") if rank else bank.add(x, labels),
+        lambda: filled.add(x, labels),
+        lambda: cleared.add(x, labels),
     ):
         with pytest.raises((TypeError, ValueError)) as error:
             wrong()
         errors.append(str(error.value))
     assert len(bank.add(x, labels).x) == 4
+    once = nf.MemoryBank(5, DIM, group=over("world", handshake="first"))
+    for _ in range(2):
+        once.add(x, labels)
+    assert len(once.group.known) == 1  # what changes in each step is not told
     return errors
 
 
@@ -676,7 +697,48 @@ def test_a_wrong_argument_of_one_process_is_refused_on_all():
             "process 1: x must have rows of length 4",
             "size is 5 on process 0 and 6 on process 1; all processes must call the same function",
             "function is added_to_bank on process 0 and sup_con_loss on process 1",
+            "additions is 0 on process 0 and 1 on process 1",
+            "stored rows is 4 on process 0 and 0 on process 1",
         ),
         strict=True,
     ):
         assert said in error
+
+
+def test_a_bank_may_be_made_before_its_processes_know_each_other():
+    bank = nf.MemoryBank(5, DIM, group="world")
+    with pytest.raises(RuntimeError, match="start them with torchrun"):
+        bank.add(torch.ones(2, DIM), [0, 1])
+
+
+def two_layers() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(DIM, 3), nn.Linear(3, 2))
+
+
+def followed(children: bool) -> None:
+    """A sharded network follows one that is sharded alike, whatever forward came before."""
+    slow, fast = two_layers(), two_layers()
+    with torch.no_grad():
+        for p in fast.parameters():
+            p.add_(1)
+    plain, true = copy.deepcopy(slow), copy.deepcopy(slow)
+    nf.momentum_update(true, fast, 0.5)
+    for model in (slow, fast):
+        for part in model if children else ():
+            fully_shard(part)
+        fully_shard(model)
+    for target, source in ((plain, fast), (fast, plain)):
+        with pytest.raises(ValueError, match=r"must be sharded alike; '0\.weight' is in") as error:
+            nf.momentum_update(target, source)
+        assert "target = copy.deepcopy(source), fully_shard(target)" in str(error.value)
+    with torch.no_grad():
+        slow(torch.zeros(1, DIM))  # whole until the next backward, were it not resharded
+    nf.momentum_update(slow, fast, 0.5)
+    for p, right in zip(slow.parameters(), true.parameters(), strict=True):
+        assert torch.equal(p.full_tensor(), right)
+
+
+@pytest.mark.parametrize("children", [False, True])
+def test_momentum_update_of_what_fully_shard_shards(children):
+    processes.run(2, followed, children)

@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parents[1] / "src"
 
 # From the lowest; a module imports from its own layer and from those below (docs/architecture.md).
 LAYERS = (
-    {"registry", "reduction", "inputs", "spectrum", "tabulate", "plain"},
+    {"registry", "reduction", "inputs", "spectrum", "tabulate", "plain", "shards"},
     {"labels", "distance", "listed", "reference", "cached"},
     {"engine"},
     {"losses", "distributed", "memory"},

@@ -1,5 +1,8 @@
 """Rows of earlier batches to compare with, and the slow copy of a network that may encode them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from math import nan
 from typing import Literal
@@ -12,15 +15,16 @@ from nearfar.distance import cosine, unit
 from nearfar.engine.meeting import (
     Group,
     as_over,
+    check_group,
     facts_of,
     meeting_of,
     over_processes,
-    processes_of,
 )
 from nearfar.engine.processes import Split
 from nearfar.inputs import ArrayLike, batch, between, positive_integer
 from nearfar.labels import batch_labels, class_ids, refuse
 from nearfar.reference import Reference
+from nearfar.shards import is_shard, reshard
 
 # Rows, their labels, and which items they are of.
 Added = tuple[Tensor, Tensor | None, Tensor]
@@ -88,7 +92,7 @@ class MemoryBank(nn.Module):
 
     Raises:
         ValueError: a size or `warm_up` out of range.
-        RuntimeError: `group` is given, and torch.distributed is not in use.
+        TypeError: `group` is none.
 
     >>> import nearfar as nf
     >>> bank = MemoryBank(4, dim=2)
@@ -129,7 +133,7 @@ class MemoryBank(nn.Module):
         if not isinstance(warm_up, int) or warm_up < 0:
             raise ValueError(f"warm_up must be a number of additions, 0 or more; got {warm_up!r}.")
         if group is not None:
-            processes_of(as_over(group))
+            check_group(as_over(group).group)
         self.kind, self.warm_up, self.group = labels, warm_up, group
         # Stored rows and additions; a tensor, since a compiler would take numbers for constants.
         self._counts = torch.zeros(2, dtype=torch.int64, device="cpu")
@@ -184,6 +188,9 @@ class MemoryBank(nn.Module):
         return buffer[self.size - len(self) :]
 
     def _count(self, stored: int, additions: int) -> None:
+        before = _BEFORE.get()
+        if before is not None:
+            before.setdefault(self, {name: getattr(self, name) for name in _STATE})
         self._counts = torch.tensor([stored, additions], device="cpu")
 
     def add(
@@ -205,7 +212,9 @@ class MemoryBank(nn.Module):
 
         Raises:
             TypeError: labels are missing, or of another kind than the bank was made for.
-            ValueError: a wrong shape or device, or a negative id.
+            ValueError: a wrong shape or device, a negative id, or a bank that is not the same on
+                all processes of `group`.
+            RuntimeError: the bank has a `group`, and torch.distributed is not in use.
         """
         add = self._add
         if torch.compiler.is_compiling():  # nothing to fuse, and numbers that change in each call
@@ -215,7 +224,13 @@ class MemoryBank(nn.Module):
     def _add(self, x: ArrayLike, labels: ArrayLike | None, ids: ArrayLike | None) -> Reference:
         # Rows made in inference mode could not be compared with rows that get a gradient.
         with torch.inference_mode(False):
-            settings = {"size": self.size, "labels": self.kind, "warm_up": self.warm_up}
+            settings: dict[str, object] = {
+                "size": self.size,
+                "labels": self.kind,
+                "warm_up": self.warm_up,
+            }
+            if self.group is not None and as_over(self.group).handshake == "each":
+                settings |= {"stored rows": len(self), "additions": self.additions}
             (rows, known, items), here = added_to_bank(
                 self, x, labels, ids, group=self.group, **settings
             )
@@ -320,6 +335,28 @@ class MemoryBank(nn.Module):
         return f"{self.size}, dim={self.dim}, labels={self.kind!r}, {len(self)} rows"
 
 
+# All of them are replaced when they change, and never written to.
+_STATE = ("rows", "row_labels", "row_ids", "row_times", "_counts")
+# What banks were before they changed, while that is to be restored.
+_BEFORE: ContextVar[dict[MemoryBank, dict[str, Tensor | None]] | None] = ContextVar(
+    "before", default=None
+)
+
+
+@contextmanager
+def banks_restored() -> Iterator[None]:
+    """Within it, banks change as always; at the end, each is as it was."""
+    before: dict[MemoryBank, dict[str, Tensor | None]] = {}
+    token = _BEFORE.set(before)
+    try:
+        yield
+    finally:
+        _BEFORE.reset(token)
+        for bank, state in before.items():
+            for name, tensor in state.items():
+                setattr(bank, name, tensor)
+
+
 @over_processes
 def added_to_bank(
     bank: MemoryBank,
@@ -365,13 +402,14 @@ def momentum_update(target: nn.Module, source: nn.Module, momentum: float = 0.99
 
     Args:
         target: the slow network, `copy.deepcopy(source).requires_grad_(False)` at first. Its
-            parameters need 32 bits: in 16, small steps would round to nothing.
+            parameters need 32 bits: in 16, small steps would round to nothing. If `fully_shard` is
+            used, copy first, then shard both alike.
         source: the network that learns, in any dtype and on any device.
         momentum: m, from 0, which copies, to 1, which changes no parameter.
 
     Raises:
-        ValueError: the networks differ in a name or a shape, are the same, or the momentum is out
-            of range.
+        ValueError: the networks differ in a name or a shape, one is sharded, they are the same, or
+            the momentum is out of range.
         TypeError: a parameter of `target` in 16 bits.
 
     >>> target, source = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
@@ -409,6 +447,8 @@ def momentum_update(target: nn.Module, source: nn.Module, momentum: float = 0.99
 
 def _matched(target: nn.Module, source: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
     """The parameters and buffers of both by their name, which must have the same shapes."""
+    for network in (target, source):
+        reshard(network)  # what is written to whole copies is lost
     ours, theirs = (
         {**dict(network.named_parameters()), **dict(network.named_buffers())}
         for network in (target, source)
@@ -421,5 +461,14 @@ def _matched(target: nn.Module, source: nn.Module) -> dict[str, tuple[Tensor, Te
                 f"target and source must have the same parameters and buffers; of {name!r}, target "
                 f"has {has[0]} and source {has[1]}. Pass the modules inside a wrapper such as DDP: "
                 "source.module."
+            )
+        if is_shard(ours[name]) != is_shard(theirs[name]):
+            which = (
+                "target and not in source" if is_shard(ours[name]) else "source and not in target"
+            )
+            raise ValueError(
+                f"target and source must be sharded alike; {name!r} is in {which}. Make the copy "
+                "before fully_shard, then shard both: target = copy.deepcopy(source), "
+                "fully_shard(target), fully_shard(source)."
             )
     return {name: (held, theirs[name]) for name, held in ours.items()}
