@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from processes import run
+from processes import attempt, run
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -59,7 +59,7 @@ def proxies(**how: Any) -> tuple[nf.ProxySoftmaxLoss, Callable[[nn.Module, Batch
     """A loss with proxies and a learned scale, beside the model."""
     torch.manual_seed(1)
     scale = nn.Parameter(torch.tensor(8.0))
-    criterion = nf.ProxySoftmaxLoss(3, 4, scale=scale, **{"group": "world", **how})
+    criterion = nf.ProxySoftmaxLoss(3, 4, **{"scale": scale, "group": "world", **how})
     return criterion, lambda model, batch: criterion(model(batch["x"]), batch["labels"])
 
 
@@ -205,7 +205,7 @@ def whole_batches() -> None:
         return sup_con(model, batch)
 
     check(network(), loss, batch())
-    whole, own, again = seen
+    own, whole, again = seen
     assert own is again
     assert whole["x"].shape == (20, 6)
     numbers, text = whole["views"]
@@ -222,21 +222,119 @@ def whole_batches() -> None:
         check(network(), lambda model, batch: sup_con(model, batch).detach(), batch())
 
 
-def sharded() -> None:
-    """A model that is sharded by FSDP2."""
+def sharded_network(*, children: bool) -> nn.Sequential:
+    """By FSDP2: also its layers, or only the whole, which stays whole between its two passes."""
     model = network()
-    for part in (model[0], model[2]):
+    for part in (model[0], model[2]) if children else ():
         fully_shard(part)
-    fully_shard(model)
+    return fully_shard(model)
+
+
+def sharded(children: bool) -> None:
+    """Gradients of shards are compared, and those of what is learned beside the model."""
+    model = sharded_network(children=children)
+    model(batch()["x"])  # no backward follows: parameters may be whole now
     found = check(model, sup_con, batch())
     assert found.right, str(found)
-    found = check(model, alone, batch())
-    assert set(verdicts(found).values()) == {"different"}, str(found)
+    assert len(found.compared) == 5
+    assert set(verdicts(check(model, alone, batch())).values()) == {"different"}
+    summed = over("world", replicas="summed")
+    found = check(model, lambda model, batch: sup_con(model, batch, group=summed), batch())
+    assert [one.verdict for one in found.compared] == ["right"] + ["2 times too small"] * 4
+    criterion, by_proxies = proxies()
+    found = check(model, by_proxies, batch())
+    assert found.right, str(found)
+    assert len(found.compared) == 7
+    found = check(model, by_proxies, batch(), after_backward=averaged(criterion.parameters(), 1))
+    wrong = {k for k, v in verdicts(found).items() if v == "2 times too large"}
+    assert wrong == {"loss parameter 1 (3, 4)", "loss parameter 2 ()"}
+    assert all(p.grad is None for p in (*model.parameters(), *criterion.parameters()))
 
 
-@pytest.mark.parametrize("steps", [state, whole_batches, sharded])
-def test_a_check_leaves_the_state_and_takes_any_batch_and_model(steps: Callable[[], None]) -> None:
-    run(2, steps)
+def sharded_beside() -> None:
+    """What got no gradient is not called right."""
+    criterion, by_proxies = proxies(scale=8.0)
+    fully_shard(criterion)
+    found = check(ddp(), by_proxies, batch())
+    assert "loss parameter 1 (3, 4)" not in verdicts(found)
+    assert "no gradient was found: loss parameter 1 (3, 4). What is" in " ".join(found.notes)
+    frozen = network().requires_grad_(False)
+    assert not check(frozen, by_proxies, batch()).right
+
+
+class Remembers(nn.Module):
+    """A model that holds a bank."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network, self.bank = network(), nf.MemoryBank(64, dim=4, group="world")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x)
+
+
+def remembering(inside: bool) -> None:
+    """A bank is as it was, and each of the steps compared has met it so."""
+    model = Remembers()
+    bank = model.bank
+    bank.add(torch.eye(4)[:2], [0, 1])
+    trained = DistributedDataParallel(model if inside else model.network)
+    before = {k: v.clone() for k, v in bank.state_dict().items()}
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        x, labels = model(batch["x"]), batch["labels"]
+        return nf.sup_con_loss(x, labels, reference=bank.add(x, labels), group="world")
+
+    found = check(trained, loss, batch())
+    assert found.right, str(found)
+    assert bank.state_dict().keys() == before.keys()
+    assert all(torch.equal(v, before[k]) for k, v in bank.state_dict().items())
+    loss(trained, batch()).backward()
+    assert len(bank) == 24
+
+
+@pytest.mark.parametrize(
+    ("steps", "arguments"),
+    [
+        (state, ()),
+        (whole_batches, ()),
+        (sharded, (False,)),
+        (sharded, (True,)),
+        (sharded_beside, ()),
+        (remembering, (False,)),
+        (remembering, (True,)),
+    ],
+)
+def test_a_check_leaves_the_state_and_takes_any_batch_and_model(
+    steps: Callable[..., None], arguments: tuple[bool, ...]
+) -> None:
+    run(2, steps, *arguments)
+
+
+def fails_on_one(how: str) -> None:
+    """The second process raises, returns no number, or has no labels."""
+    last = dist.get_rank() == 1
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        if last and how == "raises":
+            raise KeyError("mine")
+        return model(batch["x"]) if last and how == "rows" else sup_con(model, batch)
+
+    given = batch() if how != "keys" or not last else {"x": batch()["x"]}
+    check(ddp(), loss, given)
+
+
+@pytest.mark.parametrize(
+    ("how", "error"),
+    [
+        ("raises", "process 1: KeyError: 'mine'"),
+        ("rows", "process 1: loss must return one number"),
+        ("keys", "process 0: KeyError: 'labels'"),
+    ],
+)
+def test_an_error_of_one_process_is_one_of_all(how: str, error: str) -> None:
+    for failure in attempt(2, fails_on_one, how, timeout=20):
+        assert error in failure.message
 
 
 def test_a_check_needs_processes() -> None:

@@ -14,11 +14,22 @@ from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parallel import DistributedDataParallel
 
-from nearfar.engine.meeting import Group, alone, as_over, by_process, processes_of
+from nearfar.engine.meeting import (
+    Group,
+    alone,
+    as_over,
+    by_process,
+    confirmed,
+    over_processes,
+    processes_of,
+)
 from nearfar.engine.processes import Processes
+from nearfar.memory import banks_restored
+from nearfar.shards import is_shard, whole_copies
 from nearfar.tabulate import Table
 
 Batch = TypeVar("Batch")
+R = TypeVar("R")
 Loss = Callable[[nn.Module, Batch], Tensor]
 # A gradient shorter than this part of the longest may be rounding errors alone.
 FAINT = 1e-4
@@ -44,7 +55,7 @@ class Check:
     """What `check` found; printed, a table.
 
     Attributes:
-        compared: the loss and every parameter.
+        compared: the loss and every parameter that got a gradient.
         notes: what is likely the cause, and what could not be compared.
     """
 
@@ -53,8 +64,8 @@ class Check:
 
     @property
     def right(self) -> bool:
-        """Whether the loss and all gradients are right."""
-        return all(one.verdict == "right" for one in self.compared)
+        """Whether the loss and all gradients are right; False if there was no gradient."""
+        return len(self.compared) > 1 and all(one.verdict == "right" for one in self.compared)
 
     def __str__(self) -> str:
         rows = [(one.name, f"{one.error:.0e}", one.verdict) for one in self.compared]
@@ -76,11 +87,12 @@ def check(
 
     Every process calls it with its own part of a batch. A step is done as it is trained, and once
     more on each process with the rows of all, where `group=` of a loss means nothing. Gradients,
-    buffers and random states are afterwards as they were; no optimizer takes a step.
+    buffers, memory banks and random states are afterwards as they were; no optimizer takes a step.
 
-    All parameters that get a gradient are compared, also a temperature or proxies beside the model.
-    Dropout is switched off, since no two processes drop the same; only what functions such as
-    `torch.nn.functional.dropout` drop is left to `model.eval()`.
+    All parameters that get a gradient are compared, also a temperature or proxies beside the model,
+    unless these are sharded by FSDP2. Dropout is switched off, since no two processes drop the
+    same; only what functions such as `torch.nn.functional.dropout` drop is left to `model.eval()`.
+    `cached_backward` calls `backward()` itself, so check the same loss without it.
 
     Args:
         model: as it is trained: in DistributedDataParallel, sharded by FSDP2, or plain.
@@ -100,37 +112,73 @@ def check(
 
     Raises:
         ValueError: the loss is not one number with a gradient, or the batches do not fit together.
+        Exception: what the loss raises on one process, in the step of one, on all of them.
     """
     processes = processes_of(as_over(group))
-    whole = _joined(processes.tell_any(_on_host(batch)), batch)
+    parts = processes.tell_any(_on_host(batch))
     single = model.module if isinstance(model, DistributedDataParallel) else model
     reference = loss if one_process is None else one_process
     with _restored(model) as drops:
-        with alone():
-            true_value = _value(reference, single, whole)
-            parameters = _parameters(single, true_value)
-            with _own_gradients(parameters) as true:
-                true_value.backward()  # type: ignore[no-untyped-call]
-            with torch.no_grad():
-                of_own_rows = _value(reference, single, batch)
+        one = _agreed(lambda: _on_one_process(reference, single, batch, parts), group=group)
         value = _value(loss, model, batch)
-        with _own_gradients(parameters) as ours:
+        with _own_gradients(one.parameters) as ours:
             value.backward()  # type: ignore[no-untyped-call]
             if after_backward is not None:
                 after_backward()
-    values = [float(v) for v in (value.detach(), of_own_rows.detach(), true_value.detach())]
-    told = processes.tell_any(values)
+    told = processes.tell_any([value.item(), one.of_own_rows, one.value, {*ours, *one.gradients}])
+    reached = set().union(*(names for *_, names in told))
+    pairs = {
+        name: [_or_zeros(found.get(name), p) for found in (ours, one.gradients)]
+        for name, p in one.parameters.items()
+        if name in reached
+    }
     found = (
-        _of_values([v for v, _, _ in told], values[2], tolerance),
-        *_of_gradients(ours, true, processes, tolerance),
+        _of_values([v for v, *_ in told], told[0][2], tolerance),
+        *_of_gradients(pairs, processes, tolerance),
     )
-    return Check(found, _notes(found, told, processes.size, single, drops=drops))
+    notes = _notes(found, told, processes.size, single, drops=drops)
+    return Check(found, notes + _not_compared([k for k in one.parameters if k not in reached]))
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A step on one process: its loss, that of the process's own rows alone, and gradients."""
+
+    value: float
+    of_own_rows: float
+    parameters: dict[str, Tensor]
+    gradients: dict[str, Tensor]
+
+
+def _on_one_process(
+    loss: Loss[Batch], model: nn.Module, batch: Batch, parts: Sequence[Any]
+) -> _Step:
+    """The step with the rows of all processes."""
+    whole = _joined(parts, batch)
+    with alone():
+        with torch.no_grad():
+            of_own_rows = _value(loss, model, batch).item()
+        copies = whole_copies(model)
+        parameters: dict[str, Tensor] = {
+            k: p for k, p in model.named_parameters() if p.requires_grad
+        }
+        value = _value(loss, model, whole)
+        parameters |= _beside(value, [*parameters.values(), *copies])
+        with _own_gradients(parameters) as gradients:
+            value.backward()  # type: ignore[no-untyped-call]
+    return _Step(value.item(), of_own_rows, parameters, gradients)
+
+
+@over_processes
+def _agreed(call: Callable[[], R], /, *, group: Group | None) -> R:
+    """What a call gives in which processes need not wait for each other; errors are of all."""
+    return confirmed(group, call)
 
 
 def _value(loss: Loss[Batch], model: nn.Module, batch: Batch) -> Tensor:
-    """The loss, with the random numbers that all calls have."""
+    """The loss, with the random numbers and the memory banks that all calls have."""
     devices = {p.device.index for p in model.parameters() if p.is_cuda}
-    with torch.random.fork_rng(sorted(devices)):
+    with torch.random.fork_rng(sorted(devices)), banks_restored():
         value = loss(model, batch)
     wanted = torch.is_grad_enabled()
     if not isinstance(value, Tensor) or value.numel() != 1 or value.requires_grad < wanted:
@@ -177,21 +225,19 @@ def _own_gradients(parameters: Mapping[str, Tensor]) -> Iterator[dict[str, Tenso
             p.grad = None
         yield found
         for name, p in parameters.items():
-            grad: Any = torch.zeros_like(p) if p.grad is None else p.grad
-            whole = grad.full_tensor() if hasattr(grad, "full_tensor") else grad
-            found[name] = whole.detach().double().flatten().clone()
+            grad: Any = p.grad
+            if grad is not None:
+                whole = grad.full_tensor() if is_shard(grad) else grad
+                found[name] = whole.detach().double().flatten().clone()
     finally:
         for name, p in parameters.items():
             p.grad = before[name]
 
 
-def _parameters(model: nn.Module, value: Tensor) -> dict[str, Tensor]:
-    """Those of the model, and what else the value has a gradient by."""
-    found: dict[str, Tensor] = {k: p for k, p in model.named_parameters() if p.requires_grad}
-    if any(hasattr(p, "full_tensor") for p in found.values()):
-        return found  # the value was computed from copies of the shards
-    of_model = len(found)
-    known = {id(p) for p in found.values()}
+def _beside(value: Tensor, known: Sequence[Tensor]) -> dict[str, Tensor]:
+    """What else the value has a gradient by."""
+    found: dict[str, Tensor] = {}
+    passed = {id(p) for p in known}
     waiting, seen = [value.grad_fn], set()
     while waiting:
         node = waiting.pop()
@@ -200,10 +246,16 @@ def _parameters(model: nn.Module, value: Tensor) -> dict[str, Tensor]:
         seen.add(node)
         waiting += [following for following, _ in reversed(node.next_functions)]
         leaf = getattr(node, "variable", None)
-        if isinstance(leaf, Tensor) and id(leaf) not in known:
-            known.add(id(leaf))
-            found[f"loss parameter {len(known) - of_model} {tuple(leaf.shape)}"] = leaf
+        if isinstance(leaf, Tensor) and id(leaf) not in passed:
+            passed.add(id(leaf))
+            found[f"loss parameter {len(found) + 1} {tuple(leaf.shape)}"] = leaf
     return found
+
+
+def _or_zeros(gradient: Tensor | None, parameter: Tensor) -> Tensor:
+    if gradient is not None:
+        return gradient
+    return torch.zeros(parameter.numel(), dtype=torch.float64, device=parameter.device)
 
 
 # -- what is said of it ---------------------------------------------------------------------------
@@ -219,18 +271,16 @@ def _of_values(values: Sequence[float], true: float, tolerance: float) -> Compar
 
 
 def _of_gradients(
-    ours: Mapping[str, Tensor],
-    true: Mapping[str, Tensor],
-    processes: Processes,
-    tolerance: float,
+    pairs: Mapping[str, Sequence[Tensor]], processes: Processes, tolerance: float
 ) -> list[Compared]:
-    faint = FAINT * max((float(g.norm()) for g in true.values()), default=0.0)
+    """Of the gradient of each parameter, and the right one."""
+    faint = FAINT * max((float(true.norm()) for _, true in pairs.values()), default=0.0)
     found = []
-    for name, right in true.items():
-        mean = processes.total(ours[name]) / processes.size
-        found.append(_verdict(ours[name], mean, right, faint, processes.size, tolerance))
+    for ours, true in pairs.values():
+        mean = processes.total(ours) / processes.size
+        found.append(_verdict(ours, mean, true, faint, processes.size, tolerance))
     compared = []
-    for name, of_each in zip(true, zip(*processes.tell_any(found), strict=True), strict=True):
+    for name, of_each in zip(pairs, zip(*processes.tell_any(found), strict=True), strict=True):
         errors, verdicts = zip(*of_each, strict=True)
         text = verdicts[0] if len(set(verdicts)) == 1 else by_process(verdicts)
         compared.append(Compared(name, max(errors), text))
@@ -282,17 +332,17 @@ def _as_factor(factor: float, size: int, tolerance: float, *, any_factor: bool =
 
 def _notes(
     found: Sequence[Compared],
-    values: Sequence[Sequence[float]],
+    told: Sequence[Sequence[Any]],
     size: int,
     model: nn.Module,
     *,
     drops: bool,
 ) -> tuple[str, ...]:
-    """What is likely the cause, and what could not be compared."""
+    """What is likely the cause, and what was left out."""
     notes = []
     wrong = [one.verdict for one in found if one.verdict != "right"]
     large, small = (f"{size} times too {too}" for too in ("large", "small"))
-    if wrong and size > 1 and all(isclose(v, of_own, rel_tol=1e-5) for v, of_own, _ in values):
+    if wrong and size > 1 and all(isclose(v, of_own, rel_tol=1e-5) for v, of_own, *_ in told):
         notes.append("Each process compares its own rows only: give the loss group=.")
     if large in wrong:
         notes.append(
@@ -320,6 +370,16 @@ def _notes(
             "all; model.eval() leaves it out of this comparison."
         )
     return tuple(notes)
+
+
+def _not_compared(names: Sequence[str]) -> tuple[str, ...]:
+    if not names:
+        return ()
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return (
+        f"Not compared, since no gradient was found: {', '.join(names[:3])}{more}. What is sharded "
+        "beside the model can only be compared inside it.",
+    )
 
 
 # -- the batch of all processes -------------------------------------------------------------------
