@@ -16,6 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 import nearfar as nf
 from nearfar.engine.processes import Split
 
+pytestmark = pytest.mark.slow  # on several processes
+
 LABELS = torch.arange(40) % 5
 
 

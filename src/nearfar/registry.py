@@ -25,6 +25,7 @@ class Loss(NamedTuple):
         pair_margin: what it compares with its margin for each dissimilar pair, which has a loss of
             0 beyond it: the "distance" or the "cosine". None: no pair has a margin of its own.
         sub_centers: whether a class may have several proxies.
+        anchors: which rows have a loss each: those of the batch, or the "proxies".
     """
 
     function: str
@@ -33,6 +34,7 @@ class Loss(NamedTuple):
     also: Data | None = None
     pair_margin: PairMargin | None = None
     sub_centers: bool = False
+    anchors: Literal["rows", "proxies"] = "rows"
 
     @property
     def name(self) -> str:
@@ -72,7 +74,7 @@ LOSSES = (
     Loss("n_pair_loss", "NPairLoss", "batch"),
     Loss("proxy_softmax_loss", "ProxySoftmaxLoss", "proxies", sub_centers=True),
     Loss("proxy_nca_loss", "ProxyNCALoss", "proxies", sub_centers=True),
-    Loss("proxy_anchor_loss", "ProxyAnchorLoss", "proxies"),
+    Loss("proxy_anchor_loss", "ProxyAnchorLoss", "proxies", anchors="proxies"),
 )
 
 

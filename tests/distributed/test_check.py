@@ -14,6 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 import nearfar as nf
 from nearfar.distributed import Check, check, over
 
+pytestmark = pytest.mark.slow  # on several processes
+
 Batch = dict[str, Any]
 
 

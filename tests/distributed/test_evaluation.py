@@ -17,6 +17,8 @@ from nearfar import evaluate as ev
 from nearfar.engine.budget import tile_shape
 from nearfar.mine import Found
 
+pytestmark = pytest.mark.slow  # on several processes
+
 WORLDS = (2, 3)
 SIZES = {2: (17, 43), 3: (25, 0, 35)}
 N, IDENTITIES = 60, 40

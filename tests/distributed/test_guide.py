@@ -7,8 +7,11 @@ from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
+import pytest
 import torch.distributed as dist
 from processes import run
+
+pytestmark = pytest.mark.slow  # on several processes
 
 PAGE = (Path(__file__).parents[2] / "docs/distributed.md").read_text(encoding="utf-8")
 CODE = re.compile(

@@ -13,6 +13,8 @@ from torch import Tensor
 import nearfar as nf
 from nearfar.distributed import over
 
+pytestmark = pytest.mark.slow  # on several processes
+
 WORLD = 3
 N, C, D = 12, 4, 5
 EVEN, EMPTY = (4, 4, 4), (5, 0, 7)

@@ -15,6 +15,8 @@ import nearfar
 from nearfar import Reference, mine
 from nearfar.engine.budget import tile_shape
 
+pytestmark = pytest.mark.slow  # on several processes
+
 WORLDS = (2, 3)
 Found = Tensor | mine.Found | mine.FoundPairs
 

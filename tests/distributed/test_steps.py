@@ -15,6 +15,8 @@ from torch.utils.checkpoint import checkpoint
 
 import nearfar as nf
 
+pytestmark = pytest.mark.slow  # on several processes
+
 
 def data(seed: int = 0) -> tuple[Tensor, Tensor]:
     """The part of this process."""

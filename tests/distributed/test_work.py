@@ -11,6 +11,8 @@ from nearfar.distributed import over
 from nearfar.engine.budget import tile_shape
 from nearfar.engine.walk import Walk
 
+pytestmark = pytest.mark.slow  # on several processes
+
 SIZES = {2: (7, 6), 3: (9, 0, 4)}
 
 

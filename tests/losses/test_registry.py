@@ -9,6 +9,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -192,13 +193,19 @@ def hand_written(loss: Loss) -> list[Path]:
     return [path for path in paths if path not in (own, *generated, *measured)]
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    """A file, read once for all losses."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def mentions(loss: Loss, path: Path) -> set[int]:
     """The lines of a file that name a loss: its function, its module, or what the tool calls it.
 
     Prose does not count: comments, docstrings, error messages and examples of commands. Nor do
     losses of other libraries that happen to have the same name.
     """
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = parsed(path)
     prose, foreign = set(), set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):

@@ -326,7 +326,8 @@ def _told(value: object) -> str:
 
 def _is_data(parameter: Parameter) -> bool:
     """Whether an argument is some of the batch, which differs from process to process."""
-    return set(get_args(ArrayLike)) <= set(get_args(parameter.annotation))
+    kinds = get_args(parameter.annotation)
+    return all(kind in kinds for kind in get_args(ArrayLike))
 
 
 _NOT_A_MEMBER = (

@@ -14,8 +14,8 @@ from nearfar.inputs import ArrayLike, lift, tensor
 from nearfar.insight.readings import way
 from nearfar.losses.base import error_of_all, unwrap
 from nearfar.losses.own import Rule
-from nearfar.losses.proxy import proxy_anchor_loss
 from nearfar.plain import number
+from nearfar.registry import find
 from nearfar.tabulate import Table
 
 
@@ -150,7 +150,8 @@ def forces_of(
     if group is not None:
         found = strongest.result(len(first), loss)
         before, n_of_all = _anchors(len(found.pull), group=group)
-        if function is proxy_anchor_loss:  # its anchors are proxies, of which each has a share
+        known = find(function.__name__)
+        if known is not None and known.anchors == "proxies":  # of which each process has a share
             found = replace(found, anchor=found.anchor + before)
         return replace(found, n_of_all=n_of_all)
     if not strongest.best:
