@@ -11,6 +11,7 @@ from nearfar.app.report.study import read_study
 from nearfar.app.report.words import decided, percent
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.browser,
     pytest.mark.skipif(needs_chromium() is not None, reason=str(needs_chromium())),
 ]

@@ -166,7 +166,7 @@ WRONG: dict[str, tuple[Callable[[], Any], Callable[[], Any], str]] = {
     "margin of a module": (
         lambda: each_pair(loss=nf.BatchContrastiveLoss(margin=1.0)),
         lambda: each_pair(loss=nf.BatchContrastiveLoss(margin=2.0)),
-        "margin is 1.0 on process 0, 2 and 2.0 on process 1",
+        "margin is 1 on processes 0 and 2 and 2 on process 1",
     ),
     "k": (its_forces, lambda: its_forces(k=0), "process 1: k must be an integer"),
     "reduction of forces": (

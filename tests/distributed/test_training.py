@@ -163,10 +163,15 @@ def in_halves(name: str) -> list[Tensor]:
 
 WAYS = [
     (2, by_ddp, alone),
-    (2, by_ddp_without_the_loss, alone),
-    (2, by_summing_hook, alone),
-    (2, by_fsdp, alone),
-    (4, by_ddp_in_halves, in_halves),
+    *(
+        pytest.param(*way, marks=pytest.mark.slow)
+        for way in (
+            (2, by_ddp_without_the_loss, alone),
+            (2, by_summing_hook, alone),
+            (2, by_fsdp, alone),
+            (4, by_ddp_in_halves, in_halves),
+        )
+    ),
 ]
 
 

@@ -91,6 +91,7 @@ VARIED = [
 ]
 
 
+@pytest.mark.slow
 @over(VARIED)
 def test_peak_memory_is_linear_in_the_batch(case: Case) -> None:
     data = large(case)
