@@ -25,7 +25,8 @@ def over(
             of one process is not told to the others: they wait until that process ends.
 
     Returns:
-        What to pass as `group=`; with `handshake="first"`, the same object in every step.
+        What to pass as `group=`; with `handshake="first"`, the same object in every step, and one
+        for each of several losses.
 
     Raises:
         TypeError: `group` is no group.
