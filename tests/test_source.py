@@ -14,9 +14,9 @@ SOURCE = Path(__file__).parents[1] / "src"
 # From the lowest; a module imports from its own layer and from those below (docs/architecture.md).
 LAYERS = (
     {"registry", "reduction", "inputs", "spectrum", "tabulate", "plain", "shards"},
-    {"labels", "distance", "listed", "reference", "cached"},
+    {"labels", "distance", "listed", "reference"},
     {"engine"},
-    {"losses", "distributed", "memory"},
+    {"losses", "distributed", "memory", "cached"},
     {"mine", "evaluate", "doctor", "insight"},
     {"app"},
 )

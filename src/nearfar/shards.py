@@ -30,5 +30,10 @@ def whole_copies(model: nn.Module) -> list[Tensor]:
     return copies
 
 
+def is_sharded(module: nn.Module) -> bool:
+    """Whether `fully_shard` was called with it."""
+    return hasattr(module, "set_requires_gradient_sync")
+
+
 def _sharded(model: nn.Module) -> list[Any]:
-    return [m for m in model.modules() if hasattr(m, "set_requires_gradient_sync")]
+    return [module for module in model.modules() if is_sharded(module)]

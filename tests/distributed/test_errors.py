@@ -51,6 +51,11 @@ def towers(loss: Call = nf.clip_loss, **changed: Any) -> Tensor:
     return loss(given.pop("x"), given.pop("y"), **given)
 
 
+def signed(learned: tuple[bool, bool]) -> Tensor:
+    scale, bias = (torch.tensor(2.0, requires_grad=wanted) for wanted in learned)
+    return towers(nf.siglip_loss, scale=scale, bias=bias)
+
+
 def proxies(loss: Call = nf.proxy_softmax_loss, **changed: Any) -> Tensor:
     given = {"x": rows(), "proxies": rows(2)[:2], "labels": labels(), "group": "world", **changed}
     return loss(given.pop("x"), given.pop("proxies"), given.pop("labels"), **given)
@@ -166,7 +171,12 @@ CASES: dict[str, tuple[Call, Call, str]] = {
     "learned scale": (
         lambda: towers(scale=torch.tensor(5.0, requires_grad=True)),
         lambda: towers(scale=torch.tensor(5.0)),
-        "the number that gets a gradient is 1 on processes 0 and 2 and 0 on process 1",
+        "beside the rows is scale on processes 0 and 2 and nothing on process 1",
+    ),
+    "learned bias": (
+        lambda: signed(learned=(True, False)),
+        lambda: signed(learned=(False, True)),
+        "beside the rows is scale on processes 0 and 2 and bias on process 1",
     ),
     "dtype of the other tower": (
         towers,
@@ -422,28 +432,29 @@ def test_processes_may_tell_each_other_by_their_store() -> None:
         assert all(CASES[name][2] in errors[name][0] for name in names)
 
 
-def dies_in_the_loss(after: int) -> str:
+def dies_in_the_loss(method: str, after: int) -> str:
     if dist.get_rank() == BAD:
-        usual = Processes.each
+        usual = getattr(Processes, method)
 
-        def dying(processes: Processes, x: Tensor) -> Tensor:
+        def dying(processes: Processes, *arguments: Any, **more: Any) -> Any:
             nonlocal after
             after -= 1
             if after < 0:
                 os._exit(1)
-            return usual(processes, x)
+            return usual(processes, *arguments, **more)
 
-        Processes.each = dying
+        setattr(Processes, method, dying)
     try:
-        batch()
+        batch(group=over(ring=method == "pass_on"))
     except RuntimeError as error:
         return str(error)
     return "no error"
 
 
 def test_a_process_that_dies_inside_a_loss_is_named_as_what_it_is() -> None:
-    for after in (1, 2):  # in the gather of labels, and of rows
-        found = attempt(WORLD, dies_in_the_loss, after)
+    # In the gather of labels, and of rows; and in the first or second step of a ring.
+    for where in (("each", 1), ("each", 2), ("pass_on", 0), ("pass_on", 1)):
+        found = attempt(WORLD, dies_in_the_loss, *where)
         assert found[BAD].kind == "died"
         for rank in (0, 2):
             assert "lost another process of the group" in str(found[rank]), found[rank]

@@ -55,6 +55,29 @@ def test_each_pair_of_rows_of_a_batch_with_itself_is_visited_once(world: int) ->
         assert max(share) <= 1.5 * sum(share) / world, share
 
 
+def rounded(precision: str) -> tuple[float, torch.Tensor]:
+    rank = dist.get_rank()
+    x = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))[4 * rank :][:4]
+    x.requires_grad_()
+    loss = nf.sup_con_loss(
+        x, torch.arange(8)[4 * rank :][:4] % 3, precision=precision, group="world"
+    )
+    loss.backward()
+    return loss.item(), x.grad / 2
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_rows_are_rounded_as_on_one_process(precision: str) -> None:
+    x = torch.randn(8, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    loss = nf.sup_con_loss(x, torch.arange(8) % 3, precision=precision)
+    loss.backward()
+    exact = nf.sup_con_loss(x.detach(), torch.arange(8) % 3)
+    assert abs(loss.item() - exact.item()) > 1e-5  # so that the tolerance below means something
+    values, gradients = zip(*run(2, rounded, precision), strict=True)
+    torch.testing.assert_close(torch.tensor(values), loss.detach().expand(2), rtol=1e-6, atol=0)
+    torch.testing.assert_close(torch.cat(gradients), x.grad, rtol=1e-5, atol=1e-7)
+
+
 def memory(name: str, n: int, d: int, ring: bool) -> tuple[float, float, torch.Tensor]:
     """The most memory, in copies of this process's rows, and the loss and gradient."""
     chance = torch.Generator().manual_seed(dist.get_rank())

@@ -16,6 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from nearfar.cached.replay import kept_statistics
+from nearfar.engine.meeting import Over, processes_of
+from nearfar.shards import is_sharded
 
 Job = tuple[int, int]  # an encoder and one of its chunks
 Encode = Callable[[Any], Any]
@@ -87,7 +89,7 @@ class Reductions:
         self._reach = [set(group) for group in modules]
         every = list(dict.fromkeys(module for group in modules for module in group))
         self.ddp = [m for m in every if isinstance(m, DistributedDataParallel)]
-        sharded = [m for m in every if hasattr(m, "set_requires_gradient_sync")]
+        sharded = [m for m in every if is_sharded(m)]
         inside = {m for outer in sharded for m in outer.modules() if m is not outer}
         self.sharded = [m for m in sharded if m not in inside]
         trained = [m for m in self.sharded if any(p.requires_grad for p in m.parameters())]
@@ -104,11 +106,9 @@ class Reductions:
         parameters: list[Any] = [p for module in sharded for p in module.parameters()]
         meshes = {p.device_mesh for p in parameters if hasattr(p, "device_mesh")}
         for mesh in sorted(meshes, key=str):
-            most = torch.tensor(chunks, device=mesh.device_type)
             for dim in range(mesh.ndim):
-                group = mesh.get_group(dim)
-                torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX, group)
-            chunks = int(most.item())
+                told = processes_of(Over(mesh.get_group(dim))).tell([chunks])
+                chunks = max(most for (most,) in told)
         return chunks
 
     def rehearse(self, encoder: int, step: Callable[[], None]) -> None:

@@ -115,7 +115,7 @@ def check(
         Exception: what the loss raises on one process, in the step of one, on all of them.
     """
     processes = processes_of(as_over(group))
-    parts = processes.tell_any(_on_host(batch))
+    parts = processes.tell_any(_sendable(batch))
     single = model.module if isinstance(model, DistributedDataParallel) else model
     reference = loss if one_process is None else one_process
     with _restored(model) as drops:
@@ -385,14 +385,14 @@ def _not_compared(names: Sequence[str]) -> tuple[str, ...]:
 # -- the batch of all processes -------------------------------------------------------------------
 
 
-def _on_host(batch: Any) -> Any:
-    """A batch as it is sent from host to host."""
+def _sendable(batch: Any) -> Any:
+    """A batch as it is sent to other processes."""
     if isinstance(batch, Tensor):
         return batch.detach().cpu()
     if isinstance(batch, Mapping):
-        return {key: _on_host(part) for key, part in batch.items()}
+        return {key: _sendable(part) for key, part in batch.items()}
     if isinstance(batch, list | tuple):
-        return [_on_host(part) for part in batch]
+        return [_sendable(part) for part in batch]
     return batch
 
 

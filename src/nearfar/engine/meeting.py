@@ -1,8 +1,8 @@
 """What processes agree on before they compute a loss together.
 
-Every process tells the others, from host to host, how many rows it has and what it was asked for.
-So all know the shapes of what follows, and an error of one process is an error of all: none waits
-for another that has given up.
+Every process tells the others how many rows it has and what it was asked for, without a GPU. So all
+know the shapes of what follows, and an error of one process is an error of all: none waits for
+another that has given up.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -174,9 +174,8 @@ class Meeting:
         _check_same("products are computed", [_way(f.way) for f in facts])
         _check_same("labels are", [_labels(f.labels) for f in facts])
         _check_same("pairs are", ["listed" if f.listed else "not listed" for f in facts])
-        learned = [f.learned.bit_count() for f in facts]
-        what = "scale, bias and what else is learned: the number that gets a gradient is"
-        _check_same(what, learned, " Is one of them under no_grad?")
+        learned = [_learned(f.learned) for f in facts]
+        _check_same("what gets a gradient beside the rows is", learned, " Is one under no_grad?")
         return told
 
     def refuse(self, error: Exception) -> NoReturn:
@@ -275,6 +274,11 @@ def _way(way: int) -> str:
 
 def _labels(kind: int) -> str:
     return {0: "not given", 1: "class ids"}.get(kind, f"multi-labels of {kind - 2} classes")
+
+
+def _learned(bits: int) -> str:
+    names = ["scale", "bias", *(f"number {k + 1} of the loss" for k in range(bits.bit_length()))]
+    return " and ".join(n for k, n in enumerate(names) if bits >> k & 1) or "nothing"
 
 
 def _check_same(what: str, found: Sequence[object], fix: str = "") -> None:

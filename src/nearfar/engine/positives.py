@@ -181,6 +181,7 @@ class EachPositive:
             self.values, self.of = values, ends[0]  # one tile has them all
             self.other = None if self.other is None else ends[1]
             self._sizes.append(len(values))
+            self._taken = len(values)
             return
         for side, anchors in zip(sides, ends, strict=False):
             here = slice(self._taken, self._taken + anchors.shape[0])

@@ -74,7 +74,7 @@ class Processes:
         if not self._sends_from_cpu:
             return self._board.tell(value)
         found: list[Any] = [None] * self.size
-        with self._explained():
+        with self.explained():
             dist.all_gather_object(found, value, group=self.group)
         return found
 
@@ -86,7 +86,7 @@ class Processes:
             to, given = (
                 t.view(torch.uint8) if t.dtype is torch.bool else t for t in (found, given)
             )
-            with self._explained():
+            with self.explained():
                 _gather(to.view(-1), given.contiguous().view(-1), group=self.group)
         return found.to(x.device)
 
@@ -95,7 +95,7 @@ class Processes:
         if not x.numel():
             return x
         given, source = self._reachable(x), dist.get_global_rank(self.group, rank)
-        with self._explained():
+        with self.explained():
             dist.broadcast(given, source, group=self.group)
         return given.to(x.device)
 
@@ -110,7 +110,7 @@ class Processes:
         given = self._reachable(x).contiguous()
         found = given.new_empty((x.shape[0] // self.size, *x.shape[1:]))
         if found.numel():
-            with self._explained():
+            with self.explained():
                 _reduce_scatter(found.view(-1), given.view(-1), group=self.group)
         return found.to(x.device)
 
@@ -132,8 +132,8 @@ class Processes:
             )
             if tensor.numel()  # both ends know that there is none
         ]
-        with self._explained():
-            return Passing(dist.batch_isend_irecv(ops) if ops else [], coming, sent)
+        with self.explained():
+            return Passing(self, dist.batch_isend_irecv(ops) if ops else [], coming, sent)
 
     def largest(self, x: Tensor) -> Tensor:
         """The largest over all processes, number by number."""
@@ -141,7 +141,7 @@ class Processes:
 
     def _reduced(self, x: Tensor, how: Any) -> Tensor:
         found = self._reachable(x).contiguous().clone()
-        with self._explained():
+        with self.explained():
             dist.all_reduce(found, how, group=self.group)
         return found.to(x.device)
 
@@ -150,7 +150,7 @@ class Processes:
         return x.cuda() if x.is_cpu and not self._sends_from_cpu else x
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def explained(self) -> Iterator[None]:
         """Say what an error of a collective means."""
         try:
             yield
@@ -189,13 +189,17 @@ class _Board:
 class Passing:
     """A tensor on its way from the process before this one, and another to the one after it."""
 
-    def __init__(self, works: list[Any], coming: Tensor, sent: Tensor) -> None:
-        self._works, self._coming, self._sent = works, coming, sent
+    def __init__(
+        self, processes: Processes, works: list[Any], coming: Tensor, sent: Tensor
+    ) -> None:
+        self._processes, self._works = processes, works
+        self._coming, self._sent = coming, sent
 
     def received(self) -> Tensor:
         """What has come, once both are through."""
-        for work in self._works:
-            work.wait()
+        with self._processes.explained():
+            for work in self._works:
+                work.wait()
         return self._coming
 
 

@@ -258,7 +258,7 @@ def _run(
             relation,
             gradient=gradient,
             weighted=weight is not None,
-            tiles=_tiles(x, y, relation, closeness, by_precision, meeting),
+            tiles=_tiles(x, y, relation, closeness, meeting),
             way=(by_precision, kernels_run_on(x.device)),
             learned=[_learned(value) for value in (scale, bias, *learned)],
         )
@@ -290,21 +290,15 @@ def _made(executor: Maker, relation: Relation, together: Together | None) -> Exe
 
 
 def _tiles(
-    x: Tensor,
-    y: Tensor | None,
-    relation: Relation,
-    closeness: Closeness,
-    precision: Precision,
-    group: Meeting,
+    x: Tensor, y: Tensor | None, relation: Relation, closeness: Closeness, group: Meeting
 ) -> int:
     """Which tiles could be dealt to processes that each have the rows of all; 0: none.
 
     On a CPU that takes two thirds of the work: a tile of two processes' rows serves both. Kernels
-    pull their own rows from both ends; and rounded rows times a scale are not those of both ends.
+    pull their own rows from both ends instead.
     """
     met = y is None and relation.symmetric and relation.listed is None and closeness.symmetric
-    usual = x.is_cpu and not kernels_run_on(x.device) and precision == "float32"
-    if not met or not usual or group.over.ring or force_visitors():
+    if not met or not x.is_cpu or kernels_run_on(x.device) or group.over.ring or force_visitors():
         return 0
     return 1 + crc32(repr(current_limits()).encode())  # from which their shape follows
 

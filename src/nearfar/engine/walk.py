@@ -67,9 +67,10 @@ class Walk:
     @cached_property
     def shape(self) -> tuple[int, int]:
         """The rows and columns of a tile."""
-        if not self.mirrored:
-            return budget.tile(*self.room)
-        height, width = budget.triangle_tile(*self.room, self.a.shape[1])
+        if self.mirrored:
+            height, width = budget.triangle_tile(*self.room, self.a.shape[1])
+        else:
+            height, width = budget.tile(*self.room)
         if self.request.dealt is None:
             return height, width
         # So many tiles that each process gets several.
