@@ -61,6 +61,7 @@ def test_who_waits_for_a_failed_process_is_not_waited_for_long():
     assert time.monotonic() - start < 20
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_or_hangs_is_told_and_replaced():
     before = run(2, summed, 0)
     died = attempt(2, dies_on_the_second)

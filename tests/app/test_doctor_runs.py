@@ -76,6 +76,7 @@ def test_the_other_losses_are_left_in_peace_too(trained, vectors, name):
     assert found(run) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["contrastive", "triplet", "sup_con"])
 def test_long_healthy_runs_are_left_in_peace(trained, tmp_path, name):
     data = saved(tmp_path / "more.npz", *make_vectors(n_identities=60, seed=3))

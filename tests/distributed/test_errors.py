@@ -21,6 +21,8 @@ import nearfar as nf
 from nearfar.distributed import over
 from nearfar.engine.processes import Processes
 
+pytestmark = pytest.mark.slow  # on several processes
+
 WORLD, BAD = 3, 1  # processes, and the one that is called wrongly
 N, D = 4, 3
 Call = Callable[..., Tensor]

@@ -108,6 +108,7 @@ EXECUTORS = [
 ]
 
 
+@pytest.mark.slow
 @over(EXECUTORS)
 def test_peak_memory_of_a_loss_a_row(case: Case) -> None:
     """Its backward pass walks the tiles again."""

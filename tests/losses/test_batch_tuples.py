@@ -377,6 +377,7 @@ def test_same_input_same_bits(loss: Callable[..., Tensor], how: Settings) -> Non
         assert torch.equal(a, b)
 
 
+@pytest.mark.slow
 def test_float32_sums_of_very_many_terms() -> None:
     """1.1 x 10^11 quadruplets; their sums may not lose more than the distances did."""
     labels = torch.arange(2500) // 8
