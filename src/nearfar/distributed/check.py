@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parallel import DistributedDataParallel
 
+from nearfar.engine.graph import leaves
 from nearfar.engine.meeting import (
     Group,
     alone,
@@ -236,20 +237,9 @@ def _own_gradients(parameters: Mapping[str, Tensor]) -> Iterator[dict[str, Tenso
 
 def _beside(value: Tensor, known: Sequence[Tensor]) -> dict[str, Tensor]:
     """What else the value has a gradient by."""
-    found: dict[str, Tensor] = {}
     passed = {id(p) for p in known}
-    waiting, seen = [value.grad_fn], set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        waiting += [following for following, _ in reversed(node.next_functions)]
-        leaf = getattr(node, "variable", None)
-        if isinstance(leaf, Tensor) and id(leaf) not in passed:
-            passed.add(id(leaf))
-            found[f"loss parameter {len(found) + 1} {tuple(leaf.shape)}"] = leaf
-    return found
+    others = [leaf for leaf in leaves(value) if id(leaf) not in passed]
+    return {f"loss parameter {k} {tuple(p.shape)}": p for k, p in enumerate(others, 1)}
 
 
 def _or_zeros(gradient: Tensor | None, parameter: Tensor) -> Tensor:

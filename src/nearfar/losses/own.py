@@ -11,6 +11,7 @@ from torch import Tensor
 from nearfar.distance import Distance, DistanceName
 from nearfar.engine.anchor_sums import anchor_loss, gradients_of
 from nearfar.engine.closeness import Closeness, Tile, by_distance
+from nearfar.engine.graph import leaves
 from nearfar.engine.meeting import Group, over_processes
 from nearfar.engine.norms import DistanceFunction, OfFunction
 from nearfar.engine.pair_sums import (
@@ -348,17 +349,8 @@ def _refuse_unlisted(loss: Tensor, *listed: Tensor) -> None:
 
 def _unlisted(found: Tensor, *listed: Tensor) -> Tensor | None:
     """A tensor that requires a gradient and that another was computed of, if it is not listed."""
-    nodes, seen = [found.grad_fn], set()
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        nodes += [before for before, _ in node.next_functions]
-        leaf: Tensor | None = getattr(node, "variable", None)  # where the graph ends
-        if leaf is not None and not any(leaf is tensor for tensor in listed):
-            return leaf
-    return None
+    others = (leaf for leaf in leaves(found) if not any(leaf is tensor for tensor in listed))
+    return next(others, None)
 
 
 def _pair_executor(
