@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from guides import check_code
 
 import nearfar
 
@@ -106,25 +107,13 @@ def test_what_the_page_on_moving_shows_runs_and_what_it_shows_of_0_1_is_refused(
             exec(line, names)
 
 
-CODE = re.compile(r"^```python\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?", re.MULTILINE | re.DOTALL)
-
-
-def check_code(page: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Run the code of a page, block after block; each prints what stands below it."""
-    names: dict[str, object] = {}
-    for code, shown in CODE.findall((ROOT / page).read_text(encoding="utf-8")):
-        if "pytorch_metric_learning" in code and find_spec("pytorch_metric_learning") is None:
-            continue  # `make test-peers` has it, and runs this test too
-        exec(compile(code, page, "exec"), names)
-        printed = capsys.readouterr().out
-        assert [line.rstrip() for line in printed.splitlines()] == shown.splitlines()
-
-
 @pytest.mark.parametrize(
     "page", ["your-own-loss", "cached", "memory", "from-pytorch-metric-learning"]
 )
 def test_the_code_of_a_guide_runs_and_prints_what_it_shows(page, capsys):
-    check_code(f"docs/{page}.md", capsys)
+    # `make test-peers` has the library, and runs this test too.
+    missing = find_spec("pytorch_metric_learning") is None
+    check_code(f"docs/{page}.md", capsys, without="pytorch_metric_learning" if missing else "")
 
 
 def test_the_ten_lines_run(capsys):

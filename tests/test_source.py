@@ -13,11 +13,12 @@ SOURCE = Path(__file__).parents[1] / "src"
 
 # From the lowest; a module imports from its own layer and from those below (docs/architecture.md).
 LAYERS = (
-    {"registry", "reduction", "inputs", "spectrum", "tabulate", "plain", "shards"},
+    {"registry", "reduction", "inputs", "spectrum", "tabulate", "plain", "shards", "extras"},
     {"labels", "distance", "listed", "reference"},
     {"engine"},
     {"losses", "distributed", "memory", "cached"},
     {"mine", "evaluate", "doctor", "insight"},
+    {"adapters", "keras"},
     {"app"},
 )
 MOST_LINES = 60
