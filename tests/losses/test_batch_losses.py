@@ -679,7 +679,7 @@ def shell_of(function: Any) -> type[nn.Module]:
     )
 
 
-DATA = {"weight", "pairs", "reference", "hard_negatives"}
+DATA = {"weight", "pairs", "reference", "hard_negatives", "ids", "hard_ids"}
 
 
 def shell(case: Case, data: Data, **settings: Any) -> nn.Module:

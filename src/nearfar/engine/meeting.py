@@ -77,7 +77,7 @@ class Facts:
         dtype: of the rows, as an index of `_DTYPES`.
         other_dtype: of the columns.
         labels: 0 without labels, 1 for class ids, 2 more than the number of classes for
-            multi-labels.
+            multi-labels; minus the number of ids of a row where rows have a match.
         listed: whether pairs are listed.
         gradient: whether it wants a gradient.
         weighted: whether it has weights.
@@ -226,6 +226,7 @@ def facts_of(
     y: Tensor | None,
     labels: Tensor | None,
     *,
+    ids: int = 0,
     listed: bool = False,
     gradient: bool = False,
     weighted: bool = False,
@@ -236,7 +237,7 @@ def facts_of(
     """What there is to tell; see `Facts`."""
     (precision, kernels), precisions = way, get_args(Precision)
     device = _DEVICES.index(x.device.type if x.device.type in _DEVICES else "another device")
-    kind = 0 if labels is None else 1 if labels.ndim == 1 else 2 + labels.shape[1]
+    kind = -ids if labels is None else 1 if labels.ndim == 1 else 2 + labels.shape[1]
     return Facts(
         rows=len(x),
         columns=len(x if y is None else y),
@@ -273,6 +274,8 @@ def _way(way: int) -> str:
 
 
 def _labels(kind: int) -> str:
+    if kind < 0:
+        return f"ids, {-kind} of each row"
     return {0: "not given", 1: "class ids"}.get(kind, f"multi-labels of {kind - 2} classes")
 
 

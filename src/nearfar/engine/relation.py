@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nearfar.engine.pair_sets import Diagonal, Listed, Masked, OneEach, PairSet
-from nearfar.engine.slices import part
+from nearfar.engine.slices import joined, part, spans
 from nearfar.inputs import ArrayLike, readable
 from nearfar.labels import batch_labels, class_ids, refuse, share_label
 
@@ -124,6 +124,39 @@ class PairList:
         return row[here] - rows.start, column[here] - columns.start
 
 
+@dataclass(eq=False)
+class Items:
+    """Which items rows and columns are, where each row has one match.
+
+    A row and a column that have an id in common are no negative pair, whatever else they are.
+
+    Attributes:
+        rows: (n, k) int64, the ids of each row, 0 or more, -1 for none.
+        columns: (m, k) int64, those of each column.
+    """
+
+    rows: Tensor
+    columns: Tensor
+
+    @cached_property
+    def repeat(self) -> bool:
+        """Whether an id occurs in two columns, as far as may be read."""
+        if not readable(self.columns):
+            return True
+        ids, order = self.columns.flatten().sort(stable=True)
+        column = order // self.columns.shape[1]
+        return bool(((ids.diff() == 0) & (column.diff() != 0) & (ids[1:] >= 0)).any())
+
+    def shared(self, rows: slice, columns: slice) -> Tensor:
+        """(r, c) bool, which rows and columns of a block have an id in common."""
+        a, b = self.rows[rows], self.columns[columns]
+        found = torch.zeros(len(a), len(b), dtype=torch.bool, device=a.device)
+        for of_rows in a.unbind(1):
+            for of_columns in b.unbind(1):
+                found |= (of_rows[:, None] == of_columns) & (of_columns >= 0)
+        return found
+
+
 # Which side of a comparison is the same on all processes that it is spread over, as proxies and the
 # rows of a reference are; None: neither.
 Shared = Literal["rows", "columns"] | None
@@ -151,6 +184,8 @@ class Relation:
         symmetric: the columns are the rows themselves.
         one_positive: every row has exactly one positive.
         match: (n,) int64, the column of this positive; given instead of labels.
+        items: what keeps a row and a column that is not its match from being negative; only for
+            rows without labels.
         first: the column that is row 0, or its match, where those of the other rows follow it; then
             `declared` or `match` say the same. None: there is no such order.
         shared: which side is the same on all processes.
@@ -167,6 +202,7 @@ class Relation:
     symmetric: bool = False
     one_positive: bool = False
     match: Tensor | None = None
+    items: Items | None = None
     listed: PairList | None = None
     first: int | None = None
     shared: Shared = None
@@ -205,13 +241,7 @@ class Relation:
         if self.n * self.m <= _WHOLE:
             return self._whole.sum(1)
         if self.row_labels.ndim == 2:
-            all_columns = slice(0, self.m)
-            # Small enough for the cache of a CPU; elsewhere each block costs a few launches.
-            step = max(1, (2**17 if self.row_labels.is_cpu else 2**26) // max(self.m, 1))
-            starts = range(0, self.n, step)
-            blocks = (slice(i, min(i + step, self.n)) for i in starts)
-            counts = [self.block(rows, all_columns).masks()[0].sum(1) for rows in blocks]
-            return torch.cat(counts) if counts else self.row_labels.new_zeros(0, dtype=torch.long)
+            return self._count(lambda rows, columns: self.block(rows, columns).masks()[0])
         ordered = self.column_labels.sort().values
         end = torch.searchsorted(ordered, self.row_labels, right=True)
         count = end - torch.searchsorted(ordered, self.row_labels)
@@ -238,9 +268,32 @@ class Relation:
         return similar, self.n * self.m - n_own - similar
 
     def _n_own(self) -> Tensor | int:
+        if self.items is not None and self.items.repeat:
+            return self._n_shared
         if self.declared is None:
             return int(self.symmetric)
         return (self.declared >= 0).long()
+
+    @cached_property
+    def _n_shared(self) -> Tensor:
+        """(n,) how many columns have an id of each row and are not its match."""
+        return self._count(lambda rows, columns: self._shared(rows, columns).mask())
+
+    def _count(self, mask: Callable[[slice, slice], Tensor]) -> Tensor:
+        """(n,) how many pairs of each row are marked, from the mask of a slice of each side."""
+        # Small enough for the cache of a CPU; elsewhere each block costs a few launches.
+        step = max(1, (2**17 if self.device.type == "cpu" else 2**26) // max(self.m, 1))
+        counts = [mask(rows, slice(0, self.m)).sum(1) for rows in spans(self.n, step)]
+        return joined(counts, torch.zeros(0, dtype=torch.int64, device=self.device))
+
+    def _shared(self, rows: slice, columns: slice) -> Masked:
+        """The pairs that have an id in common, without those of a row and its match."""
+        assert self.items is not None
+        shared = self.items.shared(rows, columns)
+        match = self._positives(rows, columns, (shared.shape[0], shared.shape[1]), None)
+        if match is not None:
+            match.fill(shared, False)
+        return Masked(shared)
 
     def _positives(
         self, rows: slice, columns: slice, shape: tuple[int, int], selves: PairSet | None
@@ -274,6 +327,8 @@ class Relation:
         return similar
 
     def _selves(self, rows: slice, columns: slice, shape: tuple[int, int]) -> PairSet | None:
+        if self.items is not None and self.items.repeat:
+            return self._shared(rows, columns)
         if self.symmetric or (self.first is not None and self.declared is not None):
             return self._diagonal(rows, columns, shape)
         if self.declared is None:
@@ -336,9 +391,9 @@ def _one_each(column: Tensor, columns: slice, shape: tuple[int, int]) -> PairSet
     return Listed(shape, row, column[row] - columns.start) if len(row) else None
 
 
-def matched(n: int, m: int, device: torch.device) -> Relation:
-    """Row i is similar to column i, and dissimilar to every other column."""
-    return Relation(n, m, device, one_positive=n <= m)
+def matched(n: int, m: int, device: torch.device, items: Items | None = None) -> Relation:
+    """Row i is similar to column i, and dissimilar to every other column, or to other items."""
+    return Relation(n, m, device, one_positive=n <= m, items=items)
 
 
 def within(labels: ArrayLike, x: Tensor) -> Relation:

@@ -80,7 +80,12 @@ class Together:
             n = own.stop - own.start
             return Relation(n, m, device, of_rows, labels)
         place = torch.arange(first, first + relation.n, device=device)
-        found = replace(relation, m=m, column_labels=labels, first=first, symmetric=False)
+        items = relation.items
+        if items is not None:
+            items = replace(items, columns=self.columns.gather(items.columns))
+        found = replace(
+            relation, m=m, column_labels=labels, items=items, first=first, symmetric=False
+        )
         if labels is None:
             return replace(found, match=place, one_positive=True)
         return replace(found, declared=place)
@@ -157,6 +162,7 @@ def meet(
             x,
             y,
             relation.row_labels,
+            ids=0 if relation.items is None else relation.items.rows.shape[1],
             listed=relation.listed is not None,
             gradient=gradient,
             weighted=weighted,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from nearfar.engine.meeting import Group
-from nearfar.engine.relation import Relation
+from nearfar.engine.relation import Items, Relation
 from nearfar.inputs import ArrayLike, batch, lift, same_device, tensor
 from nearfar.labels import refuse
 from nearfar.listed import Pairs
@@ -68,6 +68,61 @@ def as_towers(**given: ArrayLike) -> tuple[Tensor, Tensor]:
         )
     same_device(second, columns, first, rows)
     return rows, columns
+
+
+def as_items(
+    ids: ArrayLike | None,
+    x: Tensor,
+    reduction: Reduction,
+    *,
+    hard: Tensor | None = None,
+    hard_ids: ArrayLike | None = None,
+) -> Items | None:
+    """Which items two towers are; None: each row is an item of its own.
+
+    Args:
+        ids: (n,) or (n, k), of the rows of both towers.
+        x: (n, d) the first tower.
+        reduction: of the loss.
+        hard: (m, d) or (n, m, d) more rows of the second; None: none.
+        hard_ids: (m,) or (n, m), their ids; None: they have none.
+    """
+    if ids is None:
+        if hard_ids is not None:
+            raise ValueError("hard_ids are compared with ids, which are not given: pass ids too.")
+        return None
+    of_rows = _ids("ids", snapshot(ids, reduction), x)
+    of_rows = of_rows[:, None] if of_rows.ndim == 1 else of_rows
+    if of_rows.ndim != 2 or len(of_rows) != len(x) or not of_rows.shape[1]:
+        raise ValueError(
+            f"ids must have shape ({len(x)},), one per row, or ({len(x)}, k) with several; got "
+            f"{tuple(of_rows.shape)}."
+        )
+    if hard is None:
+        if hard_ids is not None:
+            raise ValueError("hard_ids are those of hard_negatives, which are not given.")
+        return Items(of_rows, of_rows)
+    of_hard = torch.full(hard.shape[:-1], -1, device=x.device)
+    if hard_ids is not None:
+        of_hard = _ids("hard_ids", snapshot(hard_ids, reduction), x)
+    if of_hard.shape != hard.shape[:-1]:
+        raise ValueError(
+            f"hard_ids must have shape {tuple(hard.shape[:-1])}, one per row of hard_negatives; "
+            f"got {tuple(of_hard.shape)}."
+        )
+    of_hard = of_hard.flatten()[:, None].expand(-1, of_rows.shape[1])
+    return Items(of_rows, torch.cat([of_rows, of_hard]))
+
+
+def _ids(name: str, ids: ArrayLike, like: Tensor) -> Tensor:
+    """int64, of any shape."""
+    known = tensor(name, ids, device=like.device)
+    if known.is_floating_point() or known.is_complex() or known.dtype is torch.bool:
+        raise TypeError(f"{name} must be integers, 0 or more, or -1 for none; got {known.dtype}.")
+    same_device(name, known, "the embeddings", like)
+    known = known.to(torch.int64)
+    refuse(name, known, (known < -1).reshape(len(known), -1).any(1), "be 0 or more, or -1 for none")
+    return known
 
 
 def row_weight(weight: ArrayLike | None, x: Tensor, each: str = "row") -> Tensor | None:

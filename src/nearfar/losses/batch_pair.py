@@ -16,7 +16,7 @@ from nearfar.engine.relation import matched
 from nearfar.engine.step import run
 from nearfar.inputs import ArrayLike, above_zero, between, finite, one_of, switch
 from nearfar.listed import Pairs
-from nearfar.losses.batch import as_batch, as_towers, row_weight
+from nearfar.losses.batch import as_batch, as_items, as_towers, row_weight
 from nearfar.losses.own import PairRule, batch_loss
 from nearfar.losses.similarity import Similarity, run_by_similarity
 from nearfar.losses.terms import softplus_and_slope
@@ -236,6 +236,7 @@ def siglip_loss(
     bias: float | Tensor,
     similarity: Similarity = "inner_product",
     normalize: bool = True,
+    ids: ArrayLike | None = None,
     weight: ArrayLike | None = None,
     group: Group | None = None,
     precision: Precision | None = None,
@@ -257,6 +258,9 @@ def siglip_loss(
         similarity: "inner_product", which is the cosine of normalized rows; "cosine", whatever
             `normalize` says; or "sqeuclidean", minus the squared Euclidean distance.
         normalize: scale all rows to length 1 first, so that inner products are cosines.
+        ids: (n,) integers, the item of each match: the rows of one item are no negatives of each
+            other, and count as no pair. (n, k): several ids, of which two matches need one in
+            common. -1 for none; None: every match is another item.
         weight: (n,) how much each row of `x` counts, 0 or more.
         group: the processes that the batch is spread over: "world", a process group, a dimension of
             a DeviceMesh, or `nearfar.distributed.over(...)` of one; None: this one has all of it.
@@ -286,7 +290,7 @@ def siglip_loss(
         loss, force = softplus_and_slope(-z)
         return loss, force.neg_()
 
-    relation = matched(len(rows), len(columns), rows.device)
+    relation = matched(len(rows), len(columns), rows.device, as_items(ids, rows, reduction))
     rule = PairSum(match, softplus_and_slope, "rows", PairKernel("match", "no_match"))
     return run_by_similarity(
         partial(pair_loss, rule),

@@ -13,7 +13,7 @@ from nearfar.engine.precision import Precision
 from nearfar.engine.relation import Relation, matched
 from nearfar.inputs import ArrayLike, above_zero, switch
 from nearfar.listed import Pairs
-from nearfar.losses.batch import as_batch, as_towers
+from nearfar.losses.batch import as_batch, as_items, as_towers
 from nearfar.losses.similarity import Similarity, run_by_similarity
 from nearfar.losses.terms import softplus
 from nearfar.reduction import Reduction
@@ -58,6 +58,7 @@ def clip_loss(
     similarity: Similarity = "inner_product",
     normalize: bool = True,
     decoupled: bool = False,
+    ids: ArrayLike | None = None,
     weight: ArrayLike | None = None,
     group: Group | None = None,
     precision: Precision | None = None,
@@ -82,6 +83,9 @@ def clip_loss(
             `normalize` says; or "sqeuclidean", minus the squared Euclidean distance.
         normalize: scale all rows to length 1 first, so that inner products are cosines.
         decoupled: leave the match out of both denominators (Yeh et al. 2022).
+        ids: (n,) integers, the item of each match: the rows of one item are no negatives of each
+            other, and count as no pair. (n, k): several ids, of which two matches need one in
+            common. -1 for none; None: every match is another item.
         weight: (n,) how much each match counts, 0 or more.
         group: the processes that the batch is spread over: "world", a process group, a dimension of
             a DeviceMesh, or `nearfar.distributed.over(...)` of one; None: this one has all of it.
@@ -109,7 +113,7 @@ def clip_loss(
     Supervision", ICML 2021, figure 3.
     """
     rows, columns = as_towers(x=x, y=y)
-    relation = matched(len(rows), len(columns), rows.device)
+    relation = matched(len(rows), len(columns), rows.device, as_items(ids, rows, reduction))
     rule = DECOUPLED if switch("decoupled", decoupled) else ONE
     return run_by_similarity(
         partial(log_sum_loss, rule, both=True),

@@ -13,7 +13,7 @@ from nearfar.engine.log_sums import log_sum_loss
 from nearfar.engine.meeting import Group, over_processes
 from nearfar.engine.observe import force_visitors, measured
 from nearfar.engine.precision import Precision, chosen, rounded
-from nearfar.engine.relation import Relation, matched
+from nearfar.engine.relation import Items, Relation, matched
 from nearfar.engine.step import Answer, Executor, Request
 from nearfar.inputs import (
     ArrayLike,
@@ -29,7 +29,7 @@ from nearfar.inputs import (
 )
 from nearfar.labels import class_ids
 from nearfar.listed import Pairs
-from nearfar.losses.batch import as_batch, as_towers, row_weight
+from nearfar.losses.batch import as_batch, as_items, as_towers, row_weight
 from nearfar.losses.contrast import DECOUPLED, ONE
 from nearfar.losses.similarity import Similarity, by_similarity, run_by_similarity
 from nearfar.losses.softmax import pick
@@ -48,6 +48,8 @@ def info_nce_loss(
     symmetric: bool = False,
     decoupled: bool = False,
     hard_negatives: ArrayLike | None = None,
+    ids: ArrayLike | None = None,
+    hard_ids: ArrayLike | None = None,
     weight: ArrayLike | None = None,
     group: Group | None = None,
     precision: Precision | None = None,
@@ -78,6 +80,11 @@ def info_nce_loss(
         decoupled: leave the positive out of the denominator (Yeh et al. 2022).
         hard_negatives: (m, d) or (n, m, d), further negatives for every query besides the other
             rows of `positive`; cannot be combined with `negatives`.
+        ids: (n,) integers, the item of each query and its positive: the positives of one item are
+            no negatives of its queries, and are left out. (n, k): several ids, of which two rows
+            need one in common. -1 for none; None: every row is another item.
+        hard_ids: (m,) or (n, m), the items of `hard_negatives`, which are left out for the queries
+            of the same item; None: they are other items.
         weight: (n,) how much each query counts, 0 or more.
         group: the processes that the batch is spread over: "world", a process group, a dimension of
             a DeviceMesh, or `nearfar.distributed.over(...)` of one; None: this one has all of it.
@@ -111,23 +118,17 @@ def info_nce_loss(
     >>> info_nce_loss(torch.eye(3), torch.eye(3), temperature=0.5)  # the other rows as negatives
     tensor(0.2395)
 
+    >>> info_nce_loss(torch.eye(3), torch.eye(3), temperature=0.5, ids=[7, 7, 8])
+    tensor(0.1645)
+
     Source: van den Oord, Li & Vinyals, "Representation Learning with Contrastive Predictive
     Coding", 2018; with hard negatives, Karpukhin et al., "Dense Passage Retrieval", EMNLP 2020.
     """
     switch("symmetric", symmetric)
     switch("decoupled", decoupled)
-    if negatives is not None and (symmetric or hard_negatives is not None):
-        raise ValueError(
-            "symmetric and hard_negatives work only if the other rows are the negatives: leave "
-            "negatives out, or pass them as hard_negatives."
-        )
     temperature = above_zero("temperature", temperature)
-    if negatives is not None and group is not None:
-        raise ValueError(
-            "group joins the rows of all processes as negatives, and negatives lists others: leave "
-            "out one of the two, or pass hard_negatives, which are joined too."
-        )
     if negatives is not None:
+        _refuse_beside_listed(symmetric or hard_negatives is not None or ids is not None, group)
         return _against_listed(
             *(query, positive, negatives, temperature, similarity),
             *(normalize, decoupled, weight, reduction, precision),
@@ -144,15 +145,20 @@ def info_nce_loss(
         group=group,
     )
     if hard_negatives is None:
-        return one_way(rows, columns, precision=precision, both=symmetric)
+        items = as_items(ids, rows, reduction, hard_ids=hard_ids)
+        return one_way(rows, columns, items, precision=precision, both=symmetric)
     given = tensor("hard_negatives", hard_negatives, beside=(rows,))
     hard = _negatives("hard_negatives", given, rows)
+    items = as_items(ids, rows, reduction, hard=hard, hard_ids=hard_ids)
     hard = hard.flatten(0, 1) if hard.ndim == 3 else hard
     # Lifted here, so that neither direction rounds or saturates them in between.
     precision = chosen(precision, by_similarity(similarity).rounding, rows, columns, given)
     rows, columns = lift("query", rows), lift("positive", columns)
-    there = one_way(rows, torch.cat([columns, hard]), precision=precision)
-    return (there + one_way(columns, rows, precision=precision)) / 2 if symmetric else there
+    there = one_way(rows, torch.cat([columns, hard]), items, precision=precision)
+    if not symmetric:
+        return there
+    items = as_items(ids, rows, reduction)
+    return (there + one_way(columns, rows, items, precision=precision)) / 2
 
 
 @over_processes
@@ -282,6 +288,7 @@ def _against_all(anchor: Tensor, positive: Tensor) -> Pairs:
 def _in_batch(
     rows: Tensor,
     columns: Tensor,
+    items: Items | None,
     *,
     temperature: float | Tensor,
     similarity: Similarity,
@@ -294,7 +301,8 @@ def _in_batch(
     both: bool = False,
 ) -> Tensor:
     """Row i picks column i out of all columns; with `both`, column i also picks row i."""
-    relation, rule = matched(len(rows), len(columns), rows.device), DECOUPLED if decoupled else ONE
+    relation = matched(len(rows), len(columns), rows.device, items)
+    rule = DECOUPLED if decoupled else ONE
     return run_by_similarity(
         partial(log_sum_loss, rule, both=both),
         rows,
@@ -308,6 +316,20 @@ def _in_batch(
         scale=1 / temperature,
         weight=weight,
     )
+
+
+def _refuse_beside_listed(of_batch: bool, group: Group | None) -> None:
+    """Refuse what only a batch has, whose other rows are the negatives."""
+    if of_batch:
+        raise ValueError(
+            "symmetric, hard_negatives and ids work only if the other rows are the negatives: "
+            "leave negatives out, or pass them as hard_negatives."
+        )
+    if group is not None:
+        raise ValueError(
+            "group joins the rows of all processes as negatives, and negatives lists others: leave "
+            "out one of the two, or pass hard_negatives, which are joined too."
+        )
 
 
 def _against_listed(

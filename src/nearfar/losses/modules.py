@@ -452,6 +452,8 @@ class InfoNCELoss(LossModule):
         negatives: ArrayLike | None = None,
         *,
         hard_negatives: ArrayLike | None = None,
+        ids: ArrayLike | None = None,
+        hard_ids: ArrayLike | None = None,
         weight: ArrayLike | None = None,
     ) -> Tensor:
         """The loss of a batch; see :func:`nearfar.info_nce_loss`."""
@@ -460,6 +462,8 @@ class InfoNCELoss(LossModule):
             positive,
             negatives,
             hard_negatives=hard_negatives,
+            ids=ids,
+            hard_ids=hard_ids,
             weight=weight,
             temperature=self.temperature,
             similarity=self.similarity,
@@ -480,6 +484,8 @@ class InfoNCELoss(LossModule):
             negatives: ArrayLike | None = None,
             *,
             hard_negatives: ArrayLike | None = None,
+            ids: ArrayLike | None = None,
+            hard_ids: ArrayLike | None = None,
             weight: ArrayLike | None = None,
         ) -> Tensor: ...
 
@@ -574,11 +580,19 @@ class CLIPLoss(LossModule):
             reduction=reduction,
         )
 
-    def forward(self, x: ArrayLike, y: ArrayLike, *, weight: ArrayLike | None = None) -> Tensor:
+    def forward(
+        self,
+        x: ArrayLike,
+        y: ArrayLike,
+        *,
+        ids: ArrayLike | None = None,
+        weight: ArrayLike | None = None,
+    ) -> Tensor:
         """The loss of a batch; see :func:`nearfar.clip_loss`."""
         return clip_loss(
             x,
             y,
+            ids=ids,
             weight=weight,
             scale=self.scale,
             similarity=self.similarity,
@@ -592,7 +606,12 @@ class CLIPLoss(LossModule):
     if TYPE_CHECKING:
 
         def __call__(
-            self, x: ArrayLike, y: ArrayLike, *, weight: ArrayLike | None = None
+            self,
+            x: ArrayLike,
+            y: ArrayLike,
+            *,
+            ids: ArrayLike | None = None,
+            weight: ArrayLike | None = None,
         ) -> Tensor: ...
 
 
@@ -648,11 +667,19 @@ class SigLIPLoss(LossModule):
             reduction=reduction,
         )
 
-    def forward(self, x: ArrayLike, y: ArrayLike, *, weight: ArrayLike | None = None) -> Tensor:
+    def forward(
+        self,
+        x: ArrayLike,
+        y: ArrayLike,
+        *,
+        ids: ArrayLike | None = None,
+        weight: ArrayLike | None = None,
+    ) -> Tensor:
         """The loss of a batch; see :func:`nearfar.siglip_loss`."""
         return siglip_loss(
             x,
             y,
+            ids=ids,
             weight=weight,
             scale=self.scale,
             bias=self.bias,
@@ -666,7 +693,12 @@ class SigLIPLoss(LossModule):
     if TYPE_CHECKING:
 
         def __call__(
-            self, x: ArrayLike, y: ArrayLike, *, weight: ArrayLike | None = None
+            self,
+            x: ArrayLike,
+            y: ArrayLike,
+            *,
+            ids: ArrayLike | None = None,
+            weight: ArrayLike | None = None,
         ) -> Tensor: ...
 
 

@@ -22,8 +22,8 @@ def takes(request: Request, closeness: Closeness, relation: Relation) -> bool:
 
     They take rows of float32 and less, on the devices of `kernels_run_on`; inner products;
     Euclidean and cosine distances of rows of up to 512 numbers; labels of every kind. They do not
-    take float64, listed pairs, other distances, columns that travel between processes, or a loss
-    that somebody observes.
+    take float64, listed pairs, ids of items, other distances, columns that travel between
+    processes, or a loss that somebody observes.
     """
     if closeness.kernel != "product" and request.a.shape[1] > _LONGEST:
         return False
@@ -33,6 +33,7 @@ def takes(request: Request, closeness: Closeness, relation: Relation) -> bool:
         and request.a.dtype is torch.float32
         and closeness.kernel is not None
         and relation.listed is None
+        and relation.items is None
         and not force_visitors()
     )
 
