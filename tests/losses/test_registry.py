@@ -190,7 +190,9 @@ def hand_written(loss: Loss) -> list[Path]:
     # What is to be reached on a GPU, and on several processes, are lists of losses.
     lists = ("gpu_cases.py", "tune.py", "distributed_cases.py")
     measured = [ROOT / "benchmarks" / name for name in lists]
-    return [path for path in paths if path not in (own, *generated, *measured)]
+    # An adapter gives the losses of another library by name.
+    adapters = [*package.glob("adapters/**/*.py"), *package.glob("keras/**/*.py")]
+    return [path for path in paths if path not in (own, *generated, *measured, *adapters)]
 
 
 @cache
