@@ -1,7 +1,7 @@
 """The losses of open_clip, theirs and ours: the same numbers, with and without other processes.
 
 Its package needs torchvision, which decides on the version of torch. So these tests run in an
-environment of their own: pip install '.[openclip]' hypothesis pytest pytest-timeout pytest-xdist.
+environment of their own: pip install '.[openclip]' pytest pytest-timeout.
 """
 
 import inspect
@@ -10,6 +10,7 @@ import re
 import warnings
 from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +29,7 @@ pytest.importorskip("open_clip")
 import open_clip
 from open_clip_train.train import train_one_epoch
 
+import nearfar as nf
 from nearfar.adapters import open_clip as ours
 
 PAGE = "docs/adapters/open-clip.md"
@@ -325,6 +327,34 @@ def test_without_gather_with_grad_their_towers_have_a_part_of_the_gradient():
     for name, grad in found.items():
         whole = 1 if name.startswith("logit") else 2
         torch.testing.assert_close(grad, whole * other[name])
+
+
+def in_chunks(*, cached: bool) -> dict[str, Tensor]:
+    """The gradients of a model of open_clip, as the page encodes it."""
+    model = DistributedDataParallel(network())
+    chance = torch.Generator().manual_seed(dist.get_rank())
+    images = torch.randn(6, 3, 16, 16, generator=chance, dtype=torch.float64)
+    texts = torch.randint(1, 50, (6, 6), generator=chance)
+    criterion = ours.ClipLoss(rank=dist.get_rank(), world_size=dist.get_world_size())
+    if cached:
+        nf.cached_backward(
+            (
+                lambda images: model(images)["image_features"],
+                lambda texts: model(text=texts)["text_features"],
+            ),
+            (images, texts),
+            lambda x, y: criterion(x, y, model.module.logit_scale.exp()),
+            chunk_size=2,
+        )
+    else:
+        criterion(**model(images, texts)).backward()
+    return {name: p.grad for name, p in model.module.named_parameters()}
+
+
+@pytest.mark.slow
+def test_encoding_in_chunks_on_two_processes_gives_the_same_gradients():
+    whole = run(2, partial(in_chunks, cached=False))
+    torch.testing.assert_close(run(2, partial(in_chunks, cached=True)), whole)
 
 
 def wrong_place() -> None:

@@ -322,7 +322,7 @@ def _refuse_horovod(use_horovod: bool) -> None:
 
 
 def __getattr__(name: str) -> NoReturn:
-    if hasattr(open_clip.loss, name):
+    if name in vars(open_clip.loss):
         # An AttributeError would lose its words in `from nearfar.adapters.open_clip import ...`.
         raise ImportError(
             f"nearfar has ClipLoss, SigLipLoss and CoCaLoss, and no {name}: keep "
