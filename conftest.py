@@ -6,7 +6,7 @@ ADAPTERS = {
     "src/nearfar/adapters/pml": "pytorch_metric_learning",
     "src/nearfar/adapters/sentence_transformers.py": "sentence_transformers",
     "src/nearfar/adapters/open_clip.py": "open_clip",
-    "src/nearfar/adapters/sklearn.py": "sklearn",
+    "src/nearfar/adapters/sklearn": "sklearn",
     "src/nearfar/keras": "keras",
 }
 
