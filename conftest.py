@@ -4,7 +4,7 @@ from importlib.util import find_spec
 
 ADAPTERS = {
     "src/nearfar/adapters/pml": "pytorch_metric_learning",
-    "src/nearfar/adapters/sentence_transformers.py": "sentence_transformers",
+    "src/nearfar/adapters/sentence_transformers": "sentence_transformers",
     "src/nearfar/adapters/open_clip.py": "open_clip",
     "src/nearfar/adapters/sklearn": "sklearn",
     "src/nearfar/keras": "keras",

@@ -30,6 +30,8 @@ extensions = [
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
 ]
+# Adapters are documented where their libraries are not installed too.
+autodoc_mock_imports = ["keras", "open_clip", "pytorch_metric_learning", "sentence_transformers"]
 myst_heading_anchors = 3  # `page.md#a-heading`, spelled as code hosts spell it
 autodoc_member_order = "bysource"
 napoleon_use_ivar = True

@@ -22,6 +22,14 @@ MODULES = (
     "nearfar.evaluate",
     "nearfar.mine",
 )
+# Where their library is installed.
+ADAPTERS = {
+    "nearfar.adapters.open_clip": "open_clip",
+    "nearfar.adapters.pml": "pytorch_metric_learning",
+    "nearfar.adapters.sentence_transformers": "sentence_transformers",
+    "nearfar.adapters.sklearn": "sklearn",
+    "nearfar.keras": "keras",
+}
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
@@ -63,9 +71,10 @@ def slugs(page: str) -> set[str]:
 
 
 def test_every_public_name_is_on_one_page_of_the_reference():
-    pages = [path.read_text(encoding="utf-8") for path in ROOT.glob("docs/api/*.md")]
+    pages = [path.read_text(encoding="utf-8") for path in ROOT.glob("docs/api/**/*.md")]
     where = Counter(name for page in pages for name in documented(page))
-    public = {f"{m}.{name}" for m in MODULES for name in import_module(m).__all__}
+    found = [module for module, library in ADAPTERS.items() if find_spec(library) is not None]
+    public = {f"{m}.{name}" for m in (*MODULES, *found) for name in import_module(m).__all__}
     assert {name: where[name] for name in public if where[name] != 1} == {}
     assert {name for name, n in where.items() if n > 1} == set()
 
