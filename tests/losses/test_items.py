@@ -1,12 +1,14 @@
 """`ids`: rows of one item are no negatives of each other, against a loop over all pairs."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from processes import run
 from torch import Tensor
+from waits import accelerator
 
 import nearfar as nf
 from nearfar.engine.budget import tile_shape
@@ -124,6 +126,22 @@ def test_ids_are_copied_for_the_backward_of_each_loss() -> None:
     (found,) = torch.autograd.grad(losses.sum(), x)
     (expected,) = torch.autograd.grad(nf.info_nce_loss(x, y, ids=ONE, reduction="sum"), x)
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda x, ids: nf.info_nce_loss(x, x, hard_negatives=x, ids=ids, hard_ids=ids),
+        lambda x, ids: nf.info_nce_loss(x, x, decoupled=True, symmetric=True, ids=ids[:, None]),
+        lambda x, ids: nf.clip_loss(x, x, scale=2.0, ids=ids),
+        lambda x, ids: nf.siglip_loss(x, x, scale=2.0, bias=0.0, ids=ids),
+    ],
+    ids=["info_nce", "decoupled", "clip", "siglip"],
+)
+def test_ids_on_an_accelerator_are_not_waited_for(loss: Callable[..., Tensor]) -> None:
+    x = torch.empty(30, 6, device="meta", requires_grad=True)
+    with accelerator():
+        loss(x, torch.empty(30, dtype=torch.long, device="meta")).backward()
 
 
 @pytest.mark.parametrize(

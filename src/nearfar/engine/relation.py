@@ -141,11 +141,7 @@ class Items:
     @cached_property
     def repeat(self) -> bool:
         """Whether an id occurs in two columns, as far as may be read."""
-        if not readable(self.columns):
-            return True
-        ids, order = self.columns.flatten().sort(stable=True)
-        column = order // self.columns.shape[1]
-        return bool(((ids.diff() == 0) & (column.diff() != 0) & (ids[1:] >= 0)).any())
+        return not readable(self.columns) or bool(repeat_in(self.columns))
 
     def shared(self, rows: slice, columns: slice) -> Tensor:
         """(r, c) bool, which rows and columns of a block have an id in common."""
@@ -153,8 +149,15 @@ class Items:
         found = torch.zeros(len(a), len(b), dtype=torch.bool, device=a.device)
         for of_rows in a.unbind(1):
             for of_columns in b.unbind(1):
-                found |= (of_rows[:, None] == of_columns) & (of_columns >= 0)
+                found |= (of_rows[:, None] == of_columns) & (of_columns != -1)
         return found
+
+
+def repeat_in(ids: Tensor) -> Tensor:
+    """(), bool: whether an id is in two rows of (m, k); -1 is none."""
+    ordered, order = ids.flatten().sort(stable=True)
+    row = order // ids.shape[1]
+    return ((ordered.diff() == 0) & (row.diff() != 0) & (ordered[1:] != -1)).any()
 
 
 # Which side of a comparison is the same on all processes that it is spread over, as proxies and the
