@@ -13,6 +13,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.functional import normalize
 
 import nearfar as nf
+from nearfar.cached.embeddings import cached_embeddings
 from nearfar.cached.reductions import modules_of
 from nearfar.cached.replay import random_state
 
@@ -663,3 +664,66 @@ def test_an_error_in_the_second_pass_leaves_statistics_as_they_were():
     with pytest.warns(UserWarning, match="BatchNorm"), pytest.raises(KeyError):
         nf.cached_backward(encode, rows(), sup_con, chunk_size=4)
     assert_same(list(net.buffers()), calls[3])
+
+
+# -- embeddings whose backward encodes again ------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [4, 11])
+def test_embeddings_have_the_gradients_of_a_plain_step(size):
+    """Of two encoders with dropout, for a loss that is scaled and learns a temperature."""
+    first, second, x, y = mlp(), mlp(seed=3), rows(), rows(seed=2)
+    temperature = nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
+    found = []
+    for cached in (True, False):
+        torch.manual_seed(5)
+        if cached:
+            a, b = cached_embeddings([first, second], [x, y], chunk_size=size)
+        else:
+            a, b = in_chunks(first, x, size), in_chunks(second, y, size)
+        (3 * nf.info_nce_loss(a, b, temperature=temperature)).backward()
+        found.append(take_grads(first, second, temperature))
+    assert_same(*found)
+
+
+def test_embeddings_are_encoded_again_under_the_autocast_of_the_first_time():
+    net, x = mlp(dtype=torch.float32), rows(dtype=torch.float32)
+    found = []
+    for cached in (True, False):
+        torch.manual_seed(5)
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+            z = cached_embeddings([net], [x], chunk_size=4)[0] if cached else in_chunks(net, x, 4)
+            assert z.dtype is torch.bfloat16
+        sup_con(z).backward()  # where autocast is off, as trainers call it
+        found.append(take_grads(net))
+    assert_same(*found, tolerance=1e-6)
+
+
+def test_embeddings_have_one_backward():
+    (z,) = cached_embeddings([mlp()], [rows()], chunk_size=4)
+    loss = sup_con(z)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="have one backward"):
+        loss.backward()
+
+
+def test_embeddings_without_gradients_are_what_the_network_gives():
+    net, x = mlp().eval(), rows()
+    with torch.no_grad():
+        (z,) = cached_embeddings([net], [x], chunk_size=4)
+    torch.testing.assert_close(z, net(x).detach())
+    assert not z.requires_grad
+    net.requires_grad_(False)
+    (z,) = cached_embeddings([net], [x], chunk_size=4)
+    assert not z.requires_grad
+
+
+def test_embeddings_leave_randomness_as_a_forward_does():
+    net, x = mlp(), rows()
+    torch.manual_seed(5)
+    in_chunks(net, x, 4)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    (z,) = cached_embeddings([net], [x], chunk_size=4)
+    sup_con(z).backward()
+    assert torch.equal(torch.rand(3), expected)

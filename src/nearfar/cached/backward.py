@@ -1,19 +1,15 @@
-"""The two passes of `cached_backward`."""
+"""`cached_backward`: the two passes, and the loss between them."""
 
-import warnings
 from collections.abc import Callable, Sequence
-from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor
 
-from nearfar.cached.chunks import Collate, cut
-from nearfar.cached.reductions import Encode, Reductions, modules_of
-from nearfar.cached.replay import kept_randomness, kept_statistics, without_autocast
-from nearfar.cached.tower import Tower
-from nearfar.inputs import positive_integer
+from nearfar.cached.chunks import Collate
+from nearfar.cached.passes import Passes
+from nearfar.cached.reductions import Encode
+from nearfar.cached.replay import without_autocast
 
 Loss = Callable[..., Tensor]
 
@@ -89,40 +85,18 @@ def cached_backward(
             "cached_backward computes gradients, which are off here: call it outside of "
             "torch.no_grad() and torch.inference_mode()."
         )
-    towers = _towers(encode, inputs, collate, chunk_size, chunk_tokens)
-    modules = [modules_of(tower.encode) for tower in towers]
-    reductions = Reductions(modules)
-    for i, tower in enumerate(towers):
-        tower.chunks.fill_up(reductions.agree(i, len(tower.chunks.inputs)))
-    _warn_of_batch_norm(towers, modules)
-    torch.clear_autocast_cache()  # the caller may have made casts without a gradient
-    # Processes take the same collectives in the same order, however many chunks each has.
-    one_pass = all(len(tower.chunks.inputs) == 1 for tower in towers) and not reductions.ddp
-    for i, tower in enumerate(towers):
-        reductions.rehearse(i, tower.rehearse)
-    _first_pass(towers, reductions, one_pass)
-    if one_pass:
-        return _backward(loss, towers, scaler)
-    value = _backward(loss, towers, scaler)
-    with kept_randomness(), kept_statistics(chain(*modules)):
-        _second_pass(towers, reductions)
+    passes = Passes(encode, inputs, collate, chunk_size, chunk_tokens)
+    value = _backward(loss, passes.first(), scaler)
+    if not passes.single:
+        passes.second()
     return value
 
 
-def _first_pass(towers: Sequence[Tower], reductions: Reductions, with_graph: bool) -> None:
-    with reductions.first_pass():
-        for i, tower in enumerate(towers):
-            for chunk in range(len(tower.chunks.inputs)):
-                reductions.begin((i, chunk))
-                tower.encode_first(chunk, with_graph)
-            tower.join()
-
-
 def _backward(
-    loss: Loss, towers: Sequence[Tower], scaler: torch.amp.GradScaler | float | None
+    loss: Loss, embeddings: Sequence[Any], scaler: torch.amp.GradScaler | float | None
 ) -> Tensor:
     """The loss, once its gradients have reached the embeddings and what it learns."""
-    value = loss(*(tower.output() for tower in towers))
+    value = loss(*embeddings)
     if not isinstance(value, Tensor) or value.dim() > 0:
         found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(
@@ -143,77 +117,3 @@ def _backward(
     with without_autocast():
         scaled.backward()  # type: ignore[no-untyped-call]
     return value.detach()
-
-
-def _second_pass(towers: Sequence[Tower], reductions: Reductions) -> None:
-    jobs = [(i, chunk) for i, t in enumerate(towers) for chunk in range(len(t.chunks.inputs))]
-    gradients = [tower.gradients() for tower in towers]
-    torch.clear_autocast_cache()
-    with reductions.second_pass(jobs):
-        for i, chunk in jobs:
-            awaited = reductions.awaits((i, chunk))
-            if awaited or towers[i].learns_from(chunk, gradients[i]):
-                with reductions.during((i, chunk)):
-                    towers[i].encode_again(chunk, gradients[i], awaited)
-
-
-def _towers(
-    encode: Encode | Sequence[Encode],
-    inputs: Any,
-    collate: Collate | Sequence[Collate | None] | None,
-    chunk_size: int | Sequence[int | None] | None,
-    chunk_tokens: int | Sequence[int | None] | None,
-) -> list[Tower]:
-    """The encoders with their inputs, cut into chunks."""
-    several = isinstance(encode, list | tuple)
-    encoders: Sequence[Encode] = encode if several else [encode]  # type: ignore[assignment, list-item]
-    n = len(encoders)
-    if several and not (isinstance(inputs, list | tuple) and len(inputs) == n):
-        found = f"{len(inputs)}" if isinstance(inputs, list | tuple) else type(inputs).__name__
-        raise ValueError(
-            f"inputs must be a tuple with the inputs of each of the {n} encoders, got {found}; a "
-            "network for several inputs is given several times, encode=(net, net)."
-        )
-    each = inputs if several else [inputs]
-    sizes = _for_each("chunk_size", chunk_size, n)
-    budgets = _for_each("chunk_tokens", chunk_tokens, n)
-    collates = _for_each("collate", collate, n)
-    towers = []
-    for i in range(n):
-        place = f"[{i}]" if several else ""
-        if not callable(encoders[i]):
-            raise TypeError(f"encode{place} must be a module or function, got {encoders[i]!r}.")
-        if (sizes[i] is None) == (budgets[i] is None):
-            raise ValueError(
-                "exactly one of chunk_size, rows a chunk, and chunk_tokens, tokens a chunk, must "
-                f"be given for each encoder; got chunk_size={sizes[i]}, chunk_tokens={budgets[i]}."
-            )
-        for name, number in (("chunk_size", sizes[i]), ("chunk_tokens", budgets[i])):
-            if number is not None:
-                positive_integer(name, number)
-        chunks = cut(each[i], collates[i], sizes[i], budgets[i], f"inputs{place}")
-        towers.append(Tower(f"encode{place}", encoders[i], chunks))
-    return towers
-
-
-def _for_each(name: str, value: Any, n: int) -> Sequence[Any]:
-    """A setting of each encoder: the same for all, or a tuple."""
-    if not isinstance(value, list | tuple):
-        return [value] * n
-    if len(value) != n:
-        raise ValueError(f"{name} must have one entry for each of {n} encoders, got {len(value)}.")
-    return value
-
-
-def _warn_of_batch_norm(towers: Sequence[Tower], modules: Sequence[Sequence[nn.Module]]) -> None:
-    cut_up = (
-        group for tower, group in zip(towers, modules, strict=True) if len(tower.chunks.inputs) > 1
-    )
-    found = [m for m in chain(*cut_up) if isinstance(m, _BatchNorm) and m.training]
-    if found:
-        warnings.warn(
-            f"{type(found[0]).__name__} in training mode normalises each chunk by itself, so the "
-            "gradients are not those of the whole batch: use a norm of single rows, such as "
-            "LayerNorm or GroupNorm, or put these modules in eval mode.",
-            stacklevel=3,
-        )

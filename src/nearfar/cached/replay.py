@@ -55,14 +55,36 @@ def kept_randomness() -> Iterator[None]:
 @contextmanager
 def without_autocast() -> Iterator[None]:
     """A backward inside the caller's autocast would round products that the forward did not."""
+    with ExitStack() as stack:
+        for kind in _kinds():
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
+def autocast_now() -> Callable[[], ExitStack]:
+    """A function whose context is the present autocast, elsewhere and in another thread."""
+    cache = torch.is_autocast_cache_enabled()
+    found = [
+        (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)) for kind in _kinds()
+    ]
+
+    def again() -> ExitStack:
+        with ExitStack() as stack:
+            for kind, dtype, enabled in found:
+                if enabled or torch.is_autocast_enabled(kind):
+                    stack.enter_context(torch.autocast(kind, dtype, enabled, cache))
+            return stack.pop_all()
+
+    return again
+
+
+def _kinds() -> list[str]:
+    """The kinds of devices that autocast knows here."""
     kinds = ["cpu"]
     if torch.accelerator.is_available():
         kinds.append(str(torch.accelerator.current_accelerator()).partition(":")[0])
-    with ExitStack() as stack:
-        for kind in kinds:
-            if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-                stack.enter_context(torch.autocast(kind, enabled=False))
-        yield
+    return [kind for kind in kinds if torch.amp.is_autocast_available(kind)]
 
 
 def keeps_statistics(module: nn.Module) -> bool:
