@@ -1,8 +1,6 @@
-"""What the losses share: each is a class of theirs whose values nearfar computes.
+"""What the losses share.
 
-A class keeps the constructor, the attributes and the `forward` of theirs, which checks its
-arguments, regularizes and reduces. Only `compute_loss` is new. It takes its settings from the
-attributes in each step, as theirs do.
+The `forward` of theirs checks its arguments, regularizes and reduces; only `compute_loss` is new.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nearfar.adapters.pml.compared import Compared, Pairs, pairs_of
-from nearfar.adapters.pml.measures import Measure
+from nearfar.adapters.pml.inplace import InPlaceOfTheirs
 from nearfar.adapters.pml.terms import AnchorTerms, Each, LossInfo, TupleTerms, reducer_of
 from nearfar.extras import needs
 from nearfar.losses.per_pair import per_pair
@@ -27,34 +25,20 @@ Indices = Sequence[Tensor] | None
 LossDict = dict[str, LossInfo]
 
 
-class ByNearfar:
-    """Comes before a class of theirs; what nearfar cannot say is an error of the constructor."""
+class ByNearfar(InPlaceOfTheirs):
+    """A loss of theirs."""
 
     divided = False  # whether the terms come with a divisor, which a DivisorReducer needs
-    distance: Any
     reducer: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.settings()
         for reducer in _within(self.reducer):
             if isinstance(reducer, reducers.DivisorReducer) and not self.divided:
                 raise TypeError(
                     f"{type(self).__name__} has no divisor for a DivisorReducer, which is "
                     "ProxyAnchorLoss's: take MeanReducer() or AvgNonZeroReducer()."
                 )
-
-    def settings(self) -> dict[str, Any]:
-        """What the loss of nearfar takes besides its data.
-
-        Raises:
-            TypeError: nearfar does not have the distance.
-        """
-        raise NotImplementedError
-
-    @property
-    def measure(self) -> Measure:
-        return Measure.read(self.distance)
 
     def reducer_of(self, part: str) -> Any:
         return reducer_of(self.reducer, part)

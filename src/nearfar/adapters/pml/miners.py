@@ -19,7 +19,7 @@ from torch import Tensor
 
 from nearfar.adapters.pml.absent import no_counterpart
 from nearfar.adapters.pml.compared import Compared
-from nearfar.adapters.pml.measures import Measure
+from nearfar.adapters.pml.inplace import InPlaceOfTheirs
 from nearfar.distance import between_rows, scaled
 from nearfar.engine.relation import Block
 from nearfar.extras import needs
@@ -61,25 +61,18 @@ def __getattr__(name: str) -> Any:
     raise no_counterpart(__name__, name, {})
 
 
-class _Miner:
-    """Comes before a miner of theirs: reads its distance, and says what is compared."""
+class _Miner(InPlaceOfTheirs):
+    """A miner of theirs."""
 
-    distance: Any
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.measure.as_distance()
-
-    @property
-    def measure(self) -> Measure:
-        return Measure.read(self.distance)
+    def settings(self) -> dict[str, Any]:
+        return self.measure.as_distance()
 
     def compared(
         self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor
     ) -> "_Given":
         return _Given(
             Compared.of(embeddings, labels, ref_emb, ref_labels, self.measure),
-            self.measure.as_distance(),
+            self.settings(),
         )
 
 
