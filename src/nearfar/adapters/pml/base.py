@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nearfar.adapters.pml.compared import Compared, Pairs, pairs_of
 from nearfar.adapters.pml.inplace import InPlaceOfTheirs
@@ -62,7 +62,9 @@ class OfAnchors(ByNearfar):
         ref_labels: Tensor | None,
     ) -> LossDict:
         c_f.labels_or_indices_tuple_required(labels, indices_tuple)
-        pairs = None if indices_tuple is None else pairs_of(indices_tuple, once=True)
+        pairs = (
+            None if indices_tuple is None else pairs_of(indices_tuple, embeddings.device, once=True)
+        )
         compared = Compared.of(embeddings, labels, ref_emb, ref_labels, self.measure)
         loss = partial(called, type(self).loss, compared, pairs, **self.settings())
         terms = AnchorTerms(loss, partial(len, embeddings), partial(every_row, loss))
@@ -87,7 +89,7 @@ class OfPositives(ByNearfar):
         ref_labels: Tensor | None,
     ) -> LossDict:
         c_f.labels_or_indices_tuple_required(labels, indices_tuple)
-        pairs = None if indices_tuple is None else pairs_of(indices_tuple)
+        pairs = None if indices_tuple is None else pairs_of(indices_tuple, embeddings.device)
         compared = Compared.of(embeddings, labels, ref_emb, ref_labels, self.measure)
         loss = partial(called, type(self).loss, compared, pairs, **self.settings())
         terms = TupleTerms(
@@ -99,7 +101,29 @@ class OfPositives(ByNearfar):
         return {"loss": terms.info(self.reducer_of("loss"), labels)}
 
 
-class AgainstProxies(ByNearfar):
+class HoldsProxies:
+    """Comes before a loss of theirs that holds weights, `W` or `proxies`."""
+
+    def cast_types(self, dtype: torch.dtype, device: torch.device) -> None:
+        """Move the weights to the device of the rows, and widen them; theirs also narrows them."""
+        for weights in self._of_classes():
+            wide = torch.promote_types(weights.dtype, dtype)
+            if weights.device != device or weights.dtype != wide:
+                weights.data = weights.data.to(device, wide)
+
+    def get_logits(self, embeddings: Tensor) -> Tensor:
+        """(n, c) the logits of theirs, in the dtype of the weights or wider."""
+        self.cast_types(embeddings.dtype, embeddings.device)
+        (weights,) = self._of_classes()
+        found: Tensor = super().get_logits(embeddings.to(weights.dtype))  # type: ignore[misc]
+        return found
+
+    def _of_classes(self) -> list[nn.Parameter]:
+        held = vars(self)["_parameters"]
+        return [held[name] for name in ("W", "proxies") if name in held]
+
+
+class AgainstProxies(HoldsProxies, ByNearfar):
     """Losses of a row against the proxies of all classes; what was mined weighs the rows."""
 
     def each_row(self, embeddings: Tensor, labels: Tensor, indices_tuple: Indices) -> LossInfo:

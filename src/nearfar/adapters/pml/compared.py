@@ -93,35 +93,36 @@ class Compared:
         return torch.stack([a1, p], 1), torch.stack([a2, n], 1)
 
 
-def pairs_of(indices_tuple: Sequence[Tensor], *, once: bool = False) -> Pairs:
+def pairs_of(indices_tuple: Sequence[Tensor], device: torch.device, *, once: bool = False) -> Pairs:
     """The pairs that a miner found, or those of its triplets.
 
     Args:
         indices_tuple: (anchor, positive, anchor, negative), or (anchor, positive, negative).
+        device: of the result.
         once: keep one of equal pairs, as losses that mark them in a mask do.
     """
     a1, p, *rest = indices_tuple
     a2, n = rest if len(rest) == 2 else (a1, *rest)
-    near, far = torch.stack([a1, p], 1), torch.stack([a2, n], 1)
+    near, far = (torch.stack(ends, 1).to(device) for ends in ([a1, p], [a2, n]))
     return (torch.unique(near, dim=0), torch.unique(far, dim=0)) if once else (near, far)
 
 
-def triplets_of(indices_tuple: Sequence[Tensor]) -> Tensor:
+def triplets_of(indices_tuple: Sequence[Tensor], device: torch.device) -> Tensor:
     """(t, 3) the triplets that a miner found, or all that its pairs make.
 
     They come in the order of theirs: by the positive pair, then by the negative one. Memory is
     linear in their number.
     """
     if len(indices_tuple) == 3:
-        return torch.stack(list(indices_tuple), 1)
-    a1, p, a2, n = indices_tuple
+        return torch.stack(list(indices_tuple), 1).to(device)
+    a1, p, a2, n = (index.to(device) for index in indices_tuple)
     order = a2.argsort(stable=True)
     anchors = a2[order].contiguous()
     first = torch.searchsorted(anchors, a1.contiguous())
     count = torch.searchsorted(anchors, a1.contiguous(), right=True) - first
-    of_pair = torch.arange(len(a1), device=a1.device).repeat_interleave(count)
+    of_pair = torch.arange(len(a1), device=device).repeat_interleave(count)
     start = (count.cumsum(0) - count)[of_pair]
-    at = first[of_pair] + torch.arange(len(of_pair), device=a1.device) - start
+    at = first[of_pair] + torch.arange(len(of_pair), device=device) - start
     return torch.stack([a1[of_pair], p[of_pair], n[order[at]]], 1)
 
 

@@ -23,6 +23,7 @@ from nearfar.adapters.pml.absent import no_counterpart
 from nearfar.adapters.pml.base import (
     AgainstProxies,
     ByNearfar,
+    HoldsProxies,
     Indices,
     LossDict,
     OfAnchors,
@@ -281,9 +282,11 @@ class OfBothKinds(ByNearfar):
     def settings(self) -> dict[str, Any]:
         measure = self.measure
         near, far = (float(measure.margin(margin)) for margin in self.margins())
-        if measure.of != "inner_product":
-            return {"pos_margin": near, "margin": far, "squared": False, **measure.as_distance()}
-        return {"rule": _hinges(near, far, -1), **measure.as_similarity()}
+        if measure.of == "inner_product":
+            return {"rule": _hinges(near, far, -1), **measure.as_similarity()}
+        if min(near, far) < 0:  # a cosine above 1, which nearfar's function refuses
+            return {"rule": _hinges(near, far, 1), **measure.as_distance()}
+        return {"pos_margin": near, "margin": far, "squared": False, **measure.as_distance()}
 
     def margins(self) -> tuple[float, float]:
         """Of similar and of dissimilar pairs."""
@@ -352,7 +355,7 @@ class ContrastiveLoss(OfBothKinds, theirs.ContrastiveLoss):
         ref_labels: Tensor | None,
     ) -> LossDict:
         c_f.labels_or_indices_tuple_required(labels, indices_tuple)
-        pairs = None if indices_tuple is None else pairs_of(indices_tuple)
+        pairs = None if indices_tuple is None else pairs_of(indices_tuple, embeddings.device)
         compared = Compared.of(embeddings, labels, ref_emb, ref_labels, self.measure)
         of_kinds = {kind: self.reducer_of(f"{kind}_loss") for kind in ("pos", "neg")}
         near, far = (as_reduction(reducer) for reducer in of_kinds.values())
@@ -401,7 +404,7 @@ class ThresholdConsistentMarginLoss(OfBothKinds, theirs.ThresholdConsistentMargi
         ref_labels: Tensor | None,
     ) -> LossDict:
         c_f.labels_or_indices_tuple_required(labels, indices_tuple)
-        pairs = None if indices_tuple is None else pairs_of(indices_tuple)
+        pairs = None if indices_tuple is None else pairs_of(indices_tuple, embeddings.device)
         compared = Compared.of(embeddings, labels, ref_emb, ref_labels, self.measure)
         if self.lambda_plus == self.lambda_minus:
             total = self.lambda_plus * self.both(compared, pairs, "active")
@@ -453,7 +456,7 @@ class TripletMarginLoss(ByNearfar, theirs.TripletMarginLoss):
         if indices_tuple is None:
             terms = self._of_all(compared)
         else:
-            terms = self._of_listed(compared, triplets_of(indices_tuple))
+            terms = self._of_listed(compared, triplets_of(indices_tuple, embeddings.device))
         return {"loss": terms.info(self.reducer_of("loss"), labels)}
 
     def _of_all(self, compared: Compared) -> TupleTerms:
@@ -465,13 +468,12 @@ class TripletMarginLoss(ByNearfar, theirs.TripletMarginLoss):
 
         def each() -> Each:
             if drawn is None:
-                triplets = triplets_of(
-                    [end for ends in compared.every_pair() for end in ends.unbind(1)]
-                )
+                ends = [end for ends in compared.every_pair() for end in ends.unbind(1)]
+                triplets = triplets_of(ends, compared.x.device)
             else:
                 others = compared.labels if compared.own else compared.other_labels
                 found = lmu.get_random_triplet_indices(compared.labels, others, drawn)
-                triplets = triplets_of(found)
+                triplets = triplets_of(found, compared.x.device)
             return self._of_listed(compared, triplets).each()
 
         settings = self.settings() | {"n_per_anchor": drawn}
@@ -533,7 +535,7 @@ class NCALoss(ByNearfar, theirs.NCALoss):
         return {"loss": loss_info(*each(), "element")}
 
 
-class ProxyNCALoss(NCALoss, theirs.ProxyNCALoss):
+class ProxyNCALoss(HoldsProxies, NCALoss, theirs.ProxyNCALoss):
     """Theirs, by `nearfar.nca_loss` against the proxies.
 
     The own proxy is in the denominator, so it is a softmax at twice the scale.
@@ -549,9 +551,6 @@ class ProxyNCALoss(NCALoss, theirs.ProxyNCALoss):
     >>> loss(torch.eye(3), torch.tensor([0, 1, 2]))
     tensor(0.2395, grad_fn=<DivBackward0>)
     """
-
-    def cast_types(self, dtype: torch.dtype, device: torch.device) -> None:
-        _to(device, self.proxies)
 
 
 class _Classifier(AgainstProxies):
@@ -569,13 +568,10 @@ class _Classifier(AgainstProxies):
     ) -> LossDict:
         c_f.labels_required(labels)
         c_f.ref_not_supported(embeddings, labels, ref_emb, ref_labels)
-        _to(embeddings.device, self.W)
+        self.cast_types(embeddings.dtype, embeddings.device)
         found = {"loss": self.each_row(embeddings, labels, indices_tuple)}
         self.add_weight_regularization_to_loss_dict(found, self.W.t())  # type: ignore[attr-defined]
         return found
-
-    def cast_types(self, dtype: torch.dtype, device: torch.device) -> None:
-        _to(device, self.W)
 
     def proxies_of(self, W: Tensor) -> Tensor:  # noqa: N803 - their name
         return W.t()
@@ -586,12 +582,6 @@ class _Classifier(AgainstProxies):
         return proxy_softmax_loss(
             measure.rows(x), measure.rows(proxies), labels, **self.settings(), **how
         )
-
-
-def _to(device: torch.device, weights: nn.Parameter) -> None:
-    """Move weights to the device of the rows, as theirs does; their dtype stays as it is."""
-    if weights.device != device:
-        weights.data = weights.data.to(device)
 
 
 class ArcFaceLoss(_Classifier, theirs.ArcFaceLoss):
@@ -718,9 +708,6 @@ class ProxyAnchorLoss(AgainstProxies, theirs.ProxyAnchorLoss):
             )
         return {"margin": float(self.margin), "scale": float(self.alpha)}
 
-    def cast_types(self, dtype: torch.dtype, device: torch.device) -> None:
-        _to(device, self.proxies)
-
     def compute_loss(
         self,
         embeddings: Tensor,
@@ -731,7 +718,7 @@ class ProxyAnchorLoss(AgainstProxies, theirs.ProxyAnchorLoss):
     ) -> LossDict:
         c_f.labels_required(labels)
         c_f.ref_not_supported(embeddings, labels, ref_emb, ref_labels)
-        _to(embeddings.device, self.proxies)
+        self.cast_types(embeddings.dtype, embeddings.device)
         weight = mined_weight(indices_tuple, labels, embeddings)
         of_kinds = [self.reducer_of(name) for name in self._sub_loss_names()]
         plain = all(type(reducer) is reducers.DivisorReducer for reducer in of_kinds)

@@ -124,7 +124,7 @@ class PairMarginMiner(_Miner, theirs.PairMarginMiner):
 
 
 class HDCMiner(_Miner, theirs.HDCMiner):
-    """Theirs, by `nearfar.mine.hard_pairs`; after `set_idx_externally`, among those pairs.
+    """Theirs, by `nearfar.mine.hard_pairs`, hardest first; or among `set_idx_externally`'s pairs.
 
     Args:
         filter_percentage: 0.5; the share of the pairs of each kind.
@@ -133,22 +133,27 @@ class HDCMiner(_Miner, theirs.HDCMiner):
 
     def mine(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor) -> Four:
         given = self.compared(embeddings, labels, ref_emb, ref_labels)
-        if not self.was_set_externally:
-            return _four(hard_pairs(*given.data, share=self.filter_percentage, **given.how))
-        near = self._hardest(given, self.a1, self.p, largest=True)
-        far = self._hardest(given, self.a2, self.n, largest=False)
-        return *near, *far
+        share = self.filter_percentage
+        if self.was_set_externally:
+            a1, p, a2, n = self.a1, self.p, self.a2, self.n
+        else:
+            a1, p, a2, n = _four(hard_pairs(*given.data, share=share, **given.how))
+            share = 1
+        near = _hardest(given, a1, p, share, largest=True)
+        return *near, *_hardest(given, a2, n, share, largest=False)
 
-    def _hardest(
-        self, given: _Given, anchor: Tensor, other: Tensor, *, largest: bool
-    ) -> tuple[Tensor, Tensor]:
-        x, others = given.compared.x, given.compared.others
-        rows = x[anchor], (x if others is None else others)[other]
-        distance = given.how["distance"]
-        one, another = scaled(distance, given.how["normalize"], *rows)
-        d = between_rows(one, another, distance)
-        kept = d.topk(ceil(self.filter_percentage * len(d)), largest=largest).indices
-        return anchor[kept], other[kept]
+
+def _hardest(
+    given: _Given, anchor: Tensor, other: Tensor, share: float, *, largest: bool
+) -> tuple[Tensor, Tensor]:
+    """A share of some pairs: the farthest or the nearest, in this order."""
+    x, others = given.compared.x, given.compared.others
+    rows = x[anchor], (x if others is None else others)[other]
+    distance = given.how["distance"]
+    one, another = scaled(distance, given.how["normalize"], *rows)
+    d = between_rows(one, another, distance)
+    kept = d.topk(ceil(share * len(d)), largest=largest).indices
+    return anchor[kept], other[kept]
 
 
 class UniformHistogramMiner(_Miner, theirs.UniformHistogramMiner):

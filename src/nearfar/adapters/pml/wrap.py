@@ -117,9 +117,9 @@ class _OfBatch(_Wrapped):
         if indices_tuple is not None:
             compared = compared.by_list_alone()
             if "triplets" in self.takes:
-                data["triplets"] = triplets_of(indices_tuple)
+                data["triplets"] = triplets_of(indices_tuple, embeddings.device)
             elif self._needs("pairs", "indices_tuple"):
-                data["pairs"] = pairs_of(indices_tuple)
+                data["pairs"] = pairs_of(indices_tuple, embeddings.device)
         if compared.others is not None and self._needs("reference", "ref_emb"):
             data["reference"] = compared.reference
         found = self.loss(compared.x, compared.labels, **data, **self.hyperparameters)
