@@ -136,6 +136,14 @@ def test_hard_pairs_among_those_of_another_miner(found_by: str) -> None:
     assert found[0] == found[1]
 
 
+def test_hard_pairs_come_hardest_first() -> None:
+    x, labels = draw()
+    a1, p, a2, n = ours.HDCMiner()(x, labels)
+    d = distances.LpDistance()(x)
+    assert (d[a1, p].diff() <= 1e-12).all()
+    assert (d[a2, n].diff() >= -1e-12).all()
+
+
 def test_what_was_found_is_counted() -> None:
     x, labels = draw()
     our, their = both("PairMarginMiner", {}, "default")

@@ -6,7 +6,6 @@ import pickle
 import warnings
 from collections.abc import Iterator
 from contextlib import redirect_stdout
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,7 +28,74 @@ from nearfar.adapters import pml
 from nearfar.adapters.pml import as_pml, distances, losses, miners, reducers
 
 N, D, CLASSES = 24, 5, 6
-SCRIPT = Path(__file__).with_name("pml_script.py").read_text(encoding="utf-8")
+PROGRAM = """\
+import numpy as np
+import torch
+from pytorch_metric_learning import distances, losses, miners, reducers, samplers, trainers
+
+np.random.seed(0)
+torch.manual_seed(0)
+centres = torch.randn(10, 12)
+labels = torch.arange(10).repeat_interleave(16)
+items = centres[labels] + torch.randn(len(labels), 12)
+dataset = torch.utils.data.TensorDataset(items, labels)
+
+models = {
+    "trunk": torch.nn.Sequential(torch.nn.Linear(12, 32), torch.nn.ReLU()),
+    "embedder": torch.nn.Linear(32, 6),
+}
+metric_loss = losses.MultipleLosses(
+    [
+        losses.TripletMarginLoss(
+            margin=0.2,
+            distance=distances.CosineSimilarity(),
+            reducer=reducers.ThresholdReducer(low=0),
+        ),
+        losses.ArcFaceLoss(10, 6, margin=15, scale=16),
+        losses.MultiSimilarityLoss(),
+    ],
+    weights=[1.0, 0.5, 0.5],
+)
+miner = miners.MultiSimilarityMiner(epsilon=0.1)
+optimizers = {
+    "trunk_optimizer": torch.optim.SGD(models["trunk"].parameters(), lr=0.1),
+    "embedder_optimizer": torch.optim.SGD(models["embedder"].parameters(), lr=0.1),
+    "metric_loss_optimizer": torch.optim.SGD(metric_loss.parameters(), lr=0.1),
+}
+
+
+def show(trainer):
+    if trainer.iteration % 4 == 3:
+        print(f"{trainer.losses['metric_loss']:.4f}")
+
+
+trainers.MetricLossOnly(
+    models,
+    optimizers,
+    batch_size=40,
+    loss_funcs={"metric_loss": metric_loss},
+    mining_funcs={"tuple_miner": miner},
+    dataset=dataset,
+    sampler=samplers.MPerClassSampler(labels, m=4, length_before_new_iter=len(dataset)),
+    dataloader_num_workers=0,
+    data_device="cpu",
+    end_of_iteration_hook=show,
+).train(num_epochs=3)
+
+memory = losses.CrossBatchMemory(
+    losses.NTXentLoss(temperature=0.1), embedding_size=6, memory_size=120, miner=miner
+)
+network = torch.nn.Linear(12, 6)
+optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+for step in range(12):
+    chosen = torch.randint(0, len(items), (40,))
+    value = memory(network(items[chosen]), labels[chosen])
+    optimizer.zero_grad()
+    value.backward()
+    optimizer.step()
+    if step % 4 == 3:
+        print(f"{value.item():.4f}")
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -53,18 +119,18 @@ def agree(ours: Tensor, their: Tensor, *leaves: Tensor, to: float = 1e-9) -> Non
 
 
 def test_a_training_program_prints_the_same_with_its_import_changed() -> None:
-    changed = SCRIPT.replace(
+    changed = PROGRAM.replace(
         "from pytorch_metric_learning import", "from nearfar.adapters.pml import"
     )
     printed = []
-    for text in (SCRIPT, changed):
+    for text in (PROGRAM, changed):
         out = io.StringIO()
         with redirect_stdout(out), warnings.catch_warnings():
             # Their progress bar converts a loss that requires a gradient.
             warnings.filterwarnings("ignore", "Converting a tensor with requires_grad=True")
             exec(compile(text, "a program", "exec"), {"__name__": "__main__"})
         printed.append([float(line) for line in out.getvalue().split()])
-    assert changed != SCRIPT
+    assert changed != PROGRAM
     assert len(printed[0]) == 6
     assert printed[1] == pytest.approx(printed[0], abs=2e-4)
 
@@ -268,6 +334,23 @@ def test_an_aggregation_of_the_users_own() -> None:
     agree(ours, their, x)
 
 
+def test_a_cosine_above_1_as_a_margin() -> None:
+    x, labels = draw()
+    ours, their = (
+        module.ContrastiveLoss(1.5, 0.4, distance=distances.CosineSimilarity())(x, labels)
+        for module in (losses, theirs)
+    )
+    agree(ours, their, x)
+
+
+def test_rows_of_float64_widen_weights_as_there() -> None:
+    x, labels = draw()
+    made = [module.ArcFaceLoss(CLASSES, D) for module in (losses, theirs)]
+    made[0].load_state_dict(made[1].state_dict())
+    agree(made[0](x, labels), made[1](x, labels), x)
+    assert made[0].W.dtype == torch.float64
+
+
 def test_regularizers() -> None:
     x, labels = draw()
     for name in ("ContrastiveLoss", "SupConLoss", "ArcFaceLoss", "ProxyAnchorLoss"):
@@ -315,6 +398,8 @@ def test_checkpoints_load_both_ways_and_the_same_seed_starts_the_same(name: str)
         other.load_state_dict(one.state_dict())
     x, _ = draw(dtype=torch.float32)
     assert torch.equal(made[0].get_logits(x), made[1].get_logits(x))
+    half = made[0].get_logits(x.half())
+    torch.testing.assert_close(half, made[1].get_logits(x), rtol=1e-2, atol=0.1)
 
 
 def test_outliers_of_sub_centres() -> None:
@@ -324,6 +409,7 @@ def test_outliers_of_sub_centres() -> None:
     their.load_state_dict(made.state_dict())
     for one, other in zip(made.get_outliers(x, labels), their.get_outliers(x, labels), strict=True):
         torch.testing.assert_close(one, other)
+    assert made.get_outliers(x.half(), labels)[1].dtype == torch.float32
 
 
 @pytest.mark.parametrize("name", WITH_WEIGHTS)

@@ -112,11 +112,15 @@ class HoldsProxies:
                 weights.data = weights.data.to(device, wide)
 
     def get_logits(self, embeddings: Tensor) -> Tensor:
-        """(n, c) the logits of theirs, in the dtype of the weights or wider."""
-        self.cast_types(embeddings.dtype, embeddings.device)
-        (weights,) = self._of_classes()
-        found: Tensor = super().get_logits(embeddings.to(weights.dtype))  # type: ignore[misc]
+        """(n, c) the logits of theirs, in the dtype of the weights."""
+        found: Tensor = super().get_logits(self.as_wide(embeddings))  # type: ignore[misc]
         return found
+
+    def as_wide(self, x: Tensor) -> Tensor:
+        """Rows in the dtype of the weights, which are widened first where the rows are wider."""
+        self.cast_types(x.dtype, x.device)
+        (weights,) = self._of_classes()
+        return x.to(weights.dtype)
 
     def _of_classes(self) -> list[nn.Parameter]:
         held = vars(self)["_parameters"]

@@ -649,6 +649,9 @@ class SubCenterArcFaceLoss(_Classifier, theirs.SubCenterArcFaceLoss):
     def proxies_of(self, W: Tensor) -> Tensor:  # noqa: N803 - their name
         return W.t().reshape(self.num_classes, self.sub_centers, -1)
 
+    def get_outliers(self, embeddings: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return super().get_outliers(self.as_wide(embeddings), *args, **kwargs)
+
 
 class NormalizedSoftmaxLoss(_Classifier, theirs.NormalizedSoftmaxLoss):
     """Theirs, by `nearfar.proxy_softmax_loss` at the scale 1 / temperature.
