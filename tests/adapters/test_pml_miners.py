@@ -136,12 +136,21 @@ def test_hard_pairs_among_those_of_another_miner(found_by: str) -> None:
     assert found[0] == found[1]
 
 
-def test_hard_pairs_come_hardest_first() -> None:
+def test_hard_pairs_among_those_of_another_miner_stay_the_same() -> None:
+    """Theirs mines a second time among what it found the first time."""
     x, labels = draw()
-    a1, p, a2, n = ours.HDCMiner()(x, labels)
-    d = distances.LpDistance()(x)
-    assert (d[a1, p].diff() <= 1e-12).all()
-    assert (d[a2, n].diff() >= -1e-12).all()
+    miner = ours.HDCMiner(filter_percentage=0.3)
+    miner.set_idx_externally(theirs.PairMarginMiner()(x, labels), labels)
+    assert tuples(miner(x, labels)) == tuples(miner(x, labels))
+
+
+def test_no_row_is_its_own_pair_in_a_reference_of_the_same_items() -> None:
+    x, labels = draw()
+    a1, p, a2, n = ours.MultiSimilarityMiner(epsilon=2.0)(x, labels, x + 0.1, labels)
+    assert len(a1) > 0
+    assert len(a2) > 0
+    assert not (a1 == p).any()
+    assert not (a2 == n).any()
 
 
 def test_what_was_found_is_counted() -> None:

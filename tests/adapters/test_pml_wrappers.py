@@ -704,6 +704,39 @@ def test_a_lone_pair_of_each_kind_counts() -> None:
     assert theirs.ContrastiveLoss()(x, None, found) == 0
 
 
+def test_one_class_has_a_loss() -> None:
+    """Theirs returns 0 without a dissimilar pair, though the anchors choose among the similar."""
+    x, labels = draw()[0], torch.zeros(N, dtype=torch.long)
+    agree(losses.SupConLoss()(x, labels), nf.sup_con_loss(x, labels, reduction="active"), x)
+    assert theirs.SupConLoss()(x, labels) == 0
+
+
+def test_cosine_margins_of_a_reference_are_between_its_rows_and_the_batch() -> None:
+    """Theirs takes both ends of a pair from the batch."""
+    (x, labels), (y, others) = draw(), draw(30, seed=1)
+    cosines = their_distances.CosineSimilarity()(x, y)
+    same = labels[:, None] == others
+    near, far = (0.9 - cosines[same]).relu(), (cosines[~same] - 0.5).relu()
+    expected = near[near > 0].mean() + far[far > 0].mean()
+    loss = losses.ThresholdConsistentMarginLoss()
+    agree(loss(x, labels, ref_emb=y, ref_labels=others), expected, x, y)
+
+
+@pytest.mark.parametrize("mined", [False, True])
+def test_means_of_anchors_with_a_longer_reference(mined: bool) -> None:
+    """Theirs has room for as many columns as there are rows."""
+    (x, labels), (y, others) = draw(), draw(30, seed=1)
+    found = lmu.get_all_pairs_indices(labels, others) if mined else None
+    loss = losses.ContrastiveLoss(0.1, 0.9, reducer=reducers.PerAnchorReducer())
+    d, same = their_distances.LpDistance()(x, y), labels[:, None] == others
+    expected = [
+        (terms * kind).sum(1) / kind.sum(1).clamp(min=1)
+        for terms, kind in (((d - 0.1).relu(), same), ((0.9 - d).relu(), ~same))
+    ]
+    expected_mean = expected[0].mean() + expected[1].mean()
+    agree(loss(x, labels, found, y, others), expected_mean, x, y)
+
+
 def test_small_temperatures_keep_their_gradient() -> None:
     """In theirs a softmax that underflows becomes the smallest number, and its gradient 0."""
     x, labels = draw(dtype=torch.float32)

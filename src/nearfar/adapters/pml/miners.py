@@ -22,9 +22,11 @@ from nearfar.adapters.pml.compared import Compared
 from nearfar.adapters.pml.inplace import InPlaceOfTheirs
 from nearfar.distance import between_rows, scaled
 from nearfar.engine.relation import Block
+from nearfar.engine.slices import spans
 from nearfar.extras import needs
+from nearfar.inputs import lift
 from nearfar.listed import FoundPairs
-from nearfar.mine.comparison import Comparison
+from nearfar.mine.comparison import Comparison, bounds
 from nearfar.mine.pairs import hard_pairs, multi_similarity_pairs, uniform_pairs, violating_pairs
 from nearfar.mine.rows import distance_weighted_negatives
 from nearfar.mine.triplets import (
@@ -124,7 +126,7 @@ class PairMarginMiner(_Miner, theirs.PairMarginMiner):
 
 
 class HDCMiner(_Miner, theirs.HDCMiner):
-    """Theirs, by `nearfar.mine.hard_pairs`, hardest first; or among `set_idx_externally`'s pairs.
+    """Theirs, by `nearfar.mine.hard_pairs`; after `set_idx_externally`, among those pairs.
 
     Args:
         filter_percentage: 0.5; the share of the pairs of each kind.
@@ -134,24 +136,23 @@ class HDCMiner(_Miner, theirs.HDCMiner):
     def mine(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor) -> Four:
         given = self.compared(embeddings, labels, ref_emb, ref_labels)
         share = self.filter_percentage
-        if self.was_set_externally:
-            a1, p, a2, n = self.a1, self.p, self.a2, self.n
-        else:
-            a1, p, a2, n = _four(hard_pairs(*given.data, share=share, **given.how))
-            share = 1
-        near = _hardest(given, a1, p, share, largest=True)
-        return *near, *_hardest(given, a2, n, share, largest=False)
+        if not self.was_set_externally:
+            return _four(hard_pairs(*given.data, share=share, **given.how))
+        near = _hardest(given, self.a1, self.p, share, largest=True)
+        return *near, *_hardest(given, self.a2, self.n, share, largest=False)
 
 
 def _hardest(
     given: _Given, anchor: Tensor, other: Tensor, share: float, *, largest: bool
 ) -> tuple[Tensor, Tensor]:
-    """A share of some pairs: the farthest or the nearest, in this order."""
+    """A share of some pairs: the farthest or the nearest."""
     x, others = given.compared.x, given.compared.others
-    rows = x[anchor], (x if others is None else others)[other]
-    distance = given.how["distance"]
-    one, another = scaled(distance, given.how["normalize"], *rows)
-    d = between_rows(one, another, distance)
+    distance, normalize = given.how["distance"], given.how["normalize"]
+    both = lift("embeddings", x), lift("ref_emb", x if others is None else others)
+    x, others = scaled(distance, normalize, *both)
+    d = x.new_zeros(len(anchor))
+    for at in spans(len(anchor), len(x) + len(others)):
+        d[at] = between_rows(x[anchor[at]], others[other[at]], distance)
     kept = d.topk(ceil(share * len(d)), largest=largest).indices
     return anchor[kept], other[kept]
 
@@ -260,7 +261,7 @@ def _one_kind(
     compared = Comparison.of(
         x, labels, how["reference"], how["distance"], normalize=how["normalize"]
     )
-    low, high = (-torch.inf, torch.inf) if within is None or all else within
+    low, high = bounds("the range", within)
 
     def found() -> Iterator[Tensor]:
         blocks: Iterator[tuple[slice, Tensor, Block]] = compared.blocks()
