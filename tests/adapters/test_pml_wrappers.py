@@ -664,6 +664,10 @@ class Mine(their_distances.LpDistance):  # type: ignore[misc]
             "ProxyAnchorLoss: take",
         ),
         (
+            lambda: losses.TripletMarginLoss(reducer=reducers.PerAnchorReducer()),
+            "takes no triplets",
+        ),
+        (
             lambda: losses.NTXentLoss(reducer=reducers.DivisorReducer()),
             "NTXentLoss has no divisor",
         ),

@@ -12,7 +12,14 @@ from torch import Tensor, nn
 
 from nearfar.adapters.pml.compared import Compared, Pairs, pairs_of
 from nearfar.adapters.pml.inplace import InPlaceOfTheirs
-from nearfar.adapters.pml.terms import AnchorTerms, Each, LossInfo, TupleTerms, reducer_of
+from nearfar.adapters.pml.terms import (
+    AnchorTerms,
+    Each,
+    LossInfo,
+    TupleTerms,
+    loss_info,
+    reducer_of,
+)
 from nearfar.extras import needs
 from nearfar.losses.per_pair import per_pair
 
@@ -34,11 +41,19 @@ class ByNearfar(InPlaceOfTheirs):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         for reducer in _within(self.reducer):
-            if isinstance(reducer, reducers.DivisorReducer) and not self.divided:
-                raise TypeError(
-                    f"{type(self).__name__} has no divisor for a DivisorReducer, which is "
-                    "ProxyAnchorLoss's: take MeanReducer() or AvgNonZeroReducer()."
-                )
+            self.check_reducer(reducer)
+
+    def check_reducer(self, reducer: Any) -> None:
+        """Refuse a reducer that does not suit the terms of the loss.
+
+        Raises:
+            TypeError: it does not.
+        """
+        if isinstance(reducer, reducers.DivisorReducer) and not self.divided:
+            raise TypeError(
+                f"{type(self).__name__} has no divisor for a DivisorReducer, which is "
+                "ProxyAnchorLoss's: take MeanReducer() or AvgNonZeroReducer()."
+            )
 
     def reducer_of(self, part: str) -> Any:
         return reducer_of(self.reducer, part)
@@ -68,7 +83,7 @@ class OfAnchors(ByNearfar):
         compared = Compared.of(embeddings, labels, ref_emb, ref_labels, self.measure)
         loss = partial(called, type(self).loss, compared, pairs, **self.settings())
         terms = AnchorTerms(loss, partial(len, embeddings), partial(every_row, loss))
-        return {"loss": terms.info(self.reducer_of("loss"), labels)}
+        return {"loss": terms.info(self.reducer_of("loss"))}
 
 
 class OfPositives(ByNearfar):
@@ -136,9 +151,8 @@ class AgainstProxies(HoldsProxies, ByNearfar):
         loss = partial(self.against_proxies, embeddings, labels)
         if weight is None:
             terms = AnchorTerms(loss, partial(len, labels), partial(every_row, loss))
-            return terms.info(self.reducer_of("loss"), labels)
-        losses, rows = every_row(loss, weight=weight)
-        return {"losses": losses, "indices": rows, "reduction_type": "element"}
+            return terms.info(self.reducer_of("loss"))
+        return loss_info(*every_row(loss, weight=weight), "element")
 
     def against_proxies(self, x: Tensor, labels: Tensor, **how: Any) -> Tensor:
         """The loss of nearfar; `how` has a reduction and perhaps weights."""

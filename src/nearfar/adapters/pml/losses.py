@@ -443,6 +443,13 @@ class TripletMarginLoss(ByNearfar, theirs.TripletMarginLoss):
             **self.measure.as_distance(),
         }
 
+    def check_reducer(self, reducer: Any) -> None:
+        super().check_reducer(reducer)
+        if isinstance(reducer, reducers.PerAnchorReducer):
+            raise TypeError(
+                "a PerAnchorReducer takes no triplets: take MeanReducer() or AvgNonZeroReducer()."
+            )
+
     def compute_loss(
         self,
         embeddings: Tensor,
@@ -531,7 +538,7 @@ class NCALoss(ByNearfar, theirs.NCALoss):
         terms = AnchorTerms(loss, lambda: (compared.positives() > 0).sum(), each)
         reducer = self.reducer_of("loss")
         if weight is None:
-            return {"loss": terms.info(reducer, query_labels)}
+            return {"loss": terms.info(reducer)}
         return {"loss": loss_info(*each(), "element")}
 
 
@@ -794,4 +801,4 @@ class NPairsLoss(ByNearfar, theirs.NPairsLoss):
         x = self.measure.rows(embeddings)
         loss = partial(info_nce_loss, x[anchor], x[positive], **self.settings())
         terms = AnchorTerms(loss, partial(len, anchor), lambda: (loss(reduction="none"), anchor))
-        return {"loss": terms.info(self.reducer_of("loss"), labels)}
+        return {"loss": terms.info(self.reducer_of("loss"))}

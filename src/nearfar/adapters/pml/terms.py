@@ -37,7 +37,7 @@ class AnchorTerms:
     count: Callable[[], Tensor | int]
     each: Callable[[], tuple[Tensor, Tensor]]
 
-    def info(self, reducer: Any, labels: Tensor | None) -> LossInfo:
+    def info(self, reducer: Any) -> LossInfo:
         """What the reducer takes."""
         reduction = as_reduction(reducer)
         if reduction == "mean":
