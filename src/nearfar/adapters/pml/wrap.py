@@ -20,7 +20,7 @@ with needs("pml"):
     from pytorch_metric_learning.utils import common_functions as c_f
 
 
-def as_pml(loss: Callable[..., Tensor], **hyperparameters: Any) -> BaseMetricLossFunction:
+def as_pml(loss: Callable[..., Tensor], **hyperparameters: Any) -> nn.Module:
     r"""A loss of nearfar, as trainers and wrappers of pytorch-metric-learning take it.
 
     It is called `loss(embeddings, labels, indices_tuple=None, ref_emb=None, ref_labels=None)`, has
@@ -34,8 +34,8 @@ def as_pml(loss: Callable[..., Tensor], **hyperparameters: Any) -> BaseMetricLos
         hyperparameters: of a function, its `reduction` too, unless it is "none".
 
     Returns:
-        A module. What a miner found becomes the pairs of the loss, or the triplets of a loss that
-        takes triplets.
+        A `BaseMetricLossFunction` of theirs. What a miner found becomes the pairs of the loss, or
+        the triplets of a loss that takes triplets.
 
     Raises:
         TypeError: a loss of other data, such as two towers or aligned rows.
