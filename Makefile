@@ -85,14 +85,15 @@ $(WITH_OPEN_CLIP): $(READY)
 OF_KERAS := tests/adapters/test_keras_fit.py tests/adapters/test_keras_guide.py \
 	tests/adapters/test_keras_losses.py src/nearfar/keras
 OF_OPEN_CLIP := tests/adapters/test_open_clip.py src/nearfar/adapters/open_clip.py
+ON_A_PAGE := tests/test_docs.py::test_every_public_name_is_on_one_page_of_the_reference
 
 # Keras chooses its backend when it is imported.
 test-adapters: $(ADAPTERS) $(WITH_KERAS) $(WITH_OPEN_CLIP)
 	$(TESTS) tests/adapters src/nearfar/adapters
 	for backend in jax torch tensorflow; do \
-		KERAS_BACKEND=$$backend $(WITH_KERAS)/$(PARALLEL) $(OF_KERAS) || exit 1; \
+		KERAS_BACKEND=$$backend $(WITH_KERAS)/$(PARALLEL) $(OF_KERAS) $(ON_A_PAGE) || exit 1; \
 	done
-	$(WITH_OPEN_CLIP)/$(PARALLEL) $(OF_OPEN_CLIP)
+	$(WITH_OPEN_CLIP)/$(PARALLEL) $(OF_OPEN_CLIP) $(ON_A_PAGE)
 
 $(TRITON): $(READY)
 	@echo "[nearfar] installing Triton, the newest and the oldest that is supported"

@@ -53,6 +53,8 @@ nitpick_ignore_regex = [
     ("py:class", r"nearfar\.evaluate\.tally\.Tally"),
     # Nor has what a tile holds for the engine.
     ("py:class", r"nearfar\.engine\.relation\.Block"),
+    # Nor has what all modules share.
+    ("py:class", r"nearfar\.losses\.base\.LossModule"),
     # Nor what `distributed.over` returns, which is only passed on; the other is a type variable.
     ("py:class", r"nearfar\.(engine\.meeting\.Over|distributed\.check\.Batch)"),
 ]
