@@ -126,6 +126,8 @@ def tidy_signature(
         return None
     if what == "class" and not issubclass(obj, nn.Module):
         made_by_hand = (
+            "nearfar.adapters",
+            "nearfar.keras",
             "nearfar.distributed",
             "nearfar.doctor",
             "nearfar.losses.own",

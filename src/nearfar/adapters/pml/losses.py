@@ -2,7 +2,7 @@
 
 Each loss has the name, the arguments, the defaults, the attributes and the state dict of theirs,
 of which it is a subclass. Memory is linear in the batch, or in what a miner found.
-docs/from-pytorch-metric-learning.md sets the two side by side, and says where they differ.
+The guide sets the two side by side, and says where they differ.
 
 A loss of theirs that nearfar does not have is an error that names what comes nearest:
 
@@ -137,9 +137,9 @@ class MultiSimilarityLoss(OfAnchors, theirs.MultiSimilarityLoss):
     """Theirs, by `nearfar.multi_similarity_loss`; its mean is over all anchors.
 
     Args:
-        alpha: 2; how sharply positives below `base` are pulled.
-        beta: 50; how sharply negatives above `base` are pushed.
-        base: 0.5; the similarity, or the distance, that separates the two.
+        alpha: how sharply positives below `base` are pulled.
+        beta: how sharply negatives above `base` are pushed.
+        base: the similarity, or the distance, that separates the two.
         kwargs: `distance`, `reducer`, `embedding_regularizer`, `embedding_reg_weight`.
 
     >>> x, labels = torch.tensor([[1.0, 0], [0.8, 0.6], [0, 1]]), torch.tensor([0, 0, 1])
@@ -159,7 +159,7 @@ class SupConLoss(OfAnchors, theirs.SupConLoss):
     """Theirs, by `nearfar.sup_con_loss`; its mean is over the anchors whose loss is not 0.
 
     Args:
-        temperature: 0.1.
+        temperature: what similarities are divided by, above 0.
         kwargs: `distance`, `reducer`, `embedding_regularizer`, `embedding_reg_weight`.
 
     >>> x, labels = torch.tensor([[1.0, 0], [0.8, 0.6], [0, 1]]), torch.tensor([0, 0, 1])
@@ -177,8 +177,8 @@ class CircleLoss(OfAnchors, theirs.CircleLoss):
     """Theirs, by `nearfar.circle_loss`; its mean is over the anchors whose loss is not 0.
 
     Args:
-        m: 0.4; similarities should reach 1 - m and m.
-        gamma: 80; the scale.
+        m: cosines should reach 1 - m for similar pairs and m for others.
+        gamma: the scale, above 0.
         kwargs: `reducer`, `embedding_regularizer`, `embedding_reg_weight`.
 
     >>> x, labels = torch.tensor([[1.0, 0], [0.8, 0.6], [0, 1]]), torch.tensor([0, 0, 1])
@@ -199,8 +199,8 @@ class GeneralizedLiftedStructureLoss(OfAnchors, theirs.GeneralizedLiftedStructur
     empty sum is taken as 0, so that it has one.
 
     Args:
-        neg_margin: 1.
-        pos_margin: 0; only the difference of the two counts.
+        neg_margin: a distance, or a similarity.
+        pos_margin: likewise; only the difference of the two counts.
         kwargs: `distance`, `reducer`, `embedding_regularizer`, `embedding_reg_weight`.
 
     >>> x, labels = torch.tensor([[1.0, 0], [0.8, 0.6], [0, 1]]), torch.tensor([0, 0, 1])
@@ -222,8 +222,8 @@ class LiftedStructureLoss(OfPositives, theirs.LiftedStructureLoss):
     of the reference; here it is refused.
 
     Args:
-        neg_margin: 1.
-        pos_margin: 0; only the difference of the two counts.
+        neg_margin: a distance, or a similarity.
+        pos_margin: likewise; only the difference of the two counts.
         kwargs: `distance`, `reducer`, `embedding_regularizer`, `embedding_reg_weight`.
 
     >>> x, labels = torch.tensor([[1.0, 0], [0.8, 0.6], [0, 1]]), torch.tensor([0, 0, 1])
@@ -262,7 +262,7 @@ class NTXentLoss(OfPositives, theirs.NTXentLoss):
     """Theirs, by `nearfar.nt_xent_loss`; its mean is over the positive pairs.
 
     Args:
-        temperature: 0.07.
+        temperature: what similarities are divided by, above 0.
         kwargs: `distance`, `reducer`, `embedding_regularizer`, `embedding_reg_weight`.
 
     >>> x, labels = torch.tensor([[1.0, 0], [0.8, 0.6], [0, 1]]), torch.tensor([0, 0, 1])
@@ -334,8 +334,9 @@ class ContrastiveLoss(OfBothKinds, theirs.ContrastiveLoss):
     """Theirs, by `nearfar.batch_contrastive_loss`: of each kind the mean over what is not 0.
 
     Args:
-        pos_margin: 0.
-        neg_margin: 1.
+        pos_margin: the distance up to which similar pairs are not pulled; with a similarity, the
+            similarity from which they are not.
+        neg_margin: the distance, or similarity, at which dissimilar pairs are no longer pushed.
         kwargs: `distance`, `reducer`, `embedding_regularizer`, `embedding_reg_weight`.
 
     >>> x, labels = torch.tensor([[1.0, 0], [0.8, 0.6], [0, 1]]), torch.tensor([0, 0, 1])
@@ -381,10 +382,10 @@ class ThresholdConsistentMarginLoss(OfBothKinds, theirs.ThresholdConsistentMargi
     """Theirs, by `nearfar.batch_contrastive_loss` of cosines.
 
     Args:
-        lambda_plus: 1.0; what the similar pairs count.
-        lambda_minus: 1.0; what the dissimilar ones count.
-        margin_plus: 0.9; the cosine below which similar pairs are pulled.
-        margin_minus: 0.5; the cosine above which dissimilar ones are pushed.
+        lambda_plus: what the similar pairs count.
+        lambda_minus: what the dissimilar ones count.
+        margin_plus: the cosine below which similar pairs are pulled.
+        margin_minus: the cosine above which dissimilar ones are pushed.
         kwargs: `embedding_regularizer`, `embedding_reg_weight`.
 
     >>> x, labels = torch.tensor([[1.0, 0], [0.8, 0.6], [0, 1]]), torch.tensor([0, 0, 1])
@@ -424,9 +425,9 @@ class TripletMarginLoss(ByNearfar, theirs.TripletMarginLoss):
     the reference; there the positive is looked up in the batch.
 
     Args:
-        margin: 0.05.
-        swap: False; measure the negative from the anchor or the positive, whichever is nearer.
-        smooth_loss: False; softplus in place of the hinge.
+        margin: how much farther the negative must be than the positive.
+        swap: measure the negative from the anchor or the positive, whichever is nearer.
+        smooth_loss: softplus in place of the hinge.
         triplets_per_anchor: "all", or how many are drawn, by other random numbers than theirs.
         kwargs: `distance`, `reducer`, `embedding_regularizer`, `embedding_reg_weight`.
 
@@ -504,7 +505,7 @@ class NCALoss(ByNearfar, theirs.NCALoss):
     """Theirs, by `nearfar.nca_loss`; what was mined weighs the anchors.
 
     Args:
-        softmax_scale: 1.
+        softmax_scale: what distances, negated, are multiplied by.
         kwargs: `distance`, `reducer`, `embedding_regularizer`, `embedding_reg_weight`.
 
     >>> x, labels = torch.tensor([[1.0, 0], [0.8, 0.6], [0, 1]]), torch.tensor([0, 0, 1])
@@ -597,8 +598,8 @@ class ArcFaceLoss(_Classifier, theirs.ArcFaceLoss):
     Args:
         num_classes: the number of classes.
         embedding_size: the length of a row.
-        margin: 28.6; degrees.
-        scale: 64.
+        margin: what is added to the angle with the own class, in degrees.
+        scale: what cosines are multiplied by, above 0.
         kwargs: `reducer`, `weight_init_func`, `weight_regularizer`, `embedding_regularizer` and
             their weights.
 
@@ -618,8 +619,8 @@ class CosFaceLoss(_Classifier, theirs.CosFaceLoss):
 
     Args:
         args: `num_classes` and `embedding_size`.
-        margin: 0.35; a cosine.
-        scale: 64.
+        margin: what is subtracted from the cosine with the own class.
+        scale: what cosines are multiplied by, above 0.
         kwargs: as those of `ArcFaceLoss`.
 
     >>> loss = CosFaceLoss(3, 3, scale=10)
@@ -638,9 +639,9 @@ class SubCenterArcFaceLoss(_Classifier, theirs.SubCenterArcFaceLoss):
 
     Args:
         args: none: `num_classes` and `embedding_size` go by name, as there.
-        margin: 28.6; degrees.
-        scale: 64.
-        sub_centers: 3; the proxies of a class. `W` is (d, c * sub_centers).
+        margin: what is added to the angle with the own class, in degrees.
+        scale: what cosines are multiplied by, above 0.
+        sub_centers: the number of proxies of a class. `W` is (d, c * sub_centers).
         kwargs: as those of `ArcFaceLoss`.
 
     >>> loss = SubCenterArcFaceLoss(num_classes=2, embedding_size=2, sub_centers=1, scale=10)
@@ -666,7 +667,7 @@ class NormalizedSoftmaxLoss(_Classifier, theirs.NormalizedSoftmaxLoss):
     Args:
         num_classes: the number of classes.
         embedding_size: the length of a row.
-        temperature: 0.05.
+        temperature: what cosines are divided by, above 0.
         kwargs: `distance`, which is `DotProductSimilarity` or `CosineSimilarity`, and those of
             `ArcFaceLoss`.
 
@@ -698,8 +699,8 @@ class ProxyAnchorLoss(AgainstProxies, theirs.ProxyAnchorLoss):
     Args:
         num_classes: the number of classes.
         embedding_size: the length of a row.
-        margin: 0.1.
-        alpha: 32; the scale.
+        margin: a cosine: rows of the class should be above it, others below minus it.
+        alpha: the scale, above 0.
         kwargs: as those of `ArcFaceLoss`.
 
     >>> loss = ProxyAnchorLoss(3, 3)

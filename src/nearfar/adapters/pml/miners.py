@@ -101,7 +101,8 @@ class MultiSimilarityMiner(_Miner, theirs.MultiSimilarityMiner):
     """Theirs, by `nearfar.mine.multi_similarity_pairs`: cosines unless a distance is given.
 
     Args:
-        epsilon: 0.1.
+        epsilon: how much less similar than the least similar positive a negative may be, and how
+            much more similar than the most similar negative a positive.
         kwargs: `distance`.
     """
 
@@ -114,8 +115,8 @@ class PairMarginMiner(_Miner, theirs.PairMarginMiner):
     """Theirs, by `nearfar.mine.violating_pairs`.
 
     Args:
-        pos_margin: 0.2.
-        neg_margin: 0.8.
+        pos_margin: the distance beyond which similar pairs are found.
+        neg_margin: the distance up to which dissimilar ones are.
         kwargs: `distance`.
     """
 
@@ -129,7 +130,7 @@ class HDCMiner(_Miner, theirs.HDCMiner):
     """Theirs, by `nearfar.mine.hard_pairs`; after `set_idx_externally`, among those pairs.
 
     Args:
-        filter_percentage: 0.5; the share of the pairs of each kind.
+        filter_percentage: the share of the pairs of each kind.
         kwargs: `distance`.
     """
 
@@ -161,9 +162,9 @@ class UniformHistogramMiner(_Miner, theirs.UniformHistogramMiner):
     """Theirs, by `nearfar.mine.uniform_pairs`; other random numbers draw.
 
     Args:
-        num_bins: 100.
-        pos_per_bin: 10.
-        neg_per_bin: 10.
+        num_bins: into how many bins the distances are sorted.
+        pos_per_bin: how many similar pairs are drawn of each.
+        neg_per_bin: how many dissimilar ones.
         kwargs: `distance`.
     """
 
@@ -180,7 +181,7 @@ class TripletMarginMiner(_Miner, theirs.TripletMarginMiner):
     """Theirs, by `nearfar.mine.violating_triplets`.
 
     Args:
-        margin: 0.2.
+        margin: triplets whose negative is farther by it are not found, unless they are "easy".
         type_of_triplets: "all", "hard", "semihard" or "easy".
         kwargs: `distance`.
     """
@@ -197,7 +198,7 @@ class AngularMiner(_Miner, theirs.AngularMiner):
     """Theirs, by `nearfar.mine.angular_triplets`, of the rows as they are.
 
     Args:
-        angle: 20; degrees.
+        angle: the angle at the negative, in degrees, above which a triplet is found.
         kwargs: `distance`, which is `LpDistance()`.
     """
 
@@ -218,10 +219,10 @@ class BatchEasyHardMiner(_Miner, theirs.BatchEasyHardMiner):
     each anchor chooses.
 
     Args:
-        pos_strategy: "easy"; or "semihard", "hard", "all".
-        neg_strategy: "semihard"; or "hard", "easy", "all".
-        allowed_pos_range: None; (low, high) distances, or cosines, of the positives chosen from.
-        allowed_neg_range: None; likewise of the negatives.
+        pos_strategy: "easy", "semihard", "hard" or "all".
+        neg_strategy: "semihard", "hard", "easy" or "all".
+        allowed_pos_range: (low, high) distances, or cosines, of the positives chosen from.
+        allowed_neg_range: likewise of the negatives.
         kwargs: `distance`.
     """
 
@@ -296,8 +297,8 @@ class DistanceWeightedMiner(_Miner, theirs.DistanceWeightedMiner):
     """Theirs, by `nearfar.mine.distance_weighted_negatives`; other random numbers draw.
 
     Args:
-        cutoff: 0.5.
-        nonzero_loss_cutoff: 1.4; anchors of which all negatives are this far have no triplets.
+        cutoff: smaller distances are drawn as if they were this large.
+        nonzero_loss_cutoff: anchors of which all negatives are this far have no triplets.
         kwargs: `distance`, which is `LpDistance()`.
     """
 
