@@ -1,5 +1,6 @@
 """How Sphinx builds the documentation: `make docs` runs it, and fails on any warning."""
 
+import inspect
 import re
 from typing import Any
 
@@ -11,6 +12,7 @@ from sphinx.domains.python import PyObject
 from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
+from sphinx.util.inspect import stringify_signature
 from sphinx.util.typing import stringify_annotation
 from torch import nn
 
@@ -135,6 +137,8 @@ def tidy_signature(
         )
         if not obj.__module__.startswith(made_by_hand):
             return "", None
+    if signature == "(*args: Any, **kwargs: Any)":
+        signature = own_signature(obj)
     spelled = {
         "<factory>": "...",
         stringify_annotation(ArrayLike, "smart"): "~nearfar.inputs.ArrayLike",
@@ -143,6 +147,15 @@ def tidy_signature(
     for autodocs, ours in spelled.items():
         signature = signature.replace(autodocs, ours)
     return signature, returns
+
+
+def own_signature(adapter: Any) -> str:
+    """The arguments of a class whose base is mocked; "" where it takes those of its base."""
+    constructor = vars(adapter).get("__init__")
+    if constructor is None:
+        return ""
+    _, *parameters = inspect.signature(constructor).parameters.values()
+    return stringify_signature(inspect.Signature(parameters))
 
 
 def shorten_types(
