@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from math import inf
-from typing import get_args
 
 import torch
 from torch import Tensor
@@ -17,68 +16,18 @@ from nearfar.distance import (
     unit,
 )
 from nearfar.engine.budget import current_limits, tile
-from nearfar.engine.closeness import Closeness, Euclidean, by_distance, sharpen
 from nearfar.engine.meeting import Group, confirmed, over_processes
 from nearfar.engine.processes import Split
 from nearfar.engine.relation import Relation
+from nearfar.engine.search import Ready, as_distance, k_least, refuse_non_finite
 from nearfar.engine.slices import spans
 from nearfar.engine.together import Together, meet_without_gradient
 from nearfar.inputs import ArrayLike, batch, lift
 from nearfar.labels import class_ids, listed_rows, refuse
-from nearfar.mine import Found
+from nearfar.listed import Found
 
 # Copies of a tile, and of the k nearest, held at the same time.
 _BUFFERS = 6
-
-
-@dataclass(frozen=True, eq=False)
-class Ready:
-    """Rows and columns, prepared so that `closeness` orders them like a distance.
-
-    Attributes:
-        rows: (n, d), at unit length for cosine distance.
-        columns: (m, d), the same.
-        closeness: |a - b|^2 where that orders like it, else the distance itself.
-        as_given: the rows and columns before they were scaled to unit length; None if they were
-            not scaled.
-    """
-
-    rows: Tensor
-    columns: Tensor
-    closeness: Closeness
-    as_given: tuple[Tensor, Tensor] | None
-
-    @classmethod
-    def of(
-        cls, rows: Tensor, columns: Tensor, distance: Distance, ends: Tensor | None = None
-    ) -> "Ready":
-        """Prepare them.
-
-        Args:
-            rows: (n, d).
-            columns: (m, d); they may be the rows themselves.
-            distance: by which they are compared.
-            ends: `Space.ends`, if there are more columns than these.
-        """
-        as_given = (rows, columns) if distance == "cosine" else None
-        if distance == "cosine":
-            rows, columns = _at_unit_length(rows, columns)
-        by_squares = distance in get_args(EuclideanDistance)
-        closeness = Euclidean(squared=True) if by_squares else by_distance(distance)
-        if ends is not None:
-            more = rows.shape[1] - ends.shape[1]
-            columns = torch.cat([columns, torch.nn.functional.pad(ends, (0, more))])
-        a, b = closeness.prepare(rows, None if columns is rows else columns)
-        columns = a if b is None else b
-        return cls(a, columns if ends is None else columns[:-2], closeness, as_given)
-
-    def measure(self, rows: slice, columns: slice) -> Tensor:
-        """(r, c) the closeness of some rows to some columns."""
-        values, repaired = self.closeness.measure(self.rows[rows], self.columns[columns])
-        if self.as_given is not None:
-            x, y = self.as_given
-            sharpen(values, repaired, x[rows], y[columns], 2.0)
-        return values
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,10 +83,8 @@ class Space:
         return Ready.of(self.rows, self.columns, self.distance)
 
     def distances(self, measured: Tensor) -> Tensor:
-        """The chosen distance, from what was measured; for unit rows, 1 - cos is |a - b|^2 / 2."""
-        if self.distance == "euclidean":
-            return measured.sqrt()
-        return measured / 2 if self.distance == "cosine" else measured
+        """The chosen distance, from what was measured."""
+        return as_distance(measured, self.distance)
 
 
 def rows_and_columns(x: ArrayLike, reference: ArrayLike | None) -> tuple[Tensor, Tensor]:
@@ -147,11 +94,11 @@ def rows_and_columns(x: ArrayLike, reference: ArrayLike | None) -> tuple[Tensor,
         ValueError: a shape, device or row that is out of range or not finite.
     """
     rows = lift("x", batch("x", x).detach())
-    _refuse_non_finite("x", rows)
+    refuse_non_finite("x", rows)
     if reference is None:
         return rows, rows
     columns = lift("reference", batch("reference", reference, like=rows).detach())
-    _refuse_non_finite("reference", columns)
+    refuse_non_finite("reference", columns)
     common = torch.promote_types(rows.dtype, columns.dtype)
     return rows.to(common), columns.to(common)
 
@@ -211,20 +158,6 @@ def unlabelled(rows: Tensor, columns: Tensor, own: ArrayLike | None) -> Relation
     return Relation(n, m, rows.device, declared=selves, shared="columns")
 
 
-def _at_unit_length(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and columns, scaled such that half of |a - b|^2 is 1 - cos."""
-    a = unit(rows)
-    b = a if columns is rows else unit(columns)
-    no_row, no_column = (~t.any(1, keepdim=True) for t in (a, b))
-    if not (no_row.any() or no_column.any()):
-        return a, b
-    # A zero row is at distance 1 from every other: rows and columns get a coordinate of their own.
-    return (
-        torch.cat([a, no_row.to(a.dtype), torch.zeros_like(a[:, :1])], 1),
-        torch.cat([b, torch.zeros_like(b[:, :1]), no_column.to(b.dtype)], 1),
-    )
-
-
 def measured(where: Space, rows: slice, at_least: int = 0) -> Iterator[tuple[slice, Tensor]]:
     """The closeness of these rows to each block of columns; infinite for hidden columns.
 
@@ -275,26 +208,12 @@ def k_nearest(
     for columns, d in measured(where, rows, at_least=k):
         if also is not None:
             also(columns, d)
-        near, place = _k_least(d, k)
+        near, place = k_least(d, k)
         # Earlier finds have lower indices, so a stable sort keeps ties in order.
         values, kept = torch.cat([values, near], 1).sort(dim=1, stable=True)
         index = torch.cat([index, place + columns.start], 1).gather(1, kept)
         values, index = values[:, :k], index[:, :k]
     return values, index.masked_fill(values == inf, -1)
-
-
-def _k_least(d: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k smallest of each row and their columns; among ties, the lowest columns."""
-    if k >= d.shape[1]:
-        least = d.sort(dim=1, stable=True)
-        return least.values, least.indices
-    found = d.topk(k + 1, largest=False)  # its choice among ties is undefined
-    index = found.indices[:, :k].sort(1).values
-    tied = (found.values[:, k - 1] == found.values[:, k]).nonzero()[:, 0]
-    if len(tied):
-        index[tied] = d[tied].sort(dim=1, stable=True).indices[:, :k].sort(1).values
-    values, order = d.gather(1, index).sort(dim=1, stable=True)
-    return values, index.gather(1, order)
 
 
 @over_processes
@@ -452,12 +371,3 @@ def hidden_columns(
     again = torch.zeros_like(listed, dtype=torch.bool)
     again[:, 1:] = listed[:, 1:] == listed[:, :-1]
     return torch.cat([own[:, None], listed.masked_fill(again, -1)], 1)
-
-
-def _refuse_non_finite(name: str, x: Tensor) -> None:
-    bad = ~x.isfinite().all(1)
-    if bad.any():
-        raise ValueError(
-            f"{name}[{int(bad.nonzero()[0])}] is not finite "
-            f"({int(bad.sum())} of {len(x)} rows are not), so its neighbours are not defined."
-        )

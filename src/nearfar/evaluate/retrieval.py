@@ -25,7 +25,7 @@ from nearfar.evaluate.nearest import (
     space,
 )
 from nearfar.inputs import ArrayLike, tensor
-from nearfar.mine import Found
+from nearfar.listed import Found
 from nearfar.plain import number, plain
 from nearfar.reference import ReferenceLike, check_reference
 from nearfar.tabulate import Table
