@@ -18,7 +18,10 @@ import nearfar
 from nearfar import memory_budget, mine
 from nearfar.engine.budget import tile_shape
 
-MINERS = [getattr(mine, name) for name in mine.__all__ if name.islower()]
+# Those of a batch; tests/test_mine_corpus.py has the one of a corpus.
+MINERS = [
+    getattr(mine, name) for name in mine.__all__ if name.islower() and name != "corpus_negatives"
+]
 
 
 def draw(n: int = 14, seed: int = 0, multi: bool = False) -> tuple[Tensor, Tensor]:

@@ -82,6 +82,13 @@ def as_distance(measured: Tensor, distance: Distance) -> Tensor:
     return measured / 2 if distance == "cosine" else measured
 
 
+def as_measured(distances: Tensor, distance: Distance) -> Tensor:
+    """The reverse of `as_distance`, for bounds: a distance below 0 is nearer than any row."""
+    if distance == "euclidean":
+        return distances.clamp(min=0).square()
+    return 2 * distances if distance == "cosine" else distances
+
+
 def k_least(d: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k smallest of each row and their columns; among ties, the lowest columns."""
     if k >= d.shape[1]:

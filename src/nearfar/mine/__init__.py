@@ -17,6 +17,8 @@ gradient.
 """
 
 from nearfar.listed import Found, FoundPairs
+from nearfar.mine.corpus import corpus_negatives
+from nearfar.mine.mined import CorpusNegatives, LeftOut
 from nearfar.mine.pairs import (
     hard_pairs,
     multi_similarity_pairs,
@@ -32,9 +34,12 @@ from nearfar.mine.triplets import (
 )
 
 __all__ = [
+    "CorpusNegatives",
     "Found",
     "FoundPairs",
+    "LeftOut",
     "angular_triplets",
+    "corpus_negatives",
     "distance_weighted_negatives",
     "easy_hard_triplets",
     "hard_negatives",
