@@ -315,6 +315,20 @@ def test_a_common_offset_of_all_rows_costs_no_digits() -> None:
     torch.testing.assert_close(near.distances, far.distances, rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("distance", ["cosine", "euclidean"])
+def test_copies_in_different_blocks_are_equally_near(distance: Any) -> None:
+    """All blocks are shifted by one centre, else float32 would round their rows differently."""
+    chance = torch.Generator().manual_seed(0)
+    x = 8 + torch.rand(40, 5, generator=chance)
+    corpus = torch.cat([x, x[torch.randperm(40, generator=chance)]])
+    queries = 8 + torch.rand(6, 5, generator=chance)
+    with tile_shape(4, 4):
+        found = corpus_negatives(queries, corpus, [[]] * 6, 80, distance=distance)
+    one, other = found.distances[:, ::2], found.distances[:, 1::2]
+    assert torch.equal(one, other)
+    assert (found.indices[:, ::2] < 40).all()
+
+
 def test_a_row_of_zeros_is_at_distance_1_from_all() -> None:
     queries, corpus = draw()
     queries[2], corpus[[4, 9]] = 0, 0
