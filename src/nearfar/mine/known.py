@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -80,9 +80,7 @@ def listed_positives(positives: Positives, queries: Tensor) -> Tensor:
     """
     n = len(queries)
     if isinstance(positives, list | tuple) and any(hasattr(each, "__len__") for each in positives):
-        lists = [list(each) for each in positives]
-        filled = list(zip_longest(*lists, fillvalue=-1))
-        known = tensor("positives", filled).T if filled else torch.full((len(lists), 1), -1)
+        known = _padded(positives)
     else:
         known = tensor("positives", positives)  # type: ignore[arg-type]
     known = _whole("positives", known)
@@ -93,6 +91,18 @@ def listed_positives(positives: Positives, queries: Tensor) -> Tensor:
             f"several, -1 for none; got {tuple(known.shape)}."
         )
     return _each_once(known.to(queries.device))
+
+
+def _padded(lists: Sequence[Sequence[int]]) -> Tensor:
+    """(n, p) the lists, filled with -1 at the end."""
+    lengths = np.array([len(each) for each in lists])
+    flat = [np.asarray(each) for each in lists if len(each)]
+    if not flat:
+        return torch.full((len(lists), 1), -1)
+    listed = _whole("positives", tensor("positives", np.concatenate(flat)))
+    known = torch.full((len(lists), int(lengths.max())), -1)
+    known[torch.from_numpy(np.arange(known.shape[1]) < lengths[:, None])] = listed.cpu()
+    return known
 
 
 def _each_once(listed: Tensor) -> Tensor:
