@@ -366,7 +366,7 @@ def test_nothing_to_find() -> None:
     queries, corpus = draw()
     none = corpus_negatives(queries, corpus[:0], [[]] * 7, 3, ids=[])
     assert (none.indices == -1).all()
-    assert "7 have fewer" in str(none)
+    assert "3 negatives each, fewer for 7" in str(none)
     empty = corpus_negatives(queries[:0], corpus, [], 3)
     assert empty.indices.shape == (0, 3)
     assert str(empty).startswith("0 queries against 60 rows")

@@ -191,6 +191,56 @@ def embed(
     typer.echo(f"wrote {out}: x ({wrote.n} x {wrote.d} embeddings), {identities}names")
 
 
+@command(
+    "mine queries.npz corpus.npz --k 5 --margin 0.05 --out negatives.parquet",
+    "mine items.npz items.npz --relative-margin 0.05 --pairs --out pairs.parquet",
+)
+def mine(
+    queries: Annotated[
+        Path,
+        argument(
+            "QUERIES",
+            "An .npz with embeddings x, and the rows of CORPUS that are positive, or identities y.",
+        ),
+    ],
+    corpus: Annotated[
+        Path,
+        argument("CORPUS", "An .npz with x, and y if that of QUERIES is used; or a large .npy."),
+    ],
+    out: Annotated[Path, option("The .parquet file to write.", "--out", metavar="FILE")],
+    k: Annotated[int, option("Negatives of each query.", min=1)] = 5,
+    margin: Annotated[
+        float | None, option("How much farther than the farthest positive negatives must be.")
+    ] = None,
+    relative_margin: Annotated[
+        float | None, option("The same, as a share of the positive's cosine.", min=0)
+    ] = None,
+    skip: Annotated[int, option("Leave out this many of the nearest.", min=0)] = 0,
+    distance: Annotated[
+        str, option("cosine, euclidean, sqeuclidean, snr or manhattan.")
+    ] = "cosine",
+    pairs: Annotated[bool, option("Write pairs a, b, label, as train reads them.", "--pairs")] = (
+        False
+    ),
+    as_json: AsJson = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write hard negatives of QUERIES in CORPUS: rows of anchor, positive, negative_1, ...
+
+    If it is stopped, the same command goes on from there.
+    """
+    from nearfar.app.mine import mine_file
+
+    how = {"margin": margin, "relative_margin": relative_margin, "skip": skip, "distance": distance}
+    progress = console(as_json).print
+    show(
+        mine_file(
+            queries, corpus, out, k=k, how=how, pairs=pairs, overwrite=overwrite, progress=progress
+        ),
+        as_json,
+    )
+
+
 @command("doctor runs/photos", "doctor embeddings.npz --json")
 def doctor(
     path: Annotated[Path, argument("RUN|EMBEDDINGS", "A run, or an .npz with x and, if known, y.")],

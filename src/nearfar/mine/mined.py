@@ -28,6 +28,13 @@ class LeftOut:
     too_near: int
     skipped: int
 
+    def table(self) -> Table:
+        """The counts."""
+        names = [name.replace("_", " ") for name in vars(self)]
+        return Table(
+            ("left out", "pairs"), list(zip(names, map(str, vars(self).values()), strict=True))
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class CorpusNegatives:
@@ -55,12 +62,6 @@ class CorpusNegatives:
     def n_short(self) -> int:
         """How many queries have fewer than k negatives."""
         return int((self.indices < 0).any(1).sum())
-
-    def table(self) -> Table:
-        """How many pairs were left out, and why."""
-        names = [name.replace("_", " ") for name in vars(self.left_out)]
-        counts = map(str, vars(self.left_out).values())
-        return Table(("left out", "pairs"), list(zip(names, counts, strict=True)))
 
     def examples(
         self,
@@ -117,13 +118,13 @@ class CorpusNegatives:
         n, k = self.indices.shape
         title = f"{n} queries against {self.n_corpus} rows, {k} negatives each"
         if self.n_short:
-            title += f"; {self.n_short} have fewer"
+            title += f", fewer for {self.n_short}"
         positive, negative = (number(m if m == m else None) for m in self._means().values())
         means = (
             f"mean {self.distance} distance: {positive} to the farthest positive, "
             f"{negative} to the nearest negative"
         )
-        return f"{title}\n{means}\n{self.table().plain()}"
+        return f"{title}\n{means}\n{self.left_out.table().plain()}"
 
 
 def _shown(names: Sequence[object] | None, index: int) -> str:
