@@ -306,7 +306,11 @@ class _Search:
 def _merge(values: Tensor, index: Tensor, at: Tensor, d: Tensor, first: int) -> None:
     """Put the smallest of `d` among those kept for the rows `at`; ties keep the lowest column."""
     k = values.shape[1]
-    near, place = k_least(d, k)
+    (some,) = (d.amin(1) < values[at, -1]).nonzero(as_tuple=True)
+    if not len(some):
+        return
+    at = at[some]
+    near, place = k_least(d[some], k)
     # Earlier finds have lower indices, so a stable sort keeps ties in order.
     both, order = torch.cat([values[at], near], 1).sort(dim=1, stable=True)
     values[at] = both[:, :k]
