@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterator
+from importlib.util import find_spec
 from math import inf, isnan
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 from allocations import Allocations
 from conftest import near_duplicates
+from guides import check_code
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from retrieval_oracle import distances as all_distances
@@ -394,6 +396,13 @@ def test_what_is_documented() -> None:
         assert f"\n    {name}: " in doc
     for part in ("Args:", "Returns:", "Raises:", ">>> ", "Sources: "):
         assert part in doc
+
+
+def test_the_guide(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # it writes a corpus
+    check_code("docs/mining.md", capsys, without="" if find_spec("datasets") else "datasets")
 
 
 X = np.ones((4, 3))
