@@ -435,7 +435,7 @@ ERRORS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("wrong", "message"), ERRORS, ids=lambda part: str(part)[:40])
+@pytest.mark.parametrize(("wrong", "message"), ERRORS, ids=["-".join(wrong) for wrong, _ in ERRORS])
 def test_errors_teach(wrong: dict[str, Any], message: str) -> None:
     given = {"queries": X, "corpus": X, "positives": [0, 1, 2, 3], **wrong}
     with pytest.raises((TypeError, ValueError), match=message):
