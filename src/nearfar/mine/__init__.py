@@ -5,7 +5,10 @@ Rows and pairs that are found are what the losses take as `pairs`, and triplets 
 
 Most miners take the Euclidean distance of the rows as they are, unless `normalize=True` or
 distance="cosine" is passed. Losses of similarities compare cosines: for them, pass one of the two.
-(`multi_similarity_pairs` takes cosines, and `distance_weighted_negatives` rows of length 1.)
+(`multi_similarity_pairs` and `corpus_negatives` take cosines, and `distance_weighted_negatives`
+rows of length 1.)
+
+`corpus_negatives` searches a corpus of any size; the others compare the rows of a batch.
 
 With `group=`, each process finds rows, pairs or triplets of its own anchors among the rows of all,
 as a loss with the same `group` takes them: anchors count the rows of this process, other rows those
