@@ -80,6 +80,13 @@ def of_rows(function: Callable[..., Any], labels: str | None = "labels", **how: 
     return case
 
 
+def reliable(some: Share, group: dict[str, Any]) -> Any:
+    data = drawn()
+    fitted = ev.PlattProbability(slope=-2.0, intercept=0.5, share=0.4, prior=0.5)
+    known = {"groups": some(data["identities"]), "average": "identities"}
+    return ev.reliability(some(data["scores"]), some(data["similar"]), fitted, **known, **group)
+
+
 def every_pair(some: Share, group: dict[str, Any], **how: Any) -> Any:
     data = drawn()
     camera = some(data["camera"])
@@ -134,6 +141,8 @@ CASES: dict[str, Case] = {
     ),
     "at_threshold": of_pairs(ev.at_threshold, -0.3, groups=True),
     "isotonic": of_pairs(ev.isotonic_probability),
+    "platt-identities": of_pairs(ev.platt_probability, groups=True, average="identities"),
+    "reliability": reliable,
     "every_pair": every_pair,
     "many_pairs": many_pairs,
     "tied": tied,

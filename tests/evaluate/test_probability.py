@@ -94,9 +94,47 @@ def test_platt_minimises_its_own_loss():
     assert (found.slope, found.intercept) == pytest.approx(tuple(best.x), abs=1e-3)
 
 
+@BOTH
+@pytest.mark.parametrize("share", [0.5, 0.1])
+def test_the_likelihood_ratio_depends_on_no_share(fit, share):
+    d, same = draw(40_000, share)
+    at = np.linspace(0, 1.5, 4)
+    true = np.exp((at - 2) ** 2 / 2 - at**2 / 2)
+    for prior in (None, 0.01):
+        found = fit(d, same, higher_is_closer=False, prior=prior).likelihood_ratio(at)
+        np.testing.assert_allclose(found, true, rtol=0.3)
+
+
+def test_no_ratio_is_larger_than_so_many_pairs_can_show():
+    """Told apart without error: it could be chance once in as many pairs as there are."""
+    d = np.concatenate([np.linspace(0, 1, 50), np.linspace(2, 3, 200)])
+    found = platt_probability(d, d < 1.5, higher_is_closer=False)
+    assert found.limits == pytest.approx((200 / 201 / 50, 51 * 200 / 50))
+    assert found.likelihood_ratio([-50.0, 50.0]).tolist() == pytest.approx(found.limits[::-1])
+    assert found([50.0]).item() == pytest.approx(1 / 202)
+    assert found([-50.0]).item() == pytest.approx(51 / 52)
+
+
+@BOTH
+def test_an_identity_with_many_pairs_counts_once(fit):
+    d, same = draw(200)
+    groups = np.stack([np.arange(200), np.arange(200) + 1000 * ~same], 1)
+    how = {"higher_is_closer": False, "average": "identities"}
+    once = fit(d, same, groups=groups, **how)
+    again = np.append(np.arange(200), [7] * 50)  # 50 more pairs of the same two, equally far apart
+    often = fit(d[again], same[again], groups=groups[again], **how)
+    assert once.as_dict() == fit(d, same, higher_is_closer=False).as_dict()
+    at = np.linspace(-1, 3, 9)
+    assert torch.allclose(often(at), once(at), atol=1e-6)
+    assert often.share == pytest.approx(once.share)
+    assert not torch.allclose(fit(d[again], same[again], higher_is_closer=False)(at), once(at))
+
+
 def test_errors_teach():
     d, same = draw(200)
     with pytest.raises(ValueError, match="farther apart than dissimilar"):
         platt_probability(d, same, higher_is_closer=True)
     with pytest.raises(ValueError, match="prior must be"):
         isotonic_probability(d, same, higher_is_closer=False, prior=1.0)
+    with pytest.raises(TypeError, match="needs groups"):
+        platt_probability(d, same, higher_is_closer=False, average="identities")

@@ -16,6 +16,7 @@ from nearfar.evaluate.probability import (
     platt_probability,
     probability_from,
 )
+from nearfar.evaluate.reliability import Reliability, ReliabilityBin, reliability
 from nearfar.evaluate.retrieval import Figures, Retrieval, retrieval, retrieval_of
 from nearfar.evaluate.shape import Shape, shape
 from nearfar.evaluate.threshold import AtThreshold, DecisionIntervals, at_threshold, fit_threshold
@@ -35,6 +36,8 @@ __all__ = [
     "Neighbours",
     "Pair",
     "PlattProbability",
+    "Reliability",
+    "ReliabilityBin",
     "Retrieval",
     "Shape",
     "Suspect",
@@ -48,6 +51,7 @@ __all__ = [
     "neighbours",
     "platt_probability",
     "probability_from",
+    "reliability",
     "retrieval",
     "retrieval_of",
     "sample_pairs",

@@ -18,6 +18,8 @@ from nearfar.engine.slices import spans
 from nearfar.engine.together import meet_without_gradient
 from nearfar.evaluate.intervals import check_draws
 from nearfar.evaluate.pairs import sample_pairs
+from nearfar.evaluate.probability import PlattProbability, platt_of
+from nearfar.evaluate.reliability import BINS, Probability, Reliability, Sums, reliability_of
 from nearfar.evaluate.scores import Floats, Integers
 from nearfar.evaluate.tally import ByIdentity, Tally, bin_ends, counted
 from nearfar.evaluate.threshold import (
@@ -168,6 +170,38 @@ class EveryPair:
         if not 0 <= place < len(order):
             return None
         return float(np.nextafter(distance[order[place]], -np.inf))
+
+    def fit_probability(self, *, prior: float = 0.5) -> PlattProbability:
+        """The probability of "same" over the distance; see `platt_probability`.
+
+        If similar pairs are farther apart than dissimilar ones, it is the prior at any distance.
+        Distances of dissimilar pairs are rounded up to the next step of the curve.
+        """
+        return platt_of(self._tally, prior)
+
+    def reliability(
+        self,
+        probability: Probability,
+        *,
+        level: float = 0.95,
+        resamples: int = 1000,
+        seed: int = 0,
+    ) -> Reliability:
+        """Whether a probability that was fitted on other identities holds on these pairs."""
+        check_draws(level, resamples)
+        sums, bins = Sums(probability), _Bins(np.arange(BINS), BINS, self.n_identities)
+        similar, own = self._of_similar()
+        weight = self._weight(own, own)
+        bins.add(1, sums.add(1, similar, weight), own, weight)
+        for part in self._dissimilar():
+            a, b = self._identities(part)
+            weight = self._weight(a, b)
+            step = sums.add(0, part.distance, weight)
+            bins.add(0, step, a, weight)
+            bins.add(0, step, b, weight)
+        far, near = sums.weight
+        tally = self._counted(np.arange(BINS, dtype=np.float64), near, far, bins)
+        return reliability_of(sums, tally, level=level, resamples=resamples, seed=seed)
 
     def hardest(self, n: int) -> tuple[list[FarPair], list[FarPair]]:
         """The n closest dissimilar and the n farthest similar pairs, hardest first."""

@@ -84,10 +84,10 @@ def tally_at(
     distances: Floats, step: Integers, similar: Bools, groups: Integers | None, average: Average
 ) -> Tally:
     """Count pairs whose steps are known: (n,) places in `distances`."""
-    weight = np.ones(len(step))
+    weight = weights_of(groups, similar, average)
     n_trials = int((~similar).sum())
-    if groups is not None and average == "identities":
-        weight, n_trials = _weights_by_identity(groups, similar)
+    if average == "identities":  # the pairs of two identities weigh 1 together
+        n_trials = round(weight[~similar].sum())
     n = len(distances)
     near = counted(step[similar], n, weight[similar])
     far = counted(step[~similar], n, weight[~similar])
@@ -122,14 +122,20 @@ def counted(places: Integers, n: int, weight: Floats | None = None) -> Floats:
     return np.bincount(places, weight, minlength=n).astype(np.float64)
 
 
-def _weights_by_identity(groups: Integers, similar: Bools) -> tuple[Floats, int]:
-    """(n,) weights that sum to 1 per identity and per two; the number of pairs of identities."""
+def weights_of(groups: Integers | None, similar: Bools, average: Average) -> Floats:
+    """(n,) 1 for each pair; or weights that sum to 1 per identity and per two identities.
+
+    >>> groups = np.array([[0, 0], [0, 1], [1, 0]])
+    >>> weights_of(groups, np.array([True, False, False]), "identities")
+    array([1. , 0.5, 0.5])
+    """
+    if groups is None or average == "pairs":
+        return np.ones(len(similar))
     low, high = groups.min(1), groups.max(1)
     cell = (low * (int(groups.max()) + 1) + high) * 2 + similar
-    _, first, which, counts = np.unique(
-        cell, return_index=True, return_inverse=True, return_counts=True
-    )
-    return 1 / counts[which], int((~similar[first]).sum())
+    _, which, counts = np.unique(cell, return_inverse=True, return_counts=True)
+    found: Floats = 1 / counts[which]
+    return found
 
 
 def _by_identity(
