@@ -307,7 +307,7 @@ def test_dashes_are_explained_where_there_are_any():
         pairs = GivenPairs(identities, identities, similar, apart)
         sample = Sample(nothing, nothing, nothing, nothing)
         test = MeasuredPairs(pairs, pairs, "cosine", n_identities, 0, nothing, nothing, sample)
-        return compare(test, Thresholds(0.9, 0.9, 0.01, "cosine"))
+        return compare(test, Thresholds(0.9, 0.9, 0.01, "cosine"), None)
 
     def without_rare_rates(of: Comparison) -> Comparison:
         told = {far: tar for far, tar in of.learned.tar_at_far.items() if tar is not None}

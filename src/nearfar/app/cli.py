@@ -15,6 +15,7 @@ from nearfar.app.text import printable
 from nearfar.app.train.names import SWEPT
 
 INTERRUPTED = 130
+VALUED = ("--prior",)  # options of verify that are followed by a value
 LIST_OPTIONS = tuple(f"--{name}" for name in SWEPT)
 APP_LIBRARIES = (
     "altair",
@@ -111,12 +112,17 @@ def _items_after_options(given: list[str]) -> list[str]:
 
     >>> _items_after_options(["verify", "RUN", "-1 2", "0 2", "--json"])
     ['verify', '--json', '--', 'RUN', '-1 2', '0 2']
+    >>> _items_after_options(["verify", "RUN", "--prior", "0.1", "-1 2", "0 2"])
+    ['verify', '--prior', '0.1', '--', 'RUN', '-1 2', '0 2']
     """
     command, *words = given
     if "--" in words:
         return given
-    options = [word for word in words if word.startswith("--")]
-    items = [word for word in words if not word.startswith("--")]
+    options: list[str] = []
+    items: list[str] = []
+    for before, word in zip(["", *words], words, strict=False):
+        of_option = word.startswith("--") or before in VALUED
+        (options if of_option else items).append(word)
     return [command, *options, "--", *items]
 
 

@@ -48,6 +48,10 @@ DATA = argument(
 )
 RunFolder = Annotated[Path, argument("RUN", "A run folder written by train.")]
 AsJson = Annotated[bool, option("Print JSON.", "--json")]
+Prior = Annotated[
+    float | None,
+    option("Share of same pairs among all that you compare; gives a probability.", "--prior"),
+]
 Overwrite = Annotated[bool, option("Replace --out if it exists.", "--overwrite")]
 
 
@@ -159,18 +163,23 @@ def evaluate(
 @command(
     "verify runs/photos a.jpg b.jpg",
     "verify runs/demo glyphs:0 glyphs:1",
+    "verify runs/photos a.jpg b.jpg --prior 0.01",
     'verify runs/vectors "0.1 0.2 0.3" "0.3 0.2 0.1" && echo same',
 )
 def verify(
     run: RunFolder,
     a: Annotated[str, argument("A", "An image, a vector as text or .npy, or DATA:row.")],
     b: Annotated[str, argument("B", "The second item, in the same forms.")],
+    prior: Prior = None,
     as_json: AsJson = False,
 ) -> None:
     """Decide whether A and B are the same. Exit status 0 if they are, 1 if not, 2 on an error."""
+    if prior is not None and not 1e-12 <= prior <= 1 - 1e-12:  # also refuses NaN
+        raise InputError(f"--prior must be a share of same pairs between 0 and 1, got {prior:g}.")
+
     from nearfar.app.train.use import verify_items
 
-    show(found := verify_items(run, a, b), as_json)
+    show(found := verify_items(run, a, b, prior), as_json)
     raise typer.Exit(0 if found.same else 1)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nearfar.app.train.measure import MeasuredPairs, RawDistance
-from nearfar.evaluate import AtThreshold, Verification
+from nearfar.evaluate import AtThreshold, PlattProbability, Reliability, Verification
 from nearfar.evaluate.intervals import FEWEST_IDENTITIES
 from nearfar.evaluate.verification import ERRORS_NEEDED
 from nearfar.plain import number
@@ -41,6 +41,8 @@ class Comparison:
         raw_at: figures of the raw input at its fitted threshold.
         fitted_far: the false-accept rate at which both thresholds were fitted.
         raw_distance: the distance by which the raw input is compared.
+        reliability: whether the probability of "same" holds, for equally many same and different
+            pairs; None if the run has none.
     """
 
     n_identities: int
@@ -50,6 +52,7 @@ class Comparison:
     raw_at: AtThreshold
     fitted_far: float
     raw_distance: RawDistance
+    reliability: Reliability | None
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -61,6 +64,7 @@ class Comparison:
             "fitted_far": self.fitted_far,
             "learned": _figures(self.learned, self.learned_at),
             "raw": {"distance": self.raw_distance, **_figures(self.raw, self.raw_at)},
+            "reliability": self.reliability and self.reliability.as_dict(),
         }
 
     def render(self) -> list[str | Table]:
@@ -70,7 +74,18 @@ class Comparison:
             f"pairs of {self.n_identities:,} identities; "
             f"threshold {self.learned_at.threshold:.4f}, fitted at FAR {self.fitted_far:.3g}"
         )
-        return [pairs, table(self), *filter(None, [dashes(self)])]
+        return [pairs, table(self), *filter(None, [dashes(self), self._probability()])]
+
+    def _probability(self) -> str:
+        """How well the probability of "same" holds; empty if the run has none."""
+        found = self.reliability
+        if found is None:
+            return ""
+        return (
+            f'\nprobability of "same", if half of the pairs are: calibration error '
+            f"{found.calibration_error:.4f}, log loss {found.log_loss:.4f} bits (saying nothing "
+            "costs 1)"
+        )
 
 
 def fit(calibration: MeasuredPairs, far: float) -> Thresholds:
@@ -79,7 +94,9 @@ def fit(calibration: MeasuredPairs, far: float) -> Thresholds:
     return Thresholds(learned, raw, far, calibration.raw_distance)
 
 
-def compare(test: MeasuredPairs, thresholds: Thresholds) -> Comparison:
+def compare(
+    test: MeasuredPairs, thresholds: Thresholds, probability: PlattProbability | None
+) -> Comparison:
     """All figures of both distances, with intervals if there are enough identities."""
     return Comparison(
         test.n_identities,
@@ -89,6 +106,7 @@ def compare(test: MeasuredPairs, thresholds: Thresholds) -> Comparison:
         test.raw.at_threshold(thresholds.raw),
         thresholds.far,
         thresholds.raw_distance,
+        None if probability is None else test.learned.reliability(probability),
     )
 
 

@@ -107,6 +107,7 @@ def train(
         measure_on = partial(measure, embedder, data, distance=distance, seed=config.seed)
         calibration = measure_on(split.calibration, raw_distance=None)
         thresholds = fit(calibration, config.far)
+        probability = calibration.learned.fit_probability()
         chosen_by = calibration.learned.verification()
         n_trials = chosen_by.n_trials
         say(f"  {_threshold_in_words(thresholds.learned, config.far, n_trials)}")
@@ -114,12 +115,12 @@ def train(
         say(f"measuring on {len(split.test)} test identities, never seen before")
         test = measure_on(split.test, raw_distance=thresholds.raw_distance)
         say(f"  {_pairs_in_words(test)}")
-        found = compare(test, thresholds)
+        found = compare(test, thresholds, probability)
         ended = outcome(items_of(data), test, found)
         diagnosis = checkup.end(ended, found.as_dict(), n_trials)
         calibrated = {"auc": chosen_by.auc, "eer": chosen_by.eer, "n_identity_pairs": n_trials}
         summary = _summary(data, split, last, calibrated, found, diagnosis)
-        write_run(folder, config, embedder, thresholds, summary)
+        write_run(folder, config, embedder, thresholds, probability, summary)
         write_record(folder, Record(course, ended), _learned_from(items_of(data), split))
     if not diagnosis.healthy:
         say(f"what it means, and what to try: nearfar doctor {out}")

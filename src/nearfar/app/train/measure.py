@@ -16,14 +16,18 @@ from nearfar.engine.slices import spans
 from nearfar.evaluate import (
     AtThreshold,
     FarPair,
+    PlattProbability,
+    Reliability,
     Verification,
     at_threshold,
     every_pair,
     fit_threshold,
+    reliability,
     sample_pairs,
     verification,
 )
 from nearfar.evaluate.every_pair import MOST_ITEMS, within_bounds
+from nearfar.evaluate.probability import platt_of, tally_of_scores
 
 SAMPLE = 8000  # pairs kept for the report and for choosing the raw distance
 CHUNK = 512  # items or pairs processed at a time
@@ -44,6 +48,8 @@ class LabelledPairs(Protocol):
     def verification(self) -> Verification: ...
     def at_threshold(self, threshold: float) -> AtThreshold: ...
     def fit_threshold(self, *, far: float) -> float: ...
+    def fit_probability(self) -> PlattProbability: ...
+    def reliability(self, probability: PlattProbability) -> Reliability: ...
     def hardest(self, n: int) -> tuple[list[FarPair], list[FarPair]]: ...
 
 
@@ -96,6 +102,21 @@ class GivenPairs:
             self.similar,
             higher_is_closer=False,
             far=far,
+            groups=self.identities,
+            average="identities",
+        )
+
+    def fit_probability(self) -> PlattProbability:
+        tally = tally_of_scores(
+            self.distance, self.similar, False, self.identities, "identities", None
+        )
+        return platt_of(tally, prior=0.5)
+
+    def reliability(self, probability: PlattProbability) -> Reliability:
+        return reliability(
+            self.distance,
+            self.similar,
+            probability,
             groups=self.identities,
             average="identities",
         )

@@ -25,6 +25,7 @@ from nearfar.app.train.summary import FITTED, misfit
 from nearfar.app.train.summary import METRICS as METRICS_FORM
 from nearfar.app.train.summary import SUMMARY as SUMMARY_FORM
 from nearfar.distance import Distance
+from nearfar.evaluate import PlattProbability
 
 CONFIG, MODEL, THRESHOLD = "config.toml", "model.safetensors", "threshold.json"
 METRICS, SUMMARY = "metrics.jsonl", "summary.json"
@@ -45,6 +46,7 @@ class Run:
         embedder: the network, in evaluation mode, on the CPU.
         distance: the distance by which embeddings are compared.
         thresholds: the largest distances at which two items count as the same.
+        probability: of "same", over the distance; None if the run is older than that.
         summary: the summary that training wrote.
     """
 
@@ -53,6 +55,7 @@ class Run:
     embedder: Embedder
     distance: Distance
     thresholds: Thresholds
+    probability: PlattProbability | None
     summary: Mapping[str, Any]
 
 
@@ -64,6 +67,7 @@ class Results:
     config: TrainConfig
     distance: Distance
     thresholds: Thresholds
+    probability: PlattProbability | None
     summary: Mapping[str, Any]
 
 
@@ -142,6 +146,7 @@ def write_run(
     config: TrainConfig,
     embedder: Embedder,
     thresholds: Thresholds,
+    probability: PlattProbability,
     summary: Mapping[str, Any],
 ) -> None:
     """Write all files of a run except the metrics, which training writes as it goes."""
@@ -163,6 +168,7 @@ def write_run(
             "far": thresholds.far,
             "raw_threshold": thresholds.raw,
             "raw_distance": thresholds.raw_distance,
+            "probability": probability.as_dict(),
         },
     )
     _write_json(folder / SUMMARY, {"format": FORMAT, **summary})
@@ -176,7 +182,7 @@ def read_run(path: Path) -> Run:
     """
     found = read_results(path)
     embedder = _read_model(path / MODEL, found.config)
-    return Run(path, found.config, embedder, found.distance, found.thresholds, found.summary)
+    return Run(embedder=embedder, **vars(found))
 
 
 def read_results(path: Path) -> Results:
@@ -216,7 +222,8 @@ def read_results(path: Path) -> Results:
             f"{path / THRESHOLD} is damaged: its raw_distance is {thresholds.raw_distance!r}. "
             "Train again."
         )
-    return Results(path, config, distance, thresholds, summary)
+    probability = _probability(path / THRESHOLD, threshold.get("probability"))
+    return Results(path, config, distance, thresholds, probability, summary)
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
@@ -236,6 +243,17 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
         if wrong := misfit(line, METRICS_FORM):
             raise InputError(f"{path / METRICS} is damaged: line {number}: {wrong}. Train again.")
     return found
+
+
+def _probability(path: Path, held: Mapping[str, float] | None) -> PlattProbability | None:
+    if held is None:  # for runs before 0.3
+        return None
+    names = ("slope", "intercept", "share", "prior", "low", "high")
+    found = {name: held[name] for name in names}
+    ends = (1e-12, found["low"], found["share"], found["high"], 1 - 1e-12)
+    if list(ends) != sorted(set(ends)) or not 1e-12 <= found["prior"] <= 1 - 1e-12:
+        raise InputError(f"{path} is damaged: its probability is out of range. Train again.")
+    return PlattProbability(**found)
 
 
 def _read_model(path: Path, config: TrainConfig) -> Embedder:

@@ -17,6 +17,16 @@ _FIGURES = {
     "intervals?": {"level": RATE, "auc": _SPAN, "eer": _SPAN, "tar_at_far": {ANY_RATE: _SPAN}},
     "at_threshold": {"far": RATE, "tar": RATE, "intervals?": {"far": _SPAN, "tar": _SPAN}},
 }
+_BIN = {
+    "least": NUMBER,
+    "most?": NUMBER,
+    "n_similar": WHOLE,
+    "n_dissimilar": WHOLE,
+    "share": RATE,
+    "claimed": RATE,
+    "seen": RATE,
+    "interval?": _SPAN,
+}
 SUMMARY: Mapping[str, Any] = {
     "versions": {},
     "data": {"sha256": TEXT},
@@ -30,6 +40,13 @@ SUMMARY: Mapping[str, Any] = {
         "fitted_far": RATE,
         "learned": _FIGURES,
         "raw": {"distance?": TEXT, **_FIGURES},
+        "reliability?": {
+            "prior": RATE,
+            "calibration_error": RATE,
+            "log_loss": NUMBER,
+            "log_loss_of_prior": NUMBER,
+            "bins": [_BIN],
+        },
     },
     "findings?": [{"name": TEXT, "seen": TEXT, "means": TEXT, "advice": TEXT, "step?": WHOLE}],
     "not_asked?": {ANY_KEY: [TEXT]},
@@ -40,6 +57,14 @@ FITTED: Mapping[str, Any] = {
     "raw_threshold": NUMBER,
     "far": RATE,
     "raw_distance?": TEXT,
+    "probability?": {
+        "slope": NUMBER,
+        "intercept": NUMBER,
+        "share": RATE,
+        "prior": RATE,
+        "low": RATE,
+        "high": RATE,
+    },
 }
 METRICS: Mapping[str, Any] = {"step": WHOLE, "loss": NUMBER, ANY_KEY: NUMBER}
 

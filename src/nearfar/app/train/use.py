@@ -1,8 +1,8 @@
 """Use a trained run: measure it, compare two items, embed data."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from math import isfinite
+from dataclasses import asdict, dataclass, replace
+from math import isclose, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,11 @@ class Decision:
         threshold: the threshold of the run.
         far: the false-accept rate at which the threshold was fitted.
         measure: the name of the distance.
+        likelihood_ratio: how many times as likely such a distance is for same pairs as for
+            different ones; None if the run is older than that.
+        at_limit: whether it would be further from 1 if there were more calibration identities.
+        prior: the share of same pairs that the user expects; None: not told.
+        probability: of "same" at that prior.
     """
 
     same: bool
@@ -39,6 +44,10 @@ class Decision:
     threshold: float
     far: float
     measure: Distance
+    likelihood_ratio: float | None
+    at_limit: bool
+    prior: float | None
+    probability: float | None
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -49,13 +58,43 @@ class Decision:
         return [
             f"{'same' if self.same else 'different'}: {self.measure} distance {self.distance:.4f} "
             f"{'<=' if self.same else '>'} threshold {self.threshold:.4f}, fitted to accept "
-            f"{self.far:.3g} of different pairs"
+            f"{self.far:.3g} of different pairs",
+            *filter(None, [self._evidence(), self._belief()]),
         ]
 
+    def _evidence(self) -> str:
+        ratio = self.likelihood_ratio
+        if ratio is None:
+            return "no likelihood ratio: the run was trained by an older nearfar; train again"
+        one, other = ("same", "different") if ratio >= 1 else ("different", "same")
+        times = max(ratio, 1 / ratio)
+        shown = f"{times:,.0f}" if times >= 10 else f"{times:.2g}"
+        return (
+            f"such a distance is {'at least ' * self.at_limit}{shown} times as likely for {one} "
+            f"pairs as for {other} ones"
+        )
 
-def verify_items(path: Path, a: str, b: str) -> Decision:
-    """Compare the items at two addresses; see `address.read_item`."""
+    def _belief(self) -> str:
+        if self.prior is None:
+            return ""
+        return (
+            f'probability of "same": {self.probability:.4g}, if {self.prior:.3g} of the pairs you '
+            "compare are the same"
+        )
+
+
+def verify_items(path: Path, a: str, b: str, prior: float | None) -> Decision:
+    """Compare the items at two addresses; see `address.read_item`.
+
+    Args:
+        path: the run folder.
+        a: the address of one item.
+        b: that of the other.
+        prior: the share of same pairs; None: no probability is given.
+    """
     run = read_run(path)
+    if prior is not None and run.probability is None:
+        raise InputError(f"--prior needs a probability. {_without_probability(path)}")
     items = [read_item(address, run.embedder.input_shape) for address in (a, b)]
     x1, x2 = (embed(run.embedder, item) for item in items)
     distance = float(between_rows(x1, x2, run.distance))
@@ -65,7 +104,23 @@ def verify_items(path: Path, a: str, b: str) -> Decision:
             "numbers; or train again."
         )
     threshold = run.thresholds.learned
-    return Decision(distance <= threshold, distance, threshold, run.thresholds.far, run.distance)
+    ratio, at_limit, probability = None, False, None
+    if run.probability is not None:
+        ratio = run.probability.likelihood_ratio([distance]).item()
+        at_limit = any(isclose(ratio, limit) for limit in run.probability.limits)
+        if prior is not None:
+            probability = replace(run.probability, prior=prior)([distance]).item()
+    return Decision(
+        distance <= threshold,
+        distance,
+        threshold,
+        run.thresholds.far,
+        run.distance,
+        ratio,
+        at_limit,
+        prior,
+        probability,
+    )
 
 
 def evaluate_run(
@@ -93,7 +148,7 @@ def evaluate_run(
         raise InputError("--identity-depth is for a folder given as DATA; the run has its own.")
     if source is None:
         data = _own_data(run)
-        return _measure(run, data, _tested(run, data)), []
+        return _measure(run, data, _tested(run, data)), _notes_of(run)
     data = read_data(
         source,
         similar_label=similar_label,
@@ -103,7 +158,7 @@ def evaluate_run(
     _refuse_unmeasurable(source, data)
     found = _measure(run, data, torch.arange(len(items_of(data).identities)))
     notes = [*items_of(data).notes, doubtful(data) if isinstance(data, Pairs) else ""]
-    return found, [*filter(None, notes), *_optimism_notes(run, source, data)]
+    return found, [*filter(None, notes), *_notes_of(run), *_optimism_notes(run, source, data)]
 
 
 @dataclass(frozen=True)
@@ -148,6 +203,17 @@ def embed_data(
         np.savez(file, **arrays)  # type: ignore[arg-type]
     n, d = arrays["x"].shape
     return Embedded(n, d, "y" in arrays, items.notes)
+
+
+def _notes_of(run: Run) -> list[str]:
+    return [] if run.probability else [_without_probability(run.path)]
+
+
+def _without_probability(path: Path) -> str:
+    return (
+        f'{path} has no probability of "same": it was trained by an older nearfar. Train again: '
+        f"nearfar train --config {path}/config.toml --out NEW"
+    )
 
 
 def _own_data(run: Run) -> Items | Pairs:
@@ -217,7 +283,7 @@ def _measure(run: Run, data: Items | Pairs, identities: torch.Tensor) -> Compari
         raw_distance=run.thresholds.raw_distance,
         seed=run.config.seed,
     )
-    return compare(found, run.thresholds)
+    return compare(found, run.thresholds, run.probability)
 
 
 def _refuse_unmeasurable(source: str, data: Items | Pairs) -> None:
