@@ -232,7 +232,11 @@ def test_a_threshold_that_does_not_hold(trained, tmp_path):
     alike = torch.isin(torch.from_numpy(y), split.test).numpy()
     x[alike] = 0.05 * x[alike] + x[0]
     run, _ = trained(saved(data, x, y), *QUICK, "--far", 0.01)
-    assert found(run) == ["no-better-than-raw-input", "overfit-threshold"]
+    assert found(run) == [
+        "no-better-than-raw-input",
+        "overfit-threshold",
+        "overconfident-probability",
+    ]
 
 
 def test_a_threshold_that_is_too_strict(trained, tmp_path):

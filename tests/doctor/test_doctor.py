@@ -14,6 +14,7 @@ import nearfar as nf
 from nearfar.doctor import (
     RULES,
     Apart,
+    Claim,
     Commonest,
     Diagnosis,
     Evidence,
@@ -54,6 +55,7 @@ NAMES = (
     "overfit-threshold",
     "strict-threshold",
     "coarse-threshold",
+    "overconfident-probability",
     "imbalance",
 )
 
@@ -566,6 +568,40 @@ def test_too_few_identities_to_judge_a_threshold_are_reported():
     assert more.not_asked[reason] == ("strict-threshold",)
 
 
+@pytest.mark.parametrize(
+    ("claimed", "low", "high", "fires"),
+    [
+        (0.99, 0.8, 0.96, True),  # 99 times, at most 24
+        (0.99, 0.8, 0.98, False),  # 99 times, at most 49
+        (0.99, 0.999, 1.0, False),  # claims too little
+        (0.01, 0.04, 0.2, True),
+        (0.01, 0.02, 0.2, False),
+        (0.01, 0.0, 0.001, False),
+        (0.6, 0.1, 0.3, True),  # on the other side
+        (0.5, 0.4, 0.6, False),
+    ],
+)
+def test_a_probability_that_claims_too_much(claimed, low, high, fires):
+    fine = Claim(0.5, Figure(0.5, 0.45, 0.55))
+    few = Claim(0.999, Figure(0.1))  # without an interval
+    claims = [fine, Claim(claimed, Figure((low + high) / 2, low, high)), few]
+    assert names(diagnose(Evidence(claims=claims))) == ["overconfident-probability"] * fires
+
+
+def test_a_claim_is_told_in_times():
+    found = diagnose(Evidence(claims=[Claim(0.99, Figure(0.9, 0.8, 0.95))])).findings[0]
+    assert "said to be 99 times as likely for same pairs as for different ones" in found.seen
+    assert found.seen.endswith("are 9 times as likely on test identities.")
+    found = diagnose(Evidence(claims=[Claim(0.01, Figure(0.1, 0.05, 0.2))])).findings[0]
+    assert "said to be 99 times as likely for different pairs as for same ones" in found.seen
+    assert found.seen.endswith("are 9 times as likely on test identities.")
+
+
+def test_claims_at_the_ends_are_judged_without_an_error():
+    ends = [Claim(0.0, Figure(0.0, 0.0, 0.1)), Claim(1.0, Figure(1.0, 0.9, 1.0))]
+    assert diagnose(Evidence(claims=ends)).healthy
+
+
 STALE = nf.Drift(mean=0.3, apart=0.5, n=200, age=64.0)
 
 
@@ -685,6 +721,13 @@ def test_a_rule_without_evidence_says_so():
         (diagnose(Evidence(drift=STALE, progress=0.2)), "stale-memory", "a quarter of the"),
         (diagnose(Evidence(sides={"a": Side("x"), "b": Side("y")})), "duplicates-", "the items"),
         (diagnose(Evidence(fitted=replace(FITTED, n_pairs=None))), "coarse-threshold", "the numb"),
+        (diagnose(Evidence(claims=[])), "overconfident-probability", "enough identities"),
+        (
+            diagnose(Evidence(claims=[Claim(0.9, Figure(0.1))])),
+            "overconfident-probability",
+            "enough identities",
+        ),
+        (diagnose(Evidence()), "overconfident-probability", 'a probability of "same"'),
         (
             examine(*clusters(2, 3), loss=nf.sup_con_loss, temperature=0.1),
             "temperature-too-low",

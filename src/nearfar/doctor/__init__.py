@@ -9,6 +9,7 @@ function from evidence to a `Finding` or None; it raises `Missing` if it lacks t
 
 from nearfar.doctor.evidence import (
     Apart,
+    Claim,
     Commonest,
     Evidence,
     Figure,
@@ -25,6 +26,7 @@ from nearfar.doctor.watch import Watch
 __all__ = [
     "RULES",
     "Apart",
+    "Claim",
     "Commonest",
     "Diagnosis",
     "Evidence",

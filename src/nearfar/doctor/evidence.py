@@ -21,6 +21,7 @@ LOSS = "a loss"
 METRICS = "the metrics of a training run"
 SPLIT = "a split"
 TEST = "test pairs"
+PROBABILITY = 'a probability of "same"'
 
 Known = TypeVar("Known")
 
@@ -132,6 +133,19 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class Claim:
+    """A probability of "same", and how often test pairs with about this probability are the same.
+
+    Attributes:
+        claimed: the probability, for equally many same and different pairs.
+        seen: the share of these pairs that are the same, so weighted.
+    """
+
+    claimed: float
+    seen: Figure
+
+
+@dataclass(frozen=True)
 class Fitted:
     """A threshold, and what it does on test pairs.
 
@@ -197,6 +211,7 @@ class Evidence:
         fitted: the threshold.
         learned_auc: AUC of the test pairs, by the distance of the embeddings.
         raw_auc: AUC of the test pairs, by the distance of the raw input.
+        claims: the probabilities of "same" on the test pairs.
     """
 
     loss: str = ""
@@ -221,6 +236,7 @@ class Evidence:
     fitted: Fitted | None = None
     learned_auc: Figure | None = None
     raw_auc: Figure | None = None
+    claims: Sequence[Claim] | None = None
 
     def __post_init__(self) -> None:
         between("progress", self.progress, 0, 1, ", the share of the training that is done")

@@ -31,6 +31,7 @@ from nearfar.doctor.threshold_rules import (
     coarse_threshold,
     no_better_than_chance,
     no_better_than_raw_input,
+    overconfident_probability,
     overfit_threshold,
     strict_threshold,
 )
@@ -57,6 +58,7 @@ RULES: tuple[Callable[[Evidence], Finding | None], ...] = (
     overfit_threshold,
     strict_threshold,
     coarse_threshold,
+    overconfident_probability,
     imbalance,
 )
 

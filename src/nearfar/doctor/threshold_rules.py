@@ -1,8 +1,8 @@
-"""Rules about a verifier and its threshold."""
+"""Rules about a verifier, its threshold and its probability."""
 
 from math import ceil, hypot, log, log1p, sqrt
 
-from nearfar.doctor.evidence import TEST, Evidence, Fitted, fires, known
+from nearfar.doctor.evidence import PROBABILITY, TEST, Claim, Evidence, Fitted, fires, known
 from nearfar.doctor.finding import Finding, Missing
 from nearfar.doctor.label_rules import flipped_labels
 
@@ -123,6 +123,49 @@ def strict_threshold(evidence: Evidence) -> Finding | None:
         "Calibrate on more identities, drawn like those the verifier will meet; or ask for a "
         "higher rate (--far) and look at what it accepts.",
     )
+
+
+def overconfident_probability(evidence: Evidence) -> Finding | None:
+    """On test identities, a likelihood ratio is much nearer to 1 than was claimed.
+
+    A likelihood ratio says how many times as likely a distance is for same pairs as for different
+    ones. Test pairs are sorted into bins by their ratio. Fires if the ratio claimed in some bin is
+    3 times as far from 1 as the interval of the one seen there allows. A ratio that claims too
+    little is on the safe side, and is not judged; nor are bins with too few identities for an
+    interval.
+    """
+    claims = [claim for claim in known(evidence.claims, PROBABILITY) if claim.seen.low is not None]
+    if not claims:
+        raise Missing(TOO_FEW)
+    worst = max(claims, key=_overstated)
+    if _overstated(worst) < 3:
+        return None
+    claimed, seen = (_odds(rate) for rate in (worst.claimed, worst.seen.value))
+    kinds = ("same", "different")
+    if claimed < 1:
+        claimed, seen, kinds = 1 / claimed, 1 / seen, kinds[::-1]
+    return Finding(
+        "overconfident-probability",
+        f"Distances said to be {claimed:,.3g} times as likely for {kinds[0]} pairs as for "
+        f"{kinds[1]} ones are {seen:,.3g} times as likely on test identities.",
+        "The probability is more certain than it may be: there are too few calibration identities, "
+        "they are easier than the test identities, or the curve does not fit them.",
+        "Calibrate on more identities, drawn like those the verifier will meet; until then use the "
+        "decision, not the probability.",
+    )
+
+
+def _overstated(claim: Claim) -> float:
+    """How many times as far from 1 the claimed ratio is as the nearest end of its interval."""
+    claimed = _odds(claim.claimed)
+    if claimed > 1:
+        return claimed / _odds(known(claim.seen.high, TOO_FEW))
+    return _odds(known(claim.seen.low, TOO_FEW)) / claimed
+
+
+def _odds(rate: float) -> float:
+    rate = min(max(rate, 1e-12), 1 - 1e-12)  # so that there is something to divide by
+    return rate / (1 - rate)
 
 
 def coarse_threshold(evidence: Evidence) -> Finding | None:

@@ -18,6 +18,7 @@ from nearfar.app.train.task import Task
 from nearfar.distance import between_rows, length
 from nearfar.doctor import (
     Apart,
+    Claim,
     Commonest,
     Diagnosis,
     Evidence,
@@ -89,6 +90,7 @@ class Checkup:
             fitted=fitted(test, n_identities, n_calibration_pairs),
             learned_auc=_figure(test["learned"], "auc"),
             raw_auc=_figure(test["raw"], "auc"),
+            claims=_claims(test),
         )
         self._see(evidence, None)
         return self._watch.diagnosis()
@@ -163,6 +165,7 @@ def examine_record(
         ),
         learned_auc=_figure(summary["test"]["learned"], "auc"),
         raw_auc=_figure(summary["test"]["raw"], "auc"),
+        claims=_claims(summary["test"]),
     )
     found = diagnose(evidence)
     known = {finding.name for finding in recorded}
@@ -224,6 +227,18 @@ def _figure(figures: Mapping[str, Any], name: str) -> Figure:
     """The figure of that name, with its interval if it has one."""
     span = (figures.get("intervals") or {}).get(name) or {}
     return Figure(figures[name], span.get("low"), span.get("high"))
+
+
+def _claims(test: Mapping[str, Any]) -> list[Claim] | None:
+    """The probabilities of "same" on the test pairs; None if the run is older than those."""
+    found = test.get("reliability")
+    if found is None:
+        return None
+    spans = [(held, held.get("interval") or {}) for held in found["bins"]]
+    return [
+        Claim(held["claimed"], Figure(held["seen"], span.get("low"), span.get("high")))
+        for held, span in spans
+    ]
 
 
 def _sides(task: Task) -> dict[str, Side]:
