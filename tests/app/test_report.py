@@ -1,8 +1,10 @@
 """The report: what its page holds, what it says, and what it needs."""
 
 import json
+import math
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 
@@ -12,6 +14,7 @@ from conftest import make_vectors
 
 from nearfar.app.errors import InputError
 from nearfar.app.report import compare_runs, write_comparison, write_report
+from nearfar.app.report.probability import probabilities
 from nearfar.app.report.study import read_study
 from nearfar.app.report.words import decided, percent, verdict
 from nearfar.app.train import recorder
@@ -22,6 +25,7 @@ SECTIONS = [
     "Figures",
     "Distances",
     "The threshold",
+    "The probability",
     "Forces",
     "Training",
     "The hardest pairs",
@@ -228,6 +232,82 @@ def test_the_decisions_add_up(vector_run):
     said = decided(study.test)
     assert said.startswith(f"{percent(at['far'])} of different pairs are accepted")
     assert f"{percent(1 - at['tar'])} of same pairs are rejected" in said
+
+
+def test_the_probability_is_shown_as_the_run_says_it(vector_run):
+    study = read_study(vector_run)
+    found, bins = probabilities(study), study.test["reliability"]["bins"]
+    error = 100 * study.test["reliability"]["calibration_error"]
+    assert f"wrong by {error:.1f} percentage points" in found.said
+    diagram, ratios = found.figures
+    rows = diagram.spec["datasets"]["rows"]
+    assert [row["claimed"] for row in rows] == [one["claimed"] for one in bins]
+    for row, one in zip(rows, bins, strict=True):
+        if 0.001 < one["claimed"] < 0.999:
+            odds = one["claimed"] / (1 - one["claimed"])
+            assert row["x"] == pytest.approx(math.log(odds), rel=1e-3)
+        assert -8 <= row["y"] <= 8
+        assert ("low" in row) == (one["interval"] is not None)
+    counts = [(line[1], line[2]) for line in diagram.table.rows]
+    assert counts == [(f"{one['n_similar']:,}", f"{one['n_dissimilar']:,}") for one in bins]
+    drawn = ratios.spec["datasets"]["rows"]
+    for kind in ("same", "different"):
+        assert sum(row["share"] for row in drawn if row["kind"] == kind) == pytest.approx(1, 1e-3)
+
+
+def test_bins_are_named_by_their_ratios(vector_run):
+    study = read_study(vector_run)
+    bins = [
+        {"least": least, "most": most, "n_similar": 1, "n_dissimilar": 2, "share": 0.25}
+        | {"claimed": claimed, "seen": seen, "interval": {"low": 0.1, "high": 0.9}}
+        for least, most, claimed, seen in (
+            (0.0, 0.001, 0.0001, 0.0),
+            (1 / 3, 1.0, 0.4, 0.5),
+            (100.0, 1000.0, 0.995, 1.0),
+            (1000.0, None, 0.9999, 1.0),
+        )
+    ]
+    study.test["reliability"]["bins"] = bins
+    diagram, ratios = probabilities(study).figures
+    names = ["below 1/1,000", "1/3 to 1", "100 to 1,000", "above 1,000"]
+    assert [line[0] for line in diagram.table.rows] == names
+    assert [row["y"] for row in diagram.spec["datasets"]["rows"]] == [-8, 0, 8, 8]
+    ends = [(row["from"], row["to"]) for row in ratios.spec["datasets"]["rows"]][:4]
+    assert ends == [(-4, -3), (-0.4771, 0), (2, 3), (3, 4)]
+    assert "claimed 40.0" in diagram.description
+
+
+def test_the_prior_table_holds_what_verify_says(nearfar, vector_run):
+    study = read_study(vector_run)
+    fitted, table = study.results.probability, probabilities(study).priors
+    assert len(table.header) == 6
+    distances = [float(line[0].split(",")[0]) for line in table.rows]
+    assert distances == sorted(distances)
+    assert sum("the threshold" in line[0] for line in table.rows) == 1
+    for line, distance in zip(table.rows, distances, strict=True):
+        ratio = fitted.likelihood_ratio([distance]).item()
+        told = line[1].split("/")
+        shown = 1 / float(told[1]) if len(told) == 2 else float(line[1].replace(",", ""))
+        assert shown == pytest.approx(ratio, rel=0.06)
+        at_one_percent = ratio / (ratio + 99)
+        if at_one_percent > 0.001:
+            cell = float(line[4].replace("\N{NO-BREAK SPACE}%", "")) / 100
+            assert cell == pytest.approx(at_one_percent, abs=2e-3)
+    silent = replace(fitted, slope=0.0, intercept=0.0, share=0.5)
+    results = replace(study.results, probability=silent)
+    (only,) = probabilities(replace(study, results=results)).priors.rows
+    assert only[1:] == ("1", *map(percent, (0.5, 0.1, 0.01, 0.001)))
+
+
+def test_a_run_without_a_probability_says_so(vector_run, tmp_path):
+    run = shutil.copytree(vector_run, tmp_path / "run")
+    content = json.loads((run / "threshold.json").read_text())
+    del content["probability"]
+    (run / "threshold.json").write_text(json.dumps(content))
+    write_report(run, tmp_path / "a.html")
+    text = (tmp_path / "a.html").read_text(encoding="utf-8")
+    assert "None was fitted: this run was trained by an older nearfar." in text
+    assert "reliability-figure" not in text
 
 
 def test_a_drawn_curve_keeps_its_shape():

@@ -18,6 +18,7 @@ from nearfar.app.output import whole_file
 from nearfar.app.report import decision, space, training
 from nearfar.app.report.compare import RunComparison
 from nearfar.app.report.gallery import hardest_pairs
+from nearfar.app.report.probability import probabilities
 from nearfar.app.report.study import Study, read_study
 from nearfar.app.report.words import decided, figures_table, percent, verdict
 from nearfar.app.train.run import REPORT, refuse_inside_run
@@ -106,6 +107,7 @@ def _contents(study: Study, project: space.Projection) -> dict[str, Any]:
         "study": study,
         "figures": {figure.name: figure for figure in figures},
         "progress": training.progress(study),
+        "probabilities": probabilities(study),
         "table": figures_table(study.test),
         "different": different,
         "same": same,
