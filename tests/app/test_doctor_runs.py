@@ -93,10 +93,16 @@ def test_healthy_runs_on_pairs_are_left_in_peace(trained, pairs_csv, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sup_con", "triplet", "contrastive", "proxy_softmax"])
 def test_letters_are_left_in_peace(trained, name):
-    """60 steps need not beat the raw input, and the writing systems to calibrate on are hard."""
+    """60 steps need not beat the raw input, and the writing systems to calibrate on are hard.
+
+    The distances of a network that learned so little need not follow a logistic curve either.
+    """
     shares = ("--calibration-share", 0.06, "--test-share", 0.1)
     run, _ = trained("glyphs", "--loss", name, "--steps", 60, "--identities", 32, *shares)
-    assert set(found(run)) <= {"no-better-than-raw-input", "strict-threshold"}
+    allowed = {"no-better-than-raw-input", "strict-threshold"}
+    if name == "proxy_softmax":
+        allowed.add("overconfident-probability")
+    assert set(found(run)) <= allowed
 
 
 # -- faults ---------------------------------------------------------------------------------------
