@@ -284,6 +284,8 @@ def test_the_prior_table_holds_what_verify_says(nearfar, vector_run):
     distances = [float(line[0].split(",")[0]) for line in table.rows]
     assert distances == sorted(distances)
     assert sum("the threshold" in line[0] for line in table.rows) == 1
+    others = [line[1] for line in table.rows if "the threshold" not in line[0]]
+    assert others == ["10", "1"]  # all that 8 identities, 28 pairs of them, can show
     for line, distance in zip(table.rows, distances, strict=True):
         ratio = fitted.likelihood_ratio([distance]).item()
         told = line[1].split("/")
