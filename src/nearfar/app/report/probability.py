@@ -48,11 +48,11 @@ def probabilities(study: Study) -> Probabilities | None:
 
 
 def _said(found: Mapping[str, Any]) -> str:
-    error = 100 * found["calibration_error"]
+    error, loss = 100 * found["calibration_error"], found["log_loss"]
     return (
-        f"On test identities the probability is wrong by {error:.1f} percentage points on average "
-        f"(expected calibration error). Its log loss is {found['log_loss']:.3f} bits, where saying "
-        "nothing costs 1 and a perfect answer 0."
+        f"On test identities, if half of all pairs are the same, the probability is wrong by "
+        f"{error:.1f} percentage points on average (expected calibration error). Its log loss is "
+        f"{loss:.3f} bits, where saying nothing costs 1 and a perfect answer 0."
     )
 
 
