@@ -370,6 +370,19 @@ def test_another_number_of_processes_is_refused():
         assert failure.message.endswith("before the first loss.")
 
 
+def one_text_too_many(name: str) -> None:
+    x, y = features(3)
+    texts = torch.cat([y, y[:1]]) if dist.get_rank() == 1 else y
+    getattr(ours, name)(rank=dist.get_rank(), world_size=2)(x, texts, 3.0, 1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ClipLoss", "SigLipLoss"])
+def test_an_error_of_one_process_is_one_of_all(name):
+    for failure in attempt(2, one_text_too_many, name):
+        assert failure.message.startswith("process 1: text_features must have the shape of image")
+
+
 # -- errors ---------------------------------------------------------------------------------------
 
 
@@ -391,6 +404,35 @@ def test_horovod_is_refused():
     ):
         with pytest.raises(ValueError, match="use_horovod must be False"):
             make()
+
+
+@pytest.mark.parametrize("name", ["ClipLoss", "SigLipLoss"])
+def test_errors_call_the_arguments_as_they_do(name):
+    (x, y), loss = features(3), getattr(ours, name)()
+    with pytest.raises(ValueError, match="text_features must have the shape of image_features"):
+        loss(x, y[:2], 3.0, 1.0)
+    with pytest.raises(ValueError, match="image_features must have shape"):
+        loss(x[0], y[0], 3.0, 1.0)
+    for scale, wrong in ((0.0, "above 0"), (torch.ones(2), "one number")):
+        with pytest.raises(ValueError, match=f"logit_scale must be .*{wrong}"):
+            loss(x, y, scale, 1.0)
+    assert loss(x, y, number(-1.0), 1.0).isnan()
+    if name == "SigLipLoss":
+        with pytest.raises(ValueError, match="logit_bias must be a finite number"):
+            loss(x, y, 3.0, float("inf"))
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("ClipLoss", {"local_loss": True, "gather_with_grad": True, "cache_labels": True}),
+        ("SigLipLoss", {"cache_labels": True, "dist_impl": "shift"}),
+    ],
+)
+def test_attributes_are_theirs(name, given):
+    given |= {"rank": 1, "world_size": 2}
+    mine, other = getattr(ours, name)(**given), theirs(name)(**given)
+    assert {key: getattr(mine, key) for key in given} == {key: getattr(other, key) for key in given}
 
 
 def test_an_unknown_exchange_is_refused():

@@ -10,10 +10,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from nearfar.distributed import over
-from nearfar.engine.meeting import Over
+from nearfar.engine.meeting import Group, Over, over_processes
 from nearfar.extras import needs
-from nearfar.inputs import one_of
+from nearfar.inputs import ArrayLike, above_zero, finite, one_of
 from nearfar.losses import clip_loss, siglip_loss
+from nearfar.losses.batch import as_towers
 
 with needs("openclip"):
     import open_clip
@@ -63,6 +64,8 @@ class ClipLoss(nn.Module):
     ) -> None:
         super().__init__()
         _refuse_horovod(use_horovod)
+        self.local_loss, self.gather_with_grad = local_loss, gather_with_grad
+        self.cache_labels = cache_labels
         self.rank, self.world_size = rank, world_size
 
     def forward(
@@ -78,7 +81,8 @@ class ClipLoss(nn.Module):
         Args:
             image_features: (n, d) of the images, any floating dtype.
             text_features: (n, d) of the texts; row i belongs to row i of the images.
-            logit_scale: what similarities are multiplied by, one number above 0.
+            logit_scale: what similarities are multiplied by, one number above 0. A tensor, which is
+                learned, is not refused: where it is 0 or less, the loss is NaN.
             logit_bias: what is added to them, one number; a softmax is the same for any.
             output_dict: return `{"contrastive_loss": loss}`.
 
@@ -87,16 +91,11 @@ class ClipLoss(nn.Module):
 
         Raises:
             TypeError: an argument is not an array of numbers.
-            ValueError: a shape, device or scale out of range; `rank` or `world_size` is not that of
-                torch.distributed.
+            ValueError: a shape or device that does not match, a scale that is a number of 0 or
+                less; `rank` or `world_size` is not that of torch.distributed.
         """
-        loss = clip_loss(
-            image_features,
-            text_features,
-            scale=logit_scale,
-            normalize=False,
-            group=_group(self.rank, self.world_size),
-        )
+        group = _group(self.rank, self.world_size)
+        loss = _clip(image_features, text_features, logit_scale, group=group)
         if isinstance(logit_bias, Tensor):
             # Its gradient is 0, and DistributedDataParallel waits for one.
             loss = loss + 0 * logit_bias.sum()
@@ -137,6 +136,7 @@ class SigLipLoss(nn.Module):
         dist_impl: Exchange | None = None,
     ) -> None:
         super().__init__()
+        self.cache_labels = cache_labels
         self.rank, self.world_size = rank, world_size
         self.dist_impl = dist_impl or "bidir"
         one_of("dist_impl", self.dist_impl, Exchange)
@@ -154,7 +154,8 @@ class SigLipLoss(nn.Module):
         Args:
             image_features: (n, d) of the images, any floating dtype.
             text_features: (n, d) of the texts; row i belongs to row i of the images.
-            logit_scale: what similarities are multiplied by, one number above 0.
+            logit_scale: what similarities are multiplied by, one number above 0. A tensor, which is
+                learned, is not refused: where it is 0 or less, the loss is NaN.
             logit_bias: what is added to them, one number; None: 0.
             output_dict: return `{"contrastive_loss": loss}`.
 
@@ -163,17 +164,13 @@ class SigLipLoss(nn.Module):
 
         Raises:
             TypeError: an argument is not an array of numbers.
-            ValueError: a shape, device, scale or bias out of range; `rank` or `world_size` is not
-                that of torch.distributed.
+            ValueError: a shape or device that does not match, a scale that is a number of 0 or
+                less, a bias that is not finite; `rank` or `world_size` is not that of
+                torch.distributed.
         """
-        loss = siglip_loss(
-            image_features,
-            text_features,
-            scale=logit_scale,
-            bias=0.0 if logit_bias is None else logit_bias,
-            normalize=False,
-            group=_group(self.rank, self.world_size, ring=self.dist_impl in ("bidir", "shift")),
-        )
+        bias = 0.0 if logit_bias is None else logit_bias
+        group = _group(self.rank, self.world_size, ring=self.dist_impl in ("bidir", "shift"))
+        loss = _siglip(image_features, text_features, logit_scale, bias, group=group)
         return {"contrastive_loss": loss} if output_dict else loss
 
 
@@ -238,7 +235,8 @@ class CoCaLoss(nn.Module):
             text_features: (n, d) of the texts; row i belongs to row i of the images.
             logits: (n, t, v) of the tokens of each caption, over a vocabulary.
             labels: (n, t) the tokens, `pad_id` where there is none.
-            logit_scale: what similarities are multiplied by, one number above 0.
+            logit_scale: what similarities are multiplied by, one number above 0. A tensor, which is
+                learned, is not refused: where it is 0 or less, the loss is NaN.
             output_dict: return `{"contrastive_loss": ..., "caption_loss": ...}`.
 
         Returns:
@@ -295,6 +293,35 @@ def create_loss(args: Any) -> ClipLoss | SigLipLoss | CoCaLoss:
     if args.siglip:
         return SigLipLoss(dist_impl=args.loss_dist_impl, **place)
     return ClipLoss(**place)
+
+
+@over_processes
+def _clip(
+    image_features: ArrayLike,
+    text_features: ArrayLike,
+    logit_scale: Tensor | float,
+    *,
+    group: Group | None,
+) -> Tensor:
+    """`clip_loss`, with errors that call the arguments as open_clip does."""
+    x, y = as_towers(image_features=image_features, text_features=text_features)
+    scale = above_zero("logit_scale", logit_scale)
+    return clip_loss(x, y, scale=scale, normalize=False, group=group)
+
+
+@over_processes
+def _siglip(
+    image_features: ArrayLike,
+    text_features: ArrayLike,
+    logit_scale: Tensor | float,
+    logit_bias: Tensor | float,
+    *,
+    group: Group | None,
+) -> Tensor:
+    """`siglip_loss`, with errors that call the arguments as open_clip does."""
+    x, y = as_towers(image_features=image_features, text_features=text_features)
+    scale, bias = above_zero("logit_scale", logit_scale), finite("logit_bias", logit_bias)
+    return siglip_loss(x, y, scale=scale, bias=bias, normalize=False, group=group)
 
 
 def _group(rank: int, world_size: int, *, ring: bool = False) -> Over | None:
