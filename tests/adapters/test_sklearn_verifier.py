@@ -130,6 +130,20 @@ def test_dissimilar_pairs_within_a_cluster_stay_with_it():
     assert (chosen.reshape(-1, 2) // 2 == chosen[::2, None] // 2).all()
 
 
+def test_identities_are_drawn_singly_where_clusters_keep_too_few_pairs_aside():
+    """Nine tenths of the pairs are in one cluster, which no share of 0.3 has room for."""
+    random = np.random.default_rng(0)
+    crowd = random.integers(40, size=(900, 2))
+    crowd[::2, 1] = crowd[::2, 0]
+    couple = 40 + np.arange(100)[:, None] // 10 * 2
+    apart = couple + np.tile([[0, 0], [0, 1]], (50, 1))
+    who = np.concatenate([crowd, apart])
+    pairs = random.normal(size=(1000, 2, 6))
+    verifier = PairVerifier(Seen(), far=0.1, random_state=0)
+    verifier.fit(pairs, who[:, 0] == who[:, 1], identities=who)
+    assert (verifier.calibration_pairs_ < 900).any()
+
+
 def test_a_fitted_embedding_is_not_trained_and_all_pairs_fit_the_threshold():
     pairs, _, who = people()
     new, new_similar, _ = people(seed=1)
