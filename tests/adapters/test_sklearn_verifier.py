@@ -180,11 +180,14 @@ def test_scores_are_scikit_learns():
     assert verifier.score(pairs, similar) == pytest.approx(
         roc_auc_score(similar, verifier.decision_function(pairs))
     )
-    scores = [
-        cross_val_score(clone(verifier).set_params(similar_label=1), pairs, similar * 1, **options)
-        for options in ({}, {"scoring": "roc_auc"})
-    ]
-    np.testing.assert_allclose(*scores)
+    for label, y in ((None, similar), (1, similar * 1)):
+        scored = clone(verifier).set_params(similar_label=label)
+        area, theirs, accuracy = (
+            cross_val_score(scored, pairs, y, scoring=scoring)
+            for scoring in (None, "roc_auc", "accuracy")
+        )
+        np.testing.assert_allclose(area, theirs)
+        assert accuracy.min() > 0.7
 
 
 @pytest.mark.parametrize("distance", ["cosine", "manhattan", 3])
@@ -214,6 +217,36 @@ def test_probabilities_are_there_where_a_prior_is_and_shift_with_it():
     np.testing.assert_allclose(odds[0.5] / odds[0.01], 99)
     nearest_first = np.argsort(verifier.pair_distance(pairs), kind="stable")
     assert (np.diff(found[0.5][nearest_first, 1]) <= 0).all()
+
+
+def test_a_prior_may_be_set_or_changed_after_the_fit():
+    pairs, similar, who = people()
+    verifier = PairVerifier(Seen(), far=0.1, random_state=0)
+    expected = {
+        prior: clone(verifier)
+        .set_params(prior=prior)
+        .fit(pairs, similar, identities=who)
+        .predict_proba(pairs)
+        for prior in (0.1, 0.9)
+    }
+    verifier.fit(pairs, similar, identities=who)
+    for prior in (0.1, 0.9):
+        verifier.set_params(prior=prior)
+        again = pickle.loads(pickle.dumps(verifier))
+        for one in (verifier, again):
+            np.testing.assert_allclose(one.predict_proba(pairs), expected[prior])
+    for other in (0.0, 1.0, 2):
+        with pytest.raises(ValueError, match="prior must be a number"):
+            verifier.set_params(prior=other).predict_proba(pairs)
+
+
+def test_a_threshold_is_fitted_where_no_probability_can_be():
+    pairs, similar, who = people()
+    pairs[~similar, 1] = pairs[~similar, 0]  # nearer than similar ones
+    verifier = PairVerifier(Seen(), far=0.0, random_state=0).fit(pairs, similar, identities=who)
+    assert not verifier.predict(pairs).any()
+    with pytest.raises(ValueError, match="Similar pairs are farther apart"):
+        verifier.set_params(prior=0.5).fit(pairs, similar, identities=who)
 
 
 def test_it_searches_a_grid_over_the_embedding():
@@ -286,12 +319,13 @@ def test_scikit_learns_checks_that_need_no_data(check):
 def test_numbers_say_which_label_is_similar():
     pairs, similar, who = people()
     expected = PairVerifier(Seen(), far=0.1, random_state=0).fit(pairs, similar, identities=who)
-    for label in (0, 1):
-        y = np.where(similar, label, 1 - label)
-        verifier = PairVerifier(Seen(), far=0.1, random_state=0, similar_label=label)
-        for given in (y, y.astype(float), y.tolist()):
-            assert verifier.fit(pairs, given, identities=who).threshold_ == expected.threshold_
-        assert verifier.score(pairs, y) == expected.score(pairs, similar)
+    y = similar.astype(int)
+    verifier = PairVerifier(Seen(), far=0.1, random_state=0, similar_label=1)
+    for given in (y, y.astype(float), y.tolist()):
+        assert verifier.fit(pairs, given, identities=who).threshold_ == expected.threshold_
+    assert verifier.score(pairs, y) == expected.score(pairs, similar)
+    with pytest.raises(ValueError, match="read every label the other way round"):
+        PairVerifier(Seen(), similar_label=0).fit(pairs, 1 - y)
     with pytest.raises(TypeError, match="the literature reads 0 and 1 both ways"):
         PairVerifier(Seen()).fit(pairs, y)
     with pytest.raises(ValueError, match="for -1 and 1 pass y > 0"):
@@ -303,6 +337,12 @@ def test_what_no_threshold_can_be_fitted_to_is_refused():
     verifier = PairVerifier(Seen(), far=0.1, random_state=0)
     with pytest.raises(ValueError, match=r"X must have shape \(n, 2, n_features\)"):
         verifier.fit(pairs[:, [0, 1, 1]], similar)
+    with pytest.raises(
+        ValueError, match=r"\(1200, 6\). Pass np.stack\(\[first, second\], axis=1\)"
+    ):
+        verifier.fit(pairs[:, 0], similar)
+    with pytest.raises(ValueError, match=r"\(2, 6\). For a single pair pass X\[None\]"):
+        verifier.fit(pairs[0], similar)
     with pytest.raises(ValueError, match="NaN"):
         verifier.fit(np.full_like(pairs, np.nan), similar)
     with pytest.raises(ValueError, match="similar and dissimilar pairs"):
@@ -313,13 +353,20 @@ def test_what_no_threshold_can_be_fitted_to_is_refused():
         verifier.fit(pairs, similar, identities=who[:, 0])
     with pytest.raises(ValueError, match=r"pair 0 is similar and of .* \(1200 of 1200 are wrong\)"):
         verifier.fit(pairs, similar, identities=np.where(similar[:, None], [0, 1], [2, 2]))
+    mixed = who.astype(object)
+    mixed[who == 0] = "nobody"
+    with pytest.raises(TypeError, match="identities must be all numbers or all text, got int, str"):
+        verifier.fit(pairs, similar, identities=mixed)
     untrained = BaseEstimator()  # refused before anything is trained, which it could not be
     with pytest.raises(ValueError, match="far must be a rate"):
         PairVerifier(untrained, far=1.0).fit(pairs, similar, identities=who)
     with pytest.raises(ValueError, match="distance must be one of"):
         PairVerifier(untrained, distance="cosin").fit(pairs, similar, identities=who)
-    with pytest.raises(ValueError, match="calibration_share must be"):
-        clone(verifier).set_params(calibration_share=0).fit(pairs, similar, identities=who)
+    for share in (0, 1, "half"):
+        with pytest.raises(
+            ValueError, match="calibration_share must be a number above 0 and below"
+        ):
+            clone(verifier).set_params(calibration_share=share).fit(pairs, similar, identities=who)
     with pytest.raises(ValueError, match="too few to fit a threshold"):
         verifier.fit(pairs[[0, -1]], similar[[0, -1]])
 

@@ -27,9 +27,12 @@ def as_pairs(X: Any) -> Floats:
     """
     pairs: Floats = check_array(X, dtype=DTYPES, ensure_2d=False, allow_nd=True, input_name="X")
     if pairs.ndim != 3 or pairs.shape[1] != 2:
+        fix = " For a single pair pass X[None]." if pairs.shape[:-1] == (2,) else ""
+        if pairs.ndim == 2 and not fix:
+            fix = " Pass np.stack([first, second], axis=1)."
         raise ValueError(
-            f"X must have shape (n, 2, n_features), the two items of each pair; got {pairs.shape}."
-            + " Pass np.stack([first, second], axis=1)." * (pairs.ndim == 2)
+            "X must have shape (n, 2, n_features), the two items of each pair; got "
+            f"{pairs.shape}.{fix}"
         )
     return pairs
 

@@ -2,7 +2,9 @@
 """Whether two items are the same, by a threshold at a false-accept rate."""
 
 import warnings
-from typing import Any, Self
+from dataclasses import replace
+from numbers import Real
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -23,11 +25,10 @@ from nearfar.adapters.sklearn.pairs import (
     labels_of,
 )
 from nearfar.distance import Distance, between_rows, check_distance
-from nearfar.evaluate.probability import platt_probability
+from nearfar.evaluate.probability import PlattProbability, platt_probability
 from nearfar.evaluate.threshold import check_far, fit_threshold
 from nearfar.evaluate.verification import verification
-from nearfar.inputs import between, embeddings
-from nearfar.labels import SimilarLabel
+from nearfar.inputs import embeddings
 
 
 class PairVerifier(ClassifierMixin, BaseEstimator):
@@ -46,15 +47,16 @@ class PairVerifier(ClassifierMixin, BaseEstimator):
         embedding: a `SiameseEmbedding`; or any transformer or pipeline, which is then fitted on
             the items of the training pairs with their identities as classes.
         far: the false-accept rate at which the threshold is fitted, 0 or more and below 1: the
-            share of dissimilar pairs that are taken for similar ones. A rate f takes some multiples
-            of 1 / f dissimilar pairs.
+            share of dissimilar pairs that are taken for similar ones. For a rate of 0.01, several
+            hundred dissimilar pairs are needed, besides those of the training.
         distance: between two embeddings: "euclidean", "sqeuclidean", "cosine", "snr", "manhattan",
             or the p of a p-norm.
-        calibration_share: the share of the pairs on which the threshold is fitted; of the
-            identities, where pairs join most of them.
+        calibration_share: the share that is kept out of the training, for the threshold: of the
+            pairs, or, where chains of pairs join most identities, of the identities.
         prior: the share of similar pairs among those that the verifier will see. With it there is
             `predict_proba`.
-        similar_label: for `y` of numbers, which of 0 and 1 means similar.
+        similar_label: 1 for `y` of numbers, of which 1 means similar. Where 0 does, pass `y == 0`:
+            scorers of scikit-learn take 1 for what `predict` calls True.
         random_state: of the split; the embedding has its own.
 
     Attributes:
@@ -85,7 +87,7 @@ class PairVerifier(ClassifierMixin, BaseEstimator):
         distance: Distance = "euclidean",
         calibration_share: float = 0.3,
         prior: float | None = None,
-        similar_label: SimilarLabel = None,
+        similar_label: Literal[1] | None = None,
         random_state: int | np.random.RandomState | None = None,
     ) -> None:
         self.embedding = embedding
@@ -101,18 +103,25 @@ class PairVerifier(ClassifierMixin, BaseEstimator):
 
         Args:
             X: (n, 2, n_features), the two items of each pair.
-            y: (n,) bool, True = similar; or numbers 0 and 1, see `similar_label`.
+            y: (n,) bool, True = similar; or numbers, 1 = similar, with `similar_label=1`.
             identities: (n, 2) the identities of the two items of each pair, equal where they are
                 similar. None: only pairs are known, and `embedding` must have `fit_pairs`.
 
         Raises:
-            TypeError: `y` holds numbers without `similar_label`; or there are no identities, and
-                the embedding learns from classes only.
+            TypeError: `y` holds numbers without `similar_label`, or identities are partly numbers
+                and partly text; or there are no identities, and the embedding learns from classes
+                only.
             ValueError: wrong shapes, labels that contradict the identities, an argument out of
-                range, or too few pairs.
+                range, `similar_label=0`, or too few pairs.
         """
         check_far(self.far)
         check_distance(self.distance)
+        if self.similar_label not in (1, None):
+            raise ValueError(
+                f"similar_label must be 1 or None, got {self.similar_label!r}. If 0 means similar, "
+                "pass y == 0 instead: predict is True where a pair is similar, and the scorers of "
+                "scikit-learn take 1 for True, so they would read every label the other way round."
+            )
         pairs = as_pairs(X)
         similar = labels_of(y, pairs, self.similar_label)
         known = None if identities is None else _numbered(identities, similar)
@@ -128,7 +137,11 @@ class PairVerifier(ClassifierMixin, BaseEstimator):
 
     def _train(self, pairs: Floats, similar: Bools, known: Integers | None) -> None:
         """Fit the embedding, and leave pairs of other identities for calibration."""
-        share = between("calibration_share", self.calibration_share, 1e-9, 1 - 1e-9)
+        share = self.calibration_share
+        if not (isinstance(share, Real) and 0 < share < 1):
+            raise ValueError(
+                f"calibration_share must be a number above 0 and below 1, got {share!r}."
+            )
         random = check_random_state(self.random_state)
         if known is None:
             _, index = items_of(pairs)
@@ -150,7 +163,7 @@ class PairVerifier(ClassifierMixin, BaseEstimator):
             )
 
     def _calibrate(self, pairs: Floats, similar: Bools) -> None:
-        """Fit the threshold, and the probability if it is asked for."""
+        """Fit the threshold, and the probability if there is a prior for it."""
         distance = self._distance(pairs)
         self.threshold_ = fit_threshold(distance, similar, higher_is_closer=False, far=self.far)
         n = int((~similar).sum())
@@ -162,10 +175,20 @@ class PairVerifier(ClassifierMixin, BaseEstimator):
                 UserWarning,
                 stacklevel=3,
             )
+        self._calibration = distance, similar
+        self._curve: PlattProbability | None = None
         if self.prior is not None:
-            self._probability = platt_probability(
-                distance, similar, higher_is_closer=False, prior=self.prior
-            )
+            self._probability()
+
+    def _probability(self) -> PlattProbability:
+        """The curve over the distance, for the prior as it is now.
+
+        It is fitted when it is first needed, since a threshold can be fitted where no curve can.
+        """
+        assert self.prior is not None
+        if self._curve is None:
+            self._curve = platt_probability(*self._calibration, higher_is_closer=False)
+        return replace(self._curve, prior=self.prior)
 
     def pair_distance(self, X: Any) -> npt.NDArray[np.float64]:
         """(n,) the distance between the two embeddings of each pair.
@@ -208,12 +231,14 @@ class PairVerifier(ClassifierMixin, BaseEstimator):
         """(n, 2) the probabilities of dissimilar and of similar, if a share `prior` is similar.
 
         A logistic curve over the distance, fitted on the calibration pairs; see
-        :func:`nearfar.evaluate.platt_probability`. `predict` goes by the threshold, not by it.
+        :func:`nearfar.evaluate.platt_probability`. `predict` goes by the threshold, not by it. The
+        prior may be set or changed after the fit, by `set_params`.
 
         Args:
             X: (n, 2, n_features).
         """
-        similar = self._probability(self.pair_distance(X)).numpy()
+        distance = self.pair_distance(X)
+        similar = self._probability()(distance).numpy()
         return np.stack([1 - similar, similar], axis=1)
 
     def score(self, X: Any, y: Any) -> float:
@@ -240,6 +265,7 @@ def _numbered(identities: Any, similar: Bools) -> Integers:
     """(n, 2) identities from 0 to c - 1.
 
     Raises:
+        TypeError: numbers beside text, or None.
         ValueError: a wrong shape, or labels that contradict them.
     """
     given = np.asarray(identities)
@@ -256,7 +282,13 @@ def _numbered(identities: Any, similar: Bools) -> Integers:
             f"identities must be equal where pairs are similar, and differ where not; pair {first} "
             f"is {kind} and of {given[first].tolist()} ({len(wrong)} of {len(given)} are wrong)."
         )
-    numbered: Integers = np.unique(given, return_inverse=True)[1].reshape(-1, 2)
+    try:
+        numbered: Integers = np.unique(given, return_inverse=True)[1].reshape(-1, 2)
+    except TypeError as error:
+        kinds = ", ".join(sorted({type(one).__name__ for one in given.ravel()}))
+        raise TypeError(
+            f"identities must be all numbers or all text, got {kinds}: make them of one kind."
+        ) from error
     return numbered
 
 
