@@ -263,9 +263,10 @@ def test_a_loss_may_be_any_module_of_embeddings_and_class_ids():
     assert not np.allclose(np.linalg.norm(embedding.transform(x), axis=1), 1)
 
 
-def test_fit_needs_no_gradient_mode_of_the_caller():
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_fit_needs_no_gradient_mode_of_the_caller(mode):
     x, y = blobs()
-    with torch.no_grad():
+    with mode():
         embedding = SiameseEmbedding(epochs=2, random_state=0).fit(x, y)
     np.testing.assert_array_equal(
         embedding.transform(x), SiameseEmbedding(epochs=2, random_state=0).fit_transform(x, y)
@@ -293,12 +294,29 @@ REFUSED = {
         {"loss": nearfar.SupConLoss(), "temperature": 0.1}, ValueError, "leave temperature at None"
     ),
     "one class a batch": ({"classes_per_batch": 1}, ValueError, "classes_per_batch must be at"),
-    "no items": ({"items_per_class": 0}, ValueError, "items must be an integer of at least 1"),
+    "no items": ({"items_per_class": 0}, ValueError, "items_per_class must be an integer of at"),
+    "one item": ({"items_per_class": 1}, ValueError, "items_per_class must be at least 2"),
     "no epochs": ({"epochs": 0}, ValueError, "epochs must be"),
     "no rate": ({"learning_rate": 0.0}, ValueError, "learning_rate must be"),
     "no width": ({"hidden": (0,)}, ValueError, "hidden must be"),
+    "a width alone": ({"hidden": 128}, TypeError, "hidden must be a sequence of widths"),
+    "no weights": ({"encoder": nn.Identity()}, ValueError, "encoder must have parameters to train"),
+    "no weights to learn": (
+        {"encoder": linear(4, 2).requires_grad_(False), "loss": "proxy_softmax", "scale": 8.0},
+        ValueError,
+        "Linear has none that require a gradient",
+    ),
+    "a loss of each row": (
+        {"loss": nearfar.SupConLoss(reduction="none")},
+        ValueError,
+        r"loss must give one number .* got shape \(20,\)",
+    ),
     "no dimension": ({"embedding_dim": 0}, ValueError, "embedding_dim must be"),
-    "wrong encoder": ({"encoder": nn.Flatten(0)}, ValueError, r"encoder must turn \(2, 4\) into"),
+    "wrong encoder": (
+        {"encoder": nn.Sequential(linear(4, 2), nn.Flatten(0))},
+        ValueError,
+        r"encoder must turn \(2, 4\) into",
+    ),
     "divergence": (
         {"learning_rate": 1e200, "normalize": False, "loss": "batch_contrastive"},
         ValueError,
@@ -321,6 +339,7 @@ def test_labels_that_teach_nothing_are_refused():
     with pytest.raises(ValueError, match="a class with at least 2 items"):
         SiameseEmbedding().fit(x, np.arange(30))
     SiameseEmbedding("proxy_softmax", epochs=1).fit(x, np.arange(30))
+    SiameseEmbedding("proxy_softmax", epochs=1, items_per_class=1).fit(x, np.arange(30) % 5)
     with pytest.raises(ValueError, match="Unknown label type: continuous"):
         SiameseEmbedding().fit(x, x[:, 0])
     with pytest.raises(TypeError, match=r"[Ss]parse"):
@@ -336,6 +355,14 @@ def test_pairs_that_teach_nothing_are_refused():
     with pytest.raises(ValueError, match="no item has both"):
         SiameseEmbedding(nearfar.CircleLoss()).fit_pairs(apart, similar)
     SiameseEmbedding("batch_cosine", epochs=1).fit_pairs(apart, similar)
+    shared = np.concatenate([apart, [[x[0], x[12]]]])  # an item with a pair of each kind
+    with pytest.warns(UserWarning, match="only 2 of 11 pairs have an item with both") as found:
+        SiameseEmbedding(epochs=1).fit_pairs(shared, [*similar, False])
+    assert found[0].filename == __file__
+    star = np.stack([np.broadcast_to(x[0], (10, 4)), x[1:11]], axis=1)
+    SiameseEmbedding(epochs=1).fit_pairs(star, similar)  # each pair has the item with both
+    with pytest.raises(ValueError, match="a batch would have one pair"):
+        SiameseEmbedding(classes_per_batch=1, items_per_class=3).fit_pairs(star, similar)
     with pytest.raises(ValueError, match="all are of equal rows"):
         SiameseEmbedding().fit_pairs(apart[:, [0, 0]], similar)
     with pytest.raises(TypeError, match="similar_label"):

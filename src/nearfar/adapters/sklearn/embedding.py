@@ -2,6 +2,7 @@
 """A network that learns an embedding from class labels or pairs, as a transformer of sklearn."""
 
 import inspect
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from math import inf
@@ -70,7 +71,8 @@ class SiameseEmbedding(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         learning_rate: the first one, of AdamW.
         weight_decay: of AdamW.
         classes_per_batch: P, at least 2; all classes if there are fewer.
-        items_per_class: K, the items of a class in a batch; fewer where the class has fewer.
+        items_per_class: K, the items of a class in a batch; fewer where the class has fewer. At
+            least 2, unless the loss has proxies.
         device: where it is trained and used. Between calls the network is on the CPU, so a pickle
             needs no accelerator.
         random_state: of the weights and the batches.
@@ -138,8 +140,8 @@ class SiameseEmbedding(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
 
         Raises:
             TypeError: `X` is sparse, or the loss has no such setting.
-            ValueError: fewer than two classes, no class with two items where the loss has no
-                proxies, an argument out of range, or a training that diverged.
+            ValueError: fewer than two classes, no class with two items in a batch where the loss
+                has no proxies, an argument out of range, or a training that diverged.
         """
         X, y = validate_data(self, X, y, dtype=DTYPES, ensure_min_samples=2)
         # check_classification_targets would warn of many classes, which is what this is for.
@@ -154,14 +156,13 @@ class SiameseEmbedding(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         if classes < 2:
             raise ValueError("classes_per_batch must be at least 2, to tell apart; got 1.")
 
+        items = positive_integer("items_per_class", self.items_per_class)
+
         def batches(loss: nn.Module, seed: int) -> OfClasses:
-            if sizes.max() < 2 and not isinstance(loss, ProxyLossModule):
-                raise ValueError(
-                    "y must hold a class with at least 2 items, which are pulled together; only "
-                    "the losses of proxies need none."
-                )
+            if not isinstance(loss, ProxyLossModule):
+                _refuse_single(int(sizes.max()), items)
             labels = torch.from_numpy(ids).to(self.device)
-            return OfClasses(labels, classes, self.items_per_class, seed)
+            return OfClasses(labels, classes, items, seed)
 
         return self._train(X, len(sizes), batches)
 
@@ -171,7 +172,8 @@ class SiameseEmbedding(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         Nothing is assumed of pairs that are not listed. Equal rows are one item. Batches hold
         P * K / 2 pairs, those of one item together. `loss` must take listed pairs:
         "batch_contrastive" and "batch_cosine" learn from each pair by itself, the others from items
-        that are in both similar and dissimilar pairs.
+        that are in both similar and dissimilar pairs. A warning tells where most pairs have no such
+        item.
 
         Args:
             X: (n, 2, n_features), the two items of each pair.
@@ -204,10 +206,11 @@ class SiameseEmbedding(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         items_in_batch = positive_integer(
             "classes_per_batch", self.classes_per_batch
         ) * positive_integer("items_per_class", self.items_per_class)
+        size = max(items_in_batch // 2, 1)
 
         def batches(loss: nn.Module, seed: int) -> OfPairs:
-            _refuse_unsuitable(loss, index, similar)
-            return OfPairs(index, similar, max(items_in_batch // 2, 1), seed)
+            _refuse_unsuitable(loss, index, similar, size)
+            return OfPairs(index, similar, size, seed)
 
         return self._train(items, None, batches)
 
@@ -240,8 +243,8 @@ class SiameseEmbedding(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         """Train on items, by the batches for a loss and a seed."""
         device = torch.device(self.device)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        x = tensor("X", X, device=device)
-        with seeded(seed, device), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), seeded(seed, device):
+            x = tensor("X", X, device=device)
             encoder = self._new_encoder(x)
             dim = _width(encoder, x[:2])
             loss = loss_of(self.loss, self._settings(), n_classes, dim).to(device, x.dtype)
@@ -263,6 +266,11 @@ class SiameseEmbedding(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
             encoder = network_of(x.shape[1], self.hidden, self.embedding_dim)
         else:
             encoder = deepcopy(self.encoder)
+            if not any(each.requires_grad for each in encoder.parameters()):
+                raise ValueError(
+                    "encoder must have parameters to train, and "
+                    f"{type(encoder).__name__} has none that require a gradient."
+                )
         if switch("normalize", self.normalize):
             encoder = nn.Sequential(encoder, Unit())
         return encoder.to(x.device, x.dtype)
@@ -291,16 +299,35 @@ def _width(encoder: nn.Module, x: Tensor) -> int:
     return int(shape[1])
 
 
-def _refuse_unsuitable(loss: nn.Module, index: Integers, similar: Bools) -> None:
-    """Refuse a loss that would learn nothing from these pairs."""
+def _refuse_single(largest: int, items: int) -> None:
+    """Refuse batches in which no two items are of one class."""
+    why = "The items of a class are pulled together; only nearfar's losses of proxies need no two."
+    if largest < 2:
+        raise ValueError(f"y must hold a class with at least 2 items. {why}")
+    if items < 2:
+        raise ValueError(f"items_per_class must be at least 2, got {items}. {why}")
+
+
+def _refuse_unsuitable(loss: nn.Module, index: Integers, similar: Bools, size: int) -> None:
+    """Refuse a loss that would learn nothing from batches of these pairs; warn if it is little."""
     name = type(loss).__name__
     if "pairs" not in inspect.signature(loss.forward).parameters:
         raise ValueError(f"loss must take listed pairs, and {name} does not.")
     listed = find(loss.loss.__name__) if isinstance(loss, LossModule) else None
+    if listed is None or listed.pair_margin is not None:
+        return
     both = np.intersect1d(index[similar], index[~similar])
-    if listed is not None and listed.pair_margin is None and not len(both):
-        raise ValueError(
-            f"{name} compares the similar pairs of an item with its dissimilar ones, and no item "
-            "has both. Use loss='batch_contrastive' or 'batch_cosine', which learn from each pair "
-            "by itself."
+    used = int(np.isin(index, both).any(1).sum())
+    what = f"{name} compares the similar pairs of an item with its dissimilar ones, and"
+    fix = "Use loss='batch_contrastive' or 'batch_cosine', which learn from each pair by itself."
+    if not used:
+        raise ValueError(f"{what} no item has both. {fix}")
+    if size < 2:
+        raise ValueError(f"{what} a batch would have one pair. Raise items_per_class.")
+    if 2 * used < len(index):
+        warnings.warn(
+            f"{what} only {used} of {len(index)} pairs have an item with both: it learns nothing "
+            f"from the others. {fix}",
+            UserWarning,
+            stacklevel=5,  # who called fit_pairs
         )

@@ -34,7 +34,14 @@ class Batch(NamedTuple):
 
 
 def network_of(n_features: int, hidden: Sequence[int], embedding_dim: int) -> nn.Module:
-    """Linear layers of these widths, with a ReLU between each two."""
+    """Linear layers of these widths, with a ReLU between each two.
+
+    Raises:
+        TypeError: `hidden` is no sequence.
+        ValueError: a width that is not 1 or more.
+    """
+    if not isinstance(hidden, Sequence | np.ndarray):
+        raise TypeError(f"hidden must be a sequence of widths, such as (128,); got {hidden!r}.")
     widths = [n_features, *(positive_integer("hidden", width) for width in hidden)]
     layers: list[nn.Module] = []
     for before, after in pairwise(widths):
@@ -168,7 +175,7 @@ def train(
     """Train both by AdamW, whose learning rate falls to 0 as a cosine; the mean loss of each epoch.
 
     Raises:
-        ValueError: the loss became infinite or NaN.
+        ValueError: the loss is not one number, or became infinite or NaN.
     """
     parameters = [*network.parameters(), *loss.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
@@ -179,6 +186,11 @@ def train(
         total = 0.0
         for rows, labels, listed in batches.epoch(number):
             value = loss(network(x[rows]), labels, **listed)
+            if value.numel() != 1:
+                raise ValueError(
+                    "loss must give one number for a batch, as with reduction='mean'; got shape "
+                    f"{tuple(value.shape)}."
+                )
             optimizer.zero_grad()
             value.backward()
             optimizer.step()
