@@ -11,6 +11,7 @@ from torch import Tensor
 from nearfar.mine import corpus_negatives
 
 pytest.importorskip("sentence_transformers")
+pytest.importorskip("datasets")
 from datasets import Dataset
 from sentence_transformers.util import mine_hard_negatives
 
