@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from processes import run
@@ -12,6 +13,7 @@ from waits import accelerator
 
 import nearfar as nf
 from nearfar.engine.budget import tile_shape
+from nearfar.engine.relation import repeat_in
 
 N, D = 9, 5
 
@@ -108,6 +110,47 @@ def test_ids_that_differ_change_nothing() -> None:
             assert torch.equal(found, nf.info_nce_loss(x, y, **more))
 
 
+def test_hard_negatives_without_ids_are_other_items() -> None:
+    x, y, hard = drawn(hard=1)
+    found = nf.info_nce_loss(x, y, hard_negatives=hard, ids=torch.arange(N))
+    assert torch.equal(found, nf.info_nce_loss(x, y, hard_negatives=hard))
+
+
+def test_unsigned_ids_are_the_ids_they_are() -> None:
+    x, y = drawn()
+    ids = ONE.clamp(min=0)
+    found = nf.info_nce_loss(x, y, ids=ids.numpy().astype(np.uint64))
+    assert torch.equal(found, nf.info_nce_loss(x, y, ids=ids))
+
+
+@pytest.mark.parametrize(
+    ("ids", "repeat"),
+    [
+        ([[1, 1], [2, 3]], False),
+        ([[-1], [-1]], False),
+        ([[1, 2], [3, 1]], True),
+        ([[1], [1]], True),
+    ],
+    ids=["within a row", "none", "other places", "two rows"],
+)
+def test_an_id_repeats_where_two_rows_have_it(ids: list[list[int]], repeat: bool) -> None:
+    assert repeat_in(torch.tensor(ids)).item() is repeat
+
+
+@pytest.mark.parametrize("wide", [False, True], ids=["one", "several"])
+def test_a_batch_without_rows_may_have_ids(wide: bool) -> None:
+    x = torch.zeros(0, 4, requires_grad=True)
+    ids = torch.zeros((0, 2) if wide else (0,), dtype=torch.int64)
+    hard = {"hard_negatives": torch.zeros(0, 4), "hard_ids": torch.zeros(0, dtype=torch.int64)}
+    for loss in (
+        nf.info_nce_loss(x, x, ids=ids),
+        nf.info_nce_loss(x, x, ids=ids, symmetric=True, **hard),
+        nf.clip_loss(x, x, scale=2.0, ids=ids),
+        nf.siglip_loss(x, x, scale=2.0, bias=0.0, ids=ids),
+    ):
+        assert loss.item() == 0
+
+
 def test_a_query_whose_rows_are_all_of_its_item_has_a_loss_of_0() -> None:
     x, y = (a.requires_grad_() for a in drawn())
     loss = nf.info_nce_loss(x, y, ids=torch.zeros(N, dtype=torch.int64))
@@ -148,8 +191,17 @@ def test_ids_on_an_accelerator_are_not_waited_for(loss: Callable[..., Tensor]) -
     ("given", "error", "message"),
     [
         ({"ids": [0.5] * N}, TypeError, "ids must be integers"),
+        ({"ids": [True] * N}, TypeError, "ids must be integers, .* got torch.bool"),
         ({"ids": [-2] * N}, ValueError, r"ids must be 0 or more, or -1 for none; ids\[0\] is -2"),
-        ({"ids": [1, 2]}, ValueError, r"ids must have shape \(9,\)"),
+        ({"ids": [1, 2]}, ValueError, r"ids must have shape \(9,\), .* got \(2,\)"),
+        ({"ids": 3}, ValueError, r"ids must have shape \(9,\), .* got \(\)"),
+        ({"ids": torch.ones(N, 0).long()}, ValueError, r"ids must have shape .* got \(9, 0\)"),
+        ({"ids": torch.ones(N, 1, 1).long()}, ValueError, r"ids must have shape .* \(9, 1, 1\)"),
+        (
+            {"ids": np.full(N, 2**63 + 5, np.uint64)},
+            ValueError,
+            r"ids must be below 2\*\*63; ids\[0\] is 9223372036854775813",
+        ),
         ({"hard_ids": [1] * N}, ValueError, "pass ids too"),
         ({"ids": [1] * N, "hard_ids": [1] * N}, ValueError, "hard_negatives, which are not given"),
     ],
@@ -160,16 +212,24 @@ def test_wrong_ids_are_refused(given: Any, error: type[Exception], message: str)
     x, y, hard = drawn(hard=1)
     with pytest.raises(ValueError, match=r"hard_ids must have shape \(9,\)"):
         nf.info_nce_loss(x, y, hard_negatives=hard, ids=[1] * N, hard_ids=[1])
-    with pytest.raises(ValueError, match="symmetric, hard_negatives and ids"):
-        nf.info_nce_loss(x, y, hard, ids=[1] * N)
+    for more in ({"ids": [1] * N}, {"hard_ids": [1] * N}):
+        with pytest.raises(ValueError, match="symmetric, hard_negatives, ids and hard_ids work"):
+            nf.info_nce_loss(x, y, hard, **more)
+    several = hard[:, None].expand(-1, 2, -1)
+    with pytest.raises(
+        ValueError, match=r"hard_ids must be 0 or more, .*; hard_ids\[1\] is \[4, -3"
+    ):
+        nf.info_nce_loss(
+            x, y, hard_negatives=several, ids=ONE, hard_ids=[[4, 4], [4, -3]] + [[4, 4]] * (N - 2)
+        )
 
 
 # -- on several processes -------------------------------------------------------------------------
 
 
-def of_rank(which: str, hard: int, ring: bool) -> tuple[float, Tensor]:
+def of_rank(which: str, hard: int, ring: bool, first: int) -> tuple[float, Tensor]:
     rank = torch.distributed.get_rank()
-    here = slice(0, 4) if rank == 0 else slice(4, N)
+    here = slice(0, first) if rank == 0 else slice(first, N)
     x, y, *more = (a[here].clone().requires_grad_() for a in drawn(hard=hard))
     group = nf.distributed.over("world", ring=True) if ring else "world"
     if which == "clip":
@@ -184,8 +244,12 @@ def of_rank(which: str, hard: int, ring: bool) -> tuple[float, Tensor]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ring", [False, True], ids=["dealt", "ring"])
-@pytest.mark.parametrize(("which", "hard"), [("clip", 0), ("info_nce", 0), ("info_nce", 1)])
-def test_ids_of_other_processes_count(which: str, hard: int, ring: bool) -> None:
+@pytest.mark.parametrize(
+    ("which", "hard", "first"),
+    [("clip", 0, 4), ("info_nce", 0, 4), ("info_nce", 1, 4), ("info_nce", 1, 0)],
+    ids=["clip", "info_nce", "hard", "a process without rows"],
+)
+def test_ids_of_other_processes_count(which: str, hard: int, first: int, ring: bool) -> None:
     x, y, *more = drawn(hard=hard)
     x.requires_grad_()
     if which == "clip":
@@ -194,6 +258,6 @@ def test_ids_of_other_processes_count(which: str, hard: int, ring: bool) -> None
         of_hard = {"hard_negatives": more[0], "hard_ids": ONE} if hard else {}
         loss = nf.info_nce_loss(x, y, ids=TWO, **of_hard)
     loss.backward()
-    (value, first), (_, second) = run(2, of_rank, which, hard, ring)
+    (value, first), (_, second) = run(2, of_rank, which, hard, ring, first)
     assert math.isclose(value, loss.item(), rel_tol=1e-12)
     torch.testing.assert_close(torch.cat([first, second]), x.grad, rtol=1e-12, atol=1e-14)

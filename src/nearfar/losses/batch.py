@@ -91,38 +91,48 @@ def as_items(
         if hard_ids is not None:
             raise ValueError("hard_ids are compared with ids, which are not given: pass ids too.")
         return None
-    of_rows = _ids("ids", snapshot(ids, reduction), x)
-    of_rows = of_rows[:, None] if of_rows.ndim == 1 else of_rows
-    if of_rows.ndim != 2 or len(of_rows) != len(x) or not of_rows.shape[1]:
+    given = _integers("ids", snapshot(ids, reduction), x)
+    if given.ndim not in (1, 2) or len(given) != len(x) or 0 in given.shape[1:]:
         raise ValueError(
             f"ids must have shape ({len(x)},), one per row, or ({len(x)}, k) with several; got "
-            f"{tuple(of_rows.shape)}."
+            f"{tuple(given.shape)}."
         )
+    of_rows = _ids("ids", given)
+    of_rows = of_rows[:, None] if of_rows.ndim == 1 else of_rows
     if hard is None:
         if hard_ids is not None:
             raise ValueError("hard_ids are those of hard_negatives, which are not given.")
         return Items(of_rows, of_rows)
     of_hard = torch.full(hard.shape[:-1], -1, device=x.device)
     if hard_ids is not None:
-        of_hard = _ids("hard_ids", snapshot(hard_ids, reduction), x)
-    if of_hard.shape != hard.shape[:-1]:
-        raise ValueError(
-            f"hard_ids must have shape {tuple(hard.shape[:-1])}, one per row of hard_negatives; "
-            f"got {tuple(of_hard.shape)}."
-        )
+        given = _integers("hard_ids", snapshot(hard_ids, reduction), x)
+        if given.shape != hard.shape[:-1]:
+            raise ValueError(
+                f"hard_ids must have shape {tuple(hard.shape[:-1])}, one per row of "
+                f"hard_negatives; got {tuple(given.shape)}."
+            )
+        of_hard = _ids("hard_ids", given)
     of_hard = of_hard.flatten()[:, None].expand(-1, of_rows.shape[1])
     return Items(of_rows, torch.cat([of_rows, of_hard]))
 
 
-def _ids(name: str, ids: ArrayLike, like: Tensor) -> Tensor:
-    """int64, of any shape."""
+def _integers(name: str, ids: ArrayLike, like: Tensor) -> Tensor:
     known = tensor(name, ids, device=like.device)
     if known.is_floating_point() or known.is_complex() or known.dtype is torch.bool:
         raise TypeError(f"{name} must be integers, 0 or more, or -1 for none; got {known.dtype}.")
     same_device(name, known, "the embeddings", like)
-    known = known.to(torch.int64)
-    refuse(name, known, (known < -1).reshape(len(known), -1).any(1), "be 0 or more, or -1 for none")
     return known
+
+
+def _ids(name: str, given: Tensor) -> Tensor:
+    """int64, of (n,) or (n, k) integers."""
+    ids = given.to(torch.int64)
+    # Unsigned ids from 2**63 on have become negative, and the last of them -1.
+    unsigned = given.dtype is torch.uint64
+    bad = ids < (0 if unsigned else -1)
+    expected = "be below 2**63" if unsigned else "be 0 or more, or -1 for none"
+    refuse(name, given, bad.any(1) if bad.ndim == 2 else bad, expected)
+    return ids
 
 
 def row_weight(weight: ArrayLike | None, x: Tensor, each: str = "row") -> Tensor | None:

@@ -128,7 +128,8 @@ def info_nce_loss(
     switch("decoupled", decoupled)
     temperature = above_zero("temperature", temperature)
     if negatives is not None:
-        _refuse_beside_listed(symmetric or hard_negatives is not None or ids is not None, group)
+        of_batch = (hard_negatives, ids, hard_ids)
+        _refuse_beside_listed(symmetric or any(x is not None for x in of_batch), group)
         return _against_listed(
             *(query, positive, negatives, temperature, similarity),
             *(normalize, decoupled, weight, reduction, precision),
@@ -322,8 +323,8 @@ def _refuse_beside_listed(of_batch: bool, group: Group | None) -> None:
     """Refuse what only a batch has, whose other rows are the negatives."""
     if of_batch:
         raise ValueError(
-            "symmetric, hard_negatives and ids work only if the other rows are the negatives: "
-            "leave negatives out, or pass them as hard_negatives."
+            "symmetric, hard_negatives, ids and hard_ids work only if the other rows are the "
+            "negatives: leave negatives out, or pass them as hard_negatives."
         )
     if group is not None:
         raise ValueError(
