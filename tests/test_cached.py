@@ -699,6 +699,26 @@ def test_embeddings_are_encoded_again_under_the_autocast_of_the_first_time():
     assert_same(*found, tolerance=1e-6)
 
 
+def test_no_pass_uses_casts_that_autocast_has_kept(monkeypatch):
+    """Those that the caller made without a gradient have no graph in earlier versions of torch."""
+    net, seen = mlp(), []
+    net.register_forward_hook(lambda *_: seen.append("encode"))
+    monkeypatch.setattr(torch, "clear_autocast_cache", lambda: seen.append("clear"))
+    (z,) = cached_embeddings([net], [rows()], chunk_size=4)
+    sup_con(z).backward()
+    assert seen == 2 * ["clear", *3 * ["encode"]]
+
+
+def test_an_encoder_whose_embeddings_the_loss_leaves_out_is_encoded_once():
+    used, left_out, calls = mlp(), mlp(seed=3), []
+    left_out.register_forward_hook(lambda *_: calls.append(1))
+    a, _ = cached_embeddings([used, left_out], [rows(), rows(seed=2)], chunk_size=4)
+    sup_con(a).backward()
+    assert len(calls) == 3
+    assert all(g is not None for g in take_grads(used))
+    assert all(g is None for g in take_grads(left_out))
+
+
 def test_embeddings_have_one_backward():
     (z,) = cached_embeddings([mlp()], [rows()], chunk_size=4)
     loss = sup_con(z)

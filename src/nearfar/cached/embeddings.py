@@ -24,7 +24,8 @@ def cached_embeddings(
 
     The two passes of `cached_backward`, which describes the arguments: the second runs within the
     backward of any loss of the embeddings, under the autocast of the first. So the loss may be
-    scaled, divided and added to others as any loss. It has one backward; where gradients are off,
+    scaled, divided and added to others as any loss. It has one backward, which adds to the `.grad`
+    of the parameters: `torch.autograd.grad` finds no gradient of them. Where gradients are off,
     there is none.
 
     >>> net = torch.nn.Linear(3, 2, bias=False)
