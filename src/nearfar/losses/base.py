@@ -52,7 +52,8 @@ class LossModule(nn.Module):
             self.register_buffer(key, value)
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{key}={getattr(self, key)!r}" for key in self._names)
+        shown = {key: " ".join(repr(getattr(self, key)).split()) for key in self._names}
+        return ", ".join(f"{key}={value}" for key, value in shown.items())
 
     @classmethod
     def why_needed(cls) -> str:

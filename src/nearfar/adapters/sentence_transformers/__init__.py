@@ -3,7 +3,7 @@
 from nearfar.extras import needs
 
 with needs("st"):
-    import sentence_transformers as _  # noqa: F401
+    import sentence_transformers.base.losses.merged_forward as _  # noqa: F401
 
 from nearfar.adapters.sentence_transformers.evaluator import LabelledPairs, VerificationEvaluator
 from nearfar.adapters.sentence_transformers.loss import Loss
