@@ -1,6 +1,8 @@
 """The door to sentence-transformers, beside its own losses and inside its trainer."""
 
 import csv
+import importlib
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from datasets import Dataset, DatasetDict
 from guides import check_code
 from processes import run
 from sentence_transformers import (
+    CrossEncoder,
     SentenceTransformer,
     SentenceTransformerTrainer,
     SentenceTransformerTrainingArguments,
@@ -323,6 +326,30 @@ def test_ids_tell_what_texts_do_not(model: SentenceTransformer) -> None:
         torch.testing.assert_close(loss.compute_loss_from_embeddings([x, y], ids), expected)
 
 
+def test_ids_are_any_integers(model: SentenceTransformer) -> None:
+    a, p = texts(4, 0), texts(4, 1)
+    loss, one = Loss(model, nf.InfoNCELoss(), ids=True), torch.tensor([7, 8, 7, 9])
+    expected = loss(features(model, a, p), one)
+    for dtype in (torch.uint8, torch.uint16, torch.int32, torch.uint64):
+        assert torch.equal(loss(features(model, a, p), one.to(dtype)), expected)
+
+
+class Given(nn.Module):
+    """A model whose inputs are embeddings."""
+
+    def forward(self, given: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"sentence_embedding": given["x"]}
+
+
+def test_negatives_whose_texts_are_unknown_are_other_items() -> None:
+    columns = [torch.randn(4, 3) for _ in range(3)]
+    ids = torch.tensor([0, 1, 0, 2])  # 0 is an id, too
+    loss = Loss(Given(), nf.InfoNCELoss(), ids=True)
+    found = loss([{"x": x} for x in columns], ids)
+    a, p, n = columns
+    torch.testing.assert_close(found, nf.info_nce_loss(a, p, hard_negatives=n, ids=ids))
+
+
 def test_rows_that_differ_are_compared_as_if_there_were_no_ids(model: SentenceTransformer) -> None:
     """So that kernels run, which take none."""
     loss, seen = nf.InfoNCELoss(), []
@@ -364,7 +391,10 @@ LABELS = torch.tensor([0, 1, 1])
         (INFO, {"ids": True}, 2, None, r"Call an integer column of the dataset 'label'"),
         (INFO, {"ids": True}, 2, LABELS / 2, r"Ids of items are integers"),
         (INFO, {"ids": True}, 2, LABELS > 0, r"Ids of items are integers"),
-        (INFO, {"ids": True}, 2, -2 - LABELS, r"ids must be 0 or more, or -1 for none"),
+        (INFO, {"ids": True}, 2, -2 - LABELS, r"the label column must be 0 or more, or -1 for no"),
+        (INFO, {"ids": True}, 2, LABELS[:2], r"the label column must have shape \(3,\), .* \(2,\)"),
+        (INFO, {"ids": True}, 2, LABELS.new_ones(3, 0), r"the label column must .* got \(3, 0\)"),
+        (INFO, {"ids": True}, 2, LABELS[:, None, None], r"the label column must .* \(3, 1, 1\)"),
         (nf.CLIPLoss(scale=1.0), {}, 3, None, "Take nearfar.InfoNCELoss or nearfar.TripletLoss"),
         (
             TRIPLET,
@@ -405,6 +435,17 @@ def test_a_batch_that_does_not_fit_is_refused(
         (INFO, {"matryoshka_dims": [0]}, "matryoshka_dims must be an integer of at least 1"),
         (INFO, {"matryoshka_dims": [8], "matryoshka_weights": [1, 2]}, "one for each of 1 lengths"),
         (INFO, {"matryoshka_weights": [1]}, "which are not given"),
+        (INFO, {"matryoshka_dims": 16}, r"must be a list of lengths, such as \[16\]"),
+        (
+            INFO,
+            {"matryoshka_dims": [16, 8], "matryoshka_weights": [1, -1]},
+            "matryoshka_weights must be a number at least 0",
+        ),
+        (
+            nf.ProxySoftmaxLoss(3, 32),
+            {"matryoshka_dims": [16, 8]},
+            "the proxies of ProxySoftmaxLoss are not cut",
+        ),
     ],
 )
 def test_a_loss_that_does_not_fit_is_refused(
@@ -412,6 +453,40 @@ def test_a_loss_that_does_not_fit_is_refused(
 ) -> None:
     with pytest.raises((ValueError, TypeError), match=message):
         Loss(model, loss, **more)
+
+
+def test_a_model_that_gives_no_embeddings_is_refused(folder: Path) -> None:
+    with pytest.raises(TypeError, match=r"pass SentenceTransformer\('all-MiniLM-L6-v2'\)"):
+        Loss("all-MiniLM-L6-v2", nf.InfoNCELoss())
+    with pytest.raises(TypeError, match="as a SentenceTransformer does; got CrossEncoder"):
+        Loss(CrossEncoder(str(folder), device="cpu"), nf.InfoNCELoss())
+    with pytest.raises(TypeError, match="as a SentenceTransformer does; got function"):
+        Loss(texts, nf.InfoNCELoss())
+
+
+@pytest.mark.parametrize("value", [0.0, -0.02, torch.nan])
+def test_a_number_that_was_trained_out_of_range_is_refused(value: float) -> None:
+    """The trainer would log the loss, NaN, as 0."""
+    number = nn.Parameter(torch.tensor(value))
+    for name, loss in (
+        ("temperature", nf.InfoNCELoss(temperature=number)),
+        ("scale", nf.CLIPLoss(scale=number)),
+        ("scale", nf.ProxySoftmaxLoss(3, 3, scale=number)),
+    ):
+        rows, labels = [torch.eye(3)] * 2, None
+        if isinstance(loss, nf.ProxySoftmaxLoss):
+            rows, labels = rows[:1], torch.arange(3)
+        message = f"{name} must be above 0, .* learning_rate_mapping={{'criterion.{name}': 1e-4}}"
+        with pytest.raises(ValueError, match=message):
+            Loss(nn.Identity(), loss).compute_loss_from_embeddings(rows, labels)
+
+
+def test_an_older_library_is_named_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if "adapters.sentence_transformers" in name]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "sentence_transformers.base.losses.merged_forward", None)
+    with pytest.raises(ModuleNotFoundError, match=r"too old: pip install -U 'nearfar\[st\]'"):
+        importlib.import_module("nearfar.adapters.sentence_transformers")
 
 
 # -- in their trainer -----------------------------------------------------------------------------
@@ -439,6 +514,16 @@ def test_cached_steps_of_the_trainer_are_plain_ones(folder: Path, tmp_path: Path
     assert losses == pytest.approx(others, rel=1e-5)
     for a, b in zip(plain, cached, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_a_learned_temperature_may_have_a_learning_rate_of_its_own(
+    model: SentenceTransformer, tmp_path: Path
+) -> None:
+    temperature = nn.Parameter(torch.tensor(0.1))
+    loss = Loss(model, nf.InfoNCELoss(temperature=temperature))
+    more = {"learning_rate_mapping": {"criterion.temperature": 1e-5}}
+    train(model, loss, pairs(), tmp_path, max_steps=2, **more)
+    assert 0 < abs(temperature.item() - 0.1) < 3e-5
 
 
 def test_cached_steps_draw_the_same_dropout_again(folder: Path) -> None:
@@ -506,12 +591,13 @@ def test_several_datasets_have_a_loss_each(model: SentenceTransformer, tmp_path:
 
 
 def test_the_model_card_names_loss_and_paper(model: SentenceTransformer, tmp_path: Path) -> None:
-    loss = Loss(model, nf.InfoNCELoss(temperature=0.05), cached=4, matryoshka_dims=[32, 8])
+    temperature = nn.Parameter(torch.tensor(0.05))
+    loss = Loss(model, nf.InfoNCELoss(temperature=temperature), cached=4, matryoshka_dims=[32, 8])
     train(model, loss, pairs(), tmp_path, max_steps=1)
     model.save_pretrained(str(tmp_path / "model"))
     card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
     for part in (
-        "InfoNCELoss(temperature=0.05",
+        "InfoNCELoss(temperature=Parameter containing: tensor(0.0",
         '"cached": 4',
         "nearfar.adapters.sentence_transformers",
         "Representation Learning with Contrastive Predictive Coding",
@@ -691,8 +777,24 @@ def test_the_guide_runs(
 # -- on several processes -------------------------------------------------------------------------
 
 
+def with_ids(of_ranks: list[list[int]]) -> float:
+    rank, chance = dist.get_rank(), torch.Generator().manual_seed(0)
+    rows = torch.randn(2, 4, 3, generator=chance)[:, 2 * rank : 2 * rank + 2]
+    loss = Loss(nn.Identity(), nf.InfoNCELoss(group="world"), ids=True)
+    return loss.compute_loss_from_embeddings([*rows], torch.tensor(of_ranks[rank])).item()
+
+
+@pytest.mark.slow
+def test_items_that_only_another_process_has_too_are_left_out() -> None:
+    found = run(2, with_ids, [[1, 2], [3, 2]])
+    rows = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
+    expected = nf.info_nce_loss(*rows, ids=[1, 2, 3, 2]).item()
+    assert found == pytest.approx([expected, expected], rel=1e-5)
+    assert expected != pytest.approx(nf.info_nce_loss(*rows).item(), rel=1e-3)
+
+
 def kept_ids(of_ranks: list[list[int]]) -> bool:
-    ids = torch.tensor(of_ranks[dist.get_rank()])
+    ids = torch.tensor(of_ranks[dist.get_rank()])[:, None]
     return told_by(ids, [], "world").ids is not None
 
 

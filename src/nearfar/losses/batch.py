@@ -91,14 +91,7 @@ def as_items(
         if hard_ids is not None:
             raise ValueError("hard_ids are compared with ids, which are not given: pass ids too.")
         return None
-    given = _integers("ids", snapshot(ids, reduction), x)
-    if given.ndim not in (1, 2) or len(given) != len(x) or 0 in given.shape[1:]:
-        raise ValueError(
-            f"ids must have shape ({len(x)},), one per row, or ({len(x)}, k) with several; got "
-            f"{tuple(given.shape)}."
-        )
-    of_rows = _ids("ids", given)
-    of_rows = of_rows[:, None] if of_rows.ndim == 1 else of_rows
+    of_rows = item_ids("ids", snapshot(ids, reduction), x)
     if hard is None:
         if hard_ids is not None:
             raise ValueError("hard_ids are those of hard_negatives, which are not given.")
@@ -114,6 +107,24 @@ def as_items(
         of_hard = _ids("hard_ids", given)
     of_hard = of_hard.flatten()[:, None].expand(-1, of_rows.shape[1])
     return Items(of_rows, torch.cat([of_rows, of_hard]))
+
+
+def item_ids(name: str, ids: ArrayLike, like: Tensor) -> Tensor:
+    """(n, k) int64, the items of rows: 0 or more, or -1 for none.
+
+    Args:
+        name: the caller's name for `ids`.
+        ids: (n,) or (n, k) integers.
+        like: (n, ...) the rows.
+    """
+    given, n = _integers(name, ids, like), len(like)
+    if given.ndim not in (1, 2) or len(given) != n or 0 in given.shape[1:]:
+        raise ValueError(
+            f"{name} must have shape ({n},), one per row, or ({n}, k) with several; got "
+            f"{tuple(given.shape)}."
+        )
+    known = _ids(name, given)
+    return known[:, None] if known.ndim == 1 else known
 
 
 def _integers(name: str, ids: ArrayLike, like: Tensor) -> Tensor:

@@ -16,7 +16,6 @@ from nearfar.registry import LOSSES
 Labels = Literal["none", "ids", "needed", "optional"]
 _BY_FUNCTION = {loss.function: loss for loss in LOSSES}
 _ROLES = ("anchor", "positive", "negative", "negative2")
-_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
 _PAIR = ("text", "other text")
 
 
@@ -50,7 +49,7 @@ class Wanted:
         if labels is None and self.labels in ("ids", "needed"):
             name = "an integer column" if self.labels == "ids" else "a column"
             self._refuse(columns, labels, f"Call {name} of the dataset 'label'.")
-        if labels is not None and self.labels == "ids" and labels.dtype not in _INTEGERS:
+        if labels is not None and self.labels == "ids" and not _whole(labels.dtype):
             fix = "Number them, with dataset.class_encode_column."
             self._refuse(columns, labels, f"Ids of items are integers. {fix}")
         if labels is not None and self.labels == "none":
@@ -78,6 +77,10 @@ class Wanted:
         )
 
 
+def _whole(dtype: torch.dtype) -> bool:
+    return not (dtype.is_floating_point or dtype.is_complex or dtype is torch.bool)
+
+
 def _counted(columns: int) -> str:
     return f"{columns} column{'s' if columns != 1 else ''} of inputs"
 
@@ -87,7 +90,7 @@ def _instead(columns: int, labels: Tensor | None) -> str:
     fitting = {
         (1, True): "nearfar.SupConLoss or another loss of a batch",
         (2, True): "nearfar.ContrastiveLoss or nearfar.CosineLoss",
-        (2, False): "nearfar.InfoNCELoss or nearfar.CLIPLoss",
+        (2, False): "nearfar.InfoNCELoss or nearfar.CLIPLoss(scale=20.0)",
         (3, False): "nearfar.InfoNCELoss or nearfar.TripletLoss",
         (4, False): "nearfar.InfoNCELoss or nearfar.QuadrupletLoss",
     }.get((columns, labels is not None))
@@ -141,20 +144,18 @@ class Told:
     hard_ids: Tensor | None = None
 
 
-def told_by(
-    labels: Tensor | None, texts: Sequence[Tensor | None], group: Group | None = None
-) -> Told:
-    """What labels and texts say.
+def told_by(ids: Tensor | None, texts: Sequence[Tensor | None], group: Group | None = None) -> Told:
+    """What ids and texts say.
 
     Mostly they say that all rows differ. This is found out at once, before the encoder runs: then
     an accelerator waits for little, and compares the rows as if there were no ids.
 
     Args:
-        labels: (n,) or (n, k) ids of the rows.
+        ids: (n, k) of the rows; None: not given.
         texts: (n,) ids of the texts of each column, or None for a column; []: not compared.
         group: the processes that have the rows of the batch.
     """
-    ids = _side_by_side([labels, *texts[:2]])
+    ids = _side_by_side([ids, *texts[:2]])
     if ids is None:
         return Told()
     unknown = torch.full(ids.shape[:1], -1, device=ids.device)

@@ -49,6 +49,13 @@ def _encode(model: nn.Module, column: Column) -> Tensor:
     return found
 
 
+def rows_of(column: Column) -> int:
+    """How many texts there are."""
+    if "offsets" in column:  # where each text of a StaticEmbedding begins
+        return len(column["offsets"])
+    return int(_get_batch_size(column))
+
+
 def text_ids(column: Column) -> Tensor | None:
     """(n,) int64, 0 or more, equal for equal tokens; None: the column is not of padded texts.
 

@@ -3,8 +3,11 @@
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import inf
 from typing import Any
 
+import torch
+from sentence_transformers import CrossEncoder, MultiVectorEncoder
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -12,10 +15,12 @@ from nearfar.adapters.sentence_transformers.arguments import Told, called, told_
 from nearfar.adapters.sentence_transformers.columns import (
     embedded,
     embedded_in_chunks,
+    rows_of,
     text_ids,
 )
-from nearfar.inputs import positive_integer, switch
-from nearfar.losses.base import LossModule
+from nearfar.inputs import between, positive_integer, readable, switch
+from nearfar.losses.base import LossModule, ProxyLossModule
+from nearfar.losses.batch import item_ids
 
 
 class Loss(nn.Module):
@@ -32,13 +37,14 @@ class Loss(nn.Module):
     - losses of a batch and losses of proxies: one text and a class.
 
     **Texts of one item.** With two towers, the positive of another anchor may be right for this one
-    too. A pair is left out of all sums, neither pulled together nor pushed apart, if a text of one
-    row, or an id of it, is also one of the other's. Equal embeddings never count as equal.
+    too. If an anchor, a positive or an id of one row is also one of the other's, then the positive
+    of neither is a negative of the other. A further negative is left out for the rows that have it
+    as anchor or positive. Equal embeddings never count as equal.
 
     Args:
         model: the `SentenceTransformer`, or a module that returns a dict with "sentence_embedding".
         loss: a module of nearfar, such as `nearfar.InfoNCELoss(temperature=0.05)`. Numbers that it
-            learns are trained by the trainer.
+            learns are trained by the trainer, and are in no checkpoint of the model.
         ids: the label column holds the item of each row, or a list of several ids, of which two
             rows of one item have one in common. Only for losses of two towers.
         equal_texts: with two towers, equal texts are one item. False: only ids say what is.
@@ -54,9 +60,10 @@ class Loss(nn.Module):
         criterion: the loss of nearfar.
 
     Raises:
-        TypeError: `loss` is not a module of nearfar that takes embeddings.
+        TypeError: `loss` is not a module of nearfar that takes embeddings; `model` is a name, or
+            gives no embeddings, as a `CrossEncoder`.
         ValueError: options that do not fit; at the first batch, columns or labels that the loss
-            does not take.
+            does not take; on the CPU, a learned temperature or scale that is not above 0.
 
     >>> import nearfar, torch
     >>> loss = Loss(torch.nn.Identity(), nearfar.InfoNCELoss(temperature=0.5))
@@ -76,6 +83,7 @@ class Loss(nn.Module):
         cached: int | None = None,
     ) -> None:
         super().__init__()
+        _check_model(model)
         self._wanted = wanted_by(loss, ids=switch("ids", ids))
         if getattr(loss, "reduction", None) == "none":
             raise ValueError('the trainer wants one number: make the loss with reduction="mean".')
@@ -83,7 +91,7 @@ class Loss(nn.Module):
             positive_integer("cached", cached)
         self.model, self.criterion, self.cached = model, loss, cached
         self.ids, self.equal_texts = ids, switch("equal_texts", equal_texts)
-        self.matryoshka = _matryoshka(model, matryoshka_dims, matryoshka_weights)
+        self.matryoshka = _matryoshka(model, loss, matryoshka_dims, matryoshka_weights)
 
     @property
     def uses_gradient_cache(self) -> bool:
@@ -105,7 +113,8 @@ class Loss(nn.Module):
         columns = list(sentence_features)
         self._wanted.check(len(columns), labels)
         compared = self.equal_texts and self._wanted.of_towers
-        told = self._told(labels, [text_ids(column) for column in columns] if compared else [])
+        texts = [text_ids(column) for column in columns] if compared else []
+        told = self._told(labels, texts, rows_of(columns[0]) if self.ids else 0)
         if self.cached is None:
             embeddings = embedded(self.model, columns)
         else:
@@ -122,15 +131,18 @@ class Loss(nn.Module):
             labels: of the label column.
         """
         self._wanted.check(len(embeddings), labels)
-        return self._at_all_lengths(embeddings, labels, self._told(labels, []))
+        return self._at_all_lengths(embeddings, labels, self._told(labels, [], len(embeddings[0])))
 
-    def _told(self, labels: Tensor | None, texts: Sequence[Tensor | None]) -> Told:
-        ids = labels if self.ids else None
+    def _told(self, labels: Tensor | None, texts: Sequence[Tensor | None], rows: int) -> Told:
+        ids = None
+        if self.ids and labels is not None:  # checked before they are joined with those of texts
+            ids = item_ids("the label column", labels, torch.empty(rows, device=labels.device))
         return told_by(ids, texts, getattr(self.criterion, "group", None))
 
     def _at_all_lengths(
         self, embeddings: Sequence[Tensor], labels: Tensor | None, told: Told
     ) -> Tensor | dict[str, Tensor]:
+        _check_learned(self.criterion)
         if not self.matryoshka:
             return called(self.criterion, self._wanted, embeddings, labels, told)
         losses = {}
@@ -159,14 +171,47 @@ class Loss(nn.Module):
         return f"\n@misc{{{function.__name__},\n    note={{{note}}},\n}}\n"
 
 
+def _check_model(model: object) -> None:
+    wanted = "model must give an embedding of each text, as a SentenceTransformer does"
+    if isinstance(model, str):
+        raise TypeError(f"{wanted}: pass SentenceTransformer({model!r}).")
+    if not isinstance(model, nn.Module) or isinstance(model, CrossEncoder | MultiVectorEncoder):
+        raise TypeError(f"{wanted}; got {type(model).__name__}.")
+
+
+def _check_learned(loss: LossModule) -> None:
+    """Refuse what has been trained out of range, where reading it stalls no accelerator.
+
+    The loss would be NaN, which the trainer logs as 0.
+    """
+    for name in ("temperature", "scale"):
+        value = getattr(loss, name, None)
+        if isinstance(value, Tensor) and readable(value) and not (value > 0).all():
+            raise ValueError(
+                f"{name} must be above 0, and is {value.tolist()} now: where training has made it "
+                "so, give it a smaller learning rate, with the training argument "
+                f"learning_rate_mapping={{'criterion.{name}': 1e-4}}."
+            )
+
+
 def _matryoshka(
-    model: nn.Module, dims: Sequence[int] | None, weights: Sequence[float] | None
+    model: nn.Module,
+    loss: LossModule,
+    dims: Sequence[int] | None,
+    weights: Sequence[float] | None,
 ) -> Mapping[int, float]:
     """The weight of each length; {}: embeddings are not cut."""
     if dims is None:
         if weights is not None:
             raise ValueError("matryoshka_weights weigh matryoshka_dims, which are not given.")
         return {}
+    if isinstance(loss, ProxyLossModule):
+        raise ValueError(
+            f"matryoshka_dims cut embeddings, and the proxies of {type(loss).__name__} are not "
+            "cut: take a loss of a batch, such as nearfar.SupConLoss."
+        )
+    if not isinstance(dims, Sequence):
+        raise TypeError(f"matryoshka_dims must be a list of lengths, such as [{dims}].")
     for dim in dims:
         positive_integer("matryoshka_dims", dim)
     length: Callable[[], int | None] = getattr(model, "get_embedding_dimension", lambda: None)
@@ -181,6 +226,8 @@ def _matryoshka(
         raise ValueError(
             f"matryoshka_weights must be one for each of {len(dims)} lengths, got {len(weights)}."
         )
+    for weight in weights:
+        between("matryoshka_weights", weight, 0, inf)
     return dict(zip(dims, weights, strict=True))
 
 
