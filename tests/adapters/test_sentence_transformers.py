@@ -702,12 +702,50 @@ def test_each_evaluation_is_a_line_of_a_file(model: SentenceTransformer, tmp_pat
     with (tmp_path / "verification_evaluation_dev_results.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["steps"] for row in rows] == ["5", "10"]
-    assert float(rows[0]["cosine_tar"]) == first["dev_cosine_tar"]
-    assert set(rows[0]) == {"epoch", "steps", *(k.removeprefix("dev_") for k in first)}
+    assert float(rows[0]["tar"]) == first["dev_cosine_tar"]
+    figures = {key.removeprefix("dev_cosine_") for key in first}
+    assert set(rows[0]) == {"epoch", "steps", "similarity", *figures}
     assert not any("low" in key for key in first)  # no identities
     silent = VerificationEvaluator(known, other, far=0.2, write_csv=False)
     assert "cosine_auc" in silent(model, str(tmp_path / "none"))
     assert not (tmp_path / "none").exists()
+    model.similarity_fn_name = "dot"
+    evaluator(model, str(tmp_path))
+    with (tmp_path / "verification_evaluation_dev_results.csv").open(newline="") as file:
+        assert [row["similarity"] for row in csv.DictReader(file)] == ["cosine", "cosine", "dot"]
+
+
+def test_scores_of_a_model_in_half_precision_are_not_rounded(model: SentenceTransformer) -> None:
+    model.bfloat16()
+    known, other = labelled(0, 60, identities=None), labelled(1, 80, identities=None)
+    found = VerificationEvaluator(known, other, far=0.1)(model)
+    sides = (
+        model.encode(list(side), convert_to_tensor=True)
+        for side in (other.sentences1, other.sentences2)
+    )
+    x, y = (nn.functional.normalize(side.double(), dim=1) for side in sides)
+    scores = (x * y).sum(1)
+    nearer = scores[:80, None] > scores[80:]
+    assert found["cosine_auc"] == pytest.approx(nearer.double().mean().item(), abs=1e-6)
+    rounded = scores.bfloat16()
+    ties = rounded[:80, None] == rounded[80:]
+    assert ties.any()  # which count as one half
+
+
+def test_identities_may_be_of_any_kind(model: SentenceTransformer) -> None:
+    """Numbers and words, where a pair has one or two."""
+    known, other = labelled(0, 40), labelled(1, 40, shift=40)
+    expected = VerificationEvaluator(known, other, far=0.1)(model)
+    who = [[f"no {a}" if a % 2 else a for a in row] for row in other.identities.tolist()]
+    mixed = labelled(1, 40, identities=who)
+    assert VerificationEvaluator(known, mixed, far=0.1)(model) == expected
+    one = labelled(1, 40, identities=[row[0] for row in who])
+    assert "cosine_auc_low" in VerificationEvaluator(known, one, far=0.1)(model)
+
+
+def test_a_rate_of_less_than_one_pair_is_warned_of() -> None:
+    with pytest.warns(UserWarning, match="rate of 0.1 is less than one of the 8 dissimilar pairs"):
+        VerificationEvaluator(labelled(0, 8), labelled(1, 8, shift=8), far=0.1)
 
 
 def test_distances_and_cut_embeddings_are_evaluated(model: SentenceTransformer) -> None:
@@ -748,6 +786,16 @@ def test_the_trainer_evaluates(model: SentenceTransformer, tmp_path: Path) -> No
         ({}, {"labels": [1]}, {}, "labels"),
         ({}, {"identities": np.arange(5, 21)}, {}, "3 identities are in the calibration and in"),
         ({}, {}, {"far": 1.0}, "far must be a rate"),
+        ({"labels": [1] * 16}, {}, {}, "the calibration pairs must be of both kinds, and 16 of 16"),
+        ({}, {"labels": [0] * 16}, {}, "the test pairs must be of both kinds, and 0 of 16"),
+        ({}, {"identities": [8, 9]}, {}, r"identities of the test pairs must have .*\(16, 2\)"),
+        (
+            {"identities": [[0, 1]] * 15 + [[2]]},
+            {},
+            {},
+            "identities of the calibration pairs .* 16 of length 1 and 2",
+        ),
+        ({}, {"identities": [[0, 8]] * 16}, {}, "1 identities .* such as 0: the threshold"),
     ],
 )
 def test_pairs_that_say_nothing_are_refused(
@@ -762,6 +810,14 @@ def test_texts_that_differ_in_number_are_refused() -> None:
     fine = LabelledPairs(["a", "b"], ["a", "c"], [True, False])
     with pytest.raises(ValueError, match="sentences2 must be as many as sentences1, 2; got 1"):
         VerificationEvaluator(fine, LabelledPairs(["a", "b"], ["a"], [True, False]))
+
+
+def test_what_are_no_labelled_pairs_is_refused() -> None:
+    fine = LabelledPairs(["a", "b"], ["a", "c"], [True, False])
+    with pytest.raises(TypeError, match=r"test must be LabelledPairs\(.* got tuple"):
+        VerificationEvaluator(fine, (["a", "b"], ["a", "c"], [True, False]))
+    with pytest.raises(TypeError, match="must be lists of texts, got a text"):
+        VerificationEvaluator(fine, LabelledPairs("ab", "ac", [True, False]))
 
 
 # -- the guide ------------------------------------------------------------------------------------

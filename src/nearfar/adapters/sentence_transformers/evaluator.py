@@ -1,6 +1,7 @@
 """An evaluator of pairs at a threshold that was fitted to other pairs."""
 
 import csv
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,9 +45,12 @@ class LabelledPairs:
         """(n,) bool.
 
         Raises:
-            TypeError: numbers without `similar_label`, or degrees of similarity.
+            TypeError: numbers without `similar_label`, or degrees of similarity; one text in the
+                place of several.
             ValueError: texts and labels that differ in number.
         """
+        if isinstance(self.sentences1, str) or isinstance(self.sentences2, str):
+            raise TypeError("sentences1 and sentences2 must be lists of texts, got a text.")
         n = len(self.sentences1)
         if len(self.sentences2) != n:
             raise ValueError(
@@ -91,7 +95,11 @@ class VerificationEvaluator(BaseEvaluator):
         truncate_dim: the length to which embeddings are cut; None: that of the model.
 
     Raises:
-        TypeError, ValueError: labels that say nothing, identities in both, a rate out of range.
+        TypeError, ValueError: labels that say nothing or are all the same, identities in both, a
+            rate out of range.
+
+    Warns:
+        UserWarning: `far` is less than one of the dissimilar calibration pairs.
 
     >>> known = LabelledPairs(["a b", "a b", "c"], ["a", "d", "d"], [True, False, False])
     >>> other = LabelledPairs(["e f", "e f"], ["e", "g"], [True, False])
@@ -115,8 +123,18 @@ class VerificationEvaluator(BaseEvaluator):
         super().__init__()
         check_far(far)
         self.calibration, self.test, self.far = calibration, test, far
-        self._similar = [pairs.similar() for pairs in (calibration, test)]
-        self._groups = _numbered(calibration.identities, test.identities)
+        given = {"calibration": calibration, "test": test}
+        self._similar = [_of_both_kinds(which, pairs) for which, pairs in given.items()]
+        self._groups = _numbered(*(_identities(which, pairs) for which, pairs in given.items()))
+        n = int((~self._similar[0]).sum())
+        if 0 < far * n < 1:
+            warnings.warn(
+                f"a false-accept rate of {far:g} is less than one of the {n} dissimilar pairs for "
+                "calibration, so the threshold accepts none of them. Give more pairs, or raise "
+                "far.",
+                UserWarning,
+                stacklevel=2,
+            )
         self.name, self.batch_size, self.truncate_dim = name, batch_size, truncate_dim
         self.show_progress_bar, self.write_csv = show_progress_bar, write_csv
         self.csv_file = "_".join(filter(None, ("verification_evaluation", name, "results.csv")))
@@ -126,9 +144,11 @@ class VerificationEvaluator(BaseEvaluator):
     ) -> dict[str, float]:
         """The figures of a `SentenceTransformer`, by name."""
         kind = model.similarity_fn_name
-        figures = {f"{kind}_{key}": value for key, value in self._figures(model).items()}
+        found = self._figures(model)
         if output_path is not None and self.write_csv:
-            self._append(Path(output_path), {"epoch": epoch, "steps": steps, **figures})
+            row = {"epoch": epoch, "steps": steps, "similarity": kind, **found}
+            self._append(Path(output_path), row)
+        figures = {f"{kind}_{key}": value for key, value in found.items()}
         self.primary_metric = f"{kind}_auc"
         metrics: dict[str, float] = self.prefix_name_to_metrics(figures, self.name)
         self.store_metrics_in_model_card_data(model, metrics, epoch, steps)
@@ -170,11 +190,11 @@ class VerificationEvaluator(BaseEvaluator):
             show_progress_bar=self.show_progress_bar,
             convert_to_tensor=True,
             truncate_dim=self.truncate_dim,
-        ).float()
+        )
         a, b, c, d = x[place].split([len(side) for side in sides])
         return [model.similarity_pairwise(*pair).cpu() for pair in ((a, b), (c, d))]
 
-    def _append(self, folder: Path, row: dict[str, float]) -> None:
+    def _append(self, folder: Path, row: dict[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / self.csv_file
         new = not path.exists()
@@ -190,18 +210,51 @@ class VerificationEvaluator(BaseEvaluator):
         return {"far": self.far, **cut}
 
 
-def _numbered(known: Sequence[Any] | None, other: Sequence[Any] | None) -> np.ndarray | None:
+def _of_both_kinds(name: str, pairs: LabelledPairs) -> Tensor:
+    """(n,) bool, which pairs are similar."""
+    if not isinstance(pairs, LabelledPairs):
+        raise TypeError(
+            f"{name} must be LabelledPairs(sentences1, sentences2, labels), got "
+            f"{type(pairs).__name__}."
+        )
+    similar = pairs.similar()
+    n, k = len(similar), int(similar.sum())
+    if k in (0, n):
+        raise ValueError(
+            f"the {name} pairs must be of both kinds, and {k} of {n} are similar: add others, or "
+            "see whether similar_label is right."
+        )
+    return similar
+
+
+def _identities(name: str, pairs: LabelledPairs) -> list[list[Any]] | None:
+    """Those of each pair, one or two."""
+    if pairs.identities is None:
+        return None
+    rows = [np.atleast_1d(np.asarray(row, dtype=object)).tolist() for row in pairs.identities]
+    n = len(pairs.sentences1)
+    lengths = sorted({len(row) for row in rows})
+    if len(rows) != n or lengths not in ([1], [2]):
+        raise ValueError(
+            f"identities of the {name} pairs must have shape ({n}, 2), the two of each pair, or "
+            f"({n},) where a pair has only one; got {len(rows)} of length "
+            f"{' and '.join(map(str, lengths))}."
+        )
+    return rows
+
+
+def _numbered(known: list[list[Any]] | None, other: list[list[Any]] | None) -> np.ndarray | None:
     """The identities of the test pairs as numbers, if none is one of the calibration pairs."""
     if other is None:
         return None
-    others = np.asarray(other)
-    if known is not None:
-        both = np.intersect1d(np.asarray(known), others)
-        if len(both):
-            raise ValueError(
-                f"{len(both)} identities are in the calibration and in the test pairs, such as "
-                f"{both[0]!r}: the threshold would be fitted to those it is tested on. Split the "
-                "pairs by identity."
-            )
-    numbers: np.ndarray = np.unique(others, return_inverse=True)[1].reshape(others.shape)
-    return numbers
+    number: dict[Any, int] = {}
+    numbers = [[number.setdefault(who, len(number)) for who in row] for row in other]
+    both = {who: None for row in known or [] for who in row if who in number}
+    if both:
+        raise ValueError(
+            f"{len(both)} identities are in the calibration and in the test pairs, such as "
+            f"{next(iter(both))!r}: the threshold would be fitted to those it is tested on. Split "
+            "the pairs by identity."
+        )
+    found = np.array(numbers)
+    return found[:, 0] if found.shape[1] == 1 else found
