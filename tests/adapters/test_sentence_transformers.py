@@ -5,6 +5,7 @@ import importlib
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ import torch.distributed as dist
 from accelerate.state import AcceleratorState
 from allocations import Allocations
 from datasets import Dataset, DatasetDict
-from guides import check_code
+from guides import CODE, ROOT, check_code
 from processes import run
 from sentence_transformers import (
     CrossEncoder,
@@ -133,12 +134,13 @@ def train(
         "use_cpu": True,
         "dataloader_pin_memory": False,
     }
-    rest = {k: more.pop(k) for k in ("eval_dataset", "evaluator") if k in more}
+    rest = {k: more.pop(k) for k in ("eval_dataset", "evaluator", "callbacks") if k in more}
+    resume = more.pop("resume", None)
     arguments = SentenceTransformerTrainingArguments(str(tmp_path), **{**given, **more})
     trainer = SentenceTransformerTrainer(
         model=model, args=arguments, train_dataset=data, loss=loss, **rest
     )
-    trainer.train()
+    trainer.train(resume_from_checkpoint=resume)
     return trainer
 
 
@@ -524,6 +526,29 @@ def test_a_learned_temperature_may_have_a_learning_rate_of_its_own(
     more = {"learning_rate_mapping": {"criterion.temperature": 1e-5}}
     train(model, loss, pairs(), tmp_path, max_steps=2, **more)
     assert 0 < abs(temperature.item() - 0.1) < 3e-5
+
+
+def test_what_a_loss_has_learned_is_resumed_as_the_guide_says(folder: Path, tmp_path: Path) -> None:
+    page = (ROOT / "docs/adapters/sentence-transformers.md").read_text(encoding="utf-8")
+    (code,) = (code for code, _ in CODE.findall(page) if "SaveLoss" in code)
+
+    def trained(saved: Path | None) -> float:
+        model = model_of(folder)
+        loss = Loss(model, nf.InfoNCELoss(temperature=nn.Parameter(torch.tensor(0.1))))
+        names: dict[str, Any] = {"loss": loss, "torch": torch, "trainer": SimpleNamespace()}
+        kept: list[Any] = []
+        names["trainer"].add_callback = kept.append
+        exec(code, names)
+        more = {"callbacks": kept, "save_strategy": "steps", "save_steps": 2}
+        if saved is not None:
+            more["resume"] = str(saved)
+            loss.criterion.load_state_dict(torch.load(saved / "loss.pt"))
+        train(model, loss, pairs(), tmp_path, **more)
+        return loss.criterion.temperature.item()
+
+    whole = trained(None)
+    assert whole != pytest.approx(0.1, abs=1e-3)
+    assert trained(tmp_path / "checkpoint-2") == pytest.approx(whole, abs=1e-6)
 
 
 def test_cached_steps_draw_the_same_dropout_again(folder: Path) -> None:
