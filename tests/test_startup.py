@@ -69,6 +69,44 @@ def test_the_core_loads_torch_and_numpy_and_no_other_library():
     assert loaded <= libraries_loaded_by("import numpy.random, torch")
 
 
+WITHOUT_LIBRARIES = """
+import sys
+from importlib import import_module
+
+ADAPTERS = {adapters}
+
+
+class Missing:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name in [library for _, library, _ in ADAPTERS]:
+            raise ModuleNotFoundError(name=name)
+
+
+sys.meta_path.insert(0, Missing)
+for module, library, extra in ADAPTERS:
+    try:
+        import_module(module)
+    except ModuleNotFoundError as error:
+        said = f"{{library}} is not installed: pip install 'nearfar[{{extra}}]'"
+        assert str(error) == said, error
+    else:
+        raise AssertionError(module)
+"""
+
+
+def test_an_adapter_without_its_library_says_what_to_install():
+    adapters = [
+        ("nearfar.adapters.open_clip", "open_clip", "openclip"),
+        ("nearfar.adapters.pml", "pytorch_metric_learning", "pml"),
+        ("nearfar.adapters.sentence_transformers", "sentence_transformers", "st"),
+        ("nearfar.adapters.sklearn", "sklearn", "sklearn"),
+        ("nearfar.keras", "keras", "keras"),
+    ]
+    done = run_python(WITHOUT_LIBRARIES.format(adapters=adapters))
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
