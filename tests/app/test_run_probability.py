@@ -101,12 +101,13 @@ def test_the_prior_may_stand_anywhere(nearfar, vector_run, place):
     assert decided(nearfar, *arguments)["prior"] == 0.25
 
 
-@pytest.mark.parametrize("prior", ["0", "1", "-0.1", "1.5", "nan", "inf", "1e-300"])
+@pytest.mark.parametrize("prior", ["0.0", "1.0", "-0.1", "nan", "inf", "1e-13", "0.9999999999999"])
 def test_a_prior_is_a_share(nearfar, vector_run, prior):
     for given in (["--prior", prior], [f"--prior={prior}"]):
         done = nearfar("verify", vector_run, A, B, *given)
         assert done.status == 2
-        assert "--prior must be a share of same pairs between 0 and 1, got" in done.error
+        limits = "between 1e-12 and 1 - 1e-12"
+        assert f"--prior must be a share of same pairs {limits}, got {prior}." in done.error
 
 
 @pytest.mark.parametrize("prior", ["often", ""])

@@ -175,7 +175,9 @@ def verify(
 ) -> None:
     """Decide whether A and B are the same. Exit status 0 if they are, 1 if not, 2 on an error."""
     if prior is not None and not 1e-12 <= prior <= 1 - 1e-12:  # also refuses NaN
-        raise InputError(f"--prior must be a share of same pairs between 0 and 1, got {prior:g}.")
+        raise InputError(
+            f"--prior must be a share of same pairs between 1e-12 and 1 - 1e-12, got {prior}."
+        )
 
     from nearfar.app.train.use import verify_items
 
