@@ -86,6 +86,12 @@ def test_verify_prints_the_evidence_and_with_a_prior_the_probability(nearfar, ve
     assert third.endswith("if 0.01 of the pairs you compare are the same")
 
 
+def test_verify_never_prints_a_certainty(nearfar, vector_run):
+    said = nearfar("verify", vector_run, A, A, "--prior", 0.9999999).out.splitlines()[-1]
+    told = "if 0.9999999 of the pairs you compare are the same"
+    assert said == f'probability of "same": above 0.9999, {told}'
+
+
 def test_evidence_is_no_stronger_than_so_few_identities_can_show(nearfar, vector_run):
     """8 calibration identities: no distance is less likely than 1 in 8 for the same ones."""
     found = decided(nearfar, vector_run, A, FAR)

@@ -179,8 +179,7 @@ def _priors(probability: PlattProbability, threshold: float) -> Table:
 
 
 def _belief(probability: PlattProbability, distance: float) -> str:
-    found = probability([distance]).item()
-    return percent(found) if found >= 0.0001 else f"below {percent(0.0001)}"
+    return percent(probability([distance]).item())
 
 
 def _point(held: Mapping[str, Any]) -> Datum:

@@ -17,9 +17,18 @@ def percent(rate: float | None) -> str:
 
     >>> [percent(rate).replace("\N{NO-BREAK SPACE}", " ") for rate in (0.0232, 0.002, 0.954, 1)]
     ['2.3 %', '0.20 %', '95.4 %', '100 %']
+
+    A rate between 0 and 1 is never rounded to either.
+
+    >>> [percent(rate).replace("\N{NO-BREAK SPACE}", " ") for rate in (0.00001, 0.99999)]
+    ['below 0.01 %', 'above 99.99 %']
     """
     if rate is None:
         return _NONE
+    if 0 < rate < 0.0001:
+        return f"below {percent(0.0001)}"
+    if 0.9999 < rate < 1:
+        return f"above {percent(0.9999)}"
     of_hundred = 100 * rate
     if rate in (0, 1):
         return f"{of_hundred:.0f}{_SPACE}%"

@@ -75,11 +75,12 @@ class Decision:
         )
 
     def _belief(self) -> str:
-        if self.prior is None:
+        if self.prior is None or self.probability is None:
             return ""
+        # Rounded to 1, it would claim to be certain.
+        shown = f"{self.probability:.4g}" if self.probability <= 0.9999 else "above 0.9999"
         return (
-            f'probability of "same": {self.probability:.4g}, if {self.prior:.3g} of the pairs you '
-            "compare are the same"
+            f'probability of "same": {shown}, if {self.prior} of the pairs you compare are the same'
         )
 
 

@@ -7,6 +7,8 @@
 
   function percent(rate) {
     if (rate === 0 || rate === 1) return `${100 * rate}\u00a0%`;
+    if (rate < 0.0001) return `below ${percent(0.0001)}`;
+    if (rate > 0.9999) return `above ${percent(0.9999)}`;
     return `${(100 * rate).toFixed(100 * rate < 1 || 100 * rate > 99 ? 2 : 1)}\u00a0%`;
   }
 
