@@ -11,6 +11,7 @@ from nearfar.app.report.chart import KINDS, ROWS, SAME, Datum, Plot, data, short
 from nearfar.app.report.study import Study
 from nearfar.app.report.words import percent, span
 from nearfar.evaluate import PlattProbability
+from nearfar.evaluate.intervals import FEWEST_IDENTITIES
 from nearfar.tabulate import Table
 
 RATES = (0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999)
@@ -48,11 +49,22 @@ def probabilities(study: Study) -> Probabilities | None:
 
 
 def _said(found: Mapping[str, Any]) -> str:
-    error, loss = 100 * found["calibration_error"], found["log_loss"]
+    loss = f"{found['log_loss']:.3f} bits, where saying nothing costs 1 and a perfect answer 0."
+    known = [held for held in found["bins"] if held.get("interval")]
+    if not known:
+        return (
+            "Too few test identities to tell whether the probability holds: at least "
+            f"{FEWEST_IDENTITIES} are needed. Its log loss is {loss}"
+        )
+    error = 100 * found["calibration_error"]
+    off = sum(not h["interval"]["low"] <= h["claimed"] <= h["interval"]["high"] for h in known)
+    worst = max(known, key=lambda held: abs(held["claimed"] - held["seen"]))
     return (
         f"On test identities, if half of all pairs are the same, the probability is wrong by "
-        f"{error:.1f} percentage points on average (expected calibration error). Its log loss is "
-        f"{loss:.3f} bits, where saying nothing costs 1 and a perfect answer 0."
+        f"{error:.1f} percentage points on average (expected calibration "
+        f"error). It is outside the interval in {off} of the {len(known)} groups that have one. It "
+        f"is most wrong at likelihood ratios {_between(worst)}: {percent(worst['claimed'])} "
+        f"claimed, {percent(worst['seen'])} seen. Its log loss is {loss}"
     )
 
 
