@@ -130,8 +130,16 @@ def test_a_run_on_given_pairs_has_one_too(nearfar, pairs_csv, tmp_path):
     assert nearfar("train", pairs_csv, "--out", run, *QUICK).status == 0
     assert read_run(run).probability.slope < 0
     done = nearfar("evaluate", run)
-    assert 'probability of "same", if half of the pairs are: calibration error 0.' in done.out
+    assert len(json.loads((run / "summary.json").read_text())["split"]["test"]) < 30
+    assert "if half of the pairs are: calibration error - (needs 30 identities)" in done.out
     assert json.loads(nearfar("evaluate", run, "--json").out)["reliability"]["bins"]
+
+
+def test_the_calibration_error_needs_as_many_identities_as_an_interval(
+    nearfar, vector_run, vectors
+):
+    done = nearfar("evaluate", vector_run, vectors)  # 40 identities
+    assert "if half of the pairs are: calibration error 0." in done.out
 
 
 def test_data_that_teach_nothing_still_make_a_run(nearfar, tmp_path):

@@ -81,10 +81,13 @@ class Comparison:
         found = self.reliability
         if found is None:
             return ""
+        # Chance alone makes it large where there are few identities.
+        error = f"- (needs {FEWEST_IDENTITIES} identities)"
+        if self.learned.intervals:
+            error = number(found.calibration_error)
         return (
             f'\nprobability of "same", if half of the pairs are: calibration error '
-            f"{found.calibration_error:.4f}, log loss {found.log_loss:.4f} bits (saying nothing "
-            "costs 1)"
+            f"{error}, log loss {found.log_loss:.4f} bits (saying nothing costs 1)"
         )
 
 
