@@ -40,10 +40,17 @@ def span(interval: Mapping[str, float] | None, shown: Shown = percent) -> str:
 
     >>> span({"low": 0.019, "high": 0.028}).replace("\N{NO-BREAK SPACE}", " ")
     '1.9 to 2.8 %'
+
+    If both ends look the same, it is one figure.
+
+    >>> span({"low": 0.99993, "high": 0.99998}).replace("\N{NO-BREAK SPACE}", " ")
+    'above 99.99 %'
     """
     if interval is None:
         return _NONE
     low, high = shown(interval["low"]), shown(interval["high"])
+    if low == high:
+        return high
     return f"{low.removesuffix(_SPACE + '%')} to {high}"
 
 
