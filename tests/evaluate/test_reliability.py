@@ -151,8 +151,8 @@ def test_all_pairs_have_the_figures_of_given_ones(distance):
     how = {"groups": np.stack([labels[a], labels[b]], 1), "average": "identities"}
     ours = pairs.fit_probability(prior=0.2)
     theirs = platt_probability(d, same, higher_is_closer=False, prior=0.2, **how)
-    at = np.linspace(0, d.max(), 9)  # whose distances are rounded to steps
-    assert ours(at).tolist() == pytest.approx(theirs(at).tolist(), abs=2e-3)
+    at = np.linspace(0, d.max(), 9)
+    assert ours(at).tolist() == pytest.approx(theirs(at).tolist(), rel=1e-5)
     assert ours.limits == pytest.approx(theirs.limits)
     one, other = pairs.reliability(theirs), reliability(d, same, theirs, **how)
     assert one.calibration_error == pytest.approx(other.calibration_error, abs=1e-6)

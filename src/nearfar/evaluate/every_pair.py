@@ -1,7 +1,7 @@
 """Every pair of labelled embeddings, measured tile by tile and never all held in memory."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -175,9 +175,17 @@ class EveryPair:
         """The probability of "same" over the distance; see `platt_probability`.
 
         If similar pairs are farther apart than dissimilar ones, it is the prior at any distance.
-        Distances of dissimilar pairs are rounded up to the next step of the curve.
+        Dissimilar pairs between two steps of the curve are taken at their mean distance.
         """
-        return platt_of(self._tally, prior)
+        tally, mean = self._counted_pairs
+        near, far = tally.similar > 0, tally.dissimilar > 0
+        apart = replace(
+            tally,
+            distance=np.append(tally.distance[near], mean[far]),
+            similar=np.append(tally.similar[near], np.zeros(far.sum())),
+            dissimilar=np.append(np.zeros(near.sum()), tally.dissimilar[far]),
+        )
+        return platt_of(apart, prior)
 
     def reliability(
         self,
@@ -224,8 +232,13 @@ class EveryPair:
         )
         return [FarPair(a, b, d) for a, b, d in rows]
 
-    @cached_property
+    @property
     def _tally(self) -> Tally:
+        return self._counted_pairs[0]
+
+    @cached_property
+    def _counted_pairs(self) -> tuple[Tally, Floats]:
+        """All pairs counted, and (s,) the mean distance of the dissimilar ones at each step."""
         similar, own = self._of_similar()
         steps, drawn = self._steps(similar)
         step, weight = steps.of(similar).numpy(), self._weight(own, own)
@@ -233,15 +246,19 @@ class EveryPair:
         guess = counted(steps.of(drawn).numpy(), len(steps))
         bins = _Bins(bin_ends(near, guess), len(steps), self.n_identities)
         bins.add(1, step, own, weight)
-        far, last = torch.zeros(len(steps), dtype=torch.float64), 0.0
+        far, total = torch.zeros(2, len(steps), dtype=torch.float64)
+        last = 0.0
         for part in self._dissimilar():
             a, b = self._identities(part)
             place, weight = steps.of(part.distance), self._weight(a, b)
-            far.index_add_(0, place, torch.from_numpy(weight))
+            each = torch.from_numpy(weight)
+            far.index_add_(0, place, each)
+            total.index_add_(0, place, each * part.distance)
             bins.add(0, place.numpy(), a, weight)
             bins.add(0, place.numpy(), b, weight)
             last = max(last, float(part.distance.amax()))
-        return self._counted(steps.upper_ends(last), near, far.numpy(), bins)
+        mean = (total / far).numpy()  # NaN, never read, at a step without any
+        return self._counted(steps.upper_ends(last), near, far.numpy(), bins), mean
 
     def _counted(self, distance: Floats, near: Floats, far: Floats, bins: "_Bins") -> Tally:
         known = ByIdentity(bins.ends, (bins.weight.numpy(),), self._n_to_learn_from, True)
