@@ -279,3 +279,34 @@ def test_what_else_is_refused(nearfar, files):
         done = nearfar("mine", *arguments)
         assert done.status == 2
         assert message in done.error
+
+
+def test_a_row_of_the_file_is_neither_its_own_positive_nor_its_own_negative(nearfar, files):
+    y = np.where(np.arange(40) < 20, np.arange(40) // 2, -1)
+    np.savez("items.npz", x=CORPUS, positive=np.arange(40) ^ 1, y=y)
+    assert nearfar("mine", "items.npz", "items.npz", "--k", 3, "--out", OUT).status == 0
+    rows = table()
+    lists = [[i, i ^ 1] for i in range(40)]
+    found = corpus_negatives(CORPUS, CORPUS, lists, 3, ids=y)
+    assert rows["anchor"] == list(range(40))
+    assert rows["positive"] == [i ^ 1 for i in range(40)]
+    for slot in range(3):
+        assert rows[f"negative_{slot + 1}"] == found.indices[:, slot].tolist()
+
+
+def test_a_query_whose_only_positive_is_itself_has_none(nearfar, files):
+    np.savez("items.npz", x=CORPUS, positive=np.where(np.arange(40) < 5, 39, np.arange(40)))
+    done = nearfar("mine", "items.npz", "items.npz", "--k", 3, "--out", OUT)
+    assert "5 queries against 40 rows; no positive for 35" in done.out
+    assert table()["anchor"] == list(range(5))
+
+
+def test_minus_one_is_no_identity(nearfar, files):
+    y = np.where(np.arange(40) < 10, np.arange(40) // 2, -1)
+    np.savez("items.npz", x=CORPUS, y=y)
+    done = nearfar("mine", "items.npz", "items.npz", "--k", 3, "--out", OUT)
+    assert "10 queries against 40 rows; no positive for 30" in done.out
+    rows = table()
+    assert rows["positive"] == [i ^ 1 for i in range(10)]
+    found = corpus_negatives(CORPUS[:10], CORPUS, [[i, i ^ 1] for i in range(10)], 3)
+    assert rows["negative_1"] == found.indices[:, 0].tolist()

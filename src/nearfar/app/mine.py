@@ -154,52 +154,66 @@ class _Task:
     def search(self, rows: slice) -> tuple[dict[str, Any], dict[str, Any]]:
         """The columns that some queries give, and what is said about them."""
         listed = self._positives(rows)
-        query = np.flatnonzero([len(own) > 0 for own in listed])
-        known = [listed[i] for i in query]
+        query = np.flatnonzero([len(own) > 0 for own in listed]) + rows.start
+        positives = [own for own in listed if len(own)]
+        known = positives
+        if self.one_file:
+            known = [np.append(own, i) for i, own in zip(query, positives, strict=True)]
         ids = None if self.corpus.y is None else self._identities[1]
         try:
             found = corpus_negatives(
-                self.queries.x[rows][query], self.corpus.x, known, self.k, ids=ids, **self.how
+                self.queries.x[query], self.corpus.x, known, self.k, ids=ids, **self.how
             )
         except ValueError as error:
             raise InputError(str(error)) from None
-        query = query + rows.start
-        columns = (self._pairs if self.pairs else self._tuples)(query, known, found)
+        columns = (self._pairs if self.pairs else self._tuples)(query, positives, found)
         return columns, self._about(query, rows, found)
 
+    @cached_property
+    def one_file(self) -> bool:
+        """Whether the queries are the rows of the corpus."""
+        return self.queries.path.resolve() == self.corpus.path.resolve()
+
     def _positives(self, rows: slice) -> list[Array]:
+        """The positives of each query, without the query itself, which may be a row too."""
         if self.queries.positive is not None:
             given = self.queries.positive[rows].astype(np.int64)
-            return [own[own != -1] for own in given.reshape(len(given), -1)]
-        of_queries, of_corpus, order = self._identities
-        first, last = (
-            np.searchsorted(of_corpus, of_queries[rows], side, sorter=order)
-            for side in ("left", "right")
-        )
-        return [order[a:b] for a, b in zip(first, last, strict=True)]
+            lists = [own[own != -1] for own in given.reshape(len(given), -1)]
+        else:
+            order, of_ordered = self._by_identity
+            wanted = self._identities[0][rows]
+            first, last = (np.searchsorted(of_ordered, wanted, side) for side in ("left", "right"))
+            lists = [order[a:b] for a, b in zip(first, last, strict=True)]
+        if not self.one_file:
+            return lists
+        return [own[own != i] for i, own in enumerate(lists, rows.start)]
 
     @cached_property
-    def _identities(self) -> tuple[Array, Array, Array]:
-        """Those of queries and corpus as numbers, and the corpus in the order of these."""
+    def _identities(self) -> tuple[Array, Array]:
+        """Those of queries and corpus as numbers, -1 for none."""
         assert self.corpus.y is not None
         given = self.corpus.y[:0] if self.queries.positive is not None else self.queries.y
         assert given is not None
-        both = np.unique(np.concatenate([given, self.corpus.y]), return_inverse=True)[1]
-        of_queries, of_corpus = np.split(both.astype(np.int64), [len(given)])
-        return of_queries, of_corpus, np.argsort(of_corpus, kind="stable")
+        y = np.concatenate([given, self.corpus.y])
+        numbers = np.unique(y, return_inverse=True)[1].astype(np.int64)
+        if y.dtype.kind != "U":
+            numbers[y == -1] = -1
+        return numbers[: len(given)], numbers[len(given) :]
 
-    def _others(self, query: Array, known: list[Array]) -> list[Array]:
-        """The positives without the query itself, which may be a row of the corpus."""
-        if self.queries.path.resolve() != self.corpus.path.resolve():
-            return known
-        return [own[own != i] for i, own in zip(query, known, strict=True)]
+    @cached_property
+    def _by_identity(self) -> tuple[Array, Array]:
+        """The rows of the corpus that have an identity, in the order of these, and these."""
+        of_corpus = self._identities[1]
+        order = np.argsort(of_corpus, kind="stable")
+        order = order[of_corpus[order] >= 0]
+        return order, of_corpus[order]
 
-    def _tuples(self, query: Array, known: list[Array], found: CorpusNegatives) -> dict[str, Any]:
+    def _tuples(
+        self, query: Array, positives: list[Array], found: CorpusNegatives
+    ) -> dict[str, Any]:
         """One row for each query and positive, where there are k negatives."""
         enough = (found.indices >= 0).all(1).numpy()
-        positives = [
-            own for own, has in zip(self._others(query, known), enough, strict=True) if has
-        ]
+        positives = [own for own, has in zip(positives, enough, strict=True) if has]
         times = [len(own) for own in positives]
         negatives = found.indices.numpy()[enough].repeat(times, axis=0)
         return {
@@ -211,9 +225,10 @@ class _Task:
             },
         }
 
-    def _pairs(self, query: Array, known: list[Array], found: CorpusNegatives) -> dict[str, Any]:
+    def _pairs(
+        self, query: Array, positives: list[Array], found: CorpusNegatives
+    ) -> dict[str, Any]:
         """One row for each pair: of all positives, then of all negatives."""
-        positives = self._others(query, known)
         i, slot = (part.numpy() for part in (found.indices >= 0).nonzero(as_tuple=True))
         n = sum(map(len, positives))
         a = np.concatenate([query.repeat([len(own) for own in positives]), query[i]])
