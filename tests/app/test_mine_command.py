@@ -284,7 +284,8 @@ def test_what_else_is_refused(nearfar, files):
 def test_a_row_of_the_file_is_neither_its_own_positive_nor_its_own_negative(nearfar, files):
     y = np.where(np.arange(40) < 20, np.arange(40) // 2, -1)
     np.savez("items.npz", x=CORPUS, positive=np.arange(40) ^ 1, y=y)
-    assert nearfar("mine", "items.npz", "items.npz", "--k", 3, "--out", OUT).status == 0
+    done = nearfar("mine", "items.npz", "items.npz", "--k", 3, "--out", OUT)
+    assert done.status == 0, done.err
     rows = table()
     lists = [[i, i ^ 1] for i in range(40)]
     found = corpus_negatives(CORPUS, CORPUS, lists, 3, ids=y)
@@ -310,3 +311,29 @@ def test_minus_one_is_no_identity(nearfar, files):
     assert rows["positive"] == [i ^ 1 for i in range(10)]
     found = corpus_negatives(CORPUS[:10], CORPUS, [[i, i ^ 1] for i in range(10)], 3)
     assert rows["negative_1"] == found.indices[:, 0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("x", np.nan, "x[8] is not finite"),
+        ("positive", 40, "positive[8, 0] is 40; positives must be rows of the corpus, 0 to 39"),
+        ("positive", -2, "positive[8, 0] is -2"),
+    ],
+)
+def test_a_bad_query_is_found_before_the_first_piece(nearfar, files, name, value, said):
+    arrays = {"x": QUERIES.copy(), "positive": POSITIVE.copy()}
+    arrays[name][8, 0] = value
+    np.savez("queries.npz", **arrays)
+    done = nearfar(*MINE)
+    assert done.status == 2
+    assert f"queries.npz: {said}" in done.error
+    assert "queries" not in done.out
+    assert not Path(f"{OUT}.parts").exists()
+
+
+def test_numbers_that_torch_does_not_have_are_refused(nearfar, files):
+    np.savez("corpus.npz", x=CORPUS.astype(np.longdouble))
+    done = nearfar(*MINE)
+    assert done.status == 2
+    assert "corpus" in done.error

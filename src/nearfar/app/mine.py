@@ -164,7 +164,7 @@ class _Task:
             found = corpus_negatives(
                 self.queries.x[query], self.corpus.x, known, self.k, ids=ids, **self.how
             )
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise InputError(str(error)) from None
         columns = (self._pairs if self.pairs else self._tuples)(query, positives, found)
         return columns, self._about(query, rows, found)
@@ -331,6 +331,27 @@ def _refuse(task: _Task) -> None:
                 f"--pairs writes names, such as paths of images, and {side.path} has no array "
                 "'names'."
             )
+    _refuse_rows(queries, len(corpus.x))
+
+
+def _refuse_rows(queries: Side, m: int) -> None:
+    """Refuse queries that the search would refuse, before it has taken the time for others."""
+    for rows in spans(len(queries.x), _AT_A_TIME):
+        bad = ~np.isfinite(queries.x[rows]).all(1)
+        if bad.any():
+            raise InputError(
+                f"{queries.path}: x[{rows.start + bad.argmax()}] is not finite: it holds NaN or "
+                "infinity. Remove the row, or mend what embedded it."
+            )
+    if queries.positive is None:
+        return
+    bad = (queries.positive < -1) | (queries.positive >= m)
+    if bad.any():
+        at = tuple(np.argwhere(bad)[0])
+        raise InputError(
+            f"{queries.path}: positive[{', '.join(map(str, at))}] is {queries.positive[at]}; "
+            f"positives must be rows of the corpus, 0 to {m - 1}, or -1 for none."
+        )
 
 
 def _mapped(path: Path) -> Array:
