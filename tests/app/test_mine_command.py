@@ -219,15 +219,65 @@ def test_a_foreign_folder_is_left_alone(nearfar, files):
     assert (Path(f"{OUT}.parts") / "diary.txt").exists()
 
 
-def test_a_damaged_piece_is_named(nearfar, files, monkeypatch):
+def test_a_damaged_piece_is_searched_again(nearfar, files, monkeypatch):
+    assert nearfar(*MINE).status == 0
+    whole = pq.read_table(OUT)
+    Path(OUT).unlink()
     with monkeypatch.context() as patch:
         stop_before(patch, 2)
         nearfar(*MINE)
     piece = Path(f"{OUT}.parts/000001.parquet")
     piece.write_bytes(piece.read_bytes()[:-9])
+    searched = stop_before(monkeypatch, 9)
+    assert nearfar(*MINE).status == 0
+    assert searched == [slice(4, 8), slice(8, 10)]
+    assert pq.read_table(OUT).equals(whole)
+
+
+def test_a_piece_whose_columns_are_damaged_is_named(nearfar, files, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_before(patch, 2)
+        nearfar(*MINE)
+    piece = Path(f"{OUT}.parts/000001.parquet")
+    held = piece.read_bytes()
+    piece.write_bytes(held[:4] + b"\xff" * 40 + held[44:])
     assert "000001.parquet cannot be read" in nearfar(*MINE).error
     piece.unlink()
     assert nearfar(*MINE).status == 0
+
+
+def test_what_a_killed_process_left_does_not_stay(nearfar, files, monkeypatch):
+    parts = Path(f"{OUT}.parts")
+    parts.mkdir()
+    (parts / ".settings.json.abc").touch()
+    with monkeypatch.context() as patch:
+        stop_before(patch, 1)
+        assert nearfar(*MINE).status == 130
+    (parts / ".000001.parquet.abc").touch()
+    done = nearfar(*MINE)
+    assert done.status == 0, done.err
+    assert not parts.exists()
+
+
+def test_pieces_in_a_folder_with_other_files_are_gone_on_with(nearfar, files, monkeypatch):
+    for settings in (MINE, (*MINE, "--skip", 1, "--overwrite")):
+        with monkeypatch.context() as patch:
+            stop_before(patch, 1)
+            nearfar(*settings)
+        (Path(f"{OUT}.parts") / "diary.txt").touch()
+    done = nearfar(*settings)
+    assert done.status == 0, done.err
+    assert [path.name for path in Path(f"{OUT}.parts").iterdir()] == ["diary.txt"]
+
+
+def test_a_stopped_command_with_overwrite_goes_on_too(nearfar, files, monkeypatch):
+    Path(OUT).touch()
+    with monkeypatch.context() as patch:
+        stop_before(patch, 2)
+        nearfar(*MINE, "--overwrite")
+    searched = stop_before(monkeypatch, 9)
+    assert nearfar(*MINE, "--overwrite").status == 0
+    assert searched == [slice(8, 10)]
 
 
 def saved(**arrays):

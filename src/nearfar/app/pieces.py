@@ -44,6 +44,8 @@ class Pieces:
             raise InputError(
                 f"{out} exists. Choose another --out, or add --overwrite to replace it."
             )
+        if pieces._is_empty():
+            pieces.remove()
         if not pieces.folder.exists():
             return pieces
         held = pieces._held()
@@ -59,8 +61,15 @@ class Pieces:
         return pieces
 
     def has(self, number: int) -> bool:
-        """Whether a piece is finished."""
-        return self._path(number).is_file()
+        """Whether a piece is finished, and can still be read."""
+        import pyarrow
+        from pyarrow.parquet import read_metadata
+
+        try:
+            read_metadata(self._path(number))
+        except (pyarrow.ArrowException, OSError):
+            return False
+        return True
 
     def write(self, number: int, columns: Mapping[str, Any], about: Mapping[str, Any]) -> None:
         """Write a piece, completely or not at all.
@@ -79,7 +88,7 @@ class Pieces:
             for name, held in columns.items()
         }
         table = pyarrow.table(cells).replace_schema_metadata({_KEY: json.dumps(about).encode()})
-        if not self.folder.exists():
+        if not (self.folder / _SETTINGS).exists():
             with whole_file(self.folder / _SETTINGS) as file:
                 file.write(json.dumps(self.settings, indent=2).encode())
         with whole_file(self._path(number)) as file:
@@ -117,7 +126,7 @@ class Pieces:
 
     def remove(self) -> None:
         """Delete the pieces, and the folder unless it holds anything else."""
-        for path in (*self._finished(), self.folder / _SETTINGS):
+        for path in (*self._finished(), *self._unfinished(), self.folder / _SETTINGS):
             path.unlink(missing_ok=True)
         if not any(self.folder.iterdir()):
             self.folder.rmdir()
@@ -127,6 +136,15 @@ class Pieces:
 
     def _finished(self) -> list[Path]:
         return sorted(self.folder.glob("[0-9]*.parquet"))
+
+    def _unfinished(self) -> list[Path]:
+        """What `whole_file` left when the process was killed."""
+        patterns = (".[0-9]*.parquet.*", f".{_SETTINGS}.*")
+        return [path for pattern in patterns for path in self.folder.glob(pattern)]
+
+    def _is_empty(self) -> bool:
+        """Whether there is a folder in which nothing was finished."""
+        return self.folder.is_dir() and set(self.folder.iterdir()) <= set(self._unfinished())
 
     def _held(self) -> dict[str, Any]:
         try:
