@@ -452,3 +452,15 @@ def test_a_corpus_that_changes_is_noticed() -> None:
 
     with pytest.raises(ValueError, match="corpus had 2 rows when read first, and 4 the second"):
         corpus_negatives(X, Growing(), [0, 1, 0, 1])
+
+
+@pytest.mark.parametrize("distance", ["cosine", "euclidean", "sqeuclidean", "snr", "manhattan", 3])
+@pytest.mark.parametrize("d", [16, 768])
+def test_copies_of_positives_are_left_out_by_a_margin_above_rounding(distance: Any, d: int) -> None:
+    random = np.random.default_rng(0)
+    rows = random.normal(size=(100, d)).astype(np.float32)
+    queries = (rows + 0.5 * random.normal(size=rows.shape)).astype(np.float32)
+    margin = {"margin": 1e-5} if distance == "cosine" else {"relative_margin": 1e-4}
+    corpus = np.concatenate([rows, rows])
+    found = corpus_negatives(queries, corpus, np.arange(100), distance=distance, **margin)
+    assert not (found.indices[:, 0].numpy() % 100 == np.arange(100)).any()

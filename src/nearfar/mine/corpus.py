@@ -46,7 +46,8 @@ def corpus_negatives(
     The corpus is read twice, block by block: first the positives are measured, then every row.
     Memory grows with the queries and with what is found for each, never with the corpus. Queries
     can be passed some at a time: each finds the same. Among equally far rows, the lower index comes
-    first. A copy of a positive is left out by any margin above 0.
+    first. A copy of a positive is left out by a margin that exceeds the rounding of float32:
+    margin=1e-5 for cosine distance, relative_margin=1e-4 for the others.
 
     Args:
         queries: (n, d) embeddings.
