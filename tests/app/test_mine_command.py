@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from nearfar.app import mine
 from nearfar.mine import corpus_negatives
@@ -118,12 +119,12 @@ def test_train_reads_the_pairs(nearfar, files):
     names = np.array([" ".join(map(str, row.tolist())) for row in CORPUS])
     np.savez("items.npz", x=CORPUS, y=y, names=names)
     done = nearfar("mine", "items.npz", "items.npz", "--k", 2, "--pairs", "--out", OUT)
-    assert "wrote out.parquet: 120 rows of a, b, label" in done.out
+    assert "wrote out.parquet: 100 rows of a, b, label" in done.out
     rows = table()
     place = {name: i for i, name in enumerate(names.tolist())}
     same = [y[place[a]] == y[place[b]] for a, b in zip(rows["a"], rows["b"], strict=True)]
     assert same == rows["label"]
-    assert sum(rows["label"]) == 40
+    assert sum(rows["label"]) == 20
     options = ("--steps", 2, "--embedding-dim", 4, "--no-report", "--out", "run")
     done = nearfar("train", OUT, *options)
     assert done.status == 0, done.err
@@ -387,3 +388,31 @@ def test_numbers_that_torch_does_not_have_are_refused(nearfar, files):
     done = nearfar(*MINE)
     assert done.status == 2
     assert "corpus" in done.error
+
+
+def test_a_pair_of_positives_is_written_once(nearfar, files):
+    """0 and 1 list each other; 2 lists 1, and 3 lists 0 and 5, which do not list them."""
+    positive = np.full((40, 2), -1)
+    positive[:4] = [[1, -1], [0, -1], [1, -1], [0, 5]]
+    np.savez("items.npz", x=CORPUS, positive=positive, names=np.arange(40).astype(str))
+    done = nearfar("mine", "items.npz", "items.npz", "--k", 1, "--pairs", "--out", OUT)
+    assert done.status == 0, done.err
+    rows = table()
+    pairs = [pair for *pair, same in zip(rows["a"], rows["b"], rows["label"], strict=True) if same]
+    assert pairs == [["0", "1"], ["2", "1"], ["3", "0"], ["3", "5"]]
+
+
+def test_pairs_of_embedded_images_are_found_beside_their_table(nearfar, files):
+    random = np.random.default_rng(0)
+    for name in (f"photos/{who}/{i}.png" for who in "abcdefgh" for i in range(3)):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 255, (8, 8), np.uint8)).save(name)
+    options = ("--steps", 2, "--embedding-dim", 4, "--image-size", 8, "--no-report")
+    for arguments in (
+        ("train", "photos", *options, "--out", "run"),
+        ("embed", "run", "photos", "--out", "photos.npz"),
+        ("mine", "photos.npz", "photos.npz", "--pairs", "--out", "photos/pairs.parquet"),
+        ("train", "photos/pairs.parquet", *options, "--out", "run-of-pairs"),
+    ):
+        done = nearfar(*arguments)
+        assert done.status == 0, done.err

@@ -229,12 +229,26 @@ class _Task:
         self, query: Array, positives: list[Array], found: CorpusNegatives
     ) -> dict[str, Any]:
         """One row for each pair: of all positives, then of all negatives."""
+        positives = self._once(query, positives)
         i, slot = (part.numpy() for part in (found.indices >= 0).nonzero(as_tuple=True))
         n = sum(map(len, positives))
         a = np.concatenate([query.repeat([len(own) for own in positives]), query[i]])
         b = np.concatenate([_joined(positives), found.indices.numpy()[i, slot]])
         label = np.arange(len(a)) < n
         return {"a": self.queries.shown(a), "b": self.corpus.shown(b), "label": label}
+
+    def _once(self, query: Array, positives: list[Array]) -> list[Array]:
+        """The positives without those that write the pair themselves, where both files are one."""
+        if not self.one_file:
+            return positives
+        given = self.queries.positive
+        if given is None:
+            return [own[own > i] for i, own in zip(query, positives, strict=True)]
+        given = given.reshape(len(given), -1)
+        return [
+            own[(own > i) | (given[own] != i).all(1)]
+            for i, own in zip(query, positives, strict=True)
+        ]
 
     def _about(self, query: Array, rows: slice, found: CorpusNegatives) -> dict[str, Any]:
         names = self.queries.shown(query)
