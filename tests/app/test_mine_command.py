@@ -416,3 +416,21 @@ def test_pairs_of_embedded_images_are_found_beside_their_table(nearfar, files):
     ):
         done = nearfar(*arguments)
         assert done.status == 0, done.err
+
+
+def test_a_number_is_the_p_of_a_p_norm(nearfar, files):
+    done = nearfar(*MINE, "--distance", 3)
+    assert done.status == 0, done.err
+    found = corpus_negatives(QUERIES, CORPUS, POSITIVE, 3, distance=3)
+    assert table()["negative_1"][0] == TEXTS[found.indices[0, 0]]
+    assert "got 0.5" in nearfar(*MINE, "--distance", 0.5, "--overwrite").error
+
+
+@pytest.mark.parametrize("positive", [POSITIVE, np.full(10, -1)])
+def test_that_nothing_could_be_written_is_said(nearfar, files, positive):
+    np.savez("queries.npz", x=QUERIES, positive=positive)
+    done = nearfar("mine", "queries.npz", "corpus.npz", "--k", 300, "--out", OUT)
+    assert done.status == 0, done.err
+    assert "no query has a positive and enough negatives" in done.out.replace("\n", " ")
+    names = "anchor, positive, negative_1, negative_2, ..., negative_300"
+    assert f"0 rows of {names}" in done.out.replace("\n", " ")

@@ -55,6 +55,14 @@ Prior = Annotated[
 Overwrite = Annotated[bool, option("Replace --out if it exists.", "--overwrite")]
 
 
+def name_or_p(distance: str) -> str | float:
+    """The p of a p-norm as a number."""
+    try:
+        return float(distance)
+    except ValueError:
+        return distance
+
+
 def command(*examples: str, takes: Iterable[str] = (), several: Iterable[str] = ()) -> Decorator:
     """Register a command; the settings it `takes` reach it as **given if used, range-checked."""
     epilog = "\n\n".join(["Examples:", *(f"  nearfar {example}" for example in examples)])
@@ -228,7 +236,7 @@ def mine(
     ] = None,
     skip: Annotated[int, option("Leave out this many of the nearest.", min=0)] = 0,
     distance: Annotated[
-        str, option("cosine, euclidean, sqeuclidean, snr or manhattan.")
+        str, option("cosine, euclidean, sqeuclidean, snr, manhattan or the p of a p-norm.")
     ] = "cosine",
     pairs: Annotated[bool, option("Write pairs a, b, label, as train reads them.", "--pairs")] = (
         False
@@ -242,7 +250,12 @@ def mine(
     """
     from nearfar.app.mine import mine_file
 
-    how = {"margin": margin, "relative_margin": relative_margin, "skip": skip, "distance": distance}
+    how = {
+        "margin": margin,
+        "relative_margin": relative_margin,
+        "skip": skip,
+        "distance": name_or_p(distance),
+    }
     progress = console(as_json).print
     show(
         mine_file(

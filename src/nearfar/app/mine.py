@@ -22,6 +22,7 @@ from nearfar.tabulate import Table
 # Queries searched at a time, and written together. Each time, the corpus is read anew.
 _AT_A_TIME = 4096
 _EXAMPLES = 5
+_MOST_NAMES = 8  # of columns, that are printed
 
 Array = npt.NDArray[Any]
 
@@ -126,7 +127,12 @@ class Mined:
         if self.examples:
             yield "\nThe nearest of those too near: positives that nobody labelled?"
             yield Table(("query", "row", "distance", "positive's"), self.examples)
-        yield f"\nwrote {self.out}: {self.rows:,} rows of {', '.join(self.columns)}"
+        if not self.rows:
+            yield "\nNo row could be written: no query has a positive and enough negatives."
+        names = [*self.columns]
+        if len(names) > _MOST_NAMES:
+            names[4:-1] = ["..."]
+        yield f"\nwrote {self.out}: {self.rows:,} rows of {', '.join(names)}"
 
 
 @dataclass(frozen=True, eq=False)
