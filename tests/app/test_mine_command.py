@@ -301,6 +301,7 @@ WRONG = {
     "other width": (saved(x=CORPUS[:, :3]), "Embed both with one network"),
     "NaN": (saved(x=CORPUS * np.nan), "corpus[0] is not finite"),
     "few names": (saved(x=CORPUS, names=TEXTS[:3]), "names has shape (3,)"),
+    "table of y": (saved(x=CORPUS, y=np.zeros((40, 2), int)), "y has shape (40, 2)"),
     "no names": (saved(x=CORPUS, names=np.arange(40)), "it must be 40 texts"),
     "too few rows": (saved(x=CORPUS[:5]), "positives must be rows of the corpus, 0 to 4"),
 }

@@ -63,7 +63,10 @@ class Side:
             )
         for name, kinds in (("names", "U"), ("y", "iuU"), ("positive", "iu")):
             held = arrays.get(name)
-            if held is not None and (held.dtype.kind not in kinds or held.shape[:1] != x.shape[:1]):
+            if held is None:
+                continue
+            shape = held.shape[:1] if name == "positive" else held.shape
+            if held.dtype.kind not in kinds or shape != x.shape[:1]:
                 wanted = {"U": "texts", "iuU": "whole numbers or texts", "iu": "whole numbers"}
                 raise InputError(
                     f"{path}: {name} has shape {held.shape} and dtype {held.dtype}; it must be "
