@@ -155,6 +155,17 @@ def test_a_temperature_of_a_thousandth_is_exact(case):
     compare(case, compiled=True, rtol=1e-3, **weigh(case))
 
 
+@pytest.mark.parametrize("length", [1e-22, 1e19, 1e37])
+@pytest.mark.parametrize("select", ["hard", "easy_positive"])
+def test_triplets_are_ranked_though_the_squares_of_rows_are_no_numbers(select, length):
+    x = np.float32(length) * X
+    here, there = labelled("batch_triplet_loss", select=select, margin=0.0, reduction="none")
+    value, (gradient,) = derived(here, x, compiled=True)
+    expected, (wanted,) = by_torch(there, x.astype("float64"))
+    np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-5 * expected.max())
+    np.testing.assert_allclose(gradient, wanted, rtol=1e-4, atol=1e-4)
+
+
 ROWS = {
     "zeros": np.zeros((6, 4), "float32"),
     "identical": np.ones((6, 4), "float32"),

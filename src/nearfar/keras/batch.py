@@ -203,7 +203,11 @@ def _batch(x: Any, labels: Any, normalize: bool) -> tuple[Any, Relation]:
 def _extremes(rows: Any, relation: Relation, select: Select, size: int) -> tuple[Any, Any, Any]:
     """(n,) a positive and the nearest negative of each anchor, and whether it has both."""
     rows = ops.stop_gradient(rows)
-    rows = rows - ops.mean(rows, axis=0)  # no distance changes, and shorter rows keep more digits
+    largest = ops.max(ops.abs(rows))
+    largest = ops.where(largest < 1e-30, 1.0, largest)
+    # Neither changes which distance is larger. Shorter rows keep more digits, and in units of the
+    # largest coordinate no sum or square overflows.
+    rows = (rows - largest * ops.mean(rows / largest, axis=0)) / largest
     half = ops.sum(ops.square(rows), axis=1) / 2
 
     def pick(here: Any) -> Any:
