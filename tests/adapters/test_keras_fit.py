@@ -210,3 +210,31 @@ def test_a_layer_that_cannot_learn_is_refused():
         nk.LossLayer("contrastive")
     with pytest.raises(ValueError, match="learned must be one of"):
         nk.LossLayer("clip", scale=1.0, learned=("margin",))
+    with pytest.raises(TypeError, match=r"learned must be a tuple of names, .* got 'scale'"):
+        nk.LossLayer("clip", scale=1.0, learned="scale")
+
+
+@pytest.mark.parametrize(
+    ("name", "start"),
+    [("scale", 1000.0), ("scale", -1.0), ("temperature", 0.001), ("temperature", "0.1")],
+)
+def test_a_learned_number_does_not_begin_where_it_may_not_go(name, start):
+    loss = {"scale": "clip", "temperature": "sup_con"}[name]
+    with pytest.raises(ValueError, match=f"a learned {name} must be a number, from 0.01 to 100"):
+        nk.LossLayer(loss, learned=(name,), **{name: start})
+
+
+@pytest.mark.parametrize("start", [0.01, 100.0])
+def test_a_learned_number_may_begin_at_its_limits(start):
+    layer = nk.LossLayer("clip", scale=start, learned=("scale",))
+    layer([X, X])
+    (weight,) = layer.weights
+    kept = weight.constraint(ops.stop_gradient(weight.value))
+    assert float(ops.exp(kept)) == pytest.approx(start)
+
+
+def test_a_layer_refuses_settings_that_its_loss_does_not_take():
+    with pytest.raises(TypeError, match="clip: got an unexpected keyword argument 'scal'"):
+        nk.LossLayer("clip", scale=1.0, scal=3.0)
+    with pytest.raises(TypeError, match=r"clip: missing a required .*'scale'"):
+        nk.LossLayer("clip")

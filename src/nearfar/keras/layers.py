@@ -1,5 +1,6 @@
 """Layers: the distance that a Siamese network ends in, and a loss inside a model."""
 
+import inspect
 from collections.abc import Callable
 from math import log
 from typing import Any, get_args
@@ -8,7 +9,7 @@ import keras
 from keras import ops
 
 from nearfar.keras.batch import batch_triplet_loss, nt_xent_loss, sup_con_loss
-from nearfar.keras.checks import above_zero, one_of
+from nearfar.keras.checks import between, one_of
 from nearfar.keras.rows import Distance as DistanceName
 from nearfar.keras.rows import distances, matrix
 from nearfar.keras.saving import serializable
@@ -23,7 +24,7 @@ _LOSSES: dict[str, Callable[..., Any]] = {
     "siglip": siglip_loss,
 }
 _LEARNED = ("temperature", "scale", "bias")
-_LARGEST_LOG = log(100)  # where the paper of CLIP stops its scale
+_LARGEST = 100  # where the paper of CLIP stops its scale
 
 
 @serializable
@@ -70,14 +71,15 @@ class LossLayer(keras.layers.Layer):
             "batch_triplet" of (n, d) embeddings and their labels, whose input is
             `keras.Input((), dtype="int64")`.
         learned: which settings are learned, of "temperature", "scale" and "bias"; each begins at
-            its value in `settings`. Of temperature and scale the logarithm is learned, up to log
-            100 in size, as in the paper of CLIP.
+            its value in `settings`. Of temperature and scale the logarithm is learned, and they
+            begin and stay between 1/100 and 100; the paper of CLIP stops its scale at 100.
         name: the name of the layer.
         trainable: whether what is `learned` is learned.
         **settings: those of the loss function, such as `temperature` or `scale`.
 
     Raises:
-        ValueError: no such loss; a setting that is learned but has no value.
+        TypeError: a setting that the loss does not take, or one that it lacks.
+        ValueError: no such loss; a setting that is learned but has no value, or one out of range.
 
     >>> layer = LossLayer("clip", scale=2.0, learned=("scale",))
     >>> x, y = layer([ops.eye(3), ops.eye(3)])
@@ -97,11 +99,21 @@ class LossLayer(keras.layers.Layer):
         # Without autocast, since half precision would merge labels and round embeddings.
         super().__init__(name=name, trainable=trainable, dtype="float32", autocast=False)
         one_of("loss", loss, tuple(_LOSSES))
-        self.loss, self.learned, self.settings = loss, tuple(learned), settings
-        for setting in self.learned:
+        if isinstance(learned, str):
+            raise TypeError(
+                f"learned must be a tuple of names, such as ({learned!r},); got {learned!r}."
+            )
+        for setting in learned:
             one_of("learned", setting, _LEARNED)
             if setting not in settings:
                 raise ValueError(f"{setting} is learned: pass {setting}=, where it begins.")
+            if setting != "bias":
+                between(f"a learned {setting}", settings[setting], 1 / _LARGEST, _LARGEST)
+        try:
+            inspect.signature(_LOSSES[loss]).bind(None, None, **settings)
+        except TypeError as error:
+            raise TypeError(f"{loss}: {error}.") from None
+        self.loss, self.learned, self.settings = loss, tuple(learned), settings
 
     def build(self, input_shape: Any) -> None:
         self.weights_of = {setting: self._weight(setting) for setting in self.learned}
@@ -112,8 +124,8 @@ class LossLayer(keras.layers.Layer):
             return self.add_weight(name="bias", initializer=_constant(value))
         return self.add_weight(
             name=f"log_{setting}",
-            initializer=_constant(log(above_zero(setting, value))),
-            constraint=lambda w: ops.clip(w, -_LARGEST_LOG, _LARGEST_LOG),
+            initializer=_constant(log(value)),
+            constraint=lambda w: ops.clip(w, -log(_LARGEST), log(_LARGEST)),
         )
 
     def call(self, inputs: Any) -> Any:
