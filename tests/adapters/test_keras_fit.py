@@ -238,3 +238,29 @@ def test_a_layer_refuses_settings_that_its_loss_does_not_take():
         nk.LossLayer("clip", scale=1.0, scal=3.0)
     with pytest.raises(TypeError, match=r"clip: missing a required .*'scale'"):
         nk.LossLayer("clip")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("ContrastiveLoss", {"margin": -1, "similar_label": 1}, "margin must be"),
+        ("CosineLoss", {"margin": 2, "similar_label": 1}, "margin must be"),
+        ("TripletLoss", {"margin": -1}, "margin must be"),
+        ("TripletLoss", {"distance": "l2"}, "distance must be one of"),
+        ("QuadrupletLoss", {"margin": -1}, "margin must be"),
+        ("QuadrupletLoss", {"margin2": -1}, "margin2 must be"),
+        ("QuadrupletLoss", {"distance": "l2"}, "distance must be one of"),
+        ("SupConLoss", {"temperature": -1}, "temperature must be"),
+        ("SupConLoss", {"chunk_size": 0}, "chunk_size must be"),
+        ("NTXentLoss", {"temperature": 0}, "temperature must be"),
+        ("BatchTripletLoss", {"select": "semihard"}, "select must be one of"),
+        ("BatchTripletLoss", {"select": "hard", "margin": -1}, "margin must be"),
+        ("BatchTripletLoss", {"select": "hard", "distance": "manhattan"}, "distance must be one"),
+        ("InfoNCELoss", {"temperature": -1}, "temperature must be"),
+        ("CLIPLoss", {"scale": 0}, "scale must be"),
+        ("SigLIPLoss", {"scale": 0, "bias": 0}, "scale must be"),
+    ],
+)
+def test_settings_are_refused_before_the_first_batch(name, settings, message):
+    with pytest.raises(ValueError, match=message):
+        getattr(nk, name)(**settings)

@@ -1,4 +1,4 @@
-"""What the functions of this package refuse, and how they say so."""
+"""What this package refuses, and how it says so. Each check returns the value that it lets pass."""
 
 from collections.abc import Sequence
 from math import inf, isfinite
@@ -21,9 +21,10 @@ def between(name: str, value: float, low: float, high: float) -> float:
     raise ValueError(f"{name} must be a number, {limits}, got {value!r}.")
 
 
-def one_of(name: str, value: object, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}.")
+def one_of(name: str, value: str, choices: Sequence[str]) -> str:
+    if value in choices:
+        return value
+    raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}.")
 
 
 def chunk_rows(value: int) -> int:

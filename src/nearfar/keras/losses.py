@@ -6,7 +6,8 @@ replace `__call__`: class ids stay integers, and the mean is over what the loss 
 """
 
 from collections.abc import Callable
-from typing import Any
+from math import inf
+from typing import Any, get_args
 
 import keras
 
@@ -17,6 +18,7 @@ from nearfar.keras.batch import (
     nt_xent_loss,
     sup_con_loss,
 )
+from nearfar.keras.checks import above_zero, between, chunk_rows, one_of
 from nearfar.keras.labels import check_similar_label
 from nearfar.keras.pairs import contrastive_loss, cosine_loss, quadruplet_loss, triplet_loss
 from nearfar.keras.rows import Distance, unstacked
@@ -110,7 +112,7 @@ class ContrastiveLoss(_PerRow):
         name: str | None = None,
     ) -> None:
         _asked(similar_label)
-        settings = {"margin": margin, "similar_label": similar_label}
+        settings = {"margin": between("margin", margin, 0, inf), "similar_label": similar_label}
         super().__init__(contrastive_loss, settings, name, reduction)
 
 
@@ -145,7 +147,7 @@ class CosineLoss(_PerRow):
         name: str | None = None,
     ) -> None:
         _asked(similar_label)
-        settings = {"margin": margin, "similar_label": similar_label}
+        settings = {"margin": between("margin", margin, -1, 1), "similar_label": similar_label}
         super().__init__(cosine_loss, settings, name, reduction)
 
 
@@ -185,8 +187,8 @@ class TripletLoss(_PerRow):
         name: str | None = None,
     ) -> None:
         settings = {
-            "margin": margin,
-            "distance": distance,
+            "margin": between("margin", margin, 0, inf),
+            "distance": one_of("distance", distance, get_args(Distance)),
             "normalize": normalize,
             "swap": swap,
             "smooth": smooth,
@@ -228,9 +230,9 @@ class QuadrupletLoss(_PerRow):
         name: str | None = None,
     ) -> None:
         settings = {
-            "margin": margin,
-            "margin2": margin2,
-            "distance": distance,
+            "margin": between("margin", margin, 0, inf),
+            "margin2": between("margin2", margin2, 0, inf),
+            "distance": one_of("distance", distance, get_args(Distance)),
             "normalize": normalize,
         }
         super().__init__(quadruplet_loss, settings, name, reduction)
@@ -267,7 +269,11 @@ class SupConLoss(_WholeBatch):
         chunk_size: int = 256,
         name: str | None = None,
     ) -> None:
-        settings = {"temperature": temperature, "normalize": normalize, "chunk_size": chunk_size}
+        settings = {
+            "temperature": above_zero("temperature", temperature),
+            "normalize": normalize,
+            "chunk_size": chunk_rows(chunk_size),
+        }
         super().__init__(sup_con_loss, settings, name)
 
 
@@ -302,7 +308,11 @@ class NTXentLoss(_WholeBatch):
         chunk_size: int = 256,
         name: str | None = None,
     ) -> None:
-        settings = {"temperature": temperature, "normalize": normalize, "chunk_size": chunk_size}
+        settings = {
+            "temperature": above_zero("temperature", temperature),
+            "normalize": normalize,
+            "chunk_size": chunk_rows(chunk_size),
+        }
         super().__init__(nt_xent_loss, settings, name)
 
 
@@ -344,12 +354,12 @@ class BatchTripletLoss(_WholeBatch):
         name: str | None = None,
     ) -> None:
         settings = {
-            "select": select,
-            "margin": margin,
-            "distance": distance,
+            "select": one_of("select", select, get_args(Select)),
+            "margin": between("margin", margin, 0, inf),
+            "distance": one_of("distance", distance, get_args(BatchDistance)),
             "normalize": normalize,
             "smooth": smooth,
-            "chunk_size": chunk_size,
+            "chunk_size": chunk_rows(chunk_size),
         }
         super().__init__(batch_triplet_loss, settings, name)
 
@@ -386,10 +396,10 @@ class InfoNCELoss(_WholeBatch):
         name: str | None = None,
     ) -> None:
         settings = {
-            "temperature": temperature,
+            "temperature": above_zero("temperature", temperature),
             "normalize": normalize,
             "symmetric": symmetric,
-            "chunk_size": chunk_size,
+            "chunk_size": chunk_rows(chunk_size),
         }
         super().__init__(info_nce_loss, settings, name, ("query", "positive"))
 
@@ -423,7 +433,11 @@ class CLIPLoss(_WholeBatch):
         chunk_size: int = 256,
         name: str | None = None,
     ) -> None:
-        settings = {"scale": scale, "normalize": normalize, "chunk_size": chunk_size}
+        settings = {
+            "scale": above_zero("scale", scale),
+            "normalize": normalize,
+            "chunk_size": chunk_rows(chunk_size),
+        }
         super().__init__(clip_loss, settings, name, ("x", "y"))
 
 
@@ -458,7 +472,12 @@ class SigLIPLoss(_WholeBatch):
         chunk_size: int = 256,
         name: str | None = None,
     ) -> None:
-        settings = {"scale": scale, "bias": bias, "normalize": normalize, "chunk_size": chunk_size}
+        settings = {
+            "scale": above_zero("scale", scale),
+            "bias": bias,
+            "normalize": normalize,
+            "chunk_size": chunk_rows(chunk_size),
+        }
         super().__init__(siglip_loss, settings, name, ("x", "y"))
 
 
