@@ -590,10 +590,28 @@ def itself(x: Tensor, labels: Tensor) -> nf.Reference:
         (nf.proxy_softmax_loss, {}, "proxies, which a module holds"),
         (torch.nn.CrossEntropyLoss(), {}, "CrossEntropyLoss takes what nearfar does not know"),
         (nf.SupConLoss(), {"temperature": 0.2}, "holds its hyperparameters"),
+        (nf.SupConLoss, {}, r"you passed the class: make one, SupConLoss\("),
+        (nf.sup_con_loss, {"temprature": 1.0}, r"sup_con_loss: got an unexpected .* 'temprature'"),
+        (nf.batch_loss, {"distance": "cosine"}, r"batch_loss: missing a required .*'rule'"),
     ],
 )
 def test_losses_that_cannot_be_wrapped(loss: Any, given: dict[str, Any], match: str) -> None:
     with pytest.raises(TypeError, match=match):
+        as_pml(loss, **given)
+
+
+@pytest.mark.parametrize(
+    ("loss", "given"),
+    [
+        (nf.sup_con_loss, {"reduction": "none"}),
+        (nf.batch_loss, {"rule": torch.relu, "distance": "cosine", "reduction": "none"}),
+        (nf.SupConLoss(reduction="none"), {}),
+        (nf.ProxySoftmaxLoss(CLASSES, D, reduction="none"), {}),
+    ],
+    ids=["function", "rule", "module", "proxies"],
+)
+def test_a_loss_that_is_not_one_number_is_refused(loss: Any, given: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match='reduction="none"'):
         as_pml(loss, **given)
 
 

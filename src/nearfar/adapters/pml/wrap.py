@@ -38,7 +38,9 @@ def as_pml(loss: Callable[..., Tensor], **hyperparameters: Any) -> nn.Module:
         the triplets of a loss that takes triplets.
 
     Raises:
-        TypeError: a loss of other data, such as two towers or aligned rows.
+        TypeError: a loss of other data, such as two towers or aligned rows; a class in place of a
+            module; hyperparameters that the function does not take.
+        ValueError: reduction="none".
 
     >>> import torch
     >>> import nearfar as nf
@@ -52,6 +54,7 @@ def as_pml(loss: Callable[..., Tensor], **hyperparameters: Any) -> nn.Module:
     function = type(loss).loss if isinstance(loss, LossModule) else loss
     row = next((row for row in LOSSES if row.function == getattr(function, "__name__", "")), None)
     if function is batch_loss:
+        _check_names(batch_loss, hyperparameters)
         return _OfBatch(with_rule, hyperparameters)
     if row is None or not (row.data == "batch" or (module and row.data == "proxies")):
         raise TypeError(_refusal(loss, None if row is None else row.data))
@@ -60,12 +63,23 @@ def as_pml(loss: Callable[..., Tensor], **hyperparameters: Any) -> nn.Module:
             f"{type(loss).__name__} holds its hyperparameters: leave out "
             f"{', '.join(hyperparameters)}, or pass the function nearfar.{row.function}."
         )
+    if not module:
+        _check_names(loss, hyperparameters)
     kind = _OfProxies if row.data == "proxies" else _OfBatch
     return kind(loss, hyperparameters)
 
 
+def _check_names(function: Callable[..., Tensor], hyperparameters: dict[str, Any]) -> None:
+    try:
+        inspect.signature(function).bind(x=None, labels=None, **hyperparameters)
+    except TypeError as error:
+        raise TypeError(f"{function.__name__}: {error}.") from None
+
+
 def _refusal(loss: object, data: str | None) -> str:
     name = getattr(loss, "__name__", type(loss).__name__)
+    if isinstance(loss, type) and issubclass(loss, LossModule):
+        return f"you passed the class: make one, {name}(...)."
     if data == "proxies":
         return (
             f"{name} takes proxies, which a module holds: pass the module, such as "
@@ -88,6 +102,11 @@ class _Wrapped(BaseMetricLossFunction):
 
     def __init__(self, loss: Callable[..., Tensor], hyperparameters: dict[str, Any]) -> None:
         super().__init__()
+        if hyperparameters.get("reduction", getattr(loss, "reduction", None)) == "none":
+            raise ValueError(
+                'reduction="none" gives one loss per row, but a loss of pytorch-metric-learning is '
+                'one number: pass another, such as "mean".'
+            )
         self.loss = loss
         self.hyperparameters = hyperparameters
         of_call = loss.forward if isinstance(loss, nn.Module) else loss
