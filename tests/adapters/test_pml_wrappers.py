@@ -711,8 +711,36 @@ def test_a_lifted_loss_of_a_reference_is_refused() -> None:
 def test_an_anchor_with_only_one_kind_has_no_lifted_loss() -> None:
     """Theirs takes the logarithm of an empty sum as 0."""
     x, labels = draw(4)[0], torch.tensor([0, 0, 1, 2])
-    terms = losses.GeneralizedLiftedStructureLoss(reducer=reducers.DoNothingReducer())(x, labels)
-    assert (terms["loss"]["losses"] > 0).tolist() == [True, True, False, False]
+    for module, lone in ((losses, False), (theirs, True)):
+        reducer = reducers.DoNothingReducer()
+        terms = module.GeneralizedLiftedStructureLoss(reducer=reducer)(x, labels)
+        assert (terms["loss"]["losses"].flatten() > 0).tolist() == [True, True, lone, lone]
+
+
+def test_a_pair_or_anchor_without_negatives_has_no_lifted_loss() -> None:
+    x, labels = draw(4)[0], torch.tensor([0, 0, 1, 2])
+    near, far = torch.tensor([0, 1]), torch.tensor([2, 3])
+    found = near, near.flip(0), far, far.flip(0)
+    for name in ("LiftedStructureLoss", "GeneralizedLiftedStructureLoss"):
+        assert getattr(losses, name)()(x, labels, found) == 0
+        assert getattr(theirs, name)()(x, labels, found) > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "dtype"),
+    [
+        ("SupConLoss", (), torch.float32),
+        ("MultiSimilarityLoss", (), torch.float32),
+        ("ContrastiveLoss", (), torch.bfloat16),
+        ("SignalToNoiseRatioContrastiveLoss", (), torch.bfloat16),
+        ("ProxyAnchorLoss", (CLASSES, D), torch.bfloat16),
+    ],
+)
+def test_a_loss_is_float32_unless_their_reducer_adds_two_parts(
+    name: str, given: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    x, labels = draw(dtype=torch.bfloat16)
+    assert getattr(losses, name)(*given)(x, labels).dtype == dtype
 
 
 def test_a_lone_pair_of_each_kind_counts() -> None:
