@@ -540,6 +540,9 @@ def test_functions_with_hyperparameters_and_rules() -> None:
     rule = nf.PairRule(torch.square, lambda d: (1 - d).relu())
     wrapped = as_pml(nf.batch_loss, rule=rule, distance="euclidean")
     agree(wrapped(x, labels), nf.batch_loss(rule, x, labels, distance="euclidean"), x)
+    memory = theirs.CrossBatchMemory(wrapped, D, memory_size=N)
+    expected = nf.batch_loss(rule, x, labels, distance="euclidean", reference=itself(x, labels))
+    agree(memory(x, labels), expected, x)
 
 
 def test_losses_with_proxies() -> None:

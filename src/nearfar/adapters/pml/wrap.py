@@ -109,7 +109,8 @@ class _Wrapped(BaseMetricLossFunction):
             )
         self.loss = loss
         self.hyperparameters = hyperparameters
-        of_call = loss.forward if isinstance(loss, nn.Module) else loss
+        shown = batch_loss if loss is with_rule else loss  # its own settings have no names
+        of_call = shown.forward if isinstance(shown, nn.Module) else shown
         self.takes = frozenset(inspect.signature(of_call).parameters)
 
     def extra_repr(self) -> str:
