@@ -644,6 +644,7 @@ def same_bank() -> None:
         assert torch.equal(bank.add(whole[rank : 2 * rank + 1]).x, whole.to(dtype))
 
 
+@pytest.mark.slow  # on several processes
 def test_the_bank_is_the_same_on_every_process():
     processes.run(2, same_bank)
 

@@ -40,9 +40,8 @@ def wrong(
     return errors
 
 
-@pytest.mark.parametrize(
-    "ring", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["gathered", "ring"]
-)
+@pytest.mark.slow  # on several processes
+@pytest.mark.parametrize("ring", [False, True], ids=["gathered", "ring"])
 def test_every_loss_is_that_of_one_process(ring: bool) -> None:
     assert not wrong(3, ["mean"], tile=(3, 4), ring=ring)
 
