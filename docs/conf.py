@@ -55,6 +55,8 @@ nitpick_ignore_regex = [
     ("py:class", r"nearfar\.evaluate\.tally\.Tally"),
     # Nor has what a tile holds for the engine.
     ("py:class", r"nearfar\.engine\.relation\.Block"),
+    # Nor has the protocol of the two fitted probabilities.
+    ("py:class", r"nearfar\.evaluate\.reliability\.Probability"),
     # Nor has what all modules share.
     ("py:class", r"nearfar\.losses\.base\.LossModule"),
     # Nor what `distributed.over` returns, which is only passed on; the other is a type variable.

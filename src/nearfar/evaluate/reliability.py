@@ -68,7 +68,7 @@ class Reliability:
 
     Attributes:
         prior: the share of similar pairs for which all figures hold.
-        calibration_error: the expected calibration error, the mean of |claimed - seen| over bins,
+        calibration_error: the expected calibration error, the mean of `abs(claimed - seen)` over bins,
             weighted by their shares.
         log_loss: the mean of -log2 of the probability of what the pair is, in bits.
         log_loss_of_prior: the log loss of the prior alone, which is the same for all pairs.
