@@ -68,8 +68,8 @@ class Reliability:
 
     Attributes:
         prior: the share of similar pairs for which all figures hold.
-        calibration_error: the expected calibration error, the mean of `abs(claimed - seen)` over bins,
-            weighted by their shares.
+        calibration_error: the expected calibration error, the mean over bins, weighted by their
+            shares, of how far the claimed share is from the one seen.
         log_loss: the mean of -log2 of the probability of what the pair is, in bits.
         log_loss_of_prior: the log loss of the prior alone, which is the same for all pairs.
         bins: the bins that hold pairs, from the least to the largest likelihood ratio.
