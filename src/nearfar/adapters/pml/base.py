@@ -3,15 +3,16 @@
 The `forward` of theirs checks its arguments, regularizes and reduces; only `compute_loss` is new.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from nearfar.adapters.pml.compared import Compared, Pairs, pairs_of
+from nearfar.adapters.pml.compared import Compared, Indices, Pairs
 from nearfar.adapters.pml.inplace import InPlaceOfTheirs
+from nearfar.adapters.pml.measures import Measure
 from nearfar.adapters.pml.terms import (
     AnchorTerms,
     Each,
@@ -28,7 +29,6 @@ with needs("pml"):
     from pytorch_metric_learning.utils import common_functions as c_f
     from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
 
-Indices = Sequence[Tensor] | None
 LossDict = dict[str, LossInfo]
 
 
@@ -59,7 +59,49 @@ class ByNearfar(InPlaceOfTheirs):
         return reducer_of(self.reducer, part)
 
 
-class OfAnchors(ByNearfar):
+class WithReference:
+    """A loss of a batch, whose rows may be compared with others."""
+
+    measure: Measure
+
+    def compute_loss(
+        self,
+        embeddings: Tensor,
+        labels: Tensor | None,
+        indices_tuple: Indices,
+        ref_emb: Tensor,
+        ref_labels: Tensor | None,
+    ) -> LossDict:
+        c_f.labels_or_indices_tuple_required(labels, indices_tuple)
+        compared = Compared.of(embeddings, labels, ref_emb, ref_labels, self.measure)
+        return self.of_compared(compared, indices_tuple)
+
+    def of_compared(self, compared: Compared, mined: Indices) -> LossDict:
+        """The parts of the loss; `mined` is what a miner found, None without one."""
+        raise NotImplementedError
+
+
+class WithoutReference:
+    """A loss of a batch with labels and of nothing else."""
+
+    def compute_loss(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        indices_tuple: Indices,
+        ref_emb: Tensor,
+        ref_labels: Tensor,
+    ) -> LossDict:
+        c_f.labels_required(labels)
+        c_f.ref_not_supported(embeddings, labels, ref_emb, ref_labels)
+        return self.of_rows(embeddings, labels, indices_tuple)
+
+    def of_rows(self, x: Tensor, labels: Tensor, mined: Indices) -> LossDict:
+        """The parts of the loss; `mined` is what a miner found, None without one."""
+        raise NotImplementedError
+
+
+class OfAnchors(WithReference, ByNearfar):
     """Losses of an anchor and all its pairs, of which each counts once however often it is mined.
 
     Attributes:
@@ -68,25 +110,14 @@ class OfAnchors(ByNearfar):
 
     loss: ClassVar[Callable[..., Tensor]]
 
-    def compute_loss(
-        self,
-        embeddings: Tensor,
-        labels: Tensor | None,
-        indices_tuple: Indices,
-        ref_emb: Tensor,
-        ref_labels: Tensor | None,
-    ) -> LossDict:
-        c_f.labels_or_indices_tuple_required(labels, indices_tuple)
-        pairs = (
-            None if indices_tuple is None else pairs_of(indices_tuple, embeddings.device, once=True)
-        )
-        compared = Compared.of(embeddings, labels, ref_emb, ref_labels, self.measure)
+    def of_compared(self, compared: Compared, mined: Indices) -> LossDict:
+        pairs = compared.pairs(mined, once=True)
         loss = partial(called, type(self).loss, compared, pairs, **self.settings())
-        terms = AnchorTerms(loss, partial(len, embeddings), partial(every_row, loss))
+        terms = AnchorTerms(loss, partial(len, compared.x), partial(every_row, loss))
         return {"loss": terms.info(self.reducer_of("loss"))}
 
 
-class OfPositives(ByNearfar):
+class OfPositives(WithReference, ByNearfar):
     """Losses with a term for each positive pair, which sees the negatives of its anchor.
 
     Attributes:
@@ -95,25 +126,16 @@ class OfPositives(ByNearfar):
 
     loss: ClassVar[Callable[..., Tensor]]
 
-    def compute_loss(
-        self,
-        embeddings: Tensor,
-        labels: Tensor | None,
-        indices_tuple: Indices,
-        ref_emb: Tensor,
-        ref_labels: Tensor | None,
-    ) -> LossDict:
-        c_f.labels_or_indices_tuple_required(labels, indices_tuple)
-        pairs = None if indices_tuple is None else pairs_of(indices_tuple, embeddings.device)
-        compared = Compared.of(embeddings, labels, ref_emb, ref_labels, self.measure)
+    def of_compared(self, compared: Compared, mined: Indices) -> LossDict:
+        pairs = compared.pairs(mined)
         loss = partial(called, type(self).loss, compared, pairs, **self.settings())
         terms = TupleTerms(
             loss,
-            compared.positives if pairs is None else partial(of_anchors, pairs[0], embeddings),
+            compared.positives if pairs is None else partial(of_anchors, pairs[0], compared.x),
             partial(each_pair, type(self).loss, self.settings(), compared, pairs, "pos"),
             pairs is not None,
         )
-        return {"loss": terms.info(self.reducer_of("loss"), labels)}
+        return {"loss": terms.info(self.reducer_of("loss"), compared.labels)}
 
 
 class HoldsProxies:
@@ -142,7 +164,7 @@ class HoldsProxies:
         return [held[name] for name in ("W", "proxies") if name in held]
 
 
-class AgainstProxies(HoldsProxies, ByNearfar):
+class AgainstProxies(WithoutReference, HoldsProxies, ByNearfar):
     """Losses of a row against the proxies of all classes; what was mined weighs the rows."""
 
     def each_row(self, embeddings: Tensor, labels: Tensor, indices_tuple: Indices) -> LossInfo:

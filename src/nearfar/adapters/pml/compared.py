@@ -13,6 +13,7 @@ from nearfar.reference import Reference
 with needs("pml"):
     from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
 
+Indices = Sequence[Tensor] | None  # what a miner found
 # (k, 2) similar and (k, 2) dissimilar pairs of a row and a column.
 Pairs = tuple[Tensor, Tensor]
 
@@ -65,6 +66,20 @@ class Compared:
         """The same without labels, which need not agree with a list."""
         return replace(self, labels=None, other_labels=None, own=self.others is None)
 
+    def pairs(self, mined: Indices, *, once: bool = False) -> Pairs | None:
+        """The pairs that a miner found, or those of its triplets; None: all pairs.
+
+        Args:
+            mined: (anchor, positive, anchor, negative), or (anchor, positive, negative).
+            once: keep one of equal pairs, as losses that mark them in a mask do.
+        """
+        if mined is None:
+            return None
+        a1, p, *rest = mined
+        a2, n = rest if len(rest) == 2 else (a1, *rest)
+        near, far = (torch.stack(ends, 1).to(self.x.device) for ends in ([a1, p], [a2, n]))
+        return (torch.unique(near, dim=0), torch.unique(far, dim=0)) if once else (near, far)
+
     def positives(self) -> Tensor:
         """(n,) how many similar rows each row is compared with."""
         return self._sharing_a_label()[0]
@@ -91,20 +106,6 @@ class Compared:
             self.labels, self.labels if self.own else self.other_labels
         )
         return torch.stack([a1, p], 1), torch.stack([a2, n], 1)
-
-
-def pairs_of(indices_tuple: Sequence[Tensor], device: torch.device, *, once: bool = False) -> Pairs:
-    """The pairs that a miner found, or those of its triplets.
-
-    Args:
-        indices_tuple: (anchor, positive, anchor, negative), or (anchor, positive, negative).
-        device: of the result.
-        once: keep one of equal pairs, as losses that mark them in a mask do.
-    """
-    a1, p, *rest = indices_tuple
-    a2, n = rest if len(rest) == 2 else (a1, *rest)
-    near, far = (torch.stack(ends, 1).to(device) for ends in ([a1, p], [a2, n]))
-    return (torch.unique(near, dim=0), torch.unique(far, dim=0)) if once else (near, far)
 
 
 def triplets_of(indices_tuple: Sequence[Tensor], device: torch.device) -> Tensor:

@@ -24,17 +24,18 @@ from nearfar.adapters.pml.base import (
     AgainstProxies,
     ByNearfar,
     HoldsProxies,
-    Indices,
     LossDict,
     OfAnchors,
     OfPositives,
+    WithoutReference,
+    WithReference,
     called,
     each_pair,
     every_row,
     mined_weight,
     of_anchors,
 )
-from nearfar.adapters.pml.compared import Compared, Pairs, first_two, pairs_of, triplets_of
+from nearfar.adapters.pml.compared import Compared, Indices, Pairs, first_two, triplets_of
 from nearfar.adapters.pml.terms import (
     AnchorTerms,
     Each,
@@ -75,7 +76,6 @@ with needs("pml"):
         SelfSupervisedLoss,
         WeightRegularizerMixin,
     )
-    from pytorch_metric_learning.utils import common_functions as c_f
     from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
 
 __all__ = [
@@ -236,20 +236,13 @@ class LiftedStructureLoss(OfPositives, theirs.LiftedStructureLoss):
     def settings(self) -> dict[str, Any]:
         return _lifted(self)
 
-    def compute_loss(
-        self,
-        embeddings: Tensor,
-        labels: Tensor | None,
-        indices_tuple: Indices,
-        ref_emb: Tensor,
-        ref_labels: Tensor | None,
-    ) -> LossDict:
-        if ref_emb is not embeddings:
+    def of_compared(self, compared: Compared, mined: Indices) -> LossDict:
+        if compared.others is not None:
             raise ValueError(
                 "LiftedStructureLoss compares a pair with the negatives of both its ends, and a "
                 "row of ref_emb has none: take GeneralizedLiftedStructureLoss."
             )
-        return super().compute_loss(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        return super().of_compared(compared, mined)
 
 
 def _lifted(loss: Any) -> dict[str, Any]:
@@ -276,7 +269,7 @@ class NTXentLoss(OfPositives, theirs.NTXentLoss):
         return {"temperature": self.temperature, **self.measure.as_similarity()}
 
 
-class OfBothKinds(ByNearfar):
+class OfBothKinds(WithReference, ByNearfar):
     """The mean over similar pairs plus that over dissimilar ones, each beyond a margin."""
 
     def settings(self) -> dict[str, Any]:
@@ -347,24 +340,15 @@ class ContrastiveLoss(OfBothKinds, theirs.ContrastiveLoss):
     def margins(self) -> tuple[float, float]:
         return self.pos_margin, self.neg_margin
 
-    def compute_loss(
-        self,
-        embeddings: Tensor,
-        labels: Tensor | None,
-        indices_tuple: Indices,
-        ref_emb: Tensor,
-        ref_labels: Tensor | None,
-    ) -> LossDict:
-        c_f.labels_or_indices_tuple_required(labels, indices_tuple)
-        pairs = None if indices_tuple is None else pairs_of(indices_tuple, embeddings.device)
-        compared = Compared.of(embeddings, labels, ref_emb, ref_labels, self.measure)
+    def of_compared(self, compared: Compared, mined: Indices) -> LossDict:
+        pairs = compared.pairs(mined)
         of_kinds = {kind: self.reducer_of(f"{kind}_loss") for kind in ("pos", "neg")}
         near, far = (as_reduction(reducer) for reducer in of_kinds.values())
         if near is not None and near == far and type(self.reducer) is reducers.MultipleReducers:
             both = already_reduced(self.both(compared, pairs, near))
             return {"pos_loss": both, "neg_loss": self.zero_loss()}
         return {
-            f"{kind}_loss": self.one(kind, compared, pairs).info(reducer, labels)
+            f"{kind}_loss": self.one(kind, compared, pairs).info(reducer, compared.labels)
             for kind, reducer in of_kinds.items()
         }
 
@@ -396,17 +380,8 @@ class ThresholdConsistentMarginLoss(OfBothKinds, theirs.ThresholdConsistentMargi
     def margins(self) -> tuple[float, float]:
         return self.margin_plus, self.margin_minus
 
-    def compute_loss(
-        self,
-        embeddings: Tensor,
-        labels: Tensor | None,
-        indices_tuple: Indices,
-        ref_emb: Tensor,
-        ref_labels: Tensor | None,
-    ) -> LossDict:
-        c_f.labels_or_indices_tuple_required(labels, indices_tuple)
-        pairs = None if indices_tuple is None else pairs_of(indices_tuple, embeddings.device)
-        compared = Compared.of(embeddings, labels, ref_emb, ref_labels, self.measure)
+    def of_compared(self, compared: Compared, mined: Indices) -> LossDict:
+        pairs = compared.pairs(mined)
         if self.lambda_plus == self.lambda_minus:
             total = self.lambda_plus * self.both(compared, pairs, "active")
         else:
@@ -417,7 +392,7 @@ class ThresholdConsistentMarginLoss(OfBothKinds, theirs.ThresholdConsistentMargi
         return {"loss": already_reduced(total)}
 
 
-class TripletMarginLoss(ByNearfar, theirs.TripletMarginLoss):
+class TripletMarginLoss(WithReference, ByNearfar, theirs.TripletMarginLoss):
     """Theirs, by `nearfar.batch_triplet_loss`: the mean over the triplets whose loss is not 0.
 
     All triplets take memory linear in the batch. The pairs that a miner found are made into
@@ -451,21 +426,12 @@ class TripletMarginLoss(ByNearfar, theirs.TripletMarginLoss):
                 "a PerAnchorReducer takes no triplets: take MeanReducer() or AvgNonZeroReducer()."
             )
 
-    def compute_loss(
-        self,
-        embeddings: Tensor,
-        labels: Tensor | None,
-        indices_tuple: Indices,
-        ref_emb: Tensor,
-        ref_labels: Tensor | None,
-    ) -> LossDict:
-        c_f.labels_or_indices_tuple_required(labels, indices_tuple)
-        compared = Compared.of(embeddings, labels, ref_emb, ref_labels, self.measure)
-        if indices_tuple is None:
+    def of_compared(self, compared: Compared, mined: Indices) -> LossDict:
+        if mined is None:
             terms = self._of_all(compared)
         else:
-            terms = self._of_listed(compared, triplets_of(indices_tuple, embeddings.device))
-        return {"loss": terms.info(self.reducer_of("loss"), labels)}
+            terms = self._of_listed(compared, triplets_of(mined, compared.x.device))
+        return {"loss": terms.info(self.reducer_of("loss"), compared.labels)}
 
     def _of_all(self, compared: Compared) -> TupleTerms:
         drawn = None if self.triplets_per_anchor == "all" else int(self.triplets_per_anchor)
@@ -566,18 +532,9 @@ class _Classifier(AgainstProxies):
 
     W: nn.Parameter
 
-    def compute_loss(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        indices_tuple: Indices,
-        ref_emb: Tensor,
-        ref_labels: Tensor,
-    ) -> LossDict:
-        c_f.labels_required(labels)
-        c_f.ref_not_supported(embeddings, labels, ref_emb, ref_labels)
-        self.cast_types(embeddings.dtype, embeddings.device)
-        found = {"loss": self.each_row(embeddings, labels, indices_tuple)}
+    def of_rows(self, x: Tensor, labels: Tensor, mined: Indices) -> LossDict:
+        self.cast_types(x.dtype, x.device)
+        found = {"loss": self.each_row(x, labels, mined)}
         self.add_weight_regularization_to_loss_dict(found, self.W.t())  # type: ignore[attr-defined]
         return found
 
@@ -719,25 +676,16 @@ class ProxyAnchorLoss(AgainstProxies, theirs.ProxyAnchorLoss):
             )
         return {"margin": float(self.margin), "scale": float(self.alpha)}
 
-    def compute_loss(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        indices_tuple: Indices,
-        ref_emb: Tensor,
-        ref_labels: Tensor,
-    ) -> LossDict:
-        c_f.labels_required(labels)
-        c_f.ref_not_supported(embeddings, labels, ref_emb, ref_labels)
-        self.cast_types(embeddings.dtype, embeddings.device)
-        weight = mined_weight(indices_tuple, labels, embeddings)
+    def of_rows(self, x: Tensor, labels: Tensor, mined: Indices) -> LossDict:
+        self.cast_types(x.dtype, x.device)
+        weight = mined_weight(mined, labels, x)
         of_kinds = [self.reducer_of(name) for name in self._sub_loss_names()]
         plain = all(type(reducer) is reducers.DivisorReducer for reducer in of_kinds)
         if plain and weight is None and type(self.reducer) is reducers.MultipleReducers:
-            both = proxy_anchor_loss(embeddings, self.proxies, labels, **self.settings())
+            both = proxy_anchor_loss(x, self.proxies, labels, **self.settings())
             found = {"pos_loss": already_reduced(both), "neg_loss": self.zero_loss()}
         else:
-            found = self._of_each_proxy(embeddings, labels, weight)
+            found = self._of_each_proxy(x, labels, weight)
         self.add_weight_regularization_to_loss_dict(found, self.proxies)
         return found
 
@@ -770,7 +718,7 @@ def _log_sum_of_rows(kind: str, margin: float, scale: float, shift: Tensor, tile
     return softplus(exponents.masked_fill(~some, torch.finfo(s.dtype).min).logsumexp(1))
 
 
-class NPairsLoss(ByNearfar, theirs.NPairsLoss):
+class NPairsLoss(WithoutReference, ByNearfar, theirs.NPairsLoss):
     """Theirs, by `nearfar.info_nce_loss` of one anchor and one positive of each class.
 
     Args:
@@ -784,22 +732,13 @@ class NPairsLoss(ByNearfar, theirs.NPairsLoss):
     def settings(self) -> dict[str, Any]:
         return {"temperature": 1.0, **self.measure.as_similarity()}
 
-    def compute_loss(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        indices_tuple: Indices,
-        ref_emb: Tensor,
-        ref_labels: Tensor,
-    ) -> LossDict:
-        c_f.labels_required(labels)
-        c_f.ref_not_supported(embeddings, labels, ref_emb, ref_labels)
-        if indices_tuple is None:
+    def of_rows(self, x: Tensor, labels: Tensor, mined: Indices) -> LossDict:
+        if mined is None:
             anchor, positive = first_two(labels)
         else:
-            anchor, positive = lmu.convert_to_pos_pairs_with_unique_labels(indices_tuple, labels)
+            anchor, positive = lmu.convert_to_pos_pairs_with_unique_labels(mined, labels)
         self.num_pairs = len(anchor)
-        x = self.measure.rows(embeddings)
+        x = self.measure.rows(x)
         loss = partial(info_nce_loss, x[anchor], x[positive], **self.settings())
         terms = AnchorTerms(loss, partial(len, anchor), lambda: (loss(reduction="none"), anchor))
         return {"loss": terms.info(self.reducer_of("loss"))}

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nearfar.adapters.pml.base import Indices, LossDict
-from nearfar.adapters.pml.compared import Compared, pairs_of, triplets_of
+from nearfar.adapters.pml.base import LossDict, WithoutReference, WithReference
+from nearfar.adapters.pml.compared import Compared, Indices, triplets_of
 from nearfar.adapters.pml.measures import Measure
 from nearfar.adapters.pml.terms import already_reduced
 from nearfar.extras import needs
@@ -122,24 +122,17 @@ class _Wrapped(BaseMetricLossFunction):
         return "as_pml"
 
 
-class _OfBatch(_Wrapped):
-    def compute_loss(
-        self,
-        embeddings: Tensor,
-        labels: Tensor | None,
-        indices_tuple: Indices,
-        ref_emb: Tensor,
-        ref_labels: Tensor | None,
-    ) -> LossDict:
-        c_f.labels_or_indices_tuple_required(labels, indices_tuple)
-        compared = Compared.of(embeddings, labels, ref_emb, ref_labels, _AS_THEY_ARE)
+class _OfBatch(WithReference, _Wrapped):
+    measure = Measure("euclidean", normalize=False, norm=None, cosine=False, shown="")
+
+    def of_compared(self, compared: Compared, mined: Indices) -> LossDict:
         data: dict[str, Any] = {}
-        if indices_tuple is not None:
+        if mined is not None:
             compared = compared.by_list_alone()
             if "triplets" in self.takes:
-                data["triplets"] = triplets_of(indices_tuple, embeddings.device)
+                data["triplets"] = triplets_of(mined, compared.x.device)
             elif self._needs("pairs", "indices_tuple"):
-                data["pairs"] = pairs_of(indices_tuple, embeddings.device)
+                data["pairs"] = compared.pairs(mined)
         if compared.others is not None and self._needs("reference", "ref_emb"):
             data["reference"] = compared.reference
         found = self.loss(compared.x, compared.labels, **data, **self.hyperparameters)
@@ -152,21 +145,11 @@ class _OfBatch(_Wrapped):
         return True
 
 
-class _OfProxies(_Wrapped):
-    def compute_loss(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        indices_tuple: Indices,
-        ref_emb: Tensor,
-        ref_labels: Tensor,
-    ) -> LossDict:
-        c_f.labels_required(labels)
-        c_f.indices_tuple_not_supported(indices_tuple)
-        c_f.ref_not_supported(embeddings, labels, ref_emb, ref_labels)
-        return {"loss": already_reduced(self.loss(embeddings, labels))}
+class _OfProxies(WithoutReference, _Wrapped):
+    def of_rows(self, x: Tensor, labels: Tensor, mined: Indices) -> LossDict:
+        c_f.indices_tuple_not_supported(mined)
+        return {"loss": already_reduced(self.loss(x, labels))}
 
 
-_AS_THEY_ARE = Measure("euclidean", normalize=False, norm=None, cosine=False, shown="")
 # Their wrappers know the losses that take a reference by the name of the class.
 _OfBatch.__name__ = "ContrastiveLoss"
