@@ -13,7 +13,17 @@ SOURCE = Path(__file__).parents[1] / "src"
 
 # From the lowest; a module imports from its own layer and from those below (docs/architecture.md).
 LAYERS = (
-    {"registry", "reduction", "inputs", "spectrum", "tabulate", "plain", "shards", "extras"},
+    {
+        "registry",
+        "reduction",
+        "inputs",
+        "spectrum",
+        "tabulate",
+        "plain",
+        "shards",
+        "extras",
+        "similar_label",
+    },
     {"labels", "distance", "listed", "reference"},
     {"engine"},
     {"losses", "distributed", "memory", "cached"},

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from nearfar.inputs import ArrayLike, readable, same_device, tensor, tracing
+from nearfar.similar_label import check_choice, check_meaning, of_text
 
 SimilarLabel = Literal[0, 1] | None
 
@@ -43,37 +44,24 @@ def pair_labels(
     tensor([1.0000, 0.7500])
     """
     if not isinstance(y, Tensor) and np.asarray(y).dtype.kind in "US":
-        raise TypeError(
-            f"{name} holds text. Say which text means similar: pass np.asarray({name}) == 'same', "
-            "with your own word in place of 'same'."
-        )
+        raise of_text(name)
     y = _one_per_row(name, y, like)
-    if isinstance(similar_label, bool) or similar_label not in (0, 1, None):
-        raise ValueError(f"similar_label must be 0, 1 or None, got {similar_label!r}.")
+    check_choice(similar_label)
     if not len(y):
         return torch.zeros(0, dtype=torch.bool, device=y.device)
     if y.dtype is torch.bool:
-        if similar_label == 0:
-            raise ValueError(
-                f"{name} is bool, where True always means similar, but similar_label=0 says the "
-                f"opposite. Drop similar_label, or pass ~{name} if True means different."
-            )
+        check_meaning(name, "bool", similar_label)
         return y
     if y.is_complex():
         raise TypeError(f"{name} must be bool, or numbers from 0 to 1; got {y.dtype}.")
-    if similar_label is None:
-        raise TypeError(
-            f"{name} holds numbers ({y.dtype}), and the literature reads 0 and 1 both ways. "
-            f"Say which means similar: similar_label=1 if 1 marks similar pairs, similar_label=0 "
-            f"if 0 does; or pass bool, True = similar ({name} == 1 or {name} == 0)."
-        )
+    check_meaning(name, y.dtype, similar_label)
     if y.is_floating_point():
         y = y.to(like.dtype) if like.is_floating_point() else y.float()
         refuse(name, y, ~((y >= 0) & (y <= 1)), "lie between 0 and 1, a degree of similarity")
         return y if similar_label == 1 else 1 - y
     y = y.to(torch.int64)
     refuse(name, y, (y != 0) & (y != 1), f"be 0 or 1 (for -1 and 1 pass {name} > 0)")
-    return y == similar_label
+    return y == int(similar_label == 1)
 
 
 def blend(similar: Tensor, if_similar: Tensor, if_dissimilar: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Fitting a threshold, and its figures on other pairs."""
 
+import warnings
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -131,6 +132,18 @@ def check_far(far: float) -> None:
     """Refuse a rate at which no threshold can be fitted."""
     if not 0 <= far < 1:
         raise ValueError(f"far must be a rate, 0 or more and below 1, got {far!r}.")
+
+
+def warn_of_rate(far: float, n_dissimilar: int, *, stacklevel: int = 2) -> None:
+    """Warn of a rate that is less than one of the dissimilar pairs it would be fitted on."""
+    if 0 < far * n_dissimilar < 1:
+        warnings.warn(
+            f"a false-accept rate of {far:g} is less than one of the {n_dissimilar} dissimilar "
+            "pairs for calibration, so the threshold accepts none of them. Give more pairs, or "
+            "raise far.",
+            UserWarning,
+            stacklevel=stacklevel + 1,
+        )
 
 
 def check_threshold(threshold: float) -> None:

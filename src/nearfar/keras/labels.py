@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 from nearfar.keras.rows import per_row
+from nearfar.similar_label import check_choice, check_meaning, of_text
 
 
 def pair_labels(y: Any, *, like: Any, similar_label: int | None, name: str = "y_true") -> Any:
@@ -38,25 +39,11 @@ def pair_labels(y: Any, *, like: Any, similar_label: int | None, name: str = "y_
 
 def check_similar_label(y: Any, similar_label: int | None, *, name: str = "y_true") -> None:
     """Refuse labels that could be read both ways."""
-    if isinstance(similar_label, bool) or similar_label not in (0, 1, None):
-        raise ValueError(f"similar_label must be 0, 1 or None, got {similar_label!r}.")
+    check_choice(similar_label)
     dtype = dtype_of(y)
     if dtype == "text":
-        raise TypeError(
-            f"{name} holds text. Say which text means similar: pass np.asarray({name}) == 'same', "
-            "with your own word in place of 'same'."
-        )
-    if dtype == "bool" and similar_label == 0:
-        raise ValueError(
-            f"{name} is bool, where True always means similar, but similar_label=0 says the "
-            f"opposite. Drop similar_label, or pass ~{name} if True means different."
-        )
-    if dtype != "bool" and similar_label is None:
-        raise TypeError(
-            f"{name} holds numbers ({dtype}), and the literature reads 0 and 1 both ways. "
-            f"Say which means similar: similar_label=1 if 1 marks similar pairs, similar_label=0 "
-            f"if 0 does; or pass bool, True = similar ({name} == 1 or {name} == 0)."
-        )
+        raise of_text(name)
+    check_meaning(name, dtype, similar_label)
 
 
 def blend(similar: Any, if_similar: Any, if_dissimilar: Any) -> Any:

@@ -1,7 +1,6 @@
 """An evaluator of pairs at a threshold that was fitted to other pairs."""
 
 import csv
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from sentence_transformers.base.evaluation import BaseEvaluator
 from torch import Tensor
 
 from nearfar.evaluate import at_threshold, fit_threshold, verification
-from nearfar.evaluate.threshold import check_far
+from nearfar.evaluate.threshold import check_far, warn_of_rate
 from nearfar.inputs import ArrayLike
 from nearfar.labels import SimilarLabel, pair_labels
 
@@ -126,15 +125,7 @@ class VerificationEvaluator(BaseEvaluator):
         given = {"calibration": calibration, "test": test}
         self._similar = [_of_both_kinds(which, pairs) for which, pairs in given.items()]
         self._groups = _numbered(*(_identities(which, pairs) for which, pairs in given.items()))
-        n = int((~self._similar[0]).sum())
-        if 0 < far * n < 1:
-            warnings.warn(
-                f"a false-accept rate of {far:g} is less than one of the {n} dissimilar pairs for "
-                "calibration, so the threshold accepts none of them. Give more pairs, or raise "
-                "far.",
-                UserWarning,
-                stacklevel=2,
-            )
+        warn_of_rate(far, int((~self._similar[0]).sum()))
         self.name, self.batch_size, self.truncate_dim = name, batch_size, truncate_dim
         self.show_progress_bar, self.write_csv = show_progress_bar, write_csv
         self.csv_file = "_".join(filter(None, ("verification_evaluation", name, "results.csv")))

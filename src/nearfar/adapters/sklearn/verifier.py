@@ -1,7 +1,6 @@
 # ruff: noqa: N803
 """Whether two items are the same, by a threshold at a false-accept rate."""
 
-import warnings
 from dataclasses import replace
 from numbers import Real
 from typing import Any, Literal, Self
@@ -26,7 +25,7 @@ from nearfar.adapters.sklearn.pairs import (
 )
 from nearfar.distance import Distance, between_rows, check_distance
 from nearfar.evaluate.probability import PlattProbability, platt_probability
-from nearfar.evaluate.threshold import check_far, fit_threshold
+from nearfar.evaluate.threshold import check_far, fit_threshold, warn_of_rate
 from nearfar.evaluate.verification import verification
 from nearfar.inputs import embeddings
 
@@ -166,15 +165,7 @@ class PairVerifier(ClassifierMixin, BaseEstimator):
         """Fit the threshold, and the probability if there is a prior for it."""
         distance = self._distance(pairs)
         self.threshold_ = fit_threshold(distance, similar, higher_is_closer=False, far=self.far)
-        n = int((~similar).sum())
-        if 0 < self.far * n < 1:
-            warnings.warn(
-                f"a false-accept rate of {self.far:g} is less than one of the {n} dissimilar pairs "
-                "for calibration, so the threshold accepts none of them. Give more pairs, or raise "
-                "far.",
-                UserWarning,
-                stacklevel=3,
-            )
+        warn_of_rate(self.far, int((~similar).sum()), stacklevel=3)
         self._calibration = distance, similar
         self._curve: PlattProbability | None = None
         if self.prior is not None:
