@@ -424,7 +424,7 @@ ERRORS: list[tuple[dict[str, Any], str]] = [
     ({"queries": X * inf}, r"queries\[0\] is not finite"),
     ({"queries": X[0]}, r"queries must have shape \(n, d\)"),
     ({"positives": [0.5] * 4}, "positives must be integers, -1 for none; got torch.float"),
-    ({"positives": [0, 1]}, r"positives must have shape \(4,\).*got \(2, 1\)"),
+    ({"positives": [0, 1]}, r"positives must have shape \(4,\).*got \(2,\)"),
     ({"positives": [[0], [1]]}, r"positives must have shape \(4,\)"),
     ({"positives": [0, 1, 2, 4]}, r"positives must be rows of the corpus, 0 to 3, or -1"),
     ({"positives": [0, 1, 2, -2]}, r"positives\[3\] is \[-2\]"),

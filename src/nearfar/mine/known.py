@@ -84,12 +84,12 @@ def listed_positives(positives: Positives, queries: Tensor) -> Tensor:
     else:
         known = tensor("positives", positives)  # type: ignore[arg-type]
     known = _whole("positives", known)
-    known = known[:, None] if known.ndim == 1 else known
-    if known.ndim != 2 or len(known) != n:
+    if known.ndim not in (1, 2) or len(known) != n:
         raise ValueError(
             f"positives must have shape ({n},), the positive row of each query, or ({n}, p) with "
             f"several, -1 for none; got {tuple(known.shape)}."
         )
+    known = known[:, None] if known.ndim == 1 else known
     return _each_once(known.to(queries.device))
 
 
