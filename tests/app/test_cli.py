@@ -128,7 +128,7 @@ def test_importing_the_library_loads_nothing_of_the_tool():
 @pytest.mark.parametrize(
     ("missing", "user"),
     [
-        ("typer", "nearfar.app.commands"),
+        ("typer", "nearfar.app.commands.declare"),
         ("PIL", "nearfar.app.train.images"),
         ("altair", "nearfar.app.report"),
     ],

@@ -1,4 +1,4 @@
-"""The command `nearfar`: runs a command of `commands.py` and reports any error in one line."""
+"""The command `nearfar`: runs one of `commands` and reports any error in one line."""
 
 import os
 import signal

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from math import isclose, isfinite
+from math import isclose
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from nearfar.app.errors import InputError
 from nearfar.app.output import whole_file
@@ -96,14 +97,34 @@ def verify_items(path: Path, a: str, b: str, prior: float | None) -> Decision:
     run = read_run(path)
     if prior is not None and run.probability is None:
         raise InputError(f"--prior needs a probability. {_without_probability(path)}")
-    items = [read_item(address, run.embedder.input_shape) for address in (a, b)]
-    x1, x2 = (embed(run.embedder, item) for item in items)
-    distance = float(between_rows(x1, x2, run.distance))
-    if not isfinite(distance):
+    x1, x2 = embed_addresses(run, [a, b]).chunk(2)
+    return decide(run, float(between_rows(x1, x2, run.distance)), prior)
+
+
+def embed_addresses(run: Run, addresses: Sequence[str]) -> Tensor:
+    """(n, d) embeddings of the items at these addresses; see `address.read_item`.
+
+    Raises:
+        InputError: an item cannot be read, or its embedding is not finite.
+    """
+    items = [read_item(address, run.embedder.input_shape) for address in addresses]
+    x = torch.cat([embed(run.embedder, item) for item in items])
+    if not x.isfinite().all():
         raise InputError(
-            f"the network of {path} returns NaN or infinity for these items. Check them for huge "
-            "numbers; or train again."
+            f"the network of {run.path} returns NaN or infinity for these items. Check them for "
+            "huge numbers; or train again."
         )
+    return x
+
+
+def decide(run: Run, distance: float, prior: float | None) -> Decision:
+    """Whether two items at this distance are the same, and how likely.
+
+    Args:
+        run: the run.
+        distance: that of their embeddings.
+        prior: the share of same pairs; None: no probability is given.
+    """
     threshold = run.thresholds.learned
     ratio, at_limit, probability = None, False, None
     if run.probability is not None:
@@ -192,11 +213,7 @@ def embed_data(
     refuse_inside_run(out)
     if out.exists() and not overwrite:
         raise InputError(f"{out} exists. Choose another --out, or add --overwrite to replace it.")
-    run = read_run(path)
-    shape = run.embedder.input_shape
-    data = read_data(source, shape=shape, labelled=False, identity_depth=identity_depth)
-    items = items_of(data)
-    x = embed_items(run.embedder, items, torch.arange(len(items.x)))
+    items, x = embedded(read_run(path), source, identity_depth=identity_depth)
     arrays = {"x": x.numpy(), "names": np.array(items.names)}
     if bool((items.identity >= 0).all()):
         arrays["y"] = np.array(items.identities)[items.identity.numpy()]
@@ -204,6 +221,30 @@ def embed_data(
         np.savez(file, **arrays)  # type: ignore[arg-type]
     n, d = arrays["x"].shape
     return Embedded(n, d, "y" in arrays, items.notes)
+
+
+def embedded(
+    run: Run, source: str, *, labelled: bool = False, identity_depth: int | None = None
+) -> tuple[Items, Tensor]:
+    """The items of some data, and their embeddings, (n, d).
+
+    Args:
+        run: the run.
+        source: the data.
+        labelled: whether the identities must be known.
+        identity_depth: for a folder, the depth of the subfolders that are identities.
+
+    Raises:
+        InputError: the data cannot be used, or an embedding is not finite.
+    """
+    data = read_data(
+        source,
+        shape=run.embedder.input_shape,
+        labelled=labelled,
+        identity_depth=identity_depth,
+    )
+    items = items_of(data)
+    return items, embed_items(run.embedder, items, torch.arange(len(items.x)))
 
 
 def _notes_of(run: Run) -> list[str]:
@@ -241,7 +282,7 @@ def _own_data(run: Run) -> Items | Pairs:
     return data
 
 
-def _tested(run: Run, data: Items | Pairs) -> torch.Tensor:
+def _tested(run: Run, data: Items | Pairs) -> Tensor:
     """The test identities as the run recorded them, since a later version may split differently."""
     number = {name: i for i, name in enumerate(items_of(data).identities)}
     tested = run.summary["split"]["test"]
@@ -275,7 +316,7 @@ def _optimism_notes(run: Run, source: str, data: Items | Pairs) -> list[str]:
     return []
 
 
-def _measure(run: Run, data: Items | Pairs, identities: torch.Tensor) -> Comparison:
+def _measure(run: Run, data: Items | Pairs, identities: Tensor) -> Comparison:
     found = measure(
         run.embedder,
         data,

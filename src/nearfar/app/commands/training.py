@@ -1,0 +1,75 @@
+"""Commands that train: `train` and `sweep`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nearfar.app.commands.declare import DATA, OPTIONS, AsJson, Overwrite, command, option
+from nearfar.app.errors import InputError
+from nearfar.app.show import console, show
+from nearfar.app.train.names import SWEPT
+
+
+@command(
+    "train glyphs --out runs/demo",
+    "train photos/ --out runs/photos --loss triplet --margin 0.3",
+    "train pairs.csv --out runs/pairs --similar-label 1",
+    "train --config runs/demo/config.toml --out runs/again",
+    takes=OPTIONS,
+)
+def train(
+    out: Annotated[Path, option("The run folder to write.", "--out", metavar="RUN")],
+    data: Annotated[str | None, DATA] = None,
+    config: Annotated[
+        Path | None, option("Repeat the run of this config.toml; other options override it.")
+    ] = None,
+    report: Annotated[bool, option("Also write RUN/report.html.")] = True,
+    overwrite: Overwrite = False,
+    **given: Any,
+) -> None:
+    """Train a verifier, fit its threshold, and measure it on identities it has never seen."""
+    if data is None and config is None:
+        raise InputError("train needs DATA, for instance: nearfar train glyphs --out runs/demo")
+
+    from nearfar.app.train import loop
+    from nearfar.app.train.config_file import configured
+    from nearfar.app.train.run import REPORT
+
+    write, verdict = None, None
+    if report:
+        from nearfar.app.report import reporting  # a missing library must show before training
+
+        write, verdict = reporting()
+    chosen = configured(config, data, given)
+    show(loop.train(chosen, out, overwrite=overwrite, console=console(), finish=write))
+    wrote = f"wrote {out}"
+    if verdict:
+        if verdict.exception():
+            typer.echo(f"\n{wrote} without its report; to try again: nearfar report {out}")
+        typer.echo(f"\n{verdict.result()}")
+        wrote += f" and its report, {out / REPORT}"
+    typer.echo(f"\n{wrote}; next: nearfar verify {out} A B")
+
+
+@command(
+    "sweep glyphs --loss contrastive triplet info_nce --margin 0.5 1 --out runs/sweep",
+    "sweep photos/ --loss sup_con --temperature 0.05 0.1 0.2 --minutes 30 --out runs/t",
+    takes=(*SWEPT, "steps", "embedding_dim", "similar_label", "identity_depth", "single", "seed"),
+    several=SWEPT,
+)
+def sweep(
+    data: Annotated[str, DATA],
+    out: Annotated[Path, option("The folder of all runs.", "--out", metavar="FOLDER")],
+    minutes: Annotated[float, option("Start no trial expected to end later.", min=0)] = 60,
+    as_json: AsJson = False,
+    **given: Any,
+) -> None:
+    """Train a run for every combination of values, and say which one to keep.
+
+    Runs are ranked on the calibration identities, so that test figures of the best stay honest.
+    """
+    from nearfar.app.train import sweep
+
+    trials = sweep.trials_from(data, given)
+    show(sweep.sweep(trials, out, minutes=minutes, console=console(as_json)), as_json)
