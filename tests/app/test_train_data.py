@@ -8,7 +8,8 @@ from PIL import Image
 
 from nearfar.app.errors import InputError
 from nearfar.app.tables import read_table
-from nearfar.app.train.data import Pairs, as_input, read_data, read_glyphs
+from nearfar.app.train.content import as_input
+from nearfar.app.train.data import Pairs, read_data, read_glyphs
 
 
 def save_images(root, images):
@@ -20,9 +21,9 @@ def save_images(root, images):
 
 def test_glyphs_are_letters_of_many_writing_systems():
     items = read_glyphs()
-    assert items.x.dtype is torch.uint8
-    assert items.x.shape[1:] == (1, 32, 32)
-    assert len(items.x) == len(items.identity) == len(items.names)
+    assert items.content.x.dtype is torch.uint8
+    assert items.content.x.shape[1:] == (1, 32, 32)
+    assert len(items.content.x) == len(items.identity) == len(items.names)
     counts = items.identity.bincount()
     assert len(counts) == len(items.identities) == len(items.split_groups) >= 800
     assert 2 <= counts.min() <= counts.max() <= 20
@@ -31,12 +32,12 @@ def test_glyphs_are_letters_of_many_writing_systems():
 
 def test_grey_images_stay_grey_and_one_of_colour_makes_rgb(tmp_path):
     grey = [Image.fromarray(pixels) for pixels in make_images(3, 2)]
-    assert read_data(save_images(tmp_path / "g", grey)).x.shape == (6, 1, 32, 32)
+    assert read_data(save_images(tmp_path / "g", grey)).content.x.shape == (6, 1, 32, 32)
     colour = [*grey[:-1], Image.new("RGB", (5, 9), (255, 0, 0))]
     items = read_data(save_images(tmp_path / "c", colour), image_size=16)
-    assert items.x.shape == (6, 3, 16, 16)
-    assert items.x[5, :, 0, 0].tolist() == [255, 0, 0]
-    assert torch.equal(items.x[0, 0], items.x[0, 2])
+    assert items.content.x.shape == (6, 3, 16, 16)
+    assert items.content.x[5, :, 0, 0].tolist() == [255, 0, 0]
+    assert torch.equal(items.content.x[0, 0], items.content.x[0, 2])
     assert items.names[5] == "id2/5.png"
     assert items.identities == ["id0", "id1", "id2"]
 
@@ -59,8 +60,8 @@ def test_every_mode_is_read(tmp_path, image, channels, value):
         (root / identity).mkdir(parents=True)
         image.save(root / identity / "0.tiff")
     items = read_data(str(root), image_size=8)
-    assert items.x.shape == (2, channels, 8, 8)
-    assert abs(int(items.x[0, 0, 4, 4]) - value) <= 1
+    assert items.content.x.shape == (2, channels, 8, 8)
+    assert abs(int(items.content.x[0, 0, 4, 4]) - value) <= 1
 
 
 def test_photos_are_turned_upright(tmp_path):
@@ -71,7 +72,7 @@ def test_photos_are_turned_upright(tmp_path):
     exif[0x0112] = 3  # taken upside down
     (tmp_path / "a").mkdir()
     image.save(tmp_path / "a" / "0.png", exif=exif)
-    x = read_data(str(tmp_path), image_size=16).x
+    x = read_data(str(tmp_path), image_size=16).content.x
     assert x[0, 0, 0, 0] == 0
     assert x[0, 0, 15, 0] == 255
 
@@ -90,8 +91,8 @@ def test_photos_are_turned_upright(tmp_path):
 def test_npz(tmp_path, x, shape, dtype, y):
     np.savez(tmp_path / "v.npz", x=x, y=np.array(y))
     items = read_data(str(tmp_path / "v.npz"))
-    assert items.x.shape == shape
-    assert items.x.dtype is dtype
+    assert items.content.x.shape == shape
+    assert items.content.x.dtype is dtype
     assert items.identity.tolist() == [1, 1, 2, 2, 0, 0]
     assert list(items.identities) == sorted(map(str, set(y)))
 
@@ -111,7 +112,9 @@ def test_pairs_share_items_and_similar_ones_share_an_identity(tmp_path):
     pairs = read_data(str(write_csv(tmp_path / "p.csv", ("a", "b", "label"), rows)))
     assert isinstance(pairs, Pairs)
     assert pairs.similar.tolist() == [True, True, False, True]
-    assert torch.equal(pairs.items.x[pairs.a], torch.tensor([[1.0, 2], [3, 4], [7, 8], [7, 8]]))
+    assert torch.equal(
+        pairs.items.content.x[pairs.a], torch.tensor([[1.0, 2], [3, 4], [7, 8], [7, 8]])
+    )
     identity = pairs.items.identity
     assert identity[pairs.a].tolist() == [0, 0, 1, 1]
     assert identity[pairs.b].tolist() == [0, 0, 0, 1]

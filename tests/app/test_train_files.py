@@ -57,7 +57,7 @@ def test_a_file_under_two_paths_is_one_item(tmp_path, photos, way, monkeypatch):
         cells.append([name, other])
     table_of(tmp_path, cells)
     found = read_data("p.csv")
-    assert len(found.items.x) == len(photos)
+    assert len(found.items.content.x) == len(photos)
     assert len(found.items.identities) == 6
     assert found.digest() == plain.digest()
     split_pairs(found, calibration=0.2, test=0.2, seed=0)
@@ -95,8 +95,8 @@ def test_backslashes_are_slashes_where_there_is_no_such_name(tmp_path, photos):
     assert found.digest() == plain.digest()
     Image.new("L", (8, 8), 7).save(tmp_path / "photos\\id0\\0.png")  # a name, though an odd one
     odd = read_data(table_of(tmp_path, [[name.replace("/", "\\")] for name in photos]))
-    assert len(odd.items.x) == len(photos)
-    assert odd.items.x[odd.a[0]].unique().tolist() == [7]
+    assert len(odd.items.content.x) == len(photos)
+    assert odd.items.content.x[odd.a[0]].unique().tolist() == [7]
 
 
 @pytest.mark.parametrize(("there", "written"), [("NFC", "NFD"), ("NFD", "NFC")])
@@ -108,7 +108,7 @@ def test_an_accent_in_either_form_of_unicode(tmp_path, photos, there, written):
         (tmp_path / name).rename(path)
     cells = [[normalize(written, name), normalize(there, name)] for name in accented]
     found = read_data(table_of(tmp_path, cells))
-    assert len(found.items.x) == len(photos)
+    assert len(found.items.content.x) == len(photos)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import torch
 from conftest import QUICK, make_vectors
 from sklearn.metrics import roc_auc_score
 
+from nearfar.app.train.content import Arrays
 from nearfar.app.train.data import Items
 from nearfar.app.train.encoders import Embedder
 from nearfar.app.train.measure import RAW_DISTANCES, measure
@@ -18,13 +19,13 @@ from nearfar.evaluate import every_pair
 
 def items_of(x, y):
     names = [str(i) for i in range(int(y.max()) + 1)]
-    return Items(torch.as_tensor(x).float(), torch.as_tensor(y), [""] * len(y), names)
+    return Items(Arrays(torch.as_tensor(x).float()), torch.as_tensor(y), [""] * len(y), names)
 
 
 def measured(items, embedder=None, **options):
     if embedder is None:
-        embedder = Embedder(torch.nn.Identity(), tuple(items.x.shape[1:]))
-        embedder.standardise(items.x)
+        embedder = Embedder(torch.nn.Identity(), tuple(items.content.x.shape[1:]))
+        embedder.standardise(*items.content.moments(torch.arange(len(items.content))))
     everyone = torch.arange(len(items.identities))
     options = {"distance": "cosine", "raw_distance": None, "seed": 0, **options}
     return measure(embedder, items, everyone, **options)
@@ -118,8 +119,8 @@ def test_the_threshold_is_fitted_on_every_pair():
     found = measured(items)
     threshold = found.learned.fit_threshold(far=0.02)
     embedder = Embedder(torch.nn.Identity(), (8,))
-    embedder.standardise(items.x)
-    expected = every_pair(embedder(items.x).detach(), y).fit_threshold(far=0.02)
+    embedder.standardise(*items.content.moments(torch.arange(len(items.content))))
+    expected = every_pair(embedder(items.content.x).detach(), y).fit_threshold(far=0.02)
     assert threshold == pytest.approx(expected, abs=1e-7)
 
 

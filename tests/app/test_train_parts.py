@@ -16,6 +16,7 @@ from nearfar.app.train import batches, objectives
 from nearfar.app.train.compare import Comparison, Thresholds, compare, dashes, table
 from nearfar.app.train.config import Hyperparameters, TrainConfig, options_of
 from nearfar.app.train.config_file import read_config, to_toml
+from nearfar.app.train.content import Arrays
 from nearfar.app.train.data import Items, Pairs, read_glyphs
 from nearfar.app.train.encoders import Embedder, build
 from nearfar.app.train.groups import connected
@@ -35,7 +36,9 @@ def generator(seed=0):
 def items_of(identity, **groups):
     identity = torch.as_tensor(identity)
     names = [str(i) for i in range(int(identity.max()) + 1)]
-    return Items(torch.zeros(len(identity), 2), identity, [""] * len(identity), names, **groups)
+    return Items(
+        Arrays(torch.zeros(len(identity), 2)), identity, [""] * len(identity), names, **groups
+    )
 
 
 def pairs_of(rows, n):
@@ -288,7 +291,7 @@ def test_input_is_standardised_and_constant_columns_are_left():
     x = torch.from_numpy(make_vectors()[0]) * 1000 + 5
     x[:, 3] = 12345.678
     embedder = Embedder(torch.nn.Identity(), (8,))
-    embedder.standardise(x)
+    embedder.standardise(*Arrays(x).moments(torch.arange(len(x))))
     z = (x - embedder.mean) / embedder.deviation
     assert z.mean(0).abs().max() < 1e-2
     spread = z.std(0, correction=0)

@@ -15,6 +15,7 @@ from nearfar.app.errors import InputError
 from nearfar.app.train import force_sample, record, recorder
 from nearfar.app.train.config import TrainConfig
 from nearfar.app.train.config_file import read_config, to_toml
+from nearfar.app.train.content import COLUMNS, Arrays, thumbnails
 from nearfar.app.train.data import Items
 from nearfar.app.train.objectives import OBJECTIVES, objective, resolve
 from nearfar.app.train.record import RECORD, read_record
@@ -78,11 +79,11 @@ def test_the_shown_items_are_those_of_the_hardest_pairs(image_run):
 
 def test_thumbnails_are_small_whatever_the_images_are():
     wide = torch.rand(2, 2, 300, 150) * 1e6
-    small = recorder._thumbnails(wide)
+    small = thumbnails(wide)
     assert small.shape == (2, 1, 96, 48)
     assert small.dtype is torch.uint8
-    assert recorder._thumbnails(torch.rand(2, 1000)).shape == (2, recorder.COLUMNS)
-    assert recorder._thumbnails(torch.ones(1, 1, 4, 4)).eq(0).all()
+    assert Arrays(torch.rand(2, 1000)).shown(torch.arange(2)).shape == (2, COLUMNS)
+    assert thumbnails(torch.ones(1, 1, 4, 4)).eq(0).all()
 
 
 def test_looking_changes_nothing(nearfar, vector_run, vectors, tmp_path, monkeypatch):
@@ -193,7 +194,7 @@ def test_a_run_of_0_1_with_its_soft_margin_is_read(nearfar, vector_run, tmp_path
 def make_task(loss: str) -> Task:
     x, y = make_vectors(n_identities=12, n_items=4)
     items = Items(
-        torch.from_numpy(x), torch.from_numpy(y), [""] * len(x), [str(i) for i in range(12)]
+        Arrays(torch.from_numpy(x)), torch.from_numpy(y), [""] * len(x), [str(i) for i in range(12)]
     )
     config = TrainConfig("x.npz", loss, hyperparameters=resolve(loss, {}), identities=8, items=4)
     return Task(

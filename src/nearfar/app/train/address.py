@@ -9,13 +9,14 @@ from torch import Tensor
 from nearfar.app.errors import InputError
 from nearfar.app.tables import looks_like_vector, vector
 from nearfar.app.train.arrays import Unreadable, load
+from nearfar.app.train.content import Arrays
 from nearfar.app.train.data import read_glyphs, read_npz
 from nearfar.app.train.images import Fit, is_image, read_images
 from nearfar.app.train.names import GLYPHS
 
 
-def read_item(address: str, shape: tuple[int, ...]) -> Tensor:
-    """The item at an address, (1, *shape), uint8 or float32.
+def read_item(address: str, shape: tuple[int, ...]) -> Arrays:
+    """The item at an address, as the only one.
 
     Args:
         address: an image file, a .npy file with one vector, a vector as text ("0.1 0.2 0.3"), or
@@ -35,7 +36,7 @@ def read_item(address: str, shape: tuple[int, ...]) -> Tensor:
         raise InputError(
             f"{_shown(address)} holds NaN, infinity or a number beyond float32. Repair it."
         )
-    return x
+    return Arrays(x)
 
 
 def _read(address: str, shape: tuple[int, ...]) -> Tensor:
@@ -64,9 +65,11 @@ def _row(source: str, row: int) -> Tensor:
     if source != GLYPHS and Path(source).suffix.lower() != ".npz":
         raise InputError(f"{source}:{row}: DATA:row must name {GLYPHS} or an .npz; got {source}.")
     items = read_glyphs() if source == GLYPHS else read_npz(Path(source), labelled=False)
-    if row >= len(items.x):
-        raise InputError(f"{source}:{row}: the rows of {source} are 0 to {len(items.x) - 1}.")
-    return items.x[row : row + 1]
+    n = len(items.names)
+    if row >= n:
+        raise InputError(f"{source}:{row}: the rows of {source} are 0 to {n - 1}.")
+    x: Tensor = items.content.read(torch.tensor([row]))()
+    return x
 
 
 def _shown(address: str) -> str:

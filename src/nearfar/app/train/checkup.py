@@ -30,7 +30,7 @@ from nearfar.doctor import (
     diagnose,
 )
 from nearfar.doctor.embedding_rules import EARLY
-from nearfar.doctor.examine import fingerprints, of_embeddings, spectrum
+from nearfar.doctor.examine import of_embeddings, spectrum
 from nearfar.doctor.loss_rules import RECENT
 from nearfar.doctor.pushes import watch_pushes
 
@@ -244,7 +244,7 @@ def _claims(test: Mapping[str, Any]) -> list[Claim] | None:
 def _sides(task: Task) -> dict[str, Side]:
     """The identities and item fingerprints on each side of the split."""
     items, sides = task.items, {}
-    prints = fingerprints(items.x)
+    prints = items.content.fingerprints()
     for side in SIDES:
         chosen = getattr(task.split, side)
         rows = torch.isin(items.identity, chosen).nonzero()[:, 0].tolist()
@@ -261,4 +261,4 @@ def _commonest(task: Task) -> Commonest:
         return Commonest(*max(("similar", n), ("dissimilar", total - n), key=itemgetter(1)), total)
     counts = torch.bincount(task.items.identity)
     most = int(counts.argmax())
-    return Commonest(task.items.identities[most], int(counts[most]), len(task.items.x))
+    return Commonest(task.items.identities[most], int(counts[most]), len(task.items.names))

@@ -16,6 +16,7 @@ from nearfar.app.errors import InputError
 from nearfar.app.tables import SUFFIXES as TABLES
 from nearfar.app.text import printable
 from nearfar.app.train.arrays import Unreadable, load
+from nearfar.app.train.content import Arrays, Content
 from nearfar.app.train.groups import group_ids, merged_groups
 from nearfar.app.train.names import GLYPHS
 
@@ -25,7 +26,7 @@ class Items:
     """Items, each of which shows an identity.
 
     Attributes:
-        x: (n, d) float32 vectors, or (n, c, h, w) images, uint8 from 0 to 255 or float32.
+        content: what the items hold.
         identity: (n,) int64, the identity of each item; -1 throughout if they are unknown.
         names: n names of the items, for messages.
         identities: the name of each identity.
@@ -36,7 +37,7 @@ class Items:
         notes: notes for the user about how the data were read.
     """
 
-    x: Tensor
+    content: Content
     identity: Tensor
     names: Sequence[str]
     identities: Sequence[str]
@@ -58,8 +59,8 @@ class Items:
 
     def digest(self) -> str:
         """A hash of the data, by which a change is noticed."""
-        digest = hashlib.sha256(str((tuple(self.x.shape), self.x.dtype)).encode())
-        digest.update(self.x.contiguous().numpy().tobytes())
+        digest = hashlib.sha256()
+        self.content.hash_into(digest)
         digest.update(self.identity.numpy().tobytes())
         if self.groups is not None:
             digest.update(self.groups.numpy().tobytes())
@@ -124,7 +125,7 @@ def read_data(
         data = replace(data, items=_printable(data.items))
     else:
         data = _printable(data)
-    found = tuple(items_of(data).x.shape[1:])
+    found = items_of(data).content.shape
     if shape is not None and found != shape:
         raise InputError(
             f"{source} holds items of shape {found}, but the run was trained on shape {shape}."
@@ -200,7 +201,7 @@ def read_glyphs() -> Items:
         arrays = read_arrays(path)
     characters, typefaces = arrays["characters"].tolist(), arrays["typefaces"].tolist()
     return Items(
-        x=torch.from_numpy(arrays["x"])[:, None],
+        content=Arrays(torch.from_numpy(arrays["x"])[:, None]),
         identity=torch.from_numpy(arrays["y"].astype(np.int64)),
         names=[
             f"{characters[y]} in {typefaces[t]}"
@@ -234,7 +235,7 @@ def read_npz(path: Path, *, labelled: bool = True) -> Items:
     names = arrays.get("names", np.array([f"{path.name}:{row}" for row in range(len(x))]))
     if names.shape != (len(x),):
         raise InputError(f"{path}: names has shape {names.shape}; give one per item, ({len(x)},).")
-    items = Items(x, torch.from_numpy(identity), _text(names, path).tolist(), identities)
+    items = Items(Arrays(x), torch.from_numpy(identity), _text(names, path).tolist(), identities)
     return _grouped(items, arrays, path) if "y" in arrays else items
 
 
@@ -245,10 +246,10 @@ def _grouped(items: Items, arrays: dict[str, npt.NDArray[Any]], path: Path) -> I
         if name not in arrays:
             continue
         array = arrays[name]
-        if array.shape != (len(items.x),) or array.dtype.kind not in "iuUS":
+        if array.shape != (len(items.names),) or array.dtype.kind not in "iuUS":
             raise InputError(
                 f"{path}: {name} has shape {array.shape} and dtype {array.dtype}; it must be "
-                f"({len(items.x)},) integers or text, the group of each item."
+                f"({len(items.names)},) integers or text, the group of each item."
             )
         named[name] = [group.strip() for group in _text(array, path).tolist()]
     return with_groups(items, named)
@@ -279,11 +280,6 @@ def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
     if isinstance(found, np.ndarray):
         raise InputError(f"{path} is a single array. Save it with numpy.savez(x=, y=).")
     return found
-
-
-def as_input(x: Tensor) -> Tensor:
-    """The input of an encoder: float32, with uint8 images scaled from 0..255 to 0..1."""
-    return x.float() / 255 if x.dtype is torch.uint8 else x
 
 
 def _readable(x: npt.NDArray[Any], path: Path) -> Tensor:

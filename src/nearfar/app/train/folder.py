@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from nearfar.app.errors import InputError
+from nearfar.app.train.content import Arrays
 from nearfar.app.train.data import Items
 from nearfar.app.train.files import unique_files
 from nearfar.app.train.images import Fit, is_readable, read_images
@@ -81,7 +82,7 @@ def read_folder(
         left_out["second path", "to a file that is already read"] += len(images) - len(kept)
     x, notes = read_images([images[row] for row in kept], fit)
     return Items(
-        x=x,
+        content=Arrays(x),
         identity=torch.tensor([identity[row] for row in kept]),
         names=[str(images[row].relative_to(folder)) for row in kept],
         identities=[str(path.relative_to(folder)) for path in paths],
@@ -103,7 +104,7 @@ def _loose(top: FoundFolder, fit: Fit, *, labelled: bool) -> Items:
         )
     x, notes = read_images(sorted(images), fit)
     return Items(
-        x,
+        Arrays(x),
         torch.full((len(images),), -1),
         [path.name for path in sorted(images)],
         ["unknown"],

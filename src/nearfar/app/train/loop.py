@@ -25,7 +25,8 @@ from nearfar.app.train.checkup import Checkup
 from nearfar.app.train.compare import Comparison, compare, fit
 from nearfar.app.train.config import TrainConfig
 from nearfar.app.train.config_file import to_toml
-from nearfar.app.train.data import Items, Pairs, as_input, items_of, read_data
+from nearfar.app.train.content import Batch, read_ahead
+from nearfar.app.train.data import Items, Pairs, items_of, read_data
 from nearfar.app.train.encoders import Embedder, build
 from nearfar.app.train.measure import MeasuredPairs, measure
 from nearfar.app.train.names import KEEP
@@ -157,21 +158,21 @@ def _optimise(
     norms, recorder = Norms(network), Recorder(task)
     network, optimizer = fabric.setup(network, optimizer)
     generator = torch.Generator().manual_seed(config.seed)
-    batches = task.batches(generator)
+    batches = read_ahead(items.content, task.batches(generator), task.items_in)
 
-    def output(rows: Tensor) -> Tensor:
-        x = as_input(items.x[task.items_in(rows)])
-        if config.augment and x.ndim == 4:
+    def output(batch: Batch) -> Tensor:
+        x = embedder.prepare(batch)
+        if config.augment and isinstance(x, Tensor) and x.ndim == 4:
             x = distort(x, generator)
-        embedding: Tensor = network(fabric.to_device(x))  # (len(rows), d)
+        embedding: Tensor = network(fabric.to_device(x))  # (len(batch), d)
         return embedding
 
     line: dict[str, Any] = {}
     recorder.after(0, network)
     with progress(console, config.steps) as show:
         for step in range(1, config.steps + 1):
-            rows = next(batches)
-            x = output(rows)
+            rows, batch = next(batches)
+            x = output(batch)
             loss, active = task.step(task.loss, x, rows, network.proxies, generator)
             fabric.backward(loss)
             line = {"step": step, "loss": loss.item(), "active_share": active.item()}
@@ -187,16 +188,17 @@ def _optimise(
     return line, recorder.course()
 
 
-def _learned_from(items: Items, split: Split) -> Tensor:
-    """The items that the network or the threshold has seen."""
-    return items.x[torch.isin(items.identity, torch.cat([split.train, split.calibration]))]
+def _learned_from(items: Items, split: Split) -> list[bytes]:
+    """Fingerprints of the items that the network or the threshold has seen."""
+    seen = torch.isin(items.identity, torch.cat([split.train, split.calibration]))
+    return [one for one, is_seen in zip(items.content.fingerprints(), seen, strict=True) if is_seen]
 
 
 def make_embedder(config: TrainConfig, items: Items, split: Split) -> Embedder:
     """A new network that standardises its input by the training items."""
-    embedder = build(config.encoder, tuple(items.x.shape[1:]), config.embedding_dim)
-    rows = torch.isin(items.identity, split.train)
-    embedder.standardise(as_input(items.x[rows]))
+    embedder = build(config.encoder, items.content.shape, config.embedding_dim)
+    rows = torch.isin(items.identity, split.train).nonzero()[:, 0]
+    embedder.standardise(*items.content.moments(rows))
     return embedder
 
 
@@ -279,9 +281,8 @@ def _refuse_divergence(line: dict[str, float]) -> None:
 
 def _data_in_words(data: Items | Pairs) -> str:
     items = items_of(data)
-    size = " x ".join(map(str, items.x.shape[1:]))
-    kind = "vectors of" if items.x.ndim == 2 else "images of"
-    words = f"{len(items.x):,} {kind} {size}, {len(items.identities):,} identities"
+    content = items.content
+    words = f"{len(content):,} {content.in_words()}, {len(items.identities):,} identities"
     if isinstance(data, Pairs):
         n_similar = int(data.is_similar().sum())
         words += f", {n_similar:,} similar and {len(data.a) - n_similar:,} dissimilar pairs"
@@ -355,9 +356,9 @@ def _summary(
     return {
         "versions": {"nearfar": nearfar.__version__, "torch": torch.__version__},
         "data": {
-            "items": len(items.x),
+            "items": len(items.content),
             "identities": len(items.identities),
-            "input_shape": list(items.x.shape[1:]),
+            "input_shape": list(items.content.shape),
             "sha256": data.digest(),
         },
         "split": {

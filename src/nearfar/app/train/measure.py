@@ -5,10 +5,12 @@ from functools import partial
 from typing import Literal, Protocol, get_args
 
 import torch
-from torch import Tensor, nn
+from lightning_fabric.utilities import move_data_to_device
+from torch import Tensor
 
 from nearfar.app.errors import InputError
-from nearfar.app.train.data import Items, Pairs, as_input, items_of
+from nearfar.app.train.content import Content, read_ahead
+from nearfar.app.train.data import Items, Pairs, items_of
 from nearfar.app.train.encoders import Embedder
 from nearfar.app.train.split import rows_to_measure
 from nearfar.distance import Distance, between_rows
@@ -174,21 +176,33 @@ class MeasuredPairs:
     sample: Sample
 
 
-def embed(embedder: nn.Module, x: Tensor) -> Tensor:
-    """(n, d) embeddings of items as they were read; leaves the embedder in evaluation mode."""
+def embed(embedder: Embedder, content: Content, rows: Tensor | None = None) -> Tensor:
+    """(n, d) embeddings of the items in these rows, (n,), or of all.
+
+    Leaves the embedder in evaluation mode.
+    """
     embedder.eval()
     device = next(iter([*embedder.parameters(), *embedder.buffers()])).device
+    rows = torch.arange(len(content)) if rows is None else rows
+    order = content.alike(rows)
+    parts = (rows[order[part]] for part in spans(len(rows), content.at_once))
     with torch.no_grad():
-        return torch.cat([embedder(as_input(part).to(device)).cpu() for part in _chunks(x)])
+        found = torch.cat(
+            [
+                embedder(move_data_to_device(embedder.prepare(batch), device)).cpu()
+                for _, batch in read_ahead(content, parts)
+            ]
+        )
+    return found[order.argsort()]
 
 
-def embed_items(embedder: nn.Module, items: Items, rows: Tensor) -> Tensor:
+def embed_items(embedder: Embedder, items: Items, rows: Tensor) -> Tensor:
     """(n, d) embeddings of the items in these rows, (n,).
 
     Raises:
         InputError: an embedding is NaN or infinite, which huge numbers in the input cause.
     """
-    x = embed(embedder, items.x[rows])
+    x = embed(embedder, items.content, rows)
     bad = ~x.isfinite().all(1)
     if bad.any():
         raise InputError(
@@ -222,7 +236,7 @@ def measure(
     used, n_left_out, given = _compared(data, identities, seed)
     identity = items.identity[used]
     pairs, similar = _sample(items, used, given, seed)
-    x, raw = embed_items(embedder, items, used), _Raw(items.x[used], embedder)
+    x, raw = embed_items(embedder, items, used), _Raw(items.content.raw(used), embedder)
     raw_distance = raw_distance or raw.best(pairs, identity[pairs], similar)
     learned, by_raw = x[pairs], raw.between(pairs, raw_distance)
     sample = Sample(pairs, similar, between_rows(learned[:, 0], learned[:, 1], distance), by_raw)
@@ -265,7 +279,7 @@ def _compared(
         used, place = pairs.unique(return_inverse=True)  # type: ignore[no-untyped-call]
         return used, 0, _Given(place, data.is_similar()[rows])
     there = torch.isin(data.identity, identities).nonzero()[:, 0]
-    most = min(MOST_ITEMS, RAW_NUMBERS // data.x[0].numel())
+    most = min(MOST_ITEMS, RAW_NUMBERS // data.content.raw(there[:1]).numel())
     used = there[within_bounds(data.identity[there], seed, most)]
     return used, len(there) - len(used), None
 
@@ -297,7 +311,7 @@ class _Raw:
 
     def rows(self, distance: RawDistance, at: Tensor | None = None) -> Tensor:
         """(n, d) the rows that `measure(distance)` compares."""
-        x = as_input(self._x if at is None else self._x[at])
+        x = self._x if at is None else self._x[at]
         return (x - self._mean if distance == "centred cosine" else x).flatten(1)
 
     @staticmethod

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from nearfar.registry import LOSSES, Data, find
 
 GLYPHS = "glyphs"  # the built-in data set
+AUTO = "auto"  # the built-in network that suits the data
 
 # The losses that can be trained, named like their functions without "_loss", with the defaults of
 # their hyperparameters, chosen for embeddings of length 1.

@@ -17,6 +17,7 @@ import nearfar
 from nearfar import registry
 from nearfar.app.errors import InputError
 from nearfar.app.train.config import Setting
+from nearfar.app.train.encoders import Embedder
 from nearfar.app.train.names import DEFAULTS
 from nearfar.distance import Distance, check_euclidean, unit
 from nearfar.registry import Data
@@ -211,7 +212,7 @@ class WithProxies(nn.Module):
     The proxies are not part of the verifier: only the embedder is saved with the run.
     """
 
-    def __init__(self, embedder: nn.Module, n_proxies: int, embedding_dim: int) -> None:
+    def __init__(self, embedder: Embedder, n_proxies: int, embedding_dim: int) -> None:
         super().__init__()
         self.embedder = embedder
         # Short vectors: only their direction matters, and a long one turns slowly.

@@ -17,6 +17,7 @@ from nearfar.app.tables import (
     refuse_bad_labels,
     vector,
 )
+from nearfar.app.train.content import Arrays
 from nearfar.app.train.data import Items, Pairs, with_groups
 from nearfar.app.train.files import file_key, find_file
 from nearfar.app.train.groups import connected
@@ -64,13 +65,15 @@ def read_pairs(
     names = _names(cells, distinct, at)
     if not labelled:
         unknown = torch.full((len(x),), -1)
-        return Pairs(Items(x, unknown, names, ["unknown"], notes=notes), a, b, similar, where)
+        return Pairs(
+            Items(Arrays(x), unknown, names, ["unknown"], notes=notes), a, b, similar, where
+        )
     joined = similar > 0.5 if similar.is_floating_point() else similar
     _refuse_self_dissimilar(table, a, b, joined)
     _refuse_contradictions(path, a, b, joined, where)
     identity = connected(len(x), a, b, joined)
     identities = [f"identity {i}" for i in range(int(identity.max()) + 1)]
-    items = Items(x, identity, names, identities, notes=notes)
+    items = Items(Arrays(x), identity, names, identities, notes=notes)
     items = with_groups(items, _groups(table, index, len(x)))
     return Pairs(items, a, b, similar, where)
 

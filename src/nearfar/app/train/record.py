@@ -5,20 +5,16 @@ One file of plain arrays in the run folder: the state of the verifier at a dozen
 learned from, by which such an item is recognised later.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from nearfar.app.errors import InputError
 from nearfar.app.train.arrays import Unreadable, load
-from nearfar.app.train.data import as_input
-from nearfar.doctor.examine import fingerprints
 from nearfar.evaluate import verification
 
 RECORD = "record.npz"
@@ -110,14 +106,14 @@ class Record:
     outcome: Outcome
 
 
-def write_record(folder: Path, record: Record, learned_from: Tensor) -> None:
-    """Write the record; `learned_from` holds the items that the network or threshold has seen."""
+def write_record(folder: Path, record: Record, learned_from: Sequence[bytes]) -> None:
+    """Write the record; `learned_from`: fingerprints of what the network or threshold has seen."""
     arrays = {
         f"{part.name}.{field.name}": getattr(getattr(record, part.name), field.name)
         for part in fields(Record)
         for field in fields(part.type)  # type: ignore[arg-type]
     }
-    arrays[LEARNED_FROM] = _fingerprints(learned_from)
+    arrays[LEARNED_FROM] = _shortened(learned_from)
     np.savez_compressed(folder / RECORD, **arrays)
 
 
@@ -139,8 +135,8 @@ def read_record(run: Path) -> Record:
         raise InputError(f"{path} is damaged. Train again.") from None
 
 
-def n_learned_from(run: Path, x: Tensor) -> int | None:
-    """How many of the items, (n, ...), a run has learned from; None if its record does not say.
+def n_learned_from(run: Path, fingerprints: Sequence[bytes]) -> int | None:
+    """How many of the items a run has learned from; None if its record does not say.
 
     Raises:
         InputError: the record is damaged.
@@ -153,7 +149,7 @@ def n_learned_from(run: Path, x: Tensor) -> int | None:
         return None
     if known.dtype != np.uint64:
         raise InputError(f"{path} is damaged. Train again.")
-    return int(np.isin(_fingerprints(x), known).sum())
+    return int(np.isin(_shortened(fingerprints), known).sum())
 
 
 def _arrays(path: Path) -> dict[str, Array]:
@@ -166,18 +162,9 @@ def _arrays(path: Path) -> dict[str, Array]:
     return found
 
 
-def _fingerprints(x: Tensor) -> Array:
-    """(n,) uint64 fingerprints of items (n, ...): equal for equal bits, else almost surely not.
-
-    An 8-bit image read as float32, since others are deeper, has the fingerprint of its bytes.
-    """
-    found = np.frombuffer(b"".join(digest[:8] for digest in fingerprints(x)), dtype="<u8").copy()
-    if x.ndim == 4 and x.is_floating_point():
-        bytes_ = (255 * x).round().clamp(0, 255).to(torch.uint8)
-        eight_bit = (as_input(bytes_) == x).flatten(1).all(1)
-        if eight_bit.any():
-            found[eight_bit.numpy()] = _fingerprints(bytes_[eight_bit])
-    return found
+def _shortened(fingerprints: Sequence[bytes]) -> Array:
+    """(n,) uint64, the first half of each fingerprint."""
+    return np.frombuffer(b"".join(one[:8] for one in fingerprints), dtype="<u8").copy()
 
 
 def _with_curves(arrays: dict[str, Array]) -> dict[str, Array]:

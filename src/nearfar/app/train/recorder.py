@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 
 from nearfar.app.errors import InputError
 from nearfar.app.train.compare import Comparison
@@ -24,8 +23,6 @@ from nearfar.evaluate import AtThreshold, Curve, sample_pairs, shape, verificati
 MOMENTS = 12  # snapshots of a run, including its first and last step
 IDENTITIES, ITEMS, PAIRS = 64, 8, 2000  # limits of the calibration sample
 MAPPED = 1500  # the most embeddings kept for the map
-SIDE = 96  # the longest side of a thumbnail
-COLUMNS = 64  # the most numbers shown of a vector
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +65,8 @@ class Recorder:
         """
         if step not in self._moments:
             return
-        x = embed(network.embedder, self._task.items.x[self._items])
+        content = self._task.items.content
+        x = embed(network.embedder, content, self._items)
         pairs = x[self._pairs]  # (p, 2, d)
         distance = between_rows(pairs[:, 0], pairs[:, 1], self._distance)
         if not distance.isfinite().all():
@@ -78,7 +76,7 @@ class Recorder:
             )
         figures = verification(distance, self._similar, higher_is_closer=False)
         space = shape(x, self._task.items.identity[self._items])
-        batch = embed(network.embedder, self._task.items.x[self._task.items_in(self._batch)])
+        batch = embed(network.embedder, content, self._task.items_in(self._batch))
         proxies = None if network.proxies is None else network.proxies.detach().cpu()
         self.snapshots.append(
             Snapshot(
@@ -122,7 +120,7 @@ class Norms:
     def __init__(self, network: WithProxies) -> None:
         self._parameters = list(network.parameters())
         self._embedding = torch.zeros(())
-        network.embedder.encoder.register_forward_hook(self._watch)  # type: ignore[union-attr]
+        network.embedder.encoder.register_forward_hook(self._watch)
 
     def _watch(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
         """Keep the mean length of the embeddings before they are normalised."""
@@ -169,7 +167,7 @@ def outcome(items: Items, test: MeasuredPairs, found: Comparison) -> Outcome:
         embeddings=test.embeddings[mapped].half().numpy(),
         singular_values=torch.linalg.svdvals(test.embeddings.float()).numpy(),
         shown=shown.numpy().astype(np.int32),
-        inputs=_thumbnails(items.x[used[shown]]).numpy(),
+        inputs=items.content.shown(used[shown]),
     )
 
 
@@ -219,19 +217,3 @@ def _by_turns(items: Items, identity: Tensor) -> Tensor:
         turns.append(seen[group])
         seen[group] += 1
     return rows[torch.tensor(turns).argsort(stable=True)]
-
-
-def _thumbnails(x: Tensor) -> Tensor:
-    """The first numbers of vectors, or images as small uint8 thumbnails."""
-    if x.ndim == 2:
-        return x[:, :COLUMNS]
-    if x.shape[1] not in (1, 3):
-        x = x.float().mean(1, keepdim=True)
-    if x.dtype is not torch.uint8:
-        low, high = x.min(), x.max()
-        x = (x - low) / (high - low).clamp(min=1e-30) * 255
-    scale = SIDE / max(x.shape[2:])
-    if scale < 1:
-        size = [max(round(side * scale), 1) for side in x.shape[2:]]
-        x = interpolate(x.float(), size, mode="area")
-    return x.round().to(torch.uint8) if x.is_floating_point() else x

@@ -170,7 +170,7 @@ def _refuse_without_similar(split: Split, items: Items) -> None:
 
 def _labels_may_be_swapped(pairs: Pairs) -> str:
     """A hint for an error message if most items are one identity; empty otherwise."""
-    n, most = len(pairs.items.x), int(pairs.items.identity.bincount().max())
+    n, most = len(pairs.items.names), int(pairs.items.identity.bincount().max())
     if most <= n / 2:
         return ""
     return (

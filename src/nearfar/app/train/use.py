@@ -244,7 +244,7 @@ def embedded(
         identity_depth=identity_depth,
     )
     items = items_of(data)
-    return items, embed_items(run.embedder, items, torch.arange(len(items.x)))
+    return items, embed_items(run.embedder, items, torch.arange(len(items.names)))
 
 
 def _notes_of(run: Run) -> list[str]:
@@ -267,7 +267,7 @@ def _own_data(run: Run) -> Items | Pairs:
             f"{run.path} was trained on {config.data}: {error} A relative path starts at the "
             "current folder: run this from the folder where the run was trained."
         ) from None
-    shape = tuple(items_of(data).x.shape[1:])
+    shape = items_of(data).content.shape
     if shape != run.embedder.input_shape:
         raise InputError(
             f"{config.data} holds items of shape {shape}, but the network of {run.path} takes "
@@ -299,10 +299,10 @@ def _optimism_notes(run: Run, source: str, data: Items | Pairs) -> list[str]:
             f"`nearfar evaluate {run.path}` measures the identities it has not seen."
         ]
     items = items_of(data)
-    known = n_learned_from(run.path, items.x)
+    known = n_learned_from(run.path, items.content.fingerprints())
     if known:
         return [
-            f"{run.path} has learned from {known:,} of the {len(items.x):,} items of {source}, "
+            f"{run.path} has learned from {known:,} of the {len(items.names):,} items of {source}, "
             "which are identical bit for bit, so these figures flatter it. Evaluate on others."
         ]
     split = run.summary["split"]
