@@ -10,6 +10,7 @@ from nearfar.app.errors import InputError
 from nearfar.app.tables import read_table
 from nearfar.app.train.content import as_input
 from nearfar.app.train.data import Pairs, read_data, read_glyphs
+from nearfar.app.train.reads import Reads
 
 
 def save_images(root, images):
@@ -34,7 +35,7 @@ def test_grey_images_stay_grey_and_one_of_colour_makes_rgb(tmp_path):
     grey = [Image.fromarray(pixels) for pixels in make_images(3, 2)]
     assert read_data(save_images(tmp_path / "g", grey)).content.x.shape == (6, 1, 32, 32)
     colour = [*grey[:-1], Image.new("RGB", (5, 9), (255, 0, 0))]
-    items = read_data(save_images(tmp_path / "c", colour), image_size=16)
+    items = read_data(save_images(tmp_path / "c", colour), Reads(image_size=16))
     assert items.content.x.shape == (6, 3, 16, 16)
     assert items.content.x[5, :, 0, 0].tolist() == [255, 0, 0]
     assert torch.equal(items.content.x[0, 0], items.content.x[0, 2])
@@ -59,7 +60,7 @@ def test_every_mode_is_read(tmp_path, image, channels, value):
     for identity in ("a", "b"):
         (root / identity).mkdir(parents=True)
         image.save(root / identity / "0.tiff")
-    items = read_data(str(root), image_size=8)
+    items = read_data(str(root), Reads(image_size=8))
     assert items.content.x.shape == (2, channels, 8, 8)
     assert abs(int(items.content.x[0, 0, 4, 4]) - value) <= 1
 
@@ -72,7 +73,7 @@ def test_photos_are_turned_upright(tmp_path):
     exif[0x0112] = 3  # taken upside down
     (tmp_path / "a").mkdir()
     image.save(tmp_path / "a" / "0.png", exif=exif)
-    x = read_data(str(tmp_path), image_size=16).content.x
+    x = read_data(str(tmp_path), Reads(image_size=16)).content.x
     assert x[0, 0, 0, 0] == 0
     assert x[0, 0, 15, 0] == 255
 

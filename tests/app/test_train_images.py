@@ -19,6 +19,7 @@ from nearfar.app.train import images
 from nearfar.app.train.content import as_input, fingerprints
 from nearfar.app.train.data import read_data
 from nearfar.app.train.images import Fit, is_image, read_images
+from nearfar.app.train.reads import Reads
 from nearfar.distance import between_rows
 from nearfar.evaluate import verification
 
@@ -171,7 +172,7 @@ def test_a_deep_file_tells_identities_apart_as_well_as_a_shallow_one(tmp_path):
 def test_files_of_several_depths_are_each_scaled_by_its_own_and_a_line_says_so(tmp_path):
     shallow = (GREY >> 8).astype(np.uint8)
     path = photos(tmp_path / "p", [shallow, GREY] * 6, "png")
-    items = read_data(path, image_size=SIDE)
+    items = read_data(path, Reads(image_size=SIDE))
     assert items.content.x.dtype is torch.float32
     assert torch.equal(items.content.x[0], torch.from_numpy(shallow)[None] / 255)
     np.testing.assert_allclose(items.content.x[1, 0].numpy(), GREY / 65535, rtol=1e-6)

@@ -11,22 +11,24 @@ from nearfar.app.tables import looks_like_vector, vector
 from nearfar.app.train.arrays import Unreadable, load
 from nearfar.app.train.content import Arrays
 from nearfar.app.train.data import read_glyphs, read_npz
-from nearfar.app.train.images import Fit, is_image, read_images
+from nearfar.app.train.images import is_image, read_images
 from nearfar.app.train.names import GLYPHS
+from nearfar.app.train.reads import Reads
 
 
-def read_item(address: str, shape: tuple[int, ...]) -> Arrays:
+def read_item(address: str, reads: Reads) -> Arrays:
     """The item at an address, as the only one.
 
     Args:
         address: an image file, a .npy file with one vector, a vector as text ("0.1 0.2 0.3"), or
             DATA:row, a row of the built-in letters or of an .npz (glyphs:120, vectors.npz:7).
-        shape: the input shape of the network.
+        reads: what the encoder reads.
 
     Raises:
         InputError: the item cannot be read, or has another shape.
     """
-    x = _read(address, shape)
+    shape = reads.shape or ()
+    x = _read(address, reads)
     if tuple(x.shape[1:]) != shape:
         raise InputError(
             f"{_shown(address)} has shape {tuple(x.shape[1:])}, but the run was trained on items "
@@ -39,7 +41,8 @@ def read_item(address: str, shape: tuple[int, ...]) -> Arrays:
     return Arrays(x)
 
 
-def _read(address: str, shape: tuple[int, ...]) -> Tensor:
+def _read(address: str, reads: Reads) -> Tensor:
+    shape = reads.shape or ()
     source, _, row = address.rpartition(":")
     path = Path(address)
     if source and row.isdecimal() and not path.exists():
@@ -49,7 +52,7 @@ def _read(address: str, shape: tuple[int, ...]) -> Tensor:
     if is_image(path) or path.is_file():
         if len(shape) != 3:
             raise InputError(f"{address} is an image file, but the run was trained on vectors.")
-        return read_images([path], Fit.to(shape))[0]
+        return read_images([path], reads.fit)[0]
     if looks_like_vector(address):
         with np.errstate(over="ignore"):  # the caller refuses it
             n = shape[0] if len(shape) == 1 else None

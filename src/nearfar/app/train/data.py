@@ -19,6 +19,7 @@ from nearfar.app.train.arrays import Unreadable, load
 from nearfar.app.train.content import Arrays, Content
 from nearfar.app.train.groups import group_ids, merged_groups
 from nearfar.app.train.names import GLYPHS
+from nearfar.app.train.reads import Reads
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,10 +99,9 @@ class Pairs:
 
 def read_data(
     source: str,
+    reads: Reads | None = None,
     *,
-    image_size: int | None = None,
     similar_label: int | None = None,
-    shape: tuple[int, ...] | None = None,
     labelled: bool = True,
     identity_depth: int | None = None,
 ) -> Items | Pairs:
@@ -109,10 +109,8 @@ def read_data(
 
     Args:
         source: the data to read.
-        image_size: side to which image files are resized; None for 32.
+        reads: what the encoder reads; None: whatever there is.
         similar_label: for pairs with numeric labels, which of 0 and 1 means similar.
-        shape: the input shape of a trained network; image files are resized to it, and other items
-            must have it.
         labelled: whether the identities of the items must be known.
         identity_depth: for a folder, the depth of the subfolders that are identities; see
             `read_folder`.
@@ -120,46 +118,45 @@ def read_data(
     Raises:
         InputError: the data cannot be read, or an option does not apply to this kind of data.
     """
-    data = _read(source, image_size, similar_label, shape, labelled, identity_depth)
+    reads = reads or Reads()
+    data = _read(source, reads, similar_label, labelled, identity_depth)
     if isinstance(data, Pairs):
         data = replace(data, items=_printable(data.items))
     else:
         data = _printable(data)
     found = items_of(data).content.shape
-    if shape is not None and found != shape:
+    if reads.shape is not None and found != reads.shape:
         raise InputError(
-            f"{source} holds items of shape {found}, but the run was trained on shape {shape}."
+            f"{source} holds items of shape {found}, but the run was trained on shape "
+            f"{reads.shape}."
         )
     return data
 
 
 def _read(
     source: str,
-    image_size: int | None,
+    reads: Reads,
     similar_label: int | None,
-    shape: tuple[int, ...] | None,
     labelled: bool,
     identity_depth: int | None,
 ) -> Items | Pairs:
     from nearfar.app.train.folder import read_folder
-    from nearfar.app.train.images import Fit
     from nearfar.app.train.pairs import read_pairs
 
-    fit = Fit.to(shape) if shape and len(shape) == 3 else Fit.square(image_size)
     path = Path(source)
     is_folder = source != GLYPHS and path.is_dir()
     if identity_depth is not None and not is_folder:
         raise InputError(f"--identity-depth is for folders of images; {source} is not a folder.")
     if holds_pairs(source):
-        resized = image_size is not None
+        resized = reads.image_size is not None
         return read_pairs(
-            path, fit, similar_label=similar_label, images_only=resized, labelled=labelled
+            path, reads.fit, similar_label=similar_label, images_only=resized, labelled=labelled
         )
     if similar_label is not None:
         raise InputError(f"--similar-label is for tables of pairs; {source} has identities.")
     if is_folder:
-        return read_folder(path, fit, labelled=labelled, identity_depth=identity_depth)
-    if image_size is not None:
+        return read_folder(path, reads.fit, labelled=labelled, identity_depth=identity_depth)
+    if reads.image_size is not None:
         raise InputError(
             f"--image-size is for image files; the arrays of {source} keep their size."
         )

@@ -33,6 +33,7 @@ from nearfar.app.train.names import KEEP
 from nearfar.app.train.objectives import OBJECTIVES, WithProxies, objective, verifier_distance
 from nearfar.app.train.pairs import doubtful
 from nearfar.app.train.progress import progress
+from nearfar.app.train.reads import Reads
 from nearfar.app.train.record import Course, Record, write_record
 from nearfar.app.train.recorder import Norms, Recorder, outcome
 from nearfar.app.train.run import (
@@ -206,7 +207,7 @@ def read_configured(config: TrainConfig) -> Items | Pairs:
     """The data named by a config."""
     return read_data(
         config.data,
-        image_size=config.image_size,
+        Reads(image_size=config.image_size),
         similar_label=config.similar_label,
         identity_depth=config.identity_depth,
     )

@@ -107,7 +107,7 @@ def embed_addresses(run: Run, addresses: Sequence[str]) -> Tensor:
     Raises:
         InputError: an item cannot be read, or its embedding is not finite.
     """
-    items = [read_item(address, run.embedder.input_shape) for address in addresses]
+    items = [read_item(address, run.embedder.reads) for address in addresses]
     x = torch.cat([embed(run.embedder, item) for item in items])
     if not x.isfinite().all():
         raise InputError(
@@ -173,8 +173,8 @@ def evaluate_run(
         return _measure(run, data, _tested(run, data)), _notes_of(run)
     data = read_data(
         source,
+        run.embedder.reads,
         similar_label=similar_label,
-        shape=run.embedder.input_shape,
         identity_depth=identity_depth,
     )
     _refuse_unmeasurable(source, data)
@@ -239,7 +239,7 @@ def embedded(
     """
     data = read_data(
         source,
-        shape=run.embedder.input_shape,
+        run.embedder.reads,
         labelled=labelled,
         identity_depth=identity_depth,
     )

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from nearfar.app.train.content import Batch, as_input
+from nearfar.app.train.reads import Reads
 from nearfar.distance import unit
 
 
@@ -24,6 +25,11 @@ class Embedder(nn.Module):
         shape = (input_shape[0], *[1] * (len(input_shape) - 1))
         self.register_buffer("mean", torch.zeros(shape))
         self.register_buffer("deviation", torch.ones(shape))
+
+    @property
+    def reads(self) -> Reads:
+        """What it reads."""
+        return Reads(self.input_shape)
 
     def prepare(self, batch: Batch) -> Tensor:
         """What `forward` takes: uint8 images as numbers from 0 to 1."""

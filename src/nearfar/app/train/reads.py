@@ -1,0 +1,26 @@
+"""What an encoder reads, which decides how data are read."""
+
+from dataclasses import dataclass
+
+from nearfar.app.train.images import Fit
+
+
+@dataclass(frozen=True)
+class Reads:
+    """What an encoder reads.
+
+    Attributes:
+        shape: the shape of an item, which all must have; image files are resized to it. None: a new
+            network takes what there is.
+        image_size: side to which image files are resized for a new network; None for 32.
+    """
+
+    shape: tuple[int, ...] | None = None
+    image_size: int | None = None
+
+    @property
+    def fit(self) -> Fit:
+        """How image files are read."""
+        if self.shape and len(self.shape) == 3:
+            return Fit.to(self.shape)
+        return Fit.square(self.image_size)
