@@ -57,7 +57,7 @@ def test_every_setting_and_hyperparameter_is_an_option_of_train():
         assert option.rich_help_panel == declared.panel
         assert option.help.startswith(declared.help[:-1])
         assert option.help.endswith(".")
-        assert option.is_flag == (kind is bool)
+        assert option.is_flag == (kind in (bool, bool | None))
 
 
 def test_the_help_says_the_defaults():

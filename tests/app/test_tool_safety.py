@@ -261,7 +261,7 @@ def test_a_network_without_numbers_decides_nothing(nearfar, run):
     path = run / "model.safetensors"
     described = {
         "nearfar": json.dumps(
-            {"format": 1, "input_shape": list(read_run(run).embedder.input_shape)}
+            {"format": 1, "input_shape": list(read_run(run).embedder.reads.shape)}
         )
     }
     state = load_file(path)

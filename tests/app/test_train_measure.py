@@ -14,6 +14,7 @@ from nearfar.app.train.content import Arrays
 from nearfar.app.train.data import Items
 from nearfar.app.train.encoders import Embedder
 from nearfar.app.train.measure import RAW_DISTANCES, measure
+from nearfar.app.train.reads import Reads
 from nearfar.evaluate import every_pair
 
 
@@ -24,7 +25,7 @@ def items_of(x, y):
 
 def measured(items, embedder=None, **options):
     if embedder is None:
-        embedder = Embedder(torch.nn.Identity(), tuple(items.content.x.shape[1:]))
+        embedder = Embedder(torch.nn.Identity(), Reads(items.content.shape), 8)
         embedder.standardise(*items.content.moments(torch.arange(len(items.content))))
     everyone = torch.arange(len(items.identities))
     options = {"distance": "cosine", "raw_distance": None, "seed": 0, **options}
@@ -118,7 +119,7 @@ def test_the_threshold_is_fitted_on_every_pair():
     items = items_of(x, y)
     found = measured(items)
     threshold = found.learned.fit_threshold(far=0.02)
-    embedder = Embedder(torch.nn.Identity(), (8,))
+    embedder = Embedder(torch.nn.Identity(), Reads((8,)), 8)
     embedder.standardise(*items.content.moments(torch.arange(len(items.content))))
     expected = every_pair(embedder(items.content.x).detach(), y).fit_threshold(far=0.02)
     assert threshold == pytest.approx(expected, abs=1e-7)

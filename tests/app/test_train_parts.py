@@ -21,6 +21,7 @@ from nearfar.app.train.data import Items, Pairs, read_glyphs
 from nearfar.app.train.encoders import Embedder, build
 from nearfar.app.train.groups import connected
 from nearfar.app.train.measure import GivenPairs, MeasuredPairs, Sample
+from nearfar.app.train.reads import Reads
 from nearfar.app.train.split import rows_within, split_items, split_pairs
 from nearfar.doctor import Evidence, Fitted
 from nearfar.doctor.threshold_rules import coarse_threshold
@@ -276,21 +277,23 @@ def test_a_config_is_written_as_it_always_was():
 
 @pytest.mark.parametrize("shape", [(5,), (1, 4, 4), (1, 28, 28), (3, 32, 32), (2, 9, 40)])
 def test_encoders_give_embeddings_of_length_one(shape):
-    embedder = build("auto", shape, 7).eval()
+    embedder = build(TrainConfig("", "sup_con", embedding_dim=7), Reads(shape)).eval()
     x = torch.randn(3, *shape)
     torch.testing.assert_close(embedder(x).norm(dim=1), torch.ones(3))
     assert embedder(x).shape == (3, 7)
 
 
 def test_the_letters_network_has_the_promised_size():
-    size = sum(p.numel() for p in build("auto", (1, 32, 32), 128).parameters())
+    size = sum(
+        p.numel() for p in build(TrainConfig("", "sup_con"), Reads((1, 32, 32))).parameters()
+    )
     assert 200_000 < size < 400_000
 
 
 def test_input_is_standardised_and_constant_columns_are_left():
     x = torch.from_numpy(make_vectors()[0]) * 1000 + 5
     x[:, 3] = 12345.678
-    embedder = Embedder(torch.nn.Identity(), (8,))
+    embedder = Embedder(torch.nn.Identity(), Reads((8,)), 8)
     embedder.standardise(*Arrays(x).moments(torch.arange(len(x))))
     z = (x - embedder.mean) / embedder.deviation
     assert z.mean(0).abs().max() < 1e-2

@@ -72,7 +72,7 @@ def test_losses_train_on_given_pairs(nearfar, pairs_csv, tmp_path, name):
 def test_a_folder_of_images(nearfar, image_run, folder):
     learned, raw = figures(image_run)
     assert learned >= raw  # whose cosine sees through the changing light
-    assert read_run(image_run).embedder.input_shape == (3, 16, 16)
+    assert read_run(image_run).embedder.reads.shape == (3, 16, 16)
     a, b, other = (folder / "person 03" / f for f in ("0.jpg", "1.png", "2.jpg"))
     assert nearfar("verify", image_run, a, a).out.startswith("same: ")
     assert nearfar("verify", image_run, a, b).status in (0, 1)
@@ -248,7 +248,7 @@ def test_pairs_of_image_paths(nearfar, folder, tmp_path):
     out = tmp_path / "run"
     done = nearfar("train", table, "--out", out, "--similar-label", "0", "--image-size", 16, *TINY)
     assert done.status == 0, done.err
-    assert read_run(out).embedder.input_shape == (3, 16, 16)
+    assert read_run(out).embedder.reads.shape == (3, 16, 16)
 
 
 FAILING = """

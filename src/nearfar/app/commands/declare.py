@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from functools import wraps
 from inspect import Parameter, signature
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -81,7 +81,9 @@ def _parameter(name: str, several: bool) -> Parameter:
         text = f"{text.removesuffix('.')} ({default})."
     if several:
         text, metavar = f"Values to try. {text}", "NAME..." if kind is str else "X..."
-    switch = [FLAGS[name]] if kind is bool and not default else []  # a name drops the --no- form
+    switch = (
+        [FLAGS[name]] if bool in (kind, *get_args(kind)) and not default else []
+    )  # a name drops the --no- form
     shown = option(text, *switch, metavar=metavar, rich_help_panel=declared.panel)
     annotation = Annotated[(list[kind] if several else kind) | None, shown]  # type: ignore[valid-type]
     return Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=annotation)

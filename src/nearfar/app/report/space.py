@@ -22,7 +22,7 @@ def spectrum(study: Study) -> Plot:
     values = study.outcome.singular_values.astype(float)
     energy = values**2 / max(float((values**2).sum()), 1e-30)
     rows = [{"rank": i + 1, "share": short(share)} for i, share in enumerate(energy)]
-    n, d = len(study.outcome.identity), study.config.embedding_dim
+    n, d = len(study.outcome.identity), study.outcome.embeddings.shape[1]
     half, most = (int(np.searchsorted(energy.cumsum(), share) + 1) for share in (0.5, 0.9))
     bars = alt.Chart(ROWS).mark_area(color=SAME, opacity=0.75, interpolate="step")
     return Plot(
@@ -164,7 +164,7 @@ def embedding_map(study: Study, project: Projection = principal) -> Plot:
         "A map of the test embeddings",
         f"{len(rows):,} embeddings of {len(found)} identities, reduced to {way}. The items of one "
         "identity should lie together. Two dimensions show little of "
-        f"{study.config.embedding_dim}: what overlaps here may be far apart in the others."
+        f"{study.outcome.embeddings.shape[1]}: what overlaps here may be far apart in the others."
         + (f" The {len(names)} identities with the most items are coloured." if others else ""),
         f"A cloud of {len(rows)} points, coloured by identity.",
         _centres(at, identity, names),

@@ -9,7 +9,15 @@ from functools import partial
 from typing import Annotated, Any, TypedDict, get_args, get_origin, get_type_hints
 
 from nearfar.app.errors import InputError
-from nearfar.app.train.names import DEFAULTS, FOR_ITEMS, FOR_PAIRS, SINGLE, TRAINED
+from nearfar.app.train.names import (
+    AUTO,
+    DEFAULTS,
+    FOR_ITEMS,
+    FOR_PAIRS,
+    SINGLE,
+    TRAINED,
+    is_pretrained,
+)
 
 Setting = float | int | bool | str
 BY_LOSS = "The default depends on the loss; docs/data.md lists those of train."
@@ -62,13 +70,28 @@ class TrainConfig:
         ),
     ] = None
     hyperparameters: Mapping[str, Setting] = field(default_factory=dict)  # of the loss
-    encoder: Annotated[str, Training("auto, or your own as package.module:factory.")] = "auto"
-    embedding_dim: Annotated[int, Training("Dimensions of an embedding.", (1, 65536))] = 128
+    encoder: Annotated[
+        str,
+        Training(
+            "auto; a pretrained network, as sentence-transformers:NAME, timm:NAME or "
+            "torchvision:NAME; or your own, as package.module:factory."
+        ),
+    ] = AUTO
+    freeze: Annotated[
+        bool | None, Training("Leave the pretrained network as it is; train one layer after it.")
+    ] = None
+    embedding_dim: Annotated[
+        int | None,
+        Training("Dimensions of an embedding (128; of a pretrained network, its own).", (1, 65536)),
+    ] = None
     augment: Annotated[bool, Data("Shift, scale and rotate training images slightly.")] = True
     steps: Annotated[int, Training("Training steps.", (1, 10**9))] = 450
     identities: Annotated[int, Training("Identities per batch.", (2, 10**6))] = 64
     items: Annotated[int, Training("Items per identity in a batch.", (2, 10**6))] = 4
-    learning_rate: Annotated[float, Training("Peak learning rate.", (1e-12, 1000))] = 0.003
+    learning_rate: Annotated[
+        float | None,
+        Training("Peak learning rate (0.003; of a pretrained network, 0.00005).", (1e-12, 1000)),
+    ] = None
     weight_decay: Annotated[float, Training("Weight decay of AdamW.", (0, 1000))] = 0.0001
     calibration_share: Annotated[
         float, Data("Share of identities to calibrate on.", (0.01, 0.9))
@@ -79,11 +102,24 @@ class TrainConfig:
     accelerator: Annotated[str, Training("auto, cpu, cuda, mps.")] = "auto"
 
     def __post_init__(self) -> None:
+        for name, value in self._by_encoder().items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
         for name, (_, option) in options_of(TrainConfig).items():
             if (value := getattr(self, name)) is not None:
                 option.check(name, value)
         if self.calibration_share + self.test_share >= 1:
             raise InputError("calibration_share and test_share must leave identities to train on.")
+        if self.freeze and not is_pretrained(self.encoder):
+            raise InputError(
+                f"--freeze leaves a pretrained network as it is, and --encoder is {self.encoder}."
+            )
+
+    def _by_encoder(self) -> dict[str, Any]:
+        """The settings whose default depends on the encoder."""
+        if not is_pretrained(self.encoder):
+            return {"embedding_dim": 128, "learning_rate": 0.003}
+        return {"learning_rate": 0.003 if self.freeze else 0.00005}
 
 
 def _of_some(name: str, what: str, more: str = "") -> Option:

@@ -36,11 +36,11 @@ def configured(path: Path | None, data: str | None, given: Mapping[str, Any]) ->
         InputError: the file cannot be used, or the loss has no such hyperparameter.
     """
     given = given if data is None else {**given, "data": data}
-    config = read_config(path) if path else TrainConfig(given["data"], default_loss(given["data"]))
+    known = vars(read_config(path)) if path else {"loss": default_loss(given["data"])}
     settings = {name: given[name] for name in given if name in options_of(Hyperparameters)}
-    fields = {name: given[name] for name in given if name not in settings}
-    kept = config.hyperparameters if fields.get("loss", config.loss) == config.loss else {}
-    config = replace(config, **fields)
+    fields = {**known, **{name: given[name] for name in given if name not in settings}}
+    kept = fields.pop("hyperparameters", {}) if fields["loss"] == known["loss"] else {}
+    config = TrainConfig(**{**fields, "hyperparameters": {}})
     return replace(config, hyperparameters=resolve(config.loss, {**kept, **settings}))
 
 
@@ -96,7 +96,9 @@ _KINDS: dict[object, tuple[str, tuple[type, ...]]] = {
     int: ("an integer", (int,)),
     int | None: ("an integer", (int,)),
     float: ("a number", (int, float)),
+    float | None: ("a number", (int, float)),
     bool: ("true or false", (bool,)),
+    bool | None: ("true or false", (bool,)),
     str: ("text", (str,)),
     str | None: ("text", (str,)),
     Mapping[str, Setting]: ("a table", (dict,)),

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
@@ -27,13 +28,12 @@ from nearfar.app.train.config import TrainConfig
 from nearfar.app.train.config_file import to_toml
 from nearfar.app.train.content import Batch, read_ahead
 from nearfar.app.train.data import Items, Pairs, items_of, read_data
-from nearfar.app.train.encoders import Embedder, build
+from nearfar.app.train.encoders import Embedder, build, reads_of
 from nearfar.app.train.measure import MeasuredPairs, measure
 from nearfar.app.train.names import KEEP
 from nearfar.app.train.objectives import OBJECTIVES, WithProxies, objective, verifier_distance
 from nearfar.app.train.pairs import doubtful
 from nearfar.app.train.progress import progress
-from nearfar.app.train.reads import Reads
 from nearfar.app.train.record import Course, Record, write_record
 from nearfar.app.train.recorder import Norms, Recorder, outcome
 from nearfar.app.train.run import (
@@ -149,12 +149,14 @@ def _optimise(
 ) -> tuple[dict[str, float], Course]:
     """Run the training loop, one line of metrics per step; return the last line and the course."""
     config, items = task.config, task.items
-    network: Any = WithProxies(embedder.train(), task.n_proxies, config.embedding_dim)
+    network: Any = WithProxies(embedder.train(), task.n_proxies)
+    rate = config.learning_rate
+    assert rate is not None  # its default depends on the encoder
     optimizer: Any = torch.optim.AdamW(
-        network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        network.parameters(), lr=rate, weight_decay=config.weight_decay
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=config.learning_rate, total_steps=config.steps + 1
+        optimizer, max_lr=rate, total_steps=config.steps + 1
     )
     norms, recorder = Norms(network), Recorder(task)
     network, optimizer = fabric.setup(network, optimizer)
@@ -197,7 +199,9 @@ def _learned_from(items: Items, split: Split) -> list[bytes]:
 
 def make_embedder(config: TrainConfig, items: Items, split: Split) -> Embedder:
     """A new network that standardises its input by the training items."""
-    embedder = build(config.encoder, items.content.shape, config.embedding_dim)
+    embedder = build(config, replace(reads_of(config), shape=items.content.shape))
+    if embedder.pretrained:
+        return embedder
     rows = torch.isin(items.identity, split.train).nonzero()[:, 0]
     embedder.standardise(*items.content.moments(rows))
     return embedder
@@ -207,7 +211,7 @@ def read_configured(config: TrainConfig) -> Items | Pairs:
     """The data named by a config."""
     return read_data(
         config.data,
-        Reads(image_size=config.image_size),
+        reads_of(config),
         similar_label=config.similar_label,
         identity_depth=config.identity_depth,
     )

@@ -6,6 +6,18 @@ from nearfar.registry import LOSSES, Data, find
 
 GLYPHS = "glyphs"  # the built-in data set
 AUTO = "auto"  # the built-in network that suits the data
+# Libraries of pretrained encoders, as in --encoder timm:resnet18, and the modules that use them.
+PRETRAINED = {
+    "sentence-transformers": "nearfar.app.train.encoders.texts",
+    "timm": "nearfar.app.train.encoders.images",
+    "torchvision": "nearfar.app.train.encoders.images",
+}
+
+
+def is_pretrained(encoder: str) -> bool:
+    """Whether --encoder names a network of such a library."""
+    return encoder.partition(":")[0] in PRETRAINED
+
 
 # The losses that can be trained, named like their functions without "_loss", with the defaults of
 # their hyperparameters, chosen for embeddings of length 1.

@@ -212,11 +212,11 @@ class WithProxies(nn.Module):
     The proxies are not part of the verifier: only the embedder is saved with the run.
     """
 
-    def __init__(self, embedder: Embedder, n_proxies: int, embedding_dim: int) -> None:
+    def __init__(self, embedder: Embedder, n_proxies: int) -> None:
         super().__init__()
         self.embedder = embedder
         # Short vectors: only their direction matters, and a long one turns slowly.
-        directions = unit(torch.randn(n_proxies, embedding_dim))
+        directions = unit(torch.randn(n_proxies, embedder.embedding_dim))
         self.proxies = nn.Parameter(0.1 * directions) if n_proxies else None
 
     def forward(self, x: Tensor) -> Tensor:

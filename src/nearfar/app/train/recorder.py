@@ -120,7 +120,7 @@ class Norms:
     def __init__(self, network: WithProxies) -> None:
         self._parameters = list(network.parameters())
         self._embedding = torch.zeros(())
-        network.embedder.encoder.register_forward_hook(self._watch)
+        network.embedder.head.register_forward_hook(self._watch)
 
     def _watch(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
         """Keep the mean length of the embeddings before they are normalised."""

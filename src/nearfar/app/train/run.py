@@ -20,6 +20,7 @@ from nearfar.app.train.encoders import Embedder, build
 from nearfar.app.train.measure import RAW_DISTANCES
 from nearfar.app.train.names import GLYPHS
 from nearfar.app.train.objectives import verifier_distance
+from nearfar.app.train.reads import Reads
 from nearfar.app.train.record import RECORD
 from nearfar.app.train.summary import FITTED, misfit
 from nearfar.app.train.summary import METRICS as METRICS_FORM
@@ -153,7 +154,7 @@ def write_run(
     (folder / CONFIG).write_text(to_toml(config), encoding="utf-8")
     state = {name: value.contiguous() for name, value in embedder.cpu().state_dict().items()}
     # A single key: safetensors writes several in an order that varies from process to process.
-    shape = json.dumps({"format": FORMAT, "input_shape": list(embedder.input_shape)})
+    shape = json.dumps({"format": FORMAT, "input_shape": list(embedder.reads.shape or ())})
     try:
         save_file(state, folder / MODEL, metadata={"nearfar": shape})
     except SafetensorError as error:  # on a full disk, for example
@@ -266,7 +267,7 @@ def _read_model(path: Path, config: TrainConfig) -> Embedder:
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError):
         raise InputError(f"{path} is damaged or not a model of nearfar. Train again.") from None
     check_format(path, described.get("format"))
-    embedder = build(config.encoder, shape, config.embedding_dim)
+    embedder = build(config, Reads(shape), weights=False)
     try:
         embedder.load_state_dict(state)
     except RuntimeError:

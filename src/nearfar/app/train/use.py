@@ -268,10 +268,10 @@ def _own_data(run: Run) -> Items | Pairs:
             "current folder: run this from the folder where the run was trained."
         ) from None
     shape = items_of(data).content.shape
-    if shape != run.embedder.input_shape:
+    if shape != run.embedder.reads.shape:
         raise InputError(
             f"{config.data} holds items of shape {shape}, but the network of {run.path} takes "
-            f"{run.embedder.input_shape}: one of them has changed. Train again."
+            f"{run.embedder.reads.shape}: one of them has changed. Train again."
         )
     if data.digest() != run.summary["data"]["sha256"]:
         raise InputError(

@@ -1,33 +1,72 @@
 """Networks from items to embeddings of length 1, by the name that --encoder gives."""
 
+from importlib import import_module
+from typing import Protocol, cast
+
 from nearfar.app.errors import InputError
+from nearfar.app.train.config import TrainConfig
 from nearfar.app.train.encoders.builtin import ConvNet, mlp
 from nearfar.app.train.encoders.embedder import Embedder
 from nearfar.app.train.encoders.own import checked, find
-from nearfar.app.train.names import AUTO
+from nearfar.app.train.names import AUTO, PRETRAINED, is_pretrained
+from nearfar.app.train.reads import Reads
 
-__all__ = ["Embedder", "build"]
+__all__ = ["Embedder", "build", "reads_of"]
 SMALLEST_SIDE = 4
 
 
-def build(name: str, input_shape: tuple[int, ...], embedding_dim: int) -> Embedder:
-    """The encoder of this name: "auto" for one that suits the input, or package.module:factory.
+class Library(Protocol):
+    """A module that uses a library of pretrained networks."""
+
+    def reads(self, config: TrainConfig) -> Reads:
+        """What the network of this config reads."""
+
+    def build(self, config: TrainConfig, reads: Reads, *, weights: bool) -> Embedder:
+        """The network of this config, with its pretrained weights or without any."""
+
+
+def reads_of(config: TrainConfig) -> Reads:
+    """What the encoder of a config reads, as far as it is known before the data are read.
 
     Raises:
-        InputError: the factory does not exist or fails, or its network does not map
-            (n, *input_shape) to (n, embedding_dim).
+        InputError: there is no such pretrained network, or its library is missing.
     """
-    if name != AUTO:
-        factory = find(name)
-    elif len(input_shape) == 1:
-        factory = mlp
-    elif min(input_shape[1:]) < SMALLEST_SIDE:
+    if is_pretrained(config.encoder):
+        return _library(config.encoder).reads(config)
+    return Reads(image_size=config.image_size)
+
+
+def build(config: TrainConfig, reads: Reads, *, weights: bool = True) -> Embedder:
+    """The encoder of a config.
+
+    Args:
+        config: the config.
+        reads: what it reads.
+        weights: whether a pretrained network has its weights already; a run brings its own.
+
+    Raises:
+        InputError: the encoder does not exist or fails, or does not map (n, *shape) to
+            (n, embedding_dim).
+    """
+    if is_pretrained(config.encoder):
+        return _library(config.encoder).build(config, reads, weights=weights)
+    shape, embedding_dim = reads.shape, config.embedding_dim
+    assert shape is not None
+    assert embedding_dim is not None  # its default depends on the encoder
+    if config.encoder != AUTO:
+        factory = find(config.encoder)
+        return Embedder(
+            checked(config.encoder, factory, shape, embedding_dim), reads, embedding_dim
+        )
+    if len(shape) == 1:
+        return Embedder(mlp(shape, embedding_dim), reads, embedding_dim)
+    if min(shape[1:]) < SMALLEST_SIDE:
         raise InputError(
-            f"images of {input_shape[1]} x {input_shape[2]} are too small for the built-in "
+            f"images of {shape[1]} x {shape[2]} are too small for the built-in "
             f"network, which needs {SMALLEST_SIDE} x {SMALLEST_SIDE}. Pass them as vectors."
         )
-    else:
-        factory = ConvNet
-    if name == AUTO:
-        return Embedder(factory(input_shape, embedding_dim), input_shape)
-    return checked(name, factory, input_shape, embedding_dim)
+    return Embedder(ConvNet(shape, embedding_dim), reads, embedding_dim)
+
+
+def _library(encoder: str) -> Library:
+    return cast(Library, import_module(PRETRAINED[encoder.partition(":")[0]]))

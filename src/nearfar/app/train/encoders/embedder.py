@@ -1,5 +1,7 @@
 """An encoder as a verifier uses it: its input standardised, its embeddings of length 1."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -13,27 +15,38 @@ class Embedder(nn.Module):
 
     The mean and standard deviation of the training items, one number per channel or column, are
     saved as part of the model.
+
+    Attributes:
+        encoder: the network: items to features.
+        head: what follows it: features to embeddings.
+        embedding_dim: the dimensions of an embedding.
+        reads: what it reads.
+        prepare: what makes the input of `forward`, on the CPU, of items as they are read.
+        pretrained: whether the encoder was trained before, and standardises in its own way.
     """
 
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, encoder: nn.Module, input_shape: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        encoder: nn.Module,
+        reads: Reads,
+        embedding_dim: int,
+        *,
+        head: nn.Module | None = None,
+        prepare: Callable[[Batch], Batch] | None = None,
+        pretrained: bool = False,
+    ) -> None:
         super().__init__()
-        self.encoder = encoder
-        self.input_shape = input_shape
-        shape = (input_shape[0], *[1] * (len(input_shape) - 1))
+        self.encoder, self.head = encoder, head or nn.Identity()
+        self.reads, self.embedding_dim = reads, embedding_dim
+        self.prepare = prepare or as_input
+        self.pretrained = pretrained
+        first, *rest = reads.shape or (1,)
+        shape = (first, *[1] * len(rest))
         self.register_buffer("mean", torch.zeros(shape))
         self.register_buffer("deviation", torch.ones(shape))
-
-    @property
-    def reads(self) -> Reads:
-        """What it reads."""
-        return Reads(self.input_shape)
-
-    def prepare(self, batch: Batch) -> Tensor:
-        """What `forward` takes: uint8 images as numbers from 0 to 1."""
-        return as_input(batch)
 
     def standardise(self, mean: Tensor, deviation: Tensor) -> None:
         """Set the mean and deviation to those of the training items, one per channel or column."""
@@ -42,7 +55,13 @@ class Embedder(nn.Module):
         constant = deviation <= 1e-6 * mean.abs()
         self.deviation.copy_(deviation.masked_fill(constant, 1).view_as(self.deviation))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(n, *input_shape) to (n, embedding_dim)."""
-        embedding: Tensor = self.encoder((x - self.mean) / self.deviation)
-        return unit(embedding)
+    def features(self, x: Batch) -> Tensor:
+        """What the encoder makes of prepared items, (n, features)."""
+        if self.reads.shape:
+            x = (x - self.mean) / self.deviation
+        found: Tensor = self.encoder(x)
+        return found
+
+    def forward(self, x: Batch) -> Tensor:
+        """Prepared items, for instance (n, *shape), to (n, embedding_dim)."""
+        return unit(self.head(self.features(x)))

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from nearfar.app.errors import InputError
-from nearfar.app.train.encoders.embedder import Embedder
 from nearfar.app.train.names import AUTO
 
 Factory = Callable[[tuple[int, ...], int], nn.Module]
@@ -35,7 +34,7 @@ def find(name: str) -> Factory:
 
 def checked(
     name: str, factory: Factory, input_shape: tuple[int, ...], embedding_dim: int
-) -> Embedder:
+) -> nn.Module:
     """The user's encoder, tried on two items of zeros."""
     try:
         encoder = factory(input_shape, embedding_dim)
@@ -53,4 +52,4 @@ def checked(
             f"--encoder {name} turns (2, {', '.join(map(str, input_shape))}) into {shape}; it must "
             f"give (2, {embedding_dim}), one embedding of --embedding-dim numbers per item."
         )
-    return Embedder(encoder.train(), input_shape)
+    return encoder.train()
