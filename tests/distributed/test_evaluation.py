@@ -59,7 +59,10 @@ def of_pairs(function: Callable[..., Any], *more: Any, groups: bool = False, **h
     def case(some: Share, group: dict[str, Any]) -> Any:
         data = drawn()
         known = {"groups": some(data["identities"])} if groups else {}
-        given = some(data["scores"]), some(data["similar"]), *more
+        scores = [some(data["scores"])]
+        if function is ev.difference:
+            scores.append(some(data["scores"].flip(0)))
+        given = *scores, some(data["similar"]), *more
         return function(*given, higher_is_closer=False, **known, **how, **group)
 
     return case
@@ -143,6 +146,7 @@ CASES: dict[str, Case] = {
     "isotonic": of_pairs(ev.isotonic_probability),
     "platt-identities": of_pairs(ev.platt_probability, groups=True, average="identities"),
     "reliability": reliable,
+    "difference": of_pairs(ev.difference, groups=True, far=(0.2,)),
     "every_pair": every_pair,
     "many_pairs": many_pairs,
     "tied": tied,

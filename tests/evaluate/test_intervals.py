@@ -140,6 +140,16 @@ def test_perfect_verification_has_intervals_of_some_width():
     assert 0.03 < found.intervals.eer.high < 0.1
 
 
+def test_a_perfect_auc_has_the_interval_of_a_perfect_rate_despite_rounding():
+    # The sum of these weights makes it 1 - 1e-16, and bins of the curve hold pairs of both kinds.
+    d, same, groups = pairs(np.random.default_rng(0), 50, 1700, 100.0, 0.1, 0.1)
+    options = {"groups": groups, "average": "identities"}
+    found = verification(d, same, higher_is_closer=False, **options)
+    assert found.auc == pytest.approx(1.0, abs=1e-12)
+    assert found.intervals.auc.low == pytest.approx(1 - found.intervals.eer.high)
+    assert found.intervals.auc.high == pytest.approx(1.0)
+
+
 def test_a_wider_level_is_a_wider_interval():
     d, same, groups = pairs(np.random.default_rng(0), 40, 400, 2.0, 0.5, 1.0)
     narrow, wide = (

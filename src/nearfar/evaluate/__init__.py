@@ -4,6 +4,7 @@ Everything runs on torch and NumPy. Only the two calibrated probabilities load s
 only `approximate_nearest` loads usearch.
 """
 
+from nearfar.evaluate.difference import Difference, difference
 from nearfar.evaluate.every_pair import EveryPair, FarPair, every_pair
 from nearfar.evaluate.intervals import Interval
 from nearfar.evaluate.nearest import approximate_nearest, nearest
@@ -27,6 +28,7 @@ __all__ = [
     "Best",
     "Curve",
     "DecisionIntervals",
+    "Difference",
     "EveryPair",
     "FarPair",
     "Figures",
@@ -44,6 +46,7 @@ __all__ = [
     "Verification",
     "approximate_nearest",
     "at_threshold",
+    "difference",
     "every_pair",
     "fit_threshold",
     "isotonic_probability",

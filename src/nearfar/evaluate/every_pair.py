@@ -16,6 +16,7 @@ from nearfar.engine.processes import Split
 from nearfar.engine.relation import within
 from nearfar.engine.slices import spans
 from nearfar.engine.together import meet_without_gradient
+from nearfar.evaluate.difference import Difference, difference_of
 from nearfar.evaluate.intervals import check_draws
 from nearfar.evaluate.pairs import sample_pairs
 from nearfar.evaluate.probability import PlattProbability, platt_of
@@ -123,6 +124,48 @@ class EveryPair:
         """
         check_draws(level, resamples)
         return figures_of(self._tally, far, level=level, resamples=resamples, seed=seed)
+
+    def difference(
+        self,
+        other: "EveryPair",
+        *,
+        far: Sequence[float] = (0.1, 0.01, 0.001),
+        level: float = 0.95,
+        resamples: int = 1000,
+        seed: int = 0,
+    ) -> Difference:
+        """These embeddings compared with others of the same items; see `difference`.
+
+        Args:
+            other: made from the same labels, `never_within` and seed.
+            far: as in `verification`.
+            level: confidence level of the intervals.
+            resamples: number of resamples in the bootstrap over identities.
+            seed: of the bootstrap.
+
+        Raises:
+            ValueError: `other` holds other pairs.
+        """
+        check_draws(level, resamples)
+        if not self._of_same_pairs(other):
+            raise ValueError(
+                "other must be made from the same labels, never_within and seed: it holds "
+                f"{other.n_similar:,} similar and {other.n_dissimilar:,} dissimilar pairs of "
+                f"{other.n_items:,} items, where this one holds {self.n_similar:,} and "
+                f"{self.n_dissimilar:,} of {self.n_items:,}."
+            )
+        tallies = self._tally, other._tally
+        return difference_of(tallies, far, level=level, resamples=resamples, seed=seed)
+
+    def _of_same_pairs(self, other: "EveryPair") -> bool:
+        if not (
+            torch.equal(self._rows, other._rows) and torch.equal(self._identity, other._identity)
+        ):
+            return False
+        mine, theirs = self._never, other._never
+        if mine is None or theirs is None:
+            return mine is theirs
+        return torch.equal(mine, theirs)
 
     def at_threshold(
         self, threshold: float, *, level: float = 0.95, resamples: int = 1000, seed: int = 0

@@ -1,13 +1,17 @@
-"""Intervals of rates, by bootstrap over identities: pairs that share one are not independent."""
+"""Intervals of rates and their differences, by bootstrap over identities.
+
+Pairs that share an identity are not independent.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 
 from nearfar.evaluate.scores import Floats
-from nearfar.evaluate.tally import Average, Tally, replicates
+from nearfar.evaluate.tally import Average, ByIdentity, Tally, replicates
 from nearfar.inputs import between
 
 # (b, c) false-accept and true-accept rates from strict to loose -> (b, k) rates between 0 and 1.
@@ -78,23 +82,102 @@ def intervals(
     with multiway clustering", 2021; Fogliato, Patil & Perona, "Confidence intervals for error
     rates in 1:1 matching tasks", IJCV 2024.
     """
-    by_identity = tally.by_identity
-    assert by_identity is not None
+    known = _identities(tally)
+    variance = _variance(_resampled(figures, tally, resamples, seed), known)
+    return _wilsons(estimate, variance, known.n, level)
+
+
+def intervals_of_differences(
+    figures: FiguresOf,
+    tallies: tuple[Tally, Tally],
+    estimates: tuple[Floats, Floats],
+    *,
+    level: float,
+    resamples: int,
+    seed: int,
+) -> list[Interval]:
+    r"""Intervals of the differences of several rates between two scores of the same pairs.
+
+    Both scores are resampled by the same weights of identities, so what makes a pair easy or hard
+    for both cancels. With the variance V of the difference over the resamples, corrected as in
+    `intervals`, the interval is the difference plus or minus Student's quantile times
+    :math:`\sqrt{V}`, within -1 and 1.
+
+    If either rate is 0 or 1, resamples cannot show how it might vary. The interval is then made of
+    Wilson's intervals of both rates, from :math:`l` to :math:`u`, as if they were independent
+    (Newcombe 1998, method 10):
+
+    .. math::
+        a - b - \sqrt{(a - l_a)^2 + (u_b - b)^2}
+        \quad\text{to}\quad a - b + \sqrt{(u_a - a)^2 + (b - l_b)^2}
+
+    Elsewhere, two scores that order all pairs alike have an interval of no width, at 0.
+
+    Coverage in simulations of 250 samples, for 95 % intervals: 96 to 100 % for AUC, EER, and TAR at
+    FAR 0.1 and 0.02, also for identities as different as single pairs, without any effect of
+    identities, and for scores with hardly any error, far apart, or nearly the same.
+
+    Args:
+        figures: see `FiguresOf`.
+        tallies: of the pairs by either score, by identity.
+        estimates: (k,) the figures of all pairs by either score.
+        level: confidence level of the intervals.
+        resamples: number of resamples.
+        seed: of the resamples.
+
+    Sources: as for `intervals`; Newcombe, "Interval estimation for the difference between
+    independent proportions: comparison of eleven methods", Statistics in Medicine 1998.
+    """
+    known, (a, b) = _identities(tallies[0]), estimates
+    found = [_resampled(figures, tally, resamples, seed) for tally in tallies]
+    spread = [_variance(resamples, known) for resamples in found]
+    apart = _student(level, known.n - 1) * np.sqrt(_variance(found[0] - found[1], known))
+    (low_a, high_a), (low_b, high_b) = (
+        np.array([(end.low, end.high) for end in _wilsons(p, v, known.n, level)]).T
+        for p, v in zip(estimates, spread, strict=True)
+    )
+    both = _varies(a, spread[0]) & _varies(b, spread[1])
+    below = np.where(both, apart, np.hypot(a - low_a, high_b - b))
+    above = np.where(both, apart, np.hypot(high_a - a, b - low_b))
+    ends = (a - b - below).clip(-1), (a - b + above).clip(max=1)
+    return [Interval(float(low), float(high)) for low, high in zip(*ends, strict=True)]
+
+
+def _identities(tally: Tally) -> ByIdentity:
+    assert tally.by_identity is not None
+    return tally.by_identity
+
+
+def _resampled(figures: FiguresOf, tally: Tally, resamples: int, seed: int) -> Floats:
+    """(r, k) the figures of the resamples that left pairs of both kinds."""
     found = np.concatenate([figures(*rates) for rates in replicates(tally, resamples, seed)])
-    usable = found[np.isfinite(found).all(1)]  # the resamples that left pairs of both kinds
-    variance, n = usable.var(0, ddof=1), by_identity.n
-    if by_identity.crossed:
-        variance = variance * n * (n - 1) / ((n - 2) * (n - 3))
+    usable: Floats = found[np.isfinite(found).all(1)]
+    return usable
+
+
+def _variance(resampled: Floats, known: ByIdentity) -> Floats:
+    """(k,) the variances of figures over identities."""
+    variance: Floats = resampled.var(0, ddof=1)
+    n = known.n
+    return variance * n * (n - 1) / ((n - 2) * (n - 3)) if known.crossed else variance
+
+
+def _wilsons(estimate: Floats, variance: Floats, n: int, level: float) -> list[Interval]:
     return [_wilson(float(p), float(v), n, level) for p, v in zip(estimate, variance, strict=True)]
 
 
 def _wilson(p: float, variance: float, n: int, level: float) -> Interval:
-    # If all resamples agree, rounding still leaves a variance of 1e-33.
-    trials = p * (1 - p) / variance if variance > 1e-18 and 0 < p < 1 else n
+    trials = p * (1 - p) / variance if _varies(p, variance) else n
     t = _student(level, n - 1)
     centre = (p + t * t / (2 * trials)) / (1 + t * t / trials)
     half = t * (p * (1 - p) / trials + (t / (2 * trials)) ** 2) ** 0.5 / (1 + t * t / trials)
     return Interval(max(centre - half, 0.0), min(centre + half, 1.0))
+
+
+def _varies(p: Any, variance: Any) -> Any:
+    """Whether resamples show how a rate varies: not if it is 0 or 1, or the same in all of them."""
+    # Rounding turns an AUC of 1 into 1 - 1e-16, and leaves a variance of 1e-33 where there is none.
+    return (p * (1 - p) > 1e-13) & (variance > 1e-18)
 
 
 def _student(level: float, freedom: int) -> float:

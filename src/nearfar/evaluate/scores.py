@@ -22,6 +22,7 @@ def checked(
     higher_is_closer: bool,
     groups: ArrayLike | None = None,
     group: Group | None = None,
+    name: str = "scores",
 ) -> tuple[Floats, Bools, Integers | None]:
     """Closeness, higher = closer, labels, and (n, 2) identities, numbered 0, 1, ...
 
@@ -31,15 +32,15 @@ def checked(
         TypeError: labels that are not bool, identities that are not integers.
         ValueError: no similar or no dissimilar pairs, scores that are not finite, wrong shapes.
     """
-    values, same = as_floats("scores", scores), tensor("similar", similar).cpu().numpy()
+    values, same = as_floats(name, scores), tensor("similar", similar).cpu().numpy()
     if same.dtype != bool:
         raise TypeError(f"similar must be bool, True = similar; got {same.dtype}.")
     if values.ndim != 1 or same.shape != values.shape:
         raise ValueError(
-            f"scores and similar must be of equal shape (n,), got {values.shape} and {same.shape}."
+            f"{name} and similar must be of equal shape (n,), got {values.shape} and {same.shape}."
         )
     if not np.isfinite(values).all():
-        raise ValueError(f"scores[{int((~np.isfinite(values)).argmax())}] is not finite.")
+        raise ValueError(f"{name}[{int((~np.isfinite(values)).argmax())}] is not finite.")
     known = None if groups is None else _identities(groups, len(same))
     if group is not None:
         values, same, known = _of_all(group, values, same, known)

@@ -15,7 +15,7 @@ from nearfar.evaluate.scores import Bools, Floats, Integers
 Average = Literal["pairs", "identities"]
 
 BINS = 512  # for the contribution of each identity
-_ELEMENTS = 2**22  # numbers held at a time
+_AT_A_TIME = 2**22 // (2 * BINS)  # identities, and resamples: 2**22 numbers
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,8 +150,8 @@ def _by_identity(
     place = np.concatenate([place, place[crossed]])[order]
     weight = np.concatenate([weight, weight[crossed]])[order]
     size, n, parts = 2 * len(ends), int(groups.max()) + 1, []
-    for start in range(0, n, max(1, _ELEMENTS // size)):
-        stop = min(start + max(1, _ELEMENTS // size), n)
+    for start in range(0, n, _AT_A_TIME):
+        stop = min(start + _AT_A_TIME, n)
         low, high = np.searchsorted(who, [start, stop])
         cell = (who[low:high] - start) * size + place[low:high]
         held = counted(cell, (stop - start) * size, weight[low:high])
@@ -170,6 +170,8 @@ def replicates(tally: Tally, resamples: int, seed: int) -> Iterator[tuple[Floats
     Each resample draws how often each identity counts, :math:`w_i \sim` Poisson(1). A pair of i and
     j gets the weight :math:`1 + (w_i - 1) + (w_j - 1)`, and a pair within i the weight :math:`w_i`.
     The total weight is then a sum over identities, so no pair has to be visited again.
+
+    Two tallies of the same pairs draw the same weights by the same seed, whatever their bins.
     """
     known = tally.by_identity
     assert known is not None
@@ -180,9 +182,9 @@ def replicates(tally: Tally, resamples: int, seed: int) -> Iterator[tuple[Floats
             for weights in (tally.dissimilar, tally.similar)
         ]
     )
-    c, step = len(known.ends), max(1, _ELEMENTS // (2 * len(known.ends)))
-    for start in range(0, resamples, step):
-        n = min(step, resamples - start)
+    c = len(known.ends)
+    for start in range(0, resamples, _AT_A_TIME):
+        n = min(_AT_A_TIME, resamples - start)
         total = np.broadcast_to(whole.reshape(-1), (n, 2 * c)).copy()
         for part in known.parts:
             drawn = random.poisson(1.0, (n, len(part))) - 1.0

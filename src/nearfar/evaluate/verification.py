@@ -12,6 +12,7 @@ from torch import Tensor
 from nearfar.engine.meeting import Group, over_processes
 from nearfar.evaluate.intervals import (
     FEWEST_IDENTITIES,
+    FiguresOf,
     Interval,
     check_average,
     check_draws,
@@ -91,6 +92,13 @@ class Intervals:
     eer: Interval
     tar_at_far: Mapping[float, Interval | None]
 
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        tar = {far: span and vars(span) for far, span in self.tar_at_far.items()}
+        held = {**vars(self), "auc": vars(self.auc), "eer": vars(self.eer), "tar_at_far": tar}
+        found: dict[str, Any] = plain(held)
+        return found
+
 
 @dataclass(frozen=True)
 class Verification:
@@ -143,10 +151,7 @@ class Verification:
         for name in ("best_accuracy", "best_f1"):
             held[name] = vars(held[name])
         if self.intervals:
-            spans = vars(self.intervals)
-            tar = {far: span and vars(span) for far, span in self.intervals.tar_at_far.items()}
-            ends = {name: vars(spans[name]) for name in ("auc", "eer")}
-            held["intervals"] = {**spans, **ends, "tar_at_far": tar}
+            held["intervals"] = self.intervals.as_dict()
         found: dict[str, Any] = plain(held)
         return found
 
@@ -155,16 +160,19 @@ class Verification:
         return f"{pairs}\n{self.table().plain()}"
 
     def _tar_row(self, far: float) -> tuple[str, str, str]:
-        name, tar, least = f"TAR at FAR {far:g}", self.tar_at_far[far], needed(far)
+        name, tar = f"TAR at FAR {far:g}", self.tar_at_far[far]
         if tar is None:
-            wants = "more than any number of" if least is None else f"{least:,}"
-            trials = "dissimilar pairs"
-            if self.n_trials != self.n_dissimilar:
-                trials = "pairs of identities"
-            has = f"too few: needs {wants} {trials}, has {self.n_trials:,}"
-            return name, "-", has
+            return name, "-", self.too_few(far)
         span = self.intervals.tar_at_far[far] if self.intervals else None
         return name, number(tar), str(span) if span else "-"
+
+    def too_few(self, far: float) -> str:
+        """Why there is no true-accept rate at this false-accept rate."""
+        least, trials = needed(far), "dissimilar pairs"
+        wants = "more than any number of" if least is None else f"{least:,}"
+        if self.n_trials != self.n_dissimilar:
+            trials = "pairs of identities"
+        return f"too few: needs {wants} {trials}, has {self.n_trials:,}"
 
 
 def needed(far: float) -> int | None:
@@ -249,9 +257,6 @@ def figures_of(
     far = rates("far", far)
     enough = [tally.n_trials >= (needed(f) or inf) for f in far]
 
-    def figures(false: Floats, true: Floats) -> Floats:
-        return np.stack([_auc(false, true), _eer(false, true), *_tars(false, true, far)], 1)
-
     def if_enough(values: Sequence[Any]) -> dict[float, Any]:
         return {f: v if known else None for f, v, known in zip(far, values, enough, strict=True)}
 
@@ -261,7 +266,7 @@ def figures_of(
     found = None
     if tally.by_identity is not None and tally.by_identity.n >= FEWEST_IDENTITIES:
         options = {"level": level, "resamples": resamples, "seed": seed}
-        auc, eer, *tars = intervals(figures, tally, estimate, **options)  # type: ignore[arg-type]
+        auc, eer, *tars = intervals(figures_at(far), tally, estimate, **options)  # type: ignore[arg-type]
         found = Intervals(level, tally.by_identity.n, auc, eer, if_enough(tars))
     thresholds = sign * tally.distance
     n_similar, weight = float(tally.similar.sum()), float(tally.dissimilar.sum())
@@ -277,6 +282,15 @@ def figures_of(
         n_trials=tally.n_trials,
         curve=Curve(thresholds, false, true, 1 - true),
     )
+
+
+def figures_at(far: Sequence[float]) -> FiguresOf:
+    """AUC, EER, and TAR at each FAR, of curves."""
+
+    def figures(false: Floats, true: Floats) -> Floats:
+        return np.stack([_auc(false, true), _eer(false, true), *_tars(false, true, far)], 1)
+
+    return figures
 
 
 def _auc(false: Floats, true: Floats) -> Floats:
