@@ -10,6 +10,12 @@ from nearfar.app.errors import InputError
 from nearfar.app.show import console, show
 from nearfar.app.train.names import SWEPT
 
+# Options of a sweep that all of its runs share.
+HELD = (
+    *("encoder", "freeze", "embedding_dim", "image_size", "similar_label", "identity_depth"),
+    *("single", "steps", "identities", "items", "learning_rate", "seed"),
+)
+
 
 @command(
     "train glyphs --out runs/demo",
@@ -55,7 +61,7 @@ def train(
 @command(
     "sweep glyphs --loss contrastive triplet info_nce --margin 0.5 1 --out runs/sweep",
     "sweep photos/ --loss sup_con --temperature 0.05 0.1 0.2 --minutes 30 --out runs/t",
-    takes=(*SWEPT, "steps", "embedding_dim", "similar_label", "identity_depth", "single", "seed"),
+    takes=(*SWEPT, *HELD),
     several=SWEPT,
 )
 def sweep(

@@ -21,6 +21,7 @@ from nearfar.app.report.gallery import hardest_pairs
 from nearfar.app.report.probability import probabilities
 from nearfar.app.report.study import Study, read_study
 from nearfar.app.report.words import decided, figures_table, percent, verdict
+from nearfar.app.train.compare import gained
 from nearfar.app.train.run import REPORT, refuse_inside_run
 from nearfar.evaluate.intervals import FEWEST_IDENTITIES
 from nearfar.plain import plain
@@ -109,6 +110,7 @@ def _contents(study: Study, project: space.Projection) -> dict[str, Any]:
         "progress": training.progress(study),
         "probabilities": probabilities(study),
         "table": figures_table(study.test),
+        "gained": _sentence(gained(study.test["gain"])) if study.test.get("gain") else "",
         "different": different,
         "same": same,
         "moments": moments,
@@ -121,6 +123,10 @@ def _contents(study: Study, project: space.Projection) -> dict[str, Any]:
             "moments": moments,
         },
     }
+
+
+def _sentence(words: str) -> str:
+    return words[0].upper() + words[1:] + "."
 
 
 def _write(out: Path, template: str, **contents: Any) -> None:

@@ -5,7 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from nearfar.app.train.measure import MeasuredPairs, RawDistance
-from nearfar.evaluate import AtThreshold, PlattProbability, Reliability, Verification
+from nearfar.evaluate import (
+    AtThreshold,
+    Difference,
+    PlattProbability,
+    Reliability,
+    Verification,
+)
 from nearfar.evaluate.intervals import FEWEST_IDENTITIES
 from nearfar.evaluate.verification import ERRORS_NEEDED
 from nearfar.plain import number
@@ -41,6 +47,7 @@ class Comparison:
         raw_at: figures of the raw input at its fitted threshold.
         fitted_far: the false-accept rate at which both thresholds were fitted.
         raw_distance: the distance by which the raw input is compared.
+        gain: the figures less those of the pretrained network before training, if it is one.
         reliability: whether the probability of "same" holds, for equally many same and different
             pairs; None if the run has none.
     """
@@ -52,6 +59,7 @@ class Comparison:
     raw_at: AtThreshold
     fitted_far: float
     raw_distance: RawDistance
+    gain: Difference | None
     reliability: Reliability | None
 
     def as_dict(self) -> dict[str, Any]:
@@ -64,6 +72,7 @@ class Comparison:
             "fitted_far": self.fitted_far,
             "learned": _figures(self.learned, self.learned_at),
             "raw": {"distance": self.raw_distance, **_figures(self.raw, self.raw_at)},
+            "gain": self.gain and _gain(self.gain),
             "reliability": self.reliability and self.reliability.as_dict(),
         }
 
@@ -74,7 +83,12 @@ class Comparison:
             f"pairs of {self.n_identities:,} identities; "
             f"threshold {self.learned_at.threshold:.4f}, fitted at FAR {self.fitted_far:.3g}"
         )
-        return [pairs, table(self), *filter(None, [dashes(self), self._probability()])]
+        notes = [dashes(self), self._gain(), self._probability()]
+        return [pairs, table(self), *filter(None, notes)]
+
+    def _gain(self) -> str:
+        """What training has added to a pretrained network; empty if it was none."""
+        return "" if self.gain is None else "\n" + gained(_gain(self.gain))
 
     def _probability(self) -> str:
         """How well the probability of "same" holds; empty if the run has none."""
@@ -109,6 +123,7 @@ def compare(
         test.raw.at_threshold(thresholds.raw),
         thresholds.far,
         thresholds.raw_distance,
+        None if test.untrained is None else test.learned.difference(test.untrained),
         None if probability is None else test.learned.reliability(probability),
     )
 
@@ -156,3 +171,35 @@ def _figures(found: Verification, at: AtThreshold) -> Mapping[str, Any]:
     figures = found.as_dict()
     chosen = ("auc", "eer", "tar_at_far", "intervals")
     return {**{name: figures[name] for name in chosen}, "at_threshold": at.as_dict()}
+
+
+def _gain(gain: Difference) -> dict[str, Any]:
+    """The figures before training, and by how much they changed, with intervals."""
+    figures = gain.as_dict()
+    chosen = ("auc", "eer", "tar_at_far", "intervals")
+    before = {name: figures["b"][name] for name in chosen}
+    return {"before": before, **{name: figures[name] for name in chosen}}
+
+
+def gained(gain: Mapping[str, Any]) -> str:
+    """What training has added to a pretrained network, in a sentence.
+
+    Args:
+        gain: as in the summary of a run.
+
+    >>> figures = {"eer": -0.03, "intervals": {"level": 0.95, "eer": {"low": -0.04, "high": -0.02}}}
+    >>> print(gained({"before": {"eer": 0.1}, **figures}))
+    training lowered the equal error rate of the pretrained network, 10.00 %, by 3.00 percentage
+    points (95 % interval: 2.00 to 4.00)
+    """
+    change, before, spans = 100 * gain["eer"], 100 * gain["before"]["eer"], gain.get("intervals")
+    sign, did = (1, "raised") if change > 0 else (-1, "lowered")
+    words = (
+        f"training {did} the equal error rate of the pretrained network, {before:.2f} %, by "
+        f"{sign * change:.2f} percentage points"
+    )
+    if not spans:
+        return f"{words}, on too few identities for an interval"
+    low, high = sorted(100 * sign * spans["eer"][end] for end in ("low", "high"))
+    words += f" ({100 * spans['level']:.0f} % interval: {low:.2f} to {high:.2f})"
+    return f"{words}: it may be chance" if low <= 0 <= high else words

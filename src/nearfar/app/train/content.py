@@ -113,6 +113,52 @@ class Arrays:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Items of which an encoder that stays as it is has made features, once.
+
+    Attributes:
+        content: the items.
+        x: (n, features) float32.
+    """
+
+    content: Content
+    x: Tensor
+    at_once = Arrays.at_once
+    ahead = Arrays.ahead
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.x.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def read(self, rows: Tensor) -> Callable[[], Batch]:
+        return lambda: self.x[rows]
+
+    def alike(self, rows: Tensor) -> Tensor:
+        return torch.arange(len(rows))
+
+    def moments(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        return Arrays(self.x).moments(rows)
+
+    def raw(self, rows: Tensor) -> Tensor:
+        return self.content.raw(rows)
+
+    def shown(self, rows: Tensor) -> npt.NDArray[Any]:
+        return self.content.shown(rows)
+
+    def fingerprints(self) -> list[bytes]:
+        return self.content.fingerprints()
+
+    def hash_into(self, digest: "hashlib._Hash") -> None:
+        self.content.hash_into(digest)
+
+    def in_words(self) -> str:
+        return self.content.in_words()
+
+
 def as_input(x: Tensor) -> Tensor:
     """The input of an encoder: float32, with uint8 images scaled from 0..255 to 0..1."""
     return x.float() / 255 if x.dtype is torch.uint8 else x

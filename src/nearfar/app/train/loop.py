@@ -7,7 +7,7 @@ the same machine with the same number of threads.
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -29,7 +29,8 @@ from nearfar.app.train.config_file import to_toml
 from nearfar.app.train.content import Batch, read_ahead
 from nearfar.app.train.data import Items, Pairs, items_of, read_data
 from nearfar.app.train.encoders import Embedder, build, reads_of
-from nearfar.app.train.measure import MeasuredPairs, measure
+from nearfar.app.train.frozen import last_layer
+from nearfar.app.train.measure import MeasuredPairs, before_training, measure
 from nearfar.app.train.names import KEEP
 from nearfar.app.train.objectives import OBJECTIVES, WithProxies, objective, verifier_distance
 from nearfar.app.train.pairs import doubtful
@@ -83,30 +84,30 @@ def train(
     _refuse_unwritable(config, out)
     refuse_existing(out, overwrite=overwrite)
 
-    say(f"reading {config.data}")
-    data = read_configured(config)
-    split = split_data(data, config)
-    task = Task(config, objective(config.loss), data, split)
-    _refuse_unsuitable(task)
-    say(f"  {_data_in_words(data)}")
-    for note in items_of(data).notes:
-        say(f"note: {note}", style="yellow")
-    if isinstance(data, Pairs) and (note := doubtful(data)):
-        say(f"note: {note}", style="yellow")
-    say(f"  {_split_in_words(data, split, config.single)}")
+    task = _read(config, say)
+    data, split = task.data, task.split
     checkup = Checkup(task, lambda finding: say(f"! {finding.in_short()}", style="yellow"))
 
     with writing(out, overwrite=overwrite, finish=finish) as folder, deterministic():
         seed_everything(config.seed, verbose=False)
         embedder = make_embedder(config, items_of(data), split)
         fabric = _fabric(config.accelerator)
-        say(f"training {_task_in_words(config, embedder, data, split, fabric)}")
+        fabric.to_device(embedder)
+        trained, seen = embedder, data
+        if config.freeze:
+            say(f"passing {len(items_of(data).content):,} items through {config.encoder}, once")
+            trained, seen = last_layer(embedder, data)
+            task = replace(task, data=seen)
+        untrained = before_training(trained, seen, split.test, config.seed)
+        say(f"training {_task_in_words(config, trained, data, split, fabric)}")
         with (folder / METRICS).open("w", encoding="utf-8") as metrics:
-            last, course = _optimise(task, embedder, fabric, metrics, console, checkup)
+            last, course = _optimise(task, trained, fabric, metrics, console, checkup)
 
         say(f"fitting the threshold on {len(split.calibration)} calibration identities")
         distance = verifier_distance(config.loss, config.hyperparameters)
-        measure_on = partial(measure, embedder, data, distance=distance, seed=config.seed)
+        measure_on = partial(
+            measure, trained, seen, distance=distance, seed=config.seed, centre=embedder.mean
+        )
         calibration = measure_on(split.calibration, raw_distance=None)
         thresholds = fit(calibration, config.far)
         probability = calibration.learned.fit_probability()
@@ -115,7 +116,7 @@ def train(
         say(f"  {_threshold_in_words(thresholds.learned, config.far, n_trials)}")
 
         say(f"measuring on {len(split.test)} test identities, never seen before")
-        test = measure_on(split.test, raw_distance=thresholds.raw_distance)
+        test = measure_on(split.test, raw_distance=thresholds.raw_distance, untrained=untrained)
         say(f"  {_pairs_in_words(test)}")
         found = compare(test, thresholds, probability)
         ended = outcome(items_of(data), test, found)
@@ -127,6 +128,22 @@ def train(
     if not diagnosis.healthy:
         say(f"what it means, and what to try: nearfar doctor {out}")
     return found
+
+
+def _read(config: TrainConfig, say: Callable[..., None]) -> Task:
+    """Read and split the data, and refuse a loss that they cannot train."""
+    say(f"reading {config.data}")
+    data = read_configured(config)
+    split = split_data(data, config)
+    task = Task(config, objective(config.loss), data, split)
+    _refuse_unsuitable(task)
+    say(f"  {_data_in_words(data)}")
+    for note in items_of(data).notes:
+        say(f"note: {note}", style="yellow")
+    if isinstance(data, Pairs) and (note := doubtful(data)):
+        say(f"note: {note}", style="yellow")
+    say(f"  {_split_in_words(data, split, config.single)}")
+    return task
 
 
 def _refuse_unwritable(config: TrainConfig, out: Path) -> None:

@@ -1,27 +1,30 @@
 """Measure labelled pairs of some identities, by the embeddings and by the raw input."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from lightning_fabric.utilities import move_data_to_device
 from torch import Tensor
 
 from nearfar.app.errors import InputError
-from nearfar.app.train.content import Content, read_ahead
+from nearfar.app.train.content import Batch, Content, read_ahead
 from nearfar.app.train.data import Items, Pairs, items_of
 from nearfar.app.train.encoders import Embedder
 from nearfar.app.train.split import rows_to_measure
-from nearfar.distance import Distance, between_rows
+from nearfar.distance import Distance, between_rows, unit
 from nearfar.engine.slices import spans
 from nearfar.evaluate import (
     AtThreshold,
+    Difference,
     FarPair,
     PlattProbability,
     Reliability,
     Verification,
     at_threshold,
+    difference,
     every_pair,
     fit_threshold,
     reliability,
@@ -53,6 +56,7 @@ class LabelledPairs(Protocol):
     def fit_probability(self) -> PlattProbability: ...
     def reliability(self, probability: PlattProbability) -> Reliability: ...
     def hardest(self, n: int) -> tuple[list[FarPair], list[FarPair]]: ...
+    def difference(self, other: Any) -> Difference: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,6 +127,16 @@ class GivenPairs:
             average="identities",
         )
 
+    def difference(self, other: "GivenPairs") -> Difference:
+        return difference(
+            self.distance,
+            other.distance,
+            self.similar,
+            higher_is_closer=False,
+            groups=self.identities,
+            average="identities",
+        )
+
     def hardest(self, n: int) -> tuple[list[FarPair], list[FarPair]]:
         order = self.distance.argsort(stable=True)
         near = order[~self.similar[order]][:n]
@@ -158,6 +172,8 @@ class MeasuredPairs:
     Attributes:
         learned: the pairs with the distances of the embeddings.
         raw: the pairs with the distances of the raw input.
+        untrained: the pairs with the distances of a pretrained network before training, if it is
+            one.
         raw_distance: the name of the distance of the raw input.
         n_identities: the number of identities in the pairs.
         n_left_out: the number of items left out, since they would make too many pairs.
@@ -168,6 +184,7 @@ class MeasuredPairs:
 
     learned: LabelledPairs
     raw: LabelledPairs
+    untrained: LabelledPairs | None
     raw_distance: RawDistance
     n_identities: int
     n_left_out: int
@@ -181,6 +198,17 @@ def embed(embedder: Embedder, content: Content, rows: Tensor | None = None) -> T
 
     Leaves the embedder in evaluation mode.
     """
+    return _applied(embedder, embedder, content, rows)
+
+
+def features(embedder: Embedder, content: Content, rows: Tensor | None = None) -> Tensor:
+    """(n, features) what the encoder makes of these items, as `embed`."""
+    return _applied(embedder.features, embedder, content, rows)
+
+
+def _applied(
+    function: Callable[[Batch], Tensor], embedder: Embedder, content: Content, rows: Tensor | None
+) -> Tensor:
     embedder.eval()
     device = next(iter([*embedder.parameters(), *embedder.buffers()])).device
     rows = torch.arange(len(content)) if rows is None else rows
@@ -189,7 +217,7 @@ def embed(embedder: Embedder, content: Content, rows: Tensor | None = None) -> T
     with torch.no_grad():
         found = torch.cat(
             [
-                embedder(move_data_to_device(embedder.prepare(batch), device)).cpu()
+                function(move_data_to_device(embedder.prepare(batch), device)).cpu()
                 for _, batch in read_ahead(content, parts)
             ]
         )
@@ -221,6 +249,8 @@ def measure(
     distance: Distance,
     raw_distance: RawDistance | None,
     seed: int,
+    centre: Tensor | None = None,
+    untrained: Tensor | None = None,
 ) -> MeasuredPairs:
     """Measure all pairs of items of these identities, or the given pairs among them.
 
@@ -231,34 +261,63 @@ def measure(
         distance: the distance of the embeddings.
         raw_distance: the distance of the raw input; None for the one with the best AUC.
         seed: random seed for the sample, and for the items to compare if there are too many.
+        centre: the mean of the raw input of the training items; None for that of the embedder.
+        untrained: (m, d) what `before_training` gave for these identities and this seed.
     """
     items = items_of(data)
     used, n_left_out, given = _compared(data, identities, seed)
     identity = items.identity[used]
     pairs, similar = _sample(items, used, given, seed)
-    x, raw = embed_items(embedder, items, used), _Raw(items.content.raw(used), embedder)
+    x, raw = (
+        embed_items(embedder, items, used),
+        _Raw(items.content.raw(used), embedder.mean if centre is None else centre),
+    )
     raw_distance = raw_distance or raw.best(pairs, identity[pairs], similar)
     learned, by_raw = x[pairs], raw.between(pairs, raw_distance)
     sample = Sample(pairs, similar, between_rows(learned[:, 0], learned[:, 1], distance), by_raw)
-    sides: tuple[LabelledPairs, LabelledPairs]
+    by: Callable[[Tensor, Distance], LabelledPairs]
+    by_raw_input: LabelledPairs
     if given is None:
         groups = None if items.groups is None else items.groups[used]
-        among = partial(every_pair, labels=identity, never_within=groups)
-        sides = (
-            among(x, distance=distance),
-            among(raw.rows(raw_distance), distance=raw.measure(raw_distance)),
-        )
+        by = partial(_among, identity, groups)
+        by_raw_input = by(raw.rows(raw_distance), raw.measure(raw_distance))
     else:
         of = given.pairs, identity[given.pairs], given.similar
-        a, b = x[given.pairs].unbind(1)
-        sides = (
-            GivenPairs(*of, between_rows(a, b, distance)),
-            GivenPairs(*of, raw.between(given.pairs, raw_distance)),
-        )
-    n_identities = len(identity.unique())  # type: ignore[no-untyped-call]
+        by = partial(_given, of)
+        by_raw_input = GivenPairs(*of, raw.between(given.pairs, raw_distance))
     return MeasuredPairs(
-        sides[0], sides[1], raw_distance, n_identities, n_left_out, used, x, sample
+        by(x, distance),
+        by_raw_input,
+        None if untrained is None else by(untrained, distance),
+        raw_distance,
+        len(identity.unique()),  # type: ignore[no-untyped-call]
+        n_left_out,
+        used,
+        x,
+        sample,
     )
+
+
+def before_training(
+    embedder: Embedder, data: Items | Pairs, identities: Tensor, seed: int
+) -> Tensor | None:
+    """(m, d) what a pretrained network makes of the items that `measure` will compare.
+
+    None if the network is not pretrained.
+    """
+    if not embedder.pretrained:
+        return None
+    used, _, _ = _compared(data, identities, seed)
+    return unit(features(embedder, items_of(data).content, used))
+
+
+def _among(identity: Tensor, groups: Tensor | None, x: Tensor, distance: Distance) -> LabelledPairs:
+    return every_pair(x, identity, never_within=groups, distance=distance)
+
+
+def _given(of: tuple[Tensor, Tensor, Tensor], x: Tensor, distance: Distance) -> LabelledPairs:
+    a, b = x[of[0]].unbind(1)
+    return GivenPairs(*of, between_rows(a, b, distance))
 
 
 @dataclass(frozen=True, eq=False)
@@ -306,8 +365,8 @@ class _Raw:
     channel or column, has been subtracted, as the network does.
     """
 
-    def __init__(self, x: Tensor, embedder: Embedder) -> None:
-        self._x, self._mean = x, embedder.mean.cpu()
+    def __init__(self, x: Tensor, mean: Tensor) -> None:
+        self._x, self._mean = x, mean.cpu()
 
     def rows(self, distance: RawDistance, at: Tensor | None = None) -> Tensor:
         """(n, d) the rows that `measure(distance)` compares."""

@@ -10,11 +10,18 @@ TEXT, WHOLE, NUMBER, RATE = "text", "a whole number", "a finite number", "a rate
 ANY_KEY, ANY_RATE = "*", "0.*"
 LARGEST = 1.7976931348623157e308  # the largest float
 _SPAN = {"low": NUMBER, "high": NUMBER}
+_INTERVALS = {"level": RATE, "auc": _SPAN, "eer": _SPAN, "tar_at_far": {ANY_RATE: _SPAN}}
+_GAIN = {
+    "auc": NUMBER,
+    "eer": NUMBER,
+    "tar_at_far": {ANY_RATE: NUMBER},
+    "intervals?": _INTERVALS,
+}
 _FIGURES = {
     "auc": RATE,
     "eer": RATE,
     "tar_at_far": {ANY_RATE: RATE},
-    "intervals?": {"level": RATE, "auc": _SPAN, "eer": _SPAN, "tar_at_far": {ANY_RATE: _SPAN}},
+    "intervals?": _INTERVALS,
     "at_threshold": {"far": RATE, "tar": RATE, "intervals?": {"far": _SPAN, "tar": _SPAN}},
 }
 _BIN = {
@@ -40,6 +47,7 @@ SUMMARY: Mapping[str, Any] = {
         "fitted_far": RATE,
         "learned": _FIGURES,
         "raw": {"distance?": TEXT, **_FIGURES},
+        "gain?": {"before": _GAIN, **_GAIN},
         "reliability?": {
             "prior": RATE,
             "calibration_error": RATE,
