@@ -52,7 +52,7 @@ def test_what_appears_at_out_during_training_is_kept(tmp_path):
             out.mkdir()
             (out / "thesis.txt").write_text("precious")
 
-    with pytest.raises(InputError, match="The new run is in"):
+    with pytest.raises(InputError, match="The new one is in"):
         late()
     assert (out / "thesis.txt").read_text() == "precious"
     (kept,) = (path for path in tmp_path.iterdir() if path != out)

@@ -1,9 +1,11 @@
-"""Files that are written completely or not at all."""
+"""Files and folders that are written completely or not at all."""
 
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,3 +32,116 @@ def whole_file(out: Path) -> Iterator[BinaryIO]:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+@dataclass(frozen=True)
+class FolderKind:
+    """A kind of folder that the tool writes, and may replace if it is asked to.
+
+    Attributes:
+        name: what one is called, with an article.
+        option: the option that names it.
+        marks: files that every such folder holds, by which it is known.
+        files: all files that one may hold; with another in it, it is not replaced.
+    """
+
+    name: str
+    option: str
+    marks: tuple[str, ...]
+    files: tuple[str, ...]
+
+    def found_at(self, path: Path) -> bool:
+        return path.is_dir() and all((path / mark).is_file() for mark in self.marks)
+
+    def refuse_existing(self, out: Path, *, overwrite: bool) -> None:
+        """Refuse to write over anything but an empty folder, or one of this kind if asked to."""
+        option = self.option
+        if not out.exists() and not out.is_symlink():
+            return
+        if out.is_dir() and out.resolve() == Path.cwd():
+            raise InputError(f"{option} {out} is the folder you are in. Name a new one inside it.")
+        if out.is_dir() and not any(out.iterdir()):
+            return
+        if not overwrite:
+            raise InputError(
+                f"{out} exists. Choose another {option}, or add --overwrite to replace it."
+            )
+        if not self.found_at(out):
+            raise InputError(
+                f"{out} is not {self.name} folder and is not overwritten. Choose another {option}."
+            )
+        if foreign := sorted({entry.name for entry in out.iterdir()} - {*self.files}):
+            raise InputError(
+                f"{out} holds {foreign[0]!r}, which is not part of {self.name}, and is not "
+                f"overwritten. Move it elsewhere, or choose another {option}."
+            )
+
+
+@contextmanager
+def whole_folder(
+    out: Path,
+    kind: FolderKind,
+    *,
+    overwrite: bool = False,
+    finish: Callable[[Path], None] | None = None,
+) -> Iterator[Path]:
+    """A temporary folder next to `out`, which becomes `out` if the block ends without an error.
+
+    Args:
+        out: the final path.
+        kind: what is written.
+        overwrite: whether an existing folder of this kind may be replaced.
+        finish: called with the complete folder, to write a report, for example, before it becomes
+            `out`. Until then an existing folder stays untouched, even if the process is killed.
+
+    Raises:
+        InputError: the folder cannot be created, or something else now exists at `out`.
+    """
+    out = out.resolve()  # if `out` is a link, its target is replaced
+    made = [parent for parent in (out.parent, *out.parent.parents) if not parent.exists()]
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(
+            tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".unfinished", dir=out.parent)
+        )
+    except OSError as error:
+        raise InputError(f"{kind.option} {out} cannot be written: {error.strerror}.") from None
+    try:
+        folder.chmod(0o755)  # mkdtemp makes it private to the owner
+        yield folder
+        if finish:
+            finish(folder)
+        _replace(folder, out, kind, overwrite=overwrite)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        for parent in made:
+            if parent.is_dir() and not any(parent.iterdir()):
+                parent.rmdir()
+        raise
+
+
+def _replace(folder: Path, out: Path, kind: FolderKind, *, overwrite: bool) -> None:
+    """Move `folder` to `out`; an old one is deleted only once the new one is in place."""
+    try:
+        kind.refuse_existing(
+            out, overwrite=overwrite
+        )  # hours may have passed since the first check
+    except InputError as error:
+        kept = folder.with_name(f"{out.name}-{folder.suffixes[-2].lstrip('.')}")
+        folder.rename(kept)
+        raise InputError(f"{error} The new one is in {kept}.") from None
+    if not out.exists():
+        folder.rename(out)
+        return
+    if not any(out.iterdir()):
+        out.rmdir()
+        folder.rename(out)
+        return
+    old = folder.with_suffix(".replaced")
+    out.rename(old)
+    try:
+        folder.rename(out)
+    except BaseException:
+        old.rename(out)
+        raise
+    shutil.rmtree(old)

@@ -164,6 +164,12 @@ def as_input(x: Tensor) -> Tensor:
     return x.float() / 255 if x.dtype is torch.uint8 else x
 
 
+def dtype_of(content: Content) -> str:
+    """In what form items are read, by the first: "uint8" for images of 8 bits, "float32", "text"."""
+    first = content.read(torch.tensor([0]))()
+    return str(first.dtype).removeprefix("torch.") if isinstance(first, Tensor) else "text"
+
+
 def fingerprints(x: Tensor) -> list[bytes]:
     """16 bytes for each item (n, ...): equal for equal bits, else almost surely not.
 

@@ -26,7 +26,7 @@ from nearfar.app.train.checkup import Checkup
 from nearfar.app.train.compare import Comparison, compare, fit
 from nearfar.app.train.config import TrainConfig
 from nearfar.app.train.config_file import to_toml
-from nearfar.app.train.content import Batch, read_ahead
+from nearfar.app.train.content import Batch, dtype_of, read_ahead
 from nearfar.app.train.data import Items, Pairs, items_of, read_data
 from nearfar.app.train.encoders import Embedder, build, reads_of
 from nearfar.app.train.frozen import last_layer
@@ -381,6 +381,7 @@ def _summary(
             "items": len(items.content),
             "identities": len(items.identities),
             "input_shape": list(items.content.shape),
+            "dtype": dtype_of(items.content),
             "sha256": data.digest(),
         },
         "split": {

@@ -1,10 +1,8 @@
 """Write the run folder, completely or not at all, and read it with every value checked."""
 
 import json
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 
 from nearfar.app.errors import InputError
+from nearfar.app.output import FolderKind, whole_folder
 from nearfar.app.train.compare import Thresholds
 from nearfar.app.train.config import TrainConfig
 from nearfar.app.train.config_file import FORMAT, check_format, read_config, to_toml
@@ -33,6 +32,7 @@ METRICS, SUMMARY = "metrics.jsonl", "summary.json"
 FILES = (CONFIG, MODEL, THRESHOLD, METRICS, SUMMARY)
 REPORT = "report.html"
 OPTIONAL = (RECORD, REPORT)  # files that a run folder may also hold
+RUN = FolderKind("a run", "--out", (CONFIG, SUMMARY), (*FILES, *OPTIONAL))
 
 WhenFinished = Callable[[Path], None] | None
 
@@ -80,66 +80,23 @@ def refuse_inside(out: Path, data: str) -> None:
         raise InputError(f"--out {out} {lies} the data, {data}. Choose another --out.")
 
 
-def refuse_inside_run(out: Path) -> None:
+def refuse_inside_run(out: Path, option: str = "--out") -> None:
     """Refuse to write into a run folder: with foreign files in it, it could not be replaced."""
     for folder in out.resolve().parents:
-        if (folder / CONFIG).is_file() and (folder / SUMMARY).is_file():
-            raise InputError(f"--out {out} lies inside the run {folder}. Choose one outside.")
+        if RUN.found_at(folder):
+            raise InputError(f"{option} {out} lies inside the run {folder}. Choose one outside.")
 
 
 def refuse_existing(out: Path, *, overwrite: bool) -> None:
     """Refuse to write over anything but an empty folder, or a run if `overwrite` is set."""
-    if not out.exists() and not out.is_symlink():
-        return
-    if out.is_dir() and out.resolve() == Path.cwd():
-        raise InputError(f"--out {out} is the folder you are in. Name a new one inside it.")
-    if out.is_dir() and not any(out.iterdir()):
-        return
-    if not overwrite:
-        raise InputError(f"{out} exists. Choose another --out, or add --overwrite to replace it.")
-    if not (out.is_dir() and (out / CONFIG).is_file() and (out / SUMMARY).is_file()):
-        raise InputError(f"{out} is not a run folder and is not overwritten. Choose another --out.")
-    if foreign := sorted({entry.name for entry in out.iterdir()} - {*FILES, *OPTIONAL}):
-        raise InputError(
-            f"{out} holds {foreign[0]!r}, which is not part of a run, and is not overwritten. Move "
-            "it elsewhere, or choose another --out."
-        )
+    RUN.refuse_existing(out, overwrite=overwrite)
 
 
-@contextmanager
-def writing(out: Path, *, overwrite: bool = False, finish: WhenFinished = None) -> Iterator[Path]:
-    """A temporary folder next to `out`, which becomes `out` if the block ends without an error.
-
-    Args:
-        out: the final path.
-        overwrite: whether an existing run may be replaced.
-        finish: called with the complete folder, to write a report, for example, before it becomes
-            `out`. Until then an existing run stays untouched, even if the process is killed.
-
-    Raises:
-        InputError: the folder cannot be created, or something else now exists at `out`.
-    """
-    out = out.resolve()  # if `out` is a link, its target is replaced
-    made = [parent for parent in (out.parent, *out.parent.parents) if not parent.exists()]
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(
-            tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".unfinished", dir=out.parent)
-        )
-    except OSError as error:
-        raise InputError(f"--out {out} cannot be written: {error.strerror}.") from None
-    try:
-        folder.chmod(0o755)  # mkdtemp makes it private to the owner
-        yield folder
-        if finish:
-            finish(folder)
-        _replace(folder, out, overwrite=overwrite)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        for parent in made:
-            if parent.is_dir() and not any(parent.iterdir()):
-                parent.rmdir()
-        raise
+def writing(
+    out: Path, *, overwrite: bool = False, finish: WhenFinished = None
+) -> AbstractContextManager[Path]:
+    """A temporary folder that becomes the run `out`; see `whole_folder`."""
+    return whole_folder(out, RUN, overwrite=overwrite, finish=finish)
 
 
 def write_run(
@@ -275,31 +232,6 @@ def _read_model(path: Path, config: TrainConfig) -> Embedder:
             f"{path} does not fit the encoder {config.encoder!r} of {CONFIG}. Train again."
         ) from None
     return embedder.eval()
-
-
-def _replace(folder: Path, out: Path, *, overwrite: bool) -> None:
-    """Move `folder` to `out`; an old run is deleted only once the new one is in place."""
-    try:
-        refuse_existing(out, overwrite=overwrite)  # hours may have passed since the first check
-    except InputError as error:
-        kept = folder.with_name(f"{out.name}-{folder.suffixes[-2].lstrip('.')}")
-        folder.rename(kept)
-        raise InputError(f"{error} The new run is in {kept}.") from None
-    if not out.exists():
-        folder.rename(out)
-        return
-    if not any(out.iterdir()):
-        out.rmdir()
-        folder.rename(out)
-        return
-    old = folder.with_suffix(".replaced")
-    out.rename(old)
-    try:
-        folder.rename(out)
-    except BaseException:
-        old.rename(out)
-        raise
-    shutil.rmtree(old)
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

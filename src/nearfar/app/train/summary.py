@@ -36,7 +36,7 @@ _BIN = {
 }
 SUMMARY: Mapping[str, Any] = {
     "versions": {},
-    "data": {"sha256": TEXT},
+    "data": {"sha256": TEXT, "dtype?": TEXT},
     "split": {"train": [TEXT], "calibration": [TEXT], "test": [TEXT]},
     "calibration?": {"eer": RATE, "n_identity_pairs?": WHOLE},
     "test": {
