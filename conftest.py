@@ -1,13 +1,14 @@
-"""Doctests of an adapter are collected only where its library is installed."""
+"""Doctests of what needs a library are collected only where it is installed."""
 
 from importlib.util import find_spec
 
-ADAPTERS = {
+NEEDS = {
     "src/nearfar/adapters/pml": "pytorch_metric_learning",
     "src/nearfar/adapters/sentence_transformers": "sentence_transformers",
     "src/nearfar/adapters/open_clip.py": "open_clip",
     "src/nearfar/adapters/sklearn": "sklearn",
     "src/nearfar/keras": "keras",
+    "src/nearfar/app/export": "onnxruntime",
 }
 
-collect_ignore = [path for path, library in ADAPTERS.items() if find_spec(library) is None]
+collect_ignore = [path for path, library in NEEDS.items() if find_spec(library) is None]

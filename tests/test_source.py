@@ -29,7 +29,7 @@ LAYERS = (
     {"losses", "distributed", "memory", "cached"},
     {"mine", "evaluate", "doctor", "insight"},
     {"adapters", "keras"},
-    {"app"},
+    {"app", "trained"},
 )
 MOST_LINES = 60
 

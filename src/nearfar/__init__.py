@@ -35,6 +35,7 @@ _NAMES = {
     ),
     "nearfar.memory": ("Drift", "MemoryBank", "momentum_update"),
     "nearfar.reference": ("Reference",),
+    "nearfar.trained": ("load",),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 

@@ -73,6 +73,7 @@ from nearfar.losses.own import AnchorRule, PairRule, batch_loss
 from nearfar.losses.per_pair import PairLosses, per_pair
 from nearfar.memory import Drift, MemoryBank, momentum_update
 from nearfar.reference import Reference
+from nearfar.trained import load
 
 __version__: str
 
@@ -132,6 +133,7 @@ __all__ = [
     "info_nce_loss",
     "lifted_pair_loss",
     "lifted_structure_loss",
+    "load",
     "memory_budget",
     "mine",
     "momentum_update",

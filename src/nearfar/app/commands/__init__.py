@@ -3,7 +3,7 @@
 Heavy modules are imported inside the commands, so that --help and usage errors appear at once.
 """
 
-from nearfar.app.commands import runs, tables, training  # noqa: F401 - which declare them
+from nearfar.app.commands import runs, tables, take_away, training  # noqa: F401 - which declare them
 from nearfar.app.commands.declare import OPTIONS, app
 
 # The order in which the help lists them.
@@ -12,6 +12,7 @@ _ORDER = (
     "evaluate",
     "verify",
     "embed",
+    "export",
     "mine",
     "doctor",
     "report",

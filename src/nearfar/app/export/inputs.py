@@ -1,0 +1,127 @@
+"""What an exported model takes: one class for each kind of item."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import ExifTags, Image
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from nearfar.app.errors import InputError
+from nearfar.app.train.images import Fit, read_images
+from nearfar.app.train.run import Run
+
+TEST_IMAGE = "test_image.png"
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+class ModelInput(Protocol):
+    """The input of a model of one kind of item."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the tensors that the model takes."""
+
+    def described(self) -> dict[str, Any]:
+        """For `threshold.json`."""
+
+    def examples(self, n: int) -> tuple[Tensor, ...]:
+        """n made-up items, since items of the user may be private; the same each time."""
+
+    def write_beside(self, folder: Path) -> Arrays:
+        """Write the files that reading an item needs, or is tested by; arrays for the test."""
+
+
+@dataclass(frozen=True, eq=False)
+class Vectors:
+    """(n, d) float32.
+
+    Attributes:
+        mean: (d,) of the training items.
+        deviation: (d,) their standard deviation.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+    names = ("x",)
+
+    def described(self) -> dict[str, Any]:
+        return {"kind": "vector", "shape": [len(self.mean)], "dtype": "float32"}
+
+    def examples(self, n: int) -> tuple[Tensor, ...]:
+        x = torch.randn(n, len(self.mean), generator=torch.Generator().manual_seed(0))
+        return (self.mean + self.deviation * x,)
+
+    def write_beside(self, folder: Path) -> Arrays:
+        return {}
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """(n, c, h, w) uint8 from 0 to 255; or float32, if training items were read as such.
+
+    Attributes:
+        shape: (c, h, w).
+        mean: (c, 1, 1) of the training items, where 8 bits are from 0 to 1.
+        deviation: (c, 1, 1) their standard deviation.
+        dtype: the dtype of the training items.
+    """
+
+    shape: tuple[int, ...]
+    mean: Tensor
+    deviation: Tensor
+    dtype: torch.dtype
+    names = ("x",)
+
+    def described(self) -> dict[str, Any]:
+        dtype = str(self.dtype).removeprefix("torch.")
+        return {"kind": "image", "shape": list(self.shape), "dtype": dtype}
+
+    def examples(self, n: int) -> tuple[Tensor, ...]:
+        """Blotches, which differ more than noise does."""
+        coarse = torch.randn(n, self.shape[0], 4, 4, generator=torch.Generator().manual_seed(0))
+        x = self.mean + 2 * self.deviation * interpolate(coarse, self.shape[1:], mode="bilinear")
+        return ((255 * x.clamp(0, 1)).to(torch.uint8) if self.dtype is torch.uint8 else x,)
+
+    def write_beside(self, folder: Path) -> Arrays:
+        """An image file with all that decoding has to get right, and the pixels that it gives."""
+        if self.dtype is not torch.uint8 or self.shape[0] not in (1, 3):
+            return {}
+        _, height, width = self.shape
+        file = folder / TEST_IMAGE
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = 6  # lies on its side
+        _picture(3 * width + 1, 2 * height + 1).save(file, exif=exif)
+        pixels, _ = read_images([file], Fit.to(self.shape))
+        return {"image_pixels": pixels[0].numpy()}
+
+
+def input_of(run: Run) -> ModelInput:
+    """What the exported model of a run takes.
+
+    Raises:
+        InputError: an older nearfar did not write what is needed.
+    """
+    embedder = run.embedder
+    if len(embedder.input_shape) == 1:
+        return Vectors(embedder.mean, embedder.deviation)
+    dtype = run.summary["data"].get("dtype")
+    if dtype not in ("uint8", "float32"):
+        raise InputError(
+            f"{run.path} does not say whether it was trained on images of 8 bits: an older nearfar "
+            f"trained it. Train again: nearfar train --config {run.path}/config.toml --out NEW"
+        )
+    return Images(embedder.input_shape, embedder.mean, embedder.deviation, getattr(torch, dtype))
+
+
+def _picture(width: int, height: int) -> Image.Image:
+    """RGBA: a ramp of colour with a sharp edge, half of it translucent."""
+    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    edge = np.where(x > 2 * y, 255, 0)
+    alpha = np.where(x + y > 255, 255, 90)
+    return Image.fromarray(np.stack([x, y, edge, alpha], 2).astype(np.uint8))

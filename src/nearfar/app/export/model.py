@@ -1,0 +1,90 @@
+"""Write a module as ONNX, and compare the file with the module."""
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from nearfar.app.errors import InputError
+from nearfar.extras import needs
+
+OUTPUT = "embedding"
+
+
+def check_installed() -> None:
+    """Raise an InputError that names the extra if a library is missing."""
+    try:
+        with needs("onnx"):
+            import onnx  # noqa: F401
+            import onnxruntime  # noqa: F401
+            import onnxscript  # noqa: F401
+    except ModuleNotFoundError as missing:
+        raise InputError(str(missing)) from None
+
+
+def write_onnx(
+    model: nn.Module, example: tuple[Tensor, ...], names: Sequence[str], file: Path
+) -> None:
+    """Write a module that takes batches of any size.
+
+    Args:
+        model: takes tensors of which the first axis is that of the items.
+        example: a batch of two.
+        names: the names of its tensors.
+        file: to write.
+
+    Raises:
+        InputError: the module cannot be exported.
+    """
+    from onnxscript.ir.passes.common import ClearMetadataAndDocStringPass
+
+    n = torch.export.Dim("n")
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                model,
+                example,
+                input_names=names,
+                output_names=[OUTPUT],
+                dynamic_shapes=tuple({0: n} for _ in example),
+                dynamo=True,
+                verbose=False,
+            )
+    except Exception as error:  # what an encoder of the user may do is open
+        cause = error.__cause__ or error
+        said = str(cause).strip().partition("\n")[0]
+        raise InputError(
+            f"torch cannot export this encoder: {type(cause).__name__}: {said}"
+        ) from error
+    assert program is not None
+    ClearMetadataAndDocStringPass()(program.model)  # which hold paths of this machine
+    program.save(file)
+
+
+def embed_by_file(
+    file: Path, names: Sequence[str], batches: Sequence[tuple[Tensor, ...]]
+) -> list[Tensor]:
+    """The (n, d) embeddings of each batch by an exported model."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    fed = [{k: v.numpy() for k, v in zip(names, batch, strict=True)} for batch in batches]
+    return [torch.from_numpy(session.run([OUTPUT], batch)[0]) for batch in fed]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the exporter says of its own code."""
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)

@@ -1,0 +1,146 @@
+"""Decide whether two items are the same.
+
+    python verify.py A B
+
+Needs numpy and onnxruntime, and Pillow for image files. Each item is an image file, a vector as
+text ("0.1 0.2"), or a .npy file with one item. Exit status 0 if they are the same, 1 if not, 2 on
+an error.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+from math import exp, log
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+Array = npt.NDArray[Any]
+FORMAT = 1
+IMAGES = ("JPEG", "MPO", "PNG", "WEBP")  # MPO: a JPEG that holds several, as some phones write
+UPRIGHT = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # EXIF orientation: Pillow's transposition
+
+
+class Verifier:
+    """The exported model, and what it takes to decide.
+
+    Args:
+        folder: the exported folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.fitted = json.loads((folder / "threshold.json").read_text(encoding="utf-8"))
+        if self.fitted["format"] != FORMAT:
+            raise ValueError(f"threshold.json has format {self.fitted['format']}, not {FORMAT}")
+        model = folder / "model.onnx"
+        if hashlib.sha256(model.read_bytes()).hexdigest() != self.fitted["model_sha256"]:
+            raise ValueError("threshold.json belongs to another model.onnx: export again")
+        self.session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+
+    def read(self, item: str) -> Array:
+        """One item as the model takes it."""
+        form = self.fitted["input"]
+        if item.endswith(".npy"):
+            x = np.load(item, allow_pickle=False)
+        elif form["kind"] == "image":
+            if form["dtype"] != "uint8":
+                raise ValueError(f"{item}: this model takes .npy files, since it was trained on "
+                                 "images of more than 8 bits per channel")  # fmt: skip
+            x = read_image(item, *form["shape"])
+        else:
+            x = np.array(item.replace(",", " ").split(), np.float32)
+        if list(x.shape) != form["shape"] or not np.can_cast(x.dtype, form["dtype"], "same_kind"):
+            raise ValueError(f"{item} is {x.dtype} of shape {x.shape}, but the model takes "
+                             f"{form['dtype']} of shape {form['shape']}")  # fmt: skip
+        with np.errstate(over="ignore"):  # a number beyond float32 becomes infinite
+            x = x.astype(form["dtype"])
+        if not np.isfinite(x).all():
+            raise ValueError(f"{item} holds NaN, infinity or a number beyond float32")
+        return x
+
+    def embed(self, x: Array) -> Array:
+        """(n, *shape) items to (n, d) embeddings of length 1."""
+        (embedding,) = self.session.run(["embedding"], {"x": x})
+        return np.asarray(embedding)
+
+    def distance(self, a: Array, b: Array) -> Array:
+        """Between row i of a, (n, d) embeddings, and row i of b: (n,) float64."""
+        a, b = a.astype(np.float64), b.astype(np.float64)
+        if self.fitted["distance"] == "cosine":
+            return np.asarray(1 - (a * b).sum(-1))
+        squared = np.square(a - b).sum(-1)
+        return np.asarray(np.sqrt(squared) if self.fitted["distance"] == "euclidean" else squared)
+
+    def same(self, distance: Array) -> Array:
+        """The decision."""
+        return np.asarray(distance <= self.fitted["threshold"])
+
+    def likelihood_ratio(self, distance: float) -> float | None:
+        """How many times as likely such a distance is for same pairs as for different ones."""
+        curve = self.fitted["log_likelihood_ratio"]
+        if curve is None:  # the run is too old to have one
+            return None
+        line = curve["slope"] * distance + curve["intercept"]
+        return exp(min(max(line, curve["low"]), curve["high"]))
+
+
+def probability(likelihood_ratio: float, prior: float) -> float:
+    """Of "same", if this share of the pairs that are compared is the same."""
+    return 1 / (1 + exp(log(1 - prior) - log(prior) - log(likelihood_ratio)))
+
+
+def read_image(path: str, channels: int, height: int, width: int) -> Array:
+    """Decode and resize an image: (channels, height, width) uint8."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        if image.format not in IMAGES or any(";16" in str(t) for t in image.tile):
+            raise ValueError(f"{path}: only PNG, JPEG and WebP with 8 bits per channel are read")
+        image.draft(None, (width, height))  # JPEG may be decoded at 1/2, 1/4 or 1/8 of its size
+        image.load()
+        turn = UPRIGHT.get(image.getexif().get(274, 1))
+        plain: Image.Image = image
+        if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
+            layer = image.convert("RGBA")
+            plain = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+        if image.mode not in ("1", "L", "LA", "La"):
+            plain = plain.convert("RGB")
+        plain = plain.convert("L" if channels == 1 else "RGB")
+    if turn is not None:
+        plain = plain.transpose(Image.Transpose(turn))
+    resized = plain.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=3.0)
+    return np.asarray(resized).reshape(height, width, channels).transpose(2, 0, 1)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Decide whether two items are the same.")
+    parser.add_argument("a", metavar="A", help="an image file, a vector as text, or a .npy file")
+    parser.add_argument("b", metavar="B")
+    parser.add_argument("--prior", type=float, help="share of same pairs among all you compare")
+    given = parser.parse_args()
+    if given.prior is not None and not 0 < given.prior < 1:
+        parser.error("--prior must lie between 0 and 1")
+    try:
+        verifier = Verifier(Path(__file__).parent)
+        a, b = verifier.embed(np.stack([verifier.read(given.a), verifier.read(given.b)]))
+    except Exception as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    distance = verifier.distance(a, b)
+    same, threshold = bool(verifier.same(distance)), verifier.fitted["threshold"]
+    print(f"{'same' if same else 'different'}: {verifier.fitted['distance']} distance "
+          f"{distance:.4f} {'<=' if same else '>'} threshold {threshold:.4f}")  # fmt: skip
+    ratio = verifier.likelihood_ratio(float(distance))
+    if ratio is not None:
+        print(f"likelihood ratio: {ratio:.4g}")
+        if given.prior is not None:
+            print(f'probability of "same": {probability(ratio, given.prior):.4g}')
+    return 0 if same else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

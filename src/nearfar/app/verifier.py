@@ -1,0 +1,103 @@
+"""A trained run as a module: what `nearfar.load` returns."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nearfar.app.train.address import read_item
+from nearfar.app.train.data import as_input
+from nearfar.app.train.run import Run
+from nearfar.distance import Distance, between_rows
+from nearfar.evaluate import PlattProbability
+from nearfar.inputs import ArrayLike, tensor
+
+Item = str | Path | ArrayLike
+
+
+class Verifier(nn.Module):
+    """A trained encoder, with what it takes to decide whether two items are the same.
+
+    It is in evaluation mode, on the CPU. As with any module, `to(device)` moves it, and gradients
+    are recorded unless `torch.inference_mode()` is on.
+
+    Attributes:
+        threshold: the largest distance at which two items count as the same.
+        far: the false-accept rate at which the threshold was fitted.
+        measure: the name of the distance.
+        probability: of "same", called on distances, (n,) to (n,); None if the run is older than
+            that. It holds if half of the pairs are the same; `dataclasses.replace(probability,
+            prior=0.01)` is for another share.
+        input_shape: the shape of one item.
+    """
+
+    threshold: float
+    far: float
+    measure: Distance
+    probability: PlattProbability | None
+    input_shape: tuple[int, ...]
+
+    def __init__(self, run: Run) -> None:
+        super().__init__()
+        self.embedder = run.embedder
+        self.threshold = run.thresholds.learned
+        self.far = run.thresholds.far
+        self.measure = run.distance
+        self.probability = run.probability
+        self.input_shape = run.embedder.input_shape
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Embeddings of length 1.
+
+        Args:
+            x: (n, *input_shape) items, as `transform` returns them; or images as uint8 from 0 to
+                255.
+
+        Returns:
+            (n, d) float32.
+        """
+        embedding: Tensor = self.embedder(as_input(x))
+        return embedding
+
+    def transform(self, *items: Item) -> Tensor:
+        """Read items the way that training read them.
+
+        Args:
+            items: each an image file, a .npy file, a vector as text ("0.1 0.2"), a row of some data
+                ("glyphs:12"), or an array of `input_shape`.
+
+        Returns:
+            (n, *input_shape) float32; images are upright, resized, and from 0 to 1.
+
+        Raises:
+            ValueError: there are no items, or one cannot be read or has another shape.
+        """
+        if not items:
+            raise ValueError("transform needs items: model.transform('a.jpg', 'b.jpg').")
+        return torch.cat([as_input(self._read(item)) for item in items])
+
+    def distance(self, x1: ArrayLike, x2: ArrayLike) -> Tensor:
+        """The distance of row i of `x1`, (n, d) embeddings, from row i of `x2`: (n,)."""
+        return between_rows(tensor("x1", x1), tensor("x2", x2), self.measure)
+
+    def same(self, x1: ArrayLike, x2: ArrayLike) -> Tensor:
+        """Whether row i of `x1`, (n, d) embeddings, and row i of `x2` are the same: (n,) bool."""
+        # The threshold is a float64, to which torch would not lift the distances by itself.
+        return self.distance(x1, x2).double() <= self.threshold
+
+    def extra_repr(self) -> str:
+        return f"{self.measure} distance, same up to {self.threshold:.4f} (far={self.far:.3g})"
+
+    def _read(self, item: Item) -> Tensor:
+        """(1, *input_shape), uint8 or float32."""
+        if isinstance(item, str | Path):
+            return read_item(str(item), self.input_shape)
+        x = torch.as_tensor(np.asarray(item))
+        if tuple(x.shape) != self.input_shape:
+            raise ValueError(
+                f"an item has shape {tuple(x.shape)}, but the run was trained on items of shape "
+                f"{self.input_shape}."
+            )
+        return (x if x.dtype is torch.uint8 else x.float())[None]
