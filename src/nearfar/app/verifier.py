@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from nearfar.app.train.address import read_item
-from nearfar.app.train.data import as_input
+from nearfar.app.train.content import as_input
 from nearfar.app.train.run import Run
 from nearfar.distance import Distance, between_rows
 from nearfar.evaluate import PlattProbability
@@ -45,7 +45,7 @@ class Verifier(nn.Module):
         self.far = run.thresholds.far
         self.measure = run.distance
         self.probability = run.probability
-        self.input_shape = run.embedder.input_shape
+        self.input_shape = run.embedder.reads.shape or ()
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ class Verifier(nn.Module):
     def _read(self, item: Item) -> Tensor:
         """(1, *input_shape), uint8 or float32."""
         if isinstance(item, str | Path):
-            return read_item(str(item), self.input_shape)
+            return read_item(str(item), self.embedder.reads).x
         x = torch.as_tensor(np.asarray(item))
         if tuple(x.shape) != self.input_shape:
             raise ValueError(

@@ -108,7 +108,8 @@ def input_of(run: Run) -> ModelInput:
         InputError: an older nearfar did not write what is needed.
     """
     embedder = run.embedder
-    if len(embedder.input_shape) == 1:
+    shape = embedder.reads.shape or ()
+    if len(shape) == 1:
         return Vectors(embedder.mean, embedder.deviation)
     dtype = run.summary["data"].get("dtype")
     if dtype not in ("uint8", "float32"):
@@ -116,7 +117,7 @@ def input_of(run: Run) -> ModelInput:
             f"{run.path} does not say whether it was trained on images of 8 bits: an older nearfar "
             f"trained it. Train again: nearfar train --config {run.path}/config.toml --out NEW"
         )
-    return Images(embedder.input_shape, embedder.mean, embedder.deviation, getattr(torch, dtype))
+    return Images(shape, embedder.mean, embedder.deviation, getattr(torch, dtype))
 
 
 def _picture(width: int, height: int) -> Image.Image:

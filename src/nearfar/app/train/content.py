@@ -165,7 +165,7 @@ def as_input(x: Tensor) -> Tensor:
 
 
 def dtype_of(content: Content) -> str:
-    """In what form items are read, by the first: "uint8" for images of 8 bits, "float32", "text"."""
+    """How items are read, by the first: "uint8" for images of 8 bits, "float32" or "text"."""
     first = content.read(torch.tensor([0]))()
     return str(first.dtype).removeprefix("torch.") if isinstance(first, Tensor) else "text"
 

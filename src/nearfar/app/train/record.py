@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from nearfar.app.errors import InputError
 from nearfar.app.train.arrays import Unreadable, load
-from nearfar.evaluate import verification
+from nearfar.evaluate.verification import verification
 
 RECORD = "record.npz"
 LEARNED_FROM = "learned_from"
