@@ -3,7 +3,13 @@
 Heavy modules are imported inside the commands, so that --help and usage errors appear at once.
 """
 
-from nearfar.app.commands import runs, tables, take_away, training  # noqa: F401 - which declare them
+from nearfar.app.commands import (  # noqa: F401 - which declare them
+    runs,
+    serving,
+    tables,
+    take_away,
+    training,
+)
 from nearfar.app.commands.declare import OPTIONS, app
 
 # The order in which the help lists them.
@@ -11,6 +17,7 @@ _ORDER = (
     "train",
     "evaluate",
     "verify",
+    "serve",
     "embed",
     "export",
     "mine",

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from PIL import Image, ImageFile
 
 from nearfar.app.errors import InputError
+from nearfar.app.train.upload import Upload
 
 Array = npt.NDArray[Any]
 Opened = ImageFile.ImageFile
@@ -22,7 +23,7 @@ _BIG_ENDIAN = re.compile("(?<=;(?:16|32))B(?=[FS]$)")  # in raw modes of floats 
 _BITS_PER_SAMPLE, _PLANAR, _SAMPLE_FORMAT = 258, 284, 339  # TIFF tags
 
 
-def depth(file: Path, image: Opened) -> str:
+def depth(file: Path | Upload, image: Opened) -> str:
     """The bit depth of each channel, a key of `LARGEST`; Pillow's mode tells it only for grey.
 
     Raises:

@@ -17,6 +17,7 @@ from nearfar.app.errors import InputError
 from nearfar.app.train.deep import EIGHT, FLOAT, LARGEST
 from nearfar.app.train.pixels import read_picture
 from nearfar.app.train.unreadable import FORMATS
+from nearfar.app.train.upload import Upload
 
 SIDE = 32
 # Pillow recognises these but cannot decode them, or needs another program.
@@ -52,7 +53,7 @@ class Fit:
         return Fit(width, height, channels)
 
 
-def read_images(files: Sequence[Path], fit: Fit) -> tuple[Tensor, list[str]]:
+def read_images(files: Sequence[Path | Upload], fit: Fit) -> tuple[Tensor, list[str]]:
     """Read images, and collect notes about them.
 
     Returns:

@@ -14,10 +14,15 @@ from PIL import Image, ImageFile
 from nearfar.app.errors import InputError
 from nearfar.app.train.deep import EIGHT, depth, read_deep
 from nearfar.app.train.unreadable import reason
+from nearfar.app.train.upload import Upload
 from nearfar.app.train.upright import keep_orientation_only, upright
 
 Array = npt.NDArray[Any]
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601, as in Pillow
+
+# Formats in which an image may come from outside. Pillow reads many more, which are seldom used and
+# seldom looked at, and one (EPS) by running a program on the file.
+UPLOADED = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,11 +39,11 @@ class Picture:
     depth: str
 
 
-def read_picture(file: Path, size: tuple[int, int], channels: int | None) -> Picture:
+def read_picture(file: Path | Upload, size: tuple[int, int], channels: int | None) -> Picture:
     """Read an image.
 
     Args:
-        file: an image of any format and mode that Pillow reads.
+        file: an image of any format and mode that Pillow reads; of an upload, see `UPLOADED`.
         size: width and height to which it is resized.
         channels: 1 for grey, 3 for RGB; None for 1 if the image is grey, else 3.
 
@@ -64,12 +69,12 @@ def read_picture(file: Path, size: tuple[int, int], channels: int | None) -> Pic
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[ImageFile.ImageFile]:
+def _opened(file: Path | Upload) -> Iterator[ImageFile.ImageFile]:
     """Open an image; any error while it is read becomes one line."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about metadata, which do not matter here
-            with Image.open(file) as image:
+            with _image(file) as image:
                 if image.format == "TIFF":
                     keep_orientation_only(image)
                 yield image
@@ -81,6 +86,13 @@ def _opened(file: Path) -> Iterator[ImageFile.ImageFile]:
         raise InputError(f"{file} cannot be read: {reason(file, error)}") from None
 
 
+def _image(file: Path | Upload) -> ImageFile.ImageFile:
+    if isinstance(file, Path):
+        return Image.open(file)
+    Image.init()  # registers all formats
+    return Image.open(file.open(), formats=[form for form in UPLOADED if form in Image.OPEN])
+
+
 def _plain(image: Image.Image) -> Image.Image:
     """Convert any 8-bit mode to L or RGB; transparent pixels are put on white."""
     grey = image.mode in ("1", "L", "LA", "La")
@@ -90,7 +102,7 @@ def _plain(image: Image.Image) -> Image.Image:
     return image.convert("L" if grey else "RGB")
 
 
-def _planes(file: Path, pixels: Array, channels: int | None) -> list[Image.Image]:
+def _planes(file: Path | Upload, pixels: Array, channels: int | None) -> list[Image.Image]:
     """Split (h, w) or (h, w, 3) float32 into images of one channel, which Pillow can resize."""
     if pixels.ndim == 3 and channels == 1:
         pixels = pixels @ LUMA

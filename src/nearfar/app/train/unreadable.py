@@ -6,6 +6,8 @@ from pathlib import Path
 
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
+from nearfar.app.train.upload import Upload
+
 # Pillow's readers log what they are about to raise.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 _HEIC = "HEIC, which needs pillow-heif: install it, or convert to JPEG"
@@ -22,7 +24,7 @@ _HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
-def reason(file: Path, error: Exception) -> str:
+def reason(file: Path | Upload, error: Exception) -> str:
     """Why a file raised this error, and the fix; Pillow's own messages name neither."""
     said = str(error)
     if isinstance(error, Image.DecompressionBombError):
@@ -54,7 +56,7 @@ def _too_large(said: str) -> str:
     )
 
 
-def _by_content(file: Path) -> str:
+def _by_content(file: Path | Upload) -> str:
     """Why Pillow cannot identify a file, judging by its first bytes."""
     with file.open("rb") as opened:
         head = opened.read(512)

@@ -14,6 +14,7 @@ from nearfar.app.errors import InputError
 from nearfar.app.output import whole_file
 from nearfar.app.train.address import read_item
 from nearfar.app.train.compare import Comparison, compare
+from nearfar.app.train.content import Content
 from nearfar.app.train.data import Items, Pairs, items_of, read_data
 from nearfar.app.train.loop import read_configured, split_data
 from nearfar.app.train.measure import embed, embed_items, measure
@@ -107,7 +108,15 @@ def embed_addresses(run: Run, addresses: Sequence[str]) -> Tensor:
     Raises:
         InputError: an item cannot be read, or its embedding is not finite.
     """
-    items = [read_item(address, run.embedder.reads) for address in addresses]
+    return embed_read(run, [read_item(address, run.embedder.reads) for address in addresses])
+
+
+def embed_read(run: Run, items: Sequence[Content]) -> Tensor:
+    """(n, d) embeddings of items that were read one by one.
+
+    Raises:
+        InputError: an embedding is not finite.
+    """
     x = torch.cat([embed(run.embedder, item) for item in items])
     if not x.isfinite().all():
         raise InputError(

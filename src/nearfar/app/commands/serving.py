@@ -1,0 +1,30 @@
+"""The command that shows a run to others: `serve`."""
+
+from contextlib import suppress
+from typing import Annotated
+
+import typer
+
+from nearfar.app.commands.declare import RunFolder, command, option
+from nearfar.app.errors import InputError
+
+
+@command("serve runs/photos", "serve runs/photos --port 0")
+def serve(
+    run: RunFolder,
+    port: Annotated[int, option("Port on 127.0.0.1; 0 for any that is free.", "--port")] = 8000,
+) -> None:
+    """Compare items in a browser on this computer, or by JSON. Ctrl-C stops it."""
+    if not 0 <= port <= 65535:
+        raise InputError(f"--port must lie between 0 and 65535, got {port}.")
+
+    from nearfar.app.serve import Answers, open_door
+    from nearfar.app.train.run import read_run
+
+    answers = Answers(read_run(run))
+    with open_door(answers, port) as door:
+        typer.echo(f"{run} is at {door.url} for this computer; Ctrl-C stops it")
+        with suppress(KeyboardInterrupt):
+            door.serve_forever()
+    answers.busy.acquire(timeout=10)  # torch must not be cut off in the middle
+    typer.echo("stopped")

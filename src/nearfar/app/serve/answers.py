@@ -1,0 +1,110 @@
+"""What the door answers: about the run, and whether two items are the same."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from threading import Lock
+from typing import Any
+
+import nearfar
+from nearfar.app.serve.items import described, item_from, kind_of
+from nearfar.app.serve.refusal import unusable
+from nearfar.app.text import printable
+from nearfar.app.train.run import Run
+from nearfar.app.train.use import decide
+from nearfar.distance import between_rows
+
+MIB = 2**20
+LEAST_PRIOR = 1e-12  # as for `nearfar verify`
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The answers of a run.
+
+    Attributes:
+        run: the run.
+        busy: held while an item is embedded: one at a time, so that many large images do not fill
+            the memory.
+    """
+
+    run: Run
+    busy: Lock = field(default_factory=Lock)
+
+    @cached_property
+    def kind(self) -> str:
+        """What is compared: image or vector."""
+        return kind_of(self.run)
+
+    @property
+    def most_bytes(self) -> int:
+        """The largest body of a request."""
+        return 32 * MIB if self.kind == "image" else MIB
+
+    @property
+    def name(self) -> str:
+        """The name of the run, without the folders that it lies in."""
+        return printable(self.run.path.resolve().name)
+
+    def about(self) -> dict[str, Any]:
+        """The run in figures."""
+        run = self.run
+        return {
+            "nearfar": nearfar.__version__,
+            "run": self.name,
+            "items": self.kind,
+            "shape": list(run.embedder.input_shape),
+            "most_bytes": self.most_bytes,
+            "distance": run.distance,
+            "threshold": run.thresholds.learned,
+            "far": run.thresholds.far,
+            "likelihood_ratios": None if run.probability is None else run.probability.limits,
+            "test": {
+                "n_identities": run.summary["test"]["n_identities"],
+                **run.summary["test"]["learned"],
+            },
+        }
+
+    def compare(self, body: Any) -> dict[str, Any]:
+        """Whether two items are the same.
+
+        Raises:
+            Refusal: the body is no such question.
+            InputError: an item cannot be read.
+        """
+        asked = _keys(body, needed=("a", "b"), may=("prior",))
+        prior = self._prior(asked.get("prior"))
+        with self.busy:
+            a, b = (item_from(asked[name], self.run, name) for name in ("a", "b"))
+        found = decide(self.run, between_rows(a, b, self.run.distance).item(), prior)
+        return {**found.as_dict(), "said": found.render()}
+
+    def _prior(self, prior: Any) -> float | None:
+        if prior is None:
+            return None
+        if isinstance(prior, bool) or not isinstance(prior, int | float):
+            raise unusable(f"prior must be a number or null; got {described(prior)}.")
+        if not LEAST_PRIOR <= prior <= 1 - LEAST_PRIOR:
+            raise unusable(
+                "prior must be a share of same pairs between 1e-12 and 1 - 1e-12; got "
+                f"{described(prior)} outside."
+            )
+        if self.run.probability is None:
+            raise unusable(
+                "prior needs a probability, which this run does not have: it was trained by an "
+                "older nearfar. Train it again, or leave prior out."
+            )
+        return float(prior)
+
+
+def _keys(body: Any, needed: tuple[str, ...], may: tuple[str, ...]) -> Mapping[str, Any]:
+    """The body, if it is an object with these keys."""
+    known = {*needed, *may}
+    if not isinstance(body, dict) or not set(needed) <= body.keys() <= known:
+        wants = " and ".join(map(repr, needed))
+        raise unusable(
+            f"the body must be an object with {wants}"
+            + (f", and perhaps {' and '.join(map(repr, may))}" if may else "")
+            + f"; got {described(body)}."
+        )
+    return body

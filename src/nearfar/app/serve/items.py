@@ -1,0 +1,118 @@
+"""Items as they come in a request: always their content, never a path or an address to fetch."""
+
+import binascii
+from base64 import b64decode
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nearfar.app.errors import InputError
+from nearfar.app.serve.refusal import unusable
+from nearfar.app.tables import vector
+from nearfar.app.train.images import Fit, read_images
+from nearfar.app.train.run import Run
+from nearfar.app.train.upload import Upload
+from nearfar.app.train.use import embed_read
+
+FORMS = {
+    "image": '{"image": "<the bytes of an image file, as base64>"}',
+    "vector": '{"vector": [0.1, 0.2, ...]}',
+}
+
+
+def kind_of(run: Run) -> str:
+    """What a run compares, a key of `FORMS`.
+
+    Raises:
+        InputError: items that cannot come in a request.
+    """
+    shape = run.embedder.input_shape
+    if len(shape) == 1:
+        return "vector"
+    try:
+        Fit.to(shape)
+    except InputError as error:
+        raise InputError(
+            f"{run.path} cannot be served: {error} Use `nearfar verify`, which takes rows of an "
+            ".npz."
+        ) from None
+    return "image"
+
+
+def item_from(payload: Any, run: Run, what: str) -> Tensor:
+    """(1, d), the embedding of an item of a request.
+
+    Args:
+        payload: the item as JSON, in one of `FORMS`.
+        run: the run that embeds it.
+        what: names the item in messages.
+
+    Raises:
+        Refusal: it has another form.
+        InputError: its content cannot be read, or its embedding is not finite.
+    """
+    kind = kind_of(run)
+    if not isinstance(payload, dict) or list(payload) != [kind]:
+        raise unusable(
+            f"{what} must be the item itself, {FORMS[kind]}; got {described(payload)}. "
+            "Paths and addresses are not read."
+        )
+    return embed_read(run, [_READERS[kind](payload[kind], run.embedder.input_shape, what)])
+
+
+def described(value: Any) -> str:
+    """What a value is, in the words of JSON, without what it holds."""
+    if isinstance(value, dict):
+        keys = ", ".join(repr(key[:40]) for key in list(value)[:5])
+        return f"an object with {keys or 'no key'}" + ", ..." * (len(value) > 5)
+    if isinstance(value, str):
+        return "text"
+    if isinstance(value, list):
+        return "a list"
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    return "a number"
+
+
+def _image(value: Any, shape: tuple[int, ...], what: str) -> Tensor:
+    form = f"{what}.image must be the bytes of an image file as base64"
+    if not isinstance(value, str):
+        raise unusable(f"{form}; got {described(value)}.")
+    if value.startswith("data:"):
+        raise unusable(f'{form}; got a data URL. Send only what follows "base64,".')
+    try:
+        content = b64decode(value, validate=True)
+    except (binascii.Error, ValueError):  # ValueError: letters beyond ASCII
+        raise unusable(
+            f"{form} (letters, digits, + and /, padded with =); got other text."
+        ) from None
+    return read_images([Upload(f"image {what}", content)], Fit.to(shape))[0]
+
+
+def _vector(value: Any, shape: tuple[int, ...], what: str) -> Tensor:
+    form = f"{what}.vector must be a list of {shape[0]} numbers, or these as text"
+    if isinstance(value, list):
+        wrong = [one for one in value if isinstance(one, bool) or not isinstance(one, int | float)]
+        if wrong:
+            raise unusable(f"{form}; got a list that holds {described(wrong[0])}.")
+    elif not isinstance(value, str):
+        raise unusable(f"{form}; got {described(value)}.")
+    try:
+        with np.errstate(over="ignore"):  # refused below
+            numbers = vector(value, f"{what}.vector", shape[0]).astype(np.float32)
+    except OverflowError:  # a whole number of hundreds of digits
+        numbers = np.full(shape, np.inf, np.float32)
+    if numbers.shape != shape:
+        raise unusable(f"{form}; got numbers of shape {numbers.shape}.")
+    if not np.isfinite(numbers).all():
+        raise unusable(f"{what}.vector holds a number beyond float32. Repair it.")
+    return torch.from_numpy(numbers)[None]
+
+
+_READERS: dict[str, Callable[[Any, tuple[int, ...], str], Tensor]] = {
+    "image": _image,
+    "vector": _vector,
+}
