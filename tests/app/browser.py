@@ -42,14 +42,19 @@ class Page:
     def __init__(self, driver) -> None:
         self.driver = driver
 
-    def open(self, path: Path, *, width: int = 1280, dark: bool = False) -> None:
-        from selenium.webdriver.support.ui import WebDriverWait
-
+    def open(self, path: Path | str, *, width: int = 1280, dark: bool = False) -> None:
+        """Open a file, or an address."""
         self.resize(width)
         self.media(dark=dark)
         self.driver.get_log("browser"), self.driver.get_log("performance")  # of the page before
-        self.driver.get(path.resolve().as_uri())
-        WebDriverWait(self.driver, 30).until(lambda driver: driver.execute_script(DRAWN))
+        self.driver.get(path if isinstance(path, str) else path.resolve().as_uri())
+        self.wait(DRAWN)
+
+    def wait(self, code: str) -> None:
+        """Wait until a script returns true."""
+        from selenium.webdriver.support.ui import WebDriverWait
+
+        WebDriverWait(self.driver, 30).until(lambda driver: driver.execute_script(code))
 
     def resize(self, width: int) -> None:
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}

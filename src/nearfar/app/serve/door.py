@@ -28,7 +28,7 @@ from nearfar.plain import plain
 
 LOOPBACK = "127.0.0.1"
 CONNECTIONS = 16  # at once; more wait to be accepted
-PATIENCE = 30.0  # seconds in which a request must arrive
+PATIENCE = 30.0  # seconds in which the head of a request must arrive, and its body
 LINGER = 2.0  # seconds in which a client may finish sending what is no longer read
 LONGEST = 600  # characters of an error
 
@@ -110,11 +110,11 @@ class _Handler(BaseHTTPRequestHandler):
     server: Door
     connection: socket
     protocol_version = "HTTP/1.1"
-    timeout = 2 * PATIENCE  # of one read or write
+    timeout = PATIENCE  # of one read or write
 
     def setup(self) -> None:
         super().setup()
-        # The timeout would not end a request that comes byte by byte.
+        # The timeout would not end a head that comes byte by byte.
         self._patience = Timer(PATIENCE, self._stop_reading)
         self._patience.daemon = True
         self._patience.start()
@@ -156,6 +156,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _found(self) -> tuple[str, bytes]:
         """The type and the content of the answer."""
+        self._patience.cancel()
         self._check_origin()
         path = self.path.partition("?")[0]
         is_question = path in self.server.questions
@@ -173,7 +174,6 @@ class _Handler(BaseHTTPRequestHandler):
                 ", ".join(allowed),
             )
         if not is_question:
-            self._patience.cancel()
             return self.server.files[path]
         body = _parsed(self._body())
         return JSON, _json(self.server.questions[path](body))
@@ -198,16 +198,21 @@ class _Handler(BaseHTTPRequestHandler):
             )
 
     def _body(self) -> bytes:
-        size = self._size()
-        content = self.rfile.read(size)
-        self._patience.cancel()
+        size, end = self._size(), monotonic() + PATIENCE
+        content = bytearray()
+        with suppress(TimeoutError):
+            while len(content) < size and monotonic() < end:
+                part = self.rfile.read1(min(size - len(content), MIB))
+                if not part:
+                    break
+                content += part
         if len(content) < size:
             raise Refusal(
                 HTTPStatus.REQUEST_TIMEOUT,
                 f"the request broke off after {len(content):,} of {size:,} bytes; it must arrive "
                 f"within {PATIENCE:g} seconds.",
             )
-        return content
+        return bytes(content)
 
     def _size(self) -> int:
         """The length of the body, checked with its type before any of it is read."""
@@ -250,8 +255,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(
         self, status: HTTPStatus, kind: str, content: bytes, more: dict[str, str] | None = None
     ) -> None:
-        self._patience.cancel()
         self.close_connection = True
+        self.request_version = self.protocol_version  # or what is no request gets a bare body
         self.send_response(status)
         for name, value in {**HEADERS, **(more or {})}.items():
             self.send_header(name, value)

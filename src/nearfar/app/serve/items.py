@@ -106,7 +106,7 @@ def _vector(value: Any, shape: tuple[int, ...], what: str) -> Tensor:
     except OverflowError:  # a whole number of hundreds of digits
         numbers = np.full(shape, np.inf, np.float32)
     if numbers.shape != shape:
-        raise unusable(f"{form}; got numbers of shape {numbers.shape}.")
+        raise unusable(f"{form}; got {' x '.join(map(str, numbers.shape))} numbers.")
     if not np.isfinite(numbers).all():
         raise unusable(f"{what}.vector holds a number beyond float32. Repair it.")
     return torch.from_numpy(numbers)[None]

@@ -13,6 +13,11 @@ from nearfar.plain import plain
 HTML = "text/html; charset=utf-8"
 CSS = "text/css; charset=utf-8"
 SCRIPT = "text/javascript; charset=utf-8"
+# Where the slider of the share of same pairs can stand.
+PRIORS = (
+    *(0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2),
+    *(0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999),
+)
 
 
 def files(answers: Answers) -> dict[str, tuple[str, bytes]]:
@@ -41,6 +46,8 @@ def _page(answers: Answers) -> str:
     return environment.get_template("serve.html").render(
         about=answers.about(),
         version=nearfar.__version__,
-        verdict=verdict(summary["test"], summary.get("findings")),
+        priors=PRIORS,
+        findings=summary.get("findings") or [],
+        verdict=verdict(summary["test"], None),
         figures=[row[:3] for row in figures_table(summary["test"])],
     )

@@ -122,14 +122,14 @@
     return svg;
   }
 
-  // The odds of "same" are those of the prior times the likelihood ratio; the slider has their logarithm.
+  // The odds of "same" are those of the prior times the likelihood ratio.
   function believe() {
-    const slider = find("#prior"), before = 10 ** Number(slider.value);
-    const prior = before / (1 + before), after = before * latest.likelihood_ratio;
-    const said = `${share(prior)} of all pairs`;
+    const slider = find("#prior"), prior = Number(slider.dataset.values.split(" ")[slider.value]);
+    const odds = prior / (1 - prior) * latest.likelihood_ratio;
+    const said = `${prior} of all pairs`;
     find("#prior-said").textContent = said;
     slider.setAttribute("aria-valuetext", said);
-    find("#probability").textContent = `Probability of “same”: ${share(after / (1 + after))}`;
+    find("#probability").textContent = `Probability of “same”: ${share(odds / (1 + odds))}`;
   }
 
   function choose(name, file) {
@@ -158,6 +158,7 @@
     event.preventDefault();
     compare();
   });
+  form.addEventListener("input", hide); // what was answered is not about these items any more
   form.addEventListener("reset", () => {
     asked += 1;
     for (const name of [...files.keys()]) choose(name);
