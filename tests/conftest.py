@@ -137,6 +137,18 @@ def image_run(tmp_path_factory, folder) -> Path:
     return out
 
 
+@pytest.fixture(scope="session")
+def glyphs_run(tmp_path_factory) -> Path:
+    """A run trained on the built-in letters, for a moment."""
+    from nearfar.app.cli import main
+
+    out = tmp_path_factory.mktemp("runs") / "glyphs"
+    options = ["--steps", "12", "--identities", "16", "--loss", "contrastive", "--no-report"]
+    options += ["--calibration-share", "0.06", "--test-share", "0.06"]
+    assert main(["train", "glyphs", "--out", str(out), *options]) == 0
+    return out
+
+
 def near_duplicates(seed: int, apart: float) -> Tensor:
     """Seven rows of nearly one direction and others, of any length, in float32."""
     chance = torch.Generator().manual_seed(seed)

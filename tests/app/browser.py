@@ -79,6 +79,25 @@ class Page:
     def text(self, selector: str) -> str:
         return self.script("return document.querySelector(arguments[0]).textContent", selector)
 
+    def faults(self, without: str = "#nothing") -> tuple[list[tuple[str, str]], int]:
+        """What breaks the rules of accessibility that matter, and how many rules are kept."""
+        import axe_core_python
+
+        axe = Path(axe_core_python.__file__).parent / "axe.min.js"
+        self.script(axe.read_text(encoding="utf-8"))
+        found = self.driver.execute_async_script(
+            "const [without, done] = arguments;"
+            "axe.run({exclude: [[without]]})"
+            ".then(done, error => done({violations: [{id: String(error), nodes: [{html: ''}]}]}))",
+            without,
+        )
+        serious = [
+            (fault["id"], fault["nodes"][0]["html"])
+            for fault in found["violations"]
+            if fault.get("impact") not in ("minor", "moderate")
+        ]
+        return serious, len(found.get("passes", ()))
+
     def errors(self) -> list[str]:
         """What the console complains about."""
         return [entry["message"] for entry in self.driver.get_log("browser")]

@@ -1,9 +1,12 @@
-"""Requests that cannot be answered: what is sent, the status of the answer, and what it says."""
+"""A door to knock on, and requests that cannot be answered: what is sent, and what comes back."""
 
 import json
 import struct
+import threading
 import zlib
 from base64 import b64encode
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -11,7 +14,22 @@ import numpy as np
 from image_files import chunk, png16
 from PIL import Image
 
+from nearfar.app.serve import Answers, Door, open_door
+
 RIGHT = {"a": {"vector": [1, 2, 3, 4, 5, 6, 7, 8]}, "b": {"vector": "1 2 3 4 5 6 7 9"}}
+
+
+@contextmanager
+def opened(answers: Answers) -> Iterator[Door]:
+    """A server in a thread, while the block runs."""
+    with open_door(answers, 0) as found:
+        thread = threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield found
+        finally:
+            found.shutdown()
+            thread.join()
 
 
 @dataclass(frozen=True)

@@ -18,17 +18,6 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def glyphs_run(tmp_path_factory) -> Path:
-    from nearfar.app.cli import main
-
-    out = tmp_path_factory.mktemp("runs") / "glyphs"
-    options = ["--steps", "12", "--identities", "16", "--loss", "contrastive", "--no-report"]
-    options += ["--calibration-share", "0.06", "--test-share", "0.06"]
-    assert main(["train", "glyphs", "--out", str(out), *options]) == 0
-    return out
-
-
-@pytest.fixture(scope="module")
 def pages(glyphs_run, image_run, vector_run, tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
     runs = {"glyphs": glyphs_run, "images": image_run, "vectors": vector_run}
@@ -77,23 +66,11 @@ def test_a_page_is_silent_offline_and_fits(page, pages, name, width, dark):
 )
 def test_a_page_is_accessible(page, pages, name, dark):
     """The charts themselves are left out: they are images, which their places describe."""
-    import axe_core_python
-
     page.open(pages[name], dark=dark)
     page.script("document.querySelectorAll('details').forEach(part => { part.open = true })")
-    page.script((Path(axe_core_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8"))
-    found = page.driver.execute_async_script(
-        "const [done] = arguments;"
-        "axe.run({exclude: [['.chart svg']]})"
-        ".then(done, error => done({violations: [{id: String(error)}]}))"
-    )
-    serious = [
-        (fault["id"], fault["nodes"][0]["html"])
-        for fault in found["violations"]
-        if fault.get("impact") not in ("minor", "moderate")
-    ]
+    serious, n_passes = page.faults(without=".chart svg")
     assert serious == []
-    assert len(found["passes"]) > 15
+    assert n_passes > 15
 
 
 def drawn(page, name: str) -> str:

@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -20,10 +19,10 @@ import serve_requests as wrong
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from serve_requests import RIGHT, image, png, posted, request
+from serve_requests import RIGHT, image, opened, png, posted, request
 
 from nearfar.app.errors import InputError
-from nearfar.app.serve import Answers, Door, door, open_door
+from nearfar.app.serve import Answers, Door, door
 from nearfar.app.serve.items import item_from
 from nearfar.app.train.pixels import read_picture
 from nearfar.app.train.run import read_run
@@ -57,18 +56,6 @@ def nothing_written(capfd):
     assert OPENED == []
     said = capfd.readouterr()
     assert said.out + said.err == ""
-
-
-@contextmanager
-def opened(answers: Answers) -> Iterator[Door]:
-    with open_door(answers, 0) as found:
-        thread = threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield found
-        finally:
-            found.shutdown()
-            thread.join()
 
 
 @pytest.fixture(scope="module")
