@@ -414,7 +414,7 @@ def test_a_run_whose_items_cannot_be_sent_is_refused(nearfar, tmp_path):
     assert nearfar("train", tmp_path / "two.npz", "--out", tmp_path / "run", *options).status == 0
     done = nearfar("serve", tmp_path / "run", "--port", 0)
     assert done.status == 2
-    assert "cannot be served: the run was trained on 2 channels" in done.error
+    assert "cannot be served: it compares items of shape (2, 8, 8)." in done.error
 
 
 @pytest.mark.slow

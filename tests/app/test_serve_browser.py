@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from browser import browser, needs_chromium
 from PIL import Image
 from serve_requests import opened
@@ -28,7 +29,9 @@ def letters(tmp_path_factory) -> dict[int, Path]:
     folder = tmp_path_factory.mktemp("letters")
     items = read_glyphs()
     for row in (A, NEAR, FAR):
-        Image.fromarray(items.x[row, 0].numpy()).save(folder / f"letter {row}.png")
+        Image.fromarray(items.content.read(torch.tensor([row]))()[0, 0].numpy()).save(
+            folder / f"letter {row}.png"
+        )
     return {row: folder / f"letter {row}.png" for row in (A, NEAR, FAR)}
 
 

@@ -53,7 +53,7 @@ class Answers:
             "nearfar": nearfar.__version__,
             "run": self.name,
             "items": self.kind,
-            "shape": list(run.embedder.input_shape),
+            "shape": list(run.embedder.reads.shape or ()),
             "most_bytes": self.most_bytes,
             "distance": run.distance,
             "threshold": run.thresholds.learned,

@@ -12,6 +12,7 @@ from torch import Tensor
 from nearfar.app.errors import InputError
 from nearfar.app.serve.refusal import unusable
 from nearfar.app.tables import vector
+from nearfar.app.train.content import Arrays
 from nearfar.app.train.images import Fit, read_images
 from nearfar.app.train.run import Run
 from nearfar.app.train.upload import Upload
@@ -29,17 +30,15 @@ def kind_of(run: Run) -> str:
     Raises:
         InputError: items that cannot come in a request.
     """
-    shape = run.embedder.input_shape
+    shape = run.embedder.reads.shape or ()
     if len(shape) == 1:
         return "vector"
-    try:
-        Fit.to(shape)
-    except InputError as error:
-        raise InputError(
-            f"{run.path} cannot be served: {error} Use `nearfar verify`, which takes rows of an "
-            ".npz."
-        ) from None
-    return "image"
+    if len(shape) == 3 and shape[0] in (1, 3):
+        return "image"
+    raise InputError(
+        f"{run.path} cannot be served: it compares items of shape {shape}. Served are images of 1 "
+        "or 3 channels and vectors; `nearfar verify` takes others as rows of an .npz."
+    )
 
 
 def item_from(payload: Any, run: Run, what: str) -> Tensor:
@@ -60,7 +59,8 @@ def item_from(payload: Any, run: Run, what: str) -> Tensor:
             f"{what} must be the item itself, {FORMS[kind]}; got {described(payload)}. "
             "Paths and addresses are not read."
         )
-    return embed_read(run, [_READERS[kind](payload[kind], run.embedder.input_shape, what)])
+    item = _READERS[kind](payload[kind], run.embedder.reads.shape or (), what)
+    return embed_read(run, [Arrays(item)])
 
 
 def described(value: Any) -> str:
