@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -385,6 +387,42 @@ def test_a_network_that_returns_nan_is_told_of(vector_run):
     run = read_run(vector_run)
     with pytest.raises(InputError, match="returns NaN or infinity"):
         item_from({"vector": [3e38] * 8}, run, "a")
+
+
+# The page of the documentation.
+
+GUIDE = (Path(__file__).parents[2] / "docs" / "serve.md").read_text(encoding="utf-8")
+
+
+def test_the_code_of_the_guide_asks_and_is_answered(
+    images_door, folder, tmp_path, monkeypatch, capsys
+):
+    (code,) = re.findall(r"^```python\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)
+    (shown,) = re.findall(r"^```text\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)
+    one, other = sorted(folder.rglob("*.png"))[:2]
+    shutil.copy(one, tmp_path / "one.png")
+    shutil.copy(other, tmp_path / "other.png")
+    monkeypatch.chdir(tmp_path)
+    exec(code.replace("http://127.0.0.1:8000/", images_door.url), {})
+    printed = json.loads(capsys.readouterr().out)
+    assert printed.keys() == json.loads(shown).keys()
+    assert printed["prior"] == 0.01
+
+
+def test_the_guide_shows_what_a_path_is_told(images_door):
+    (sent,) = re.findall(r"-d '(.*)'$", GUIDE, re.MULTILINE)
+    (told,) = re.findall(r'^({"error".*})$', GUIDE, re.MULTILINE)
+    assert ask(images_door, request(body=sent.encode())).json == json.loads(told)
+
+
+def test_the_guide_names_every_status():
+    (table,) = re.findall(r"\| status \|.*?\n\n", GUIDE, re.DOTALL)
+    named = {
+        int(status)
+        for row in re.findall(r"^\| (4[\d, ]+)", table, re.MULTILINE)
+        for status in row.split(",")
+    }
+    assert {one.status for one in (*OF_VECTORS, *OF_IMAGES)} - {505} == named - {408}
 
 
 # The command.

@@ -2,10 +2,8 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +13,7 @@ from torch import Tensor
 
 from nearfar.app.errors import InputError
 from nearfar.app.train.deep import EIGHT, FLOAT, LARGEST
-from nearfar.app.train.pixels import read_picture
+from nearfar.app.train.pixels import read_picture, register_formats
 from nearfar.app.train.unreadable import FORMATS
 from nearfar.app.train.upload import Upload
 
@@ -100,8 +98,6 @@ def is_readable(path: Path | str) -> bool:
 @cache
 def _readable() -> frozenset[str]:
     """The file name endings of the formats that Pillow reads."""
-    with suppress(ImportError):  # optional, since it ships a decoder of its own
-        import_module("pillow_heif").register_heif_opener()
-    Image.init()
+    register_formats()
     read = Image.OPEN.keys() - _NOT_DECODED | {"MPO"}  # opened by the JPEG reader
     return frozenset(ending for ending, form in Image.EXTENSION.items() if form in read)

@@ -2,8 +2,9 @@
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,13 @@ def read_picture(file: Path | Upload, size: tuple[int, int], channels: int | Non
     return Picture(arrays[0][None] if arrays[0].ndim == 2 else arrays[0].transpose(2, 0, 1), found)
 
 
+def register_formats() -> None:
+    """Let Pillow know all formats that it can read here."""
+    with suppress(ImportError):  # optional, since it ships a decoder of its own
+        import_module("pillow_heif").register_heif_opener()
+    Image.init()
+
+
 @contextmanager
 def _opened(file: Path | Upload) -> Iterator[ImageFile.ImageFile]:
     """Open an image; any error while it is read becomes one line."""
@@ -89,7 +97,7 @@ def _opened(file: Path | Upload) -> Iterator[ImageFile.ImageFile]:
 def _image(file: Path | Upload) -> ImageFile.ImageFile:
     if isinstance(file, Path):
         return Image.open(file)
-    Image.init()  # registers all formats
+    register_formats()
     return Image.open(file.open(), formats=[form for form in UPLOADED if form in Image.OPEN])
 
 
