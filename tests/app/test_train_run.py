@@ -13,6 +13,7 @@ import pytest
 from conftest import QUICK, Ran, make_vectors, pair_rows, write_csv
 
 from nearfar.app.errors import InputError
+from nearfar.app.train.calibration import CALIBRATION
 from nearfar.app.train.objectives import OBJECTIVES
 from nearfar.app.train.record import RECORD
 from nearfar.app.train.run import FILES, read_run, writing
@@ -30,7 +31,7 @@ def figures(run: Path) -> tuple[float, float]:
 
 
 def test_a_run_holds_what_it_says(vector_run):
-    assert sorted(content(vector_run)) == sorted([*FILES, RECORD])
+    assert sorted(content(vector_run)) == sorted([*FILES, RECORD, CALIBRATION])
     lines = [json.loads(line) for line in (vector_run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 41))
     norms = {"gradient_norm", "embedding_norm"}
@@ -305,7 +306,7 @@ def test_a_run_takes_its_place_with_its_report(nearfar, vector_run, vectors, tmp
     assert done.status == 130
     ((inside, written, before),) = seen
     assert inside
-    assert written == sorted([*FILES, RECORD])
+    assert written == sorted([*FILES, RECORD, CALIBRATION])
     assert before["report.html"] == b"the old report"
     assert before["model.safetensors"] == content(vector_run)["model.safetensors"]
     assert content(run) == before
@@ -322,7 +323,7 @@ def test_a_report_that_fails_costs_no_run(nearfar, vector_run, vectors, tmp_path
     assert done.status == 2
     assert done.error == "nearfar: error: no room for a report"
     assert f"wrote {run} without its report; to try again: nearfar report {run}" in done.out
-    assert sorted(content(run)) == sorted([*FILES, RECORD])
+    assert sorted(content(run)) == sorted([*FILES, RECORD, CALIBRATION])
     assert content(run)["model.safetensors"] != content(vector_run)["model.safetensors"]
 
 

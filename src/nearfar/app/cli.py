@@ -15,7 +15,10 @@ from nearfar.app.text import printable
 from nearfar.app.train.names import SWEPT
 
 INTERRUPTED = 130
-VALUED = ("--prior",)  # options of verify that are followed by a value
+VALUED = {  # commands whose items may begin with a minus, and their options with a value
+    "verify": ("--prior",),
+    "search": ("--prior", "--k", "--far"),
+}
 LIST_OPTIONS = tuple(f"--{name}" for name in SWEPT)
 APP_LIBRARIES = (
     "altair",
@@ -43,8 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # reads this variable once, when torch is loaded; only the commands load it.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] in (["sweep"], ["verify"]):
-        given = _repeat_options(given) if given[0] == "sweep" else _items_after_options(given)
+    if given[:1] == ["sweep"]:
+        given = _repeat_options(given)
+    elif given[:1] and given[0] in VALUED:
+        given = _items_after_options(given)
     _escape_unprintable_output()
     try:
         with _termination_as_interrupt():
@@ -121,7 +126,7 @@ def _items_after_options(given: list[str]) -> list[str]:
     options: list[str] = []
     items: list[str] = []
     for before, word in zip(["", *words], words, strict=False):
-        of_option = word.startswith("--") or before in VALUED
+        of_option = word.startswith("--") or before in VALUED[command]
         (options if of_option else items).append(word)
     return [command, *options, "--", *items]
 

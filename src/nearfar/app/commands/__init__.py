@@ -4,6 +4,7 @@ Heavy modules are imported inside the commands, so that --help and usage errors 
 """
 
 from nearfar.app.commands import (  # noqa: F401 - which declare them
+    galleries,
     runs,
     serving,
     tables,
@@ -20,6 +21,9 @@ _ORDER = (
     "serve",
     "embed",
     "export",
+    "enroll",
+    "search",
+    "gallery",
     "mine",
     "doctor",
     "report",

@@ -22,6 +22,7 @@ from torch import Tensor
 import nearfar
 from nearfar.app.errors import InputError
 from nearfar.app.train.batches import distort
+from nearfar.app.train.calibration import write_calibration
 from nearfar.app.train.checkup import Checkup
 from nearfar.app.train.compare import Comparison, compare, fit
 from nearfar.app.train.config import TrainConfig
@@ -125,6 +126,7 @@ def train(
         summary = _summary(data, split, last, calibrated, found, diagnosis)
         write_run(folder, config, embedder, thresholds, probability, summary)
         write_record(folder, Record(course, ended), _learned_from(items_of(data), split))
+        write_calibration(folder, calibration, items_of(data))
     if not diagnosis.healthy:
         say(f"what it means, and what to try: nearfar doctor {out}")
     return found

@@ -12,6 +12,7 @@ from safetensors.torch import load, save_file
 
 from nearfar.app.errors import InputError
 from nearfar.app.output import FolderKind, whole_folder
+from nearfar.app.train.calibration import CALIBRATION
 from nearfar.app.train.compare import Thresholds
 from nearfar.app.train.config import TrainConfig
 from nearfar.app.train.config_file import FORMAT, check_format, read_config, to_toml
@@ -31,7 +32,7 @@ CONFIG, MODEL, THRESHOLD = "config.toml", "model.safetensors", "threshold.json"
 METRICS, SUMMARY = "metrics.jsonl", "summary.json"
 FILES = (CONFIG, MODEL, THRESHOLD, METRICS, SUMMARY)
 REPORT = "report.html"
-OPTIONAL = (RECORD, REPORT)  # files that a run folder may also hold
+OPTIONAL = (RECORD, CALIBRATION, REPORT)  # files that a run folder may also hold
 RUN = FolderKind("a run", "--out", (CONFIG, SUMMARY), (*FILES, *OPTIONAL))
 
 WhenFinished = Callable[[Path], None] | None

@@ -1,0 +1,1 @@
+"""Galleries: embeddings of known identities, among which the nearest to a query are searched."""

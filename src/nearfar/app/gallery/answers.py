@@ -1,0 +1,267 @@
+"""`nearfar search`: who in a gallery a query shows, or that it is nobody known."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from nearfar.app.errors import InputError
+from nearfar.app.gallery.enroll import about, gallery_of, recalled
+from nearfar.app.gallery.nearest import Match, nearest_identities, uses_graphs
+from nearfar.app.gallery.store import Gallery
+from nearfar.app.gallery.strangers import OpenSet, Strangers
+from nearfar.app.train.calibration import read_calibration
+from nearfar.app.train.run import Run, read_run
+from nearfar.app.train.use import decide, embed_addresses
+from nearfar.plain import plain
+from nearfar.tabulate import Table
+
+_LISTED = 20  # identities whose likelihood ratios are known one by one
+_TRIES = 5  # while another process replaces blocks
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An identity near a query.
+
+    Attributes:
+        identity: its name.
+        item: the name of its nearest item.
+        distance: of the query to that item.
+        likelihood_ratio: how many times as likely such a distance is for same pairs as for
+            different ones; None if the run is too old for it.
+        at_limit: whether it would be further from 1 if there were more calibration identities.
+        probability: that the query shows this identity; None without a prior.
+    """
+
+    identity: str
+    item: str
+    distance: float
+    likelihood_ratio: float | None
+    at_limit: bool
+    probability: float | None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Whom a query shows.
+
+    Attributes:
+        query: its address.
+        found: the nearest identity, if it is within the threshold; None: nobody known.
+        candidates: the nearest identities, whether they are within it or not.
+        nobody: the probability that the query shows nobody in the gallery; None without a prior.
+    """
+
+    query: str
+    found: str | None
+    candidates: Sequence[Candidate]
+    nobody: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """The answers to some queries.
+
+    Attributes:
+        answers: one for each query.
+        open_set: the threshold of the gallery, and what to expect of it.
+        gallery: what was searched.
+        by_graph: whether graphs were used.
+        prior: the share of queries that show somebody in the gallery; None: not told.
+    """
+
+    answers: Sequence[Answer]
+    open_set: OpenSet
+    gallery: Gallery
+    by_graph: bool
+    prior: float | None
+
+    @property
+    def all_found(self) -> bool:
+        return all(answer.found is not None for answer in self.answers)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        found: dict[str, Any] = plain(
+            {
+                "answers": [asdict(answer) for answer in self.answers],
+                "open_set": self.open_set.as_dict(),
+                **about(self.gallery),
+                "by_graph": self.by_graph,
+                "prior": self.prior,
+            }
+        )
+        return found
+
+    def render(self) -> Iterator[str | Table]:
+        """For a terminal."""
+        limit = self.open_set.threshold
+        for answer in self.answers:
+            nearest = answer.candidates[0]
+            near = f"{self.gallery.distance} distance {nearest.distance:.4f}"
+            if answer.found is not None:
+                yield f"{answer.query}: {answer.found}, {near} <= threshold {limit:.4f}"
+            else:
+                yield f"{answer.query}: nobody known; nearest {near} > threshold {limit:.4f}"
+            yield self._table(answer)
+            if answer.nobody is not None:
+                yield f"\nprobability of nobody known: {_share(answer.nobody)}"
+            yield ""
+        yield str(self.open_set)
+        if self.prior is not None:
+            yield f"probabilities hold if {self.prior} of the queries show somebody in the gallery"
+        if self.by_graph and self.gallery.recall:
+            yield f"searched by graphs, which {recalled(self.gallery.recall)}; --exact finds all"
+
+    def _table(self, answer: Answer) -> Table:
+        header = ["identity", "nearest item", "distance"]
+        columns = [
+            [one.identity for one in answer.candidates],
+            [one.item for one in answer.candidates],
+            [f"{one.distance:.4f}" for one in answer.candidates],
+        ]
+        if answer.candidates[0].likelihood_ratio is not None:
+            header.append("likelihood ratio")
+            columns.append([_ratio(one) for one in answer.candidates])
+        if self.prior is not None:
+            header.append("probability")
+            columns.append([_share(one.probability) for one in answer.candidates])
+        return Table(tuple(header), list(zip(*columns, strict=True)))
+
+
+def _ratio(one: Candidate) -> str:
+    ratio = one.likelihood_ratio or 0.0
+    shown = f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.2g}"
+    beyond = (">= " if ratio >= 1 else "<= ") * one.at_limit
+    return f"{beyond}{shown}"
+
+
+def _share(probability: float | None) -> str:
+    if probability is None:
+        return "-"
+    # Rounded to 1, it would claim to be certain.
+    return f"{probability:.4f}" if probability <= 0.9999 else "above 0.9999"
+
+
+def search(
+    path: Path,
+    place: Path,
+    queries: Sequence[str],
+    *,
+    k: int,
+    prior: float | None,
+    far: float | None,
+    exact: bool,
+) -> Answers:
+    """Search a gallery for some items.
+
+    Args:
+        path: the run folder.
+        place: the gallery.
+        queries: addresses of items; see `address.read_item`.
+        k: how many identities to name for each.
+        prior: the share of queries that show somebody in the gallery; None: no probability is
+            given.
+        far: the share of strangers that may be taken for somebody; None: that of the run.
+        exact: whether every row is compared, without graphs.
+
+    Raises:
+        InputError: the run, the gallery or a query cannot be used.
+    """
+    run = read_run(path)
+    if prior is not None and run.probability is None:
+        raise InputError(f"--prior needs a probability, and {path} has none. Train again.")
+    gallery = gallery_of(run, place)
+    if not gallery.n_identities:
+        raise InputError(
+            f"{place} is empty. Add to it: nearfar enroll RUN DATA --out {place} --add"
+        )
+    open_set = open_set_of(run, gallery, far)
+    x = embed_addresses(run, queries)
+    gallery, found = _nearest(run, gallery, x, max(k, _LISTED), exact)
+    answers = [
+        _answer(run, query, matches, k, prior, open_set.threshold, gallery.n_identities)
+        for query, matches in zip(queries, found, strict=True)
+    ]
+    by_graph = not exact and uses_graphs(gallery, max(k, _LISTED))
+    return Answers(answers, open_set, gallery, by_graph, prior)
+
+
+def open_set_of(run: Run, gallery: Gallery, far: float | None) -> OpenSet:
+    """The threshold of searches in this gallery."""
+    per_identity = max(1, round(gallery.n / gallery.n_identities))
+    strangers = Strangers.of(read_calibration(run.path), run.distance, per_identity)
+    rate = run.thresholds.far if far is None else far
+    return strangers.open_set(gallery.n_identities, gallery.n, rate)
+
+
+def _nearest(
+    run: Run, gallery: Gallery, x: Tensor, k: int, exact: bool
+) -> tuple[Gallery, list[list[Match]]]:
+    """The gallery as it was searched: another process may change it at this moment."""
+    for _ in range(_TRIES):
+        try:
+            return gallery, nearest_identities(gallery, x, k, exact=exact)
+        except FileNotFoundError as error:
+            missing = error.filename
+            gallery = gallery_of(run, gallery.path)
+    raise InputError(f"{missing} is missing. Enroll again, with --overwrite.")
+
+
+def _answer(
+    run: Run,
+    query: str,
+    matches: Sequence[Match],
+    k: int,
+    prior: float | None,
+    threshold: float,
+    n_identities: int,
+) -> Answer:
+    decided = [decide(run, match.distance, None) for match in matches]
+    ratios = [one.likelihood_ratio for one in decided]
+    shares, nobody = None, None
+    if prior is not None:
+        known = np.array([ratio or 0.0 for ratio in ratios])
+        shares, nobody = posterior(known, n_identities, prior)
+    candidates = [
+        Candidate(
+            match.identity,
+            match.item,
+            match.distance,
+            one.likelihood_ratio,
+            one.at_limit,
+            None if shares is None else float(shares[i]),
+        )
+        for i, (match, one) in enumerate(zip(matches[:k], decided, strict=False))
+    ]
+    within = bool(matches) and matches[0].distance <= threshold
+    return Answer(query, matches[0].identity if within else None, candidates, nobody)
+
+
+def posterior(ratios: Any, n_identities: int, prior: float) -> tuple[Any, float]:
+    r"""The probability of each identity, and of nobody.
+
+    .. math:: P(i) = \frac{\pi L_i / M}{1 - \pi + \pi \sum_j L_j / M}
+
+    Each identity is as likely as the others before the query is seen, and the distances to
+    different identities are independent given who it is. Of identities beyond those listed, each
+    counts as the farthest that is, but at most 1: that is what likelihood ratios of strangers are
+    on average.
+
+    Args:
+        ratios: (k,) likelihood ratios of the nearest identities, nearest first.
+        n_identities: how many there are.
+        prior: that the query shows one of them.
+
+    >>> shares, nobody = posterior(np.array([98.0, 1.0]), 2, 0.5)
+    >>> shares.round(4).tolist(), round(nobody, 4)
+    ([0.9703, 0.0099], 0.0198)
+    """
+    others = (n_identities - len(ratios)) * min(1.0, float(ratios[-1]))
+    each = prior * ratios / n_identities
+    total = 1 - prior + float(each.sum()) + prior * others / n_identities
+    return each / total, (1 - prior) / total

@@ -1,0 +1,322 @@
+"""The files of a gallery, which is whole at any moment, whenever its process is killed.
+
+A gallery is a folder:
+
+    gallery.json         the manifest: nothing else counts unless it is named there
+    block-000001.x.npy   (n, d) float32 embeddings
+    block-000001.items.npy  (n,) the identity and the name of each row
+    block-000001.usearch    a graph of neighbours, of large galleries where usearch is installed
+    lock                 held by the process that writes
+
+A file is written once, under a new name, and reaches the disk before the manifest that names it
+takes the place of the old one. What no manifest names was left by a process that was killed, or is
+of no use any more, and is deleted by the next that writes.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from nearfar.app.errors import InputError
+from nearfar.app.gallery.rows import Rows, repacked
+from nearfar.app.output import whole_file
+from nearfar.app.train.summary import RATE, TEXT, WHOLE, misfit
+from nearfar.distance import Distance, check_distance
+
+FORMAT = 1
+MANIFEST, LOCK = "gallery.json", "lock"
+X, ITEMS, GRAPH = ".x.npy", ".items.npy", ".usearch"
+_OURS = tuple(f"block-*{suffix}" for suffix in (X, ITEMS, GRAPH))
+_BLOCK_BYTES = 2**25  # of embeddings: what a search holds in memory at a time
+
+_FORM: Mapping[str, Any] = {
+    "format": WHOLE,
+    "run": TEXT,
+    "dimensions": WHOLE,
+    "identities": WHOLE,
+    "rows": WHOLE,
+    "blocks": [{"name": TEXT, "rows": WHOLE, "bytes": {"*": WHOLE}}],
+    "recall?": {"k": WHOLE, "queries": WHOLE, "recall": RATE, "rows": WHOLE},
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Some rows of a gallery, in files of their own.
+
+    Attributes:
+        folder: the gallery.
+        name: the beginning of the names of its files.
+        n: how many rows.
+        sizes: the bytes of each file, by the end of its name.
+    """
+
+    folder: Path
+    name: str
+    n: int
+    sizes: Mapping[str, int]
+
+    def path(self, suffix: str) -> Path:
+        return self.folder / f"{self.name}{suffix}"
+
+    @property
+    def indexed(self) -> bool:
+        return GRAPH in self.sizes
+
+    def read(self) -> Rows:
+        """Its rows, mapped from the files: they take memory only where, and while, they are used.
+
+        Raises:
+            FileNotFoundError: another process has replaced the block.
+            InputError: a file is damaged.
+        """
+        for suffix in (X, ITEMS):
+            if self.path(suffix).stat().st_size != self.sizes[suffix]:
+                raise self.damaged(suffix)
+        try:
+            found = Rows.mapped(self.path(X), self.path(ITEMS))
+        except ValueError:
+            raise self.damaged(X) from None
+        if len(found) != self.n:
+            raise self.damaged(X)
+        return found
+
+    def damaged(self, suffix: str) -> InputError:
+        return InputError(f"{self.path(suffix)} is damaged. Enroll again, with --overwrite.")
+
+    def named(self) -> set[str]:
+        return {f"{self.name}{suffix}" for suffix in self.sizes}
+
+
+@dataclass(frozen=True)
+class Recall:
+    """How many of the nearest rows the graphs find.
+
+    Attributes:
+        k: of so many nearest.
+        queries: for so many rows of the gallery itself.
+        recall: the share that was found.
+        rows: how many rows the gallery had.
+    """
+
+    k: int
+    queries: int
+    recall: float
+    rows: int
+
+
+@dataclass(frozen=True, eq=False)
+class Gallery:
+    """What a manifest says.
+
+    Attributes:
+        path: the folder.
+        run: the fingerprint of the run whose embeddings these are.
+        distance: the distance by which they are compared.
+        d: the dimensions of an embedding.
+        n_identities: how many identities.
+        blocks: all rows.
+        recall: that of the graphs; None: there are none.
+    """
+
+    path: Path
+    run: str
+    distance: Distance
+    d: int
+    n_identities: int = 0
+    blocks: tuple[Block, ...] = ()
+    recall: Recall | None = None
+
+    @property
+    def n(self) -> int:
+        """How many rows."""
+        return sum(block.n for block in self.blocks)
+
+    @property
+    def block_rows(self) -> int:
+        """How many rows a full block has."""
+        return max(256, _BLOCK_BYTES // (4 * self.d))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The manifest."""
+        return {
+            "format": FORMAT,
+            "run": self.run,
+            "distance": self.distance,
+            "dimensions": self.d,
+            "identities": self.n_identities,
+            "rows": self.n,
+            "blocks": [
+                {"name": block.name, "rows": block.n, "bytes": dict(block.sizes)}
+                for block in self.blocks
+            ],
+            "recall": None if self.recall is None else vars(self.recall),
+        }
+
+
+def read_gallery(path: Path) -> Gallery:
+    """What is in a gallery.
+
+    Raises:
+        InputError: there is none, or its manifest is damaged or of a newer nearfar.
+    """
+    if not path.is_dir():
+        raise InputError(f"no such gallery: {path}. Make one: nearfar enroll RUN DATA --out {path}")
+    file = path / MANIFEST
+    if not file.is_file():
+        raise InputError(
+            f"{path} is not a gallery: it has no {MANIFEST}. Name the folder given to "
+            "`nearfar enroll --out`."
+        )
+    try:
+        held = json.loads(file.read_bytes())
+    except (ValueError, RecursionError):
+        held = None
+    if isinstance(held, dict) and isinstance(held.get("format"), int) and held["format"] > FORMAT:
+        raise InputError(f"{file} was written by a newer nearfar. Upgrade: pip install -U nearfar")
+    wrong = misfit(held, _FORM)
+    if not wrong and held["rows"] != sum(block["rows"] for block in held["blocks"]):
+        wrong = "rows is not the sum of those of its blocks"
+    try:
+        blocks = () if wrong else tuple(_block(path, one) for one in held["blocks"])
+        distance = check_distance(held["distance"])
+    except (KeyError, TypeError, ValueError) as error:
+        wrong = wrong or str(error)
+    if wrong:
+        raise InputError(f"{file} is damaged: {wrong}. Enroll again, with --overwrite.")
+    recall = None if held.get("recall") is None else Recall(**held["recall"])
+    return Gallery(
+        path, held["run"], distance, held["dimensions"], held["identities"], blocks, recall
+    )
+
+
+def _block(folder: Path, held: Mapping[str, Any]) -> Block:
+    name, sizes = held["name"], held["bytes"]
+    number = name.removeprefix("block-")
+    if not number.isdecimal() or not {X, ITEMS} <= sizes.keys() <= {X, ITEMS, GRAPH}:
+        raise ValueError(f"{name!r} is no block")  # nor a path that leads elsewhere
+    return Block(folder, name, held["rows"], sizes)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Alone in writing a gallery, which may be new; afterwards, nothing unfinished is left.
+
+    Raises:
+        InputError: another process is writing it, or the folder cannot be made or is no gallery.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {path} cannot be written: {error.strerror}.") from None
+    _refuse_other_folders(path)
+    with (path / LOCK).open("a+b") as lock:
+        if not _locked(lock, path / LOCK):
+            raise InputError(f"{path} is being written by another process. Wait until it is done.")
+        try:
+            sweep(path)
+            yield
+        finally:
+            with suppress(InputError):  # of a damaged manifest, which the error tells already
+                sweep(path)
+            if not (path / MANIFEST).exists():
+                with suppress(OSError):  # where an open file cannot be deleted
+                    (path / LOCK).unlink()
+                with suppress(OSError):
+                    path.rmdir()
+
+
+def _refuse_other_folders(path: Path) -> None:
+    if (path / MANIFEST).exists():
+        return
+    ours = {file for pattern in (*_OURS, LOCK, f".{MANIFEST}.*") for file in path.glob(pattern)}
+    if foreign := sorted({*path.iterdir()} - ours):
+        raise InputError(
+            f"{path} is not a gallery, and holds {foreign[0].name!r}. Choose another --out."
+        )
+
+
+def _locked(file: BinaryIO, path: Path) -> bool:
+    """Whether the lock is ours until the file is closed, as it is when the process ends."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())  # or it was just deleted
+    except OSError:
+        return False
+
+
+def sweep(path: Path) -> None:
+    """Delete the files that the manifest does not name."""
+    named: set[str] = set()
+    if (path / MANIFEST).exists():
+        named = set().union(*(block.named() for block in read_gallery(path).blocks))
+    for pattern in (*_OURS, f".{MANIFEST}.*"):
+        for file in path.glob(pattern):
+            if file.name not in named:
+                with suppress(OSError):  # where it is read at this moment: the next one does it
+                    file.unlink()
+
+
+def commit(gallery: Gallery) -> None:
+    """Make this the content of the gallery."""
+    _sync_folder(gallery.path)
+    with whole_file(gallery.path / MANIFEST) as file:
+        file.write(json.dumps(gallery.as_dict(), indent=2).encode() + b"\n")
+        _sync(file)
+    _sync_folder(gallery.path)
+    sweep(gallery.path)
+
+
+def write_blocks(gallery: Gallery, parts: Iterable[Rows]) -> list[Block]:
+    """Write rows as new blocks, which no manifest names yet; all but the last are full."""
+    return [write_block(gallery.path, rows) for rows in repacked(parts, gallery.block_rows)]
+
+
+def write_block(folder: Path, rows: Rows) -> Block:
+    """Write rows as one new block."""
+    numbers = [int(file.name[6:].partition(".")[0]) for file in folder.glob("block-[0-9]*")]
+    block = Block(folder, f"block-{max(numbers, default=0) + 1:06}", len(rows), {})
+    with block.path(X).open("xb") as x, block.path(ITEMS).open("xb") as items:
+        rows.save(x, items)
+        _sync(x)
+        _sync(items)
+    return _measured(block, X, ITEMS)
+
+
+def with_graph(block: Block) -> Block:
+    """The block with the graph that was written to its path."""
+    with block.path(GRAPH).open("r+b") as file:
+        _sync(file)
+    return _measured(block, X, ITEMS, GRAPH)
+
+
+def _measured(block: Block, *suffixes: str) -> Block:
+    return replace(block, sizes={end: block.path(end).stat().st_size for end in suffixes})
+
+
+def _sync(file: BinaryIO) -> None:
+    """Wait until a file is on the disk: it must be there before the manifest that names it."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    if sys.platform == "win32":  # which has no such call, and keeps the order itself
+        return
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
