@@ -143,7 +143,9 @@ def _ratio(one: Candidate) -> str:
 def _share(probability: float | None) -> str:
     if probability is None:
         return "-"
-    # Rounded to 1, it would claim to be certain.
+    # Rounded to 0 or 1, it would claim to be certain.
+    if probability < 0.0001:
+        return "below 0.0001"
     return f"{probability:.4f}" if probability <= 0.9999 else "above 0.9999"
 
 

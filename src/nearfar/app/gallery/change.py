@@ -1,6 +1,6 @@
 """Add rows to a gallery, or remove identities from it; what is there stays as it is."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 
@@ -25,12 +25,13 @@ from nearfar.app.gallery.store import (
 # From so many rows, full blocks get graphs; fewer are compared faster than graphs are built.
 _LARGE = 200_000
 _RECALL_QUERIES, _RECALL_K = 200, 10
+_SAME = 1e-5  # by how much the numbers of one item's embeddings may differ
 
 Progress = Callable[[str], None]
 
 
-def add(gallery: Gallery, parts: Iterable[Rows], progress: Progress) -> Gallery:
-    """Add rows, of identities that are there or new.
+def add(gallery: Gallery, parts: Iterable[Rows], progress: Progress) -> tuple[Gallery, int]:
+    """Add rows, of identities that are there or new, but none a second time.
 
     The caller holds the lock (`store.writing`). The rows count from the first moment that the
     manifest is replaced; graphs follow, block by block.
@@ -39,6 +40,9 @@ def add(gallery: Gallery, parts: Iterable[Rows], progress: Progress) -> Gallery:
         gallery: what is there.
         parts: the rows; they may come piece by piece.
         progress: called with a line of text now and then.
+
+    Returns:
+        What the gallery is then, and how many rows were there already.
     """
     # Blocks that are nearly empty are written again with the new rows, and so is the last, if it
     # is not full: there are never many.
@@ -50,17 +54,17 @@ def add(gallery: Gallery, parts: Iterable[Rows], progress: Progress) -> Gallery:
         if block.n < full // 2 or (block in last and block.n < full)
     ]
     kept = [block for block in gallery.blocks if block not in refilled]
-    count = _Count()
+    count = _Count(gallery.blocks)
     written = write_blocks(
         gallery, _all(refilled, count.watched(parts), lambda n: progress(f"{n:,} rows"))
     )
     gallery = replace(
         gallery,
-        n_identities=gallery.n_identities + count.new(gallery.blocks),
+        n_identities=gallery.n_identities + count.new(),
         blocks=(*kept, *written),
     )
     commit(gallery)
-    return _with_graphs(gallery, progress)
+    return _with_graphs(gallery, progress), count.n_known
 
 
 def remove(gallery: Gallery, identities: Iterable[str]) -> tuple[Gallery, int]:
@@ -97,22 +101,43 @@ def remove(gallery: Gallery, identities: Iterable[str]) -> tuple[Gallery, int]:
 
 
 class _Count:
-    """The identities among rows that pass by."""
+    """Lets the rows pass that a gallery lacks, and counts the others and the new identities."""
 
-    def __init__(self) -> None:
+    def __init__(self, blocks: Sequence[Block]) -> None:
+        self._blocks = blocks
         self._names: Array = np.empty(0, "S1")
+        self.n_known = 0
 
     def watched(self, parts: Iterable[Rows]) -> Iterator[Rows]:
         for part in parts:
+            known = np.zeros(len(part), bool)
+            for block in self._blocks:
+                known |= _among(part, block.read())
+            self.n_known += int(known.sum())
             self._names = np.union1d(self._names, part.identity)
-            yield part
+            yield part[~known]
 
-    def new(self, blocks: Iterable[Block]) -> int:
-        """How many of them are in none of these blocks."""
+    def new(self) -> int:
+        """How many identities of the rows so far the gallery lacks."""
         names = self._names
-        for block in blocks:
+        for block in self._blocks:
             names = names[~np.isin(names, block.read().identity)]
         return len(names)
+
+
+def _among(rows: Rows, held: Rows) -> Array:
+    """(n,) bool: which rows are among those held: the same names, and nearly the same embedding.
+
+    The same item has not quite the same embedding if it was embedded beside others.
+    """
+    keys, of_held = (np.char.add(np.char.add(a.identity, b"\0"), a.name) for a in (rows, held))
+    found = np.isin(keys, of_held)
+    at: dict[bytes, list[int]] = {}
+    for i in np.flatnonzero(np.isin(of_held, keys[found])).tolist():
+        at.setdefault(of_held[i], []).append(i)
+    for i in np.flatnonzero(found).tolist():
+        found[i] = (np.abs(held.x[at[keys[i]]] - rows.x[i]).max(1) <= _SAME).any()
+    return found
 
 
 def _all(

@@ -30,7 +30,7 @@ def read_embeddings(path: Path, d: int) -> Iterator[Rows]:
     if not path.is_file():
         raise InputError(f"no such file: {path}")
     try:
-        with np.load(path, allow_pickle=False) as held:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
             for name in ("x", "y"):
                 if name not in held.files:
                     raise InputError(
@@ -39,8 +39,8 @@ def read_embeddings(path: Path, d: int) -> Iterator[Rows]:
                         "writes them."
                     )
             y, names = held["y"], held["names"] if "names" in held.files else None
-        with zipfile.ZipFile(path) as archive, archive.open("x.npy") as file:
-            (shape, dtype), _ = _header(file)
+        with zipfile.ZipFile(path) as archive, archive.open("x.npy") as x:
+            (shape, dtype), _ = _header(x)
     except InputError:
         raise
     except Exception:  # NumPy and zipfile raise almost any kind for a damaged file

@@ -23,12 +23,14 @@ class Enrolled:
     Attributes:
         gallery: what it is now.
         added: how many rows were added.
+        known: how many were not, since they were there.
         removed: how many were removed.
         notes: notes for the user about how the data were read.
     """
 
     gallery: Gallery
     added: int = 0
+    known: int = 0
     removed: int = 0
     notes: Sequence[str] = ()
 
@@ -37,6 +39,7 @@ class Enrolled:
         return {
             **about(self.gallery),
             "added": self.added,
+            "known": self.known,
             "removed": self.removed,
             "notes": list(self.notes),
         }
@@ -46,6 +49,8 @@ class Enrolled:
         words = []
         if self.added:
             words.append(f"added {_count(self.added, 'item')}")
+        if self.known:
+            words.append(f"left out {_count(self.known, 'item')}, there already")
         if self.removed:
             words.append(f"removed {_count(self.removed, 'item')}")
         return [*words, *in_words(self.gallery)]
@@ -143,8 +148,8 @@ def enroll(
         if to_existing:
             before = read_gallery(out)  # another process may have added to it since
         kept = before.n
-        after = add(before, parts, progress)
-    return Enrolled(after, added=after.n - kept, notes=notes)
+        after, known = add(before, parts, progress)
+    return Enrolled(after, added=after.n - kept, known=known, notes=notes)
 
 
 def forget(out: Path, identities: Sequence[str]) -> Enrolled:

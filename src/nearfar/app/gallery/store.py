@@ -140,7 +140,7 @@ class Gallery:
     @property
     def block_rows(self) -> int:
         """How many rows a full block has."""
-        return max(256, _BLOCK_BYTES // (4 * self.d))
+        return max(1, _BLOCK_BYTES // (4 * self.d))
 
     def as_dict(self) -> dict[str, Any]:
         """The manifest."""
@@ -218,12 +218,11 @@ def writing(path: Path) -> Iterator[None]:
     with (path / LOCK).open("a+b") as lock:
         if not _locked(lock, path / LOCK):
             raise InputError(f"{path} is being written by another process. Wait until it is done.")
+        sweep(path)
         try:
-            sweep(path)
             yield
         finally:
-            with suppress(InputError):  # of a damaged manifest, which the error tells already
-                sweep(path)
+            sweep(path)
             if not (path / MANIFEST).exists():
                 with suppress(OSError):  # where an open file cannot be deleted
                     (path / LOCK).unlink()
@@ -258,10 +257,13 @@ def _locked(file: BinaryIO, path: Path) -> bool:
 
 
 def sweep(path: Path) -> None:
-    """Delete the files that the manifest does not name."""
+    """Delete the files that the manifest does not name; none if the manifest is damaged."""
     named: set[str] = set()
     if (path / MANIFEST).exists():
-        named = set().union(*(block.named() for block in read_gallery(path).blocks))
+        try:
+            named = set().union(*(block.named() for block in read_gallery(path).blocks))
+        except InputError:
+            return
     for pattern in (*_OURS, f".{MANIFEST}.*"):
         for file in path.glob(pattern):
             if file.name not in named:
