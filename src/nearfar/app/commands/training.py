@@ -8,7 +8,7 @@ import typer
 from nearfar.app.commands.declare import DATA, OPTIONS, AsJson, Overwrite, command, option
 from nearfar.app.errors import InputError
 from nearfar.app.show import console, show
-from nearfar.app.train.names import SWEPT
+from nearfar.app.train.names import LOGS, SWEPT
 
 # Options of a sweep that all of its runs share.
 HELD = (
@@ -31,6 +31,10 @@ def train(
         Path | None, option("Repeat the run of this config.toml; other options override it.")
     ] = None,
     report: Annotated[bool, option("Also write RUN/report.html.")] = True,
+    log: Annotated[
+        list[str] | None,
+        option(f"Also log to {', '.join(LOGS)}; may be repeated.", "--log", metavar="WHERE"),
+    ] = None,
     overwrite: Overwrite = False,
     **given: Any,
 ) -> None:
@@ -48,7 +52,10 @@ def train(
 
         write, verdict = reporting()
     chosen = configured(config, data, given)
-    show(loop.train(chosen, out, overwrite=overwrite, console=console(), finish=write))
+    found = loop.train(
+        chosen, out, overwrite=overwrite, console=console(), finish=write, log=log or ()
+    )
+    show(found)
     wrote = f"wrote {out}"
     if verdict:
         if verdict.exception():

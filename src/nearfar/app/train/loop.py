@@ -7,7 +7,7 @@ the same machine with the same number of threads.
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -31,6 +31,7 @@ from nearfar.app.train.content import Batch, dtype_of, read_ahead
 from nearfar.app.train.data import Items, Pairs, items_of, read_data
 from nearfar.app.train.encoders import Embedder, build, reads_of
 from nearfar.app.train.frozen import last_layer
+from nearfar.app.train.logs import Logs, libraries_of, open_logs
 from nearfar.app.train.measure import MeasuredPairs, before_training, measure
 from nearfar.app.train.names import KEEP
 from nearfar.app.train.objectives import OBJECTIVES, WithProxies, objective, verifier_distance
@@ -65,6 +66,7 @@ def train(
     overwrite: bool,
     console: Console,
     finish: WhenFinished = None,
+    log: Sequence[str] = (),
 ) -> Comparison:
     """Read, split, train, fit the threshold, measure, write; each stage prints what it does.
 
@@ -74,6 +76,7 @@ def train(
         overwrite: whether an existing run may be replaced.
         console: where progress is printed.
         finish: as in `writing`.
+        log: where to write the course of the run too; some of `names.LOGS`.
 
     Returns:
         The figures on the test identities.
@@ -84,12 +87,17 @@ def train(
     say = partial(console.print, soft_wrap=True, highlight=False, markup=False)
     _refuse_unwritable(config, out)
     refuse_existing(out, overwrite=overwrite)
+    libraries = libraries_of(log, config.data)
 
     task = _read(config, say)
     data, split = task.data, task.split
     checkup = Checkup(task, lambda finding: say(f"! {finding.in_short()}", style="yellow"))
 
-    with writing(out, overwrite=overwrite, finish=finish) as folder, deterministic():
+    with (
+        open_logs(libraries, config, out, say) as logs,
+        writing(out, overwrite=overwrite, finish=finish) as folder,
+        deterministic(),
+    ):
         seed_everything(config.seed, verbose=False)
         embedder = make_embedder(config, items_of(data), split)
         fabric = _fabric(config.accelerator)
@@ -102,7 +110,7 @@ def train(
         untrained = before_training(trained, seen, split.test, config.seed)
         say(f"training {_task_in_words(config, trained, data, split, fabric)}")
         with (folder / METRICS).open("w", encoding="utf-8") as metrics:
-            last, course = _optimise(task, trained, fabric, metrics, console, checkup)
+            last, course = _optimise(task, trained, fabric, metrics, console, checkup, logs)
 
         say(f"fitting the threshold on {len(split.calibration)} calibration identities")
         distance = verifier_distance(config.loss, config.hyperparameters)
@@ -123,6 +131,7 @@ def train(
         ended = outcome(items_of(data), test, found)
         diagnosis = checkup.end(ended, found.as_dict(), n_trials)
         calibrated = {"auc": chosen_by.auc, "eer": chosen_by.eer, "n_identity_pairs": n_trials}
+        logs.end(found, diagnosis, config.steps)
         summary = _summary(data, split, last, calibrated, found, diagnosis)
         write_run(folder, config, embedder, thresholds, probability, summary)
         write_record(folder, Record(course, ended), _learned_from(items_of(data), split))
@@ -165,6 +174,7 @@ def _optimise(
     metrics: TextIO,
     console: Console,
     checkup: Checkup,
+    logs: Logs,
 ) -> tuple[dict[str, float], Course]:
     """Run the training loop, one line of metrics per step; return the last line and the course."""
     config, items = task.config, task.items
@@ -177,7 +187,7 @@ def _optimise(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=rate, total_steps=config.steps + 1
     )
-    norms, recorder = Norms(network), Recorder(task)
+    norms, recorder = Norms(network), Recorder(task, logs.snapshot)
     network, optimizer = fabric.setup(network, optimizer)
     generator = torch.Generator().manual_seed(config.seed)
     batches = read_ahead(items.content, task.batches(generator), task.items_in)
@@ -204,6 +214,7 @@ def _optimise(
             schedule.step()
             optimizer.zero_grad()
             metrics.write(json.dumps(line) + "\n")
+            logs.step(line)
             checkup.step(line, x, rows, network.proxies)
             recorder.after(step, network)
             show(loss=line["loss"], active=line["active_share"], items=len(rows))

@@ -63,6 +63,8 @@ ROW_LOSSES = tuple(
 KEEP, LEAVE_OUT, REFUSE = "keep", "leave-out", "refuse"  # what to do with single items
 SINGLE = (KEEP, LEAVE_OUT, REFUSE)
 
+LOGS = ("tensorboard", "wandb", "mlflow")  # where the course of a run may be written
+
 # Options that may take several values in a sweep, and loss options of `nearfar explain`.
 SWEPT = ("loss", "margin", "margin2", "temperature", "scale", "distance")
 EXPLAINED = ("margin", "margin2", "temperature", "distance", "swap", "smooth", "label_smoothing")

@@ -1,6 +1,7 @@
 """Record the state of the network at a few steps of training, and its results at the end."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,13 +43,17 @@ class Snapshot:
 class Recorder:
     """Takes snapshots of a network in training, always on the same items and the same batch.
 
+    Args:
+        task: the task of the run.
+        show: called with each snapshot.
+
     Attributes:
         snapshots: the snapshots taken so far.
     """
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, show: Callable[[Snapshot], None]) -> None:
         config = task.config
-        self._task = task
+        self._task, self._show = task, show
         self._moments = moments(config.steps)
         self._distance = verifier_distance(config.loss, config.hyperparameters)
         # A separate generator: recording must not change the random choices of training.
@@ -90,6 +95,7 @@ class Recorder:
                 sample_forces(self._task, batch, self._batch, proxies),
             )
         )
+        self._show(self.snapshots[-1])
         network.train()
 
     def course(self) -> Course:
