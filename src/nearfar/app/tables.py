@@ -96,8 +96,12 @@ class TableFile:
         return np.stack(arrays) if arrays else np.zeros((0, 0))
 
 
-def read_table(path: Path) -> TableFile:
+def read_table(path: Path, *, may_be_empty: bool = False) -> TableFile:
     """Read a .csv or .parquet file.
+
+    Args:
+        path: the file.
+        may_be_empty: whether a table without rows is one too.
 
     Raises:
         InputError: the file is missing, cannot be parsed, has no rows, or has a row with too few or
@@ -106,7 +110,7 @@ def read_table(path: Path) -> TableFile:
     if not path.is_file():
         raise InputError(f"no such file: {path}")
     table = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_csv(path)
-    if not len(table):
+    if not len(table) and not may_be_empty:
         raise InputError(f"{path} has no rows. Give it a header line and at least one row.")
     return table
 

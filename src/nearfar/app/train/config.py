@@ -69,6 +69,10 @@ class TrainConfig:
             choices=SINGLE,
         ),
     ] = None
+    drop: Annotated[
+        str | None,
+        Data("A table of items to leave out, by name; what `nearfar audit` writes is one."),
+    ] = None
     hyperparameters: Mapping[str, Setting] = field(default_factory=dict)  # of the loss
     encoder: Annotated[
         str,

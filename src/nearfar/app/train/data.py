@@ -1,7 +1,7 @@
 """Read the data that DATA names into tensors: items with identities, or pairs of items."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -20,6 +20,8 @@ from nearfar.app.train.content import Arrays, Content
 from nearfar.app.train.groups import group_ids, merged_groups
 from nearfar.app.train.names import GLYPHS
 from nearfar.app.train.reads import Reads
+
+_OF_ITEMS = ("x", "y", "names", "groups", "split_groups")  # arrays of a file with a row per item
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +106,7 @@ def read_data(
     similar_label: int | None = None,
     labelled: bool = True,
     identity_depth: int | None = None,
+    drop: Set[str] = frozenset(),
 ) -> Items | Pairs:
     """Read DATA: "glyphs", a folder, an .npz, or a .csv or .parquet table of pairs.
 
@@ -114,12 +117,17 @@ def read_data(
         labelled: whether the identities of the items must be known.
         identity_depth: for a folder, the depth of the subfolders that are identities; see
             `read_folder`.
+        drop: names of items that are left out; an identity of which nothing is left vanishes.
 
     Raises:
         InputError: the data cannot be read, or an option does not apply to this kind of data.
     """
     reads = reads or Reads()
-    data = _read(source, reads, similar_label, labelled, identity_depth)
+    data = _read(source, reads, similar_label, labelled, identity_depth, drop)
+    if drop:
+        from nearfar.app.train.drop import without_empty
+
+        data = without_empty(items_of(data), len(drop))
     if isinstance(data, Pairs):
         data = replace(data, items=_printable(data.items))
     else:
@@ -139,6 +147,7 @@ def _read(
     similar_label: int | None,
     labelled: bool,
     identity_depth: int | None,
+    drop: Set[str],
 ) -> Items | Pairs:
     from nearfar.app.train.folder import read_folder
     from nearfar.app.train.pairs import read_pairs
@@ -147,6 +156,8 @@ def _read(
     is_folder = source != GLYPHS and path.is_dir()
     if identity_depth is not None and not is_folder:
         raise InputError(f"--identity-depth is for folders of images; {source} is not a folder.")
+    if drop and holds_pairs(source):
+        raise InputError(f"--drop is for data with identities; delete the rows of {source}.")
     if holds_pairs(source):
         resized = reads.image_size is not None
         return read_pairs(
@@ -155,15 +166,17 @@ def _read(
     if similar_label is not None:
         raise InputError(f"--similar-label is for tables of pairs; {source} has identities.")
     if is_folder:
-        return read_folder(path, reads.fit, labelled=labelled, identity_depth=identity_depth)
+        return read_folder(
+            path, reads.fit, labelled=labelled, identity_depth=identity_depth, drop=drop
+        )
     if reads.image_size is not None:
         raise InputError(
             f"--image-size is for image files; the arrays of {source} keep their size."
         )
     if source == GLYPHS:
-        return read_glyphs()
+        return read_glyphs(drop)
     if path.suffix.lower() == ".npz":
-        return read_npz(path, labelled=labelled)
+        return read_npz(path, labelled=labelled, drop=drop)
     if path.exists():
         known = "a folder of images, .npz, .csv or .parquet"
         raise InputError(f"{source} is not a known kind of data: it must be {known}.")
@@ -189,7 +202,7 @@ def items_of(data: Items | Pairs) -> Items:
     return data.items if isinstance(data, Pairs) else data
 
 
-def read_glyphs() -> Items:
+def read_glyphs(drop: Set[str] = frozenset()) -> Items:
     """The built-in letters; each writing system stays on one side of a split."""
     asset = resources.files("nearfar.app") / "assets" / "glyphs.npz"
     if not asset.is_file():
@@ -197,19 +210,35 @@ def read_glyphs() -> Items:
     with resources.as_file(asset) as path:
         arrays = read_arrays(path)
     characters, typefaces = arrays["characters"].tolist(), arrays["typefaces"].tolist()
+    arrays["names"] = np.array(
+        [
+            f"{characters[y]} in {typefaces[t]}"
+            for y, t in zip(arrays["y"], arrays["typeface"], strict=True)
+        ]
+    )
+    if drop:
+        arrays = _left(arrays, GLYPHS, drop)
     return Items(
         content=Arrays(torch.from_numpy(arrays["x"])[:, None]),
         identity=torch.from_numpy(arrays["y"].astype(np.int64)),
-        names=[
-            f"{characters[y]} in {typefaces[t]}"
-            for y, t in zip(arrays["y"], arrays["typeface"], strict=True)
-        ],
+        names=arrays["names"].tolist(),
         identities=characters,
         split_groups=arrays["systems"].tolist(),
     )
 
 
-def read_npz(path: Path, *, labelled: bool = True) -> Items:
+def _left(
+    arrays: dict[str, npt.NDArray[Any]], source: object, drop: Set[str]
+) -> dict[str, npt.NDArray[Any]]:
+    """The arrays without the rows of items that are dropped."""
+    from nearfar.app.train.drop import rows_left
+
+    names = [str(name) for name in _text(arrays["names"], source).tolist()]
+    rows = rows_left(names, drop, source)
+    return {**arrays, **{name: arrays[name][rows] for name in _OF_ITEMS if name in arrays}}
+
+
+def read_npz(path: Path, *, labelled: bool = True, drop: Set[str] = frozenset()) -> Items:
     """An .npz with `x` and `y`: (n, d) vectors, or (n, h, w) or (n, c, h, w) images.
 
     `y` holds the identities as integers or text. Optional arrays are `names`, a name for each item,
@@ -218,6 +247,12 @@ def read_npz(path: Path, *, labelled: bool = True) -> Items:
     arrays = read_arrays(path)
     if "x" not in arrays:
         raise InputError(f"{path} has no array 'x'; it has: {', '.join(arrays) or 'none'}.")
+    if not arrays["x"].ndim:
+        raise InputError(f"{path}: x is a single number; it must have one row per item.")
+    names = np.array([f"{path.name}:{row}" for row in range(len(arrays["x"]))])
+    arrays = {"names": names, **arrays}
+    if drop and all(len(arrays[name]) == len(arrays["x"]) for name in arrays.keys() & {*_OF_ITEMS}):
+        arrays = _left(arrays, path, drop)  # other lengths are refused below
     x = _readable(arrays["x"], path)
     if "y" in arrays:
         identities, identity = _identities(arrays["y"], path)
@@ -229,7 +264,7 @@ def read_npz(path: Path, *, labelled: bool = True) -> Items:
         raise InputError(
             f"{path}: x has {len(x)} items and y {len(identity)} identities. Give one y per item."
         )
-    names = arrays.get("names", np.array([f"{path.name}:{row}" for row in range(len(x))]))
+    names = arrays["names"]
     if names.shape != (len(x),):
         raise InputError(f"{path}: names has shape {names.shape}; give one per item, ({len(x)},).")
     items = Items(Arrays(x), torch.from_numpy(identity), _text(names, path).tolist(), identities)
@@ -324,7 +359,7 @@ def _identities(y: npt.NDArray[Any], path: Path) -> tuple[list[str], npt.NDArray
     return [str(name) for name in names], identity.astype(np.int64)
 
 
-def _text(array: npt.NDArray[Any], path: Path) -> npt.NDArray[Any]:
+def _text(array: npt.NDArray[Any], path: object) -> npt.NDArray[Any]:
     """The array as text; bytes are decoded as UTF-8."""
     if array.dtype.kind not in "biufSUmM":
         raise InputError(f"{path} holds names of dtype {array.dtype}. Save text.")

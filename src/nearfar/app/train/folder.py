@@ -1,15 +1,15 @@
 """Read a folder of images; docs/data.md states which files and subfolders count."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from nearfar.app.errors import InputError
-from nearfar.app.train.content import Arrays
 from nearfar.app.train.data import Items
+from nearfar.app.train.drop import NOTHING, rows_left
 from nearfar.app.train.files import unique_files
 from nearfar.app.train.images import Fit, is_readable, read_images
 from nearfar.app.train.unreadable import FORMATS
@@ -40,8 +40,40 @@ class FoundFolder:
     ancestors: frozenset[Path]
 
 
+@dataclass(frozen=True, eq=False)
+class FoundImages:
+    """The images of a folder, none of which has been opened.
+
+    Attributes:
+        files: their paths, each file once.
+        names: the same, relative to the folder.
+        identity: the index of the identity of each.
+        identities: the names of the identities, or none if the images lie in the folder itself.
+        notes: notes for the user about what was left out.
+    """
+
+    files: Sequence[Path]
+    names: Sequence[str]
+    identity: Sequence[int]
+    identities: Sequence[str]
+    notes: Sequence[str]
+
+    def left(self, drop: Set[str], folder: Path) -> "FoundImages":
+        """Without the images that are dropped."""
+        rows = rows_left(self.names, drop, folder)
+        files, names, identity = (
+            [held[row] for row in rows] for held in (self.files, self.names, self.identity)
+        )
+        return replace(self, files=files, names=names, identity=identity)  # type: ignore[arg-type]
+
+
 def read_folder(
-    folder: Path, fit: Fit, *, labelled: bool = True, identity_depth: int | None = None
+    folder: Path,
+    fit: Fit,
+    *,
+    labelled: bool = True,
+    identity_depth: int | None = None,
+    drop: Set[str] = NOTHING,
 ) -> Items:
     """A folder with one subfolder of images per identity.
 
@@ -51,16 +83,34 @@ def read_folder(
         labelled: whether identities must be known; if not, the images may lie in `folder` itself.
         identity_depth: 1 if each subfolder is an identity, 2 if each subfolder of those is; None
             for 1, unless the subfolders hold only folders, which is ambiguous.
+        drop: names of images that are not read.
 
     Raises:
         InputError: there are no subfolders, the subfolders are not identities or have no images,
             one file is under two identities, or an image cannot be read.
     """
+    found = find_images(folder, labelled=labelled, identity_depth=identity_depth)
+    if drop:
+        found = found.left(drop, folder)
+    x, notes = read_images(found.files, fit)
+    return Items(
+        content=Arrays(x),
+        identity=torch.tensor(found.identity),
+        names=found.names,
+        identities=found.identities or ["unknown"],
+        notes=[*found.notes, *notes],
+    )
+
+
+def find_images(
+    folder: Path, *, labelled: bool = True, identity_depth: int | None = None
+) -> FoundImages:
+    """The images of a folder; arguments and errors as in `read_folder`."""
     left_out: LeftOut = Counter()
     top = FoundFolder(folder, frozenset({folder.resolve()}))
     identities = _identities(top, identity_depth or 1, left_out)
     if not identities:
-        return _loose(top, fit, labelled=labelled)
+        return _loose(top, labelled=labelled)
     images, identity = [], []
     for index, place in enumerate(identities):
         passed: LeftOut = Counter()
@@ -80,18 +130,17 @@ def read_folder(
     kept = unique_files(images, [paths[index].name for index in identity])
     if len(kept) < len(images):
         left_out["second path", "to a file that is already read"] += len(images) - len(kept)
-    x, notes = read_images([images[row] for row in kept], fit)
-    return Items(
-        content=Arrays(x),
-        identity=torch.tensor([identity[row] for row in kept]),
+    return FoundImages(
+        files=[images[row] for row in kept],
         names=[str(images[row].relative_to(folder)) for row in kept],
+        identity=[identity[row] for row in kept],
         identities=[str(path.relative_to(folder)) for path in paths],
-        notes=[*([f"left out of {folder}: {_in_words(left_out)}"] if left_out else []), *notes],
+        notes=[f"left out of {folder}: {_in_words(left_out)}"] if left_out else [],
     )
 
 
-def _loose(top: FoundFolder, fit: Fit, *, labelled: bool) -> Items:
-    """Read images that lie in the folder itself, whose identities are unknown."""
+def _loose(top: FoundFolder, *, labelled: bool) -> FoundImages:
+    """Images that lie in the folder itself, whose identities are unknown."""
     left_out: LeftOut = Counter()
     _, images = _scan(top, left_out)
     if not images or labelled:
@@ -102,13 +151,12 @@ def _loose(top: FoundFolder, fit: Fit, *, labelled: bool) -> Items:
         raise InputError(
             f"{top.path} {has}. Make one subfolder per identity and put its images there."
         )
-    x, notes = read_images(sorted(images), fit)
-    return Items(
-        Arrays(x),
-        torch.full((len(images),), -1),
-        [path.name for path in sorted(images)],
-        ["unknown"],
-        notes=[*([f"left out of {top.path}: {_in_words(left_out)}"] if left_out else []), *notes],
+    return FoundImages(
+        files=sorted(images),
+        names=[path.name for path in sorted(images)],
+        identity=[-1] * len(images),
+        identities=[],
+        notes=[f"left out of {top.path}: {_in_words(left_out)}"] if left_out else [],
     )
 
 

@@ -29,6 +29,7 @@ from nearfar.app.train.config import TrainConfig
 from nearfar.app.train.config_file import to_toml
 from nearfar.app.train.content import Batch, dtype_of, read_ahead
 from nearfar.app.train.data import Items, Pairs, items_of, read_data
+from nearfar.app.train.drop import NOTHING, read_drop
 from nearfar.app.train.encoders import Embedder, build, reads_of
 from nearfar.app.train.frozen import last_layer
 from nearfar.app.train.logs import Logs, libraries_of, open_logs
@@ -244,6 +245,7 @@ def read_configured(config: TrainConfig) -> Items | Pairs:
         reads_of(config),
         similar_label=config.similar_label,
         identity_depth=config.identity_depth,
+        drop=NOTHING if config.drop is None else read_drop(Path(config.drop)),
     )
 
 
