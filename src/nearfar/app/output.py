@@ -3,7 +3,7 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,16 @@ def whole_file(out: Path) -> Iterator[BinaryIO]:
         raise
 
 
+def files_in(folder: Path) -> list[str]:
+    """The paths of all files in a folder, seen from there; none if there is no such folder."""
+    files = (path for path in folder.rglob("*") if not path.is_dir())
+    return sorted(path.relative_to(folder).as_posix() for path in files)
+
+
+def _none(folder: Path) -> Sequence[str]:
+    return ()
+
+
 @dataclass(frozen=True)
 class FolderKind:
     """A kind of folder that the tool writes, and may replace if it is asked to.
@@ -43,12 +53,14 @@ class FolderKind:
         option: the option that names it.
         marks: files that every such folder holds, by which it is known.
         files: all files that one may hold; with another in it, it is not replaced.
+        inside: gives the files in subfolders of one, as paths that begin there.
     """
 
     name: str
     option: str
     marks: tuple[str, ...]
     files: tuple[str, ...]
+    inside: Callable[[Path], Sequence[str]] = _none
 
     def found_at(self, path: Path) -> bool:
         return path.is_dir() and all((path / mark).is_file() for mark in self.marks)
@@ -70,11 +82,19 @@ class FolderKind:
             raise InputError(
                 f"{out} is not {self.name} folder and is not overwritten. Choose another {option}."
             )
-        if foreign := sorted({entry.name for entry in out.iterdir()} - {*self.files}):
+        if foreign := self._foreign(out):
             raise InputError(
                 f"{out} holds {foreign[0]!r}, which is not part of {self.name}, and is not "
                 f"overwritten. Move it elsewhere, or choose another {option}."
             )
+
+    def _foreign(self, folder: Path) -> list[str]:
+        """What does not belong in a folder of this kind."""
+        inside = {*self.inside(folder)}
+        subfolders = {path.partition("/")[0] for path in inside}
+        names = {entry.name for entry in folder.iterdir()} - subfolders
+        within = {f"{name}/{path}" for name in subfolders for path in files_in(folder / name)}
+        return sorted((names | within) - {*self.files} - inside)
 
 
 @contextmanager

@@ -115,6 +115,20 @@ def read_table(path: Path, *, may_be_empty: bool = False) -> TableFile:
     return table
 
 
+def columns_of(path: Path) -> Sequence[str]:
+    """The columns of a table; none if it cannot be read, of which `read_table` says why."""
+    try:
+        if path.suffix.lower() == ".parquet":
+            import pyarrow.parquet
+
+            return list(pyarrow.parquet.read_schema(path).names)
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            _, first = next(_non_empty_rows(file), (0, []))
+            return [name.strip() for name in first]
+    except (OSError, ValueError, csv.Error):  # pyarrow's errors are among these
+        return []
+
+
 def vector(cell: Any, what: str, n: int | None = None) -> Floats:
     """Parse a cell as a vector, (d,), or as an array of vectors, (m, d).
 

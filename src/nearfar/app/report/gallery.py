@@ -1,4 +1,4 @@
-"""The hardest test pairs, as images or numbers for the page."""
+"""The hardest test pairs, as images, texts or numbers for the page."""
 
 from base64 import b64encode
 from dataclasses import dataclass
@@ -14,11 +14,12 @@ NUMBERS = 6  # shown of a vector
 
 @dataclass(frozen=True)
 class Item:
-    """An item of a pair: its name, and its image as a data URL or some of its numbers."""
+    """An item of a pair: its name, and its image as a data URL, its text or some of its numbers."""
 
     name: str
     identity: str
     image: str | None
+    text: str | None
     numbers: tuple[str, ...]
 
 
@@ -38,11 +39,13 @@ def hardest_pairs(study: Study) -> tuple[list[HardPair], list[HardPair]]:
 
     def item(index: int) -> Item:
         x = outcome.inputs[items[index]]
-        identity = str(outcome.identities[outcome.identity[index]])
+        named = str(outcome.names[index]), str(outcome.identities[outcome.identity[index]])
+        if x.ndim == 0:
+            return Item(*named, None, str(x), ())
         if x.ndim == 1:
             numbers = (*(f"{value:7.3g}" for value in x[:NUMBERS]), *["…"][: len(x) - NUMBERS])
-            return Item(str(outcome.names[index]), identity, None, numbers)
-        return Item(str(outcome.names[index]), identity, _data_url(x), ())
+            return Item(*named, None, None, numbers)
+        return Item(*named, _data_url(x), None, ())
 
     pairs = [
         HardPair(float(distance), item(int(a)), item(int(b)))

@@ -1,4 +1,4 @@
-"""Read an item given on the command line: an image, a vector, or a row of some data."""
+"""Read an item given on the command line: an image, a vector, a row of some data, or a text."""
 
 from pathlib import Path
 
@@ -9,24 +9,28 @@ from torch import Tensor
 from nearfar.app.errors import InputError
 from nearfar.app.tables import looks_like_vector, vector
 from nearfar.app.train.arrays import Unreadable, load
-from nearfar.app.train.content import Arrays
+from nearfar.app.train.content import Arrays, Content
 from nearfar.app.train.data import read_glyphs, read_npz
 from nearfar.app.train.images import is_image, read_images
 from nearfar.app.train.names import GLYPHS
 from nearfar.app.train.reads import Reads
+from nearfar.app.train.texts import Texts, checked_text
 
 
-def read_item(address: str, reads: Reads) -> Arrays:
+def read_item(address: str, reads: Reads) -> Content:
     """The item at an address, as the only one.
 
     Args:
         address: an image file, a .npy file with one vector, a vector as text ("0.1 0.2 0.3"), or
-            DATA:row, a row of the built-in letters or of an .npz (glyphs:120, vectors.npz:7).
+            DATA:row, a row of the built-in letters or of an .npz (glyphs:120, vectors.npz:7). For
+            an encoder that reads texts, the text itself.
         reads: what the encoder reads.
 
     Raises:
         InputError: the item cannot be read, or has another shape.
     """
+    if reads.texts:
+        return Texts([checked_text(address, "an item to compare")])
     shape = reads.shape or ()
     x = _read(address, reads)
     if tuple(x.shape[1:]) != shape:

@@ -17,9 +17,11 @@ from nearfar.app.train.names import (
     SINGLE,
     TRAINED,
     is_pretrained,
+    saves_itself,
 )
 
 Setting = float | int | bool | str
+BY_ENCODER: Any = None  # until `TrainConfig` is made
 BY_LOSS = "The default depends on the loss; docs/data.md lists those of train."
 
 
@@ -89,7 +91,13 @@ class TrainConfig:
         Training("Dimensions of an embedding (128; of a pretrained network, its own).", (1, 65536)),
     ] = None
     augment: Annotated[bool, Data("Shift, scale and rotate training images slightly.")] = True
-    steps: Annotated[int, Training("Training steps.", (1, 10**9))] = 450
+    chunk_tokens: Annotated[
+        int | None,
+        Training("For texts: tokens encoded at a time; fewer take less memory (8192).", (1, 10**9)),
+    ] = None
+    steps: Annotated[int, Training("Training steps (450; for texts, 150).", (1, 10**9))] = (
+        BY_ENCODER
+    )
     identities: Annotated[int, Training("Identities per batch.", (2, 10**6))] = 64
     items: Annotated[int, Training("Items per identity in a batch.", (2, 10**6))] = 4
     learning_rate: Annotated[
@@ -122,8 +130,11 @@ class TrainConfig:
     def _by_encoder(self) -> dict[str, Any]:
         """The settings whose default depends on the encoder."""
         if not is_pretrained(self.encoder):
-            return {"embedding_dim": 128, "learning_rate": 0.003}
-        return {"learning_rate": 0.003 if self.freeze else 0.00005}
+            return {"embedding_dim": 128, "learning_rate": 0.003, "steps": 450}
+        rate = {"learning_rate": 0.003 if self.freeze else 0.00005}
+        if saves_itself(self.encoder):
+            return {**rate, "steps": 150, "chunk_tokens": 8192}
+        return {**rate, "steps": 450}
 
 
 def _of_some(name: str, what: str, more: str = "") -> Option:

@@ -108,7 +108,7 @@ def read_data(
     identity_depth: int | None = None,
     drop: Set[str] = frozenset(),
 ) -> Items | Pairs:
-    """Read DATA: "glyphs", a folder, an .npz, or a .csv or .parquet table of pairs.
+    """Read DATA: "glyphs", a folder, an .npz, or a .csv or .parquet table of pairs or texts.
 
     Args:
         source: the data to read.
@@ -151,20 +151,27 @@ def _read(
 ) -> Items | Pairs:
     from nearfar.app.train.folder import read_folder
     from nearfar.app.train.pairs import read_pairs
+    from nearfar.app.train.text_tables import TEXT_ENCODER, read_labelled_texts
 
     path = Path(source)
     is_folder = source != GLYPHS and path.is_dir()
+    if reads.texts and path.suffix.lower() not in TABLES:
+        raise InputError(
+            f"the encoder reads texts, and {source} is no table of texts: it must be a .csv or "
+            ".parquet with columns a, b and label, or text and identity."
+        )
     if identity_depth is not None and not is_folder:
         raise InputError(f"--identity-depth is for folders of images; {source} is not a folder.")
     if drop and holds_pairs(source):
         raise InputError(f"--drop is for data with identities; delete the rows of {source}.")
     if holds_pairs(source):
-        resized = reads.image_size is not None
-        return read_pairs(
-            path, reads.fit, similar_label=similar_label, images_only=resized, labelled=labelled
-        )
+        return read_pairs(path, reads, similar_label=similar_label, labelled=labelled)
     if similar_label is not None:
         raise InputError(f"--similar-label is for tables of pairs; {source} has identities.")
+    if path.suffix.lower() in TABLES:
+        if not reads.texts:
+            raise InputError(f"{source} holds texts, which take {TEXT_ENCODER}")
+        return read_labelled_texts(path, labelled=labelled)
     if is_folder:
         return read_folder(
             path, reads.fit, labelled=labelled, identity_depth=identity_depth, drop=drop
@@ -194,8 +201,11 @@ def _printable(items: Items) -> Items:
 
 
 def holds_pairs(source: str) -> bool:
-    """Whether DATA is a table of pairs, judging by its file name."""
-    return Path(source).suffix.lower() in TABLES
+    """Whether DATA is a table of pairs, judging by its file name and its columns."""
+    from nearfar.app.train.text_tables import holds_identities
+
+    path = Path(source)
+    return path.suffix.lower() in TABLES and not holds_identities(path)
 
 
 def items_of(data: Items | Pairs) -> Items:

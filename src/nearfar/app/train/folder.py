@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from nearfar.app.errors import InputError
+from nearfar.app.train.content import Arrays
 from nearfar.app.train.data import Items
 from nearfar.app.train.drop import NOTHING, rows_left
 from nearfar.app.train.files import unique_files

@@ -21,6 +21,7 @@ from torch import Tensor
 
 import nearfar
 from nearfar.app.errors import InputError
+from nearfar.app.train.backward import backward
 from nearfar.app.train.batches import distort
 from nearfar.app.train.calibration import write_calibration
 from nearfar.app.train.checkup import Checkup
@@ -193,21 +194,23 @@ def _optimise(
     generator = torch.Generator().manual_seed(config.seed)
     batches = read_ahead(items.content, task.batches(generator), task.items_in)
 
-    def output(batch: Batch) -> Tensor:
+    def prepared(batch: Batch) -> Batch:
         x = embedder.prepare(batch)
         if config.augment and isinstance(x, Tensor) and x.ndim == 4:
             x = distort(x, generator)
-        embedding: Tensor = network(fabric.to_device(x))  # (len(batch), d)
-        return embedding
+        return fabric.to_device(x)
 
     line: dict[str, Any] = {}
     recorder.after(0, network)
     with progress(console, config.steps) as show:
         for step in range(1, config.steps + 1):
             rows, batch = next(batches)
-            x = output(batch)
-            loss, active = task.step(task.loss, x, rows, network.proxies, generator)
-            fabric.backward(loss)
+            loss_of = partial(
+                task.step, task.loss, rows=rows, proxies=network.proxies, generator=generator
+            )
+            x, loss, active = backward(
+                network, prepared(batch), loss_of, fabric, config.chunk_tokens
+            )
             line = {"step": step, "loss": loss.item(), "active_share": active.item()}
             line |= {"lr": float(schedule.get_last_lr()[0]), **norms.line()}
             _refuse_divergence(line)

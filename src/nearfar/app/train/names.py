@@ -7,8 +7,9 @@ from nearfar.registry import LOSSES, Data, find
 GLYPHS = "glyphs"  # the built-in data set
 AUTO = "auto"  # the built-in network that suits the data
 # Libraries of pretrained encoders, as in --encoder timm:resnet18, and the modules that use them.
+SENTENCE_TRANSFORMERS = "sentence-transformers"
 PRETRAINED = {
-    "sentence-transformers": "nearfar.app.train.encoders.texts",
+    SENTENCE_TRANSFORMERS: "nearfar.app.train.encoders.texts",
     "timm": "nearfar.app.train.encoders.images",
     "torchvision": "nearfar.app.train.encoders.images",
 }
@@ -17,6 +18,11 @@ PRETRAINED = {
 def is_pretrained(encoder: str) -> bool:
     """Whether --encoder names a network of such a library."""
     return encoder.partition(":")[0] in PRETRAINED
+
+
+def saves_itself(encoder: str) -> bool:
+    """Whether a run holds the network as a folder that its own library opens."""
+    return encoder.partition(":")[0] == SENTENCE_TRANSFORMERS
 
 
 # The losses that can be trained, named like their functions without "_loss", with the defaults of

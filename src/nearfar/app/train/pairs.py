@@ -17,11 +17,14 @@ from nearfar.app.tables import (
     refuse_bad_labels,
     vector,
 )
-from nearfar.app.train.content import Arrays
+from nearfar.app.train.content import Arrays, Content
 from nearfar.app.train.data import Items, Pairs, with_groups
 from nearfar.app.train.files import file_key, find_file
 from nearfar.app.train.groups import connected
 from nearfar.app.train.images import Fit, is_image, read_images
+from nearfar.app.train.reads import Reads
+from nearfar.app.train.text_tables import TEXT_ENCODER
+from nearfar.app.train.texts import Texts, checked_text
 from nearfar.labels import pair_labels
 
 Cell = Path | tuple[float, ...]
@@ -29,24 +32,22 @@ Cell = Path | tuple[float, ...]
 
 def read_pairs(
     path: Path,
-    fit: Fit,
+    reads: Reads,
     *,
     similar_label: int | None,
-    images_only: bool = False,
     labelled: bool = True,
 ) -> Pairs:
-    """Read a table whose columns a and b hold vectors, or paths of images relative to the table.
+    """Read a table whose columns a and b hold texts, vectors, or paths relative to the table.
 
     Args:
         path: the table.
-        fit: the size and channels of the images.
+        reads: what the encoder reads: whether cells are texts, and the size of images.
         similar_label: which of 0 and 1 means similar, for numeric labels.
-        images_only: whether vectors are refused.
         labelled: whether labels are read; without them, no identity is known.
 
     Raises:
-        InputError: a column is missing, the labels are ambiguous, or a cell is neither a vector nor
-            an image; the message names its line or row.
+        InputError: a column is missing, the labels are ambiguous, or a cell holds no such item; the
+            message names its line or row.
     """
     table = read_table(path)
     first, second = table.column("a"), table.column("b")
@@ -56,26 +57,40 @@ def read_pairs(
     cells = [*first, *second]
     where = [table.where(row) for row in range(len(table))]
     at = [f"{place}: {side}" for side in "ab" for place in where]
-    if images_only and not names_image(first[0]):
-        raise InputError(f"--image-size is for images; {path} holds vectors.")
-    distinct, index = _distinct(_parsed(cells, at, path.parent))
-    places = [at[row] for _, row in distinct]
-    x, notes = _read_items([cell for cell, _ in distinct], places, fit)
+    content, names, index, notes = _content(cells, at, path, reads)
+    n = len(content)
     a, b = torch.tensor(index).view(2, -1)
-    names = _names(cells, distinct, at)
     if not labelled:
-        unknown = torch.full((len(x),), -1)
-        return Pairs(
-            Items(Arrays(x), unknown, names, ["unknown"], notes=notes), a, b, similar, where
-        )
+        unknown = torch.full((n,), -1)
+        return Pairs(Items(content, unknown, names, ["unknown"], notes=notes), a, b, similar, where)
     joined = similar > 0.5 if similar.is_floating_point() else similar
     _refuse_self_dissimilar(table, a, b, joined)
     _refuse_contradictions(path, a, b, joined, where)
-    identity = connected(len(x), a, b, joined)
+    identity = connected(n, a, b, joined)
     identities = [f"identity {i}" for i in range(int(identity.max()) + 1)]
-    items = Items(Arrays(x), identity, names, identities, notes=notes)
-    items = with_groups(items, _groups(table, index, len(x)))
+    items = Items(content, identity, names, identities, notes=notes)
+    items = with_groups(items, _groups(table, index, n))
     return Pairs(items, a, b, similar, where)
+
+
+def _content(
+    cells: Sequence[Any], at: Sequence[str], path: Path, reads: Reads
+) -> tuple[Content, list[str], list[int], Sequence[str]]:
+    """The distinct items of the cells, their names, the item of each cell, and notes."""
+    if reads.texts:
+        texts = [checked_text(cell, place) for cell, place in zip(cells, at, strict=True)]
+        first: dict[str, int] = {}
+        for row, text in enumerate(texts):
+            first.setdefault(text, row)
+        number = {text: i for i, text in enumerate(first)}
+        names = [at[row] for row in first.values()]
+        return Texts(list(first)), names, [number[text] for text in texts], ()
+    if reads.image_size is not None and not names_image(cells[0]):
+        raise InputError(f"--image-size is for images; {path} holds vectors.")
+    distinct, index = _distinct(_parsed(cells, at, path.parent))
+    places = [at[row] for _, row in distinct]
+    x, notes = _read_items([cell for cell, _ in distinct], places, reads.fit)
+    return Arrays(x), _names(cells, distinct, at), index, notes
 
 
 def _names(
@@ -206,7 +221,8 @@ def _parsed(cells: Sequence[Any], at: Sequence[str], folder: Path) -> list[Cell]
         else:
             raise InputError(
                 f"{place} is {'empty' if is_blank(cell) else repr(cell)}; it must be the path "
-                'of an image, relative to the table, or a vector such as "0.1 0.2 0.3".'
+                'of an image, relative to the table, or a vector such as "0.1 0.2 0.3". For texts, '
+                f"add {TEXT_ENCODER}"
             )
         if type(parsed[-1]) is not type(parsed[0]):
             kinds = ["an image" if isinstance(p, Path) else "a vector" for p in parsed]

@@ -13,10 +13,12 @@ class Reads:
         shape: the shape of an item, which all must have; image files are resized to it. None: a new
             network takes what there is.
         image_size: side to which image files are resized for a new network; None for 32.
+        texts: whether it reads texts.
     """
 
     shape: tuple[int, ...] | None = None
     image_size: int | None = None
+    texts: bool = False
 
     @property
     def fit(self) -> Fit:

@@ -76,7 +76,8 @@ class Outcome:
         embeddings: (k, d) float16, embeddings of the items in `mapped`.
         singular_values: (min(m, d),) singular values of all embeddings, largest first.
         shown: (j,) int32, items of the hardest pairs.
-        inputs: (j, d) float32 vectors or (j, c, h, w) uint8 thumbnails of the items in `shown`.
+        inputs: what the items in `shown` hold: (j, d) float32 vectors, (j, c, h, w) uint8
+            thumbnails, or (j,) texts.
     """
 
     learned_curve: Array
@@ -252,9 +253,10 @@ def _checked(arrays: Mapping[str, Array]) -> Record:
         rows = getattr(outcome, name)
         if rows.size and not 0 <= rows.min() <= rows.max() < len(getattr(outcome, of)):
             raise ValueError(name)
-    if len(outcome.inputs) != len(outcome.shown) or outcome.inputs.ndim not in (2, 4):
+    axes = {"f": (2, 4), "u": (2, 4), "U": (1,)}.get(outcome.inputs.dtype.kind, ())
+    if len(outcome.inputs) != len(outcome.shown) or outcome.inputs.ndim not in axes:
         raise ValueError("inputs")
-    if outcome.inputs.dtype.kind not in "fu" or not np.isin(outcome.hardest, outcome.shown).all():
+    if not np.isin(outcome.hardest, outcome.shown).all():
         raise ValueError("inputs")
     return record
 

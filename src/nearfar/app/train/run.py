@@ -1,5 +1,6 @@
 """Write the run folder, completely or not at all, and read it with every value checked."""
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -11,17 +12,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 
 from nearfar.app.errors import InputError
-from nearfar.app.output import FolderKind, whole_folder
+from nearfar.app.output import FolderKind, files_in, whole_folder
 from nearfar.app.train.calibration import CALIBRATION
 from nearfar.app.train.compare import Thresholds
 from nearfar.app.train.config import TrainConfig
 from nearfar.app.train.config_file import FORMAT, check_format, read_config, to_toml
-from nearfar.app.train.encoders import Embedder, build
+from nearfar.app.train.encoders import Embedder, build, load_folder, save_folder
 from nearfar.app.train.measure import RAW_DISTANCES
-from nearfar.app.train.names import GLYPHS
+from nearfar.app.train.names import GLYPHS, saves_itself
 from nearfar.app.train.objectives import verifier_distance
 from nearfar.app.train.reads import Reads
 from nearfar.app.train.record import RECORD
+from nearfar.app.train.summary import ENCODER_FILES as ENCODER_FILES_FORM
 from nearfar.app.train.summary import FITTED, misfit
 from nearfar.app.train.summary import METRICS as METRICS_FORM
 from nearfar.app.train.summary import SUMMARY as SUMMARY_FORM
@@ -31,9 +33,23 @@ from nearfar.evaluate import PlattProbability
 CONFIG, MODEL, THRESHOLD = "config.toml", "model.safetensors", "threshold.json"
 METRICS, SUMMARY = "metrics.jsonl", "summary.json"
 FILES = (CONFIG, MODEL, THRESHOLD, METRICS, SUMMARY)
+# In place of MODEL, for a network that saves itself: its folder, and a hash of each file in it.
+ENCODER, ENCODER_FILES = "encoder", "encoder.json"
 REPORT = "report.html"
 OPTIONAL = (RECORD, CALIBRATION, REPORT)  # files that a run folder may also hold
-RUN = FolderKind("a run", "--out", (CONFIG, SUMMARY), (*FILES, *OPTIONAL))
+
+
+def _of_encoder(run: Path) -> list[str]:
+    """The files of a run's encoder, as it lists them; none if there is no such list."""
+    try:
+        return [f"{ENCODER}/{name}" for name in _read_json(run / ENCODER_FILES)["files"]]
+    except (InputError, KeyError, TypeError):
+        return []
+
+
+RUN = FolderKind(
+    "a run", "--out", (CONFIG, SUMMARY), (*FILES, *OPTIONAL, ENCODER_FILES), _of_encoder
+)
 
 WhenFinished = Callable[[Path], None] | None
 
@@ -73,6 +89,12 @@ class Results:
     summary: Mapping[str, Any]
 
 
+def files_of(config: TrainConfig) -> tuple[str, ...]:
+    """The files that a run of this config has."""
+    model = ENCODER_FILES if saves_itself(config.encoder) else MODEL
+    return tuple(model if name == MODEL else name for name in FILES)
+
+
 def refuse_inside(out: Path, data: str) -> None:
     """Refuse to write over the data or into its folder."""
     source = Path(data)
@@ -110,14 +132,7 @@ def write_run(
 ) -> None:
     """Write all files of a run except the metrics, which training writes as it goes."""
     (folder / CONFIG).write_text(to_toml(config), encoding="utf-8")
-    state = {name: value.contiguous() for name, value in embedder.cpu().state_dict().items()}
-    # A single key: safetensors writes several in an order that varies from process to process.
-    shape = json.dumps({"format": FORMAT, "input_shape": list(embedder.reads.shape or ())})
-    try:
-        save_file(state, folder / MODEL, metadata={"nearfar": shape})
-    except SafetensorError as error:  # on a full disk, for example
-        raise InputError(f"{folder / MODEL} cannot be written: {error}") from None
-    (folder / MODEL).chmod(0o644)
+    _write_model(folder, config, embedder.cpu())
     _write_json(
         folder / THRESHOLD,
         {
@@ -133,6 +148,24 @@ def write_run(
     _write_json(folder / SUMMARY, {"format": FORMAT, **summary})
 
 
+def _write_model(folder: Path, config: TrainConfig, embedder: Embedder) -> None:
+    if saves_itself(config.encoder):
+        save_folder(embedder, config, folder / ENCODER)
+        files = _hashes(folder / ENCODER)
+        for name in files:
+            (folder / ENCODER / name).chmod(0o644)
+        _write_json(folder / ENCODER_FILES, {"format": FORMAT, "files": files})
+        return
+    state = {name: value.contiguous() for name, value in embedder.state_dict().items()}
+    # A single key: safetensors writes several in an order that varies from process to process.
+    shape = json.dumps({"format": FORMAT, "input_shape": list(embedder.reads.shape or ())})
+    try:
+        save_file(state, folder / MODEL, metadata={"nearfar": shape})
+    except SafetensorError as error:  # on a full disk, for example
+        raise InputError(f"{folder / MODEL} cannot be written: {error}") from None
+    (folder / MODEL).chmod(0o644)
+
+
 def read_run(path: Path) -> Run:
     """Read a run folder.
 
@@ -140,8 +173,8 @@ def read_run(path: Path) -> Run:
         InputError: the folder or a file is missing, damaged or of another format version.
     """
     found = read_results(path)
-    embedder = _read_model(path / MODEL, found.config)
-    return Run(embedder=embedder, **vars(found))
+    read = _read_folder if saves_itself(found.config.encoder) else _read_model
+    return Run(embedder=read(path, found.config), **vars(found))
 
 
 def read_results(path: Path) -> Results:
@@ -152,13 +185,14 @@ def read_results(path: Path) -> Results:
     """
     if not path.is_dir():
         raise InputError(f"no such run folder: {path}")
-    missing = [name for name in FILES if not (path / name).is_file()]
-    if missing:
+    config = read_config(path / CONFIG) if (path / CONFIG).is_file() else None
+    names = files_of(config) if config else FILES
+    missing = [name for name in names if not (path / name).is_file()]
+    if missing or not config:
         raise InputError(
             f"{path} is not a complete run: it has no {', '.join(missing)}. "
             "Name the folder given to `nearfar train --out`."
         )
-    config = read_config(path / CONFIG)
     threshold, summary = _read_json(path / THRESHOLD), _read_json(path / SUMMARY)
     for name, content, form in ((SUMMARY, summary, SUMMARY_FORM), (THRESHOLD, threshold, FITTED)):
         if wrong := misfit(content, form):
@@ -215,7 +249,38 @@ def _probability(path: Path, held: Mapping[str, float] | None) -> PlattProbabili
     return PlattProbability(**found)
 
 
-def _read_model(path: Path, config: TrainConfig) -> Embedder:
+def _hashes(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each file in a folder."""
+    return {name: _sha256(folder / name) for name in files_in(folder)}
+
+
+def _sha256(path: Path) -> str:
+    """The SHA-256 of a file; empty if it cannot be read, as a link to nothing."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
+
+
+def _read_folder(run: Path, config: TrainConfig) -> Embedder:
+    content, found = _read_json(run / ENCODER_FILES), _hashes(run / ENCODER)
+    if wrong := misfit(content, ENCODER_FILES_FORM):
+        raise InputError(f"{run / ENCODER_FILES} is damaged: {wrong}. Train again.")
+    listed = content["files"]
+    for name in sorted(found.keys() | listed.keys()):
+        path = run / ENCODER / name
+        if name not in found:
+            raise InputError(f"{path} is missing. Train again.")
+        if name not in listed:
+            raise InputError(f"{path} is not part of the run. Move it elsewhere.")
+        if found[name] != listed[name]:
+            raise InputError(f"{path} is damaged: it is not as training wrote it. Train again.")
+    return load_folder(config, run / ENCODER).eval()
+
+
+def _read_model(run: Path, config: TrainConfig) -> Embedder:
+    path = run / MODEL
     try:
         content = path.read_bytes()  # safetensors cannot open a path that is not UTF-8
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])

@@ -74,6 +74,7 @@ FITTED: Mapping[str, Any] = {
         "high": RATE,
     },
 }
+ENCODER_FILES: Mapping[str, Any] = {"files": {ANY_KEY: TEXT}}
 METRICS: Mapping[str, Any] = {"step": WHOLE, "loss": NUMBER, ANY_KEY: NUMBER}
 
 

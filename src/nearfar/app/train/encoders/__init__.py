@@ -1,6 +1,7 @@
 """Networks from items to embeddings of length 1, by the name that --encoder gives."""
 
 from importlib import import_module
+from pathlib import Path
 from typing import Protocol, cast
 
 from nearfar.app.errors import InputError
@@ -11,7 +12,7 @@ from nearfar.app.train.encoders.own import checked, find
 from nearfar.app.train.names import AUTO, PRETRAINED, is_pretrained
 from nearfar.app.train.reads import Reads
 
-__all__ = ["Embedder", "build", "reads_of"]
+__all__ = ["Embedder", "build", "load_folder", "reads_of", "save_folder"]
 SMALLEST_SIDE = 4
 
 
@@ -23,6 +24,16 @@ class Library(Protocol):
 
     def build(self, config: TrainConfig, reads: Reads, *, weights: bool) -> Embedder:
         """The network of this config, with its pretrained weights or without any."""
+
+
+class SavesItself(Library, Protocol):
+    """A module whose library writes a network as a folder that it opens by itself."""
+
+    def save(self, embedder: Embedder, folder: Path) -> None:
+        """Write the folder."""
+
+    def load(self, folder: Path) -> Embedder:
+        """The network that a folder holds."""
 
 
 def reads_of(config: TrainConfig) -> Reads:
@@ -66,6 +77,20 @@ def build(config: TrainConfig, reads: Reads, *, weights: bool = True) -> Embedde
             f"network, which needs {SMALLEST_SIDE} x {SMALLEST_SIDE}. Pass them as vectors."
         )
     return Embedder(ConvNet(shape, embedding_dim), reads, embedding_dim)
+
+
+def save_folder(embedder: Embedder, config: TrainConfig, folder: Path) -> None:
+    """Write a network that saves itself; see `names.saves_itself`."""
+    cast(SavesItself, _library(config.encoder)).save(embedder, folder)
+
+
+def load_folder(config: TrainConfig, folder: Path) -> Embedder:
+    """The network in a folder that `save_folder` wrote.
+
+    Raises:
+        InputError: it cannot be used.
+    """
+    return cast(SavesItself, _library(config.encoder)).load(folder)
 
 
 def _library(encoder: str) -> Library:
