@@ -93,7 +93,7 @@ class TrainConfig:
     augment: Annotated[bool, Data("Shift, scale and rotate training images slightly.")] = True
     chunk_tokens: Annotated[
         int | None,
-        Training("For texts: tokens encoded at a time; fewer take less memory (8192).", (1, 10**9)),
+        Training("For texts: tokens encoded at a time; fewer take less memory (1024).", (1, 10**9)),
     ] = None
     steps: Annotated[int, Training("Training steps (450; for texts, 150).", (1, 10**9))] = (
         BY_ENCODER
@@ -133,7 +133,7 @@ class TrainConfig:
             return {"embedding_dim": 128, "learning_rate": 0.003, "steps": 450}
         rate = {"learning_rate": 0.003 if self.freeze else 0.00005}
         if saves_itself(self.encoder):
-            return {**rate, "steps": 150, "chunk_tokens": 8192}
+            return {**rate, "steps": 150, "chunk_tokens": 1024}
         return {**rate, "steps": 450}
 
 
