@@ -18,7 +18,8 @@ from nearfar.app.errors import InputError
 from nearfar.app.train import images
 from nearfar.app.train.content import as_input, fingerprints
 from nearfar.app.train.data import read_data
-from nearfar.app.train.images import Fit, is_image, read_images
+from nearfar.app.train.fit import Fit
+from nearfar.app.train.images import is_image, read_images
 from nearfar.app.train.reads import Reads
 from nearfar.distance import between_rows
 from nearfar.evaluate import verification

@@ -93,7 +93,8 @@ class Verifier(nn.Module):
     def _read(self, item: Item) -> Tensor:
         """(1, *input_shape), uint8 or float32."""
         if isinstance(item, str | Path):
-            return read_item(str(item), self.embedder.reads).x
+            x: Tensor = read_item(str(item), self.embedder.reads).read(torch.tensor([0]))()
+            return x
         x = torch.as_tensor(np.asarray(item))
         if tuple(x.shape) != self.input_shape:
             raise ValueError(

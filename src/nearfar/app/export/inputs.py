@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from nearfar.app.errors import InputError
-from nearfar.app.train.images import Fit, read_images
+from nearfar.app.train.fit import Fit
+from nearfar.app.train.images import read_images
 from nearfar.app.train.run import Run
 
 TEST_IMAGE = "test_image.png"

@@ -137,7 +137,7 @@ def enroll(
     if embeddings:
         if identity_depth is not None:
             raise InputError("--identity-depth is for a folder, and --embeddings for an .npz.")
-        parts = read_embeddings(Path(source), run.config.embedding_dim)
+        parts = read_embeddings(Path(source), run.embedder.embedding_dim)
     else:
         items, x = embedded(run, source, labelled=True, identity_depth=identity_depth)
         notes = items.notes
@@ -177,7 +177,7 @@ def _before(run: Run, out: Path, *, to_existing: bool, overwrite: bool) -> Galle
         )
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file. Choose another --out.")
-    return Gallery(out, fingerprint(run), run.distance, run.config.embedding_dim)
+    return Gallery(out, fingerprint(run), run.distance, run.embedder.embedding_dim)
 
 
 def gallery_of(run: Run, path: Path) -> Gallery:

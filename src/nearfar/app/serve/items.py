@@ -13,7 +13,8 @@ from nearfar.app.errors import InputError
 from nearfar.app.serve.refusal import unusable
 from nearfar.app.tables import vector
 from nearfar.app.train.content import Arrays
-from nearfar.app.train.images import Fit, read_images
+from nearfar.app.train.fit import Fit
+from nearfar.app.train.images import read_images
 from nearfar.app.train.run import Run
 from nearfar.app.train.upload import Upload
 from nearfar.app.train.use import embed_read

@@ -4,6 +4,7 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Protocol
 
 import numpy.typing as npt
@@ -14,6 +15,7 @@ from torch.nn.functional import interpolate
 from nearfar.doctor.examine import fingerprints as of_bits
 
 SIDE = 96  # the longest side of a thumbnail
+NUMBERS = 2**23  # of items that are embedded at a time
 COLUMNS = 64  # the most numbers shown of a vector
 
 Batch = Any  # what `Embedder.prepare` takes: a tensor, or a list of texts
@@ -54,8 +56,8 @@ class Content(Protocol):
     def fingerprints(self) -> list[bytes]:
         """16 bytes for each item: equal for equal items, else almost surely not."""
 
-    def hash_into(self, digest: "hashlib._Hash") -> None:
-        """Add the items to a hash by which a change is noticed."""
+    def hash(self) -> "hashlib._Hash":
+        """A new hash of the items, by which a change is noticed."""
 
     def in_words(self) -> str:
         """For instance "images of 1 x 32 x 32"."""
@@ -70,12 +72,15 @@ class Arrays:
     """
 
     x: Tensor
-    at_once = 512
     ahead = 0
 
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(self.x.shape[1:])
+
+    @property
+    def at_once(self) -> int:
+        return at_once(self.shape)
 
     def __len__(self) -> int:
         return len(self.x)
@@ -103,9 +108,10 @@ class Arrays:
     def fingerprints(self) -> list[bytes]:
         return fingerprints(self.x)
 
-    def hash_into(self, digest: "hashlib._Hash") -> None:
-        digest.update(str((tuple(self.x.shape), self.x.dtype)).encode())
+    def hash(self) -> "hashlib._Hash":
+        digest = hashlib.sha256(str((tuple(self.x.shape), self.x.dtype)).encode())
         digest.update(self.x.contiguous().numpy().tobytes())
+        return digest
 
     def in_words(self) -> str:
         return (
@@ -152,11 +158,20 @@ class Features:
     def fingerprints(self) -> list[bytes]:
         return self.content.fingerprints()
 
-    def hash_into(self, digest: "hashlib._Hash") -> None:
-        self.content.hash_into(digest)
+    def hash(self) -> "hashlib._Hash":
+        return self.content.hash()
 
     def in_words(self) -> str:
         return self.content.in_words()
+
+
+def at_once(shape: tuple[int, ...]) -> int:
+    """How many items of a shape are embedded at a time, since a network's activations take memory.
+
+    >>> at_once((1, 32, 32)), at_once((3, 224, 224))
+    (512, 55)
+    """
+    return max(min(NUMBERS // prod(shape), 512), 1)
 
 
 def as_input(x: Tensor) -> Tensor:

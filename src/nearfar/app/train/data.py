@@ -62,8 +62,7 @@ class Items:
 
     def digest(self) -> str:
         """A hash of the data, by which a change is noticed."""
-        digest = hashlib.sha256()
-        self.content.hash_into(digest)
+        digest = self.content.hash()
         digest.update(self.identity.numpy().tobytes())
         if self.groups is not None:
             digest.update(self.groups.numpy().tobytes())

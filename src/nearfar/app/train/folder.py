@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 
 from nearfar.app.errors import InputError
-from nearfar.app.train.content import Arrays
 from nearfar.app.train.data import Items
 from nearfar.app.train.drop import NOTHING, rows_left
 from nearfar.app.train.files import unique_files
-from nearfar.app.train.images import Fit, is_readable, read_images
+from nearfar.app.train.fit import Fit
+from nearfar.app.train.image_files import read_files
+from nearfar.app.train.images import is_readable
 from nearfar.app.train.unreadable import FORMATS
 
 # Files and folders that operating systems create, besides names that begin with a dot.
@@ -93,9 +94,9 @@ def read_folder(
     found = find_images(folder, labelled=labelled, identity_depth=identity_depth)
     if drop:
         found = found.left(drop, folder)
-    x, notes = read_images(found.files, fit)
+    content, notes = read_files(found.files, fit)
     return Items(
-        content=Arrays(x),
+        content=content,
         identity=torch.tensor(found.identity),
         names=found.names,
         identities=found.identities or ["unknown"],

@@ -3,7 +3,6 @@
 What the network makes of the items is computed once: each step, and each measurement, starts there.
 """
 
-import hashlib
 from dataclasses import replace
 
 from torch import Tensor, nn
@@ -39,8 +38,8 @@ def last_layer(embedder: Embedder, data: Items | Pairs) -> tuple[Embedder, Items
 
 def _features(embedder: Embedder, content: Content) -> Tensor:
     """(n, features) of all items."""
-    digest = hashlib.sha256(repr(embedder.reads).encode())
-    content.hash_into(digest)
+    digest = content.hash()
+    digest.update(repr(embedder.reads).encode())
     for name, value in embedder.encoder.state_dict().items():
         digest.update(name.encode())
         digest.update(value.cpu().numpy().tobytes())

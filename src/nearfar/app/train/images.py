@@ -2,53 +2,24 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
 
-from nearfar.app.errors import InputError
 from nearfar.app.train.deep import EIGHT, FLOAT, LARGEST
-from nearfar.app.train.pixels import read_picture, register_formats
+from nearfar.app.train.fit import Fit
+from nearfar.app.train.pixels import Picture, quietly, read_picture, register_formats
 from nearfar.app.train.unreadable import FORMATS
 from nearfar.app.train.upload import Upload
 
-SIDE = 32
 # Pillow recognises these but cannot decode them, or needs another program.
 _NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
-
-
-@dataclass(frozen=True)
-class Fit:
-    """The size and channels to which images are converted.
-
-    Attributes:
-        width: in pixels.
-        height: in pixels.
-        channels: 1 for grey, 3 for RGB; None for grey if all images are grey, else RGB.
-    """
-
-    width: int
-    height: int
-    channels: int | None = None
-
-    @staticmethod
-    def square(side: int | None) -> "Fit":
-        return Fit(side or SIDE, side or SIDE)
-
-    @staticmethod
-    def to(shape: tuple[int, ...]) -> "Fit":
-        """The fit for a network whose input shape is (c, h, w)."""
-        channels, height, width = shape
-        if channels not in (1, 3):
-            raise InputError(
-                f"the run was trained on {channels} channels, but image files have 1 or 3."
-            )
-        return Fit(width, height, channels)
 
 
 def read_images(files: Sequence[Path | Upload], fit: Fit) -> tuple[Tensor, list[str]]:
@@ -61,27 +32,32 @@ def read_images(files: Sequence[Path | Upload], fit: Fit) -> tuple[Tensor, list[
     Raises:
         InputError: a file is missing or cannot be read; the message says which and why.
     """
-    pictures = [read_picture(file, (fit.width, fit.height), fit.channels) for file in files]
+    with quietly():
+        pictures = [read_picture(file, fit) for file in files]
     depths = Counter(picture.depth for picture in pictures)
-    arrays = [picture.pixels for picture in pictures]
-    if depths.keys() != {EIGHT}:
-        arrays = [
-            array.astype(np.float32) / LARGEST[EIGHT] if array.dtype == np.uint8 else array
-            for array in arrays
-        ]
-    channels = fit.channels or max(array.shape[0] for array in arrays)
-    shape = (channels, fit.height, fit.width)
-    x = torch.from_numpy(np.stack([np.broadcast_to(array, shape) for array in arrays]))
-    return x, [_depths_note(depths)] if len(depths) > 1 else []
+    channels = fit.channels or max(picture.channels for picture in pictures)
+    deep = depths.keys() != {EIGHT}
+    arrays = [as_array(picture, channels, deep=deep) for picture in pictures]
+    return torch.from_numpy(np.stack(arrays)), depths_notes(depths)
 
 
-def _depths_note(depths: Counter[str]) -> str:
-    """A note on how images of several bit depths are scaled."""
+def as_array(picture: Picture, channels: int, *, deep: bool) -> npt.NDArray[Any]:
+    """(channels, h, w) uint8, or float32 if `deep`, in the unit described in `pixels.Picture`."""
+    pixels = picture.pixels
+    if deep and pixels.dtype == np.uint8:
+        pixels = pixels.astype(np.float32) / LARGEST[EIGHT]
+    return np.broadcast_to(pixels, (channels, *pixels.shape[1:]))
+
+
+def depths_notes(depths: Counter[str]) -> list[str]:
+    """A note on how images of several bit depths are scaled, if they are."""
+    if len(depths) == 1:
+        return []
     scaled = ", ".join(
         f"{n:,} {depth} (as it is)" if depth == FLOAT else f"{n:,} {depth} (/ {LARGEST[depth]:,})"
         for depth, n in sorted(depths.items())
     )
-    return f"the images have several bit depths, each scaled by its own maximum: {scaled}"
+    return [f"the images have several bit depths, each scaled by its own maximum: {scaled}"]
 
 
 def is_image(path: Path | str) -> bool:

@@ -20,8 +20,10 @@ from nearfar.app.tables import (
 from nearfar.app.train.content import Arrays, Content
 from nearfar.app.train.data import Items, Pairs, with_groups
 from nearfar.app.train.files import file_key, find_file
+from nearfar.app.train.fit import Fit
 from nearfar.app.train.groups import connected
-from nearfar.app.train.images import Fit, is_image, read_images
+from nearfar.app.train.image_files import read_files
+from nearfar.app.train.images import is_image
 from nearfar.app.train.reads import Reads
 from nearfar.app.train.text_tables import TEXT_ENCODER
 from nearfar.app.train.texts import Texts, checked_text
@@ -89,8 +91,8 @@ def _content(
         raise InputError(f"--image-size is for images; {path} holds vectors.")
     distinct, index = _distinct(_parsed(cells, at, path.parent))
     places = [at[row] for _, row in distinct]
-    x, notes = _read_items([cell for cell, _ in distinct], places, reads.fit)
-    return Arrays(x), _names(cells, distinct, at), index, notes
+    content, notes = _read_items([cell for cell, _ in distinct], places, reads.fit)
+    return content, _names(cells, distinct, at), index, notes
 
 
 def _names(
@@ -251,11 +253,13 @@ def _distinct(parsed: Sequence[Cell]) -> tuple[list[tuple[Cell, int]], list[int]
     return distinct, [number[key] for key in keys]
 
 
-def _read_items(items: Sequence[Cell], at: Sequence[str], fit: Fit) -> tuple[Tensor, Sequence[str]]:
-    """(n, c, h, w) images, uint8 or float32, or (n, d) float32 vectors; and notes about them."""
+def _read_items(
+    items: Sequence[Cell], at: Sequence[str], fit: Fit
+) -> tuple[Content, Sequence[str]]:
+    """Images or (n, d) float32 vectors; and notes about them."""
     files = [item for item in items if isinstance(item, Path)]
     if files:
-        return read_images(files, fit)
+        return read_files(files, fit)
     vectors = [item for item in items if not isinstance(item, Path)]
     for item, place in zip(vectors, at, strict=True):
         if len(item) != len(vectors[0]):
@@ -267,4 +271,4 @@ def _read_items(items: Sequence[Cell], at: Sequence[str], fit: Fit) -> tuple[Ten
     bad = (~x.isfinite()).any(1)
     if bad.any():
         raise InputError(f"{at[int(bad.int().argmax())]} holds a number beyond float32. Repair it.")
-    return x, ()
+    return Arrays(x), ()

@@ -14,6 +14,7 @@ from PIL import Image, ImageFile
 
 from nearfar.app.errors import InputError
 from nearfar.app.train.deep import EIGHT, depth, read_deep
+from nearfar.app.train.fit import Fit
 from nearfar.app.train.unreadable import reason
 from nearfar.app.train.upload import Upload
 from nearfar.app.train.upright import keep_orientation_only, upright
@@ -39,31 +40,42 @@ class Picture:
     pixels: Array
     depth: str
 
+    @property
+    def channels(self) -> int:
+        return len(self.pixels)
 
-def read_picture(file: Path | Upload, size: tuple[int, int], channels: int | None) -> Picture:
-    """Read an image.
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without warnings about metadata, which do not matter here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def read_picture(file: Path | Upload, fit: Fit) -> Picture:
+    """Read an image; not in several threads, unless `quietly` is around all of them.
 
     Args:
         file: an image of any format and mode that Pillow reads; of an upload, see `UPLOADED`.
-        size: width and height to which it is resized.
-        channels: 1 for grey, 3 for RGB; None for 1 if the image is grey, else 3.
+        fit: its size and channels; None for 1 if the image is grey, else 3.
 
     Raises:
         InputError: the file cannot be read or holds non-finite numbers; the message says why.
     """
     with _opened(file) as image:
-        image.draft(None, size)  # lets JPEG decode at a fraction of its size
+        if fit.resized is None:
+            image.draft(None, fit.size)  # lets JPEG decode at a fraction of its size
         found = depth(file, image)
         if found == EIGHT:
             plain = _plain(image)
-            if channels is not None:
-                plain = plain.convert("L" if channels == 1 else "RGB")
+            if fit.channels is not None:
+                plain = plain.convert("L" if fit.channels == 1 else "RGB")
             planes = [plain]
         else:
-            planes = _planes(file, read_deep(image, found, lambda: _opened(file)), channels)
+            planes = _planes(file, read_deep(image, found, lambda: _opened(file)), fit.channels)
         planes = [upright(plane, image) for plane in planes]
-    resized = [plane.resize(size, Image.Resampling.BILINEAR, reducing_gap=3.0) for plane in planes]
-    arrays = [np.asarray(plane) for plane in resized]
+    arrays = [np.asarray(fit.of(plane)) for plane in planes]
     if found != EIGHT:
         return Picture(np.stack(arrays), found)
     return Picture(arrays[0][None] if arrays[0].ndim == 2 else arrays[0].transpose(2, 0, 1), found)
@@ -80,12 +92,10 @@ def register_formats() -> None:
 def _opened(file: Path | Upload) -> Iterator[ImageFile.ImageFile]:
     """Open an image; any error while it is read becomes one line."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about metadata, which do not matter here
-            with _image(file) as image:
-                if image.format == "TIFF":
-                    keep_orientation_only(image)
-                yield image
+        with _image(file) as image:
+            if image.format == "TIFF":
+                keep_orientation_only(image)
+            yield image
     except FileNotFoundError:
         raise InputError(f"no such image: {file}") from None
     except (InputError, MemoryError):

@@ -1,7 +1,7 @@
 """The progress of training: a bar in a terminal, a few lines elsewhere."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -56,6 +56,24 @@ def _lines(console: Console, steps: int) -> Iterator[Show]:
             )
 
     yield show
+
+
+@contextmanager
+def reading(what: str, n: int) -> Iterator[Callable[[], None]]:
+    """Show how many of n files are read, in a terminal; call what is returned after each."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda: None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f}/{task.total:,.0f} files"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=n)
+        yield lambda: bar.advance(task)
 
 
 class _Clock:

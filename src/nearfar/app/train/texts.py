@@ -68,9 +68,8 @@ class Texts:
     def fingerprints(self) -> list[bytes]:
         return [hashlib.blake2b(text.encode(), digest_size=16).digest() for text in self.texts]
 
-    def hash_into(self, digest: "hashlib._Hash") -> None:
-        for fingerprint in self.fingerprints():
-            digest.update(fingerprint)
+    def hash(self) -> "hashlib._Hash":
+        return hashlib.sha256(b"".join(self.fingerprints()))
 
     def in_words(self) -> str:
         return "texts"

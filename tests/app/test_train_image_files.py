@@ -1,0 +1,181 @@
+"""Image files that are decoded when they are needed hold what they would hold in memory."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from image_files import png16
+from PIL import Image
+
+from nearfar.app.errors import InputError
+from nearfar.app.train import image_files
+from nearfar.app.train.content import Arrays, read_ahead
+from nearfar.app.train.data import items_of, read_data
+from nearfar.app.train.fit import Fit
+from nearfar.app.train.image_files import ImageFiles, examined, read_files
+from nearfar.app.train.images import read_images
+from nearfar.app.train.reads import Reads
+
+SIDE = 40
+RANDOM = np.random.default_rng(0)
+
+
+def photo(*shape) -> Image.Image:
+    return Image.fromarray(RANDOM.integers(0, 256, shape).astype(np.uint8))
+
+
+def grey(path: Path) -> None:
+    photo(50, 60).save(path.with_suffix(".png"))
+
+
+def colour(path: Path) -> None:
+    photo(50, 60, 3).save(path.with_suffix(".jpg"))
+
+
+def deep(path: Path) -> None:
+    path.with_suffix(".png").write_bytes(png16(RANDOM.integers(0, 2**16, (9, 9)).astype("u2"), 0))
+
+
+# Each kind of folder, by what is in it: the first file decides what is guessed of the others.
+FOLDERS = {
+    "colour": [colour] * 7,
+    "grey": [grey] * 7,
+    "grey first": [grey, grey, colour, grey, colour],
+    "colour first": [colour, grey, grey],
+    "deep last": [grey, grey, deep],
+    "deep first": [deep, colour, grey],
+}
+FITS = {
+    "square": Fit(SIDE, SIDE),
+    "wide": Fit(SIDE, 20),
+    "grey": Fit(SIDE, SIDE, 1),
+    "colour": Fit(SIDE, SIDE, 3),
+    "cropped": Fit(SIDE, SIDE, 3, "bicubic", 45, keeps_shape=True),
+}
+
+
+def written(folder: Path, kinds) -> list[Path]:
+    for number, kind in enumerate(kinds):
+        kind(folder / f"{number}")
+    return sorted(folder.iterdir())
+
+
+@pytest.mark.parametrize("kinds", FOLDERS.values(), ids=FOLDERS)
+@pytest.mark.parametrize("fit", FITS.values(), ids=FITS)
+def test_files_hold_what_they_hold_in_memory(tmp_path, kinds, fit):
+    files = written(tmp_path, kinds)
+    x, notes = read_images(files, fit)
+    arrays = Arrays(x)
+    content, same_notes = examined(files, fit)
+    assert content.shape == arrays.shape
+    assert len(content) == len(arrays)
+    assert same_notes == notes
+    rows = torch.tensor([2, 0, 2, 1])
+    read = content.read(rows)()
+    assert read.dtype is x.dtype
+    assert torch.equal(read, x[rows])
+    assert content.fingerprints() == arrays.fingerprints()
+    assert content.hash().digest() == arrays.hash().digest()
+    for one, other in zip(content.moments(rows), arrays.moments(rows), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
+
+
+def test_the_hash_is_that_of_the_pixels(tmp_path):
+    files = written(tmp_path, [colour] * 3)
+    x, _ = read_images(files, Fit(8, 6))
+    expected = hashlib.sha256(b"((3, 3, 6, 8), torch.uint8)" + x.numpy().tobytes())
+    content, _ = examined(files, Fit(8, 6))
+    assert content.hash().digest() == expected.digest()
+    content.hash().update(b"more")  # of a copy
+    assert content.hash().digest() == expected.digest()
+
+
+def test_only_what_is_large_stays_on_disk(tmp_path, monkeypatch):
+    files = written(tmp_path, [colour] * 4)
+    monkeypatch.setattr(image_files, "IN_MEMORY", 4 * 3 * 10 * 10)
+    assert isinstance(read_files(files, Fit(10, 10))[0], Arrays)
+    assert isinstance(read_files(files, Fit(11, 10))[0], ImageFiles)
+
+
+def test_large_images_are_shrunk_to_be_shown_and_compared(tmp_path):
+    content, _ = examined(written(tmp_path, [colour] * 3), Fit(200, 100))
+    rows = torch.tensor([0, 2])
+    assert content.raw(rows).shape == (2, 3, 16, 32)
+    assert content.shown(rows).shape == (2, 3, 48, 96)
+    assert content.shown(rows).dtype == np.uint8
+    small, _ = examined(content.files, Fit(32, 32))
+    x, _ = read_images(content.files, Fit(32, 32))
+    torch.testing.assert_close(small.raw(rows), Arrays(x).raw(rows))
+    assert np.array_equal(small.shown(rows), Arrays(x).shown(rows))
+
+
+@pytest.mark.parametrize("place", [0, 3, 6])
+def test_an_unreadable_file_is_found_before_training(tmp_path, place):
+    files = written(tmp_path, [colour] * 7)
+    for broken in (files[place], files[6]):
+        broken.write_bytes(broken.read_bytes()[:300])
+    with pytest.raises(InputError, match=f"{place}.jpg cannot be read"):
+        examined(files, Fit(8, 8))
+
+
+def test_a_file_that_is_gone_is_named(tmp_path):
+    files = written(tmp_path, [colour] * 3)
+    content, _ = examined(files, Fit(8, 8))
+    files[1].unlink()
+    with pytest.raises(InputError, match=r"no such image: .*1\.jpg"):
+        content.read(torch.arange(3))()
+
+
+def test_batches_are_read_ahead_in_order(tmp_path):
+    content, _ = examined(written(tmp_path, [colour] * 6), Fit(8, 8))
+    drawn = [torch.tensor([row, 5 - row]) for row in range(6)]
+    found = list(read_ahead(content, iter(drawn)))
+    assert [rows.tolist() for rows, _ in found] == [rows.tolist() for rows in drawn]
+    for rows, x in found:
+        assert torch.equal(x, content.read(rows)())
+    assert content.pace.decoded == 24
+    assert content.pace.seconds > 0
+
+
+def test_what_nobody_waits_for_is_not_decoded(tmp_path, monkeypatch):
+    content, _ = examined(written(tmp_path, [colour] * 2), Fit(8, 8))
+    decoded = []
+    monkeypatch.setattr(
+        image_files, "read_picture", lambda file, fit: decoded.append(file) or 1 / 0
+    )
+    reading = content.read(torch.zeros(2000, dtype=torch.long))
+    del reading
+    assert len(decoded) < 2000
+
+
+@pytest.fixture
+def on_demand(monkeypatch):
+    monkeypatch.setattr(image_files, "IN_MEMORY", 0)
+
+
+def folder_of_identities(tmp_path: Path) -> Path:
+    for identity in range(4):
+        below = tmp_path / "photos" / f"{identity}"
+        below.mkdir(parents=True)
+        for number in range(3):
+            colour(below / f"{number}")
+    return tmp_path / "photos"
+
+
+def test_folders_and_tables_are_read_on_demand(tmp_path, on_demand, monkeypatch):
+    folder = folder_of_identities(tmp_path)
+    table = tmp_path / "pairs.csv"
+    table.write_text(
+        "a,b,label\nphotos/0/0.jpg,photos/0/1.jpg,true\nphotos/0/0.jpg,photos/1/0.jpg,false\n"
+    )
+    for source in (folder, table):
+        data = read_data(str(source), Reads(image_size=16))
+        assert isinstance(items_of(data).content, ImageFiles)
+        monkeypatch.setattr(image_files, "IN_MEMORY", 2**28)
+        in_memory = read_data(str(source), Reads(image_size=16))
+        assert isinstance(items_of(in_memory).content, Arrays)
+        assert data.digest() == in_memory.digest()
+        assert items_of(data).names == items_of(in_memory).names
+        monkeypatch.setattr(image_files, "IN_MEMORY", 0)
