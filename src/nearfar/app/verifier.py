@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from nearfar.app.train.address import read_item
-from nearfar.app.train.content import as_input
+from nearfar.app.train.content import Batch
 from nearfar.app.train.run import Run
 from nearfar.distance import Distance, between_rows
 from nearfar.evaluate import PlattProbability
@@ -29,7 +29,7 @@ class Verifier(nn.Module):
         probability: of "same", called on distances, (n,) to (n,); None if the run is older than
             that. It holds if half of the pairs are the same; `dataclasses.replace(probability,
             prior=0.01)` is for another share.
-        input_shape: the shape of one item.
+        input_shape: the shape of one item: (d,) for vectors, (c, h, w) for images.
     """
 
     threshold: float
@@ -52,13 +52,12 @@ class Verifier(nn.Module):
         """Embeddings of length 1.
 
         Args:
-            x: (n, *input_shape) items, as `transform` returns them; or images as uint8 from 0 to
-                255.
+            x: (n, *input_shape) items, as `transform` returns them.
 
         Returns:
             (n, d) float32.
         """
-        embedding: Tensor = self.embedder(as_input(x))
+        embedding: Tensor = self.embedder(x)
         return embedding
 
     def transform(self, *items: Item) -> Tensor:
@@ -76,7 +75,7 @@ class Verifier(nn.Module):
         """
         if not items:
             raise ValueError("transform needs items: model.transform('a.jpg', 'b.jpg').")
-        return torch.cat([as_input(self._read(item)) for item in items])
+        return torch.cat([self.embedder.prepare(self._read(item)) for item in items])
 
     def distance(self, x1: ArrayLike, x2: ArrayLike) -> Tensor:
         """The distance of row i of `x1`, (n, d) embeddings, from row i of `x2`: (n,)."""
@@ -90,15 +89,17 @@ class Verifier(nn.Module):
     def extra_repr(self) -> str:
         return f"{self.measure} distance, same up to {self.threshold:.4f} (far={self.far:.3g})"
 
-    def _read(self, item: Item) -> Tensor:
+    def _read(self, item: Item) -> Batch:
         """(1, *input_shape), uint8 or float32."""
         if isinstance(item, str | Path):
-            x: Tensor = read_item(str(item), self.embedder.reads).read(torch.tensor([0]))()
-            return x
+            return read_item(str(item), self.embedder.reads).read(torch.tensor([0]))()
         x = torch.as_tensor(np.asarray(item))
         if tuple(x.shape) != self.input_shape:
             raise ValueError(
                 f"an item has shape {tuple(x.shape)}, but the run was trained on items of shape "
                 f"{self.input_shape}."
             )
-        return (x if x.dtype is torch.uint8 else x.float())[None]
+        x = x if x.dtype is torch.uint8 else x.float()
+        if x.is_floating_point() and not x.isfinite().all():
+            raise ValueError("an item holds NaN or infinity. Repair it.")
+        return x[None]

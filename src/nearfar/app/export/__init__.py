@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from torch import Tensor
+from torch import nn
 
 import nearfar
 from nearfar.app.errors import InputError
@@ -21,7 +21,7 @@ from nearfar.app.export.inputs import TEST_IMAGE, ModelInput, input_of
 from nearfar.app.export.model import check_installed, embed_by_file, write_onnx
 from nearfar.app.output import FolderKind, whole_folder
 from nearfar.app.train.run import Run, read_run, refuse_inside_run
-from nearfar.app.verifier import Verifier
+from nearfar.distance import Distance, between_rows
 from nearfar.evaluate import PlattProbability
 
 FORMAT = 1  # of the exported folder
@@ -83,16 +83,17 @@ def export_onnx(path: Path, out: Path, *, overwrite: bool = False) -> Exported:
     Raises:
         InputError: the run cannot be used or exported, or the written model disagrees with it.
     """
-    refuse_inside_run(out / MODEL, "--onnx")
+    refuse_inside_run(out, "--onnx")
     EXPORTED.refuse_existing(out, overwrite=overwrite)
     check_installed()
     run = read_run(path)
-    form, model = input_of(run), Verifier(run)
+    form = input_of(run)
+    model = form.module(run.embedder).eval()
     with whole_folder(out, EXPORTED, overwrite=overwrite) as folder:
         write_onnx(model, form.examples(2), form.names, folder / MODEL)
-        disagreement = _disagreement(model, form, folder / MODEL)
+        disagreement = _disagreement(model, run.distance, form, folder / MODEL)
         threshold = _threshold(run, form, folder / MODEL)
-        _write_tests(model, form, folder)
+        _write_tests(model, run.distance, form, folder)
         text = json.dumps(threshold, indent=2, allow_nan=False) + "\n"
         (folder / THRESHOLD).write_text(text, encoding="utf-8")
         shutil.copyfile(Path(__file__).with_name(EXAMPLE), folder / EXAMPLE)
@@ -112,7 +113,7 @@ def export_onnx(path: Path, out: Path, *, overwrite: bool = False) -> Exported:
     return Exported(str(out), ordered, form.described(), d, size, disagreement)
 
 
-def _disagreement(model: Verifier, form: ModelInput, file: Path) -> float:
+def _disagreement(model: nn.Module, distance: Distance, form: ModelInput, file: Path) -> float:
     """The largest difference of a distance; see `Exported`.
 
     Raises:
@@ -122,7 +123,9 @@ def _disagreement(model: Verifier, form: ModelInput, file: Path) -> float:
     with torch.inference_mode():
         ours = torch.cat([model(*batch) for batch in batches])
     theirs = torch.cat(embed_by_file(file, form.names, batches))
-    difference = (_distances(model, theirs) - _distances(model, ours)).abs().max().item()
+    i, j = torch.tensor(list(combinations(range(len(ours)), 2))).unbind(1)
+    by_file = between_rows(theirs[i], theirs[j], distance)
+    difference = (by_file - between_rows(ours[i], ours[j], distance)).abs().max().item()
     if not difference <= CLOSE:  # also refuses NaN
         raise InputError(
             f"the exported model gives other distances than the run, by up to {difference:.2g} "
@@ -132,12 +135,6 @@ def _disagreement(model: Verifier, form: ModelInput, file: Path) -> float:
     return difference
 
 
-def _distances(model: Verifier, x: Tensor) -> Tensor:
-    """The distances of all pairs of different rows."""
-    a, b = torch.tensor(list(combinations(range(len(x)), 2))).unbind(1)
-    return model.distance(x[a], x[b])
-
-
 def _threshold(run: Run, form: ModelInput, model: Path) -> dict[str, Any]:
     """Everything needed to decide, apart from the model."""
     return {
@@ -145,7 +142,7 @@ def _threshold(run: Run, form: ModelInput, model: Path) -> dict[str, Any]:
         "nearfar": nearfar.__version__,
         "model_sha256": hashlib.sha256(model.read_bytes()).hexdigest(),
         "input": form.described(),
-        "embedding_dim": run.config.embedding_dim,
+        "embedding_dim": run.embedder.embedding_dim,
         "distance": run.distance,
         "threshold": run.thresholds.learned,
         "far": run.thresholds.far,
@@ -165,7 +162,7 @@ def _log_likelihood_ratio(probability: PlattProbability) -> dict[str, float]:
     }
 
 
-def _write_tests(model: Verifier, form: ModelInput, folder: Path) -> None:
+def _write_tests(model: nn.Module, distance: Distance, form: ModelInput, folder: Path) -> None:
     """Items, their embeddings and distances, by which another implementation checks itself."""
     beside = form.write_beside(folder)
     items = form.examples(N_TESTS)
@@ -175,7 +172,7 @@ def _write_tests(model: Verifier, form: ModelInput, folder: Path) -> None:
     arrays = {name: item.numpy() for name, item in zip(form.names, items, strict=True)}
     arrays |= {
         "embedding": x.numpy(),
-        "distance": model.distance(x[i], x[j]).view(N_TESTS, N_TESTS).numpy(),
+        "distance": between_rows(x[i], x[j], distance).view(N_TESTS, N_TESTS).numpy(),
         **beside,
     }
     np.savez_compressed(folder / TESTS, **arrays)  # type: ignore[arg-type]

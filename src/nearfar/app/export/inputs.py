@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import ExifTags, Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from nearfar.app.errors import InputError
+from nearfar.app.train.encoders import Embedder
 from nearfar.app.train.fit import Fit
 from nearfar.app.train.images import read_images
 from nearfar.app.train.run import Run
@@ -28,6 +29,9 @@ class ModelInput(Protocol):
     def names(self) -> tuple[str, ...]:
         """The names of the tensors that the model takes."""
 
+    def module(self, embedder: Embedder) -> nn.Module:
+        """What is exported: such tensors to embeddings."""
+
     def described(self) -> dict[str, Any]:
         """For `threshold.json`."""
 
@@ -36,6 +40,18 @@ class ModelInput(Protocol):
 
     def write_beside(self, folder: Path) -> Arrays:
         """Write the files that reading an item needs, or is tested by; arrays for the test."""
+
+
+class WithPreparation(nn.Module):
+    """An embedder of items as they are read, so that a user has nothing to prepare."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        super().__init__()
+        self.embedder = embedder
+
+    def forward(self, x: Tensor) -> Tensor:
+        embedding: Tensor = self.embedder(self.embedder.prepare(x))
+        return embedding
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +66,9 @@ class Vectors:
     mean: Tensor
     deviation: Tensor
     names = ("x",)
+
+    def module(self, embedder: Embedder) -> nn.Module:
+        return WithPreparation(embedder)
 
     def described(self) -> dict[str, Any]:
         return {"kind": "vector", "shape": [len(self.mean)], "dtype": "float32"}
@@ -79,6 +98,9 @@ class Images:
     dtype: torch.dtype
     names = ("x",)
 
+    def module(self, embedder: Embedder) -> nn.Module:
+        return WithPreparation(embedder)
+
     def described(self) -> dict[str, Any]:
         dtype = str(self.dtype).removeprefix("torch.")
         return {"kind": "image", "shape": list(self.shape), "dtype": dtype}
@@ -86,8 +108,10 @@ class Images:
     def examples(self, n: int) -> tuple[Tensor, ...]:
         """Blotches, which differ more than noise does."""
         coarse = torch.randn(n, self.shape[0], 4, 4, generator=torch.Generator().manual_seed(0))
-        x = self.mean + 2 * self.deviation * interpolate(coarse, self.shape[1:], mode="bilinear")
-        return ((255 * x.clamp(0, 1)).to(torch.uint8) if self.dtype is torch.uint8 else x,)
+        x = interpolate(coarse, self.shape[1:], mode="bilinear")
+        if self.dtype is torch.uint8:
+            return ((128 + 128 * x).clamp(0, 255).to(torch.uint8),)
+        return (self.mean + 2 * self.deviation * x,)
 
     def write_beside(self, folder: Path) -> Arrays:
         """An image file with all that decoding has to get right, and the pixels that it gives."""

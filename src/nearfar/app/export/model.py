@@ -3,7 +3,8 @@
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import torch
@@ -58,7 +59,8 @@ def write_onnx(
         cause = error.__cause__ or error
         said = str(cause).strip().partition("\n")[0]
         raise InputError(
-            f"torch cannot export this encoder: {type(cause).__name__}: {said}"
+            f"torch cannot export this encoder: {type(cause).__name__}: {said.rstrip('.')}. The "
+            "forward of an encoder must not branch on the numbers in a batch."
         ) from error
     assert program is not None
     ClearMetadataAndDocStringPass()(program.model)  # which hold paths of this machine
@@ -78,13 +80,12 @@ def embed_by_file(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the exporter says of its own code."""
-    logger = logging.getLogger("torch.onnx")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+    """Without what the exporter logs, warns of and prints; what fails is raised."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(before)
+        logging.disable(before)

@@ -52,7 +52,7 @@ class Verifier:
                                  "images of more than 8 bits per channel")  # fmt: skip
             x = read_image(item, *form["shape"])
         else:
-            x = np.array(item.replace(",", " ").split(), np.float32)
+            x = np.array(item.replace(",", " ").split(), np.float64)
         if list(x.shape) != form["shape"] or not np.can_cast(x.dtype, form["dtype"], "same_kind"):
             raise ValueError(f"{item} is {x.dtype} of shape {x.shape}, but the model takes "
                              f"{form['dtype']} of shape {form['shape']}")  # fmt: skip
@@ -60,7 +60,7 @@ class Verifier:
             x = x.astype(form["dtype"])
         if not np.isfinite(x).all():
             raise ValueError(f"{item} holds NaN, infinity or a number beyond float32")
-        return x
+        return np.asarray(x)
 
     def embed(self, x: Array) -> Array:
         """(n, *shape) items to (n, d) embeddings of length 1."""
@@ -71,7 +71,7 @@ class Verifier:
         """Between row i of a, (n, d) embeddings, and row i of b: (n,) float64."""
         a, b = a.astype(np.float64), b.astype(np.float64)
         if self.fitted["distance"] == "cosine":
-            return np.asarray(1 - (a * b).sum(-1))
+            return np.asarray((1 - (a * b).sum(-1)).clip(0))  # rounding may leave less than 0
         squared = np.square(a - b).sum(-1)
         return np.asarray(np.sqrt(squared) if self.fitted["distance"] == "euclidean" else squared)
 

@@ -1,0 +1,492 @@
+"""A run as ONNX: the same decisions with onnxruntime alone, and nothing half-written."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import QUICK, make_images
+from PIL import Image
+
+from nearfar.app import export
+from nearfar.app.export.verify import Verifier, probability, read_image
+from nearfar.app.train.run import read_run
+from nearfar.app.train.use import embed_addresses, embedded
+from nearfar.distance import between_rows
+
+pytest.importorskip("onnxscript")
+
+
+@pytest.fixture(scope="module")
+def vectors_out(vector_run, tmp_path_factory):
+    out = tmp_path_factory.mktemp("exported") / "vectors"
+    export.export_onnx(vector_run, out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def images_out(image_run, tmp_path_factory):
+    out = tmp_path_factory.mktemp("exported") / "images"
+    export.export_onnx(image_run, out)
+    return out
+
+
+def verify_alone(out, *arguments):
+    """Run verify.py where neither nearfar nor torch can be imported."""
+    blocked = (
+        "import runpy, sys\n"
+        "for name in ('torch', 'nearfar', 'onnx', 'onnxscript'):\n"
+        "    sys.modules[name] = None\n"
+        "runpy.run_path(sys.argv[1], run_name='__main__')\n"
+    )
+    command = [
+        "-c",
+        f"import sys; sys.argv = sys.argv[1:]\n{blocked.replace('argv[1]', 'argv[0]')}",
+    ]
+    return subprocess.run(
+        [sys.executable, *command, str(out / "verify.py"), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def files_of(out):
+    return sorted(path.name for path in out.iterdir())
+
+
+def test_what_is_written(nearfar, vectors, vector_run, vectors_out, images_out, tmp_path):
+    files = ["README.md", "model.onnx", "test_vectors.npz", "threshold.json", "verify.py"]
+    assert files_of(vectors_out) == files
+    assert files_of(images_out) == sorted([*files, "test_image.png"])
+    done = nearfar("export", vector_run, "--onnx", tmp_path / "new", "--json")
+    said = json.loads(done.out)
+    assert sorted(said["files"]) == files
+    assert said["input"] == {"kind": "vector", "shape": [8], "dtype": "float32"}
+    assert (said["embedding_dim"], done.err) == (16, "")
+    assert 0 <= said["disagreement"] < 1e-5
+    done = nearfar("export", vector_run, "--onnx", tmp_path / "new", "--overwrite")
+    assert "model.onnx: float32 n x 8 to embeddings n x 16" in done.out
+    assert f"next: python {tmp_path / 'new'}/verify.py A B" in done.out
+    again = {name: (tmp_path / "new" / name).read_bytes() for name in files}
+    assert again == {name: (vectors_out / name).read_bytes() for name in files}
+
+
+def test_the_model_holds_nothing_of_the_machine_or_the_data(images_out, image_run, folder):
+    content = (images_out / "model.onnx").read_bytes()
+    for path in (str(folder), str(image_run), str(Path(export.__file__).parents[3]), ".py"):
+        assert path.encode() not in content
+    items, _ = embedded(read_run(image_run), str(folder))
+    theirs = np.load(images_out / "test_vectors.npz")["x"]
+    assert not any((items.content.x.numpy() == x).all((1, 2, 3)).any() for x in theirs)
+
+
+@pytest.mark.parametrize("kind", ["vectors", "images"])
+def test_the_test_vectors_hold_for_the_run_and_for_the_file(request, kind):
+    run = read_run(request.getfixturevalue(f"{kind[:-1]}_run"))
+    verifier = Verifier(out := request.getfixturevalue(f"{kind}_out"))
+    tests = np.load(out / "test_vectors.npz")
+    assert tests["x"].dtype == verifier.fitted["input"]["dtype"]
+    with torch.no_grad():
+        ours = run.embedder(run.embedder.prepare(torch.from_numpy(tests["x"])))
+    np.testing.assert_allclose(tests["embedding"], ours, atol=1e-6)
+    np.testing.assert_allclose(verifier.embed(tests["x"]), ours, atol=1e-6)
+    assert len(ours) == 4
+    assert tests["distance"][~np.eye(4, dtype=bool)].min() > 0.01  # items that differ
+    for i in range(4):
+        row = verifier.distance(tests["embedding"][[i] * 4], tests["embedding"])
+        np.testing.assert_allclose(tests["distance"][i], row, atol=1e-6)
+
+
+def pairs_of(n, n_items, seed=0):
+    i, j = np.random.default_rng(seed).integers(0, n_items, (2, 4 * n))
+    return i[i != j][:n], j[i != j][:n]
+
+
+ALONE = """
+import sys
+from pathlib import Path
+for name in ("torch", "nearfar", "onnx", "onnxscript"):
+    sys.modules[name] = None
+import numpy as np
+out = Path(sys.argv[1])
+sys.path.insert(0, str(out))
+from verify import Verifier
+given = np.load(sys.argv[2])
+verifier = Verifier(out)
+x = verifier.embed(given["x"])
+d = verifier.distance(x[given["i"]], x[given["j"]])
+np.savez(sys.argv[3], d=d, same=verifier.same(d), ratio=[verifier.likelihood_ratio(v) for v in d])
+assert not {"torch", "nearfar"} & {name for name in sys.modules if sys.modules[name]}
+"""
+
+
+@pytest.fixture(scope="module")
+def glyph_run(tmp_path_factory):
+    from nearfar.app.cli import main
+
+    out = tmp_path_factory.mktemp("runs") / "glyphs"
+    few = ("--steps", "30", "--identities", "16", "--items", "4", "--no-report")
+    assert main(["train", "glyphs", "--out", str(out), *few]) == 0
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["vectors", "glyphs"])
+def test_a_thousand_decisions_are_the_same_without_nearfar(request, kind, vectors, tmp_path):
+    run = read_run(request.getfixturevalue({"vectors": "vector_run", "glyphs": "glyph_run"}[kind]))
+    source = {"vectors": str(vectors), "glyphs": "glyphs"}[kind]
+    export.export_onnx(run.path, tmp_path / "out")
+    items, ours = embedded(run, source)
+    i, j = pairs_of(700, len(ours))
+    near = np.arange(300)  # neighbours, most of which are the same
+    i, j = np.r_[i, near], np.r_[j, near + 1]
+    np.savez(tmp_path / "given.npz", x=items.content.x.numpy(), i=i, j=j)
+    arguments = [tmp_path / "out", tmp_path / "given.npz", tmp_path / "found.npz"]
+    done = subprocess.run([sys.executable, "-c", ALONE, *map(str, arguments)], check=False,
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = np.load(tmp_path / "found.npz")
+    d = between_rows(ours[i], ours[j], run.distance).double().numpy()
+    same = d <= run.thresholds.learned
+    assert len(d) == 1000
+    assert 100 < same.sum() < 900
+    assert np.abs(found["d"] - d).max() < 1e-5
+    sure = np.abs(d - run.thresholds.learned) > 1e-5
+    assert (found["same"] == same)[sure].all()
+    np.testing.assert_allclose(found["ratio"], run.probability.likelihood_ratio(d), rtol=1e-3)
+
+
+@pytest.mark.parametrize("distance", ["cosine", "euclidean", "sqeuclidean"])
+def test_distances_are_those_of_the_library(vectors_out, distance):
+    verifier = Verifier(vectors_out)
+    verifier.fitted["distance"] = distance
+    x = torch.nn.functional.normalize(torch.randn(2, 50, 16), dim=-1)
+    x[0, 7] = 0
+    x[1, 8] = x[0, 8]
+    expected = between_rows(x[0].double(), x[1].double(), distance)
+    found = verifier.distance(x[0].numpy(), x[1].numpy())
+    # A row without direction has one convention in cosine distance, and lies at the origin else.
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_the_likelihood_ratio_and_the_probability_are_those_of_the_run(vector_run, vectors_out):
+    run, verifier = read_run(vector_run), Verifier(vectors_out)
+    d = np.linspace(0, 2, 50)
+    found = [verifier.likelihood_ratio(value) for value in d]
+    np.testing.assert_allclose(found, run.probability.likelihood_ratio(d), rtol=1e-9)
+    for prior in (1e-6, 0.01, 0.5, 0.9):
+        expected = replace(run.probability, prior=prior)(d)
+        np.testing.assert_allclose([probability(r, prior) for r in found], expected, rtol=1e-9)
+
+
+def test_the_example_says_what_verify_says(nearfar, vector_run, vectors_out):
+    one, other = "-0.5 0.2 1 1 1 1 1 1", "0.5 0.2 1 1 1 1 1 1"
+    for a, b in ((one, one), (one, other), (one, "9 9 9 9 -9 -9 -9 -9")):
+        told = nearfar("verify", vector_run, a, b, "--prior", "0.1")
+        alone = verify_alone(vectors_out, a, b, "--prior", "0.1")
+        assert alone.returncode == told.status, alone.stderr
+        first, ratio, prior = alone.stdout.splitlines()
+        assert told.out.startswith(f"{first}, fitted to accept")
+        said = float(
+            json.loads(nearfar("verify", vector_run, a, b, "--json").out)["likelihood_ratio"]
+        )
+        assert float(ratio.removeprefix("likelihood ratio: ")) == pytest.approx(said, rel=1e-3)
+        shown = told.out.splitlines()[2].partition(": ")[2].partition(",")[0]
+        assert prior == f'probability of "same": {shown}'
+
+
+def pictures(folder):
+    """Files of every kind that the example decodes, of a size that no shortcut leaves alone."""
+    random = np.random.default_rng(0)
+    coarse = Image.fromarray(random.integers(0, 256, (6, 5, 4)).astype(np.uint8))
+    rgba = coarse.resize((217, 303), Image.Resampling.BICUBIC)
+    rgb, grey = rgba.convert("RGB"), rgba.convert("L")
+    sideways = Image.Exif()
+    sideways[0x0112] = 6
+    few = rgb.quantize(8).convert("RGB")
+    saved = {
+        "plain.png": (rgb, {}),
+        "plain.jpg": (rgb, {}),
+        "large.jpg": (rgb.resize((1500, 1100)), {"quality": 95}),
+        "small.png": (rgb.resize((7, 9)), {}),
+        "alpha.png": (rgba, {}),
+        "alpha.webp": (rgba, {"lossless": True}),
+        "grey.png": (grey, {}),
+        "grey.jpg": (grey, {}),
+        "grey-alpha.png": (rgba.convert("LA"), {}),
+        "palette.png": (rgb.quantize(32), {}),
+        "clear-palette.png": (rgb.quantize(32), {"transparency": 3}),
+        "clear-colour.png": (few, {"transparency": few.getpixel((5, 5))}),
+        "bits.png": (grey.convert("1"), {}),
+        "inks.jpg": (rgb.convert("CMYK"), {}),
+        **{f"turned-{n}.jpg": (rgb, {"exif": turned(n)}) for n in range(1, 9)},
+        "turned.png": (rgba, {"exif": sideways}),
+    }  # fmt: skip
+    for name, (image, options) in saved.items():
+        image.save(folder / name, **options)
+    return [folder / name for name in saved]
+
+
+def turned(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_are_decoded_as_in_training(tmp_path, channels):
+    from nearfar.app.train.images import Fit, read_images
+
+    files = pictures(tmp_path)
+    assert len(files) == 23
+    ours, _ = read_images(files, Fit(20, 16, channels))
+    for file, x in zip(files, ours.numpy(), strict=True):
+        found = read_image(str(file), channels, 16, 20)
+        assert found.dtype == np.uint8
+        assert np.array_equal(found, x), file.name
+
+
+def test_the_test_image_is_decoded_to_the_stored_pixels(images_out):
+    tests = np.load(images_out / "test_vectors.npz")
+    found = read_image(str(images_out / "test_image.png"), 3, 16, 16)
+    assert np.array_equal(found, tests["image_pixels"])
+    assert len(np.unique(found)) > 100
+    # Each step of the description matters.
+    for other in (found.transpose(0, 2, 1), found[::-1], found[:, ::-1], found[:, :, ::-1]):
+        assert np.abs(other.astype(int) - found).max() > 50
+
+
+def test_the_example_on_image_files(nearfar, image_run, images_out, folder, tmp_path):
+    for file in pictures(tmp_path)[::5]:
+        other = folder / "person 03" / "0.jpg"
+        told = nearfar("verify", image_run, file, other)
+        alone = verify_alone(images_out, file, other)
+        assert (alone.returncode, alone.stderr) == (told.status, "")
+        assert told.out.startswith(alone.stdout.splitlines()[0])
+
+
+@pytest.mark.parametrize("mode", ["grey", "colour", "tiff", "cut", "text", "missing"])
+def test_what_the_example_cannot_decode_is_refused(images_out, tmp_path, mode):
+    file = tmp_path / ("a.tiff" if mode == "tiff" else "a.png")
+    deep = np.arange(30 * 40, dtype=np.uint16).reshape(30, 40) * 50
+    if mode == "grey":
+        Image.fromarray(deep).save(file)
+    elif mode == "colour":
+        write_deep_png(file, np.stack([deep] * 3, 2))
+    elif mode == "tiff":
+        Image.new("RGB", (5, 5)).save(file)
+    elif mode == "cut":
+        Image.fromarray(make_images()[0]).save(file)
+        file.write_bytes(file.read_bytes()[:100])
+    elif mode == "text":
+        file.write_text("no image")
+    done = verify_alone(images_out, file, file)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    if mode in ("grey", "colour", "tiff"):
+        assert "only PNG, JPEG and WebP with 8 bits per channel" in done.stderr
+
+
+def write_deep_png(file, pixels):
+    """16 bits of colour, which Pillow cannot write."""
+    import struct
+    import zlib
+
+    def chunk(kind, data):
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    h, w, _ = pixels.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    header = struct.pack(">IIBBBBB", w, h, 16, 2, 0, 0, 0)
+    file.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
+                     + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("item", "told"),
+    [
+        ("0.1 0.2", "is float64 of shape (2,), but the model takes float32 of shape [8]"),
+        ("1 2 3 4 5 6 7 nan", "holds NaN, infinity or a number beyond float32"),
+        ("1 2 3 4 5 6 7 1e39", "holds NaN, infinity or a number beyond float32"),
+        ("one", "could not convert string to float"),
+        ("no.npy", "No such file"),
+    ],
+)
+def test_an_item_that_does_not_fit_is_refused(vectors_out, item, told):
+    done = verify_alone(vectors_out, item, "1 2 3 4 5 6 7 8")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert told in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_arrays_of_another_kind_are_refused(vectors_out, tmp_path):
+    verifier = Verifier(vectors_out)
+    for name, x in {"right": np.arange(8), "words": np.array(["1"] * 8), "many": np.ones((2, 8)),
+                    "pickle": np.array([None] * 8)}.items():  # fmt: skip
+        np.save(tmp_path / f"{name}.npy", x)
+        if name == "right":
+            assert verifier.read(str(tmp_path / "right.npy")).dtype == np.float32
+            continue
+        with pytest.raises(ValueError, match=r"but the model takes|pickle"):
+            verifier.read(str(tmp_path / f"{name}.npy"))
+
+
+def test_a_threshold_of_another_model_is_refused(vectors_out, tmp_path):
+    shutil.copytree(vectors_out, out := tmp_path / "mixed")
+    with (out / "model.onnx").open("ab") as file:
+        file.write(b"\0")
+    done = verify_alone(out, "1 1 1 1 1 1 1 1", "1 1 1 1 1 1 1 1")
+    assert done.returncode == 2
+    assert "threshold.json belongs to another model.onnx" in done.stderr
+    fitted = json.loads((vectors_out / "threshold.json").read_text())
+    (out / "threshold.json").write_text(json.dumps({**fitted, "format": 2}))
+    assert "has format 2, not 1" in verify_alone(out, "1", "1").stderr
+
+
+MINE = """
+import torch
+from torch import nn
+
+
+class Traced(nn.Module):
+    def __init__(self, d, out):
+        super().__init__()
+        self.layer = nn.Linear(d, out)
+
+    def forward(self, x):
+        x = self.layer(x)
+        return {forward}
+
+
+def factory(input_shape, embedding_dim):
+    return Traced(input_shape[0], embedding_dim)
+"""
+
+
+def own_run(nearfar, vectors, tmp_path, monkeypatch, forward):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_encoder", raising=False)
+    (tmp_path / "own_encoder.py").write_text(MINE.replace("{forward}", forward))
+    run = tmp_path / "run"
+    options = ["--encoder", "own_encoder:factory", *QUICK, "--steps", 2]
+    done = nearfar("train", vectors, "--out", run, *options)
+    assert done.status == 0, done.err
+    return run
+
+
+def test_an_encoder_of_your_own(nearfar, vectors, tmp_path, monkeypatch):
+    run = own_run(nearfar, vectors, tmp_path, monkeypatch, "x.relu() + x.mean(1, keepdim=True)")
+    done = nearfar("export", run, "--onnx", "out")
+    assert done.status == 0, done.err
+    x = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
+    ours = embed_addresses(read_run(run), [" ".join(map(str, row)) for row in x])
+    np.testing.assert_allclose(Verifier(tmp_path / "out").embed(x), ours, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("forward", "told"),
+    [
+        ("x if x.sum() > 0 else -x", "torch cannot export this encoder: "),
+        ("x + torch.compiler.is_compiling() * x.abs()", "gives other distances than the run"),
+    ],
+    ids=["branch", "traced"],
+)
+def test_what_cannot_be_exported_leaves_nothing(
+    nearfar, vectors, tmp_path, monkeypatch, forward, told
+):
+    run = own_run(nearfar, vectors, tmp_path, monkeypatch, forward)
+    before = sorted(tmp_path.rglob("[!_]*"))
+    done = nearfar("export", run, "--onnx", "deep/out")
+    assert (done.status, done.out) == (2, "")
+    assert told in done.error
+    assert sorted(tmp_path.rglob("[!_]*")) == before
+
+
+def test_an_export_replaces_only_exports(nearfar, vector_run, vectors_out, tmp_path):
+    shutil.copytree(vectors_out, out := tmp_path / "out")
+    assert (
+        "exists. Choose another --onnx, or add"
+        in nearfar("export", vector_run, "--onnx", out).error
+    )
+    (out / "mine.txt").write_text("mine")
+    done = nearfar("export", vector_run, "--onnx", out, "--overwrite")
+    assert "'mine.txt', which is not part of an export" in done.error
+    assert (out / "mine.txt").read_text() == "mine"
+    done = nearfar("export", vector_run, "--onnx", vector_run, "--overwrite")
+    assert "is not an export folder and is not overwritten" in done.error
+    done = nearfar("export", vector_run, "--onnx", vector_run / "onnx")
+    assert f"--onnx {vector_run / 'onnx'} lies inside the run {vector_run}" in done.error
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("mine")
+    done = nearfar("export", vector_run, "--onnx", tmp_path / "other", "--overwrite")
+    assert "is not an export folder and is not overwritten" in done.error
+    assert nearfar("export", tmp_path / "none", "--onnx", tmp_path / "new").error.endswith(
+        f"no such run folder: {tmp_path / 'none'}"
+    )
+    assert not (tmp_path / "new").exists()
+
+
+def test_without_its_libraries_export_says_what_to_install(
+    nearfar, vector_run, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    done = nearfar("export", vector_run, "--onnx", tmp_path / "out")
+    assert done.error.endswith("onnxscript is not installed: pip install 'nearfar[onnx]'")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_without_a_dtype_or_a_likelihood_ratio(nearfar, vector_run, image_run, tmp_path):
+    shutil.copytree(vector_run, old := tmp_path / "old")
+    fitted = json.loads((old / "threshold.json").read_text())
+    fitted.pop("probability")
+    (old / "threshold.json").write_text(json.dumps(fitted))
+    export.export_onnx(old, tmp_path / "out")
+    done = verify_alone(tmp_path / "out", *["1 1 1 1 1 1 1 1"] * 2)
+    assert done.stdout.count("\n") == 1
+    assert "likelihood" not in (tmp_path / "out" / "README.md").read_text().partition("Decision")[2]
+    shutil.copytree(image_run, old_images := tmp_path / "old images")
+    summary = json.loads((old_images / "summary.json").read_text())
+    summary["data"].pop("dtype")
+    (old_images / "summary.json").write_text(json.dumps(summary))
+    done = nearfar("export", old_images, "--onnx", tmp_path / "images")
+    assert "does not say whether it was trained on images of 8 bits" in done.error
+
+
+def test_images_that_are_no_bytes(nearfar, tmp_path):
+    x = make_images().astype(np.float32)[:, None] / 25 - 3
+    np.savez(tmp_path / "x.npz", x=x, y=np.repeat(np.arange(12), 4))
+    assert (
+        nearfar("train", tmp_path / "x.npz", "--out", tmp_path / "run", *QUICK, "--steps", 2).status
+        == 0
+    )
+    export.export_onnx(tmp_path / "run", tmp_path / "out")
+    verifier = Verifier(tmp_path / "out")
+    assert verifier.fitted["input"] == {"kind": "image", "shape": [1, 16, 16], "dtype": "float32"}
+    _, ours = embedded(read_run(tmp_path / "run"), str(tmp_path / "x.npz"))
+    np.testing.assert_allclose(verifier.embed(x), ours, atol=1e-6)
+    with pytest.raises(ValueError, match=r"this model takes \.npy files"):
+        verifier.read("a.png")
+    np.save(tmp_path / "a.npy", x[0])
+    assert np.array_equal(verifier.read(str(tmp_path / "a.npy")), x[0])
+    assert "(n, 1, 16, 16) float32" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_large_model_keeps_its_weights_beside(vector_run, tmp_path, monkeypatch):
+    from torch.onnx import ONNXProgram
+
+    save = ONNXProgram.save
+    monkeypatch.setattr(ONNXProgram, "save", lambda *given: save(*given, external_data=True))
+    found = export.export_onnx(vector_run, tmp_path / "out")
+    assert "model.onnx.data" in found.files
+    assert "`model.onnx.data`" in (tmp_path / "out" / "README.md").read_text()
+    assert verify_alone(tmp_path / "out", *["1 1 1 1 1 1 1 1"] * 2).returncode == 0
