@@ -251,19 +251,23 @@ print([[s.step, s.value] for s in held.Scalars("train/loss")])
 print(held.Scalars("test/auc")[0].value)
 """,
     "wandb": """
-import json
+import json, struct
 from pathlib import Path
 from wandb.proto.wandb_internal_pb2 import Record
-from wandb.sdk.internal.datastore import DataStore
 (file,) = Path("wandb").glob("offline-run-*/*.wandb")
-store, lines = DataStore(), []
-store.open_for_scan(str(file))
-while (data := store.scan_data()) is not None:
-    record = Record.FromString(data)
-    if record.WhichOneof("record_type") == "history":
+data, at, held, lines = file.read_bytes(), 7, b"", []
+while at < len(data):  # LevelDB's format of a log: blocks of 32 KiB, which cut records into parts
+    if 32768 - at % 32768 < 7:
+        at += 32768 - at % 32768
+        continue
+    _, size, kind = struct.unpack_from("<IHB", data, at)  # kinds 1 and 4 end a record
+    held, at = held + data[at + 7 : at + 7 + size], at + 7 + size
+    if kind in (1, 4):
+        record, held = Record.FromString(held), b""
         items = record.history.item
         names = ((i.key or "/".join(i.nested_key), i.value_json) for i in items)
         lines.append({name: json.loads(value) for name, value in names})
+lines = [line for line in lines if line]
 print([[l["_step"], l["train/loss"]] for l in lines if "train/loss" in l])
 print(lines[-1]["test/auc"])
 """,
