@@ -48,7 +48,7 @@ def options(command):
 
 def test_every_setting_and_hyperparameter_is_an_option_of_train():
     taken = options("train")
-    own = {"out", "data", "config", "report", "overwrite"}
+    own = {"out", "data", "config", "report", "log", "overwrite"}
     assert taken.keys() - own == SETTINGS.keys() | options_of(Hyperparameters).keys()
     for name, (kind, declared) in OPTIONS.items():
         option = taken[name]
