@@ -168,10 +168,6 @@ def test_what_the_tool_imports_is_declared():
         for module in cli.APP_LIBRARIES
     }
     assert used == declared
-    (comment,) = re.findall("# The command line tool: (.*)\\.", text)
-    assert set(comment.split(", ")) == {
-        c.callback.__name__ for c in commands.app.registered_commands
-    }
 
 
 def test_unwritable_places_are_one_line(nearfar, vectors, tmp_path):
