@@ -177,20 +177,66 @@ def search(
     run = read_run(path)
     if prior is not None and run.probability is None:
         raise InputError(f"--prior needs a probability, and {path} has none. Train again.")
+    searched = searchable(run, place, far)
+    x = embed_addresses(run, queries)
+    return search_embedded(run, searched, queries, x, k=k, prior=prior, exact=exact)
+
+
+@dataclass(frozen=True, eq=False)
+class Searchable:
+    """A gallery that can be searched.
+
+    Attributes:
+        gallery: what is in it.
+        open_set: its threshold, and what to expect of it.
+    """
+
+    gallery: Gallery
+    open_set: OpenSet
+
+
+def searchable(run: Run, place: Path, far: float | None) -> Searchable:
+    """A gallery of this run, and its threshold.
+
+    Raises:
+        InputError: it cannot be read, is empty or of another run, or has no threshold.
+    """
     gallery = gallery_of(run, place)
     if not gallery.n_identities:
         raise InputError(
             f"{place} is empty. Add to it: nearfar enroll RUN DATA --out {place} --add"
         )
-    open_set = open_set_of(run, gallery, far)
-    x = embed_addresses(run, queries)
-    gallery, found = _nearest(run, gallery, x, max(k, _LISTED), exact)
+    return Searchable(gallery, open_set_of(run, gallery, far))
+
+
+def search_embedded(
+    run: Run,
+    searched: Searchable,
+    queries: Sequence[str],
+    x: Tensor,
+    *,
+    k: int,
+    prior: float | None,
+    exact: bool,
+) -> Answers:
+    """Search a gallery for some embeddings.
+
+    Args:
+        run: the run that made them.
+        searched: the gallery.
+        queries: what answers call each of them.
+        x: (n, d) embeddings.
+        k: as for `search`.
+        prior: as for `search`.
+        exact: as for `search`.
+    """
+    gallery, found = _nearest(run, searched.gallery, x, max(k, _LISTED), exact)
     answers = [
-        _answer(run, query, matches, k, prior, open_set.threshold, gallery.n_identities)
+        _answer(run, query, matches, k, prior, searched.open_set.threshold, gallery.n_identities)
         for query, matches in zip(queries, found, strict=True)
     ]
     by_graph = not exact and uses_graphs(gallery, max(k, _LISTED))
-    return Answers(answers, open_set, gallery, by_graph, prior)
+    return Answers(answers, searched.open_set, gallery, by_graph, prior)
 
 
 def open_set_of(run: Run, gallery: Gallery, far: float | None) -> OpenSet:

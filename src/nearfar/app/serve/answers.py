@@ -1,12 +1,13 @@
-"""What the door answers: about the run, and whether two items are the same."""
+"""What the door answers: about the run, whether two items are the same, and who an item shows."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from threading import Lock
 from typing import Any
 
 import nearfar
+from nearfar.app.gallery.answers import Searchable, search_embedded
 from nearfar.app.serve.items import described, item_from, kind_of
 from nearfar.app.serve.refusal import unusable
 from nearfar.app.text import printable
@@ -16,6 +17,7 @@ from nearfar.distance import between_rows
 
 MIB = 2**20
 LEAST_PRIOR = 1e-12  # as for `nearfar verify`
+MOST_FOUND = 100  # identities that a search names
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,13 @@ class Answers:
 
     Attributes:
         run: the run.
+        searched: the gallery that is searched; None: none is.
         busy: held while an item is embedded: one at a time, so that many large images do not fill
             the memory.
     """
 
     run: Run
+    searched: Searchable | None = None
     busy: Lock = field(default_factory=Lock)
 
     @cached_property
@@ -63,6 +67,18 @@ class Answers:
                 "n_identities": run.summary["test"]["n_identities"],
                 **run.summary["test"]["learned"],
             },
+            "gallery": self._gallery(),
+        }
+
+    def _gallery(self) -> dict[str, Any] | None:
+        if self.searched is None:
+            return None
+        gallery = self.searched.gallery
+        return {
+            "name": printable(gallery.path.resolve().name),
+            "rows": gallery.n,
+            **self.searched.open_set.as_dict(),
+            "said": str(self.searched.open_set),
         }
 
     def compare(self, body: Any) -> dict[str, Any]:
@@ -79,6 +95,32 @@ class Answers:
         found = decide(self.run, between_rows(a, b, self.run.distance).item(), prior)
         return {**found.as_dict(), "said": found.render()}
 
+    def search(self, searched: Searchable, body: Any) -> dict[str, Any]:
+        """Who in the gallery an item shows.
+
+        Raises:
+            Refusal: the body is no such question.
+            InputError: the item or the gallery cannot be read.
+        """
+        asked = _keys(body, needed=("query",), may=("k", "prior"))
+        prior, k = self._prior(asked.get("prior")), asked.get("k", 5)
+        if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= MOST_FOUND:
+            raise unusable(
+                f"k must be a whole number between 1 and {MOST_FOUND}; got {described(k)}."
+            )
+        with self.busy:
+            x = item_from(asked["query"], self.run, "query")
+            found = search_embedded(self.run, searched, ["query"], x, k=k, prior=prior, exact=False)
+        (answer,) = found.answers
+        said = next(iter(found.render()))
+        return {
+            **{name: held for name, held in asdict(answer).items() if name != "query"},
+            "threshold": found.open_set.threshold,
+            "by_graph": found.by_graph,
+            "prior": prior,
+            "said": str(said).removeprefix("query: "),
+        }
+
     def _prior(self, prior: Any) -> float | None:
         if prior is None:
             return None
@@ -86,8 +128,8 @@ class Answers:
             raise unusable(f"prior must be a number or null; got {described(prior)}.")
         if not LEAST_PRIOR <= prior <= 1 - LEAST_PRIOR:
             raise unusable(
-                "prior must be a share of same pairs between 1e-12 and 1 - 1e-12; got "
-                f"{described(prior)} outside."
+                f"prior must be a share between 1e-12 and 1 - 1e-12; got {described(prior)} "
+                "outside."
             )
         if self.run.probability is None:
             raise unusable(

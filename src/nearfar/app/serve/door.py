@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from socket import SHUT_RD, SHUT_WR, socket
@@ -61,6 +62,8 @@ class Door(ThreadingTCPServer):
         self.files = files(answers)
         self.answers = answers
         self.questions: dict[str, Callable[[Any], dict[str, Any]]] = {"/compare": answers.compare}
+        if answers.searched is not None:
+            self.questions["/search"] = partial(answers.search, answers.searched)
         self._free = BoundedSemaphore(CONNECTIONS)
         super().__init__((LOOPBACK, port), _Handler)
 

@@ -2,15 +2,16 @@
 (() => {
   const SVG = "http://www.w3.org/2000/svg";
   const find = (selector, inside = document) => inside.querySelector(selector);
-  const form = find("#comparison");
-  const files = new Map(); // of the items, by name
-  let about, latest, asked = 0;
+  const files = new Map(); // the chosen ones, by the name of the item
+  let about;
 
   // As nearfar writes it elsewhere: never 0 or 1 for what lies between.
   function share(value) {
     if (value < 0.0001) return "below 0.0001";
     return value > 0.9999 ? "above 0.9999" : value.toPrecision(4).replace(/\.?0+$/, "");
   }
+
+  const sentence = (text) => `${text[0].toUpperCase()}${text.slice(1)}.`;
 
   async function ask(address, question) {
     let answer;
@@ -38,59 +39,102 @@
   async function item(name) {
     if (about.items === "vector") {
       const text = find(`#${name}`).value.trim();
-      if (!text) throw new Error("Write two vectors.");
+      if (!text) throw new Error("Write the numbers first.");
       return { vector: text };
     }
     const file = files.get(name);
-    if (!file) throw new Error("Choose two images.");
+    if (!file) throw new Error("Choose the images first.");
     return { image: await base64(file) };
   }
 
-  async function compare() {
-    const mine = ++asked; // an answer that comes late must not replace a later one
-    say("");
-    try {
-      about ??= await ask("/about");
-      const [a, b] = await Promise.all([item("a"), item("b")]);
-      if (about.items === "image" && a.image.length + b.image.length + 100 > about.most_bytes)
-        throw new Error(`The images are larger than ${about.most_bytes / 2 ** 20} MiB together. Choose smaller ones.`);
-      const found = await ask("/compare", { a, b });
-      if (mine === asked) show(found);
-    } catch (error) {
-      if (mine !== asked) return;
+  async function question(names) {
+    about ??= await ask("/about");
+    const items = await Promise.all(names.map(item));
+    const size = items.reduce((sum, one) => sum + (one.image?.length ?? 0) + 100, 0);
+    if (about.items === "image" && size > about.most_bytes)
+      throw new Error(`More than ${about.most_bytes / 2 ** 20} MiB cannot be sent. Choose smaller images.`);
+    return Object.fromEntries(names.map((name, i) => [name, items[i]]));
+  }
+
+  // A form of items, what is asked about them, and the places that show the answer.
+  function panel(form, names, address, places, show, more = () => ({})) {
+    let asked = 0;
+    const say = (error) => { find(".error", form).textContent = error; };
+    const hide = () => {
+      asked += 1; // an answer that comes late is not about what is shown by then
+      for (const place of places) if (place) place.hidden = true;
+    };
+    async function submit() {
+      const mine = ++asked;
+      say("");
+      try {
+        const found = await ask(address, { ...await question(names), ...more() });
+        if (mine !== asked) return;
+        for (const place of places) if (place) place.hidden = false;
+        show(found);
+      } catch (error) {
+        if (mine !== asked) return;
+        hide();
+        say(error.message);
+      }
+    }
+    function choose(name, file) {
+      shown(name, file);
       hide();
-      say(error.message);
+      say("");
+      if (file && names.every((one) => files.has(one))) submit();
     }
+    form.addEventListener("submit", (event) => { event.preventDefault(); submit(); });
+    form.addEventListener("input", hide);
+    form.addEventListener("reset", () => {
+      for (const name of names) if (files.has(name)) choose(name);
+      hide();
+      say("");
+    });
+    for (const input of form.querySelectorAll("input[type=file]")) {
+      const place = find(".drop", input.parentElement);
+      input.addEventListener("change", () => { if (input.files.length) choose(input.id, input.files[0]); });
+      for (const kind of ["dragenter", "dragover"]) place.addEventListener(kind, (event) => {
+        event.preventDefault();
+        place.classList.add("over");
+      });
+      for (const kind of ["dragleave", "drop"]) place.addEventListener(kind, () => place.classList.remove("over"));
+      place.addEventListener("drop", (event) => {
+        event.preventDefault();
+        if (event.dataTransfer.files.length) choose(input.id, event.dataTransfer.files[0]);
+      });
+    }
+    return submit;
   }
 
-  const say = (error) => { find(".error", form).textContent = error; };
-
-  function hide() {
-    latest = undefined;
-    find("#answer").hidden = true;
-    if (find("#belief")) find("#belief").hidden = true;
+  function shown(name, file) {
+    const place = find(`[data-item="${name}"]`), picture = find(".shown", place), says = find(".says", place);
+    URL.revokeObjectURL(picture.src);
+    picture.hidden = true;
+    if (!file) {
+      files.delete(name);
+      says.textContent = "Choose an image, or drop it here";
+      return;
+    }
+    files.set(name, file);
+    says.textContent = file.name;
+    picture.onload = () => {
+      picture.hidden = false;
+      picture.classList.toggle("small", picture.naturalWidth < 176);
+    };
+    picture.onerror = () => { picture.hidden = true; }; // a format that the browser does not show
+    picture.alt = file.name;
+    picture.src = URL.createObjectURL(file);
   }
 
-  function show(found) {
-    latest = found;
-    const answer = find("#answer"), [decided, evidence] = found.said;
-    const word = find(".decision", answer);
-    word.textContent = found.same ? "Same" : "Different";
-    word.dataset.same = found.same;
-    find(".detail", answer).textContent = sentence(decided.slice(decided.indexOf(":") + 2));
-    find(".evidence", answer).textContent = sentence(evidence);
-    const axis = find(".axis", answer);
-    axis.replaceChildren(drawn(found));
+  function decide(place, word, same, distance, threshold) {
+    const decision = find(".decision", place), axis = find(".axis", place);
+    decision.textContent = word;
+    decision.dataset.same = same;
+    axis.replaceChildren(drawn(distance, threshold, axis.clientWidth));
     axis.setAttribute("aria-label",
-      `The distance, ${found.distance.toFixed(4)}, ${found.same ? "is at most" : "is above"} the threshold, ${found.threshold.toFixed(4)}.`);
-    answer.hidden = false;
-    if (find("#belief")) {
-      find("#belief").hidden = false;
-      believe();
-    }
+      `The distance, ${distance.toFixed(4)}, ${same ? "is at most" : "is above"} the threshold, ${threshold.toFixed(4)}.`);
   }
-
-  const sentence = (text) => `${text[0].toUpperCase()}${text.slice(1)}.`;
 
   function element(name, attributes, text) {
     const made = document.createElementNS(SVG, name);
@@ -100,9 +144,8 @@
   }
 
   // Distances from 0 on a line: up to the threshold they are the same, and different beyond.
-  function drawn({ distance, threshold }) {
-    const width = Math.max(find("#comparison").clientWidth - 42, 260), margin = 8;
-    const end = Math.max(1.25 * distance, 2.5 * threshold) || 1;
+  function drawn(distance, threshold, width) {
+    const margin = 8, end = Math.max(1.25 * distance, 2.5 * threshold) || 1;
     const at = (value) => margin + (width - 2 * margin) * Math.min(value / end, 1);
     // A label stays inside, however near the edge its mark is.
     const label = (value, y, text) => {
@@ -122,63 +165,59 @@
     return svg;
   }
 
+  // The prior at which a slider stands, which is also said beside it.
+  function prior(slider, of) {
+    const value = Number(slider.dataset.values.split(" ")[slider.value]), said = `${value} of all ${of}`;
+    find(`#${slider.id}-said`).textContent = said;
+    slider.setAttribute("aria-valuetext", said);
+    return value;
+  }
+
+  const answer = find("#answer"), pairs = find("#prior");
+  let compared;
+  panel(find("#comparison"), ["a", "b"], "/compare", [answer, find("#belief")], (found) => {
+    const [decided, evidence] = found.said;
+    decide(answer, found.same ? "Same" : "Different", found.same, found.distance, found.threshold);
+    find(".detail", answer).textContent = sentence(decided.slice(decided.indexOf(":") + 2));
+    find(".evidence", answer).textContent = sentence(evidence);
+    compared = found;
+    if (pairs) believe();
+  });
+
   // The odds of "same" are those of the prior times the likelihood ratio.
   function believe() {
-    const slider = find("#prior"), prior = Number(slider.dataset.values.split(" ")[slider.value]);
-    const odds = prior / (1 - prior) * latest.likelihood_ratio;
-    const said = `${prior} of all pairs`;
-    find("#prior-said").textContent = said;
-    slider.setAttribute("aria-valuetext", said);
+    const before = prior(pairs, "pairs"), odds = before / (1 - before) * compared.likelihood_ratio;
     find("#probability").textContent = `Probability of “same”: ${share(odds / (1 + odds))}`;
   }
+  pairs?.addEventListener("input", believe);
 
-  function choose(name, file) {
-    const place = find(`[data-item="${name}"]`), picture = find(".shown", place), says = find(".says", place);
-    URL.revokeObjectURL(picture.src);
-    picture.hidden = true;
-    if (!file) {
-      files.delete(name);
-      says.textContent = "Choose an image, or drop it here";
-      return;
+  const list = find("#found"), known = find("#known");
+  if (list) {
+    const search = panel(find("#query-form"), ["query"], "/search", [list, find("#found-belief")], (found) => {
+      const [nearest] = found.candidates, is = found.found !== null;
+      decide(list, is ? found.found : "Nobody known", is, nearest.distance, found.threshold);
+      find(".detail", list).textContent = sentence(is ? `the nearest item is ${nearest.item}` : found.said);
+      find("tbody", list).replaceChildren(...found.candidates.map(row));
+      if (known) find("#nobody").textContent = `Probability of nobody known: ${share(found.nobody)}`;
+    }, () => (known ? { prior: prior(known, "searches") } : {}));
+    known?.addEventListener("input", () => prior(known, "searches"));
+    known?.addEventListener("change", search); // each answer embeds the item again
+  }
+
+  function row(one) {
+    const made = document.createElement("tr"), head = document.createElement("th");
+    head.scope = "row";
+    head.textContent = one.identity;
+    made.append(head);
+    const cells = [one.item, one.distance.toFixed(4)];
+    if (known) {
+      const ratio = one.likelihood_ratio, digits = ratio >= 10 ? Math.round(ratio).toLocaleString("en") : ratio.toPrecision(2);
+      cells.push(`${one.at_limit ? (ratio >= 1 ? "≥ " : "≤ ") : ""}${digits}`, share(one.probability));
     }
-    files.set(name, file);
-    says.textContent = file.name;
-    picture.onload = () => {
-      picture.hidden = false;
-      picture.classList.toggle("small", picture.naturalWidth < 176);
-    };
-    picture.onerror = () => { picture.hidden = true; }; // a format that the browser does not show
-    picture.alt = file.name;
-    picture.src = URL.createObjectURL(file);
-    hide();
-    if (files.size === 2) compare();
+    for (const text of cells) made.insertCell().textContent = text;
+    return made;
   }
 
-  form.addEventListener("submit", (event) => {
-    event.preventDefault();
-    compare();
-  });
-  form.addEventListener("input", hide); // what was answered is not about these items any more
-  form.addEventListener("reset", () => {
-    asked += 1;
-    for (const name of [...files.keys()]) choose(name);
-    hide();
-    say("");
-  });
-  for (const input of form.querySelectorAll("input[type=file]")) {
-    const place = find(".drop", input.parentElement);
-    input.addEventListener("change", () => { if (input.files.length) choose(input.id, input.files[0]); });
-    for (const kind of ["dragenter", "dragover"]) place.addEventListener(kind, (event) => {
-      event.preventDefault();
-      place.classList.add("over");
-    });
-    for (const kind of ["dragleave", "drop"]) place.addEventListener(kind, () => place.classList.remove("over"));
-    place.addEventListener("drop", (event) => {
-      event.preventDefault();
-      if (event.dataTransfer.files.length) choose(input.id, event.dataTransfer.files[0]);
-    });
-  }
   // A file dropped beside its place would replace the page.
   for (const kind of ["dragover", "drop"]) document.addEventListener(kind, (event) => event.preventDefault());
-  find("#prior")?.addEventListener("input", () => { if (latest) believe(); });
 })();
