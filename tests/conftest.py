@@ -138,6 +138,16 @@ def image_run(tmp_path_factory, folder) -> Path:
 
 
 @pytest.fixture(scope="session")
+def vector_gallery(tmp_path_factory, vector_run, vectors) -> Path:
+    """The items of `vectors` in a gallery of `vector_run`."""
+    from nearfar.app.cli import main
+
+    out = tmp_path_factory.mktemp("galleries") / "vectors.gallery"
+    assert main(["enroll", str(vector_run), str(vectors), "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
 def glyphs_run(tmp_path_factory) -> Path:
     """A run trained on the built-in letters, for a moment."""
     from nearfar.app.cli import main

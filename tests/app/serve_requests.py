@@ -359,3 +359,39 @@ def of_images() -> list[Wrong]:
             "image: too long", posted({}, Content_Length=str(2**25 + 1)), 413, "at most 33,554,432"
         ),
     ]
+
+
+QUERY = {"query": RIGHT["a"]}
+
+
+def of_searches() -> list[Wrong]:
+    """Wrong requests to a run of vectors with a gallery."""
+
+    def asked(value) -> bytes:
+        return request(path="/search", body=json.dumps(value).encode())
+
+    shapes = (None, [], {}, RIGHT, {**QUERY, "gallery": "/etc"}, {"queries": [RIGHT["a"]]})
+    items = (None, "1 2", {"path": "a"}, {"vector": [1], "k": 1}, [RIGHT["a"]])
+    counts = (None, 0, -1, 101, 10**400, 1.0, "5", True, [5])
+    return [
+        *(
+            Wrong(f"search {i}", asked(value), 422, "an object with 'query'")
+            for i, value in enumerate(shapes)
+        ),
+        *(
+            Wrong(f"query {i}", asked({"query": value}), 422, "query must be the item")
+            for i, value in enumerate(items)
+        ),
+        *(
+            Wrong(f"k {i}", asked({**QUERY, "k": k}), 422, "k must be a whole number")
+            for i, k in enumerate(counts)
+        ),
+        *(
+            Wrong(
+                f"prior of a search: {prior}", asked({**QUERY, "prior": prior}), 422, "prior must"
+            )
+            for prior in (0, 1, "often")
+        ),
+        Wrong("GET a search", request("GET", "/search"), 405, "/search takes POST"),
+        Wrong("no such address", request(path="/searches"), 404, "POST /compare and POST /search"),
+    ]

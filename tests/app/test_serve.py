@@ -24,6 +24,7 @@ from PIL import Image
 from serve_requests import RIGHT, image, opened, png, posted, request
 
 from nearfar.app.errors import InputError
+from nearfar.app.gallery.answers import searchable
 from nearfar.app.serve import Answers, Door, door
 from nearfar.app.serve.items import item_from
 from nearfar.app.train.pixels import read_picture
@@ -69,6 +70,13 @@ def vectors_door(vector_run) -> Iterator[Door]:
 @pytest.fixture(scope="module")
 def images_door(image_run) -> Iterator[Door]:
     with opened(Answers(read_run(image_run))) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def searched_door(vector_run, vector_gallery) -> Iterator[Door]:
+    run = read_run(vector_run)
+    with opened(Answers(run, searchable(run, vector_gallery, None))) as found:
         yield found
 
 
@@ -152,7 +160,34 @@ def test_images_are_compared_as_verify_does(nearfar, images_door, image_run, fol
         assert without_words(ask(images_door, posted(asked))) == expected
 
 
-def test_about_says_what_the_run_is(vectors_door, vector_run):
+@pytest.mark.parametrize(("k", "prior"), [(None, None), (2, 0.3)])
+def test_a_gallery_is_searched_as_search_does(
+    nearfar, searched_door, vector_run, vector_gallery, vectors, k, prior
+):
+    options = [*([] if k is None else ["--k", k]), *([] if prior is None else ["--prior", prior])]
+    for query in (np.load(vectors)["x"][9].tolist(), [-9.0, 9, -9, 9, 9, -9, 0, 0]):
+        text = " ".join(map(repr, query))
+        done = nearfar("search", vector_run, vector_gallery, text, *options, "--json")
+        (expected,) = json.loads(done.out)["answers"]
+        del expected["query"]
+        asked = {"query": {"vector": query}, "prior": prior, **({} if k is None else {"k": k})}
+        found = ask(searched_door, request(path="/search", body=json.dumps(asked).encode())).json
+        assert {name: found[name] for name in expected} == expected
+        assert len(found["candidates"]) == (k or 5)
+        assert found["said"].startswith(found["found"] or "nobody known")
+        assert found["threshold"] == json.loads(done.out)["open_set"]["threshold"]
+
+
+def test_about_says_what_is_in_the_gallery(searched_door, vectors_door, vector_gallery):
+    held = ask(searched_door, request("GET", "/about")).json["gallery"]
+    assert (held["name"], held["n_identities"], held["rows"]) == ("vectors.gallery", 40, 320)
+    assert str(vector_gallery.parent) not in json.dumps(held)
+    assert b"Who is it?" in ask(searched_door, request("GET", "/")).body
+    assert ask(vectors_door, request("GET", "/about")).json["gallery"] is None
+    assert b"Who is it?" not in ask(vectors_door, request("GET", "/")).body
+
+
+def test_about_says_what_the_run_the_run_is(vectors_door, vector_run):
     about = ask(vectors_door, request("GET", "/about")).json
     run = read_run(vector_run)
     assert about["run"] == "vectors"
@@ -203,6 +238,7 @@ def test_only_loopback_is_listened_to(vectors_door):
 # What is refused.
 
 OF_VECTORS, OF_IMAGES = wrong.of_vectors(), wrong.of_images()
+OF_SEARCHES = wrong.of_searches()
 
 
 def test_there_are_200_wrong_requests():
@@ -218,6 +254,11 @@ def test_a_wrong_request_is_told_what_is_wrong(vectors_door, nothing_written, on
 @pytest.mark.parametrize("one", OF_IMAGES, ids=lambda one: one.name)
 def test_a_wrong_image_is_told_what_is_wrong(images_door, nothing_written, one):
     refused(ask(images_door, one.sent), one.status, one.says)
+
+
+@pytest.mark.parametrize("one", OF_SEARCHES, ids=lambda one: one.name)
+def test_a_wrong_search_is_told_what_is_wrong(searched_door, nothing_written, one):
+    refused(ask(searched_door, one.sent), one.status, one.says)
 
 
 def test_after_all_that_right_requests_are_answered(vectors_door, images_door):
@@ -428,7 +469,7 @@ def test_the_guide_names_every_status():
 # The command.
 
 
-def test_wrong_arguments_are_one_line(nearfar, vector_run, tmp_path, image_run):
+def test_wrong_arguments_are_one_line(nearfar, vector_run, tmp_path):
     for port in (-1, 65536):
         done = nearfar("serve", vector_run, "--port", port)
         assert (done.status, done.out) == (2, "")
@@ -436,6 +477,15 @@ def test_wrong_arguments_are_one_line(nearfar, vector_run, tmp_path, image_run):
     done = nearfar("serve", tmp_path)
     assert done.status == 2
     assert "is not a complete run" in done.error
+    done = nearfar("serve", vector_run, "--gallery", tmp_path / "none")
+    assert (done.status, done.out) == (2, "")
+    assert str(tmp_path / "none") in done.error
+
+
+def test_a_gallery_of_another_run_is_refused(nearfar, image_run, vector_gallery):
+    done = nearfar("serve", image_run, "--gallery", vector_gallery)
+    assert (done.status, done.out) == (2, "")
+    assert "of another network" in done.error
 
 
 def test_a_port_in_use_is_one_line(nearfar, vectors_door, vector_run):

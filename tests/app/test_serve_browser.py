@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from browser import browser, needs_chromium
@@ -10,6 +11,7 @@ from PIL import Image
 from serve_requests import opened
 from test_serve import verified
 
+from nearfar.app.gallery.answers import searchable
 from nearfar.app.serve import Answers
 from nearfar.app.train.data import read_glyphs
 from nearfar.app.train.run import read_run
@@ -44,6 +46,13 @@ def images_page(glyphs_run):
 @pytest.fixture(scope="module")
 def vectors_page(vector_run):
     with opened(Answers(read_run(vector_run))) as found:
+        yield found.url
+
+
+@pytest.fixture(scope="module")
+def gallery_page(vector_run, vector_gallery):
+    run = read_run(vector_run)
+    with opened(Answers(run, searchable(run, vector_gallery, None))) as found:
         yield found.url
 
 
@@ -147,6 +156,39 @@ def test_vectors_are_compared_and_errors_shown(page, vectors_page, nearfar, vect
     assert page.text(".error") == ""
     page.driver.find_element("id", "a").send_keys(" 1")  # the answer is not about this
     assert not page.script(ANSWERED)
+
+
+FOUND = "return !document.querySelector('#found').hidden"
+
+
+def test_a_gallery_is_searched(page, gallery_page, nearfar, vector_run, vector_gallery, vectors):
+    query = " ".join(map(repr, np.load(vectors)["x"][9].tolist()))
+    for text, width in ((query, 1280), ("-9 9 -9 9 9 -9 0 0", 390)):
+        page.open(gallery_page, width=width)
+        page.driver.find_element("id", "query").send_keys(text)
+        page.script("document.querySelector('#query-form').requestSubmit()")
+        page.wait(FOUND)
+        done = nearfar("search", vector_run, vector_gallery, text, "--prior", 0.5, "--json")
+        (found,) = json.loads(done.out)["answers"]
+        assert page.text("#found .decision") == (found["found"] or "Nobody known")
+        rows = page.script(
+            "return [...document.querySelectorAll('#found tbody tr')].map("
+            "row => [...row.children].map(cell => cell.textContent))"
+        )
+        for row, one in zip(rows, found["candidates"], strict=True):
+            assert row[:3] == [one["identity"], one["item"], f"{one['distance']:.4f}"]
+            assert float(row[4]) == pytest.approx(one["probability"], rel=1e-3)
+        assert page.script("return document.documentElement.scrollWidth") == width
+        assert page.screenshot(f"serve-search-{width}").stat().st_size > 20_000
+        assert page.errors() == []
+        serious, _ = page.faults()
+        assert serious == []
+
+    before = page.text("#nobody")
+    page.move("#known", 0)
+    page.script("document.querySelector('#known').dispatchEvent(new Event('change'))")
+    page.wait(f"return document.querySelector('#nobody').textContent !== {before!r}")
+    assert page.text("#known-said") == "0.0001 of all searches"
 
 
 def test_a_file_that_is_no_image_is_told(page, images_page, letters, tmp_path):

@@ -196,7 +196,7 @@
     const search = panel(find("#query-form"), ["query"], "/search", [list, find("#found-belief")], (found) => {
       const [nearest] = found.candidates, is = found.found !== null;
       decide(list, is ? found.found : "Nobody known", is, nearest.distance, found.threshold);
-      find(".detail", list).textContent = sentence(is ? `the nearest item is ${nearest.item}` : found.said);
+      find(".detail", list).textContent = sentence(is ? `the nearest item is ${nearest.item}` : found.said.slice(found.said.indexOf(";") + 2));
       find("tbody", list).replaceChildren(...found.candidates.map(row));
       if (known) find("#nobody").textContent = `Probability of nobody known: ${share(found.nobody)}`;
     }, () => (known ? { prior: prior(known, "searches") } : {}));
