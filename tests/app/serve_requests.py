@@ -395,3 +395,23 @@ def of_searches() -> list[Wrong]:
         Wrong("GET a search", request("GET", "/search"), 405, "/search takes POST"),
         Wrong("no such address", request(path="/searches"), 404, "POST /compare and POST /search"),
     ]
+
+
+def of_texts() -> list[Wrong]:
+    """Wrong requests to a run of texts."""
+    values = {
+        "empty": ("", "it must be a text"),
+        "blank": (" \n", "it must be a text"),
+        "null": (None, "got null"),
+        "a number": (1, "got a number"),
+        "a list": (["a"], "got a list"),
+        "half of a letter": ("a\ud800", "not valid text"),
+    }
+    return [
+        *(
+            Wrong(f"text: {name}", posted({"a": {"text": "a"}, "b": {"text": value}}), 422, says)
+            for name, (value, says) in values.items()
+        ),
+        Wrong("text: a path", posted({"a": {"path": "a"}, "b": {"text": "b"}}), 422, '{"text"'),
+        Wrong("text: a vector", posted({**RIGHT}), 422, '{"text"'),
+    ]

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import serve_requests as wrong
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -27,7 +28,10 @@ from nearfar.app.errors import InputError
 from nearfar.app.gallery.answers import searchable
 from nearfar.app.serve import Answers, Door, door
 from nearfar.app.serve.items import item_from
+from nearfar.app.train.encoders.embedder import Embedder
+from nearfar.app.train.fit import Fit
 from nearfar.app.train.pixels import read_picture
+from nearfar.app.train.reads import Reads
 from nearfar.app.train.run import read_run
 from nearfar.app.train.upload import Upload
 
@@ -370,6 +374,34 @@ def test_requests_at_once_are_all_answered(vectors_door):
     assert len(set(found)) == 1
 
 
+def letters_of(texts: list[str]) -> torch.Tensor:
+    """(n, 26): how often each letter occurs, plus one."""
+    alphabet = "abcdefghijklmnopqrstuvwxyz"
+    return torch.tensor([[1.0 + text.lower().count(one) for one in alphabet] for text in texts])
+
+
+@pytest.fixture(scope="module")
+def texts_door(vector_run) -> Iterator[Door]:
+    network = torch.nn.Identity()
+    embedder = Embedder(network, Reads(texts=True), 26, prepare=letters_of, pretrained=True)
+    with opened(Answers(replace(read_run(vector_run), embedder=embedder))) as found:
+        yield found
+
+
+def test_texts_are_compared(texts_door):
+    assert ask(texts_door, request("GET", "/about")).json["items"] == "text"
+    same = ask(texts_door, posted({"a": {"text": "Listen"}, "b": {"text": " silent\n"}})).json
+    assert (same["same"], same["distance"]) == (True, pytest.approx(0, abs=1e-6))
+    other = ask(texts_door, posted({"a": {"text": "a" * 99}, "b": {"text": "b" * 99}})).json
+    one, two = (row / row.norm() for row in letters_of(["a" * 99, "b" * 99]).double())
+    assert (other["same"], other["distance"]) == (False, pytest.approx(1 - (one @ two).item()))
+
+
+@pytest.mark.parametrize("one", wrong.of_texts(), ids=lambda one: one.name)
+def test_a_wrong_text_is_told_what_is_wrong(texts_door, nothing_written, one):
+    refused(ask(texts_door, one.sent), one.status, one.says)
+
+
 def test_a_prior_needs_a_probability(vector_run):
     answers = Answers(replace(read_run(vector_run), probability=None))
     with opened(answers) as older:
@@ -408,8 +440,8 @@ def test_an_upload_is_read_as_the_file_is(folder, tmp_path):
     floats = tmp_path / "floats.tif"
     Image.fromarray(random.normal(size=(9, 7)).astype(np.float32)).save(floats)
     for file in (*sorted(folder.rglob("*.*g"))[:4], deep, floats):
-        one = read_picture(file, (8, 8), 1)
-        other = read_picture(Upload("a", file.read_bytes()), (8, 8), 1)
+        one = read_picture(file, Fit(8, 8, 1))
+        other = read_picture(Upload("a", file.read_bytes()), Fit(8, 8, 1))
         assert one.depth == other.depth
         assert np.array_equal(one.pixels, other.pixels)
 
@@ -419,7 +451,7 @@ def test_an_upload_is_called_by_its_name(tmp_path):
     told = []
     for file in (tmp_path / "a.png", Upload("image a", b"nothing")):
         with pytest.raises(InputError) as error:
-            read_picture(file, (8, 8), 1)
+            read_picture(file, Fit(8, 8, 1))
         told.append(str(error.value).replace(str(file), "FILE"))
     assert told[0] == told[1]
 

@@ -37,7 +37,7 @@ class Answers:
 
     @cached_property
     def kind(self) -> str:
-        """What is compared: image or vector."""
+        """What is compared, a key of `items.FORMS`."""
         return kind_of(self.run)
 
     @property
@@ -57,7 +57,7 @@ class Answers:
             "nearfar": nearfar.__version__,
             "run": self.name,
             "items": self.kind,
-            "shape": list(run.embedder.reads.shape or ()),
+            "shape": run.embedder.reads.shape,
             "most_bytes": self.most_bytes,
             "distance": run.distance,
             "threshold": run.thresholds.learned,

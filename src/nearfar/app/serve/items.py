@@ -12,16 +12,18 @@ from torch import Tensor
 from nearfar.app.errors import InputError
 from nearfar.app.serve.refusal import unusable
 from nearfar.app.tables import vector
-from nearfar.app.train.content import Arrays
-from nearfar.app.train.fit import Fit
+from nearfar.app.train.content import Arrays, Content
 from nearfar.app.train.images import read_images
+from nearfar.app.train.reads import Reads
 from nearfar.app.train.run import Run
+from nearfar.app.train.texts import Texts, checked_text
 from nearfar.app.train.upload import Upload
 from nearfar.app.train.use import embed_read
 
 FORMS = {
     "image": '{"image": "<the bytes of an image file, as base64>"}',
     "vector": '{"vector": [0.1, 0.2, ...]}',
+    "text": '{"text": "..."}',
 }
 
 
@@ -31,6 +33,8 @@ def kind_of(run: Run) -> str:
     Raises:
         InputError: items that cannot come in a request.
     """
+    if run.embedder.reads.texts:
+        return "text"
     shape = run.embedder.reads.shape or ()
     if len(shape) == 1:
         return "vector"
@@ -38,7 +42,7 @@ def kind_of(run: Run) -> str:
         return "image"
     raise InputError(
         f"{run.path} cannot be served: it compares items of shape {shape}. Served are images of 1 "
-        "or 3 channels and vectors; `nearfar verify` takes others as rows of an .npz."
+        "or 3 channels, vectors and texts; `nearfar verify` takes others as rows of an .npz."
     )
 
 
@@ -60,8 +64,7 @@ def item_from(payload: Any, run: Run, what: str) -> Tensor:
             f"{what} must be the item itself, {FORMS[kind]}; got {described(payload)}. "
             "Paths and addresses are not read."
         )
-    item = _READERS[kind](payload[kind], run.embedder.reads.shape or (), what)
-    return embed_read(run, [Arrays(item)])
+    return embed_read(run, [_READERS[kind](payload[kind], run.embedder.reads, what)])
 
 
 def described(value: Any) -> str:
@@ -78,7 +81,7 @@ def described(value: Any) -> str:
     return "a number"
 
 
-def _image(value: Any, shape: tuple[int, ...], what: str) -> Tensor:
+def _image(value: Any, reads: Reads, what: str) -> Content:
     form = f"{what}.image must be the bytes of an image file as base64"
     if not isinstance(value, str):
         raise unusable(f"{form}; got {described(value)}.")
@@ -90,10 +93,11 @@ def _image(value: Any, shape: tuple[int, ...], what: str) -> Tensor:
         raise unusable(
             f"{form} (letters, digits, + and /, padded with =); got other text."
         ) from None
-    return read_images([Upload(f"image {what}", content)], Fit.to(shape))[0]
+    return Arrays(read_images([Upload(f"image {what}", content)], reads.fit)[0])
 
 
-def _vector(value: Any, shape: tuple[int, ...], what: str) -> Tensor:
+def _vector(value: Any, reads: Reads, what: str) -> Content:
+    shape = reads.shape or ()
     form = f"{what}.vector must be a list of {shape[0]} numbers, or these as text"
     if isinstance(value, list):
         wrong = [one for one in value if isinstance(one, bool) or not isinstance(one, int | float)]
@@ -110,10 +114,17 @@ def _vector(value: Any, shape: tuple[int, ...], what: str) -> Tensor:
         raise unusable(f"{form}; got {' x '.join(map(str, numbers.shape))} numbers.")
     if not np.isfinite(numbers).all():
         raise unusable(f"{what}.vector holds a number beyond float32. Repair it.")
-    return torch.from_numpy(numbers)[None]
+    return Arrays(torch.from_numpy(numbers)[None])
 
 
-_READERS: dict[str, Callable[[Any, tuple[int, ...], str], Tensor]] = {
+def _text(value: Any, reads: Reads, what: str) -> Content:
+    if not isinstance(value, str):
+        raise unusable(f"{what}.text must be text; got {described(value)}.")
+    return Texts([checked_text(value, f"{what}.text")])
+
+
+_READERS: dict[str, Callable[[Any, Reads, str], Content]] = {
     "image": _image,
     "vector": _vector,
+    "text": _text,
 }

@@ -37,10 +37,10 @@
   }
 
   async function item(name) {
-    if (about.items === "vector") {
-      const text = find(`#${name}`).value.trim();
-      if (!text) throw new Error("Write the numbers first.");
-      return { vector: text };
+    if (about.items !== "image") {
+      const text = find(`#${name}`).value;
+      if (!text.trim()) throw new Error(about.items === "text" ? "Write the texts first." : "Write the numbers first.");
+      return { [about.items]: text };
     }
     const file = files.get(name);
     if (!file) throw new Error("Choose the images first.");
