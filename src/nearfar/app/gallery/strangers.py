@@ -63,7 +63,7 @@ class OpenSet:
             "calibration identities)"
         )
         if self.detected is not None:
-            words += f"; finds {self.detected:.3g} of those enrolled"
+            words += f"; finds {100 * self.detected:.1f} % of those enrolled"
         return words
 
 
