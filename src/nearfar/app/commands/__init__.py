@@ -4,6 +4,7 @@ Heavy modules are imported inside the commands, so that --help and usage errors 
 """
 
 from nearfar.app.commands import (  # noqa: F401 - which declare them
+    audit,
     galleries,
     runs,
     serving,
@@ -15,21 +16,9 @@ from nearfar.app.commands.declare import OPTIONS, app
 
 # The order in which the help lists them.
 _ORDER = (
-    "train",
-    "evaluate",
-    "verify",
-    "serve",
-    "embed",
-    "export",
-    "enroll",
-    "search",
-    "gallery",
-    "mine",
-    "doctor",
-    "report",
-    "compare",
-    "sweep",
-    "explain",
+    *("train", "evaluate", "verify", "embed", "serve", "export"),
+    *("enroll", "search", "gallery"),
+    *("audit", "doctor", "report", "compare", "sweep", "mine", "explain"),
 )
 app.registered_commands.sort(key=lambda one: _ORDER.index(getattr(one.callback, "__name__", "")))
 

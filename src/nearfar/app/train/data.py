@@ -260,15 +260,15 @@ def read_npz(path: Path, *, labelled: bool = True, drop: Set[str] = frozenset())
         raise InputError(f"{path}: x is a single number; it must have one row per item.")
     names = np.array([f"{path.name}:{row}" for row in range(len(arrays["x"]))])
     arrays = {"names": names, **arrays}
+    identities = ["unknown"]
+    if "y" in arrays:
+        identities, arrays["y"] = _identities(arrays["y"], path)
     if drop and all(len(arrays[name]) == len(arrays["x"]) for name in arrays.keys() & {*_OF_ITEMS}):
         arrays = _left(arrays, path, drop)  # other lengths are refused below
     x = _readable(arrays["x"], path)
-    if "y" in arrays:
-        identities, identity = _identities(arrays["y"], path)
-    elif labelled:
+    if "y" not in arrays and labelled:
         raise InputError(f"{path} has no array 'y', which says which identity each item shows.")
-    else:
-        identities, identity = ["unknown"], np.full(len(x), -1)
+    identity = arrays.get("y", np.full(len(x), -1))
     if len(identity) != len(x):
         raise InputError(
             f"{path}: x has {len(x)} items and y {len(identity)} identities. Give one y per item."
