@@ -67,7 +67,8 @@ def test_what_is_written(nearfar, vectors, vector_run, vectors_out, images_out, 
     done = nearfar("export", vector_run, "--onnx", tmp_path / "new", "--json")
     said = json.loads(done.out)
     assert sorted(said["files"]) == files
-    assert said["input"] == {"kind": "vector", "shape": [8], "dtype": "float32"}
+    form = {"kind": "vector", "shape": [8], "dtype": "float32", "image_files": False}
+    assert said["input"] == form
     assert (said["embedding_dim"], done.err) == (16, "")
     assert 0 <= said["disagreement"] < 1e-5
     done = nearfar("export", vector_run, "--onnx", tmp_path / "new", "--overwrite")
@@ -462,23 +463,45 @@ def test_a_run_without_a_dtype_or_a_likelihood_ratio(nearfar, vector_run, image_
     assert "does not say whether it was trained on images of 8 bits" in done.error
 
 
-def test_images_that_are_no_bytes(nearfar, tmp_path):
-    x = make_images().astype(np.float32)[:, None] / 25 - 3
+@pytest.mark.parametrize(("dtype", "channels"), [("float32", 1), ("float32", 3), ("uint8", 2)])
+def test_images_that_no_file_holds(nearfar, tmp_path, dtype, channels):
+    x = np.stack([make_images(seed=seed) for seed in range(channels)], 1)
+    x = x if dtype == "uint8" else x.astype(dtype) / 25 - 3
     np.savez(tmp_path / "x.npz", x=x, y=np.repeat(np.arange(12), 4))
-    assert (
-        nearfar("train", tmp_path / "x.npz", "--out", tmp_path / "run", *QUICK, "--steps", 2).status
-        == 0
-    )
-    export.export_onnx(tmp_path / "run", tmp_path / "out")
-    verifier = Verifier(tmp_path / "out")
-    assert verifier.fitted["input"] == {"kind": "image", "shape": [1, 16, 16], "dtype": "float32"}
-    _, ours = embedded(read_run(tmp_path / "run"), str(tmp_path / "x.npz"))
+    run, out = tmp_path / "run", tmp_path / "out"
+    assert nearfar("train", tmp_path / "x.npz", "--out", run, *QUICK, "--steps", 2).status == 0
+    export.export_onnx(run, out)
+    verifier, shape = Verifier(out), [channels, 16, 16]
+    form = {"kind": "image", "shape": shape, "dtype": dtype, "image_files": False}
+    assert verifier.fitted["input"] == form
+    _, ours = embedded(read_run(run), str(tmp_path / "x.npz"))
     np.testing.assert_allclose(verifier.embed(x), ours, atol=1e-6)
-    with pytest.raises(ValueError, match=r"this model takes \.npy files"):
+    with pytest.raises(ValueError, match=r"and takes \.npy files"):
         verifier.read("a.png")
     np.save(tmp_path / "a.npy", x[0])
     assert np.array_equal(verifier.read(str(tmp_path / "a.npy")), x[0])
-    assert "(n, 1, 16, 16) float32" in (tmp_path / "out" / "README.md").read_text()
+    assert f"(n, {channels}, 16, 16) {dtype}" in (out / "README.md").read_text()
+    assert "test_image.png" not in files_of(out)
+
+
+@pytest.mark.parametrize("when", ["write_onnx", "_disagreement", "_write_readme"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
+def test_an_interrupted_export_leaves_the_old_one(
+    nearfar, vector_run, vectors_out, tmp_path, monkeypatch, when, error
+):
+    shutil.copytree(vectors_out, out := tmp_path / "out")
+    before = {path: path.read_bytes() for path in out.iterdir()}
+
+    def stop(*given):
+        raise error
+
+    monkeypatch.setattr(export, when, stop)
+    for folder in (out, tmp_path / "new"):
+        done = nearfar("export", vector_run, "--onnx", folder, "--overwrite")
+        assert done.status == (130 if error is KeyboardInterrupt else 2)
+        assert "interrupted" in done.error or "No space left" in done.error
+    assert list(tmp_path.iterdir()) == [out]
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
 
 
 def test_a_large_model_keeps_its_weights_beside(vector_run, tmp_path, monkeypatch):

@@ -98,15 +98,7 @@ def export_onnx(path: Path, out: Path, *, overwrite: bool = False) -> Exported:
         (folder / THRESHOLD).write_text(text, encoding="utf-8")
         shutil.copyfile(Path(__file__).with_name(EXAMPLE), folder / EXAMPLE)
         files = {file.name for file in folder.iterdir()} | {README}
-        _write_readme(
-            folder,
-            {
-                **threshold,
-                "files": files,
-                "close": f"{CLOSE:.0e}".replace("e-0", "e-"),
-                "n": N_TESTS,
-            },
-        )
+        _write_readme(folder, {**threshold, "files": files})
         size = (folder / MODEL).stat().st_size
     ordered = tuple(name for name in FILES if name in files)
     d = threshold["embedding_dim"]
@@ -186,5 +178,6 @@ def _write_readme(folder: Path, found: Mapping[str, Any]) -> None:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    text = environment.get_template(README).render(found)
+    close = f"{CLOSE:.0e}".replace("e-0", "e-")
+    text = environment.get_template(README).render(found, close=close, n=N_TESTS)
     (folder / README).write_text(text, encoding="utf-8")

@@ -71,7 +71,8 @@ class Vectors:
         return WithPreparation(embedder)
 
     def described(self) -> dict[str, Any]:
-        return {"kind": "vector", "shape": [len(self.mean)], "dtype": "float32"}
+        shape = [len(self.mean)]
+        return {"kind": "vector", "shape": shape, "dtype": "float32", "image_files": False}
 
     def examples(self, n: int) -> tuple[Tensor, ...]:
         x = torch.randn(n, len(self.mean), generator=torch.Generator().manual_seed(0))
@@ -103,7 +104,13 @@ class Images:
 
     def described(self) -> dict[str, Any]:
         dtype = str(self.dtype).removeprefix("torch.")
-        return {"kind": "image", "shape": list(self.shape), "dtype": dtype}
+        described = {"kind": "image", "shape": list(self.shape), "dtype": dtype}
+        return {**described, "image_files": self.fits_files}
+
+    @property
+    def fits_files(self) -> bool:
+        """Whether image files of 8 bits hold what the model takes."""
+        return self.dtype is torch.uint8 and self.shape[0] in (1, 3)
 
     def examples(self, n: int) -> tuple[Tensor, ...]:
         """Blotches, which differ more than noise does."""
@@ -115,7 +122,7 @@ class Images:
 
     def write_beside(self, folder: Path) -> Arrays:
         """An image file with all that decoding has to get right, and the pixels that it gives."""
-        if self.dtype is not torch.uint8 or self.shape[0] not in (1, 3):
+        if not self.fits_files:
             return {}
         _, height, width = self.shape
         file = folder / TEST_IMAGE

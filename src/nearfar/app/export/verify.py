@@ -47,9 +47,9 @@ class Verifier:
         if item.endswith(".npy"):
             x = np.load(item, allow_pickle=False)
         elif form["kind"] == "image":
-            if form["dtype"] != "uint8":
-                raise ValueError(f"{item}: this model takes .npy files, since it was trained on "
-                                 "images of more than 8 bits per channel")  # fmt: skip
+            if not form["image_files"]:
+                raise ValueError(f"{item}: this model was not trained on image files of 8 bits per "
+                                 "channel, and takes .npy files")  # fmt: skip
             x = read_image(item, *form["shape"])
         else:
             x = np.array(item.replace(",", " ").split(), np.float64)
