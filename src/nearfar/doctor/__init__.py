@@ -21,6 +21,7 @@ from nearfar.doctor.evidence import (
 from nearfar.doctor.examine import examine, examine_split
 from nearfar.doctor.finding import Diagnosis, Finding, Missing
 from nearfar.doctor.rules import RULES, diagnose
+from nearfar.doctor.texts import Copies, Crossing, CutOff, TextFacts
 from nearfar.doctor.watch import Watch
 
 __all__ = [
@@ -28,6 +29,9 @@ __all__ = [
     "Apart",
     "Claim",
     "Commonest",
+    "Copies",
+    "Crossing",
+    "CutOff",
     "Diagnosis",
     "Evidence",
     "Figure",
@@ -37,6 +41,7 @@ __all__ = [
     "Missing",
     "Side",
     "Spectrum",
+    "TextFacts",
     "Watch",
     "diagnose",
     "examine",

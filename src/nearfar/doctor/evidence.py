@@ -8,6 +8,7 @@ from torch import Tensor
 
 from nearfar.distance import Distance, check_distance
 from nearfar.doctor.finding import Missing
+from nearfar.doctor.texts import TextFacts
 from nearfar.engine.norms import DistanceFunction
 from nearfar.engine.observe import Quantity
 from nearfar.inputs import between
@@ -212,6 +213,7 @@ class Evidence:
         learned_auc: AUC of the test pairs, by the distance of the embeddings.
         raw_auc: AUC of the test pairs, by the distance of the raw input.
         claims: the probabilities of "same" on the test pairs.
+        texts: what is known of the items, if they are texts.
     """
 
     loss: str = ""
@@ -237,6 +239,7 @@ class Evidence:
     learned_auc: Figure | None = None
     raw_auc: Figure | None = None
     claims: Sequence[Claim] | None = None
+    texts: TextFacts | None = None
 
     def __post_init__(self) -> None:
         between("progress", self.progress, 0, 1, ", the share of the training that is done")

@@ -27,6 +27,7 @@ from nearfar.doctor.loss_rules import (
     temperature_too_low,
     unreachable_margin,
 )
+from nearfar.doctor.text_rules import copied_texts, cut_off_texts, telling_scripts
 from nearfar.doctor.threshold_rules import (
     coarse_threshold,
     no_better_than_chance,
@@ -42,6 +43,9 @@ RULES: tuple[Callable[[Evidence], Finding | None], ...] = (
     flipped_labels,
     identity_leak,
     duplicates_across_splits,
+    copied_texts,
+    cut_off_texts,
+    telling_scripts,
     unreachable_margin,
     idle_margin,
     collapsed_embedding,

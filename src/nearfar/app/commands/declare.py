@@ -40,7 +40,8 @@ def option(text: str, *names: str, **more: Any) -> Any:
 DATA = argument(
     "DATA",
     f"'{GLYPHS}' (built in), a folder with one subfolder of images per identity, an .npz with "
-    "arrays x and y, or a .csv or .parquet of pairs with columns a, b and label.",
+    "arrays x and y, or a .csv or .parquet: of pairs, with columns a, b and label, or of texts, "
+    "with columns text and identity.",
 )
 RunFolder = Annotated[Path, argument("RUN", "A run folder written by train.")]
 AsJson = Annotated[bool, option("Print JSON.", "--json")]

@@ -39,10 +39,11 @@ def evaluate(
     "verify runs/demo glyphs:0 glyphs:1",
     "verify runs/photos a.jpg b.jpg --prior 0.01",
     'verify runs/vectors "0.1 0.2 0.3" "0.3 0.2 0.1" && echo same',
+    'verify runs/texts "Deutschland" "Germany"',
 )
 def verify(
     run: RunFolder,
-    a: Annotated[str, argument("A", "An image, a vector as text or .npy, or DATA:row.")],
+    a: Annotated[str, argument("A", "An image, a vector as text or .npy, DATA:row, or a text.")],
     b: Annotated[str, argument("B", "The second item, in the same forms.")],
     prior: Prior = None,
     as_json: AsJson = False,
@@ -76,15 +77,24 @@ def embed(
     typer.echo(f"wrote {out}: x ({wrote.n} x {wrote.d} embeddings), {identities}names")
 
 
-@command("doctor runs/photos", "doctor embeddings.npz --json")
+@command(
+    "doctor runs/photos",
+    "doctor embeddings.npz --json",
+    "doctor texts.csv",
+    takes=("similar_label",),
+)
 def doctor(
-    path: Annotated[Path, argument("RUN|EMBEDDINGS", "A run, or an .npz with x and, if known, y.")],
+    path: Annotated[
+        Path,
+        argument("RUN|FILE", "A run, an .npz with x and, if known, y, or a table of texts."),
+    ],
     as_json: AsJson = False,
+    **given: Any,
 ) -> None:
     """Say what is wrong and what to try. Exit status 0 if healthy, 1 if not, 2 on an error."""
     from nearfar.app.train.examine import examine_path
 
-    show(found := examine_path(path), as_json)
+    show(found := examine_path(path, **given), as_json)
     raise typer.Exit(0 if found.healthy else 1)
 
 

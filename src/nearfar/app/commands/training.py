@@ -21,6 +21,7 @@ HELD = (
     "train glyphs --out runs/demo",
     "train photos/ --out runs/photos --loss triplet --margin 0.3",
     "train pairs.csv --out runs/pairs --similar-label 1",
+    "train texts.csv --out runs/texts --encoder sentence-transformers:all-MiniLM-L6-v2",
     "train --config runs/demo/config.toml --out runs/again",
     takes=OPTIONS,
 )

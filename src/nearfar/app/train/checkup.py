@@ -11,10 +11,13 @@ from torch import Tensor
 
 from nearfar.app.train.config import TrainConfig
 from nearfar.app.train.data import Pairs
+from nearfar.app.train.encoders import Embedder
 from nearfar.app.train.objectives import objective, verifier_distance
 from nearfar.app.train.record import Outcome
 from nearfar.app.train.split import SIDES
 from nearfar.app.train.task import Task
+from nearfar.app.train.text_evidence import cut_off, text_facts
+from nearfar.app.train.texts import Texts
 from nearfar.distance import between_rows, length
 from nearfar.doctor import (
     Apart,
@@ -52,7 +55,15 @@ class Checkup:
         self._early: list[Mapping[str, float]] = []
         self._recent: deque[Mapping[str, float]] = deque(maxlen=RECENT)
         self._settings = settings(task.config)
-        self._see(Evidence(sides=_sides(task), commonest=_commonest(task)), None)
+        self._texts = text_facts(task.data, task.split)
+        self._see(Evidence(sides=_sides(task), commonest=_commonest(task), texts=self._texts), None)
+
+    def encoder(self, embedder: Embedder) -> None:
+        """Examine what the encoder leaves out of the items."""
+        content = self._task.items.content
+        if self._texts is not None and isinstance(content, Texts):
+            cut = cut_off(content.texts, embedder.prepare)
+            self._see(Evidence(texts=replace(self._texts, cut=cut)), None)
 
     def step(
         self, line: Mapping[str, float], x: Tensor, rows: Tensor, proxies: Tensor | None

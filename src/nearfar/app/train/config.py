@@ -126,15 +126,21 @@ class TrainConfig:
             raise InputError(
                 f"--freeze leaves a pretrained network as it is, and --encoder is {self.encoder}."
             )
+        if self.chunk_tokens is not None and (self.freeze or not saves_itself(self.encoder)):
+            raise InputError(
+                "--chunk-tokens is for training an encoder of texts, and --encoder is "
+                f"{self.encoder}{', with --freeze' * bool(self.freeze)}. Leave it out."
+            )
 
     def _by_encoder(self) -> dict[str, Any]:
         """The settings whose default depends on the encoder."""
         if not is_pretrained(self.encoder):
             return {"embedding_dim": 128, "learning_rate": 0.003, "steps": 450}
-        rate = {"learning_rate": 0.003 if self.freeze else 0.00005}
+        if self.freeze:
+            return {"learning_rate": 0.003, "steps": 450}
         if saves_itself(self.encoder):
-            return {**rate, "steps": 150, "chunk_tokens": 1024}
-        return {**rate, "steps": 450}
+            return {"learning_rate": 0.00005, "steps": 150, "chunk_tokens": 1024}
+        return {"learning_rate": 0.00005, "steps": 450}
 
 
 def _of_some(name: str, what: str, more: str = "") -> Option:

@@ -102,6 +102,7 @@ def train(
     ):
         seed_everything(config.seed, verbose=False)
         embedder = make_embedder(config, items_of(data), split)
+        checkup.encoder(embedder)
         fabric = _fabric(config.accelerator)
         fabric.to_device(embedder)
         trained, seen = embedder, data

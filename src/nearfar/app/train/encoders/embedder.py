@@ -41,7 +41,7 @@ class Embedder(nn.Module):
         super().__init__()
         self.encoder, self.head = encoder, head or nn.Identity()
         self.reads, self.embedding_dim = reads, embedding_dim
-        self.prepare = prepare or as_input
+        self.prepare: Callable[[Batch], Batch] = prepare or as_input
         self.pretrained = pretrained
         first, *rest = reads.shape or (1,)
         shape = (first, *[1] * len(rest))

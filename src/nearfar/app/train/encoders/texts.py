@@ -55,7 +55,8 @@ class Tokens:
         name = model.default_prompt_name
         self._prompt = None if name is None else model.prompts[name]
         limit = model.max_seq_length
-        self.limit = limit if isinstance(limit, int) else None
+        counts = isinstance(limit, int) and callable(getattr(model, "tokenizer", None))
+        self.limit: int | None = limit if counts else None
 
     def __call__(self, texts: Sequence[str]) -> dict[str, Any]:
         found = self._model.preprocess(list(texts), prompt=self._prompt)
