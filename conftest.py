@@ -9,6 +9,8 @@ NEEDS = {
     "src/nearfar/adapters/sklearn": "sklearn",
     "src/nearfar/keras": "keras",
     "src/nearfar/app/export": "onnxruntime",
+    "src/nearfar/app/train/encoders/from_timm.py": "timm",
+    "src/nearfar/app/train/encoders/from_torchvision.py": "torchvision",
 }
 
 collect_ignore = [path for path, library in NEEDS.items() if find_spec(library) is None]

@@ -14,10 +14,12 @@ from nearfar.app.train.names import (
     DEFAULTS,
     FOR_ITEMS,
     FOR_PAIRS,
+    FROM_LIBRARY,
     SINGLE,
     TRAINED,
     is_pretrained,
     saves_itself,
+    takes_weights,
 )
 
 Setting = float | int | bool | str
@@ -83,6 +85,17 @@ class TrainConfig:
             "torchvision:NAME; or your own, as package.module:factory."
         ),
     ] = AUTO
+    weights: Annotated[
+        str | None,
+        Training(
+            "Of a timm or torchvision network: pretrained (default; from its library), random, or "
+            "a .safetensors or .pth file."
+        ),
+    ] = None
+    layer_decay: Annotated[
+        float | None,
+        Training("Of a pretrained network: the rate of a layer is this times the next.", (0.01, 1)),
+    ] = None
     freeze: Annotated[
         bool | None, Training("Leave the pretrained network as it is; train one layer after it.")
     ] = None
@@ -131,16 +144,27 @@ class TrainConfig:
                 "--chunk-tokens is for training an encoder of texts, and --encoder is "
                 f"{self.encoder}{', with --freeze' * bool(self.freeze)}. Leave it out."
             )
+        if self.layer_decay is not None and (self.freeze or not is_pretrained(self.encoder)):
+            trained = "frozen" if self.freeze else self.encoder
+            raise InputError(
+                "--layer-decay is for the layers of a pretrained network that is trained, and "
+                f"--encoder is {trained}."
+            )
+        if self.weights is not None and not takes_weights(self.encoder):
+            raise InputError(
+                f"--weights is for timm and torchvision networks, and --encoder is {self.encoder}."
+            )
 
     def _by_encoder(self) -> dict[str, Any]:
         """The settings whose default depends on the encoder."""
         if not is_pretrained(self.encoder):
             return {"embedding_dim": 128, "learning_rate": 0.003, "steps": 450}
+        weights = {"weights": FROM_LIBRARY} if takes_weights(self.encoder) else {}
         if self.freeze:
-            return {"learning_rate": 0.003, "steps": 450}
+            return {"learning_rate": 0.003, "steps": 450, **weights}
         if saves_itself(self.encoder):
             return {"learning_rate": 0.00005, "steps": 150, "chunk_tokens": 1024}
-        return {"learning_rate": 0.00005, "steps": 450}
+        return {"learning_rate": 0.00005, "steps": 450, **weights}
 
 
 def _of_some(name: str, what: str, more: str = "") -> Option:

@@ -134,8 +134,7 @@ def read_data(
     found = items_of(data).content.shape
     if reads.shape is not None and found != reads.shape:
         raise InputError(
-            f"{source} holds items of shape {found}, but the run was trained on shape "
-            f"{reads.shape}."
+            f"{source} holds items of shape {found}, but the network takes shape {reads.shape}."
         )
     return data
 

@@ -1,13 +1,15 @@
 """The size to which image files are brought, and how."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from PIL import Image
 
 from nearfar.app.errors import InputError
 
 SIDE = 32
+LARGEST_SIDE = 2**16
 Resample = Literal["bilinear", "bicubic"]
 RESAMPLES: tuple[Resample, ...] = get_args(Resample)
 
@@ -47,6 +49,21 @@ class Fit:
                 f"the run was trained on {channels} channels, but image files have 1 or 3."
             )
         return Fit(width, height, channels)
+
+    @staticmethod
+    def read(held: Mapping[str, Any]) -> "Fit":
+        """The fit that `asdict` made this of.
+
+        Raises:
+            ValueError: it is damaged.
+            TypeError: likewise.
+        """
+        fit = Fit(**held)
+        numbers = (fit.width, fit.height, fit.channels, fit.resized)
+        whole = all(type(n) is int and 0 < n <= LARGEST_SIDE for n in numbers)
+        if not whole or fit.resample not in RESAMPLES or type(fit.keeps_shape) is not bool:
+            raise ValueError(held)
+        return fit
 
     def of(self, image: Image.Image) -> Image.Image:
         """The image in this size."""

@@ -17,7 +17,7 @@ from typing import Any, TextIO
 import torch
 from lightning_fabric import Fabric, seed_everything
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
 import nearfar
 from nearfar.app.errors import InputError
@@ -35,10 +35,13 @@ from nearfar.app.train.encoders import Embedder, build, reads_of
 from nearfar.app.train.frozen import last_layer
 from nearfar.app.train.logs import Logs, libraries_of, open_logs
 from nearfar.app.train.measure import MeasuredPairs, before_training, measure
-from nearfar.app.train.names import KEEP
+from nearfar.app.train.names import KEEP, is_pretrained
 from nearfar.app.train.objectives import OBJECTIVES, WithProxies, objective, verifier_distance
+from nearfar.app.train.pace import PaceOfTraining
 from nearfar.app.train.pairs import doubtful
 from nearfar.app.train.progress import progress
+from nearfar.app.train.rates import parameter_groups
+from nearfar.app.train.reads import Reads
 from nearfar.app.train.record import Course, Record, write_record
 from nearfar.app.train.recorder import Norms, Recorder, outcome
 from nearfar.app.train.run import (
@@ -105,6 +108,8 @@ def train(
         checkup.encoder(embedder)
         fabric = _fabric(config.accelerator)
         fabric.to_device(embedder)
+        if embedder.origin:
+            say(f"network {_network_in_words(embedder)}")
         trained, seen = embedder, data
         if config.freeze:
             say(f"passing {len(items_of(data).content):,} items through {config.encoder}, once")
@@ -136,6 +141,8 @@ def train(
         calibrated = {"auc": chosen_by.auc, "eer": chosen_by.eer, "n_identity_pairs": n_trials}
         logs.end(found, diagnosis, config.steps)
         summary = _summary(data, split, last, calibrated, found, diagnosis)
+        if embedder.origin:
+            summary["encoder"] = dict(embedder.origin)
         write_run(folder, config, embedder, thresholds, probability, summary)
         write_record(folder, Record(course, ended), _learned_from(items_of(data), split))
         write_calibration(folder, calibration, items_of(data))
@@ -146,6 +153,8 @@ def train(
 
 def _read(config: TrainConfig, say: Callable[..., None]) -> Task:
     """Read and split the data, and refuse a loss that they cannot train."""
+    if is_pretrained(config.encoder):
+        build(config, reads_of(config))  # weights that are missing must show before data are read
     say(f"reading {config.data}")
     data = read_configured(config)
     split = split_data(data, config)
@@ -182,17 +191,18 @@ def _optimise(
     """Run the training loop, one line of metrics per step; return the last line and the course."""
     config, items = task.config, task.items
     network: Any = WithProxies(embedder.train(), task.n_proxies)
-    rate = config.learning_rate
-    assert rate is not None  # its default depends on the encoder
     optimizer: Any = torch.optim.AdamW(
-        network.parameters(), lr=rate, weight_decay=config.weight_decay
+        parameter_groups(network, config), weight_decay=config.weight_decay
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=rate, total_steps=config.steps + 1
+        optimizer,
+        max_lr=[group["lr"] for group in optimizer.param_groups],
+        total_steps=config.steps + 1,
     )
     norms, recorder = Norms(network), Recorder(task, logs.snapshot)
     network, optimizer = fabric.setup(network, optimizer)
     generator = torch.Generator().manual_seed(config.seed)
+    pace = PaceOfTraining(items.content)
     batches = read_ahead(items.content, task.batches(generator), task.items_in)
 
     def prepared(batch: Batch) -> Batch:
@@ -206,6 +216,7 @@ def _optimise(
     with progress(console, config.steps) as show:
         for step in range(1, config.steps + 1):
             rows, batch = next(batches)
+            pace.start()
             loss_of = partial(
                 task.step, task.loss, rows=rows, proxies=network.proxies, generator=generator
             )
@@ -213,16 +224,19 @@ def _optimise(
                 network, prepared(batch), loss_of, fabric, config.chunk_tokens
             )
             line = {"step": step, "loss": loss.item(), "active_share": active.item()}
-            line |= {"lr": float(schedule.get_last_lr()[0]), **norms.line()}
+            line |= {"lr": float(max(schedule.get_last_lr())), **norms.line()}
             _refuse_divergence(line)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
+            pace.stop(len(x))
             metrics.write(json.dumps(line) + "\n")
             logs.step(line)
             checkup.step(line, x, rows, network.proxies)
             recorder.after(step, network)
             show(loss=line["loss"], active=line["active_share"], items=len(rows))
+    if words := pace.in_words():
+        console.print(f"  {words}", highlight=False)
     return line, recorder.course()
 
 
@@ -242,11 +256,11 @@ def make_embedder(config: TrainConfig, items: Items, split: Split) -> Embedder:
     return embedder
 
 
-def read_configured(config: TrainConfig) -> Items | Pairs:
-    """The data named by a config."""
+def read_configured(config: TrainConfig, reads: Reads | None = None) -> Items | Pairs:
+    """The data named by a config, for a new network or for what one `reads`."""
     return read_data(
         config.data,
-        reads_of(config),
+        reads or reads_of(config),
         similar_label=config.similar_label,
         identity_depth=config.identity_depth,
         drop=NOTHING if config.drop is None else read_drop(Path(config.drop)),
@@ -347,6 +361,16 @@ def _split_in_words(data: Items | Pairs, split: Split, single: str | None) -> st
         if n := int((~data.items.comparable(data.a, data.b)).sum()):
             words += f"; {n:,} pairs within one group are never measured"
     return words
+
+
+def _network_in_words(embedder: Embedder) -> str:
+    origin = embedder.origin
+    return (
+        f"{origin['name']} of {origin['library']}, weights: {origin['weights']} (licence: "
+        f"{origin['licence']}); images {embedder.reads.fit.in_words()}; embeddings of "
+        f"{embedder.embedding_dim} dimensions"
+        + (", by a new last layer" if isinstance(embedder.head, nn.Linear) else ", its features")
+    )
 
 
 def _task_in_words(

@@ -15,6 +15,9 @@ PRETRAINED = {
 }
 
 
+FROM_LIBRARY, RANDOM = "pretrained", "random"  # weights, besides a file of them
+
+
 def is_pretrained(encoder: str) -> bool:
     """Whether --encoder names a network of such a library."""
     return encoder.partition(":")[0] in PRETRAINED
@@ -23,6 +26,11 @@ def is_pretrained(encoder: str) -> bool:
 def saves_itself(encoder: str) -> bool:
     """Whether a run holds the network as a folder that its own library opens."""
     return encoder.partition(":")[0] == SENTENCE_TRANSFORMERS
+
+
+def takes_weights(encoder: str) -> bool:
+    """Whether --weights is for this network."""
+    return encoder.partition(":")[0] in ("timm", "torchvision")
 
 
 # The losses that can be trained, named like their functions without "_loss", with the defaults of

@@ -14,15 +14,19 @@ class Reads:
             network takes what there is.
         image_size: side to which image files are resized for a new network; None for 32.
         texts: whether it reads texts.
+        own_fit: how a pretrained network reads image files; None: resized to `shape`.
     """
 
     shape: tuple[int, ...] | None = None
     image_size: int | None = None
     texts: bool = False
+    own_fit: Fit | None = None
 
     @property
     def fit(self) -> Fit:
         """How image files are read."""
+        if self.own_fit is not None:
+            return self.own_fit
         if self.shape and len(self.shape) == 3:
             return Fit.to(self.shape)
         return Fit.square(self.image_size)

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from nearfar.app.train.compare import Thresholds
 from nearfar.app.train.config import TrainConfig
 from nearfar.app.train.config_file import FORMAT, check_format, read_config, to_toml
 from nearfar.app.train.encoders import Embedder, build, load_folder, save_folder
+from nearfar.app.train.fit import Fit
 from nearfar.app.train.measure import RAW_DISTANCES
 from nearfar.app.train.names import GLYPHS, saves_itself
 from nearfar.app.train.objectives import verifier_distance
@@ -158,9 +159,11 @@ def _write_model(folder: Path, config: TrainConfig, embedder: Embedder) -> None:
         return
     state = {name: value.contiguous() for name, value in embedder.state_dict().items()}
     # A single key: safetensors writes several in an order that varies from process to process.
-    shape = json.dumps({"format": FORMAT, "input_shape": list(embedder.reads.shape or ())})
+    described = {"format": FORMAT, "input_shape": list(embedder.reads.shape or ())}
+    if embedder.reads.own_fit is not None:
+        described["fit"] = asdict(embedder.reads.own_fit)
     try:
-        save_file(state, folder / MODEL, metadata={"nearfar": shape})
+        save_file(state, folder / MODEL, metadata={"nearfar": json.dumps(described)})
     except SafetensorError as error:  # on a full disk, for example
         raise InputError(f"{folder / MODEL} cannot be written: {error}") from None
     (folder / MODEL).chmod(0o644)
@@ -286,11 +289,12 @@ def _read_model(run: Path, config: TrainConfig) -> Embedder:
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         described = json.loads(header["__metadata__"]["nearfar"])
         shape = tuple(int(size) for size in described["input_shape"])
+        own_fit = Fit.read(described["fit"]) if "fit" in described else None
         state = load(content)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError):
         raise InputError(f"{path} is damaged or not a model of nearfar. Train again.") from None
     check_format(path, described.get("format"))
-    embedder = build(config, Reads(shape), weights=False)
+    embedder = build(config, Reads(shape, own_fit=own_fit), weights=False)
     try:
         embedder.load_state_dict(state)
     except RuntimeError:

@@ -56,6 +56,7 @@ SUMMARY: Mapping[str, Any] = {
             "bins": [_BIN],
         },
     },
+    "encoder?": {ANY_KEY: TEXT},
     "findings?": [{"name": TEXT, "seen": TEXT, "means": TEXT, "advice": TEXT, "step?": WHOLE}],
     "not_asked?": {ANY_KEY: [TEXT]},
 }

@@ -270,7 +270,9 @@ def _without_probability(path: Path) -> str:
 def _own_data(run: Run) -> Items | Pairs:
     config = run.config
     try:
-        data = read_configured(config)
+        # As the run read them: a newer library may say otherwise of its network.
+        pretrained = run.embedder.pretrained
+        data = read_configured(config, run.embedder.reads if pretrained else None)
     except InputError as error:
         raise InputError(
             f"{run.path} was trained on {config.data}: {error} A relative path starts at the "

@@ -1,6 +1,6 @@
 """An encoder as a verifier uses it: its input standardised, its embeddings of length 1."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ class Embedder(nn.Module):
         reads: what it reads.
         prepare: what makes the input of `forward`, on the CPU, of items as they are read.
         pretrained: whether the encoder was trained before, and standardises in its own way.
+        origin: where a pretrained encoder comes from, for the summary of a run.
     """
 
     mean: Tensor
@@ -37,12 +38,14 @@ class Embedder(nn.Module):
         head: nn.Module | None = None,
         prepare: Callable[[Batch], Batch] | None = None,
         pretrained: bool = False,
+        origin: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         self.encoder, self.head = encoder, head or nn.Identity()
         self.reads, self.embedding_dim = reads, embedding_dim
         self.prepare: Callable[[Batch], Batch] = prepare or as_input
         self.pretrained = pretrained
+        self.origin = origin or {}
         first, *rest = reads.shape or (1,)
         shape = (first, *[1] * len(rest))
         self.register_buffer("mean", torch.zeros(shape))
