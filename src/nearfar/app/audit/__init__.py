@@ -11,9 +11,12 @@ from nearfar.app.audit.findings import Audit, Finding
 from nearfar.app.audit.judge import Judged, judge
 from nearfar.app.audit.spaces import given, learned
 from nearfar.app.errors import InputError
+from nearfar.app.tables import SUFFIXES as TABLES
 from nearfar.app.train.data import Items, holds_pairs, items_of, read_data
 from nearfar.app.train.measure import embed_items
+from nearfar.app.train.reads import Reads
 from nearfar.app.train.run import read_run
+from nearfar.app.train.text_tables import holds_identities
 
 # A label is doubted if another identity is e times as alike as its own, and dropped from e^3 on,
 # which is a confidence of 0.95.
@@ -45,9 +48,9 @@ def audit(
     say(f"reading {source}")
     found = broken(source, identity_depth)
     network = None if run is None else read_run(run).embedder
-    shape = None if network is None else network.input_shape
+    reads = _reads(source) if network is None else network.reads
     drop = {one.name for one in found}
-    data = read_data(source, shape=shape, identity_depth=identity_depth, drop=drop)
+    data = read_data(source, reads, identity_depth=identity_depth, drop=drop)
     items = items_of(data)
     if len(items.identities) < 2:
         raise InputError(f"{source} has a single identity: there is no other to compare it with.")
@@ -66,6 +69,12 @@ def audit(
     one = merged(items, judged)
     found += [*doubted(items, judged, one), *same, *one, *two_in_one(items, raw)]
     return Audit(source, len(items.names) + len(drop), len(items.identities), tuple(found))
+
+
+def _reads(source: str) -> Reads:
+    """What is read if no network says so: texts, if the columns of a table say so."""
+    path = Path(source)
+    return Reads(texts=path.suffix.lower() in TABLES and holds_identities(path))
 
 
 def doubted(items: Items, judged: Judged, one: list[Finding]) -> list[Finding]:

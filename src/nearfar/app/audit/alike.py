@@ -7,7 +7,6 @@ from nearfar.app.audit.findings import Finding
 from nearfar.app.audit.judge import Judged
 from nearfar.app.train.data import Items
 from nearfar.distance import unit
-from nearfar.doctor.examine import fingerprints
 from nearfar.evaluate import nearest
 
 NEAR = 0.01  # of the usual cosine distance within an identity: 10 times as near
@@ -28,7 +27,7 @@ def duplicates(items: Items, x: Tensor, judged: Judged) -> list[Finding]:
     """
     first: dict[bytes, int] = {}
     found, pairs = [], set()
-    for row, mark in enumerate(fingerprints(items.x)):
+    for row, mark in enumerate(items.content.fingerprints()):
         before = first.setdefault(mark, row)
         if before == row:
             continue

@@ -23,8 +23,8 @@ def broken(source: str, identity_depth: int | None) -> list[Finding]:
 
 def _files(folder: Path, identity_depth: int | None) -> list[Finding]:
     """Images that cannot be read, or that are of one colour."""
+    from nearfar.app.train.fit import Fit
     from nearfar.app.train.folder import find_images
-    from nearfar.app.train.images import SIDE
     from nearfar.app.train.pixels import read_picture
 
     images = find_images(folder, identity_depth=identity_depth)
@@ -32,7 +32,7 @@ def _files(folder: Path, identity_depth: int | None) -> list[Finding]:
     for file, name, number in zip(images.files, images.names, images.identity, strict=True):
         why = ""
         try:
-            pixels = read_picture(file, (SIDE, SIDE), None).pixels
+            pixels = read_picture(file, Fit.square(None)).pixels
             if bool((pixels == pixels[:, :1, :1]).all()):
                 why = "it is of one colour."
         except InputError as error:

@@ -7,9 +7,13 @@ from torch import Tensor
 
 from nearfar.app.audit.judge import Judged, judge
 from nearfar.app.train.batches import distort
-from nearfar.app.train.data import Items, as_input
-from nearfar.app.train.encoders import AUTO, SMALLEST_SIDE, build
+from nearfar.app.train.config import TrainConfig
+from nearfar.app.train.content import Arrays
+from nearfar.app.train.data import Items
+from nearfar.app.train.encoders import SMALLEST_SIDE, build
 from nearfar.app.train.measure import embed
+from nearfar.app.train.names import FOR_ITEMS
+from nearfar.app.train.reads import Reads
 from nearfar.losses import proxy_softmax_loss
 
 FOLDS, STEPS, BATCH = 2, 150, 256
@@ -19,8 +23,12 @@ FEWEST = 20  # items from which a network can learn
 
 def given(items: Items) -> Tensor:
     """(n, d) features of items as they are: their numbers, less the mean of each."""
-    x = as_input(items.x).flatten(1)
+    x = _raw(items).flatten(1)
     return x - x.mean(0)
+
+
+def _raw(items: Items) -> Tensor:
+    return items.content.raw(torch.arange(len(items.content)))
 
 
 def learned(items: Items, say: Callable[[str], None]) -> Judged | None:
@@ -29,43 +37,44 @@ def learned(items: Items, say: Callable[[str], None]) -> Judged | None:
     The items are dealt to two folds at random. A network that learns the labels of one fold judges
     those of the other: a wrong label that it has seen would pull the item to it.
     """
-    n = len(items.names)
-    if n < FEWEST or min(items.x.shape[2:], default=SMALLEST_SIDE) < SMALLEST_SIDE:
+    n, x = len(items.names), _raw(items)
+    if n < FEWEST or min(x.shape[2:], default=SMALLEST_SIDE) < SMALLEST_SIDE:
         return None
     fold = torch.randperm(n, generator=torch.Generator().manual_seed(0)) % FOLDS
     parts = [torch.empty(n), *(torch.empty(n, dtype=torch.int64) for _ in range(2)), torch.empty(n)]
     for number in range(FOLDS):
         say(f"training network {number + 1} of {FOLDS} on half of the items, {STEPS} steps")
         held = (fold == number).nonzero()[:, 0]
-        x = _embedded(items, (fold != number).nonzero()[:, 0], seed=number)
-        judged = judge(x, items.identity, held)
+        z = _embedded(x, items.identity, (fold != number).nonzero()[:, 0], seed=number)
+        judged = judge(z, items.identity, held)
         found = (judged.margin, judged.suggested, judged.other, judged.own_distance)
         for whole, part in zip(parts, found, strict=True):
             whole[held] = part
     return Judged(*parts)
 
 
-def _embedded(items: Items, rows: Tensor, *, seed: int) -> Tensor:
+def _embedded(items: Tensor, identity: Tensor, rows: Tensor, *, seed: int) -> Tensor:
     """(n, d) embeddings of all items, by a network trained on some rows."""
     from nearfar.app.train.loop import deterministic
 
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]), deterministic():
         torch.manual_seed(seed)
-        network = build(AUTO, tuple(items.x.shape[1:]), DIM).train()
-        network.standardise(as_input(items.x[rows]))
-        proxies = torch.nn.Parameter(torch.randn(len(items.identities), DIM) / DIM**0.5)
+        config = TrainConfig("", FOR_ITEMS, embedding_dim=DIM)
+        network = build(config, Reads(tuple(items.shape[1:]))).train()
+        network.standardise(*Arrays(items).moments(rows))
+        proxies = torch.nn.Parameter(torch.randn(int(identity.max()) + 1, DIM) / DIM**0.5)
         rates = [LEARNING_RATE, 3 * LEARNING_RATE]  # proxies get a gradient only now and then
         groups = [{"params": [*network.parameters()]}, {"params": [proxies]}]
         optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, weight_decay=1e-4)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=STEPS + 1)
         for _ in range(STEPS):
             some = rows[torch.randperm(len(rows), generator=generator)[:BATCH]]
-            x = as_input(items.x[some])
+            x = items[some]
             x = distort(x, generator) if x.ndim == 4 else x
-            loss = proxy_softmax_loss(network(x), proxies, items.identity[some], scale=SCALE)
+            loss = proxy_softmax_loss(network(x), proxies, identity[some], scale=SCALE)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
-        return embed(network, items.x)
+        return embed(network, Arrays(items))
