@@ -129,6 +129,7 @@ def killed(tmp_path: Path, how: str, kind: str, moments: int = 0) -> tuple[int, 
     return before, after
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["new", "add", "replace", "remove"])
 def test_killed_at_each_operation(tmp_path, how):
     before, after = killed(tmp_path, how, "operations")
