@@ -41,7 +41,7 @@ def enroll(
 ) -> None:
     """Put the items of DATA, whose identities are known, into a gallery to search.
 
-    What is there is not computed again. If it is stopped, even killed, the gallery is as before.
+    If it is stopped, even killed, the gallery is whole: as before, or with all of DATA.
     """
     from nearfar.app.gallery.enroll import enroll as enroll_data
 
