@@ -12,7 +12,7 @@ from nearfar.app.gallery.embeddings import read_embeddings
 from nearfar.app.gallery.rows import Rows, encoded
 from nearfar.app.gallery.store import MANIFEST, Gallery, Recall, read_gallery, writing
 from nearfar.app.train.calibration import read_calibration
-from nearfar.app.train.run import MODEL, Run, read_run, refuse_inside, refuse_inside_run
+from nearfar.app.train.run import Run, model_file, read_run, refuse_inside, refuse_inside_run
 from nearfar.app.train.use import embedded
 
 
@@ -96,7 +96,7 @@ def _count(n: int, what: str) -> str:
 
 def fingerprint(run: Run) -> str:
     """By which a gallery knows the run whose embeddings it holds."""
-    digest = hashlib.sha256((run.path / MODEL).read_bytes())
+    digest = hashlib.sha256((run.path / model_file(run.config)).read_bytes())
     digest.update(str(run.distance).encode())
     return digest.hexdigest()
 

@@ -90,9 +90,14 @@ class Results:
     summary: Mapping[str, Any]
 
 
+def model_file(config: TrainConfig) -> str:
+    """The file that holds the network's weights, or their hashes."""
+    return ENCODER_FILES if saves_itself(config.encoder) else MODEL
+
+
 def files_of(config: TrainConfig) -> tuple[str, ...]:
     """The files that a run of this config has."""
-    model = ENCODER_FILES if saves_itself(config.encoder) else MODEL
+    model = model_file(config)
     return tuple(model if name == MODEL else name for name in FILES)
 
 
