@@ -29,7 +29,7 @@ def load(run: str | Path) -> "Verifier":
     >>> model.same(x[:1], x[1:])  # doctest: +SKIP
     tensor([True])
     >>> model.probability(model.distance(x[:1], x[1:]))  # doctest: +SKIP
-    tensor([0.9957], dtype=torch.float64)
+    tensor([0.9956], dtype=torch.float64)
     """
     with needs("app"):
         from nearfar.app.train.run import read_run
