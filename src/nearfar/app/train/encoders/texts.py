@@ -138,7 +138,7 @@ def _opened(source: str, called: str, *, local: bool = False) -> tuple[TextEncod
         local: whether nothing may be fetched.
     """
     folder = Path(source).expanduser()
-    if folder.is_dir():
+    if source and folder.is_dir():
         _refuse_pickled(folder, called)
         source, local = str(folder), True
     elif local or not source or source[0] in "./~" or source.count("/") > 1:
