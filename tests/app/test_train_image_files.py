@@ -1,6 +1,11 @@
 """Image files that are decoded when they are needed hold what they would hold in memory."""
 
 import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -156,7 +161,7 @@ def on_demand(monkeypatch):
 
 
 def folder_of_identities(tmp_path: Path) -> Path:
-    for identity in range(4):
+    for identity in range(8):
         below = tmp_path / "photos" / f"{identity}"
         below.mkdir(parents=True)
         for number in range(3):
@@ -179,3 +184,87 @@ def test_folders_and_tables_are_read_on_demand(tmp_path, on_demand, monkeypatch)
         assert data.digest() == in_memory.digest()
         assert items_of(data).names == items_of(in_memory).names
         monkeypatch.setattr(image_files, "IN_MEMORY", 0)
+
+
+def test_a_run_on_files_is_read_again(tmp_path, on_demand, nearfar):
+    folder, out = folder_of_identities(tmp_path), tmp_path / "run"
+    asked = ("--image-size", "16", "--steps", "2", "--identities", "2", "--items", "2")
+    split = ("--far", "0.2", "--no-report")
+    ran = nearfar("train", folder, "--out", out, *asked, *split)
+    assert ran.status == 0, ran
+    assert "decoding: " in ran.out
+    assert "network: " in ran.out
+    assert "decoded when they are needed" in ran.out
+    assert nearfar("evaluate", out).status == 0
+    assert nearfar("embed", out, folder, "--out", tmp_path / "x.npz").status == 0
+
+
+SLOW = """
+import sys, time
+from nearfar.app.cli import main
+from nearfar.app.train import image_files
+image_files.IN_MEMORY = 0
+read = image_files.read_picture
+def slowly(file, fit):
+    print("reading", flush=True)
+    time.sleep(0.2)
+    return read(file, fit)
+image_files.read_picture = slowly
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_ctrl_c_does_not_wait_for_all_files(tmp_path):
+    folder = tmp_path / "photos"
+    for identity in range(4):
+        (folder / f"{identity}").mkdir(parents=True)
+        for number in range(60):
+            Image.new("RGB", (8, 8), (identity, number, 0)).save(
+                folder / f"{identity}/{number}.png"
+            )
+    command = [sys.executable, "-c", SLOW, "train", str(folder), "--out", str(tmp_path / "run")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        while running.stdout.readline().strip() != b"reading":
+            pass
+        time.sleep(0.5)
+        os.kill(running.pid, signal.SIGINT)
+        out, errors = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert errors.decode() == "nearfar: error: interrupted; nothing unfinished is left\n"
+    assert out.count(b"reading") < 120  # of 240
+    assert sorted(tmp_path.iterdir()) == [folder]
+
+
+MEMORY = """
+import sys
+from pathlib import Path
+import torch
+from nearfar.app.train.content import read_ahead
+from nearfar.app.train.fit import Fit
+from nearfar.app.train.image_files import examined
+
+def resident():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+files = 600 * [Path(sys.argv[1])]
+examined(files[:20], Fit(224, 224))[0].raw(torch.arange(20))
+before = resident()
+content, _ = examined(files, Fit(224, 224))
+rows = torch.arange(600)
+content.moments(rows)
+content.raw(rows)
+content.shown(rows[:50])
+for _ in read_ahead(content, rows.split(32)):
+    pass
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc")
+def test_memory_does_not_grow_with_the_files(tmp_path):
+    photo(256, 256, 3).save(tmp_path / "x.jpg")
+    command = [sys.executable, "-c", MEMORY, str(tmp_path / "x.jpg")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    # 600 images take 90 MB as bytes and 361 MB as numbers.
+    assert int(done.stdout) < 80_000

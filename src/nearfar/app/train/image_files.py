@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cache
+from math import prod
 from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeVar
@@ -36,6 +37,7 @@ from nearfar.app.train.progress import reading
 from nearfar.engine.slices import spans
 
 IN_MEMORY = 2**28  # bytes of decoded images
+NUMBERS = 2**21  # of pixels that are looked at together
 RAW_SIDE = 32  # of the images by which the raw input is compared
 MOST_THREADS = 8
 Array = npt.NDArray[Any]
@@ -124,10 +126,10 @@ class ImageFiles:
 
     def raw(self, rows: Tensor) -> Tensor:
         """The images, shrunk to a longest side of 32: pixels of large ones do not fit."""
-        return torch.cat([_shrunk(as_input(x), RAW_SIDE) for x in self._parts(rows)])
+        return self._shrunk(rows, RAW_SIDE)
 
     def shown(self, rows: Tensor) -> Array:
-        x = torch.cat([_shrunk(as_input(x), SIDE) for x in self._parts(rows)])
+        x = self._shrunk(rows, SIDE)
         found: Array = thumbnails(x if self.deep else (255 * x).round().to(torch.uint8)).numpy()
         return found
 
@@ -142,8 +144,21 @@ class ImageFiles:
 
     def _parts(self, rows: Tensor) -> Iterator[Tensor]:
         """The images in these rows, some at a time."""
-        parts = (rows[part] for part in spans(len(rows), self.at_once))
+        parts = (rows[part] for part in spans(len(rows), max(NUMBERS // prod(self.shape), 1)))
         return (x for _, x in read_ahead(self, parts))
+
+    def _shrunk(self, rows: Tensor, side: int) -> Tensor:
+        """(n, c, h, w) float32 images, with a longest side of at most `side`."""
+        channels, *sides = self.shape
+        scale = min(side / max(sides), 1)
+        size = [max(round(length * scale), 1) for length in sides]
+        # Pieces made between the large parts would keep memory from being used again.
+        found, done = torch.empty(len(rows), channels, *size), 0
+        for x in self._parts(rows):
+            x = as_input(x)
+            found[done : done + len(x)] = interpolate(x, size, mode="area") if scale < 1 else x
+            done += len(x)
+        return found
 
     def _decode(self, file: Path) -> tuple[Array, float]:
         """One image, and how long that took."""
@@ -286,11 +301,3 @@ def n_threads() -> int:
 def _silence() -> None:
     """Ignore warnings about metadata; only the main thread may change what is ignored."""
     warnings.filterwarnings("ignore", module=r"PIL\b|nearfar\.app\.train\.(deep|pixels|upright)")
-
-
-def _shrunk(x: Tensor, side: int) -> Tensor:
-    """(n, c, h, w) float32 images with a longest side of at most `side`."""
-    scale = side / max(x.shape[2:])
-    if scale >= 1:
-        return x
-    return interpolate(x, [max(round(length * scale), 1) for length in x.shape[2:]], mode="area")

@@ -214,13 +214,16 @@ def _applied(
     rows = torch.arange(len(content)) if rows is None else rows
     order = content.alike(rows)
     parts = (rows[order[part]] for part in spans(len(rows), content.at_once))
+    # Pieces made between the activations would keep their memory from being used again.
+    found: Tensor | None = None
+    done = 0
     with torch.no_grad():
-        found = torch.cat(
-            [
-                function(move_data_to_device(embedder.prepare(batch), device)).cpu()
-                for _, batch in read_ahead(content, parts)
-            ]
-        )
+        for _, batch in read_ahead(content, parts):
+            x = function(move_data_to_device(embedder.prepare(batch), device))
+            found = x.new_empty(len(rows), x.shape[1], device="cpu") if found is None else found
+            found[done : done + len(x)] = x
+            done += len(x)
+    assert found is not None
     return found[order.argsort()]
 
 

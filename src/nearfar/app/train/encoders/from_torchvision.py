@@ -14,6 +14,7 @@ torchvision: Any = import_module("torchvision")
 models = torchvision.models
 
 _CLASSIFIERS = ("fc", "classifier", "head", "heads")
+_OF_SEVERAL_OUTPUTS = ("googlenet", "inception_v3")
 
 
 def describe(name: str) -> Described:
@@ -25,6 +26,10 @@ def describe(name: str) -> Described:
             f"torchvision has no classifier {name!r}"
             + (f"; similar names: {near}." if near else ".")
             + " torchvision.models.list_models() lists them all."
+        )
+    if name in _OF_SEVERAL_OUTPUTS:
+        raise InputError(
+            f"--encoder torchvision:{name} has several outputs in training. Choose another network."
         )
     weights = models.get_model_weights(name).DEFAULT
     preset = weights.transforms()
@@ -50,10 +55,10 @@ def make(name: str, side: int, *, pretrained: bool) -> tuple[nn.Module, tuple[st
         for layer, module in network.named_modules()
         if isinstance(module, nn.Linear) and layer.partition(".")[0] in _CLASSIFIERS
     ]
-    if not linear or hasattr(network, "aux_logits"):
+    if not linear:
         raise InputError(
-            f"--encoder torchvision:{name} has no single linear classifier to leave out. Choose "
-            f"another network; timm has {name.partition('_')[0]} and others."
+            f"--encoder torchvision:{name} has no linear classifier to leave out. Choose another "
+            "network."
         )
     network.set_submodule(linear[-1], nn.Identity())
     return network, (linear[-1],)
