@@ -247,11 +247,11 @@ def resident():
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
-files = 600 * [Path(sys.argv[1])]
+files = 900 * [Path(sys.argv[1])]
 examined(files[:20], Fit(224, 224))[0].raw(torch.arange(20))
 before = resident()
 content, _ = examined(files, Fit(224, 224))
-rows = torch.arange(600)
+rows = torch.arange(900)
 content.moments(rows)
 content.raw(rows)
 content.shown(rows[:50])
@@ -266,5 +266,5 @@ def test_memory_does_not_grow_with_the_files(tmp_path):
     photo(256, 256, 3).save(tmp_path / "x.jpg")
     command = [sys.executable, "-c", MEMORY, str(tmp_path / "x.jpg")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    # 600 images take 90 MB as bytes and 361 MB as numbers.
-    assert int(done.stdout) < 80_000
+    # 900 images take 135 MB as bytes and 542 MB as numbers.
+    assert int(done.stdout) < 120_000

@@ -90,6 +90,7 @@ def build(config: TrainConfig, reads: Reads, *, weights: bool) -> Embedder:
     side = reads.shape[1]
     wanted = (config.weights or FROM_LIBRARY) if weights else RANDOM
     encoder, classifiers = _made(source, config, side, pretrained=wanted == FROM_LIBRARY)
+    encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster on a CPU
     if wanted not in (FROM_LIBRARY, RANDOM):
         load_file(encoder, classifiers, wanted, config.encoder)
     features = _features(encoder, config, side)
