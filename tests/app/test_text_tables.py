@@ -139,7 +139,7 @@ def test_an_option_for_texts_is_for_nothing_else():
         TrainConfig(data="glyphs", loss="sup_con", chunk_tokens=5)
     assert TrainConfig(data="glyphs", loss="sup_con").steps == 450
     of_texts = TrainConfig(data="x.csv", loss="sup_con", encoder="sentence-transformers:x")
-    assert (of_texts.steps, of_texts.chunk_tokens) == (150, 1024)
+    assert (of_texts.steps, of_texts.chunk_tokens) == (100, 1024)
 
 
 # -- what texts hold ------------------------------------------------------------------------------

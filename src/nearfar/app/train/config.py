@@ -108,14 +108,17 @@ class TrainConfig:
         int | None,
         Training("For texts: tokens encoded at a time; fewer take less memory (1024).", (1, 10**9)),
     ] = None
-    steps: Annotated[int, Training("Training steps (450; for texts, 150).", (1, 10**9))] = (
+    steps: Annotated[int, Training("Training steps (450; for texts, 100).", (1, 10**9))] = (
         BY_ENCODER
     )
     identities: Annotated[int, Training("Identities per batch.", (2, 10**6))] = 64
     items: Annotated[int, Training("Items per identity in a batch.", (2, 10**6))] = 4
     learning_rate: Annotated[
         float | None,
-        Training("Peak learning rate (0.003; of a pretrained network, 0.00005).", (1e-12, 1000)),
+        Training(
+            "Peak learning rate (0.003; of a pretrained network, 0.0001 for texts, else 0.00005).",
+            (1e-12, 1000),
+        ),
     ] = None
     weight_decay: Annotated[float, Training("Weight decay of AdamW.", (0, 1000))] = 0.0001
     calibration_share: Annotated[
@@ -163,7 +166,7 @@ class TrainConfig:
         if self.freeze:
             return {"learning_rate": 0.003, "steps": 450, **weights}
         if saves_itself(self.encoder):
-            return {"learning_rate": 0.00005, "steps": 150, "chunk_tokens": 1024}
+            return {"learning_rate": 0.0001, "steps": 100, "chunk_tokens": 1024}
         return {"learning_rate": 0.00005, "steps": 450, **weights}
 
 
