@@ -22,7 +22,7 @@ from torch import Tensor
 from nearfar.app.audit import DOUBTED, DROPPED
 from nearfar.app.audit.judge import judge
 from nearfar.app.audit.spaces import given, learned
-from nearfar.app.train.data import Items, as_input, read_glyphs
+from nearfar.app.data.items import Items, as_input, read_glyphs
 from nearfar.distance import unit
 
 SHARE = 0.05

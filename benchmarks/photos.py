@@ -25,8 +25,8 @@ import torch
 from measure import arguments, header, save
 from PIL import Image
 
-from nearfar.app.train.fit import Fit
-from nearfar.app.train.pixels import read_picture
+from nearfar.app.data.fit import Fit
+from nearfar.app.data.pixels import read_picture
 
 SIDE, EACH, STEPS = 256, 8, 300
 FIT = Fit(224, 224, 3, "bicubic", 235, keeps_shape=True)

@@ -14,8 +14,8 @@ from shutil import which
 import pytest
 
 import nearfar
+from nearfar.app import names
 from nearfar.app.explain_table import FUNCTIONS
-from nearfar.app.train import names
 from nearfar.app.train.config import Hyperparameters, options_of
 from nearfar.app.train.objectives import OBJECTIVES
 

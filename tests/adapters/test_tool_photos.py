@@ -22,12 +22,12 @@ pytest.importorskip("torchvision")
 import timm
 import torchvision
 
+from nearfar.app.data.content import as_input
+from nearfar.app.data.image_files import ImageFiles
+from nearfar.app.data.images import read_images
 from nearfar.app.errors import InputError
 from nearfar.app.train.config import TrainConfig
-from nearfar.app.train.content import as_input
 from nearfar.app.train.encoders import build, reads_of
-from nearfar.app.train.image_files import ImageFiles
-from nearfar.app.train.images import read_images
 from nearfar.app.train.objectives import WithProxies
 from nearfar.app.train.rates import depths, parameter_groups
 from nearfar.app.train.run import read_run
@@ -276,7 +276,7 @@ def test_a_run_on_files_is_the_same_run(identities, tmp_path, nearfar, monkeypat
     )
     asked = ("train", identities, *options)
     assert nearfar(*asked, "--out", tmp_path / "memory").status == 0
-    monkeypatch.setattr("nearfar.app.train.image_files.IN_MEMORY", 0)
+    monkeypatch.setattr("nearfar.app.data.image_files.IN_MEMORY", 0)
     ran = nearfar(*asked, "--out", tmp_path / "files")
     assert ran.status == 0
     assert "images/s by" in ran.out
@@ -339,9 +339,9 @@ def test_layers_of_torchvision_are_its_blocks(name):
 
 
 def test_files_are_decoded_for_a_large_set(identities, monkeypatch):
-    from nearfar.app.train.data import items_of, read_data
+    from nearfar.app.data.items import items_of, read_data
 
-    monkeypatch.setattr("nearfar.app.train.image_files.IN_MEMORY", 10**5)
+    monkeypatch.setattr("nearfar.app.data.image_files.IN_MEMORY", 10**5)
     content = items_of(read_data(str(identities), reads_of(config(TINY, image_size=64)))).content
     assert isinstance(content, ImageFiles)
     assert content.shape == (3, 64, 64)

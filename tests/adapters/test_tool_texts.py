@@ -24,10 +24,10 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 import nearfar as nf
 from nearfar.app.cli import main
+from nearfar.app.data.texts import Texts
 from nearfar.app.train.config import TrainConfig
 from nearfar.app.train.encoders import build, reads_of
 from nearfar.app.train.run import read_run
-from nearfar.app.train.texts import Texts
 from nearfar.app.train.use import embed_addresses, embedded
 
 TOPICS, EACH = 40, 6

@@ -10,8 +10,8 @@ from conftest import QUICK, make_images
 from PIL import Image
 
 from nearfar.app.audit import audit, spaces
-from nearfar.app.train.data import read_data
-from nearfar.app.train.drop import read_drop
+from nearfar.app.data.drop import read_drop
+from nearfar.app.data.items import read_data
 
 N, ITEMS = 30, 8
 

@@ -19,8 +19,8 @@ import nearfar as nf
 from nearfar.app import commands
 from nearfar.app.commands import OPTIONS
 from nearfar.app.explain_table import FUNCTIONS
+from nearfar.app.names import SWEPT
 from nearfar.app.train.config import Hyperparameters, TrainConfig, options_of
-from nearfar.app.train.names import SWEPT
 
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:
@@ -129,7 +129,7 @@ def test_importing_the_library_loads_nothing_of_the_tool():
     ("missing", "user"),
     [
         ("typer", "nearfar.app.commands.declare"),
-        ("PIL", "nearfar.app.train.images"),
+        ("PIL", "nearfar.app.data.images"),
         ("altair", "nearfar.app.report"),
     ],
 )

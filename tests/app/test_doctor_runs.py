@@ -10,8 +10,8 @@ from conftest import QUICK, make_vectors, write_csv
 from sklearn.datasets import load_digits
 from torch import nn
 
+from nearfar.app.data.items import read_npz
 from nearfar.app.train.config import TrainConfig
-from nearfar.app.train.data import read_npz
 from nearfar.app.train.objectives import OBJECTIVES
 from nearfar.app.train.split import split_items
 

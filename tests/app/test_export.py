@@ -15,9 +15,9 @@ from PIL import Image
 
 import nearfar as nf
 from nearfar.app import export
+from nearfar.app.data.fit import Fit
+from nearfar.app.data.images import read_images
 from nearfar.app.export.verify import Verifier, probability, read_image
-from nearfar.app.train.fit import Fit
-from nearfar.app.train.images import read_images
 from nearfar.app.train.run import read_run
 from nearfar.app.train.use import embed_addresses, embedded
 from nearfar.distance import between_rows

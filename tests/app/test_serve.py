@@ -24,16 +24,16 @@ from hypothesis import strategies as st
 from PIL import Image
 from serve_requests import RIGHT, image, opened, png, posted, request
 
+from nearfar.app.data.fit import Fit
+from nearfar.app.data.pixels import read_picture
+from nearfar.app.data.reads import Reads
+from nearfar.app.data.upload import Upload
 from nearfar.app.errors import InputError
 from nearfar.app.gallery.answers import searchable
 from nearfar.app.serve import Answers, Door, door
 from nearfar.app.serve.items import item_from
 from nearfar.app.train.encoders.embedder import Embedder
-from nearfar.app.train.fit import Fit
-from nearfar.app.train.pixels import read_picture
-from nearfar.app.train.reads import Reads
 from nearfar.app.train.run import read_run
-from nearfar.app.train.upload import Upload
 
 OPENED: list[str] = []  # for writing, while WATCHED holds True
 WATCHED = [False]

@@ -11,9 +11,9 @@ from PIL import Image
 from serve_requests import opened
 from test_serve import verified
 
+from nearfar.app.data.items import read_glyphs
 from nearfar.app.gallery.answers import searchable
 from nearfar.app.serve import Answers
-from nearfar.app.train.data import read_glyphs
 from nearfar.app.train.run import read_run
 
 pytestmark = [

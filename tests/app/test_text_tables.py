@@ -9,13 +9,13 @@ import pytest
 import torch
 from conftest import QUICK, write_csv
 
+from nearfar.app.data.items import Items, Pairs, read_data
+from nearfar.app.data.reads import Reads
+from nearfar.app.data.texts import CHARACTERS, Texts, checked_text
 from nearfar.app.errors import InputError
 from nearfar.app.train.config import TrainConfig
 from nearfar.app.train.config_file import default_loss
-from nearfar.app.train.data import Items, Pairs, read_data
-from nearfar.app.train.reads import Reads
 from nearfar.app.train.text_evidence import cut_off, text_facts
-from nearfar.app.train.texts import CHARACTERS, Texts, checked_text
 
 TEXTS = Reads(shape=(), texts=True)
 HEADER = ("text", "identity")

@@ -312,7 +312,7 @@ def test_an_array_larger_than_memory_is_named(nearfar, tmp_path, monkeypatch):
         raise MemoryError
 
     data = vectors_file(tmp_path / "v.npz")
-    monkeypatch.setattr("nearfar.app.train.data.np.load", greedy)
+    monkeypatch.setattr("nearfar.app.data.items.np.load", greedy)
     done = nearfar("train", data, "--out", tmp_path / "run", *TINY)
     assert "v.npz does not fit into memory" in done.error
 
@@ -372,7 +372,7 @@ def test_an_image_that_its_reader_stumbles_over_is_named(nearfar, image_run, tmp
     def stumble(_):
         raise struct.error("odd tag")
 
-    monkeypatch.setattr("nearfar.app.train.pixels.depth", lambda _, image: stumble(image))
+    monkeypatch.setattr("nearfar.app.data.pixels.depth", lambda _, image: stumble(image))
     assert "odd.png cannot be read: it is damaged" in nearfar("verify", image_run, path, path).error
 
 

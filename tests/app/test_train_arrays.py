@@ -9,7 +9,7 @@ import pytest
 from conftest import make_vectors
 from damage_arrays import encrypted, header, npy, of_method, zipped
 
-from nearfar.app.train.arrays import Unreadable, load
+from nearfar.app.data.arrays import Unreadable, load
 
 X = npy(np.ones((4, 2)))
 

@@ -6,11 +6,11 @@ import torch
 from conftest import make_images, write_csv
 from PIL import Image
 
+from nearfar.app.data.content import as_input
+from nearfar.app.data.items import Pairs, read_data, read_glyphs
+from nearfar.app.data.reads import Reads
 from nearfar.app.errors import InputError
 from nearfar.app.tables import read_table
-from nearfar.app.train.content import as_input
-from nearfar.app.train.data import Pairs, read_data, read_glyphs
-from nearfar.app.train.reads import Reads
 
 
 def save_images(root, images):

@@ -8,7 +8,7 @@ import pytest
 from conftest import make_images, pair_rows, write_csv
 from PIL import Image
 
-from nearfar.app.train.data import read_data
+from nearfar.app.data.items import read_data
 from nearfar.app.train.split import split_pairs
 
 HEADER = ("a", "b", "label")

@@ -7,8 +7,8 @@ import pytest
 from conftest import SMALL
 from PIL import Image
 
+from nearfar.app.data.items import read_data
 from nearfar.app.errors import InputError
-from nearfar.app.train.data import read_data
 
 FEW = ("--steps", "2", "--identities", "6", *SMALL)
 RANDOM = np.random.default_rng(0)

@@ -9,11 +9,12 @@ import torch
 from conftest import QUICK
 from torch import nn
 
-from nearfar.app.train import frozen, names
+from nearfar.app import names
+from nearfar.app.data.reads import Reads
+from nearfar.app.train import frozen
 from nearfar.app.train.config import TrainConfig
 from nearfar.app.train.config_file import read_config
 from nearfar.app.train.encoders import Embedder
-from nearfar.app.train.reads import Reads
 from nearfar.app.train.run import read_run
 
 FEATURES = 12

@@ -14,14 +14,14 @@ import torch
 from image_files import png16
 from PIL import Image
 
+from nearfar.app.data import image_files
+from nearfar.app.data.content import Arrays, read_ahead
+from nearfar.app.data.fit import Fit
+from nearfar.app.data.image_files import ImageFiles, examined, read_files
+from nearfar.app.data.images import read_images
+from nearfar.app.data.items import items_of, read_data
+from nearfar.app.data.reads import Reads
 from nearfar.app.errors import InputError
-from nearfar.app.train import image_files
-from nearfar.app.train.content import Arrays, read_ahead
-from nearfar.app.train.data import items_of, read_data
-from nearfar.app.train.fit import Fit
-from nearfar.app.train.image_files import ImageFiles, examined, read_files
-from nearfar.app.train.images import read_images
-from nearfar.app.train.reads import Reads
 
 SIDE = 40
 RANDOM = np.random.default_rng(0)
@@ -202,7 +202,7 @@ def test_a_run_on_files_is_read_again(tmp_path, on_demand, nearfar):
 SLOW = """
 import sys, time
 from nearfar.app.cli import main
-from nearfar.app.train import image_files
+from nearfar.app.data import image_files
 image_files.IN_MEMORY = 0
 read = image_files.read_picture
 def slowly(file, fit):
@@ -239,9 +239,9 @@ MEMORY = """
 import sys
 from pathlib import Path
 import torch
-from nearfar.app.train.content import read_ahead
-from nearfar.app.train.fit import Fit
-from nearfar.app.train.image_files import examined
+from nearfar.app.data.content import read_ahead
+from nearfar.app.data.fit import Fit
+from nearfar.app.data.image_files import examined
 
 def resident():
     lines = Path("/proc/self/status").read_text().splitlines()

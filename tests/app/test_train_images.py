@@ -14,13 +14,13 @@ from conftest import SMALL
 from image_files import chunk, exif, png16, tiff
 from PIL import Image
 
+from nearfar.app.data import images
+from nearfar.app.data.content import as_input, fingerprints
+from nearfar.app.data.fit import Fit
+from nearfar.app.data.images import is_image, read_images
+from nearfar.app.data.items import read_data
+from nearfar.app.data.reads import Reads
 from nearfar.app.errors import InputError
-from nearfar.app.train import images
-from nearfar.app.train.content import as_input, fingerprints
-from nearfar.app.train.data import read_data
-from nearfar.app.train.fit import Fit
-from nearfar.app.train.images import is_image, read_images
-from nearfar.app.train.reads import Reads
 from nearfar.distance import between_rows
 from nearfar.evaluate import verification
 

@@ -14,8 +14,8 @@ from types import SimpleNamespace
 import pytest
 from conftest import QUICK
 
+from nearfar.app.names import LOGS
 from nearfar.app.train.logs import MLflow
-from nearfar.app.train.names import LOGS
 from nearfar.app.train.recorder import moments
 
 

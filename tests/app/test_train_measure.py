@@ -10,11 +10,11 @@ import torch
 from conftest import QUICK, make_vectors
 from sklearn.metrics import roc_auc_score
 
-from nearfar.app.train.content import Arrays
-from nearfar.app.train.data import Items
+from nearfar.app.data.content import Arrays
+from nearfar.app.data.items import Items
+from nearfar.app.data.reads import Reads
 from nearfar.app.train.encoders import Embedder
 from nearfar.app.train.measure import RAW_DISTANCES, measure
-from nearfar.app.train.reads import Reads
 from nearfar.evaluate import every_pair
 
 

@@ -11,17 +11,17 @@ import torch
 from conftest import make_vectors
 
 import nearfar as nf
+from nearfar.app.data.content import Arrays
+from nearfar.app.data.groups import connected
+from nearfar.app.data.items import Items, Pairs, read_glyphs
+from nearfar.app.data.reads import Reads
 from nearfar.app.errors import InputError
 from nearfar.app.train import batches, objectives
 from nearfar.app.train.compare import Comparison, Thresholds, compare, dashes, table
 from nearfar.app.train.config import Hyperparameters, TrainConfig, options_of
 from nearfar.app.train.config_file import read_config, to_toml
-from nearfar.app.train.content import Arrays
-from nearfar.app.train.data import Items, Pairs, read_glyphs
 from nearfar.app.train.encoders import Embedder, build
-from nearfar.app.train.groups import connected
 from nearfar.app.train.measure import GivenPairs, MeasuredPairs, Sample
-from nearfar.app.train.reads import Reads
 from nearfar.app.train.split import rows_within, split_items, split_pairs
 from nearfar.doctor import Evidence, Fitted
 from nearfar.doctor.threshold_rules import coarse_threshold

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import nn
 
+from nearfar.app.data.reads import Reads
 from nearfar.app.errors import InputError
 from nearfar.app.train.config import TrainConfig
 from nearfar.app.train.encoders.embedder import Embedder
 from nearfar.app.train.objectives import WithProxies
 from nearfar.app.train.rates import depths, parameter_groups
-from nearfar.app.train.reads import Reads
 
 ENCODER = "sentence-transformers:x"
 

@@ -11,12 +11,12 @@ import torch
 from conftest import QUICK, make_vectors
 from sklearn.metrics import roc_auc_score
 
+from nearfar.app.data.content import COLUMNS, Arrays, thumbnails
+from nearfar.app.data.items import Items
 from nearfar.app.errors import InputError
 from nearfar.app.train import force_sample, record, recorder
 from nearfar.app.train.config import TrainConfig
 from nearfar.app.train.config_file import read_config, to_toml
-from nearfar.app.train.content import COLUMNS, Arrays, thumbnails
-from nearfar.app.train.data import Items
 from nearfar.app.train.objectives import OBJECTIVES, objective, resolve
 from nearfar.app.train.record import RECORD, read_record
 from nearfar.app.train.split import split_items

@@ -9,11 +9,11 @@ from conftest import make_images, make_vectors, write_csv
 from PIL import Image
 
 import nearfar as nf
+from nearfar.app.data.items import read_data
 from nearfar.app.errors import InputError
 from nearfar.app.train import batches, objectives
 from nearfar.app.train.config import TrainConfig
 from nearfar.app.train.config_file import read_config, to_toml
-from nearfar.app.train.data import read_data
 from nearfar.app.train.run import read_results
 from nearfar.app.train.split import singles, split_items
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from conftest import QUICK, make_vectors, pair_rows, write_csv
 
+from nearfar.app.data.groups import connected, merged_groups
+from nearfar.app.data.items import Items, Pairs, read_data
 from nearfar.app.errors import InputError
 from nearfar.app.train.config import TrainConfig
-from nearfar.app.train.data import Items, Pairs, read_data
-from nearfar.app.train.groups import connected, merged_groups
 from nearfar.app.train.loop import split_data
 from nearfar.app.train.recorder import moments
 from nearfar.app.train.run import read_results

@@ -362,7 +362,7 @@ def test_a_new_loss_is_its_function_a_row_and_a_row_of_defaults(tmp_path):
     (package / "losses" / "half.py").write_text(NEW_LOSS, encoding="utf-8")
     for name, row in (
         ("registry.py", '    Loss("half_loss", "HalfLoss", "batch"),\n'),
-        ("app/train/names.py", '    "half": {"margin": 0.25},\n'),
+        ("app/names.py", '    "half": {"margin": 0.25},\n'),
     ):
         lines = (package / name).read_text(encoding="utf-8").splitlines(keepends=True)
         last = max(i for i, line in enumerate(lines) if "proxy_anchor" in line)

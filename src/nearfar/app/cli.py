@@ -11,8 +11,8 @@ from io import TextIOWrapper
 from types import FrameType
 
 from nearfar.app.errors import InputError
+from nearfar.app.names import SWEPT
 from nearfar.app.text import printable
-from nearfar.app.train.names import SWEPT
 
 INTERRUPTED = 130
 VALUED = {  # commands whose items may begin with a minus, and their options with a value

@@ -9,10 +9,10 @@ import numpy.typing as npt
 from torch import Tensor
 
 import nearfar
+from nearfar.app.data.items import read_arrays
 from nearfar.app.errors import InputError
+from nearfar.app.names import EXPLAINED, FROM_DISTANCE, ROW_LOSSES
 from nearfar.app.tables import TableFile, read_table, refuse_bad_labels
-from nearfar.app.train.data import read_arrays
-from nearfar.app.train.names import EXPLAINED, FROM_DISTANCE, ROW_LOSSES
 from nearfar.insight.explain import explain
 from nearfar.insight.explanation import Explanation
 

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 import nearfar
+from nearfar.app.data.items import read_arrays
 from nearfar.app.errors import InputError
 from nearfar.app.pieces import Pieces
 from nearfar.app.text import printable
-from nearfar.app.train.data import read_arrays
 from nearfar.engine.slices import spans
 from nearfar.mine import CorpusNegatives, LeftOut, corpus_negatives
 from nearfar.plain import plain

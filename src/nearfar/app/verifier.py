@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nearfar.app.train.address import read_item
-from nearfar.app.train.content import Batch
+from nearfar.app.data.address import read_item
+from nearfar.app.data.content import Batch
 from nearfar.app.train.run import Run
 from nearfar.distance import Distance, between_rows
 from nearfar.evaluate import PlattProbability

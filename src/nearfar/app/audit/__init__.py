@@ -10,13 +10,13 @@ from nearfar.app.audit.broken import broken
 from nearfar.app.audit.findings import Audit, Finding
 from nearfar.app.audit.judge import Judged, judge
 from nearfar.app.audit.spaces import given, learned
+from nearfar.app.data.items import Items, holds_pairs, items_of, read_data
+from nearfar.app.data.reads import Reads
+from nearfar.app.data.text_tables import holds_identities
 from nearfar.app.errors import InputError
 from nearfar.app.tables import SUFFIXES as TABLES
-from nearfar.app.train.data import Items, holds_pairs, items_of, read_data
 from nearfar.app.train.measure import embed_items
-from nearfar.app.train.reads import Reads
 from nearfar.app.train.run import read_run
-from nearfar.app.train.text_tables import holds_identities
 
 # A label is doubted if another identity is e times as alike as its own, and dropped from e^3 on,
 # which is a confidence of 0.95.

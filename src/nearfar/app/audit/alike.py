@@ -5,7 +5,7 @@ from torch import Tensor
 
 from nearfar.app.audit.findings import Finding
 from nearfar.app.audit.judge import Judged
-from nearfar.app.train.data import Items
+from nearfar.app.data.items import Items
 from nearfar.distance import unit
 from nearfar.evaluate import nearest
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 
 from nearfar.app.audit.findings import Finding
+from nearfar.app.data.items import read_arrays
 from nearfar.app.errors import InputError
+from nearfar.app.names import GLYPHS
 from nearfar.app.text import printable
-from nearfar.app.train.data import read_arrays
-from nearfar.app.train.names import GLYPHS
 
 
 def broken(source: str, identity_depth: int | None) -> list[Finding]:
@@ -23,9 +23,9 @@ def broken(source: str, identity_depth: int | None) -> list[Finding]:
 
 def _files(folder: Path, identity_depth: int | None) -> list[Finding]:
     """Images that cannot be read, or that are of one colour."""
-    from nearfar.app.train.fit import Fit
-    from nearfar.app.train.folder import find_images
-    from nearfar.app.train.pixels import read_picture
+    from nearfar.app.data.fit import Fit
+    from nearfar.app.data.folder import find_images
+    from nearfar.app.data.pixels import read_picture
 
     images = find_images(folder, identity_depth=identity_depth)
     found = []

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from nearfar.app.audit.judge import Judged, judge
+from nearfar.app.data.content import Arrays
+from nearfar.app.data.items import Items
+from nearfar.app.data.reads import Reads
+from nearfar.app.names import FOR_ITEMS
 from nearfar.app.train.batches import distort
 from nearfar.app.train.config import TrainConfig
-from nearfar.app.train.content import Arrays
-from nearfar.app.train.data import Items
 from nearfar.app.train.encoders import SMALLEST_SIDE, build
 from nearfar.app.train.measure import embed
-from nearfar.app.train.names import FOR_ITEMS
-from nearfar.app.train.reads import Reads
 from nearfar.losses import proxy_softmax_loss
 
 FOLDS, STEPS, BATCH = 2, 150, 256

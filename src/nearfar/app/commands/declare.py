@@ -12,8 +12,8 @@ from typing import Annotated, Any, get_args
 import typer
 
 import nearfar
+from nearfar.app.names import GLYPHS
 from nearfar.app.train.config import Hyperparameters, TrainConfig, options_of
-from nearfar.app.train.names import GLYPHS
 
 OPTIONS = {**options_of(TrainConfig), **options_of(Hyperparameters)}
 FLAGS = {name: "--" + name.replace("_", "-") for name in OPTIONS}

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from nearfar.app.commands.declare import AsJson, Overwrite, argument, command, option
+from nearfar.app.names import EXPLAINED, ROW_LOSSES
 from nearfar.app.show import console, show
-from nearfar.app.train.names import EXPLAINED, ROW_LOSSES
 
 
 def name_or_p(distance: str) -> str | float:

@@ -7,8 +7,8 @@ import typer
 
 from nearfar.app.commands.declare import DATA, OPTIONS, AsJson, Overwrite, command, option
 from nearfar.app.errors import InputError
+from nearfar.app.names import LOGS, SWEPT
 from nearfar.app.show import console, show
-from nearfar.app.train.names import LOGS, SWEPT
 
 # Options of a sweep that all of its runs share.
 HELD = (

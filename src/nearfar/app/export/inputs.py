@@ -12,10 +12,10 @@ from PIL import ExifTags, Image
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from nearfar.app.data.fit import Fit
+from nearfar.app.data.images import read_images
 from nearfar.app.errors import InputError
 from nearfar.app.train.encoders import Embedder
-from nearfar.app.train.fit import Fit
-from nearfar.app.train.images import read_images
 from nearfar.app.train.run import Run
 
 TEST_IMAGE, TOKENIZER = "test_image.png", "tokenizer.json"

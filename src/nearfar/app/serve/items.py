@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nearfar.app.data.content import Arrays, Content
+from nearfar.app.data.images import read_images
+from nearfar.app.data.reads import Reads
+from nearfar.app.data.texts import Texts, checked_text
+from nearfar.app.data.upload import Upload
 from nearfar.app.errors import InputError
 from nearfar.app.serve.refusal import unusable
 from nearfar.app.tables import vector
-from nearfar.app.train.content import Arrays, Content
-from nearfar.app.train.images import read_images
-from nearfar.app.train.reads import Reads
 from nearfar.app.train.run import Run
-from nearfar.app.train.texts import Texts, checked_text
-from nearfar.app.train.upload import Upload
 from nearfar.app.train.use import embed_read
 
 FORMS = {

@@ -6,7 +6,7 @@ from typing import Any
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from nearfar.app.train.content import Batch
+from nearfar.app.data.content import Batch
 from nearfar.app.train.objectives import LossAndActive
 from nearfar.cached.backward import cached_backward
 

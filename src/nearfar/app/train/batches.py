@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
-from nearfar.app.train.data import Pairs
+from nearfar.app.data.items import Pairs
 from nearfar.app.train.split import rows_within
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nearfar.app.data.arrays import Unreadable, load
+from nearfar.app.data.items import Items
 from nearfar.app.errors import InputError
-from nearfar.app.train.arrays import Unreadable, load
-from nearfar.app.train.data import Items
 from nearfar.app.train.measure import MeasuredPairs
 
 CALIBRATION = "calibration.npz"

@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nearfar.app.data.items import Pairs
+from nearfar.app.data.texts import Texts
 from nearfar.app.train.config import TrainConfig
-from nearfar.app.train.data import Pairs
 from nearfar.app.train.encoders import Embedder
 from nearfar.app.train.objectives import objective, verifier_distance
 from nearfar.app.train.record import Outcome
 from nearfar.app.train.split import SIDES
 from nearfar.app.train.task import Task
 from nearfar.app.train.text_evidence import cut_off, text_facts
-from nearfar.app.train.texts import Texts
 from nearfar.distance import between_rows, length
 from nearfar.doctor import (
     Apart,

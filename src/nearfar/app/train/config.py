@@ -9,7 +9,7 @@ from functools import partial
 from typing import Annotated, Any, TypedDict, get_args, get_origin, get_type_hints
 
 from nearfar.app.errors import InputError
-from nearfar.app.train.names import (
+from nearfar.app.names import (
     AUTO,
     DEFAULTS,
     FOR_ITEMS,

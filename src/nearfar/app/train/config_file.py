@@ -8,10 +8,10 @@ from typing import Any, get_type_hints
 
 import tomli_w
 
+from nearfar.app.data.items import holds_pairs
 from nearfar.app.errors import InputError
+from nearfar.app.names import FOR_ITEMS, FOR_PAIRS
 from nearfar.app.train.config import Hyperparameters, Setting, TrainConfig, options_of
-from nearfar.app.train.data import holds_pairs
-from nearfar.app.train.names import FOR_ITEMS, FOR_PAIRS
 from nearfar.app.train.objectives import resolve
 
 FORMAT = 1  # version of the run folder's format; raised when an older nearfar cannot read it

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from nearfar.app.data.items import read_arrays, read_data
+from nearfar.app.data.reads import Reads
 from nearfar.app.errors import InputError
 from nearfar.app.tables import SUFFIXES as TABLES
 from nearfar.app.train.checkup import examine_record
-from nearfar.app.train.data import read_arrays, read_data
-from nearfar.app.train.reads import Reads
 from nearfar.app.train.record import RECORD, read_record
 from nearfar.app.train.run import read_metrics, read_results
 from nearfar.app.train.text_evidence import text_facts

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from nearfar.app.train.content import Content, Features
-from nearfar.app.train.data import Items, Pairs, items_of
+from nearfar.app.data.content import Content, Features
+from nearfar.app.data.items import Items, Pairs, items_of
+from nearfar.app.data.reads import Reads
 from nearfar.app.train.encoders import Embedder
 from nearfar.app.train.measure import features
-from nearfar.app.train.reads import Reads
 
 # The features of the last run, which the next trial of a sweep needs again.
 _last: dict[bytes, Tensor] = {}

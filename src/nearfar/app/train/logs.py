@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from nearfar.app.errors import InputError
+from nearfar.app.names import GLYPHS, LOGS
 from nearfar.app.text import printable
 from nearfar.app.train.compare import Comparison
 from nearfar.app.train.config import Setting, TrainConfig
 from nearfar.app.train.config_file import to_toml
-from nearfar.app.train.names import GLYPHS, LOGS
 from nearfar.app.train.recorder import Snapshot
 from nearfar.doctor import Diagnosis
 from nearfar.evaluate import AtThreshold, Verification

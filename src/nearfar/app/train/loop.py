@@ -20,7 +20,13 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import nearfar
+from nearfar.app.data.content import Batch, dtype_of, read_ahead
+from nearfar.app.data.drop import NOTHING, read_drop
+from nearfar.app.data.items import Items, Pairs, items_of, read_data
+from nearfar.app.data.pairs import doubtful
+from nearfar.app.data.reads import Reads
 from nearfar.app.errors import InputError
+from nearfar.app.names import KEEP, is_pretrained
 from nearfar.app.train.backward import backward
 from nearfar.app.train.batches import distort
 from nearfar.app.train.calibration import write_calibration
@@ -28,20 +34,14 @@ from nearfar.app.train.checkup import Checkup
 from nearfar.app.train.compare import Comparison, compare, fit
 from nearfar.app.train.config import TrainConfig
 from nearfar.app.train.config_file import to_toml
-from nearfar.app.train.content import Batch, dtype_of, read_ahead
-from nearfar.app.train.data import Items, Pairs, items_of, read_data
-from nearfar.app.train.drop import NOTHING, read_drop
 from nearfar.app.train.encoders import Embedder, build, reads_of
 from nearfar.app.train.frozen import last_layer
 from nearfar.app.train.logs import Logs, libraries_of, open_logs
 from nearfar.app.train.measure import MeasuredPairs, before_training, measure
-from nearfar.app.train.names import KEEP, is_pretrained
 from nearfar.app.train.objectives import OBJECTIVES, WithProxies, objective, verifier_distance
 from nearfar.app.train.pace import PaceOfTraining
-from nearfar.app.train.pairs import doubtful
 from nearfar.app.train.progress import progress
 from nearfar.app.train.rates import parameter_groups
-from nearfar.app.train.reads import Reads
 from nearfar.app.train.record import Course, Record, write_record
 from nearfar.app.train.recorder import Norms, Recorder, outcome
 from nearfar.app.train.run import (

@@ -9,9 +9,9 @@ import torch
 from lightning_fabric.utilities import move_data_to_device
 from torch import Tensor
 
+from nearfar.app.data.content import Batch, Content, read_ahead
+from nearfar.app.data.items import Items, Pairs, items_of
 from nearfar.app.errors import InputError
-from nearfar.app.train.content import Batch, Content, read_ahead
-from nearfar.app.train.data import Items, Pairs, items_of
 from nearfar.app.train.encoders import Embedder
 from nearfar.app.train.split import rows_to_measure
 from nearfar.distance import Distance, between_rows, unit

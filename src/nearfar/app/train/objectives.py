@@ -16,9 +16,9 @@ from torch import Tensor, nn
 import nearfar
 from nearfar import registry
 from nearfar.app.errors import InputError
+from nearfar.app.names import DEFAULTS
 from nearfar.app.train.config import Setting
 from nearfar.app.train.encoders import Embedder
-from nearfar.app.train.names import DEFAULTS
 from nearfar.distance import Distance, check_euclidean, unit
 from nearfar.registry import Data
 

@@ -2,8 +2,8 @@
 
 from time import perf_counter
 
-from nearfar.app.train.content import Content
-from nearfar.app.train.image_files import ImageFiles, n_threads
+from nearfar.app.data.content import Content
+from nearfar.app.data.image_files import ImageFiles, n_threads
 
 
 class PaceOfTraining:

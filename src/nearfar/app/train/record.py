@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from nearfar.app.data.arrays import Unreadable, load
 from nearfar.app.errors import InputError
-from nearfar.app.train.arrays import Unreadable, load
 from nearfar.evaluate.verification import verification
 
 RECORD = "record.npz"

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nearfar.app.data.items import Items, Pairs
 from nearfar.app.errors import InputError
 from nearfar.app.train.compare import Comparison
-from nearfar.app.train.data import Items, Pairs
 from nearfar.app.train.force_sample import ForceSample, sample_forces
 from nearfar.app.train.measure import MeasuredPairs, embed
 from nearfar.app.train.objectives import WithProxies, verifier_distance

@@ -11,18 +11,18 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 
+from nearfar.app.data.fit import Fit
+from nearfar.app.data.reads import Reads
 from nearfar.app.errors import InputError
+from nearfar.app.names import GLYPHS, saves_itself
 from nearfar.app.output import FolderKind, files_in, whole_folder
 from nearfar.app.train.calibration import CALIBRATION
 from nearfar.app.train.compare import Thresholds
 from nearfar.app.train.config import TrainConfig
 from nearfar.app.train.config_file import FORMAT, check_format, read_config, to_toml
 from nearfar.app.train.encoders import Embedder, build, load_folder, save_folder
-from nearfar.app.train.fit import Fit
 from nearfar.app.train.measure import RAW_DISTANCES
-from nearfar.app.train.names import GLYPHS, saves_itself
 from nearfar.app.train.objectives import verifier_distance
-from nearfar.app.train.reads import Reads
 from nearfar.app.train.record import RECORD
 from nearfar.app.train.summary import ENCODER_FILES as ENCODER_FILES_FORM
 from nearfar.app.train.summary import FITTED, misfit

@@ -9,10 +9,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from nearfar.app.data.groups import connected
+from nearfar.app.data.items import Items, Pairs
 from nearfar.app.errors import InputError
-from nearfar.app.train.data import Items, Pairs
-from nearfar.app.train.groups import connected
-from nearfar.app.train.names import KEEP, LEAVE_OUT
+from nearfar.app.names import KEEP, LEAVE_OUT
 
 FEWEST = 2  # identities per side: one alone has no dissimilar pair
 SIDES = ("train", "calibration", "test")

@@ -7,9 +7,9 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
+from nearfar.app.data.items import Items, Pairs, items_of
 from nearfar.app.train.batches import balanced_items, balanced_pairs, similar_pairs
 from nearfar.app.train.config import TrainConfig
-from nearfar.app.train.data import Items, Pairs, items_of
 from nearfar.app.train.objectives import Batch, LossAndActive, LossFunction, Objective
 from nearfar.app.train.split import Split
 

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nearfar.app.train.data import Items, Pairs, items_of
+from nearfar.app.data.items import Items, Pairs, items_of
+from nearfar.app.data.texts import Texts
 from nearfar.app.train.split import SIDES, Split
-from nearfar.app.train.texts import Texts
 from nearfar.doctor.texts import (
     Copies,
     CutOff,

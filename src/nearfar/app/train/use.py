@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nearfar.app.data.address import read_item
+from nearfar.app.data.content import Content
+from nearfar.app.data.items import Items, Pairs, items_of, read_data
+from nearfar.app.data.pairs import doubtful
 from nearfar.app.errors import InputError
 from nearfar.app.output import whole_file
-from nearfar.app.train.address import read_item
 from nearfar.app.train.compare import Comparison, compare
-from nearfar.app.train.content import Content
-from nearfar.app.train.data import Items, Pairs, items_of, read_data
 from nearfar.app.train.loop import read_configured, split_data
 from nearfar.app.train.measure import embed, embed_items, measure
-from nearfar.app.train.pairs import doubtful
 from nearfar.app.train.record import n_learned_from
 from nearfar.app.train.run import Run, read_run, refuse_inside, refuse_inside_run
 from nearfar.distance import Distance, between_rows

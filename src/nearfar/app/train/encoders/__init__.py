@@ -4,13 +4,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Protocol, cast
 
+from nearfar.app.data.reads import Reads
 from nearfar.app.errors import InputError
+from nearfar.app.names import AUTO, PRETRAINED, is_pretrained
 from nearfar.app.train.config import TrainConfig
 from nearfar.app.train.encoders.builtin import ConvNet, mlp
 from nearfar.app.train.encoders.embedder import Embedder
 from nearfar.app.train.encoders.own import checked, find
-from nearfar.app.train.names import AUTO, PRETRAINED, is_pretrained
-from nearfar.app.train.reads import Reads
 
 __all__ = ["Embedder", "build", "load_folder", "reads_of", "save_folder"]
 SMALLEST_SIDE = 4

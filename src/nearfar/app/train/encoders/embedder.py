@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from nearfar.app.train.content import Batch, as_input
-from nearfar.app.train.reads import Reads
+from nearfar.app.data.content import Batch, as_input
+from nearfar.app.data.reads import Reads
 from nearfar.distance import unit
 
 

@@ -9,9 +9,9 @@ from typing import Any, cast
 
 from torch import nn
 
+from nearfar.app.data.fit import RESAMPLES, Resample
 from nearfar.app.errors import InputError
 from nearfar.app.train.encoders.images import Described
-from nearfar.app.train.fit import RESAMPLES, Resample
 
 timm: Any = import_module("timm")
 

@@ -6,9 +6,9 @@ from typing import Any, cast
 
 from torch import nn
 
+from nearfar.app.data.fit import Resample
 from nearfar.app.errors import InputError
 from nearfar.app.train.encoders.images import Described
-from nearfar.app.train.fit import Resample
 
 torchvision: Any = import_module("torchvision")
 models = torchvision.models

@@ -8,13 +8,13 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from nearfar.app.data.fit import Fit, Resample
+from nearfar.app.data.reads import Reads
 from nearfar.app.errors import InputError
+from nearfar.app.names import FROM_LIBRARY, RANDOM
 from nearfar.app.train.config import TrainConfig
 from nearfar.app.train.encoders.embedder import Embedder
 from nearfar.app.train.encoders.weights import checksum, load_file
-from nearfar.app.train.fit import Fit, Resample
-from nearfar.app.train.names import FROM_LIBRARY, RANDOM
-from nearfar.app.train.reads import Reads
 from nearfar.extras import needs
 
 _SOURCES = {

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from nearfar.app.errors import InputError
-from nearfar.app.train.names import AUTO
+from nearfar.app.names import AUTO
 
 Factory = Callable[[tuple[int, ...], int], nn.Module]
 

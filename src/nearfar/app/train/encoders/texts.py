@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nearfar.app.data.content import Batch
+from nearfar.app.data.reads import Reads
 from nearfar.app.errors import InputError
+from nearfar.app.names import SENTENCE_TRANSFORMERS
 from nearfar.app.text import printable
 from nearfar.app.train.config import TrainConfig
-from nearfar.app.train.content import Batch
 from nearfar.app.train.encoders.embedder import Embedder
-from nearfar.app.train.names import SENTENCE_TRANSFORMERS
-from nearfar.app.train.reads import Reads
 from nearfar.extras import needs
 
 READS = Reads(shape=(), texts=True)

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from nearfar.app.data.items import Items
 from nearfar.app.errors import InputError
 from nearfar.app.tables import is_blank, read_table
 from nearfar.app.text import printable
-from nearfar.app.train.data import Items
 
 NOTHING: Set[str] = frozenset()
 _SHOWN = 3  # names in a message

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from nearfar.app.data.items import Items, with_groups
+from nearfar.app.data.texts import Texts, checked_text
 from nearfar.app.errors import InputError
+from nearfar.app.names import SENTENCE_TRANSFORMERS
 from nearfar.app.tables import TableFile, columns_of, is_blank, read_table
-from nearfar.app.train.data import Items, with_groups
-from nearfar.app.train.names import SENTENCE_TRANSFORMERS
-from nearfar.app.train.texts import Texts, checked_text
 
 TEXT, IDENTITY = "text", "identity"
 TEXT_ENCODER = f"--encoder {SENTENCE_TRANSFORMERS}:NAME"

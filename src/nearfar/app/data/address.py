@@ -6,15 +6,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nearfar.app.data.arrays import Unreadable, load
+from nearfar.app.data.content import Arrays, Content
+from nearfar.app.data.images import is_image, read_images
+from nearfar.app.data.items import read_glyphs, read_npz
+from nearfar.app.data.reads import Reads
+from nearfar.app.data.texts import Texts, checked_text
 from nearfar.app.errors import InputError
+from nearfar.app.names import GLYPHS
 from nearfar.app.tables import looks_like_vector, vector
-from nearfar.app.train.arrays import Unreadable, load
-from nearfar.app.train.content import Arrays, Content
-from nearfar.app.train.data import read_glyphs, read_npz
-from nearfar.app.train.images import is_image, read_images
-from nearfar.app.train.names import GLYPHS
-from nearfar.app.train.reads import Reads
-from nearfar.app.train.texts import Texts, checked_text
 
 
 def read_item(address: str, reads: Reads) -> Content:

@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFile
 
+from nearfar.app.data.deep import EIGHT, depth, read_deep
+from nearfar.app.data.fit import Fit
+from nearfar.app.data.unreadable import reason
+from nearfar.app.data.upload import Upload
+from nearfar.app.data.upright import keep_orientation_only, upright
 from nearfar.app.errors import InputError
-from nearfar.app.train.deep import EIGHT, depth, read_deep
-from nearfar.app.train.fit import Fit
-from nearfar.app.train.unreadable import reason
-from nearfar.app.train.upload import Upload
-from nearfar.app.train.upright import keep_orientation_only, upright
 
 Array = npt.NDArray[Any]
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601, as in Pillow

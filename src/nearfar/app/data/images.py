@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from nearfar.app.train.deep import EIGHT, FLOAT, LARGEST
-from nearfar.app.train.fit import Fit
-from nearfar.app.train.pixels import Picture, quietly, read_picture, register_formats
-from nearfar.app.train.unreadable import FORMATS
-from nearfar.app.train.upload import Upload
+from nearfar.app.data.deep import EIGHT, FLOAT, LARGEST
+from nearfar.app.data.fit import Fit
+from nearfar.app.data.pixels import Picture, quietly, read_picture, register_formats
+from nearfar.app.data.unreadable import FORMATS
+from nearfar.app.data.upload import Upload
 
 # Pillow recognises these but cannot decode them, or needs another program.
 _NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}

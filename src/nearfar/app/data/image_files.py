@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from nearfar.app.train.content import (
+from nearfar.app.data.content import (
     SIDE,
     Arrays,
     Content,
@@ -29,10 +29,10 @@ from nearfar.app.train.content import (
     read_ahead,
     thumbnails,
 )
-from nearfar.app.train.deep import EIGHT
-from nearfar.app.train.fit import Fit
-from nearfar.app.train.images import as_array, depths_notes, read_images
-from nearfar.app.train.pixels import Picture, read_picture
+from nearfar.app.data.deep import EIGHT
+from nearfar.app.data.fit import Fit
+from nearfar.app.data.images import as_array, depths_notes, read_images
+from nearfar.app.data.pixels import Picture, read_picture
 from nearfar.app.train.progress import reading
 from nearfar.engine.slices import spans
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from nearfar.app.train.fit import Fit
+from nearfar.app.data.fit import Fit
 
 
 @dataclass(frozen=True)

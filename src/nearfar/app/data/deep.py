@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFile
 
+from nearfar.app.data.upload import Upload
 from nearfar.app.errors import InputError
-from nearfar.app.train.upload import Upload
 
 Array = npt.NDArray[Any]
 Opened = ImageFile.ImageFile

@@ -7,6 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nearfar.app.data.content import Arrays, Content
+from nearfar.app.data.files import file_key, find_file
+from nearfar.app.data.fit import Fit
+from nearfar.app.data.groups import connected
+from nearfar.app.data.image_files import read_files
+from nearfar.app.data.images import is_image
+from nearfar.app.data.items import Items, Pairs, with_groups
+from nearfar.app.data.reads import Reads
+from nearfar.app.data.text_tables import TEXT_ENCODER
+from nearfar.app.data.texts import Texts, checked_text
 from nearfar.app.errors import InputError
 from nearfar.app.tables import (
     TableFile,
@@ -17,16 +27,6 @@ from nearfar.app.tables import (
     refuse_bad_labels,
     vector,
 )
-from nearfar.app.train.content import Arrays, Content
-from nearfar.app.train.data import Items, Pairs, with_groups
-from nearfar.app.train.files import file_key, find_file
-from nearfar.app.train.fit import Fit
-from nearfar.app.train.groups import connected
-from nearfar.app.train.image_files import read_files
-from nearfar.app.train.images import is_image
-from nearfar.app.train.reads import Reads
-from nearfar.app.train.text_tables import TEXT_ENCODER
-from nearfar.app.train.texts import Texts, checked_text
 from nearfar.labels import pair_labels
 
 Cell = Path | tuple[float, ...]

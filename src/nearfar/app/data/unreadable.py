@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
-from nearfar.app.train.upload import Upload
+from nearfar.app.data.upload import Upload
 
 # Pillow's readers log what they are about to raise.
 logging.getLogger("PIL").addHandler(logging.NullHandler())

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import torch
 
+from nearfar.app.data.drop import NOTHING, rows_left
+from nearfar.app.data.files import unique_files
+from nearfar.app.data.fit import Fit
+from nearfar.app.data.image_files import read_files
+from nearfar.app.data.images import is_readable
+from nearfar.app.data.items import Items
+from nearfar.app.data.unreadable import FORMATS
 from nearfar.app.errors import InputError
-from nearfar.app.train.data import Items
-from nearfar.app.train.drop import NOTHING, rows_left
-from nearfar.app.train.files import unique_files
-from nearfar.app.train.fit import Fit
-from nearfar.app.train.image_files import read_files
-from nearfar.app.train.images import is_readable
-from nearfar.app.train.unreadable import FORMATS
 
 # Files and folders that operating systems create, besides names that begin with a dot.
 _HIDDEN = {

@@ -10,10 +10,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from nearfar.app.data.content import Batch
 from nearfar.app.errors import InputError
 from nearfar.app.tables import is_blank
 from nearfar.app.text import printable
-from nearfar.app.train.content import Batch
 
 CHARACTERS = 300  # the most shown of a text
 N_GRAMS, COLUMNS = (2, 4), 1024  # of the raw input

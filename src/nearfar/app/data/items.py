@@ -12,14 +12,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from nearfar.app.data.arrays import Unreadable, load
+from nearfar.app.data.content import Arrays, Content
+from nearfar.app.data.groups import group_ids, merged_groups
+from nearfar.app.data.reads import Reads
 from nearfar.app.errors import InputError
+from nearfar.app.names import GLYPHS
 from nearfar.app.tables import SUFFIXES as TABLES
 from nearfar.app.text import printable
-from nearfar.app.train.arrays import Unreadable, load
-from nearfar.app.train.content import Arrays, Content
-from nearfar.app.train.groups import group_ids, merged_groups
-from nearfar.app.train.names import GLYPHS
-from nearfar.app.train.reads import Reads
 
 _OF_ITEMS = ("x", "y", "names", "groups", "split_groups")  # arrays of a file with a row per item
 
@@ -124,7 +124,7 @@ def read_data(
     reads = reads or Reads()
     data = _read(source, reads, similar_label, labelled, identity_depth, drop)
     if drop:
-        from nearfar.app.train.drop import without_empty
+        from nearfar.app.data.drop import without_empty
 
         data = without_empty(items_of(data), len(drop))
     if isinstance(data, Pairs):
@@ -147,9 +147,9 @@ def _read(
     identity_depth: int | None,
     drop: Set[str],
 ) -> Items | Pairs:
-    from nearfar.app.train.folder import read_folder
-    from nearfar.app.train.pairs import read_pairs
-    from nearfar.app.train.text_tables import TEXT_ENCODER, read_labelled_texts
+    from nearfar.app.data.folder import read_folder
+    from nearfar.app.data.pairs import read_pairs
+    from nearfar.app.data.text_tables import TEXT_ENCODER, read_labelled_texts
 
     path = Path(source)
     is_folder = source != GLYPHS and path.is_dir()
@@ -200,7 +200,7 @@ def _printable(items: Items) -> Items:
 
 def holds_pairs(source: str) -> bool:
     """Whether DATA is a table of pairs, judging by its file name and its columns."""
-    from nearfar.app.train.text_tables import holds_identities
+    from nearfar.app.data.text_tables import holds_identities
 
     path = Path(source)
     return path.suffix.lower() in TABLES and not holds_identities(path)
@@ -239,7 +239,7 @@ def _left(
     arrays: dict[str, npt.NDArray[Any]], source: object, drop: Set[str]
 ) -> dict[str, npt.NDArray[Any]]:
     """The arrays without the rows of items that are dropped."""
-    from nearfar.app.train.drop import rows_left
+    from nearfar.app.data.drop import rows_left
 
     names = [str(name) for name in _text(arrays["names"], source).tolist()]
     rows = rows_left(names, drop, source)

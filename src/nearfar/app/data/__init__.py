@@ -1,0 +1,1 @@
+"""Read what DATA names: vectors, images and texts, with identities or as labelled pairs."""
