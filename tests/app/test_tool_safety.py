@@ -298,7 +298,7 @@ def test_memory_that_ran_out_is_no_mistake_of_ours(
     def greedy(*_):
         allocate()
 
-    monkeypatch.setattr("nearfar.app.train.loop._optimise", greedy)
+    monkeypatch.setattr("nearfar.app.train.job.optimise", greedy)
     done = nearfar("train", vectors, "--out", tmp_path / "run", *TINY)
     assert done.status == 2
     assert done.error.startswith("nearfar: error: memory ran out. ")

@@ -192,7 +192,7 @@ def test_a_log_is_closed_when_training_ends_early(
     def stop(*given):
         raise error
 
-    monkeypatch.setattr("nearfar.app.train.loop.compare", stop)
+    monkeypatch.setattr("nearfar.app.train.job.compare", stop)
     options = [part for name in LOGS for part in ("--log", name)]
     done = nearfar("train", vectors, "--out", tmp_path / "run", *QUICK, *options)
     assert done.status == (130 if isinstance(error, KeyboardInterrupt) else 2)

@@ -14,7 +14,7 @@ from nearfar.app.data.groups import connected, merged_groups
 from nearfar.app.data.items import Items, Pairs, read_data
 from nearfar.app.errors import InputError
 from nearfar.app.train.config import TrainConfig
-from nearfar.app.train.loop import split_data
+from nearfar.app.train.prepare import split_data
 from nearfar.app.train.recorder import moments
 from nearfar.app.train.run import read_results
 from nearfar.app.train.split import (

@@ -43,8 +43,8 @@ def train(
     if data is None and config is None:
         raise InputError("train needs DATA, for instance: nearfar train glyphs --out runs/demo")
 
-    from nearfar.app.train import loop
     from nearfar.app.train.config_file import configured
+    from nearfar.app.train.job import train as train_run
     from nearfar.app.train.run import REPORT
 
     write, verdict = None, None
@@ -53,7 +53,7 @@ def train(
 
         write, verdict = reporting()
     chosen = configured(config, data, given)
-    found = loop.train(
+    found = train_run(
         chosen, out, overwrite=overwrite, console=console(), finish=write, log=log or ()
     )
     show(found)

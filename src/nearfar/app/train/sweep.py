@@ -17,8 +17,9 @@ from nearfar.app.errors import InputError
 from nearfar.app.names import SWEPT
 from nearfar.app.train.config import Setting, TrainConfig
 from nearfar.app.train.config_file import default_loss
-from nearfar.app.train.loop import read_configured, train
+from nearfar.app.train.job import train
 from nearfar.app.train.objectives import belonging, objective, resolve
+from nearfar.app.train.prepare import read_configured
 from nearfar.app.train.record import RECORD, read_record
 from nearfar.app.train.run import SUMMARY, read_results, refuse_inside, refuse_inside_run
 from nearfar.evaluate.intervals import FEWEST_IDENTITIES

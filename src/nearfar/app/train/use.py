@@ -17,8 +17,8 @@ from nearfar.app.data.pairs import doubtful
 from nearfar.app.errors import InputError
 from nearfar.app.output import whole_file
 from nearfar.app.train.compare import Comparison, compare
-from nearfar.app.train.loop import read_configured, split_data
 from nearfar.app.train.measure import embed, embed_items, measure
+from nearfar.app.train.prepare import read_configured, split_data
 from nearfar.app.train.record import n_learned_from
 from nearfar.app.train.run import Run, read_run, refuse_inside, refuse_inside_run
 from nearfar.distance import Distance, between_rows
