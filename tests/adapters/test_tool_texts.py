@@ -294,6 +294,14 @@ def test_a_static_encoder_has_no_mask_to_cut_by(nearfar, encoder, texts_csv, tmp
     assert nearfar("verify", out, "word0", "word0").status == 0
 
 
+def test_tokens_are_counted_before_they_are_cut_off(encoder):
+    tokens = made(encoder).prepare
+    assert tokens.limit == 16
+    assert tokens.lengths(["word0", "word0 " * 40]) == [3, 42]
+    assert tokens(["word0 " * 40])["input_ids"].shape == (1, 16)
+    assert tokens.lengths([]) == []
+
+
 @pytest.mark.parametrize("tokens", [1, 40, 10**6])
 def test_chunks_give_the_gradients_of_the_whole_batch(encoder, tokens):
     from lightning_fabric import Fabric

@@ -64,6 +64,8 @@ class Tokens:
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
         """How many tokens each text has, before any are cut off."""
+        if not texts:  # which tokenizers do not take
+            return []
         whole = [f"{self._prompt or ''}{text}" for text in texts]
         found = self._model.tokenizer(whole, truncation=False, padding=False, verbose=False)
         return [len(ids) for ids in found["input_ids"]]
