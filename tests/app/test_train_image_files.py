@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -197,6 +198,25 @@ def test_a_run_on_files_is_read_again(tmp_path, on_demand, nearfar):
     assert "decoded when they are needed" in ran.out
     assert nearfar("evaluate", out).status == 0
     assert nearfar("embed", out, folder, "--out", tmp_path / "x.npz").status == 0
+
+
+def held(**changed) -> dict:
+    return {**asdict(Fit(8, 6, 3, "bicubic", 9, keeps_shape=True)), **changed}
+
+
+def test_a_fit_is_read_as_it_was_written():
+    assert Fit.read(held()) == Fit(8, 6, 3, "bicubic", 9, keeps_shape=True)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"width": 0}, {"height": 2**40}, {"channels": None}, {"resample": "best"}, {"resized": 1.5}]
+    + [{"keeps_shape": 1}, {"more": 1}],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_a_damaged_fit_is_refused(changed):
+    with pytest.raises((ValueError, TypeError)):
+        Fit.read(held(**changed))
 
 
 SLOW = """

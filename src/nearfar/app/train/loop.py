@@ -85,7 +85,7 @@ def optimise(
             recorder.after(step, network)
             show(loss=line["loss"], active=line["active_share"], items=len(rows))
     if words := pace.in_words():
-        console.print(f"  {words}", highlight=False)
+        console.print(f"  {words}", highlight=False, soft_wrap=True)
     return line, recorder.course()
 
 

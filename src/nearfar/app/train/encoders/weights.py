@@ -1,9 +1,9 @@
 """Weights of a pretrained network from a file of the user's."""
 
 import hashlib
-import pickle
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -69,7 +69,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
             found: Any = load_safetensors(path)
         else:
             found = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError):
+    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, ValueError, KeyError):
         raise InputError(
             f"--weights {path} cannot be read as plain weights. Save a state_dict, as .safetensors "
             "or with torch.save; pickled objects are not loaded."
