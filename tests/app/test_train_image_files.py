@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -210,13 +211,29 @@ def test_a_fit_is_read_as_it_was_written():
 
 @pytest.mark.parametrize(
     "changed",
-    [{"width": 0}, {"height": 2**40}, {"channels": None}, {"resample": "best"}, {"resized": 1.5}]
-    + [{"keeps_shape": 1}, {"more": 1}],
+    [
+        {"width": 0},
+        {"height": 2**40},
+        {"channels": None},
+        {"resample": "best"},
+        {"resized": 1.5},
+        {"keeps_shape": 1},
+        {"more": 1},
+    ],
     ids=lambda changed: next(iter(changed)),
 )
 def test_a_damaged_fit_is_refused(changed):
     with pytest.raises((ValueError, TypeError)):
         Fit.read(held(**changed))
+
+
+@pytest.mark.skipif(find_spec("timm") is not None, reason="timm is installed")
+def test_a_missing_library_is_named(nearfar, tmp_path):
+    ran = nearfar("train", "glyphs", "--out", tmp_path / "run", "--encoder", "timm:resnet18")
+    assert ran.status == 2
+    assert (
+        "--encoder timm:resnet18: timm is not installed: pip install 'nearfar[vision]'" in ran.err
+    )
 
 
 SLOW = """

@@ -56,7 +56,13 @@ SUMMARY: Mapping[str, Any] = {
             "bins": [_BIN],
         },
     },
-    "encoder?": {ANY_KEY: TEXT},
+    "encoder?": {
+        "name": TEXT,
+        "library": TEXT,
+        "weights": TEXT,
+        "weights_sha256": TEXT,
+        "licence": TEXT,
+    },
     "findings?": [{"name": TEXT, "seen": TEXT, "means": TEXT, "advice": TEXT, "step?": WHOLE}],
     "not_asked?": {ANY_KEY: [TEXT]},
 }
