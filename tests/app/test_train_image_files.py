@@ -9,6 +9,7 @@ import time
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -148,13 +149,19 @@ def test_batches_are_read_ahead_in_order(tmp_path):
 
 def test_what_nobody_waits_for_is_not_decoded(tmp_path, monkeypatch):
     content, _ = examined(written(tmp_path, [colour] * 2), Fit(8, 8))
-    decoded = []
-    monkeypatch.setattr(
-        image_files, "read_picture", lambda file, fit: decoded.append(file) or 1 / 0
-    )
-    reading = content.read(torch.zeros(2000, dtype=torch.long))
+    begun, go_on, read = [], Event(), image_files.read_picture
+
+    def held_up(file, fit):
+        begun.append(file)
+        assert go_on.wait(60)
+        return read(file, fit)
+
+    monkeypatch.setattr(image_files, "read_picture", held_up)
+    reading = content.read(torch.zeros(100, dtype=torch.long))
     del reading
-    assert len(decoded) < 2000
+    go_on.set()
+    content.read(torch.tensor([1]))()  # after all that is still to be done
+    assert len(begun) <= image_files.n_threads() + 1
 
 
 @pytest.fixture
