@@ -312,7 +312,9 @@ def test_dashes_are_explained_where_there_are_any():
         identities, nothing = torch.stack([first, second], 1), torch.zeros(0)
         pairs = GivenPairs(identities, identities, similar, apart)
         sample = Sample(nothing, nothing, nothing, nothing)
-        test = MeasuredPairs(pairs, pairs, "cosine", n_identities, 0, nothing, nothing, sample)
+        test = MeasuredPairs(
+            pairs, pairs, None, "cosine", n_identities, 0, nothing, nothing, sample
+        )
         return compare(test, Thresholds(0.9, 0.9, 0.01, "cosine"), None)
 
     def without_rare_rates(of: Comparison) -> Comparison:

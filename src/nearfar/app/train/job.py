@@ -27,7 +27,7 @@ from nearfar.app.train.encoders import Embedder
 from nearfar.app.train.frozen import last_layer
 from nearfar.app.train.logs import libraries_of, open_logs
 from nearfar.app.train.loop import deterministic, fabric_on, optimise
-from nearfar.app.train.measure import before_training, measure
+from nearfar.app.train.measure import MeasuredPairs, before_training, measure
 from nearfar.app.train.objectives import verifier_distance
 from nearfar.app.train.prepare import make_embedder, read_task, refuse_unwritable
 from nearfar.app.train.record import Record, write_record
@@ -94,23 +94,13 @@ def train(
         seed_everything(config.seed, verbose=False)
         fabric = fabric_on(config.accelerator)
         begun = _begin(task, fabric, checkup, say)
-        embedder = begun.embedder
         with (folder / METRICS).open("w", encoding="utf-8") as metrics:
             last, course = optimise(
                 begun.task, begun.trained, fabric, metrics, console, checkup, logs
             )
 
         say(f"fitting the threshold on {len(split.calibration)} calibration identities")
-        distance = verifier_distance(config.loss, config.hyperparameters)
-        measure_on = partial(
-            measure,
-            begun.trained,
-            begun.task.data,
-            distance=distance,
-            seed=config.seed,
-            centre=embedder.mean,
-        )
-        calibration = measure_on(split.calibration, raw_distance=None)
+        calibration = begun.measure(split.calibration, raw_distance=None)
         thresholds = fit(calibration, config.far)
         probability = calibration.learned.fit_probability()
         chosen_by = calibration.learned.verification()
@@ -118,7 +108,7 @@ def train(
         say(f"  {threshold_in_words(thresholds.learned, config.far, n_trials)}")
 
         say(f"measuring on {len(split.test)} test identities, never seen before")
-        test = measure_on(
+        test = begun.measure(
             split.test, raw_distance=thresholds.raw_distance, untrained=begun.untrained
         )
         say(f"  {pairs_in_words(test)}")
@@ -128,9 +118,9 @@ def train(
         calibrated = {"auc": chosen_by.auc, "eer": chosen_by.eer, "n_identity_pairs": n_trials}
         logs.end(found, diagnosis, config.steps)
         summary = _summary(data, split, last, calibrated, found, diagnosis)
-        if embedder.origin:
-            summary["encoder"] = dict(embedder.origin)
-        write_run(folder, config, embedder, thresholds, probability, summary)
+        if begun.embedder.origin:
+            summary["encoder"] = dict(begun.embedder.origin)
+        write_run(folder, config, begun.embedder, thresholds, probability, summary)
         write_record(folder, Record(course, ended), _learned_from(items_of(data), split))
         write_calibration(folder, calibration, items_of(data))
     if not diagnosis.healthy:
@@ -153,6 +143,19 @@ class _Begun:
     trained: Embedder
     task: Task
     untrained: Tensor | None
+
+    def measure(self, identities: Tensor, **more: Any) -> MeasuredPairs:
+        """The pairs of these identities; for the other arguments see `measure.measure`."""
+        config = self.task.config
+        return measure(
+            self.trained,
+            self.task.data,
+            identities,
+            distance=verifier_distance(config.loss, config.hyperparameters),
+            seed=config.seed,
+            centre=self.embedder.mean,
+            **more,
+        )
 
 
 def _begin(task: Task, fabric: Fabric, checkup: Checkup, say: Callable[..., None]) -> _Begun:
