@@ -79,7 +79,7 @@ $(WITH_VISION): $(READY)
 	@echo "[nearfar] installing timm, torchvision and open_clip with a torch of their own"
 	@rm -rf $(WITH_VISION)
 	@$(PYTHON) -m venv $(WITH_VISION)
-	@grep -v '^torch==' constraints.txt > $(WITH_VISION)/constraints.txt
+	@grep -vE '^(torch|triton)==' constraints.txt > $(WITH_VISION)/constraints.txt
 	@$(WITH_VISION)/bin/pip install --quiet --constraint $(WITH_VISION)/constraints.txt \
 		torch==2.14.1 torchvision==0.29.1 timm==1.0.31 open_clip_torch==3.3.0 \
 		--editable '.[app,openclip,vision]' hypothesis pytest pytest-timeout pytest-xdist
