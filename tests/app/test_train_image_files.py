@@ -110,11 +110,11 @@ def test_only_what_is_large_stays_on_disk(tmp_path, monkeypatch):
 def test_large_images_are_shrunk_to_be_shown_and_compared(tmp_path):
     content, _ = examined(written(tmp_path, [colour] * 3), Fit(200, 100))
     rows = torch.tensor([0, 2])
-    assert content.raw(rows).shape == (2, 3, 8, 16)
+    assert content.raw(rows).shape == (2, 3, 16, 32)
     assert content.shown(rows).shape == (2, 3, 48, 96)
     assert content.shown(rows).dtype == np.uint8
-    small, _ = examined(content.files, Fit(16, 16))
-    x, _ = read_images(content.files, Fit(16, 16))
+    small, _ = examined(content.files, Fit(32, 32))
+    x, _ = read_images(content.files, Fit(32, 32))
     torch.testing.assert_close(small.raw(rows), Arrays(x).raw(rows))
     assert np.array_equal(small.shown(rows), Arrays(x).shown(rows))
 

@@ -38,7 +38,7 @@ from nearfar.engine.slices import spans
 
 IN_MEMORY = 2**28  # bytes of decoded images
 NUMBERS = 2**21  # of pixels that are looked at together
-RAW_SIDE = 16  # of the images by which the raw input is compared: 768 numbers in colour
+RAW_SIDE = 32  # of the images by which the raw input is compared
 MOST_THREADS = 8
 Array = npt.NDArray[Any]
 Given = TypeVar("Given")
@@ -125,7 +125,7 @@ class ImageFiles:
         return mean.float(), (squares / n).sqrt().float()
 
     def raw(self, rows: Tensor) -> Tensor:
-        """The images, shrunk to a longest side of 16, since the pixels of all do not fit."""
+        """The images, shrunk to a longest side of 32: pixels of large ones do not fit."""
         return self._shrunk(rows, RAW_SIDE)
 
     def shown(self, rows: Tensor) -> Array:
