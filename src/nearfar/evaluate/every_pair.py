@@ -37,6 +37,7 @@ from nearfar.labels import class_ids
 MOST_ITEMS = 10_000  # 50 million pairs
 MOST_SIMILAR = 4_000_000  # pairs, whose distances are held in memory
 _DRAWN = 20_000  # dissimilar distances drawn at random as steps of the curve
+_ROWS = 512  # of the drawn pairs, gathered at a time
 _BUFFERS = 16  # float32 copies of a tile held at the same time
 
 
@@ -346,7 +347,13 @@ class EveryPair:
         pairs lie between two steps, where `fit_threshold` has to search.
         """
         a, b, same = sample_pairs(self._identity, 2 * _DRAWN, seed=0)
-        drawn = between_rows(self._x[a[~same]], self._x[b[~same]], self.distance).cpu()
+        pairs = torch.stack([a[~same], b[~same]], 1)
+        drawn = torch.cat(
+            [
+                between_rows(self._x[part[:, 0]], self._x[part[:, 1]], self.distance).cpu()
+                for part in pairs.split(_ROWS)  # type: ignore[no-untyped-call]
+            ]
+        )
         return _Steps(torch.cat([similar, drawn]).unique()), drawn  # type: ignore[no-untyped-call]
 
     def _of_similar(self) -> tuple[Tensor, Integers]:
