@@ -85,7 +85,8 @@ def trained(folder: Path, out: Path, encoder: str, steps: int, threads: int) -> 
         sys.exit(done.stderr or done.stdout)
     print(done.stdout)
     rates = re.search(r"decoding: ([\d,]+) images/s.*network: ([\d,]+) images/s", done.stdout)
-    assert rates is not None, "the images fit into memory: ask for more --files"
+    if rates is None:
+        sys.exit("these images fit into memory: ask for more --files")
     decoded, network = (float(rate.replace(",", "")) for rate in rates.groups())
     # The largest of the child processes so far, in kB on Linux.
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
