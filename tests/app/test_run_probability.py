@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from nearfar.app.train.run import read_run
+from nearfar.app.train.use import Decision
 from nearfar.evaluate import every_pair
 
 A, B = "0.5 0.2 1 -1 0 0 0 0", "0.6 0.1 1 -1 0 0 0 0"
@@ -201,3 +202,15 @@ def test_a_curve_beyond_all_measure_stays_finite(nearfar, vector_run, tmp_path):
     found = decided(nearfar, run, A, FAR, "--prior", 0.5)
     assert math.isfinite(found["likelihood_ratio"])
     assert 0 < found["probability"] < 1
+
+
+def test_a_threshold_that_the_evidence_speaks_against_is_said_to_be_loose():
+    def said(distance, ratio):
+        same = distance <= 0.9
+        return Decision(same, distance, 0.9, 0.01, "cosine", ratio, False, None, None).render()
+
+    assert len(said(0.8, 2.0)) == 2
+    assert (
+        len(said(0.95, 2.0)) == 2
+    )  # stricter than the evidence: what a low false-accept rate takes
+    assert "the evidence speaks against the threshold" in said(0.85, 0.2)[2]

@@ -12,6 +12,7 @@ from torch import nn
 from nearfar.app import names
 from nearfar.app.data.reads import Reads
 from nearfar.app.train import frozen
+from nearfar.app.train.compare import gained
 from nearfar.app.train.config import TrainConfig
 from nearfar.app.train.config_file import read_config
 from nearfar.app.train.encoders import Embedder
@@ -96,6 +97,18 @@ def test_training_is_compared_with_the_network_before_it(train):
         assert "training lowered the equal error rate of the pretrained network" in done.out
         page = (run / "report.html").read_text() if "--no-report" not in QUICK else ""
         assert not page or "Training lowered the equal error rate" in page
+
+
+def test_no_change_is_neither_up_nor_down():
+    gain = {"before": {"eer": 0.25}, "eer": -0.00001, "intervals": None}
+    assert (
+        gained(gain) == "training left the pretrained network's equal error rate as it was, 25.00 %"
+    )
+
+
+def test_items_of_a_frozen_network_are_not_distorted():
+    assert TrainConfig("x", "sup_con", encoder="fake:one").augment
+    assert not TrainConfig("x", "sup_con", encoder="fake:one", freeze=True).augment
 
 
 def test_a_sweep_passes_items_through_a_frozen_network_once(nearfar, vectors, tmp_path):

@@ -340,3 +340,9 @@ def test_tensors_are_taken_as_arrays_are(sample):
     expected = compare(d, same, groups)
     given = (torch.from_numpy(array) for array in (d, same, groups))
     assert compare(*given) == expected
+
+
+@pytest.mark.parametrize("wrong", [None, (False,), (False, 1), "yes"])
+def test_the_direction_of_scores_must_be_said(wrong):
+    with pytest.raises(TypeError, match="higher_is_closer must be True for similarities or False"):
+        ev.difference([0.1, 0.9], [0.1, 0.9], [True, False], higher_is_closer=wrong)

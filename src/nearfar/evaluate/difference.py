@@ -46,7 +46,7 @@ class Difference:
 
     def table(self) -> Table:
         """Each figure of both, the difference, and its interval."""
-        level = f"{self.intervals.level:.0%} interval" if self.intervals else "interval"
+        level = f"{100 * self.intervals.level:g}% interval" if self.intervals else "interval"
         return Table(("figure", "a", "b", "a - b", level), list(self._rows()))
 
     def as_dict(self) -> dict[str, Any]:
@@ -119,7 +119,8 @@ def difference(
         group: the processes that the pairs are spread over; see `verification`.
 
     Raises:
-        TypeError: labels that are not bool, identities that are not integers.
+        TypeError: labels that are not bool, identities that are not integers, a wrong
+            `higher_is_closer`.
         ValueError: no similar or no dissimilar pairs, scores that are not finite, wrong shapes, a
             rate in `far` that is below 0, or 1 or more.
 
@@ -142,6 +143,11 @@ def difference(
     check_average(average, groups)
     if isinstance(higher_is_closer, bool):
         higher_is_closer = higher_is_closer, higher_is_closer
+    if not isinstance(higher_is_closer, tuple) or [*map(type, higher_is_closer)] != [bool, bool]:
+        raise TypeError(
+            "higher_is_closer must be True for similarities or False for distances, or a tuple of "
+            f"one for a and one for b; got {higher_is_closer!r}."
+        )
     closer_a, closer_b = higher_is_closer
 
     def tally(scores: ArrayLike, higher: bool, name: str) -> Tally:

@@ -64,7 +64,7 @@ class AtThreshold:
     def table(self) -> Table:
         """Each figure with its interval."""
         spans = vars(self.intervals) if self.intervals else {}
-        level = f"{self.intervals.level:.0%} interval" if self.intervals else "interval"
+        level = f"{100 * self.intervals.level:g}% interval" if self.intervals else "interval"
         names = {"FAR": "far", "TAR": "tar", "accuracy": "accuracy"}
         rows = [
             (name, number(getattr(self, key)), str(spans.get(key, "-")))

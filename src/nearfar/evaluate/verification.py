@@ -134,7 +134,7 @@ class Verification:
     def table(self) -> Table:
         """Each figure, with its interval or the reason why there is none."""
         known = self.intervals
-        level = f"{known.level:.0%} interval" if known else "interval"
+        level = f"{100 * known.level:g}% interval" if known else "interval"
         rows = [
             ("AUC", number(self.auc), str(known.auc) if known else "-"),
             ("EER", number(self.eer), str(known.eer) if known else "-"),

@@ -57,7 +57,12 @@ class Texts:
         from sklearn.feature_extraction.text import HashingVectorizer
 
         counts = HashingVectorizer(
-            analyzer="char_wb", ngram_range=N_GRAMS, n_features=COLUMNS, dtype=np.float32
+            analyzer="char_wb",
+            ngram_range=N_GRAMS,
+            n_features=COLUMNS,
+            alternate_sign=False,
+            norm=None,
+            dtype=np.float32,
         )
         return torch.from_numpy(counts.transform(self._at(rows)).toarray())
 

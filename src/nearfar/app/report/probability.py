@@ -237,6 +237,6 @@ def _ratio(ratio: float) -> str:
     >>> [_ratio(ratio) for ratio in (1234.5, 2.34, 1, 1 / 3, 0.00081)]
     ['1,234', '2.3', '1', '1/3', '1/1,235']
     """
-    if ratio < 1:
-        return f"1/{_ratio(1 / ratio)}"
+    if ratio < 1 and (inverse := _ratio(1 / ratio)) != "1":
+        return f"1/{inverse}"
     return f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.2g}"

@@ -127,8 +127,8 @@ def forces(study: Study) -> Plot:
                 (
                     str(step),
                     percent(float(share)),
-                    f"{max(float(force.max()), 0):.3g}",
-                    f"{max(-float(force.min()), 0):.3g}",
+                    f"{max(0.0, float(force.max())):.3g}",
+                    f"{max(0.0, -float(force.min())):.3g}",
                 )
                 for step, share, force in zip(course.step, active, course.force, strict=True)
             ],

@@ -151,7 +151,7 @@ def table(found: Comparison) -> Table:
         (name, number(value), str(span or "-"), number(other))
         for name, value, span, other in figures
     ]
-    level = f"{of.level:.0%} interval" if of else "interval"
+    level = f"{100 * of.level:g}% interval" if of else "interval"
     return Table(("figure", "learned", level, f"raw input, {found.raw_distance}"), rows)
 
 
@@ -194,6 +194,8 @@ def gained(gain: Mapping[str, Any]) -> str:
     """
     change, before, spans = 100 * gain["eer"], 100 * gain["before"]["eer"], gain.get("intervals")
     sign, did = (1, "raised") if change > 0 else (-1, "lowered")
+    if abs(change) < 0.005:
+        return f"training left the pretrained network's equal error rate as it was, {before:.2f} %"
     words = (
         f"training {did} the equal error rate of the pretrained network, {before:.2f} %, by "
         f"{sign * change:.2f} percentage points"
@@ -201,5 +203,5 @@ def gained(gain: Mapping[str, Any]) -> str:
     if not spans:
         return f"{words}, on too few identities for an interval"
     low, high = sorted(100 * sign * spans["eer"][end] for end in ("low", "high"))
-    words += f" ({100 * spans['level']:.0f} % interval: {low:.2f} to {high:.2f})"
+    words += f" ({100 * spans['level']:g} % interval: {low:.2f} to {high:.2f})"
     return f"{words}: it may be chance" if low <= 0 <= high else words

@@ -133,6 +133,8 @@ class TrainConfig:
         for name, value in self._by_encoder().items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
+        if self.freeze or saves_itself(self.encoder):
+            object.__setattr__(self, "augment", False)  # features and texts are never distorted
         for name, (_, option) in options_of(TrainConfig).items():
             if (value := getattr(self, name)) is not None:
                 option.check(name, value)

@@ -59,7 +59,8 @@ def cut_off(texts: Sequence[str], tokens: Any) -> CutOff:
         return CutOff(0, len(texts), 0)
     some = texts[:: -(-len(texts) // COUNTED)]
     # No token is shorter than a byte, apart from a few that begin and end a text.
-    long = [text for text in some if len(text.encode()) > tokens.limit - 8]
+    room = tokens.limit - 8 - len(tokens.prompt.encode())
+    long = [text for text in some if len(text.encode()) > room]
     lengths = tokens.lengths(long)
     over = [(n, text) for n, text in zip(lengths, long, strict=True) if n > tokens.limit]
     n, text = max(over, default=(0, ""))

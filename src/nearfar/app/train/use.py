@@ -61,7 +61,7 @@ class Decision:
             f"{'same' if self.same else 'different'}: {self.measure} distance {self.distance:.4f} "
             f"{'<=' if self.same else '>'} threshold {self.threshold:.4f}, fitted to accept "
             f"{self.far:.3g} of different pairs",
-            *filter(None, [self._evidence(), self._belief()]),
+            *filter(None, [self._evidence(), self._doubt(), self._belief()]),
         ]
 
     def _evidence(self) -> str:
@@ -74,6 +74,15 @@ class Decision:
         return (
             f"such a distance is {'at least ' * self.at_limit}{shown} times as likely for {one} "
             f"pairs as for {other} ones"
+        )
+
+    def _doubt(self) -> str:
+        """A threshold that accepts what the evidence speaks against is too loose."""
+        if not self.same or self.likelihood_ratio is None or self.likelihood_ratio >= 1:
+            return ""
+        return (
+            "so the evidence speaks against the threshold, which lies where same pairs are rarer: "
+            "it was fitted on too few pairs, or at a high false-accept rate; see nearfar doctor"
         )
 
     def _belief(self) -> str:

@@ -47,26 +47,27 @@ class Tokens:
     """Makes the input of an encoder of some texts, as its own `encode` does.
 
     Attributes:
+        prompt: the text that the encoder puts before each; often empty.
         limit: the most tokens that the encoder reads of a text; None if all.
     """
 
     def __init__(self, model: Any) -> None:
         self._model = model
         name = model.default_prompt_name
-        self._prompt = None if name is None else model.prompts[name]
+        self.prompt = "" if name is None else model.prompts[name]
         limit = model.max_seq_length
         counts = isinstance(limit, int) and callable(getattr(model, "tokenizer", None))
         self.limit: int | None = limit if counts else None
 
     def __call__(self, texts: Sequence[str]) -> dict[str, Any]:
-        found = self._model.preprocess(list(texts), prompt=self._prompt)
+        found = self._model.preprocess(list(texts), prompt=self.prompt or None)
         return {name: value for name, value in found.items() if not isinstance(value, str)}
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
         """How many tokens each text has, before any are cut off."""
         if not texts:  # which tokenizers do not take
             return []
-        whole = [f"{self._prompt or ''}{text}" for text in texts]
+        whole = [f"{self.prompt}{text}" for text in texts]
         found = self._model.tokenizer(whole, truncation=False, padding=False, verbose=False)
         return [len(ids) for ids in found["input_ids"]]
 
@@ -143,6 +144,8 @@ def _opened(source: str, called: str, *, local: bool = False) -> tuple[TextEncod
     if source and folder.is_dir():
         _refuse_pickled(folder, called)
         source, local = str(folder), True
+    elif source and folder.is_file():
+        raise InputError(f"{called}: {source} is a file. Name the folder of the model.")
     elif local or not source or source[0] in "./~" or source.count("/") > 1:
         raise InputError(f"{called}: no such folder: {source or '(empty)'}")
     SentenceTransformer, modules = _library()  # noqa: N806 - classes
@@ -159,6 +162,8 @@ def _opened(source: str, called: str, *, local: bool = False) -> tuple[TextEncod
 
     try:
         model = open_(local=True) if local else _cached_or_fetched(open_, source, called)
+    except InputError:
+        raise
     except UNREADABLE as error:
         raise InputError(
             f"{called} cannot be read by {SENTENCE_TRANSFORMERS}: {_in_a_line(error)}"
@@ -182,7 +187,7 @@ def _cached_or_fetched(open_: Any, name: str, called: str) -> Any:
     except Exception as error:  # errors of several libraries
         raise InputError(
             f"{called} is no folder, is not in the cache of models, and cannot be fetched "
-            f"({type(error).__name__}). Name the folder of a model, or try again with a "
+            f"({_in_a_line(error)}). Name the folder of a model, or try again with a "
             "connection."
         ) from None
     return open_(local=False)
