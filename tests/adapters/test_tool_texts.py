@@ -353,7 +353,7 @@ def test_what_is_no_encoder_is_one_line(nearfar, texts_csv, encoder, tmp_path, m
         raise ConnectionError("no connection")
 
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", no_connection)
-    assert "cannot be fetched (ConnectionError)" in error("nobody/nothing-of-this-name")
+    assert "cannot be fetched (no connection)" in error("nobody/nothing-of-this-name")
 
 
 def test_a_missing_library_names_the_extra(nearfar, texts_csv, encoder, tmp_path, monkeypatch):
