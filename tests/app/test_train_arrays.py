@@ -81,3 +81,17 @@ def test_names_without_a_text_are_refused(nearfar, vector_run, tmp_path):
     np.savez(tmp_path / "v.npz", x=x, names=np.zeros(16, [("a", "<f4"), ("b", "<i4")]))
     done = nearfar("embed", vector_run, tmp_path / "v.npz", "--out", tmp_path / "e.npz")
     assert "names of dtype [('a', '<f4'), ('b', '<i4')]" in done.error
+
+
+def test_a_long_vector_is_no_file_name(nearfar, tmp_path):
+    """Whose length the system would refuse."""
+    x, y = make_vectors(n_identities=12, n_items=4, dim=64)
+    np.savez(tmp_path / "v.npz", x=x, y=y)
+    run = tmp_path / "run"
+    assert (
+        nearfar("train", tmp_path / "v.npz", "--out", run, "--steps", 3, "--no-report").status == 0
+    )
+    long = " ".join(["-0.5123"] * 64)
+    done = nearfar("verify", run, long, long)
+    assert done.status == 0, done.err
+    assert done.out.startswith("same: ")

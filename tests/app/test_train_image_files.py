@@ -244,7 +244,8 @@ def test_a_missing_library_is_named(nearfar, tmp_path):
 
 
 SLOW = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job ignores
 from nearfar.app.cli import main
 from nearfar.app.data import image_files
 image_files.IN_MEMORY = 0

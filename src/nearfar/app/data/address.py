@@ -49,11 +49,11 @@ def _read(address: str, reads: Reads) -> Tensor:
     shape = reads.shape or ()
     source, _, row = address.rpartition(":")
     path = Path(address)
-    if source and row.isdecimal() and not path.exists():
+    if source and row.isdecimal() and not _exists(path):
         return _row(source, int(row))
     if path.suffix.lower() == ".npy":
         return _npy(path)
-    if is_image(path) or path.is_file():
+    if is_image(path) or _exists(path):
         if len(shape) != 3:
             raise InputError(f"{address} is an image file, but the run was trained on vectors.")
         return read_images([path], reads.fit)[0]
@@ -77,6 +77,14 @@ def _row(source: str, row: int) -> Tensor:
         raise InputError(f"{source}:{row}: the rows of {source} are 0 to {n - 1}.")
     x: Tensor = items.content.read(torch.tensor([row]))()
     return x
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is a file; a long vector is no possible name of one."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def _shown(address: str) -> str:
