@@ -338,6 +338,37 @@ def test_a_second_writer_is_refused_and_a_search_is_not(nearfar, vector_run, her
     enrolled(nearfar, vector_run, "two.npz", "--add")
 
 
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        ([], "g exists. Add --add to add to it"),
+        (["--add"], "g holds embeddings of another network"),
+    ],
+)
+def test_what_another_process_wrote_meanwhile_is_kept(
+    nearfar, vector_run, here, monkeypatch, more, named
+):
+    from nearfar.app.gallery import enroll
+
+    if more:
+        enrolled(nearfar, vector_run, "one.npz")
+    embed = enroll.embedded
+
+    def while_another_writes(*given, **options):
+        with writing(Path("g")):
+            other = store.Gallery(Path("g"), "another network", "cosine", 2)
+            rows = store.Rows(
+                np.eye(2, dtype=np.float32), np.array([b"a"] * 2), np.array([b"b"] * 2)
+            )
+            change.add(other, [rows], print)
+        return embed(*given, **options)
+
+    monkeypatch.setattr(enroll, "embedded", while_another_writes)
+    done = nearfar("enroll", vector_run, "two.npz", "--out", "g", *more)
+    assert (done.status, named in done.error) == (2, True), done.err
+    assert read_gallery(Path("g")).run == "another network"
+
+
 def test_a_search_goes_on_where_another_process_replaced_blocks(
     nearfar, vector_run, here, monkeypatch
 ):

@@ -131,7 +131,7 @@ def enroll(
     refuse_inside_run(out)
     run = read_run(path)
     read_calibration(path)  # or no search would have a threshold
-    before = _before(run, out, to_existing=to_existing, overwrite=overwrite)
+    _before(run, out, to_existing=to_existing, overwrite=overwrite)  # refused before the long part
     notes: Sequence[str] = ()
     parts: Iterable[Rows]
     if embeddings:
@@ -145,8 +145,8 @@ def enroll(
         rows = Rows(x.numpy(), identities[items.identity.numpy()], encoded(items.names))
         parts = [rows]
     with writing(out):
-        if to_existing:
-            before = read_gallery(out)  # another process may have added to it since
+        # Another process may have written it while the items were embedded.
+        before = _before(run, out, to_existing=to_existing, overwrite=overwrite)
         kept = before.n
         after, known = add(before, parts, progress)
     return Enrolled(after, added=after.n - kept, known=known, notes=notes)
