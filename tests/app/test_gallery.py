@@ -369,6 +369,21 @@ def test_what_another_process_wrote_meanwhile_is_kept(
     assert read_gallery(Path("g")).run == "another network"
 
 
+def test_files_of_others_are_left_alone(nearfar, vector_run, here):
+    enrolled(nearfar, vector_run, "one.npz")
+    others = ["block-000002 (backup).x.npy", "block-1 copy.txt", "block-7.x.npy", "block-a.usearch"]
+    for name in others:
+        Path("g", name).write_text("mine")
+    Path("g/block-000007.x.npy").write_text("left by a process that was killed")
+    enrolled(nearfar, vector_run, "two.npz", "--add")
+    assert nearfar("gallery", "g", "--remove", "p0").status == 0
+    assert [Path("g", name).read_text() for name in others] == ["mine"] * 4
+    assert not Path("g/block-000007.x.npy").exists()
+    for name in others:
+        Path("g", name).unlink()
+    content()
+
+
 def test_a_search_goes_on_where_another_process_replaced_blocks(
     nearfar, vector_run, here, monkeypatch
 ):

@@ -15,6 +15,7 @@ of no use any more, and is deleted by the next that writes.
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -31,7 +32,7 @@ from nearfar.distance import Distance, check_distance
 FORMAT = 1
 MANIFEST, LOCK = "gallery.json", "lock"
 X, ITEMS, GRAPH = ".x.npy", ".items.npy", ".usearch"
-_OURS = tuple(f"block-*{suffix}" for suffix in (X, ITEMS, GRAPH))
+_OURS = re.compile(r"block-(\d{6,})(\.x\.npy|\.items\.npy|\.usearch)", re.ASCII)
 _BLOCK_BYTES = 2**25  # of embeddings: what a search holds in memory at a time
 
 _FORM: Mapping[str, Any] = {
@@ -233,7 +234,7 @@ def writing(path: Path) -> Iterator[None]:
 def _refuse_other_folders(path: Path) -> None:
     if (path / MANIFEST).exists():
         return
-    ours = {file for pattern in (*_OURS, LOCK, f".{MANIFEST}.*") for file in path.glob(pattern)}
+    ours = {*_leftovers(path), path / LOCK}
     if foreign := sorted({*path.iterdir()} - ours):
         raise InputError(
             f"{path} is not a gallery, and holds {foreign[0].name!r}. Choose another --out."
@@ -264,11 +265,16 @@ def sweep(path: Path) -> None:
             named = set().union(*(block.named() for block in read_gallery(path).blocks))
         except InputError:
             return
-    for pattern in (*_OURS, f".{MANIFEST}.*"):
-        for file in path.glob(pattern):
-            if file.name not in named:
-                with suppress(OSError):  # where it is read at this moment: the next one does it
-                    file.unlink()
+    for file in _leftovers(path):
+        if file.name not in named:
+            with suppress(OSError):  # where it is read at this moment: the next one does it
+                file.unlink()
+
+
+def _leftovers(path: Path) -> list[Path]:
+    """The files of blocks, whether they are named or not, and manifests that were not finished."""
+    blocks = [file for file in path.iterdir() if _OURS.fullmatch(file.name)]
+    return [*blocks, *path.glob(f".{MANIFEST}.*")]
 
 
 def commit(gallery: Gallery) -> None:
@@ -288,7 +294,7 @@ def write_blocks(gallery: Gallery, parts: Iterable[Rows]) -> list[Block]:
 
 def write_block(folder: Path, rows: Rows) -> Block:
     """Write rows as one new block."""
-    numbers = [int(file.name[6:].partition(".")[0]) for file in folder.glob("block-[0-9]*")]
+    numbers = [int(ours[1]) for file in folder.iterdir() if (ours := _OURS.fullmatch(file.name))]
     block = Block(folder, f"block-{max(numbers, default=0) + 1:06}", len(rows), {})
     with block.path(X).open("xb") as x, block.path(ITEMS).open("xb") as items:
         rows.save(x, items)
