@@ -1,5 +1,6 @@
 """`nearfar enroll`, `search` and `gallery`, against numbers computed in float64."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -324,6 +325,31 @@ def test_an_interrupted_enrolment_leaves_nothing(nearfar, vector_run, here, monk
         assert done.error == "nearfar: error: interrupted; nothing unfinished is left"
     assert content() == before
     assert not Path("new").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (OSError("9 requested and 5 written"), "the disk may be full (9 requested and 5 written)"),
+    ],
+    ids=["system", "numpy"],
+)
+def test_a_full_disk_leaves_the_gallery_as_it_was(
+    nearfar, vector_run, here, monkeypatch, error, reason
+):
+    def full(*_):
+        raise error
+
+    enrolled(nearfar, vector_run, "one.npz")
+    before = content()
+    for owner, name in ((store.Rows, "save"), (store.Gallery, "as_dict")):
+        with monkeypatch.context() as patched:
+            patched.setattr(owner, name, full)
+            done = nearfar("enroll", vector_run, "two.npz", "--out", "g", "--add")
+        expected = f"g cannot be written: {reason}. The gallery is as it was."
+        assert (done.status, done.error) == (2, f"nearfar: error: {expected}")
+        assert content() == before
 
 
 def test_a_second_writer_is_refused_and_a_search_is_not(nearfar, vector_run, here):

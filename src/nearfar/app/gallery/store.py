@@ -198,8 +198,7 @@ def read_gallery(path: Path) -> Gallery:
 
 def _block(folder: Path, held: Mapping[str, Any]) -> Block:
     name, sizes = held["name"], held["bytes"]
-    number = name.removeprefix("block-")
-    if not number.isdecimal() or not {X, ITEMS} <= sizes.keys() <= {X, ITEMS, GRAPH}:
+    if not _OURS.fullmatch(f"{name}{X}") or not {X, ITEMS} <= sizes.keys() <= {X, ITEMS, GRAPH}:
         raise ValueError(f"{name!r} is no block")  # nor a path that leads elsewhere
     return Block(folder, name, held["rows"], sizes)
 
@@ -280,7 +279,7 @@ def _leftovers(path: Path) -> list[Path]:
 def commit(gallery: Gallery) -> None:
     """Make this the content of the gallery."""
     _sync_folder(gallery.path)
-    with whole_file(gallery.path / MANIFEST) as file:
+    with _unchanged(gallery.path), whole_file(gallery.path / MANIFEST) as file:
         file.write(json.dumps(gallery.as_dict(), indent=2).encode() + b"\n")
         _sync(file)
     _sync_folder(gallery.path)
@@ -296,11 +295,22 @@ def write_block(folder: Path, rows: Rows) -> Block:
     """Write rows as one new block."""
     numbers = [int(ours[1]) for file in folder.iterdir() if (ours := _OURS.fullmatch(file.name))]
     block = Block(folder, f"block-{max(numbers, default=0) + 1:06}", len(rows), {})
-    with block.path(X).open("xb") as x, block.path(ITEMS).open("xb") as items:
+    with _unchanged(folder), block.path(X).open("xb") as x, block.path(ITEMS).open("xb") as items:
         rows.save(x, items)
         _sync(x)
         _sync(items)
     return _measured(block, X, ITEMS)
+
+
+@contextmanager
+def _unchanged(path: Path) -> Iterator[None]:
+    """Says that a gallery which cannot be written is as it was."""
+    try:
+        yield
+    except OSError as error:
+        # NumPy counts bytes where the system would give a reason.
+        reason = error.strerror or f"the disk may be full ({error})"
+        raise InputError(f"{path} cannot be written: {reason}. The gallery is as it was.") from None
 
 
 def with_graph(block: Block) -> Block:
