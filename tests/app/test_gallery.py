@@ -475,10 +475,36 @@ def test_a_damaged_gallery_is_named(nearfar, vector_run, here, name, change_of, 
     enrolled(nearfar, vector_run, "one.npz")
     file = Path("g") / name
     file.write_bytes(change_of(file.read_bytes())) if change_of else file.unlink()
-    done = nearfar("search", vector_run, "g", "one.npz:0")
-    assert (done.status, named in done.error) == (2, True), done.err
+    for words in (
+        ("search", vector_run, "g", "one.npz:0"),
+        ("gallery", "g"),
+        ("gallery", "g", "--remove", "p0"),
+        ("enroll", vector_run, "two.npz", "--out", "g", "--add"),
+    ):
+        done = nearfar(*words)
+        assert (done.status, named in done.error) == (2, True), done.err
     assert nearfar("enroll", vector_run, "one.npz", "--out", "g", "--overwrite").status == 0
     assert nearfar("search", vector_run, "g", "one.npz:0").status == 0
+
+
+@pytest.mark.parametrize("name", ["block-000001.x.npy", "block-000001.items.npy"])
+@pytest.mark.parametrize("by_graph", [False, True])
+def test_bytes_that_changed_are_named(
+    nearfar, vector_run, here, small_blocks, monkeypatch, name, by_graph
+):
+    """And not copied to another file."""
+    if by_graph:
+        pytest.importorskip("usearch")
+        monkeypatch.setattr(change, "_LARGE", 50)
+    enrolled(nearfar, vector_run, "one.npz")
+    file = Path("g") / name
+    held = file.read_bytes()
+    file.write_bytes(held[:128] + b"\xff" * 100 + held[228:])
+    words = [("search", vector_run, "g", "one.npz:0")]
+    if name.endswith(".x.npy"):
+        words.append(("gallery", "g", "--remove", "p1"))
+    for said in (nearfar(*one) for one in words):
+        assert (said.status, f"{name} is damaged. Enroll" in said.error) == (2, True), said.err
 
 
 @pytest.mark.parametrize(

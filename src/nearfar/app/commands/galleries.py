@@ -110,7 +110,6 @@ def gallery(
     as_json: AsJson = False,
 ) -> None:
     """Say what is in GALLERY, or remove identities from it."""
-    from nearfar.app.gallery.enroll import Enrolled, forget
-    from nearfar.app.gallery.store import read_gallery
+    from nearfar.app.gallery.enroll import forget, look_into
 
-    show(forget(place, remove) if remove else Enrolled(read_gallery(place)), as_json)
+    show(forget(place, remove) if remove else look_into(place), as_json)

@@ -11,7 +11,7 @@ from torch import Tensor
 from nearfar.app.errors import InputError
 from nearfar.app.gallery.enroll import about, gallery_of, recalled
 from nearfar.app.gallery.nearest import Match, nearest_identities, uses_graphs
-from nearfar.app.gallery.store import Gallery
+from nearfar.app.gallery.store import Gallery, steadily
 from nearfar.app.gallery.strangers import OpenSet, Strangers
 from nearfar.app.train.calibration import read_calibration
 from nearfar.app.train.run import Run, read_run
@@ -20,7 +20,6 @@ from nearfar.plain import plain
 from nearfar.tabulate import Table
 
 _LISTED = 20  # identities whose likelihood ratios are known one by one
-_TRIES = 5  # while another process replaces blocks
 
 
 @dataclass(frozen=True)
@@ -230,7 +229,11 @@ def search_embedded(
         prior: as for `search`.
         exact: as for `search`.
     """
-    gallery, found = _nearest(run, searched.gallery, x, max(k, _LISTED), exact)
+    gallery, found = steadily(
+        searched.gallery,
+        lambda: gallery_of(run, searched.gallery.path),
+        lambda held: nearest_identities(held, x, max(k, _LISTED), exact=exact),
+    )
     answers = [
         _answer(run, query, matches, k, prior, searched.open_set.threshold, gallery.n_identities)
         for query, matches in zip(queries, found, strict=True)
@@ -245,19 +248,6 @@ def open_set_of(run: Run, gallery: Gallery, far: float | None) -> OpenSet:
     strangers = Strangers.of(read_calibration(run.path), run.distance, per_identity)
     rate = run.thresholds.far if far is None else far
     return strangers.open_set(gallery.n_identities, gallery.n, rate)
-
-
-def _nearest(
-    run: Run, gallery: Gallery, x: Tensor, k: int, exact: bool
-) -> tuple[Gallery, list[list[Match]]]:
-    """The gallery as it was searched: another process may change it at this moment."""
-    for _ in range(_TRIES):
-        try:
-            return gallery, nearest_identities(gallery, x, k, exact=exact)
-        except FileNotFoundError as error:
-            missing = error.filename
-            gallery = gallery_of(run, gallery.path)
-    raise InputError(f"{missing} is missing. Enroll again, with --overwrite.")
 
 
 def _answer(

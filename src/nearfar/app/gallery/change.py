@@ -92,7 +92,7 @@ def remove(gallery: Gallery, identities: Iterable[str]) -> tuple[Gallery, int]:
         if not gone.any():
             blocks.append(block)
         elif not gone.all():
-            blocks.append(write_block(gallery.path, block.read()[~gone]))
+            blocks.append(write_block(gallery.path, block.whole()[~gone]))
     left = replace(gallery, blocks=tuple(blocks), n_identities=gallery.n_identities - len(seen))
     if not any(block.indexed for block in left.blocks):
         left = replace(left, recall=None)
@@ -144,7 +144,7 @@ def _all(
     blocks: Iterable[Block], parts: Iterable[Rows], progress: Callable[[int], None]
 ) -> Iterator[Rows]:
     for block in blocks:
-        yield block.read()
+        yield block.whole()
     n = 0
     for part in parts:
         yield part
@@ -202,7 +202,9 @@ def measured_recall(gallery: Gallery, seed: int = 0) -> Recall:
 def _unknown(gallery: Gallery, name: str) -> str:
     known: set[str] = set()
     for block in gallery.blocks:
-        known.update(one.decode() for one in np.unique(block.read().identity).tolist())
+        known.update(
+            one.decode("utf-8", "replace") for one in np.unique(block.read().identity).tolist()
+        )
     alike = get_close_matches(name, sorted(known), n=1)
     return (
         f"{gallery.path} holds no identity {name!r}"

@@ -8,11 +8,10 @@ from typing import IO, Any
 import numpy as np
 
 from nearfar.app.errors import InputError
-from nearfar.app.gallery.rows import Array, Rows, encoded
+from nearfar.app.gallery.rows import Array, Rows, encoded, misshapen
 from nearfar.app.text import printable
 
 _NUMBERS = 2**22  # read at a time
-_LENGTH = 0.02  # how far the length of an embedding, which may be saved as float16, is from 1
 
 
 def read_embeddings(path: Path, d: int) -> Iterator[Rows]:
@@ -82,13 +81,12 @@ def _rows(path: Path, d: int, y: Array, names: Array | None) -> Iterator[Rows]:
 
 
 def _refuse(path: Path, x: Array, start: int) -> None:
-    length = np.linalg.norm(x, axis=1)
-    bad = ~(np.abs(length - 1) <= _LENGTH)
+    bad = misshapen(x)
     if bad.any():
         row = int(bad.argmax())
         raise InputError(
-            f"{path}, row {start + row}: x has length {length[row]:.4g}, and embeddings of a run "
-            "have length 1. Without --embeddings, x is what the run embeds."
+            f"{path}, row {start + row}: x has length {np.linalg.norm(x[row]):.4g}, and "
+            "embeddings of a run have length 1. Without --embeddings, x is what the run embeds."
         )
 
 

@@ -10,7 +10,7 @@ from nearfar.app.errors import InputError
 from nearfar.app.gallery.change import add, remove
 from nearfar.app.gallery.embeddings import read_embeddings
 from nearfar.app.gallery.rows import Rows, encoded
-from nearfar.app.gallery.store import MANIFEST, Gallery, Recall, read_gallery, writing
+from nearfar.app.gallery.store import MANIFEST, Gallery, Recall, read_gallery, steadily, writing
 from nearfar.app.train.calibration import read_calibration
 from nearfar.app.train.run import Run, model_file, read_run, refuse_inside, refuse_inside_run
 from nearfar.app.train.use import embedded
@@ -162,6 +162,20 @@ def forget(out: Path, identities: Sequence[str]) -> Enrolled:
     with writing(out):
         after, removed = remove(read_gallery(out), identities)
     return Enrolled(after, removed=removed)
+
+
+def look_into(place: Path) -> Enrolled:
+    """What is in a gallery.
+
+    Raises:
+        InputError: there is no such gallery, or a file of it is missing or damaged.
+    """
+    found, _ = steadily(
+        read_gallery(place),
+        lambda: read_gallery(place),
+        lambda held: [block.read() for block in held.blocks],
+    )
+    return Enrolled(found)
 
 
 def _before(run: Run, out: Path, *, to_existing: bool, overwrite: bool) -> Gallery:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nearfar.app.gallery.graph import available, near, open_graph
 from nearfar.app.gallery.rows import Array, Rows
-from nearfar.app.gallery.store import GRAPH, Block, Gallery
+from nearfar.app.gallery.store import GRAPH, ITEMS, Block, Gallery
 from nearfar.distance import between_rows
 from nearfar.engine.slices import spans
 from nearfar.evaluate.nearest import nearest
@@ -45,7 +45,7 @@ def nearest_identities(
         exact: whether every row is compared, without graphs.
 
     Raises:
-        FileNotFoundError: another process has replaced a block.
+        MissingError: another process has replaced a block.
         InputError: a file is damaged.
     """
     found: list[list[Match]] = []
@@ -76,24 +76,31 @@ def _identities(gallery: Gallery, x: Tensor, k: int, exact: bool) -> list[list[M
     while left:
         distance, place = nearest_rows(gallery, x[left], wanted, exact=exact)
         for i, far, rows in zip(left, distance.tolist(), place.tolist(), strict=True):
-            found[i] = _distinct(blocks, far, rows, k)
+            found[i] = _distinct(gallery.blocks, blocks, far, rows, k)
         left = [i for i in left if len(found[i]) < k and wanted < gallery.n]
         wanted = min(gallery.n, 8 * wanted)
     return found
 
 
 def _distinct(
-    blocks: Sequence[Rows], distances: Sequence[float], places: Sequence[Sequence[int]], k: int
+    blocks: Sequence[Block],
+    rows: Sequence[Rows],
+    distances: Sequence[float],
+    places: Sequence[Sequence[int]],
+    k: int,
 ) -> list[Match]:
     """The first k identities among rows, nearest first."""
     best: dict[bytes, Match] = {}
     for distance, (block, row) in zip(distances, places, strict=True):
         if block < 0 or len(best) == k:
             break
-        held = blocks[block]
+        held = rows[block]
         identity = held.identity[row]
         if identity not in best:
-            best[identity] = Match(identity.decode(), held.name[row].decode(), distance)
+            try:
+                best[identity] = Match(identity.decode(), held.name[row].decode(), distance)
+            except UnicodeDecodeError:
+                raise blocks[block].damaged(ITEMS) from None
     return list(best.values())
 
 
@@ -120,17 +127,18 @@ def _of_block(
     block: Block, x: Tensor, k: int, gallery: Gallery, by_graph: bool
 ) -> tuple[Tensor, Tensor]:
     """(q, k) distances and rows of a block, nearest first."""
-    held = block.read().x
     graph = open_graph(block.path(GRAPH), block.n) if by_graph and block.indexed else None
+    held = (block.whole() if graph is None else block.read()).x
     if graph is None:
         found = nearest(x, k=k, distance=gallery.distance, reference=torch.from_numpy(held))
         rows = found.indices
     else:
         rows = torch.from_numpy(near(graph, x.numpy(), k, gallery.distance))
     # Measured as `verify` does, so that a distance is the same wherever it is printed.
-    with_rows = torch.from_numpy(_taken(held, rows.flatten().clamp(min=0).numpy()))
+    with_rows = _taken(held, rows.flatten().clamp(min=0).numpy())
+    block.refuse_damaged(with_rows)
     repeated = x.repeat_interleave(k, 0)
-    distance = between_rows(repeated, with_rows, gallery.distance).view_as(rows)
+    distance = between_rows(repeated, torch.from_numpy(with_rows), gallery.distance).view_as(rows)
     distance, order = distance.masked_fill(rows < 0, torch.inf).sort(dim=1, stable=True)
     return distance, rows.gather(1, order)
 

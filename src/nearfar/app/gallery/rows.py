@@ -10,6 +10,8 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
+_LENGTH = 0.02  # how far the length of an embedding, which may be saved as float16, is from 1
+
 
 @dataclass(frozen=True, eq=False)
 class Rows:
@@ -65,6 +67,12 @@ class Rows:
         if not fits or held.dtype.names != ("identity", "name"):
             raise ValueError("the arrays do not fit")
         return cls(x, held["identity"], held["name"])
+
+
+def misshapen(x: Array) -> Array:
+    """(n,) bool: which of these rows have another length than the embeddings of a run."""
+    found: Array = ~(np.abs(np.linalg.norm(x, axis=1) - 1) <= _LENGTH)  # NaN is one of them
+    return found
 
 
 def encoded(texts: Iterable[str]) -> Array:

@@ -17,22 +17,25 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from nearfar.app.errors import InputError
-from nearfar.app.gallery.rows import Rows, repacked
+from nearfar.app.gallery.rows import Array, Rows, misshapen, repacked
 from nearfar.app.output import whole_file
 from nearfar.app.train.summary import RATE, TEXT, WHOLE, misfit
 from nearfar.distance import Distance, check_distance
+
+T = TypeVar("T")
 
 FORMAT = 1
 MANIFEST, LOCK = "gallery.json", "lock"
 X, ITEMS, GRAPH = ".x.npy", ".items.npy", ".usearch"
 _OURS = re.compile(r"block-(\d{6,})(\.x\.npy|\.items\.npy|\.usearch)", re.ASCII)
+_TRIES = 5  # while another process replaces blocks
 _BLOCK_BYTES = 2**25  # of embeddings: what a search holds in memory at a time
 
 _FORM: Mapping[str, Any] = {
@@ -44,6 +47,10 @@ _FORM: Mapping[str, Any] = {
     "blocks": [{"name": TEXT, "rows": WHOLE, "bytes": {"*": WHOLE}}],
     "recall?": {"k": WHOLE, "queries": WHOLE, "recall": RATE, "rows": WHOLE},
 }
+
+
+class MissingError(InputError):
+    """A file that a manifest names is not there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,19 +80,46 @@ class Block:
         """Its rows, mapped from the files: they take memory only where, and while, they are used.
 
         Raises:
-            FileNotFoundError: another process has replaced the block.
+            MissingError: there is no such file; another process may have replaced the block.
             InputError: a file is damaged.
         """
-        for suffix in (X, ITEMS):
-            if self.path(suffix).stat().st_size != self.sizes[suffix]:
-                raise self.damaged(suffix)
         try:
+            for suffix in (X, ITEMS):
+                if self.path(suffix).stat().st_size != self.sizes[suffix]:
+                    raise self.damaged(suffix)
             found = Rows.mapped(self.path(X), self.path(ITEMS))
+        except FileNotFoundError as error:
+            raise MissingError(
+                f"{error.filename} is missing. Enroll again, with --overwrite."
+            ) from None
+        except InputError:
+            raise
         except ValueError:
             raise self.damaged(X) from None
         if len(found) != self.n:
             raise self.damaged(X)
         return found
+
+    def whole(self) -> Rows:
+        """Its rows, of which each is looked at.
+
+        Raises:
+            MissingError: as `read`.
+            InputError: as `read`, or bytes inside a file have changed.
+        """
+        found = self.read()
+        self.refuse_damaged(found.x)
+        return found
+
+    def refuse_damaged(self, x: Array) -> None:
+        """Refuse rows of this block that are no embeddings.
+
+        Raises:
+            InputError: one is neither of length 1 nor 0, which a network rarely returns.
+        """
+        bad = misshapen(x)
+        if bad.any() and x[bad].any():
+            raise self.damaged(X)
 
     def damaged(self, suffix: str) -> InputError:
         return InputError(f"{self.path(suffix)} is damaged. Enroll again, with --overwrite.")
@@ -194,6 +228,29 @@ def read_gallery(path: Path) -> Gallery:
     return Gallery(
         path, held["run"], distance, held["dimensions"], held["identities"], blocks, recall
     )
+
+
+def steadily(
+    gallery: Gallery, again: Callable[[], Gallery], use: Callable[[Gallery], T]
+) -> tuple[Gallery, T]:
+    """Use a gallery, whose blocks another process may replace at this moment.
+
+    Args:
+        gallery: what was read.
+        again: reads it again.
+        use: is called until all its files are there.
+
+    Returns:
+        The gallery as it was used, and what `use` returned.
+
+    Raises:
+        MissingError: a file is gone, and not replaced.
+    """
+    for _ in range(_TRIES - 1):
+        with suppress(MissingError):
+            return gallery, use(gallery)
+        gallery = again()
+    return gallery, use(gallery)
 
 
 def _block(folder: Path, held: Mapping[str, Any]) -> Block:
