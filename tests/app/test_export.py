@@ -200,7 +200,9 @@ def test_the_example_says_what_verify_says(nearfar, vector_run, vectors_out):
         said = float(
             json.loads(nearfar("verify", vector_run, a, b, "--json").out)["likelihood_ratio"]
         )
-        assert float(ratio.removeprefix("likelihood ratio: ")) == pytest.approx(said, rel=1e-3)
+        assert float(ratio.removeprefix("likelihood ratio: ").lstrip("<>= ")) == pytest.approx(
+            said, rel=1e-3
+        )
         shown = told.out.splitlines()[2].partition(": ")[2].partition(",")[0]
         assert prior == f'probability of "same": {shown}'
 
@@ -313,6 +315,34 @@ def write_deep_png(file, pixels):
                      + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))  # fmt: skip
 
 
+@pytest.mark.parametrize("item", ["-0.5,-0.5,1,1,1,1,1,1", "-1 2 3 4 5 6 7 8"])
+def test_a_vector_may_begin_with_a_minus(nearfar, vector_run, vectors_out, item):
+    other = "1 1 1 1 1 1 1 1"
+    told = nearfar("verify", vector_run, item, other)
+    for given in ([item, other, "--prior", "0.1"], ["--prior=0.1", item, other]):
+        alone = verify_alone(vectors_out, *given)
+        assert (alone.returncode, alone.stderr) == (told.status, "")
+        assert told.out.startswith(alone.stdout.splitlines()[0])
+
+
+@pytest.mark.parametrize("prior", ["1e-320", "0", "1", "nan", "0.9999999999999"])
+def test_a_prior_beyond_the_limits_of_verify_is_refused(vectors_out, prior):
+    done = verify_alone(vectors_out, "1 1 1 1 1 1 1 1", "1 1 1 1 1 1 1 1", "--prior", prior)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--prior must be a share between 1e-12 and 1 - 1e-12" in done.stderr
+
+
+def test_a_likelihood_ratio_at_a_limit_says_so(vectors_out, tmp_path):
+    shutil.copytree(vectors_out, out := tmp_path / "out")
+    fitted = json.loads((out / "threshold.json").read_text())
+    for line, shown in ((99, ">= 22,026"), (1, "2.718"), (-99, "<= 4.54e-05")):
+        fitted["log_likelihood_ratio"] = {"slope": 0, "intercept": line, "low": -10, "high": 10}
+        (out / "threshold.json").write_text(json.dumps(fitted))
+        done = verify_alone(out, *["1 1 1 1 1 1 1 1"] * 2)
+        assert done.stdout.splitlines()[1] == f"likelihood ratio: {shown}"
+    assert "`high` it is at least that" in (out / "README.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("item", "told"),
     [
@@ -321,6 +351,8 @@ def write_deep_png(file, pixels):
         ("1 2 3 4 5 6 7 1e39", "holds NaN, infinity or a number beyond float32"),
         ("one", "could not convert string to float"),
         ("no.npy", "No such file"),
+        ("0,5 0,25 1 1 1 1 1 1", "holds 10 numbers, but the model takes 8. Write decimals with a"),
+        ("1_0 2 3 4 5 6 7 8", "holds an underscore"),
     ],
 )
 def test_an_item_that_does_not_fit_is_refused(vectors_out, item, told):

@@ -67,7 +67,7 @@ class Verifier:
                                  "channel, and takes .npy files")  # fmt: skip
             x = read_image(item, *form["shape"], **form["resize"])
         else:
-            x = np.array(item.replace(",", " ").split(), np.float64)
+            x = read_vector(item, *form["shape"])
         if list(x.shape) != form["shape"] or not np.can_cast(x.dtype, form["dtype"], "same_kind"):
             raise ValueError(f"{item} is {x.dtype} of shape {x.shape}, but the model takes "
                              f"{form['dtype']} of shape {form['shape']}")  # fmt: skip
@@ -101,6 +101,12 @@ class Verifier:
             return None
         line = curve["slope"] * distance + curve["intercept"]
         return exp(min(max(line, curve["low"]), curve["high"]))
+
+    def shown(self, ratio: float) -> str:
+        """A likelihood ratio as text: at a limit, it may be any that is further from 1."""
+        curve = self.fitted["log_likelihood_ratio"]
+        beyond = {exp(curve["low"]): "<= ", exp(curve["high"]): ">= "}.get(ratio, "")
+        return beyond + (f"{ratio:,.0f}" if ratio >= 1000 else f"{ratio:.4g}")
 
 
 def probability(likelihood_ratio: float, prior: float) -> float:
@@ -152,14 +158,37 @@ def read_image(
     return np.asarray(plain).reshape(height, width, channels).transpose(2, 0, 1)
 
 
+def read_vector(text: str, n: int) -> Array:
+    """Numbers with spaces or commas between them; n are expected."""
+    if "_" in text:  # 1_000 is a number in Python only
+        raise ValueError(f"{text} holds an underscore, so it is not a vector")
+    words = text.replace(",", " ").split()
+    if "," in text and len(words) != n:  # "0,5" may have a decimal comma
+        raise ValueError(f"{text} holds {len(words)} numbers, but the model takes {n}. Write "
+                         "decimals with a point, and only spaces between numbers")  # fmt: skip
+    return np.array(words, np.float64)
+
+
+def items_after_options(words: Sequence[str]) -> list[str]:
+    """Put the items after `--`: one that begins with a minus looks like an option."""
+    if "--" in words:
+        return list(words)
+    options: list[str] = []
+    items: list[str] = []
+    for before, word in zip(["", *words], words, strict=False):
+        of_option = word.startswith("--") or word == "-h" or before == "--prior"
+        (options if of_option else items).append(word)
+    return [*options, "--", *items]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Decide whether two items are the same.")
     parser.add_argument("a", metavar="A", help="an image file, a vector, a .npy file, or a text")
     parser.add_argument("b", metavar="B")
     parser.add_argument("--prior", type=float, help="share of same pairs among all you compare")
-    given = parser.parse_args()
-    if given.prior is not None and not 0 < given.prior < 1:
-        parser.error("--prior must lie between 0 and 1")
+    given = parser.parse_args(items_after_options(sys.argv[1:]))
+    if given.prior is not None and not 1e-12 <= given.prior <= 1 - 1e-12:
+        parser.error("--prior must be a share between 1e-12 and 1 - 1e-12")
     try:
         verifier = Verifier(Path(__file__).parent)
         a, b = verifier.embed(verifier.prepare([given.a, given.b]))
@@ -172,7 +201,7 @@ def main() -> int:
           f"{distance:.4f} {'<=' if same else '>'} threshold {threshold:.4f}")  # fmt: skip
     ratio = verifier.likelihood_ratio(float(distance))
     if ratio is not None:
-        print(f"likelihood ratio: {ratio:.4g}")
+        print(f"likelihood ratio: {verifier.shown(ratio)}")
         if given.prior is not None:
             print(f'probability of "same": {probability(ratio, given.prior):.4g}')
     return 0 if same else 1
