@@ -50,9 +50,11 @@ nitpick_ignore_regex = [
     # Words in backticks are arguments, values and code as often as they are names.
     ("py:obj", r".*"),
     # Other projects: their inventories would have to be fetched, and the build needs no network.
-    ("py:class", r"(torch|numpy|rich|collections\.abc)\..*"),
+    ("py:class", r"(torch|numpy|pathlib|rich|collections\.abc)\..*"),
     # What the intervals are computed from has no page.
     ("py:class", r"nearfar\.evaluate\.tally\.Tally"),
+    # Nor has a run folder as the tool reads it.
+    ("py:class", r"nearfar\.app\.train\.run\.Run"),
     # Nor has what a tile holds for the engine.
     ("py:class", r"nearfar\.engine\.relation\.Block"),
     # Nor has the protocol of the two fitted probabilities.

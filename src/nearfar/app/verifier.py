@@ -28,8 +28,8 @@ class Verifier(nn.Module):
         far: the false-accept rate at which the threshold was fitted.
         measure: the name of the distance.
         probability: of "same", called on distances, (n,) to (n,); None if the run is older than
-            that. It holds if half of the pairs are the same; `dataclasses.replace(probability,
-            prior=0.01)` is for another share.
+            that. It holds if half of the pairs are the same; for another share,
+            `dataclasses.replace(probability, prior=0.01)`.
         input_shape: the shape of one item: (d,) for vectors, (c, h, w) for images,
             () for texts.
     """
@@ -71,7 +71,7 @@ class Verifier(nn.Module):
                 text.
 
         Returns:
-            (n, *input_shape) float32; images are upright, resized, and from 0 to 1. Of texts, their
+            (n, ...) float32; images are upright, resized, and from 0 to 1. Of texts, their
             tokens, padded to one length.
 
         Raises:
