@@ -512,8 +512,9 @@ def test_bytes_that_changed_are_named(
     [
         (("--prior", 0), "--prior must be a share"),
         (("--prior", "nan"), "--prior must be a share"),
-        (("--far", 0), "--far must be a rate above 0"),
-        (("--far", 1.5), "--far must lie between"),
+        (("--far", 0), "--far must be a rate above 0 and at most 0.5, got 0."),
+        (("--far", 1), "--far must be a rate above 0 and at most 0.5, got 1."),
+        (("--far", "nan"), "--far must be a rate above 0 and at most 0.5, got nan."),
         (("--k", 0), "--k"),
     ],
 )

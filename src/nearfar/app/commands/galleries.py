@@ -77,9 +77,13 @@ def search(
             "Share of queries that show somebody in the gallery; gives probabilities.", "--prior"
         ),
     ] = None,
-    far: Annotated[
+    rate: Annotated[  # not `far`, whose range is that of train
         float | None,
-        option("Share of strangers that may be taken for somebody (that of the run).", "--far"),
+        option(
+            "Share of strangers that may be taken for somebody, above 0 and at most 0.5 (that of "
+            "the run).",
+            "--far",
+        ),
     ] = None,
     exact: Annotated[bool, option("Compare with every item, without graphs.", "--exact")] = False,
     as_json: AsJson = False,
@@ -90,12 +94,12 @@ def search(
     """
     if prior is not None and not 1e-12 <= prior <= 1 - 1e-12:  # also refuses NaN
         raise InputError(f"--prior must be a share between 1e-12 and 1 - 1e-12, got {prior}.")
-    if far is not None and not 0 < far < 1:
-        raise InputError(f"--far must be a rate above 0 and below 1, got {far}.")
+    if rate is not None and not 0 < rate <= 0.5:
+        raise InputError(f"--far must be a rate above 0 and at most 0.5, got {rate:g}.")
 
     from nearfar.app.gallery.answers import search as search_gallery
 
-    found = search_gallery(run, gallery, queries, k=k, prior=prior, far=far, exact=exact)
+    found = search_gallery(run, gallery, queries, k=k, prior=prior, far=rate, exact=exact)
     show(found, as_json)
     raise typer.Exit(0 if found.all_found else 1)
 
