@@ -183,6 +183,9 @@ def test_the_answer_is_the_exit_status(nearfar, vector_run, here):
     done = nearfar("search", vector_run, "g", far, "one.npz:0", "--far", 1e-6)
     assert done.status == 1, done.out
     assert f"{far}: nobody known; nearest cosine distance" in done.out
+    assert done.err.startswith("note: the threshold is a guess: ")
+    _, said = searched(nearfar, vector_run, "one.npz:0", "--far", 1e-6)
+    assert f"note: {said['notes'][0]}\n" == done.err
     assert nearfar("search", vector_run, "g", "no-such-item").status == 2
 
 

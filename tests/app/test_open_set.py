@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nearfar.app.errors import InputError
-from nearfar.app.gallery.strangers import Strangers, Tail
+from nearfar.app.gallery.strangers import OpenSet, Strangers, Tail
 from nearfar.app.train.calibration import Calibration
 from nearfar.evaluate import every_pair
 
@@ -146,6 +146,18 @@ def test_the_tail_continues_a_power_law():
     for rate in (1e-2, 1e-3, 1e-5):
         at = scale * rate ** (1 / 6)
         assert tail.taken(at, 1).mean() == pytest.approx(rate, rel=0.1 + 0.5 * (rate < 1e-3))
+
+
+@pytest.mark.parametrize(("n", "finds"), [(5, ""), (24, "8 %"), (25, "8 %"), (1000, "8.1 %")])
+def test_figures_are_as_fine_as_the_calibration_identities_allow(n, finds):
+    said = OpenSet(0.1, 0.01, 50, "extrapolated", n, 0.081)
+    assert str(said).partition("; finds ")[2].removesuffix(" of those enrolled") == finds
+    if n >= 25:  # 300 pairs, of which 0.01 are 3
+        assert not said.warning
+    else:
+        n_pairs = {5: 10, 24: 276}[n]
+        assert f"{n} calibration identities are {n_pairs} different pairs, and" in said.warning
+        assert "a rate of 0.01 needs about 300. Train on more" in said.warning
 
 
 def test_too_few_identities_are_refused():

@@ -100,6 +100,7 @@ def search(
     from nearfar.app.gallery.answers import search as search_gallery
 
     found = search_gallery(run, gallery, queries, k=k, prior=prior, far=rate, exact=exact)
+    note(found.notes)
     show(found, as_json)
     raise typer.Exit(0 if found.all_found else 1)
 

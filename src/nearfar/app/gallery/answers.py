@@ -83,6 +83,11 @@ class Answers:
     def all_found(self) -> bool:
         return all(answer.found is not None for answer in self.answers)
 
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know of the threshold."""
+        return [*filter(None, [self.open_set.warning])]
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         found: dict[str, Any] = plain(
@@ -92,6 +97,7 @@ class Answers:
                 **about(self.gallery),
                 "by_graph": self.by_graph,
                 "prior": self.prior,
+                "notes": self.notes,
             }
         )
         return found

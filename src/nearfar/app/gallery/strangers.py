@@ -25,7 +25,8 @@ Floats = npt.NDArray[np.float64]
 _PROBES = 1000  # items that are searched for, at most
 _MOST_IDENTITIES = 4000
 _FEWEST_IDENTITIES = 5
-_FEWEST_EVENTS = 3  # identities that a measured rate must stand for
+_FEWEST_EVENTS = 3  # identities, or pairs of them, that a rate must stand for
+_FEWEST_FOUND = 20  # identities of which the share that is found means something
 _NEAREST = 50  # strangers of a probe that count as its tail, at most
 
 
@@ -62,9 +63,23 @@ class OpenSet:
             f"of {self.n_identities:,} {plural} ({self.how} from {self.n_calibration:,} "
             "calibration identities)"
         )
-        if self.detected is not None:
-            words += f"; finds {100 * self.detected:.1f} % of those enrolled"
+        if self.detected is not None and self.n_calibration >= _FEWEST_FOUND:
+            digits = 0 if self.n_calibration < 1000 else 1
+            words += f"; finds {100 * self.detected:.{digits}f} % of those enrolled"
         return words
+
+    @property
+    def warning(self) -> str:
+        """A note for the user if the threshold is a guess; empty if it is none."""
+        n_pairs = self.n_calibration * (self.n_calibration - 1) // 2
+        if n_pairs * self.far >= _FEWEST_EVENTS:
+            return ""
+        return (
+            f"the threshold is a guess: {self.n_calibration} calibration identities are {n_pairs} "
+            f"different pairs, and a rate of {self.far:.3g} needs about "
+            f"{_FEWEST_EVENTS / self.far:,.0f}. Train on more identities, or with a larger "
+            "--calibration-share."
+        )
 
 
 @dataclass(frozen=True, eq=False)
