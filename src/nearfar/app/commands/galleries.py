@@ -80,8 +80,8 @@ def search(
     rate: Annotated[  # not `far`, whose range is that of train
         float | None,
         option(
-            "Share of strangers that may be taken for somebody, above 0 and at most 0.5 (that of "
-            "the run).",
+            "About what share of strangers may be taken for somebody, above 0 and at most 0.5 "
+            "(that of the run); rather fewer are in large galleries.",
             "--far",
         ),
     ] = None,

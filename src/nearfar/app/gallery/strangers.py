@@ -36,7 +36,7 @@ class OpenSet:
 
     Attributes:
         threshold: the largest distance at which somebody is found.
-        far: the share of strangers that it was fitted to take for somebody, at most.
+        far: the share of strangers that it was fitted to take for somebody, about.
         n_identities: how many identities the gallery has.
         how: "measured" in galleries of that size, made of calibration identities; "extrapolated"
             from smaller ones.
