@@ -2,14 +2,17 @@
 
 import csv
 import json
+import re
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from conftest import QUICK, make_images
 from PIL import Image
 
 from nearfar.app.audit import audit, spaces
+from nearfar.app.audit.judge import judge
 from nearfar.app.data.drop import read_drop
 from nearfar.app.data.items import read_data
 
@@ -106,6 +109,41 @@ def test_one_identity_under_two_names_and_two_under_one(data):
     assert not one.drop
     assert not two.drop
     assert not [f for f in of_kind(found, "label") if f.identity in ("p00", f"p{N}")]
+
+
+def test_two_in_one_is_found_beside_wrong_labels_and_identities_that_are_one(data):
+    """Errors of other kinds do not count against how well identities are told apart."""
+    x, y = planted()
+    rows = np.random.default_rng(1).permutation(np.arange(10 * ITEMS, len(y)))[:16]
+    wrong = y.copy()
+    wrong[rows] = (y[rows] + 1 + np.arange(16)) % N
+    wrong[: 4 * ITEMS : 2] = N + y[: 4 * ITEMS : 2]  # four identities under two names each
+    wrong[y == 9] = 8
+    assert judge(torch.from_numpy(x - x.mean(0)), torch.from_numpy(wrong)).agreement() < 0.88
+    found = looked(data(x, wrong))
+    assert [two.identity for two in of_kind(found, "split")] == ["p08"]
+    assert len(of_kind(found, "merge")) >= 3
+    assert found.notes == ()
+
+
+def test_a_check_that_is_not_made_is_said(nearfar, data):
+    x, y = planted()
+    x += 2 * np.random.default_rng(2).normal(size=x.shape).astype(np.float32)
+    source = data(x, y)
+    says = (
+        r"not checked for identities that are two: as they are, only \d+ % of the items are likest "
+        r"their own \(90 % are needed\)"
+    )
+    done = nearfar("audit", source)
+    assert re.match(says, done.out.splitlines()[-1])
+    assert done.out.endswith("Correct what was found and audit again, or add --run RUN.\n")
+    done = nearfar("audit", source, "--json")
+    (note,) = json.loads(done.out)["notes"]
+    assert re.match(says, note)
+    done = nearfar("train", source, "--out", "run", *QUICK, "--steps", 2)
+    assert done.status == 0, done.err
+    (note,) = json.loads(nearfar("audit", source, "--run", "run", "--json").out)["notes"]
+    assert re.match(says.replace("as they are", "by run"), note)
 
 
 def test_rows_that_cannot_be_used(data):

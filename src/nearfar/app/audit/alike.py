@@ -111,19 +111,21 @@ def _counted(code: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return distinct, first, count
 
 
-def two_in_one(items: Items, x: Tensor) -> list[Finding]:
+def two_in_one(items: Items, x: Tensor, kept: Tensor) -> list[Finding]:
     """Identities whose two halves are less alike than either is to other identities.
 
     Args:
         items: the items.
         x: (n, d) features that were not learned from these labels, which would pull both together.
+        kept: (n,) bool, which items count: a few of a wrong label would pass for a half.
     """
     z = unit(x.float() - x.float().mean(0))
     n = len(items.identities)
     centre = unit(torch.zeros(n, z.shape[1]).index_add_(0, items.identity, z))
     order = items.identity.argsort(stable=True)
+    order = order[kept[order]]
     found = []
-    sizes = items.identity.bincount(minlength=n).tolist()
+    sizes = items.identity[kept].bincount(minlength=n).tolist()
     for number, rows in enumerate(torch.split(order, sizes)):
         if len(rows) < 2 * SMALLEST_HALF:
             continue

@@ -58,6 +58,7 @@ class Audit:
         n_items: how many items there are, with the broken ones.
         n_identities: how many identities have items that can be used.
         findings: those of one kind together, surest first.
+        notes: what was not looked for, and why.
         top: how many of each kind are printed.
     """
 
@@ -65,6 +66,7 @@ class Audit:
     n_items: int
     n_identities: int
     findings: Sequence[Finding]
+    notes: Sequence[str] = ()
     top: int = 10
 
     def as_dict(self) -> dict[str, Any]:
@@ -75,6 +77,7 @@ class Audit:
             "n_identities": self.n_identities,
             "counts": {kind: self._counts()[kind] for kind in KINDS},
             "findings": [asdict(finding) for finding in self.findings],
+            "notes": list(self.notes),
         }
 
     def render(self) -> Iterator[str | Table]:
@@ -92,6 +95,7 @@ class Audit:
             yield Table(
                 tuple(_SHOWN[i] for i in kept), [tuple(row[i] for i in kept) for row in rows]
             )
+        yield from (f"\n{note}" for note in self.notes)
 
     def write(self, out: Path) -> None:
         """All findings as .csv or .parquet.

@@ -28,9 +28,14 @@ class Judged:
     other: Tensor
     own_distance: Tensor
 
-    def agreement(self) -> float:
-        """The share of items that are likest their own identity."""
-        return float((self.margin[self.margin.isfinite()] < 0).double().mean().nan_to_num())
+    def agreement(self, among: Tensor | None = None) -> float:
+        """The share of items that are likest their own identity.
+
+        Args:
+            among: (n,) bool, which items count; None: all.
+        """
+        counts = self.margin.isfinite() if among is None else self.margin.isfinite() & among
+        return float((self.margin[counts] < 0).double().mean().nan_to_num())
 
 
 def judge(x: Tensor, identity: Tensor, rows: Tensor | None = None) -> Judged:
