@@ -61,7 +61,10 @@ class TrainConfig:
     similar_label: Annotated[
         int | None, Data("Which number marks similar pairs, if labels are numbers.", choices=(0, 1))
     ] = None
-    image_size: Annotated[int | None, Data("Side of resized image files (32).", (8, 1024))] = None
+    image_size: Annotated[
+        int | None,
+        Data("Side of resized image files (32; of a pretrained network, its own).", (8, 1024)),
+    ] = None
     identity_depth: Annotated[
         int | None,
         Data("For folders: 1 if the subfolders are identities, 2 if theirs are; up to 9.", (1, 9)),
