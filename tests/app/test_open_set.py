@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from nearfar.app.errors import InputError
+from nearfar.app.gallery.answers import posterior
 from nearfar.app.gallery.strangers import OpenSet, Strangers, Tail
 from nearfar.app.train.calibration import Calibration
 from nearfar.evaluate import every_pair
@@ -139,6 +140,7 @@ def test_the_tail_continues_a_power_law():
     distances = np.sort(random.random((400, 300)) ** (1 / 6) * (1 + random.random((400, 1))), 1)
     weight = np.full(400, 1 / 400)
     strangers = Strangers(distances, weight, np.full(400, np.inf), 400, 1.0)
+    assert strangers.probability is None  # no identity has two items
     tail = Tail.of(strangers)
     assert tail.power == pytest.approx(6, rel=0.2)
     assert tail.power < 6
@@ -146,6 +148,41 @@ def test_the_tail_continues_a_power_law():
     for rate in (1e-2, 1e-3, 1e-5):
         at = scale * rate ** (1 / 6)
         assert tail.taken(at, 1).mean() == pytest.approx(rate, rel=0.1 + 0.5 * (rate < 1e-3))
+
+
+@pytest.mark.parametrize(("items", "of_calibration"), [(1, 4), (5, 8), (20, 21), (20, 5)])
+def test_the_probability_of_nobody_is_the_share_of_strangers(items, of_calibration):
+    """However many items an identity has, fewer of which calibration identities may have."""
+    m, said, strange = 50, [], []
+    for seed in range(4):
+        random = np.random.default_rng(seed)
+        x = people(random, 200, of_calibration, noise=0.9).reshape(200 * of_calibration, -1)
+        known = Calibration(
+            torch.from_numpy(x), torch.arange(200).repeat_interleave(of_calibration)
+        )
+        strangers = Strangers.of(known, "cosine", items)
+        both = people(random, m, items + 1, noise=0.9)
+        gallery = both[:, :items].reshape(m * items, -1)
+        queries = np.concatenate([both[:, items], people(random, m, 1, noise=0.9)[:, 0]])
+        nearest = np.sort((1 - queries @ gallery.T).reshape(2 * m, m, items).min(2), 1)
+        for i, row in enumerate(nearest):
+            ratios = strangers.probability.likelihood_ratio(row[:20]).numpy()
+            said.append(posterior(ratios, strangers.as_many(m, m * items), 0.5)[1])
+            strange.append(i >= m)
+    for part in np.array_split(np.argsort(said), 4):
+        assert np.mean(np.array(said)[part]) == pytest.approx(
+            np.mean(np.array(strange)[part]), abs=0.15
+        )
+    assert np.mean(said) == pytest.approx(0.5, abs=0.06)
+
+
+def test_the_curve_of_single_items_is_nearly_that_of_every_pair():
+    known = calibration(np.random.default_rng(6), 60, items=2)
+    one = Strangers.of(known, "cosine", 1).probability
+    right = every_pair(known.x, known.identity, distance="cosine").fit_probability()
+    at = [0.0, 0.2, 0.4, 0.6, 0.8]
+    ratios = (one.likelihood_ratio(at).log(), right.likelihood_ratio(at).log())
+    np.testing.assert_allclose(*ratios, atol=0.3)
 
 
 @pytest.mark.parametrize(("n", "finds"), [(5, ""), (24, "8 %"), (25, "8 %"), (1000, "8.1 %")])

@@ -2,20 +2,21 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from math import isclose
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from nearfar.app.errors import InputError
 from nearfar.app.gallery.enroll import about, gallery_of, recalled
 from nearfar.app.gallery.nearest import Match, nearest_identities, uses_graphs
 from nearfar.app.gallery.store import Gallery, steadily
-from nearfar.app.gallery.strangers import OpenSet, Strangers
+from nearfar.app.gallery.strangers import Floats, OpenSet, Strangers
 from nearfar.app.train.calibration import read_calibration
 from nearfar.app.train.run import Run, read_run
-from nearfar.app.train.use import decide, embed_addresses
+from nearfar.app.train.use import embed_addresses
+from nearfar.evaluate.probability import PlattProbability
 from nearfar.plain import plain
 from nearfar.tabulate import Table
 
@@ -30,8 +31,8 @@ class Candidate:
         identity: its name.
         item: the name of its nearest item.
         distance: of the query to that item.
-        likelihood_ratio: how many times as likely such a distance is for same pairs as for
-            different ones; None if the run is too old for it.
+        likelihood_ratio: how many times as likely an identity comes so near if it is the one that
+            the query shows; None if no calibration identity has two items.
         at_limit: whether it would be further from 1 if there were more calibration identities.
         probability: that the query shows this identity; None without a prior.
     """
@@ -180,9 +181,12 @@ def search(
         InputError: the run, the gallery or a query cannot be used.
     """
     run = read_run(path)
-    if prior is not None and run.probability is None:
-        raise InputError(f"--prior needs a probability, and {path} has none. Train again.")
     searched = searchable(run, place, far)
+    if prior is not None and searched.probability is None:
+        raise InputError(
+            f"--prior needs a probability, and {path} has none: no calibration identity has two "
+            "items. Train again, with more items of each."
+        )
     x = embed_addresses(run, queries)
     return search_embedded(run, searched, queries, x, k=k, prior=prior, exact=exact)
 
@@ -194,10 +198,14 @@ class Searchable:
     Attributes:
         gallery: what is in it.
         open_set: its threshold, and what to expect of it.
+        probability: of "same", over the distance to the nearest item of an identity; None: unknown.
+        as_many: how many identities count; see `Strangers.as_many`.
     """
 
     gallery: Gallery
     open_set: OpenSet
+    probability: PlattProbability | None
+    as_many: int
 
 
 def searchable(run: Run, place: Path, far: float | None) -> Searchable:
@@ -211,7 +219,16 @@ def searchable(run: Run, place: Path, far: float | None) -> Searchable:
         raise InputError(
             f"{place} is empty. Add to it: nearfar enroll RUN DATA --out {place} --add"
         )
-    return Searchable(gallery, open_set_of(run, gallery, far))
+    per_identity = max(1, round(gallery.n / gallery.n_identities))
+    strangers = Strangers.of(read_calibration(run.path), run.distance, per_identity)
+    rate = run.thresholds.far if far is None else far
+    return Searchable(
+        gallery,
+        strangers.open_set(gallery.n_identities, gallery.n, rate),
+        # Of single items, the curve of `verify`, which more pairs were counted for.
+        run.probability if per_identity == 1 else strangers.probability,
+        strangers.as_many(gallery.n_identities, gallery.n),
+    )
 
 
 def search_embedded(
@@ -241,52 +258,43 @@ def search_embedded(
         lambda held: nearest_identities(held, x, max(k, _LISTED), exact=exact),
     )
     answers = [
-        _answer(run, query, matches, k, prior, searched.open_set.threshold, gallery.n_identities)
+        _answer(searched, query, matches, k, prior)
         for query, matches in zip(queries, found, strict=True)
     ]
     by_graph = not exact and uses_graphs(gallery, max(k, _LISTED))
     return Answers(answers, searched.open_set, gallery, by_graph, prior)
 
 
-def open_set_of(run: Run, gallery: Gallery, far: float | None) -> OpenSet:
-    """The threshold of searches in this gallery."""
-    per_identity = max(1, round(gallery.n / gallery.n_identities))
-    strangers = Strangers.of(read_calibration(run.path), run.distance, per_identity)
-    rate = run.thresholds.far if far is None else far
-    return strangers.open_set(gallery.n_identities, gallery.n, rate)
-
-
 def _answer(
-    run: Run,
-    query: str,
-    matches: Sequence[Match],
-    k: int,
-    prior: float | None,
-    threshold: float,
-    n_identities: int,
+    searched: Searchable, query: str, matches: Sequence[Match], k: int, prior: float | None
 ) -> Answer:
-    decided = [decide(run, match.distance, None) for match in matches]
-    ratios = [one.likelihood_ratio for one in decided]
-    shares, nobody = None, None
-    if prior is not None:
-        known = np.array([ratio or 0.0 for ratio in ratios])
-        shares, nobody = posterior(known, n_identities, prior)
+    probability = searched.probability
+    ratios, shares, nobody = None, None, None
+    if probability is not None:
+        ratios = probability.likelihood_ratio([match.distance for match in matches]).numpy()
+        if prior is not None:
+            shares, nobody = posterior(ratios, max(searched.as_many, len(ratios)), prior)
     candidates = [
         Candidate(
             match.identity,
             match.item,
             match.distance,
-            one.likelihood_ratio,
-            one.at_limit,
+            None if ratios is None else float(ratios[i]),
+            probability is not None and _at_limit(probability, match.distance),
             None if shares is None else float(shares[i]),
         )
-        for i, (match, one) in enumerate(zip(matches[:k], decided, strict=False))
+        for i, match in enumerate(matches[:k])
     ]
-    within = bool(matches) and matches[0].distance <= threshold
+    within = bool(matches) and matches[0].distance <= searched.open_set.threshold
     return Answer(query, matches[0].identity if within else None, candidates, nobody)
 
 
-def posterior(ratios: Any, n_identities: int, prior: float) -> tuple[Any, float]:
+def _at_limit(probability: PlattProbability, distance: float) -> bool:
+    ratio = probability.likelihood_ratio([distance]).item()
+    return any(isclose(ratio, limit) for limit in probability.limits)
+
+
+def posterior(ratios: Floats, n_identities: int, prior: float) -> tuple[Floats, float]:
     r"""The probability of each identity, and of nobody.
 
     .. math:: P(i) = \frac{\pi L_i / M}{1 - \pi + \pi \sum_j L_j / M}
@@ -301,7 +309,8 @@ def posterior(ratios: Any, n_identities: int, prior: float) -> tuple[Any, float]
         n_identities: how many there are.
         prior: that the query shows one of them.
 
-    >>> shares, nobody = posterior(np.array([98.0, 1.0]), 2, 0.5)
+    >>> from numpy import array
+    >>> shares, nobody = posterior(array([98.0, 1.0]), 2, 0.5)
     >>> shares.round(4).tolist(), round(nobody, 4)
     ([0.9703, 0.0099], 0.0198)
     """

@@ -19,6 +19,8 @@ from nearfar.app.errors import InputError
 from nearfar.app.train.calibration import Calibration
 from nearfar.distance import Distance
 from nearfar.engine.search import Ready, as_distance
+from nearfar.evaluate.probability import PlattProbability, platt_of
+from nearfar.evaluate.tally import Tally
 
 Floats = npt.NDArray[np.float64]
 
@@ -27,6 +29,7 @@ _MOST_IDENTITIES = 4000
 _FEWEST_IDENTITIES = 5
 _FEWEST_EVENTS = 3  # identities, or pairs of them, that a rate must stand for
 _FEWEST_FOUND = 20  # identities of which the share that is found means something
+_STEPS = 4096  # of distance, to which a curve rounds
 _NEAREST = 50  # strangers of a probe that count as its tail, at most
 
 
@@ -164,9 +167,7 @@ class Strangers:
             n_rows: how many items.
             far: the rate.
         """
-        # Where calibration identities have fewer items than those of the gallery, the others count
-        # as further strangers, which is more cautious than what they are.
-        m = max(n_identities, round(n_rows / self.per_identity))
+        m = self.as_many(n_identities, n_rows)
         tail = self.tail
         measured = m <= self.counts.min() and far * self.n_identities >= _FEWEST_EVENTS
 
@@ -191,6 +192,44 @@ class Strangers:
             self.n_identities,
             float(weight @ found / weight.sum()) if known.any() else None,
         )
+
+    def as_many(self, n_identities: int, n_rows: int) -> int:
+        """How many of the identities that were compared are like those of a gallery.
+
+        Where calibration identities have fewer items than those of the gallery, the others count
+        as further strangers, which is more cautious than what they are.
+        """
+        return max(n_identities, round(n_rows / self.per_identity))
+
+    @cached_property
+    def probability(self) -> PlattProbability | None:
+        """Of "same", over the distance to the nearest of a few items of an identity.
+
+        A curve of single pairs would be wrong: the nearest of many items of a stranger is much
+        nearer than one of them. None if no calibration identity has two items.
+        """
+        known = np.isfinite(self.own)
+        if not known.any():
+            return None
+        finite = np.isfinite(self.distances)
+        most = max(self.own[known].max(), self.distances[finite].max(), 1e-30)
+        step = most / (_STEPS - 1)
+        # Each identity counts the same, and each two of them, as in the curve of `verify`.
+        similar = _weighed(self.own[known] / step, self.weight[known] * self.n_identities)
+        each = self.weight / np.maximum(self.counts, 1)
+        each *= self.n_identities * (self.n_identities - 1) / 2
+        rows = np.nonzero(finite)[0]
+        dissimilar = _weighed(self.distances[finite] / step, each[rows])
+        taken = (similar + dissimilar) > 0
+        tally = Tally(
+            np.arange(_STEPS)[taken] * step,
+            similar[taken],
+            dissimilar[taken],
+            int(known.sum()),
+            len(rows),
+            len(rows),
+        )
+        return platt_of(tally, prior=0.5)
 
     @cached_property
     def counts(self) -> Floats:
@@ -283,6 +322,12 @@ class Tail:
 
 def _log_factorial(n: Floats) -> Floats:
     found: Floats = torch.lgamma(torch.from_numpy(n) + 1).numpy()
+    return found
+
+
+def _weighed(places: Floats, weights: Floats) -> Floats:
+    """(s,) the weight at each step."""
+    found: Floats = np.bincount(places.round().astype(int), weights, _STEPS).astype(np.float64)
     return found
 
 
