@@ -3,6 +3,8 @@
 A threshold for pairs accepts a share of all different pairs. A stranger is compared with everybody
 in a gallery, so among M identities it is taken for one of them nearly M times as often. Here the
 rate is that of searches: the false-positive identification rate of ISO/IEC 19795-1.
+
+The probability that a query shows an identity is fitted to the same distances.
 """
 
 from dataclasses import dataclass
