@@ -207,7 +207,10 @@ def test_probabilities_are_those_of_the_prior(nearfar, vector_run, here):
         assert sum(given) + answer["nobody"] == pytest.approx(1)
     done = nearfar("search", vector_run, "g", "two.npz:0", "--prior", 0.5)
     assert "probability of nobody known: 0." in done.out
-    assert "probabilities hold if 0.5 of the queries show somebody in the gallery" in done.out
+    assert (
+        "probabilities hold if 0.5 of the queries show somebody in the gallery; who is found "
+        "depends on the threshold alone, so the two may disagree\n"
+    ) in done.out
 
 
 def test_identities_that_are_not_listed_count_at_most_as_the_last_that_is():

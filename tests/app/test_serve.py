@@ -410,6 +410,12 @@ def test_a_prior_needs_a_probability(vector_run):
         assert b'id="prior"' not in ask(older, request("GET", "/")).body
 
 
+def test_the_page_says_why_decision_and_probability_may_disagree(searched_door):
+    page = " ".join(ask(searched_door, request("GET", "/")).body.decode().split())
+    assert "accepts 0.2 of different pairs, whatever their share" in page
+    assert "takes 0.2 of strangers for somebody, whatever their share" in page
+
+
 def test_memory_that_runs_out_is_no_bug(vectors_door, monkeypatch, nothing_written):
     monkeypatch.setitem(vectors_door.questions, "/compare", raises(MemoryError()))
     refused(ask(vectors_door, posted(RIGHT)), 413, "memory ran out")

@@ -76,6 +76,9 @@ def write(page, a: str, b: str) -> None:
     page.driver.find_element("css selector", "button[type=submit]").click()
 
 
+NOT_MOVED = "Move the slider to the share you expect."
+
+
 def probability(page) -> str:
     return page.text("#probability").removeprefix("Probability of “same”: ")
 
@@ -94,6 +97,7 @@ def test_two_letters_are_compared_as_verify_does(
     assert "times as likely" in page.text(".evidence")
     assert page.errors() == []
 
+    assert (page.text("#prior-said"), page.text("#probability")) == ("not given", NOT_MOVED)
     values = page.script("return document.querySelector('#prior').dataset.values").split()
     for place in range(0, len(values), 3):
         prior = float(values[place])
@@ -161,6 +165,11 @@ def test_vectors_are_compared_and_errors_shown(page, vectors_page, nearfar, vect
 FOUND = "return !document.querySelector('#found').hidden"
 
 
+def move_known(page, place):
+    page.move("#known", place)
+    page.script("document.querySelector('#known').dispatchEvent(new Event('change'))")
+
+
 def test_a_gallery_is_searched(page, gallery_page, nearfar, vector_run, vector_gallery, vectors):
     query = " ".join(map(repr, np.load(vectors)["x"][9].tolist()))
     for text, width in ((query, 1280), ("-9 9 -9 9 9 -9 0 0", 390)):
@@ -168,7 +177,13 @@ def test_a_gallery_is_searched(page, gallery_page, nearfar, vector_run, vector_g
         page.driver.find_element("id", "query").send_keys(text)
         page.script("document.querySelector('#query-form').requestSubmit()")
         page.wait(FOUND)
-        done = nearfar("search", vector_run, vector_gallery, text, "--prior", 0.5, "--json")
+        assert page.text("#nobody") == NOT_MOVED
+        cells = page.script("return [...document.querySelectorAll('#found tbody td:last-child')]"
+                            ".map(cell => cell.textContent)")  # fmt: skip
+        assert set(cells) == {"–"}
+        move_known(page, 9)
+        page.wait(f"return document.querySelector('#nobody').textContent !== {NOT_MOVED!r}")
+        done = nearfar("search", vector_run, vector_gallery, text, "--prior", 0.1, "--json")
         (found,) = json.loads(done.out)["answers"]
         assert page.text("#found .decision") == (found["found"] or "Nobody known")
         rows = page.script(
@@ -185,8 +200,7 @@ def test_a_gallery_is_searched(page, gallery_page, nearfar, vector_run, vector_g
         assert serious == []
 
     before = page.text("#nobody")
-    page.move("#known", 0)
-    page.script("document.querySelector('#known').dispatchEvent(new Event('change'))")
+    move_known(page, 0)
     page.wait(f"return document.querySelector('#nobody').textContent !== {before!r}")
     assert page.text("#known-said") == "0.0001 of all searches"
 
@@ -230,7 +244,7 @@ def test_the_keyboard_is_enough(page, vectors_page):
     page.driver.switch_to.active_element.send_keys(Keys.ENTER)
     page.wait(ANSWERED)
     slider = page.driver.find_element("id", "prior")
-    before = probability(page)
+    assert (before := probability(page)) == NOT_MOVED
     slider.send_keys(Keys.ARROW_LEFT)
     assert probability(page) != before
     assert slider.get_attribute("aria-valuetext") == page.text("#prior-said")

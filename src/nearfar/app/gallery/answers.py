@@ -119,7 +119,10 @@ class Answers:
             yield ""
         yield str(self.open_set)
         if self.prior is not None:
-            yield f"probabilities hold if {self.prior} of the queries show somebody in the gallery"
+            yield (
+                f"probabilities hold if {self.prior} of the queries show somebody in the gallery; "
+                "who is found depends on the threshold alone, so the two may disagree"
+            )
         if self.by_graph and self.gallery.recall:
             yield f"searched by graphs, which {recalled(self.gallery.recall)}; --exact finds all"
 

@@ -165,12 +165,13 @@
     return svg;
   }
 
-  // The prior at which a slider stands, which is also said beside it.
-  function prior(slider, of) {
+  const priors = new Map(); // by the name of the slider; none until it is moved
+
+  function move(slider, of) {
     const value = Number(slider.dataset.values.split(" ")[slider.value]), said = `${value} of all ${of}`;
+    priors.set(slider.id, value);
     find(`#${slider.id}-said`).textContent = said;
     slider.setAttribute("aria-valuetext", said);
-    return value;
   }
 
   const answer = find("#answer"), pairs = find("#prior");
@@ -181,15 +182,16 @@
     find(".detail", answer).textContent = sentence(decided.slice(decided.indexOf(":") + 2));
     find(".evidence", answer).textContent = sentence(evidence);
     compared = found;
-    if (pairs) believe();
+    believe();
   });
 
   // The odds of "same" are those of the prior times the likelihood ratio.
   function believe() {
-    const before = prior(pairs, "pairs"), odds = before / (1 - before) * compared.likelihood_ratio;
+    if (!priors.has("prior")) return;
+    const before = priors.get("prior"), odds = before / (1 - before) * compared.likelihood_ratio;
     find("#probability").textContent = `Probability of “same”: ${share(odds / (1 + odds))}`;
   }
-  pairs?.addEventListener("input", believe);
+  pairs?.addEventListener("input", () => { move(pairs, "pairs"); believe(); });
 
   const list = find("#found"), known = find("#known");
   if (list) {
@@ -198,9 +200,9 @@
       decide(list, is ? found.found : "Nobody known", is, nearest.distance, found.threshold);
       find(".detail", list).textContent = sentence(is ? `the nearest item is ${nearest.item}` : found.said.slice(found.said.indexOf(";") + 2));
       find("tbody", list).replaceChildren(...found.candidates.map(row));
-      if (known) find("#nobody").textContent = `Probability of nobody known: ${share(found.nobody)}`;
-    }, () => (known ? { prior: prior(known, "searches") } : {}));
-    known?.addEventListener("input", () => prior(known, "searches"));
+      if (found.nobody !== null) find("#nobody").textContent = `Probability of nobody known: ${share(found.nobody)}`;
+    }, () => (priors.has("known") ? { prior: priors.get("known") } : {}));
+    known?.addEventListener("input", () => move(known, "searches"));
     known?.addEventListener("change", search); // each answer embeds the item again
   }
 
@@ -212,7 +214,7 @@
     const cells = [one.item, one.distance.toFixed(4)];
     if (known) {
       const ratio = one.likelihood_ratio, digits = ratio >= 10 ? Math.round(ratio).toLocaleString("en") : ratio.toPrecision(2);
-      cells.push(`${one.at_limit ? (ratio >= 1 ? "≥ " : "≤ ") : ""}${digits}`, share(one.probability));
+      cells.push(`${one.at_limit ? (ratio >= 1 ? "≥ " : "≤ ") : ""}${digits}`, one.probability === null ? "–" : share(one.probability));
     }
     for (const text of cells) made.insertCell().textContent = text;
     return made;
