@@ -12,6 +12,7 @@ from conftest import QUICK, make_images
 from PIL import Image
 
 from nearfar.app.audit import audit, spaces
+from nearfar.app.audit.findings import Audit, Finding
 from nearfar.app.audit.judge import judge
 from nearfar.app.data.drop import read_drop
 from nearfar.app.data.items import read_data
@@ -203,16 +204,40 @@ def test_the_table_is_the_same_in_both_forms_and_in_json(nearfar, data):
     source = data(x, y)
     done = nearfar("audit", source, "--out", "audit.csv")
     assert done.status == 0, done.err
-    assert "1 copies within an identity" in done.out
+    assert "\n1 copy within an identity:" in done.out
     assert "nearfar train data.npz --drop audit.csv --out RUN" in done.out
     assert nearfar("audit", source, "--out", "audit.csv").status == 2
     done = nearfar("audit", source, "--out", "audit.parquet", "--json")
     said = json.loads(done.out)["findings"]
     assert pq.read_table("audit.parquet").to_pylist() == said
-    with open("audit.csv", newline="") as file:  # noqa: PTH123
+    with open("audit.csv", newline="", encoding="utf-8-sig") as file:  # noqa: PTH123
         rows = list(csv.DictReader(file))
     assert [row["name"] for row in rows] == [one["name"] for one in said]
     assert [row["drop"] for row in rows] == [str(one["drop"]).lower() for one in said]
+
+
+def test_a_spreadsheet_reads_the_letters_of_a_table(tmp_path):
+    found = Audit("data.npz", 2, 2, [Finding("label", "Zoë", "p1", drop=True)])
+    found.write(tmp_path / "audit.csv")
+    assert (tmp_path / "audit.csv").read_bytes().startswith(b"\xef\xbb\xbfwhat,name,")
+    assert read_drop(tmp_path / "audit.csv") == {"Zoë"}
+
+
+def test_what_is_printed_next_can_be_pasted(nearfar, data, tmp_path):
+    x, y = planted()
+    x[3] = x[1]
+    (tmp_path / data(x, y)).rename("my data.npz")
+    done = nearfar("audit", "my data.npz", "--out", "my audit.csv")
+    assert done.out.endswith(
+        "look at them, then: nearfar train 'my data.npz' --drop 'my audit.csv' --out RUN\n"
+    )
+
+
+def test_an_audit_that_finds_nothing_proposes_nothing(nearfar, data):
+    x = np.eye(N, dtype=np.float32).repeat(ITEMS, 0)
+    x += 0.01 * np.random.default_rng(0).normal(size=x.shape).astype(np.float32)
+    done = nearfar("audit", data(x, np.arange(N).repeat(ITEMS)), "--out", "audit.csv")
+    assert done.out.endswith("\nwrote audit.csv: 0 findings\n")
 
 
 def test_dropped_identities_vanish_with_a_note(data, tmp_path):

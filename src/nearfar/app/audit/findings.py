@@ -11,13 +11,13 @@ from typing import Any
 from nearfar.app.output import whole_file
 from nearfar.tabulate import Table
 
-KINDS = {
-    "broken": "files or rows that cannot be used",
-    "label": "labels that are likely wrong",
-    "duplicate": "copies within an identity",
-    "shared": "copies, or nearly, in two identities",
-    "merge": "pairs of identities that are likely one",
-    "split": "identities that are likely two",
+KINDS = {  # what one is, and what several are
+    "broken": ("file or row that cannot be used", "files or rows that cannot be used"),
+    "label": ("label that is likely wrong", "labels that are likely wrong"),
+    "duplicate": ("copy within an identity", "copies within an identity"),
+    "shared": ("copy, or nearly, in two identities", "copies, or nearly, in two identities"),
+    "merge": ("pair of identities that is likely one", "pairs of identities that are likely one"),
+    "split": ("identity that is likely two", "identities that are likely two"),
 }
 
 
@@ -85,12 +85,13 @@ class Audit:
         counts = self._counts()
         if not self.findings:
             yield f"nothing found in {self.n_items:,} items of {self.n_identities:,} identities"
-        for kind, says in KINDS.items():
+        for kind, (one, several) in KINDS.items():
             if not counts[kind]:
                 continue
-            rows = [_shown(one) for one in self.findings if one.what == kind][: self.top]
+            found = [finding for finding in self.findings if finding.what == kind]
+            rows = [_shown(finding) for finding in found[: self.top]]
             first = f", the first {self.top}" * (counts[kind] > self.top)
-            yield f"\n{counts[kind]:,} {says}{first}:"
+            yield f"\n{counts[kind]:,} {one if counts[kind] == 1 else several}{first}:"
             kept = [i for i in range(len(_SHOWN)) if any(row[i] for row in rows)]
             yield Table(
                 tuple(_SHOWN[i] for i in kept), [tuple(row[i] for i in kept) for row in rows]
@@ -111,7 +112,8 @@ class Audit:
             writer = csv.writer(text, lineterminator="\n")
             writer.writerow(COLUMNS)
             writer.writerows(map(_cells, self.findings))
-            file.write(text.getvalue().encode())
+            # With its mark, spreadsheets know that it is UTF-8.
+            file.write(text.getvalue().encode("utf-8-sig"))
 
     def _write_parquet(self, file: Any) -> None:
         import pyarrow as pa

@@ -1,5 +1,6 @@
 """The command `audit`, which looks at data before training."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,9 +56,9 @@ def audit(
         found.write(out)
     show(found, as_json)
     if out is not None:
-        n = sum(finding.drop for finding in found.findings)
-        typer.echo(
-            f"\nwrote {out}: {len(found.findings):,} findings, {n:,} to drop; look at them, then: "
-            f"nearfar train {data} --drop {out} --out RUN",
-            err=as_json,
-        )
+        n, n_drop = len(found.findings), sum(finding.drop for finding in found.findings)
+        wrote = f"\nwrote {out}: {n:,} finding{'s' * (n != 1)}"
+        if n:
+            then = shlex.join(["nearfar", "train", data, "--drop", str(out), "--out", "RUN"])
+            wrote += f", {n_drop:,} to drop; look at them, then: {then}"
+        typer.echo(wrote, err=as_json)
