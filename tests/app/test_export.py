@@ -605,6 +605,8 @@ def test_a_module_reads_texts_too(text_run):
     expected = embed_addresses(read_run(text_run), ["the town 3", "a longer text than that"])
     torch.testing.assert_close(x[:2], expected, atol=1e-6, rtol=0)
     assert model.same(x[:1], x[2:]).tolist() == [True]
+    with pytest.raises(TypeError, match=r"an item must be a text, got int\."):
+        model.transform(3)
 
 
 @pytest.mark.parametrize("keeps_shape", [True, False])

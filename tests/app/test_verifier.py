@@ -83,6 +83,37 @@ def test_what_cannot_be_read_is_refused(vector_run, items, told):
         nf.load(vector_run).transform(*items)
 
 
+@pytest.mark.parametrize("item", [None, {"x": 1}, [None] * 8])
+def test_what_is_no_item_is_refused(vector_run, item):
+    told = "an item must be a tensor or an array of numbers, got "
+    with pytest.raises(TypeError, match=re.escape(told + type(item).__name__)):
+        nf.load(vector_run).transform(item)
+
+
+@pytest.mark.parametrize(
+    ("x", "told"),
+    [
+        (torch.zeros(2, 3), "x must be (n, 8) torch.float32, as transform returns it, got (2, 3)"),
+        (torch.zeros(8), "got (8,) torch.float32."),
+        (torch.zeros(2, 8, dtype=torch.float64), "got (2, 8) torch.float64."),
+        (torch.zeros(2, 8, dtype=torch.uint8), "got (2, 8) torch.uint8."),
+    ],
+)
+def test_a_batch_of_another_form_is_refused(vector_run, x, told):
+    with pytest.raises(ValueError, match=re.escape(told)):
+        nf.load(vector_run)(x)
+
+
+def test_distances_are_between_as_many_rows(vector_run):
+    model = nf.load(vector_run)
+    x = model(model.transform(ONE, OTHER))
+    told = "x1 and x2 must both be (n, d), got (2, 16) and (1, 16). To compare one with all, expand"
+    for decide_rows in (model.distance, model.same):
+        with pytest.raises(ValueError, match=re.escape(told)):
+            decide_rows(x, x[:1])
+    assert model.distance(x, x[:1].expand_as(x)).shape == (2,)
+
+
 def test_a_run_that_is_missing_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no such run folder"):
         nf.load(tmp_path / "none")

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -58,7 +57,12 @@ class Verifier(nn.Module):
 
         Returns:
             (n, d) float32.
+
+        Raises:
+            ValueError: `x` has another shape or dtype.
         """
+        if self.input_shape:
+            self._refuse_other_form(x)
         embedding: Tensor = self.embedder(x)
         return embedding
 
@@ -76,6 +80,7 @@ class Verifier(nn.Module):
 
         Raises:
             ValueError: there are no items, or one cannot be read or has another shape.
+            TypeError: one is neither text nor numbers.
         """
         if not items:
             raise ValueError("transform needs items: model.transform('a.jpg', 'b.jpg').")
@@ -85,22 +90,46 @@ class Verifier(nn.Module):
         return torch.cat([prepare(self._read(item)) for item in items])
 
     def distance(self, x1: ArrayLike, x2: ArrayLike) -> Tensor:
-        """The distance of row i of `x1`, (n, d) embeddings, from row i of `x2`: (n,)."""
-        return between_rows(tensor("x1", x1), tensor("x2", x2), self.measure)
+        """The distance of row i of `x1`, (n, d) embeddings, from row i of `x2`: (n,).
+
+        Raises:
+            ValueError: they are not of one shape.
+        """
+        x1, x2 = tensor("x1", x1), tensor("x2", x2)
+        if x1.ndim != 2 or x1.shape != x2.shape:
+            raise ValueError(
+                f"x1 and x2 must both be (n, d), got {tuple(x1.shape)} and {tuple(x2.shape)}. To "
+                "compare one with all, expand it: x2.expand_as(x1)."
+            )
+        return between_rows(x1, x2, self.measure)
 
     def same(self, x1: ArrayLike, x2: ArrayLike) -> Tensor:
-        """Whether row i of `x1`, (n, d) embeddings, and row i of `x2` are the same: (n,) bool."""
+        """Whether row i of `x1`, (n, d) embeddings, and row i of `x2` are the same: (n,) bool.
+
+        Raises:
+            ValueError: they are not of one shape.
+        """
         # The threshold is a float64, to which torch would not lift the distances by itself.
         return self.distance(x1, x2).double() <= self.threshold
 
     def extra_repr(self) -> str:
         return f"{self.measure} distance, same up to {self.threshold:.4f} (far={self.far:.3g})"
 
+    def _refuse_other_form(self, x: Batch) -> None:
+        shape, dtype = self.input_shape, self.embedder.mean.dtype
+        if isinstance(x, Tensor) and x.shape[1:] == shape and x.dtype is dtype:
+            return
+        got = f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+        expected = ", ".join(map(str, ["n", *shape]))
+        raise ValueError(f"x must be ({expected}) {dtype}, as transform returns it, got {got}.")
+
     def _read(self, item: Item) -> Batch:
         """A batch of one, as training reads it: (1, *input_shape) uint8 or float32, or a text."""
         if isinstance(item, str | Path):
             return read_item(str(item), self.embedder.reads).read(torch.tensor([0]))()
-        x = torch.as_tensor(np.asarray(item))
+        if self.embedder.reads.texts:
+            raise TypeError(f"an item must be a text, got {type(item).__name__}.")
+        x = tensor("an item", item)
         if tuple(x.shape) != self.input_shape:
             raise ValueError(
                 f"an item has shape {tuple(x.shape)}, but the run was trained on items of shape "

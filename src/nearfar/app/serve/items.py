@@ -88,7 +88,8 @@ def _image(value: Any, reads: Reads, what: str) -> Content:
     if value.startswith("data:"):
         raise unusable(f'{form}; got a data URL. Send only what follows "base64,".')
     try:
-        content = b64decode(value, validate=True)
+        # MIME, and the tool base64, break it into lines.
+        content = b64decode(value.replace("\r", "").replace("\n", ""), validate=True)
     except (binascii.Error, ValueError):  # ValueError: letters beyond ASCII
         raise unusable(
             f"{form} (letters, digits, + and /, padded with =); got other text."
