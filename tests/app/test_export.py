@@ -13,6 +13,9 @@ import torch
 from conftest import QUICK, make_images, write_csv
 from PIL import Image
 
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
 import nearfar as nf
 from nearfar.app import export
 from nearfar.app.data.fit import Fit
@@ -21,8 +24,6 @@ from nearfar.app.export.verify import Verifier, probability, read_image
 from nearfar.app.train.run import read_run
 from nearfar.app.train.use import embed_addresses, embedded
 from nearfar.distance import between_rows
-
-pytest.importorskip("onnxscript")
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,7 @@ kind, moments = sys.argv[3], int(sys.argv[4])
 
 def rows(first, n):
     x = np.random.default_rng(first).normal(size=(n, 4)).astype(np.float32)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
     names = [f"i{i}" for i in range(first, first + n)]
     return Rows(x, encoded(name + "'s" for name in names), encoded(names))
 
