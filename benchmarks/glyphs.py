@@ -8,17 +8,13 @@ saved. The raw input, compared by its best distance, is measured beside them.
 """
 
 import json
-import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import passive  # noqa: F401
 import torch
-from measure import arguments, header, save
+from measure import arguments, header, run_tool, save
 
 STEPS = 450
 
@@ -27,18 +23,8 @@ def measured(steps: int, threads: int) -> dict[str, Any]:
     """The figures of one run, and the seconds that it took with its report."""
     with TemporaryDirectory() as folder:
         out = Path(folder) / "run"
-        command = [sys.executable, "-m", "nearfar", "train", "glyphs", "--out", str(out)]
-        start = time.perf_counter()
-        done = subprocess.run(
-            [*command, "--steps", str(steps)],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-        )
-        seconds = time.perf_counter() - start
-        if done.returncode:
-            sys.exit(done.stderr or done.stdout)
-        print(done.stdout)
+        command = ["train", "glyphs", "--out", str(out), "--steps", str(steps)]
+        seconds, _ = run_tool(*command, threads=threads)
         test = json.loads((out / "summary.json").read_text(encoding="utf-8"))["test"]
     return {"steps": steps, "seconds": seconds, "test": test}
 

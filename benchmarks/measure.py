@@ -33,6 +33,22 @@ class Timing:
     minimum: float
 
 
+def run_tool(*words: str, threads: int) -> tuple[float, str]:
+    """Run a command of `nearfar`, and print what it prints; the seconds it took, and that text."""
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "nearfar", *words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+    )
+    seconds = time.perf_counter() - start
+    if done.returncode:
+        sys.exit(done.stderr or done.stdout)
+    print(done.stdout)
+    return seconds, done.stdout
+
+
 def in_turns(
     calls: Mapping[str, Callable[[], object]],
     repeats: int,

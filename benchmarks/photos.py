@@ -10,7 +10,6 @@ memory and the rates that the run prints. Beside that, it decodes some by thread
 import os
 import re
 import resource
-import subprocess
 import sys
 import time
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 import passive  # noqa: F401
 import torch
-from measure import arguments, header, save
+from measure import arguments, header, run_tool, save
 from PIL import Image
 
 from nearfar.app.data.fit import Fit
@@ -72,19 +71,9 @@ def decoding(files: list[Path], workers: int) -> dict[str, float]:
 
 def trained(folder: Path, out: Path, encoder: str, steps: int, threads: int) -> dict[str, Any]:
     """The peak of resident memory of a run, its rates as printed, and the seconds it took."""
-    command = [sys.executable, "-m", "nearfar", "train", str(folder), "--out", str(out)]
-    start = time.perf_counter()
-    done = subprocess.run(
-        [*command, "--encoder", encoder, "--steps", str(steps), *SETTINGS],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-    )
-    seconds = time.perf_counter() - start
-    if done.returncode:
-        sys.exit(done.stderr or done.stdout)
-    print(done.stdout)
-    rates = re.search(r"decoding: ([\d,]+) images/s.*network: ([\d,]+) images/s", done.stdout)
+    command = ["train", str(folder), "--out", str(out), "--encoder", encoder]
+    seconds, printed = run_tool(*command, "--steps", str(steps), *SETTINGS, threads=threads)
+    rates = re.search(r"decoding: ([\d,]+) images/s.*network: ([\d,]+) images/s", printed)
     if rates is None:
         sys.exit("these images fit into memory: ask for more --files")
     decoded, network = (float(rate.replace(",", "")) for rate in rates.groups())

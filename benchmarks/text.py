@@ -11,10 +11,6 @@ encoder, and its gain over the encoder as it was, on identities that training ne
 
 import csv
 import json
-import os
-import subprocess
-import sys
-import time
 from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,7 +18,7 @@ from typing import Any
 
 import passive  # noqa: F401
 import torch
-from measure import arguments, header, save
+from measure import arguments, header, run_tool, save
 
 LANGUAGES = (  # written in Latin letters
     "en", "de", "fr", "es", "it", "pt", "nl", "sv", "da", "fi", "pl", "cs", "hu", "ro", "hr", "tr",
@@ -61,18 +57,8 @@ def measured(threads: int, more: list[str]) -> dict[str, Any]:
     with TemporaryDirectory() as folder:
         data, out = Path(folder) / "names.csv", Path(folder) / "run"
         write_table(data, names())
-        command = [sys.executable, "-m", "nearfar", "train", str(data), "--out", str(out)]
-        start = time.perf_counter()
-        done = subprocess.run(
-            [*command, "--encoder", encoder, *more],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-        )
-        seconds = time.perf_counter() - start
-        if done.returncode:
-            sys.exit(done.stderr or done.stdout)
-        print(done.stdout)
+        command = ["train", str(data), "--out", str(out), "--encoder", encoder, *more]
+        seconds, _ = run_tool(*command, threads=threads)
         test = json.loads((out / "summary.json").read_text(encoding="utf-8"))["test"]
     return {"seconds": seconds, "test": test}
 

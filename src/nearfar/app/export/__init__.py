@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from torch import nn
 
 import nearfar
@@ -20,6 +19,7 @@ from nearfar.app.errors import InputError
 from nearfar.app.export.inputs import N_TESTS, TEST_IMAGE, TOKENIZER, ModelInput, input_of
 from nearfar.app.export.model import check_installed, embed_by_file, write_onnx
 from nearfar.app.output import FolderKind, whole_folder
+from nearfar.app.templates import templates
 from nearfar.app.train.run import Run, read_run, refuse_inside_run
 from nearfar.distance import Distance, between_rows
 from nearfar.evaluate import PlattProbability
@@ -170,13 +170,7 @@ def _write_tests(model: nn.Module, distance: Distance, form: ModelInput, folder:
 
 
 def _write_readme(folder: Path, found: Mapping[str, Any]) -> None:
-    environment = Environment(
-        loader=PackageLoader("nearfar.app.export"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
     close = f"{CLOSE:.0e}".replace("e-0", "e-")
+    environment = templates("nearfar.app.export", html=False)
     text = environment.get_template(README).render(found, close=close, n=N_TESTS)
     (folder / README).write_text(text, encoding="utf-8")

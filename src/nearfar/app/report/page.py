@@ -9,7 +9,7 @@ from typing import Any
 
 import vl_convert
 from altair import SCHEMA_VERSION
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 
 import nearfar
@@ -21,6 +21,7 @@ from nearfar.app.report.gallery import hardest_pairs
 from nearfar.app.report.probability import probabilities
 from nearfar.app.report.study import Study, read_study
 from nearfar.app.report.words import decided, figures_table, percent, verdict
+from nearfar.app.templates import templates
 from nearfar.app.train.compare import gained
 from nearfar.app.train.run import REPORT, refuse_inside_run
 from nearfar.evaluate.intervals import FEWEST_IDENTITIES
@@ -139,13 +140,7 @@ def _write(out: Path, template: str, **contents: Any) -> None:
 
 @cache
 def _environment() -> Environment:
-    made = Environment(
-        loader=PackageLoader("nearfar.app.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    made = templates("nearfar.app.report")
     made.filters |= {"percent": percent, "json": _json}
     made.globals["fewest"] = FEWEST_IDENTITIES
     return made

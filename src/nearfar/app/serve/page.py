@@ -3,11 +3,10 @@
 import json
 from importlib.resources import files as resources
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 import nearfar
 from nearfar.app.report.words import figures_table, verdict
 from nearfar.app.serve.answers import Answers
+from nearfar.app.templates import templates
 from nearfar.plain import plain
 
 HTML = "text/html; charset=utf-8"
@@ -35,19 +34,16 @@ def files(answers: Answers) -> dict[str, tuple[str, bytes]]:
 
 
 def _page(answers: Answers) -> str:
-    environment = Environment(
-        loader=PackageLoader("nearfar.app.serve"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     summary = answers.run.summary
-    return environment.get_template("serve.html").render(
-        about=answers.about(),
-        version=nearfar.__version__,
-        priors=PRIORS,
-        findings=summary.get("findings") or [],
-        verdict=verdict(summary["test"], None),
-        figures=[row[:3] for row in figures_table(summary["test"])],
+    return (
+        templates("nearfar.app.serve")
+        .get_template("serve.html")
+        .render(
+            about=answers.about(),
+            version=nearfar.__version__,
+            priors=PRIORS,
+            findings=summary.get("findings") or [],
+            verdict=verdict(summary["test"], None),
+            figures=[row[:3] for row in figures_table(summary["test"])],
+        )
     )

@@ -32,16 +32,8 @@ from nearfar.app.train.objectives import verifier_distance
 from nearfar.app.train.prepare import make_embedder, read_task, refuse_unwritable
 from nearfar.app.train.record import Record, write_record
 from nearfar.app.train.recorder import outcome
-from nearfar.app.train.run import (
-    METRICS,
-    WhenFinished,
-    refuse_existing,
-    write_run,
-    writing,
-)
-from nearfar.app.train.split import (
-    Split,
-)
+from nearfar.app.train.run import METRICS, WhenFinished, refuse_existing, write_run, writing
+from nearfar.app.train.split import Split
 from nearfar.app.train.task import Task
 from nearfar.app.train.words import (
     network_in_words,
