@@ -22,7 +22,6 @@ def last_layer(embedder: Embedder, data: Items | Pairs) -> tuple[Embedder, Items
 
     The layer is shared: to train it trains `embedder`.
     """
-    embedder.encoder.requires_grad_(False)
     items = items_of(data)
     x = _features(embedder, items.content)
     seen = replace(items, content=Features(items.content, x))
